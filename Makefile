@@ -1,0 +1,40 @@
+# GGnet's only list of commands. `make help` shows them; CI and the README call the same ones.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export CARGO_TERM_COLOR ?= auto
+IF ?=
+
+.PHONY: help toolchain demo run run-lan check test bench
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+toolchain: ## Check that Rust is there and new enough
+	@tests/parts/toolchain
+
+demo: toolchain ## Boot two virtual PCs from one image, without root: the show
+	@tests/install-deps demo
+	cargo build --quiet -p ggnet-server -p ggnet-cli -p ggnet-tests --bins
+	@# Not by `cargo run`: for one package alone it would build the dependencies once more, with fewer features.
+	@$${CARGO_TARGET_DIR:-target}/debug/ggnet-demo
+
+run: toolchain ## Run the server with its defaults on this machine (Ctrl-C stops it)
+	@tests/install-deps run
+	cargo run --release -p ggnet-server
+
+run-lan: toolchain ## Serve a real network: make run-lan IF=eth0
+	@[ -n "$(IF)" ] || { echo 'which interface? make run-lan IF=eth0; these exist:'; ls /sys/class/net; exit 2; }
+	@tests/install-deps run
+	cargo build --release -p ggnet-server -p ggnet-cli
+	@tests/parts/run-lan "$(IF)"
+
+check: toolchain ## The quick ones, for every few minutes: format, lints, unit tests
+	@tests/parts/check
+
+test: toolchain ## Everything, with the time of each part; installs the Debian packages it lacks when it may
+	@tests/parts/all
+
+bench: toolchain ## The benchmarks: reported, never asserted
+	@tests/install-deps all
+	cargo bench -p ggnet-benches

@@ -1,0 +1,74 @@
+//! The loaders that firmware fetches first: Debian's `ipxe` package, read into a bundle named `loaders`.
+//!
+//! Invariant: what the host does not have is named, with the command that installs it; an empty bundle is no error, because
+//! a host may serve machines whose firmware is iPXE already.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use ggnet_core::{
+    Error, Result,
+    ports::{BootBundle, BootPath},
+};
+
+/// Where Debian's `ipxe` package puts its loaders.
+pub const DEBIAN_IPXE_DIR: &str = "/usr/lib/ipxe";
+
+/// The loaders we look for: BIOS over the card's own driver, UEFI with iPXE's drivers, UEFI over the firmware's driver.
+pub const LOADER_FILES: [&str; 3] = ["undionly.kpxe", "ipxe.efi", "snponly.efi"];
+
+/// The loaders of this host.
+#[derive(Clone, Debug)]
+pub struct Loaders {
+    /// What was found; its id is `loaders`.
+    pub bundle: BootBundle,
+    /// What was not.
+    pub missing: Vec<&'static str>,
+    /// What an operator should do about it; none when nothing is missing.
+    pub hint: Option<String>,
+}
+
+/// Reads the loaders from `dir` (usually [`DEBIAN_IPXE_DIR`]). Dropped half-way: nothing happened.
+///
+/// # Errors
+/// When a file is there but cannot be read.
+pub async fn read_loaders(dir: &Path) -> Result<Loaders> {
+    let mut bundle = BootBundle { id: "loaders".parse()?, files: std::collections::BTreeMap::new() };
+    let mut missing = Vec::new();
+    for name in LOADER_FILES {
+        let path = dir.join(name);
+        match tokio::fs::read(&path).await {
+            Ok(bytes) => {
+                bundle.files.insert(name.parse::<BootPath>()?, Bytes::from(bytes));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => missing.push(name),
+            Err(e) => return Err(Error::io(format!("Reading the loader {}", path.display()), e)),
+        }
+    }
+    let hint = (!missing.is_empty())
+        .then(|| format!("{} not found in {}: apt-get install ipxe", missing.join(", "), dir.display()));
+    Ok(Loaders { bundle, missing, hint })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn debians_package_has_a_bios_and_an_efi_loader() {
+        let loaders = read_loaders(Path::new(DEBIAN_IPXE_DIR)).await.unwrap();
+        assert!(loaders.missing.is_empty(), "{:?}", loaders.hint);
+        assert_eq!(loaders.bundle.id.as_str(), "loaders");
+        let efi = &loaders.bundle.files[&"ipxe.efi".parse::<BootPath>().unwrap()];
+        assert!(efi.starts_with(b"MZ"), "not a PE image");
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_named_with_the_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let loaders = read_loaders(dir.path()).await.unwrap();
+        assert_eq!(loaders.missing, LOADER_FILES);
+        assert!(loaders.hint.unwrap().contains("apt-get install ipxe"));
+        assert!(loaders.bundle.files.is_empty());
+    }
+}

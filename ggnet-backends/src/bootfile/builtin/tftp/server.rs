@@ -1,0 +1,489 @@
+//! Sockets and tasks of the TFTP server: one task per listening address, one task and one socket per transfer.
+//!
+//! Each transfer has a socket of its own (RFC 1350 section 4), bound to the address that the request was sent to and connected
+//! to the client: firmware drops answers from an address it did not ask, a stranger's packet never reaches the transfer, and a
+//! client that closed its port is noticed by the kernel's ECONNREFUSED.
+//!
+//! Invariants:
+//! * Every task is in `tracker` and ends with `cancel`; [`Server::stop`] returns when all have ended.
+//! * The table holds exactly the transfers that run; an entry is removed by its own transfer alone (it is known by a number).
+//! * A new request from a client's port takes the place of the old transfer, unless it is the same request sent again
+//!   before any answer of ours arrived: then the old one sends its first packet again, from the port that the client may know.
+//! * The table's lock is never held across an await.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use ggnet_core::{
+    Error, Result,
+    nouns::MacAddr,
+    ports::{BootPath, Observation},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{net::UdpSocket, sync::Notify};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    TftpConfig,
+    options::{Negotiated, negotiate},
+    packet::{self, ErrorCode, Mode, Packet, Request},
+    transfer::{Outcome, Patience, Transfer},
+};
+use crate::{
+    bootfile::builtin::{BuiltinBootFiles, Found},
+    udp::{PktinfoSocket, RECEIVE_BUFFER},
+};
+
+/// IPv4, UDP and TFTP headers; and the same for IPv6.
+const HEADERS_V4: u32 = 20 + 8 + 4;
+const HEADERS_V6: u32 = 40 + 8 + 4;
+/// Text conversion copies the file; nobody boots text larger than this.
+const NETASCII_LIMIT: usize = 1 << 20;
+/// Pause after a failed receive, so that a broken interface does not spin a core.
+const RECEIVE_PAUSE: Duration = Duration::from_millis(200);
+
+/// A running TFTP server.
+pub(in crate::bootfile::builtin) struct Server {
+    shared: Arc<Shared>,
+    bound: Vec<SocketAddr>,
+}
+
+struct Shared {
+    files: BuiltinBootFiles,
+    config: TftpConfig,
+    table: Mutex<Table>,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+    listening: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Table {
+    by_peer: HashMap<SocketAddr, Entry>,
+    per_client: HashMap<IpAddr, usize>,
+    last_number: u64,
+}
+
+struct Entry {
+    number: u64,
+    request: Vec<u8>,
+    control: Arc<Control>,
+}
+
+/// How the listening task talks to a transfer.
+struct Control {
+    cancel: CancellationToken,
+    repeat: Notify,
+    answered: AtomicBool,
+}
+
+/// One accepted request: what its task needs.
+struct Job {
+    number: u64,
+    control: Arc<Control>,
+    peer: SocketAddr,
+    path: String,
+    mac: Option<MacAddr>,
+    stored: BootPath,
+    size: u64,
+    negotiated: Negotiated,
+    bytes: Bytes,
+}
+
+impl Server {
+    /// Binds and starts.
+    pub(in crate::bootfile::builtin) fn start(config: TftpConfig, files: BuiltinBootFiles) -> Result<Self> {
+        if config.listen.is_empty() {
+            return Err(Error::invalid("listen", "TFTP needs at least one address to listen on"));
+        }
+        if config.max_transfers == 0 || config.max_transfers_per_client == 0 || config.retransmit_ms == 0 {
+            return Err(Error::invalid("max_transfers", "The limits of TFTP must be greater than zero"));
+        }
+        let mut sockets = Vec::with_capacity(config.listen.len());
+        for &address in &config.listen {
+            let socket = listen(address).map_err(|e| bind_error(address, e))?;
+            sockets.push(socket);
+        }
+        let bound = sockets
+            .iter()
+            .map(PktinfoSocket::local_addr)
+            .collect::<std::io::Result<Vec<_>>>()
+            .map_err(|e| Error::io("Asking for the TFTP server's address", e))?;
+        let shared = Arc::new(Shared {
+            files,
+            config,
+            table: Mutex::default(),
+            tracker: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            listening: AtomicUsize::new(sockets.len()),
+        });
+        for socket in sockets {
+            shared.tracker.spawn(Arc::clone(&shared).listen(socket));
+        }
+        for address in &bound {
+            tracing::info!(target: "tftp", %address, "TFTP server listens");
+        }
+        Ok(Self { shared, bound })
+    }
+
+    /// The addresses it listens on.
+    pub(in crate::bootfile::builtin) fn bound(&self) -> &[SocketAddr] {
+        &self.bound
+    }
+
+    /// What is wrong, if anything.
+    pub(in crate::bootfile::builtin) fn trouble(&self) -> Option<String> {
+        let listening = self.shared.listening.load(Ordering::Relaxed);
+        (listening < self.bound.len()).then(|| {
+            format!("TFTP receives on {listening} of {} addresses ({:?})", self.bound.len(), self.bound)
+        })
+    }
+
+    /// Cuts every transfer and waits until all tasks have ended.
+    pub(in crate::bootfile::builtin) async fn stop(&self) {
+        self.shared.cancel.cancel();
+        self.shared.tracker.close();
+        self.shared.tracker.wait().await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.cancel.cancel();
+    }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<PktinfoSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    PktinfoSocket::new(socket)
+}
+
+fn bind_error(address: SocketAddr, source: std::io::Error) -> Error {
+    let hint = match source.kind() {
+        std::io::ErrorKind::PermissionDenied => Some(
+            "Ports below 1024 need a capability: setcap 'cap_net_bind_service=+ep' on the server's binary, or \
+             AmbientCapabilities=CAP_NET_BIND_SERVICE in its unit"
+                .to_owned(),
+        ),
+        std::io::ErrorKind::AddrInUse => Some(format!(
+            "Another TFTP server has the port (ss -ulpn 'sport = :{}' names it); stop it or choose another address",
+            address.port()
+        )),
+        std::io::ErrorKind::AddrNotAvailable => Some("The host has no such address (ip address)".to_owned()),
+        _ => None,
+    };
+    let error = Error::io(format!("Binding the TFTP server to {address}"), source)
+        .with_backend("builtin")
+        .with_operation("serve_tftp")
+        .with_subject(address.to_string());
+    match hint {
+        Some(hint) => error.with_hint(hint),
+        None => error,
+    }
+}
+
+impl Shared {
+    async fn listen(self: Arc<Self>, socket: PktinfoSocket) {
+        let mut buffer = vec![0; RECEIVE_BUFFER];
+        let mut failing = false;
+        loop {
+            let received = tokio::select! {
+                () = self.cancel.cancelled() => return,
+                received = socket.recv(&mut buffer) => received,
+            };
+            match received {
+                Ok(received) => {
+                    if std::mem::take(&mut failing) {
+                        self.listening.fetch_add(1, Ordering::Relaxed);
+                    }
+                    for datagram in received.datagrams(&buffer) {
+                        self.request(datagram, received.peer, received.local);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(target: "tftp", %error, "Receiving TFTP requests failed; trying again");
+                    if !std::mem::replace(&mut failing, true) {
+                        self.listening.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    tokio::select! {
+                        () = self.cancel.cancelled() => return,
+                        () = tokio::time::sleep(RECEIVE_PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn request(self: &Arc<Self>, datagram: &[u8], peer: SocketAddr, local: Option<IpAddr>) {
+        // RFC 1123 section 4.2.3.4: a request to everybody is nobody's.
+        if local.is_some_and(|ip| ip.is_multicast() || ip == IpAddr::V4(std::net::Ipv4Addr::BROADCAST)) {
+            return;
+        }
+        match Packet::decode(datagram) {
+            Ok(Packet::Read(request)) => self.read_request(datagram, &request, peer, local),
+            Ok(Packet::Write(path)) => {
+                let path = String::from_utf8_lossy(path);
+                refuse(peer, local, &path, ErrorCode::Access, "This server is read-only");
+            }
+            // Late packets of an ended transfer, or noise; an answer could only start a loop.
+            Ok(_) => {}
+            Err(why) => tracing::debug!(target: "tftp", %peer, %why, "Not a TFTP request"),
+        }
+    }
+
+    fn read_request(
+        self: &Arc<Self>,
+        datagram: &[u8],
+        request: &Request<'_>,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+    ) {
+        let path = request.clean_path();
+        if self.was_repeated(datagram, peer) {
+            tracing::debug!(target: "tftp", %peer, path, "Request repeated");
+            return;
+        }
+        let Ok(parsed) = path.parse::<BootPath>() else {
+            return refuse(peer, local, &path, ErrorCode::Access, "Not a path of this server");
+        };
+        let Some(found) = self.files.resolve(&parsed) else {
+            return refuse(peer, local, &path, ErrorCode::NotFound, "File not found");
+        };
+        let Some(mode) = request.transfer_mode() else {
+            return refuse(peer, local, &path, ErrorCode::Illegal, "Only octet and netascii are served");
+        };
+        let bytes = match mode {
+            Mode::Octet => found.bytes.clone(),
+            Mode::Netascii if found.bytes.len() > NETASCII_LIMIT => {
+                let why = "Too large for netascii; ask in octet mode";
+                return refuse(peer, local, &path, ErrorCode::Undefined, why);
+            }
+            Mode::Netascii => Bytes::from(packet::to_netascii(&found.bytes)),
+        };
+        let socket = match transfer_socket(peer, local).and_then(UdpSocket::from_std) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(target: "tftp", %peer, path, %error, outcome = "no socket", "TFTP read");
+                return;
+            }
+        };
+        let size = bytes.len() as u64;
+        let negotiated = negotiate(&request.options, size, largest_block(&socket, peer));
+        let Some((number, control)) = self.enter(datagram, peer) else {
+            tracing::warn!(target: "tftp", %peer, path, outcome = "dropped: too many transfers", "TFTP read");
+            return;
+        };
+        let Found { mac, path: stored, .. } = found;
+        let job = Job { number, control, peer, path, mac, stored, size, negotiated, bytes };
+        self.tracker.spawn(Arc::clone(self).transfer(job, socket));
+    }
+
+    /// Whether this is the same request again, before the client had any answer; then its transfer is told.
+    fn was_repeated(&self, datagram: &[u8], peer: SocketAddr) -> bool {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = table.by_peer.get(&peer) else { return false };
+        let same = entry.request == datagram && !entry.control.answered.load(Ordering::Acquire);
+        if same {
+            entry.control.repeat.notify_one();
+        }
+        same
+    }
+
+    /// Enters a transfer into the table, in the place of an old one to the same port; none when there are too many.
+    fn enter(&self, datagram: &[u8], peer: SocketAddr) -> Option<(u64, Arc<Control>)> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = table.by_peer.remove(&peer) {
+            old.control.cancel.cancel();
+            table.leave_client(peer.ip());
+        }
+        let of_client = table.per_client.get(&peer.ip()).copied().unwrap_or(0);
+        if table.by_peer.len() >= self.config.max_transfers
+            || of_client >= self.config.max_transfers_per_client
+        {
+            return None;
+        }
+        table.last_number += 1;
+        let number = table.last_number;
+        let control = Arc::new(Control {
+            cancel: self.cancel.child_token(),
+            repeat: Notify::new(),
+            answered: AtomicBool::new(false),
+        });
+        *table.per_client.entry(peer.ip()).or_default() += 1;
+        let entry = Entry { number, request: datagram.to_vec(), control: Arc::clone(&control) };
+        table.by_peer.insert(peer, entry);
+        Some((number, control))
+    }
+
+    fn leave(&self, peer: SocketAddr, number: u64) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.by_peer.get(&peer).is_some_and(|entry| entry.number == number) {
+            table.by_peer.remove(&peer);
+            table.leave_client(peer.ip());
+        }
+    }
+
+    async fn transfer(self: Arc<Self>, mut job: Job, socket: UdpSocket) {
+        let patience = Patience {
+            first: Duration::from_millis(self.config.retransmit_ms),
+            retries: self.config.retries,
+        };
+        let bytes = std::mem::take(&mut job.bytes);
+        let mut transfer = Transfer::new(bytes, job.negotiated.clone(), patience, Instant::now());
+        let cut = drive(&mut transfer, &socket, &job.control).await;
+        self.leave(job.peer, job.number);
+        if cut && self.cancel.is_cancelled() {
+            let mut out = Vec::new();
+            packet::encode_error(&mut out, ErrorCode::Undefined, "The server is stopping");
+            if let Err(error) = socket.send(&out).await {
+                tracing::debug!(target: "tftp", peer = %job.peer, %error, "Could not tell the client");
+            }
+        }
+        let outcome = match transfer.outcome() {
+            Some(Outcome::Complete) => "complete".to_owned(),
+            Some(Outcome::ClientError(code, message)) => format!("client error {code}: {message:?}"),
+            Some(Outcome::TimedOut) => "timed out".to_owned(),
+            Some(Outcome::Gone) => "client closed its port".to_owned(),
+            Some(Outcome::Violation) => "client broke the protocol".to_owned(),
+            None if self.cancel.is_cancelled() => "server stopping".to_owned(),
+            None => "replaced by a new request".to_owned(),
+        };
+        tracing::info!(
+            target: "tftp",
+            peer = %job.peer,
+            path = job.path,
+            mac = job.mac.map(tracing::field::display),
+            local = socket.local_addr().ok().map(tracing::field::display),
+            options = ?job.negotiated.acknowledged,
+            size = job.size,
+            sent = transfer.bytes_acked(),
+            retransmits = transfer.retransmits(),
+            outcome,
+            "TFTP read"
+        );
+        if transfer.outcome() == Some(&Outcome::Complete) {
+            self.files.observer().observe(Observation::BootFileSent {
+                mac: job.mac,
+                path: job.stored.as_str().to_owned(),
+                peer: job.peer,
+            });
+        }
+    }
+}
+
+impl Table {
+    fn leave_client(&mut self, ip: IpAddr) {
+        if let Some(count) = self.per_client.get_mut(&ip) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_client.remove(&ip);
+            }
+        }
+    }
+}
+
+/// Runs the state machine to its end; true when it was cut from outside instead.
+async fn drive(transfer: &mut Transfer, socket: &UdpSocket, control: &Control) -> bool {
+    let mut incoming = [0; 600];
+    let mut out = Vec::new();
+    loop {
+        while transfer.transmit(&mut out) {
+            if let Err(error) = socket.send(&out).await {
+                if error.kind() == std::io::ErrorKind::ConnectionRefused {
+                    transfer.gone();
+                } else {
+                    // As good as lost on the way: the retransmission or its limit takes care.
+                    tracing::debug!(target: "tftp", %error, "Sending failed");
+                    break;
+                }
+            }
+        }
+        if transfer.outcome().is_some() {
+            return false;
+        }
+        tokio::select! {
+            () = control.cancel.cancelled() => return true,
+            received = socket.recv(&mut incoming) => match received {
+                Ok(length) => transfer.receive(&incoming[..length], Instant::now()),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => transfer.gone(),
+                Err(error) => {
+                    tracing::debug!(target: "tftp", %error, "Receiving failed");
+                    tokio::time::sleep(RECEIVE_PAUSE).await;
+                }
+            },
+            () = tokio::time::sleep_until(transfer.deadline().into()) => transfer.timeout(Instant::now()),
+            () = control.repeat.notified() => transfer.request_repeated(Instant::now()),
+        }
+        if transfer.progressed() {
+            control.answered.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// A socket on the address that the client asked, connected to the client.
+fn transfer_socket(peer: SocketAddr, local: Option<IpAddr>) -> std::io::Result<std::net::UdpSocket> {
+    let from = match (local, peer) {
+        (Some(IpAddr::V6(ip)), SocketAddr::V6(peer)) => {
+            // A link-local address means something on its link only; the peer's scope names it.
+            SocketAddr::V6(std::net::SocketAddrV6::new(ip, 0, 0, peer.scope_id()))
+        }
+        (Some(ip), _) => SocketAddr::new(ip, 0),
+        (None, SocketAddr::V4(_)) => SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, 0)),
+        (None, SocketAddr::V6(_)) => SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let socket = Socket::new(Domain::for_address(peer), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&from.into())?;
+    socket.connect(&peer.into())?;
+    Ok(socket.into())
+}
+
+/// The largest block that fits one packet to this client; RFC 1350's 512 where the kernel does not say.
+fn largest_block(socket: &UdpSocket, peer: SocketAddr) -> u16 {
+    use rustix::net::sockopt;
+    let room = if peer.is_ipv4() {
+        sockopt::ip_mtu(socket).map(|mtu| mtu.saturating_sub(HEADERS_V4))
+    } else {
+        sockopt::ipv6_mtu(socket).map(|mtu| mtu.saturating_sub(HEADERS_V6))
+    };
+    room.map_or(512, |room| u16::try_from(room).unwrap_or(u16::MAX))
+}
+
+/// Answers ERROR from a port of its own, as RFC 1350 has it, and logs the request.
+fn refuse(peer: SocketAddr, local: Option<IpAddr>, path: &str, code: ErrorCode, message: &str) {
+    tracing::info!(target: "tftp", %peer, path, outcome = format!("refused: {message}"), "TFTP request");
+    let mut out = Vec::new();
+    packet::encode_error(&mut out, code, message);
+    // A fresh UDP socket has room for one packet, so this does not wait.
+    if let Err(error) = transfer_socket(peer, local).and_then(|socket| socket.send(&out)) {
+        tracing::debug!(target: "tftp", %peer, %error, "Could not send the refusal");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_low_port_without_the_capability_says_what_to_do() {
+        let e = bind_error(
+            "0.0.0.0:69".parse().unwrap(),
+            std::io::Error::from(std::io::ErrorKind::PermissionDenied),
+        );
+        assert_eq!(e.kind(), ggnet_core::ErrorKind::Permission);
+        assert!(e.to_string().contains("0.0.0.0:69"), "{e}");
+        assert!(e.hint().unwrap().contains("setcap 'cap_net_bind_service=+ep'"));
+    }
+}

@@ -1,0 +1,269 @@
+//! One read transfer as a state machine: no sockets, no clock of its own.
+//!
+//! ```text
+//!              options accepted          ACK 0
+//!   new ──────────────────────▶ Options ───────▶ Data ──ACK of the last block──▶ Ended(Complete)
+//!    │ none                        │               ▲ │
+//!    └─────────────────────────────┼───────────────┘ │ ACK of a block in flight: slide the window, send on
+//!                                  │                 │
+//!        client ERROR: Ended(ClientError)   no progress after `retries` timeouts: Ended(TimedOut)
+//! ```
+//!
+//! Invariants:
+//! * `acked < next <= total + 1` and at most `window` blocks beyond `acked` are in flight, so a 16-bit block number names one
+//!   block, also after it rolled over from 65535 to 0 (RFC 1350 is silent; every client in use counts so).
+//! * In lock step only an ACK of the block in flight sends the next one: a duplicate ACK sends nothing (Sorcerer's Apprentice,
+//!   RFC 1123 section 4.2.3.1). With a window (RFC 7440) a duplicate ACK asks for the window again, which is granted once
+//!   between two signs of progress or timeouts.
+//! * A transfer always ends: every timeout counts, and only progress sets the count back.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{
+    options::Negotiated,
+    packet::{self, Packet},
+};
+
+/// The longest pause between two retransmissions when the client set none.
+const MAX_BACKOFF: Duration = Duration::from_secs(8);
+
+/// How a transfer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The client acknowledged the last block.
+    Complete,
+    /// The client sent ERROR; firmware does so after it has learnt a file's size.
+    ClientError(u16, String),
+    /// The client fell silent.
+    TimedOut,
+    /// The client's host says that nobody listens on that port any more.
+    Gone,
+    /// The client sent what no client may send.
+    Violation,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Options { due: bool },
+    Data,
+}
+
+/// Retransmission: the first pause, and how many times before giving up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patience {
+    /// Pause before the first retransmission; it doubles with each one, unless the client set the timeout.
+    pub(super) first: Duration,
+    /// Retransmissions without progress before the transfer is given up.
+    pub(super) retries: u32,
+}
+
+/// A transfer.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    data: Bytes,
+    options: Negotiated,
+    patience: Patience,
+    phase: Phase,
+    total: u64,
+    acked: u64,
+    next: u64,
+    tries: u32,
+    repeated: bool,
+    retransmits: u64,
+    deadline: Instant,
+    outcome: Option<Outcome>,
+}
+
+impl Transfer {
+    /// Begins: the first packets are due at once.
+    pub(super) fn new(data: Bytes, options: Negotiated, patience: Patience, now: Instant) -> Self {
+        let phase = if options.acknowledged.is_empty() { Phase::Data } else { Phase::Options { due: true } };
+        // The last block is shorter than the others; a file of an exact multiple ends with an empty one.
+        let total = data.len() as u64 / u64::from(options.block_size) + 1;
+        let mut transfer = Self {
+            data,
+            options,
+            patience,
+            phase,
+            total,
+            acked: 0,
+            next: 1,
+            tries: 0,
+            repeated: false,
+            retransmits: 0,
+            deadline: now,
+            outcome: None,
+        };
+        transfer.arm(now);
+        transfer
+    }
+
+    /// Writes the next packet that is due into `out`; false when none is.
+    pub(super) fn transmit(&mut self, out: &mut Vec<u8>) -> bool {
+        if self.outcome.is_some() {
+            return false;
+        }
+        match self.phase {
+            Phase::Options { due: false } => false,
+            Phase::Options { due: true } => {
+                packet::encode_oack(out, &self.options.acknowledged);
+                self.phase = Phase::Options { due: false };
+                true
+            }
+            Phase::Data => {
+                let last = (self.acked + u64::from(self.options.window)).min(self.total);
+                if self.next > last {
+                    return false;
+                }
+                packet::encode_data(out, wire_number(self.next), self.block(self.next));
+                self.next += 1;
+                true
+            }
+        }
+    }
+
+    /// A datagram of the client arrived.
+    pub(super) fn receive(&mut self, bytes: &[u8], now: Instant) {
+        if self.outcome.is_some() {
+            return;
+        }
+        match Packet::decode(bytes) {
+            Ok(Packet::Ack(number)) => self.acknowledge(number, now),
+            Ok(Packet::Error(code, message)) => {
+                let message = String::from_utf8_lossy(message).chars().take(120).collect();
+                self.outcome = Some(Outcome::ClientError(code, message));
+            }
+            Ok(Packet::Write(_) | Packet::ServersOwn) => self.outcome = Some(Outcome::Violation),
+            // A second request belongs to the listening port; noise is no reason to give a client up.
+            Ok(Packet::Read(_)) | Err(_) => {}
+        }
+    }
+
+    /// The deadline passed.
+    pub(super) fn timeout(&mut self, now: Instant) {
+        if self.outcome.is_some() || now < self.deadline {
+            return;
+        }
+        if self.tries >= self.patience.retries {
+            self.outcome = Some(Outcome::TimedOut);
+            return;
+        }
+        self.tries += 1;
+        self.send_again();
+        self.repeated = false;
+        self.arm(now);
+    }
+
+    /// The client repeated its request because our first packet was lost or is late: send that again, from the same port.
+    pub(super) fn request_repeated(&mut self, now: Instant) {
+        if self.outcome.is_none() && !self.progressed() {
+            self.send_again();
+            self.arm(now);
+        }
+    }
+
+    /// The client's port is closed.
+    pub(super) fn gone(&mut self) {
+        self.outcome.get_or_insert(Outcome::Gone);
+    }
+
+    /// When [`timeout`](Self::timeout) should be called next.
+    pub(super) const fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// How it ended, once it has.
+    pub(super) const fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    /// Whether the client answered at all.
+    pub(super) fn progressed(&self) -> bool {
+        self.acked > 0 || (matches!(self.phase, Phase::Data) && !self.options.acknowledged.is_empty())
+    }
+
+    /// How often something was sent again.
+    pub(super) const fn retransmits(&self) -> u64 {
+        self.retransmits
+    }
+
+    /// Bytes that the client acknowledged.
+    pub(super) fn bytes_acked(&self) -> u64 {
+        (self.acked * u64::from(self.options.block_size)).min(self.data.len() as u64)
+    }
+
+    fn acknowledge(&mut self, number: u16, now: Instant) {
+        if let Phase::Options { .. } = self.phase {
+            if number == 0 {
+                self.phase = Phase::Data;
+                self.progress(now);
+            }
+            return;
+        }
+        let ahead = u64::from(number.wrapping_sub(wire_number(self.acked)));
+        let in_flight = self.next - 1 - self.acked;
+        if ahead == 0 {
+            if self.options.window > 1 && !self.repeated && in_flight > 0 {
+                self.repeated = true;
+                self.send_again();
+                self.arm(now);
+            }
+        } else if ahead <= in_flight {
+            self.acked += ahead;
+            if ahead < in_flight {
+                // RFC 7440 section 4: the client missed what came after; the window starts again behind what it has.
+                self.retransmits += 1;
+            }
+            self.next = self.acked + 1;
+            if self.acked == self.total {
+                self.outcome = Some(Outcome::Complete);
+            }
+            self.progress(now);
+        }
+    }
+
+    fn progress(&mut self, now: Instant) {
+        self.tries = 0;
+        self.repeated = false;
+        self.arm(now);
+    }
+
+    fn send_again(&mut self) {
+        self.retransmits += 1;
+        match &mut self.phase {
+            Phase::Options { due } => *due = true,
+            Phase::Data => self.next = self.acked + 1,
+        }
+    }
+
+    fn arm(&mut self, now: Instant) {
+        let pause = match self.options.timeout {
+            Some(fixed) => fixed,
+            None => {
+                let doubled = self.patience.first.saturating_mul(1 << self.tries.min(16));
+                doubled.min(MAX_BACKOFF.max(self.patience.first))
+            }
+        };
+        self.deadline = now + pause;
+    }
+
+    fn block(&self, number: u64) -> &[u8] {
+        let size = usize::from(self.options.block_size);
+        let start =
+            usize::try_from(number - 1).unwrap_or(usize::MAX).saturating_mul(size).min(self.data.len());
+        let end = start.saturating_add(size).min(self.data.len());
+        &self.data[start..end]
+    }
+}
+
+/// The number of a block on the wire.
+#[expect(clippy::cast_possible_truncation, reason = "block numbers roll over at 16 bits")]
+const fn wire_number(block: u64) -> u16 {
+    block as u16
+}
+
+#[cfg(test)]
+#[path = "transfer_tests.rs"]
+mod tests;

@@ -1,0 +1,4 @@
+//! `BootFileStore` backends.
+
+#[cfg(feature = "bootfile-builtin")]
+pub mod builtin;

@@ -1,0 +1,313 @@
+//! The `proxy` DHCP backend: proxyDHCP (PXE 2.1, section 2.2.5) beside whatever server gives out addresses.
+//!
+//! Firmware that asks for an address gets two offers: the address from the network's own server, and from us, without an
+//! address, what to boot. Nothing on the other server changes, and nothing is kept here but the table of registered machines.
+//!
+//! `arch` names architectures, `packet` is the codec, `policy` decides, `server` has the sockets.
+//!
+//! Invariants: a machine is answered from the moment its `ensure` returns; the table's lock is never held across an await.
+
+pub mod arch;
+pub(super) mod packet;
+mod policy;
+mod server;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+};
+
+use async_trait::async_trait;
+use ggnet_core::{
+    Error, Result,
+    nouns::{MacAddr, ResourceId},
+    ports::{
+        BootPath, Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, NullObserver,
+        Observer, Removal,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use arch::Arch;
+
+/// The backend's name in the configuration and in errors.
+const NAME: &str = "proxy";
+
+/// What to do with machines that nobody registered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unknown {
+    /// Observe them and stay silent.
+    #[default]
+    Ignore,
+    /// Give them a loader, and iPXE the script `/boot/first.ipxe`.
+    Answer,
+}
+
+/// Where and what proxyDHCP answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProxyDhcpConfig {
+    /// The interfaces to answer on; none: no network is answered.
+    pub interfaces: Vec<String>,
+    /// The address of ours that machines should use, by interface; by default the interface's own.
+    pub advertise: BTreeMap<String, Ipv4Addr>,
+    /// The port of our HTTP server, for scripts and HTTP boot.
+    pub http_port: u16,
+    /// Where our HTTP server has the boot files, for HTTP boot: `http://<advertise>:<http_port><http_files>/<loader>`.
+    pub http_files: String,
+    /// Machines that nobody registered.
+    pub unknown: Unknown,
+    /// Name loaders as `<mac>/<loader>`, so that a transfer tells which machine fetched it (the `builtin` boot file store
+    /// understands it).
+    pub mac_prefix: bool,
+    /// Loaders by architecture (`bios`, `efi-x64`, … or option 93's number), added to the default ones: a path among the boot
+    /// files, or a URL; empty takes a default away.
+    pub loaders: BTreeMap<Arch, String>,
+    /// Also take requests that a DHCP relay sends to the interface's address. Leave it off where another DHCP server runs on
+    /// this host: the renewals of its clients would come to us instead.
+    pub relays: bool,
+}
+
+impl Default for ProxyDhcpConfig {
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            advertise: BTreeMap::new(),
+            http_port: 8080,
+            http_files: "/files".to_owned(),
+            unknown: Unknown::default(),
+            mac_prefix: true,
+            loaders: BTreeMap::new(),
+            relays: false,
+        }
+    }
+}
+
+impl ProxyDhcpConfig {
+    /// The loader for an architecture. Debian's `ipxe` has BIOS and x86-64 UEFI loaders only; the others must be configured.
+    fn loader(&self, arch: Arch) -> Option<&str> {
+        let default = match arch.0 {
+            0 => "undionly.kpxe",
+            7 | 9 | 16 => "ipxe.efi",
+            _ => "",
+        };
+        Some(self.loaders.get(&arch).map_or(default, String::as_str)).filter(|loader| !loader.is_empty())
+    }
+
+    fn validate(&self) -> Result<()> {
+        for loader in self.loaders.values().filter(|loader| !loader.is_empty() && !loader.contains("://")) {
+            loader.parse::<BootPath>().map_err(|e| Error::invalid("loaders", e.message().to_owned()))?;
+        }
+        // A DHCP option holds 255 bytes; a prefix and a port number take their part of it.
+        if let Some(long) = self.loaders.values().find(|loader| loader.len() > 180) {
+            return Err(Error::invalid("loaders", format!("The loader {long:?} is longer than 180 bytes")));
+        }
+        if !self.http_files.is_empty() && !self.http_files.starts_with('/') || self.http_files.len() > 40 {
+            let message =
+                format!("http_files is {:?}: a short path that starts with a slash", self.http_files);
+            return Err(Error::invalid("http_files", message));
+        }
+        for (i, interface) in self.interfaces.iter().enumerate() {
+            if self.interfaces[..i].contains(interface) {
+                return Err(Error::invalid(
+                    "interfaces",
+                    format!("The interface {interface} is named twice"),
+                ));
+            }
+        }
+        if let Some(other) = self.advertise.keys().find(|name| !self.interfaces.contains(name)) {
+            let message = format!("An address is advertised on {other}, which is not among the interfaces");
+            return Err(Error::invalid("advertise", message));
+        }
+        Ok(())
+    }
+}
+
+/// ProxyDHCP.
+pub struct ProxyDhcp {
+    table: Arc<Table>,
+    server: server::Server,
+}
+
+/// The registered machines, and who is told of requests.
+#[derive(Default)]
+struct Table {
+    machines: RwLock<Machines>,
+    observer: OnceLock<Arc<dyn Observer>>,
+}
+
+#[derive(Default)]
+struct Machines {
+    hosts: BTreeMap<ResourceId, DhcpHost>,
+    // Two entries may share a card while a machine is being replaced, so they are counted.
+    macs: HashMap<MacAddr, usize>,
+}
+
+impl Table {
+    fn is_registered(&self, mac: MacAddr) -> bool {
+        self.machines.read().unwrap_or_else(PoisonError::into_inner).macs.contains_key(&mac)
+    }
+
+    fn observer(&self) -> Arc<dyn Observer> {
+        self.observer.get().cloned().unwrap_or_else(|| Arc::new(NullObserver))
+    }
+}
+
+impl Machines {
+    fn forget(&mut self, id: &ResourceId) {
+        let Some(old) = self.hosts.remove(id) else { return };
+        for mac in old.macs {
+            if let Some(count) = self.macs.get_mut(&mac) {
+                *count -= 1;
+                if *count == 0 {
+                    self.macs.remove(&mac);
+                }
+            }
+        }
+    }
+}
+
+impl ProxyDhcp {
+    /// Binds ports 67 and 4011 on every configured interface and starts answering. The tasks end with
+    /// [`DhcpBackend::shutdown`] or when this is dropped. Dropped half-way: nothing stays bound.
+    ///
+    /// # Errors
+    /// `Invalid` configuration; `NotFound` for an interface that is not there; `Permission` or `Busy` for a port, with the
+    /// address and what to do.
+    #[expect(clippy::unused_async, reason = "proof that a runtime is there to spawn on")]
+    pub async fn start(config: ProxyDhcpConfig) -> Result<Self> {
+        config.validate().map_err(|e| e.with_backend(NAME).with_operation("start"))?;
+        let table = Arc::new(Table::default());
+        let server = server::Server::start(config, Arc::clone(&table))
+            .map_err(|e| e.with_backend(NAME).with_operation("start"))?;
+        Ok(Self { table, server })
+    }
+}
+
+#[async_trait]
+impl DhcpBackend for ProxyDhcp {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> DhcpCapabilities {
+        DhcpCapabilities { leases: false, observes: true }
+    }
+
+    fn attach(&self, observer: Arc<dyn Observer>) {
+        if self.table.observer.set(observer).is_err() {
+            tracing::warn!("A second observer for proxyDHCP was ignored");
+        }
+    }
+
+    /// Never waits, so it cannot be dropped half-way.
+    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
+        let mut machines = self.table.machines.write().unwrap_or_else(PoisonError::into_inner);
+        machines.forget(&host.id);
+        for mac in &host.macs {
+            *machines.macs.entry(*mac).or_default() += 1;
+        }
+        machines.hosts.insert(host.id.clone(), host.clone());
+        Ok(())
+    }
+
+    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
+        self.table.machines.write().unwrap_or_else(PoisonError::into_inner).forget(id);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        let machines = self.table.machines.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(machines
+            .hosts
+            .values()
+            .map(|host| Listed {
+                id: host.id.clone(),
+                digest: Some(host.digest()),
+                completeness: Completeness::Whole,
+            })
+            .collect())
+    }
+
+    async fn health(&self) -> Health {
+        match self.server.trouble() {
+            Some(trouble) => Health::Down(trouble),
+            None => Health::Up,
+        }
+    }
+
+    async fn shutdown(&self) {
+        self.server.stop().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ggnet_core::nouns::DeviceType;
+
+    use super::*;
+
+    fn host(id: &str, macs: &[&str]) -> DhcpHost {
+        DhcpHost {
+            id: id.parse().unwrap(),
+            name: "pc".parse().unwrap(),
+            macs: macs.iter().map(|m| m.parse().unwrap()).collect(),
+            fixed_address: None,
+            device_type: DeviceType::X64,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_table_follows_ensure_and_remove() {
+        let dhcp = ProxyDhcp::start(ProxyDhcpConfig::default()).await.unwrap();
+        let known = |m: &str| dhcp.table.is_registered(m.parse().unwrap());
+        let (a, b) = ("52:54:00:aa:00:01", "52:54:00:aa:00:02");
+        dhcp.ensure(&host("m1", &[a, b])).await.unwrap();
+        dhcp.ensure(&host("m1", &[a, b])).await.unwrap();
+        assert!(known(a) && known(b));
+        dhcp.ensure(&host("m2", &[a])).await.unwrap();
+        let converged = host("m1", &[b]);
+        dhcp.ensure(&converged).await.unwrap();
+        assert!(known(a), "the other machine still has it");
+        dhcp.remove(&"m2".parse().unwrap(), Removal::IfIdle).await.unwrap();
+        dhcp.remove(&"m2".parse().unwrap(), Removal::IfIdle).await.unwrap();
+        assert!(!known(a) && known(b));
+        let listed = dhcp.list().await.unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0].digest, Some(converged.digest()));
+        assert_eq!(dhcp.health().await, Health::Up);
+        dhcp.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_bad_configuration_names_its_field() {
+        let bad = |c: ProxyDhcpConfig| async { ProxyDhcp::start(c).await.err().unwrap().field() };
+        let c = ProxyDhcpConfig::default;
+        let loaders = [(Arch(0), "../x".to_owned())].into();
+        assert_eq!(bad(ProxyDhcpConfig { loaders, ..c() }).await, Some("loaders"));
+        assert_eq!(bad(ProxyDhcpConfig { http_files: "x".into(), ..c() }).await, Some("http_files"));
+        let twice = vec!["lo".to_owned(), "lo".to_owned()];
+        assert_eq!(bad(ProxyDhcpConfig { interfaces: twice, ..c() }).await, Some("interfaces"));
+        let advertise = [("eth7".to_owned(), Ipv4Addr::LOCALHOST)].into();
+        assert_eq!(bad(ProxyDhcpConfig { advertise, ..c() }).await, Some("advertise"));
+        let e = ProxyDhcp::start(ProxyDhcpConfig { interfaces: vec!["nosuchif0".into()], ..c() })
+            .await
+            .err()
+            .unwrap();
+        assert_eq!(e.kind(), ggnet_core::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_configuration_is_read_by_name() {
+        let json = r#"{"interfaces": ["br0"], "advertise": {"br0": "10.0.0.1"}, "unknown": "answer",
+                       "loaders": {"efi-arm64": "arm.efi", "31": "x"}, "relays": true}"#;
+        let config: ProxyDhcpConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(config.loader(Arch(11)), Some("arm.efi"));
+        assert_eq!(config.loader(Arch(31)), Some("x"));
+        assert_eq!(config.loader(Arch(0)), Some("undionly.kpxe"));
+        assert_eq!(config.unknown, Unknown::Answer);
+        assert!(serde_json::from_str::<ProxyDhcpConfig>(r#"{"interface": "br0"}"#).is_err());
+    }
+}

@@ -1,0 +1,161 @@
+//! What to answer whom: a pure function of the request, the configuration and whether the machine is registered.
+//!
+//! Rules, first match decides:
+//! 1. Port 67 hears DISCOVER only; port 4011 REQUEST and INFORM only. Addresses are another server's business.
+//! 2. Without vendor class `PXEClient` or `HTTPClient` it is an operating system: ignored, no observation.
+//! 3. A boot server request that names another server is that server's.
+//! 4. An unregistered machine is observed, and answered only where the configuration says so.
+//! 5. iPXE gets the URL of its script, firmware the loader for its architecture: by TFTP, or as a URL for HTTP boot.
+//! 6. An architecture without a loader gets no answer (a wrong loader would hang it) and an observation that says so.
+//!
+//! Invariant: at most one reply, never with an address in it, and never larger than a few hundred bytes.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use ggnet_core::ports::Observation;
+
+use super::{
+    ProxyDhcpConfig, Unknown,
+    arch::Arch,
+    packet::{Class, Kind, Reply, Request},
+};
+
+/// Where the request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    /// 67.
+    Dhcp,
+    /// 4011, the PXE boot server.
+    BootServer,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Decision {
+    /// The reply and where it goes.
+    pub(super) reply: std::result::Result<(Reply, To), String>,
+    /// What was seen; told once the reply is sent.
+    pub(super) seen: Vec<Observation>,
+}
+
+/// Where a reply goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum To {
+    /// To this address.
+    Address(SocketAddrV4),
+    /// Back to where the request came from.
+    Sender,
+}
+
+const CLIENT: u16 = 68;
+const SERVER: u16 = 67;
+
+/// Decides. `advertise` is the address of ours that the machine should use.
+pub(super) fn decide(
+    request: &Request,
+    port: Port,
+    config: &ProxyDhcpConfig,
+    advertise: Ipv4Addr,
+    registered: bool,
+) -> Decision {
+    let ignored = |why: &str| Decision { reply: Err(why.to_owned()), seen: Vec::new() };
+    match (port, request.kind) {
+        (Port::Dhcp, Kind::Discover) | (Port::BootServer, Kind::Request | Kind::Inform) => {}
+        _ => return ignored("not a question to us"),
+    }
+    let Some(class) = request.class else { return ignored("an operating system's, not firmware's") };
+    if port == Port::BootServer && request.server.is_some_and(|server| server != advertise) {
+        return ignored("for another boot server");
+    }
+    let served = request.archs.iter().find_map(|arch| Some((*arch, config.loader(*arch)?)));
+    let arch = served.map_or(request.archs[0], |(arch, _)| arch);
+    let mut seen = Vec::new();
+    // The boot server request follows a DISCOVER that was observed already.
+    let first_sight = port == Port::Dhcp;
+    if !registered {
+        if first_sight {
+            seen.push(Observation::UnknownAsked { mac: request.mac, firmware: arch.firmware() });
+        }
+        if config.unknown == Unknown::Ignore {
+            return Decision { reply: Err("not registered".to_owned()), seen };
+        }
+    }
+    let boot_file = if request.ipxe {
+        let script = if registered { request.mac.hyphenated() } else { "first".to_owned() };
+        format!("http://{advertise}:{}/boot/{script}.ipxe", config.http_port)
+    } else if let Some((_, loader)) = served {
+        loader_reference(request, class, config, advertise, loader)
+    } else {
+        let reason = no_loader(&request.archs);
+        if first_sight {
+            seen.push(Observation::NotAnswered { mac: request.mac, reason: reason.clone() });
+        }
+        return Decision { reply: Err(reason), seen };
+    };
+    if first_sight {
+        seen.push(Observation::AddressOffered {
+            mac: request.mac,
+            firmware: arch.firmware(),
+            boot_file: boot_file.clone(),
+            ipxe: request.ipxe,
+        });
+    }
+    let reply = Reply {
+        ack: port == Port::BootServer,
+        xid: request.xid,
+        flags: request.flags,
+        ciaddr: request.ciaddr,
+        giaddr: request.giaddr,
+        mac: request.mac,
+        class,
+        server: advertise,
+        boot_file,
+        machine_id: request.machine_id.clone(),
+        relay_info: request.relay_info.clone(),
+    };
+    Decision { reply: Ok((reply, destination(request, port))), seen }
+}
+
+/// RFC 2131 section 4.1: to the relay; else to the address the client has; else, having none, to everybody on its link.
+fn destination(request: &Request, port: Port) -> To {
+    if port == Port::BootServer {
+        To::Sender
+    } else if !request.giaddr.is_unspecified() {
+        To::Address(SocketAddrV4::new(request.giaddr, SERVER))
+    } else if !request.ciaddr.is_unspecified() {
+        To::Address(SocketAddrV4::new(request.ciaddr, CLIENT))
+    } else {
+        To::Address(SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT))
+    }
+}
+
+fn loader_reference(
+    request: &Request,
+    class: Class,
+    config: &ProxyDhcpConfig,
+    advertise: Ipv4Addr,
+    loader: &str,
+) -> String {
+    if loader.contains("://") {
+        return loader.to_owned();
+    }
+    let path =
+        if config.mac_prefix { format!("{}/{loader}", request.mac.hyphenated()) } else { loader.to_owned() };
+    match class {
+        Class::Pxe => path,
+        Class::Http => format!("http://{advertise}:{}{}/{path}", config.http_port, config.http_files),
+    }
+}
+
+fn no_loader(archs: &[Arch]) -> String {
+    let names: Vec<String> = archs.iter().map(|arch| format!("{arch} ({})", arch.0)).collect();
+    format!(
+        "No loader for architecture {}: name one in the proxyDHCP configuration, loaders.{}",
+        names.join(", "),
+        archs[0]
+    )
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

@@ -1,0 +1,65 @@
+//! Whether the clock can be right: a Raspberry Pi or a machine with a flat battery starts in the past, and leases, certificates and
+//! the order of events then make no sense.
+
+use std::path::Path;
+
+use ggnet_core::nouns::Timestamp;
+
+use super::{Finding, Level};
+
+/// 2025-01-01: no GGnet is older.
+const EARLIEST: i64 = 1_735_689_600;
+/// 2100-01-01.
+const LATEST: i64 = 4_102_444_800;
+
+/// Whether `now` (from the `Clock` port) is a sane time and, where systemd-timesyncd runs, whether it has set the clock.
+#[must_use]
+pub fn clock(now: Timestamp) -> Finding {
+    judge(now, Path::new("/run/systemd/timesync"))
+}
+
+fn judge(now: Timestamp, timesync: &Path) -> Finding {
+    let what = "clock";
+    if !(EARLIEST..LATEST).contains(&now.as_second()) {
+        let why = format!("It says {now}, which cannot be");
+        return Finding::bad(Level::Fail, what, why, "sudo timedatectl set-ntp true");
+    }
+    if !timesync.is_dir() {
+        return Finding::ok(what, format!("It says {now}; systemd-timesyncd does not run here"));
+    }
+    if timesync.join("synchronized").exists() {
+        return Finding::ok(what, format!("It says {now}, and systemd-timesyncd has set it"));
+    }
+    Finding::bad(
+        Level::Warn,
+        what,
+        format!("It says {now}, but systemd-timesyncd has not reached a time server since the start"),
+        "timedatectl timesync-status   (then configure a reachable NTP= in /etc/systemd/timesyncd.conf)",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use ggnet_core::ports::{Clock as _, SystemClock};
+
+    use super::*;
+
+    #[test]
+    fn this_hosts_clock_is_sane() {
+        assert_ne!(clock(SystemClock.now()).level, Level::Fail);
+    }
+
+    #[test]
+    fn the_rule() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = dir.path().join("none");
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(judge(at(0), &none).level, Level::Fail);
+        assert_eq!(judge(at(EARLIEST - 1), &none).level, Level::Fail);
+        assert_eq!(judge(at(LATEST), &none).level, Level::Fail);
+        assert_eq!(judge(at(EARLIEST), &none).level, Level::Ok);
+        assert_eq!(judge(at(EARLIEST), dir.path()).level, Level::Warn);
+        std::fs::File::create(dir.path().join("synchronized")).unwrap();
+        assert_eq!(judge(at(EARLIEST), dir.path()).level, Level::Ok);
+    }
+}

@@ -1,0 +1,49 @@
+//! How many files we may have open: each session takes a few (connections, data file, maps).
+
+use rustix::process::{Resource, getrlimit};
+
+use super::{Finding, Level};
+
+/// Whether this process may open `wanted` files at once (the soft limit of `RLIMIT_NOFILE`).
+#[must_use]
+pub fn open_files(wanted: u64) -> Finding {
+    let limit = getrlimit(Resource::Nofile);
+    judge(limit.current, limit.maximum, wanted)
+}
+
+fn judge(soft: Option<u64>, hard: Option<u64>, wanted: u64) -> Finding {
+    let what = "open files";
+    let Some(soft) = soft else {
+        return Finding::ok(what, "There is no limit");
+    };
+    let why = format!("The limit is {soft}, and {wanted} are wanted");
+    if soft >= wanted {
+        return Finding::ok(what, why);
+    }
+    let mend = if hard.is_none_or(|h| h >= wanted) {
+        format!("ulimit -n {wanted}   (under systemd: LimitNOFILE={wanted})")
+    } else {
+        format!("LimitNOFILE={wanted} in the systemd unit, or nofile in /etc/security/limits.conf")
+    };
+    Finding::bad(Level::Warn, what, why, mend)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_may_open_some() {
+        assert_eq!(open_files(1).level, Level::Ok);
+    }
+
+    #[test]
+    fn the_rule() {
+        assert_eq!(judge(None, None, 1 << 40).level, Level::Ok);
+        assert_eq!(judge(Some(1024), Some(4096), 1024).level, Level::Ok);
+        let f = judge(Some(1024), Some(4096), 2048);
+        assert!(f.level == Level::Warn && f.mend.unwrap().starts_with("ulimit -n 2048"));
+        let f = judge(Some(1024), Some(4096), 10_000);
+        assert!(f.mend.unwrap().starts_with("LimitNOFILE=10000"));
+    }
+}

@@ -1,0 +1,264 @@
+//! Who holds a port: `/proc/net/{tcp,udp}{,6}` names the socket's inode, `/proc/<pid>/fd` who has it open.
+
+use std::{
+    collections::HashMap,
+    fmt, fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use super::{Finding, Level};
+
+/// The kind of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// TCP; only listening sockets count.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// A socket that holds a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The address and port that it is bound to.
+    pub local: SocketAddr,
+    /// The user that made it.
+    pub uid: u32,
+    /// A process that has it open; none when it belongs to another user and we are not root, or to the kernel.
+    pub pid: Option<u32>,
+    /// That process's name.
+    pub command: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.command, self.pid) {
+            (Some(command), Some(pid)) => write!(f, "{command} (pid {pid}) on {}", self.local),
+            (_, Some(pid)) => write!(f, "pid {pid} on {}", self.local),
+            _ => write!(f, "a process of user id {} on {}", self.uid, self.local),
+        }
+    }
+}
+
+/// Who holds `port` in this network namespace, on an address that a socket bound to `address` would meet.
+///
+/// # Errors
+/// When the kernel's tables cannot be read.
+pub fn holders(transport: Transport, address: IpAddr, port: u16) -> io::Result<Vec<Holder>> {
+    let tables = match transport {
+        Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
+        Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
+    };
+    let mut rows = Vec::new();
+    for table in tables {
+        match fs::read_to_string(table) {
+            Ok(text) => rows.extend(text.lines().skip(1).filter_map(|l| Row::parse(l, transport))),
+            // A kernel without IPv6.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && table.ends_with('6') => {}
+            Err(e) => return Err(e),
+        }
+    }
+    rows.retain(|r| r.local.port() == port && meet(r.local.ip(), address));
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let owners = owners();
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let pid = owners.get(&row.inode).copied();
+            let command = pid
+                .and_then(|p| fs::read_to_string(format!("/proc/{p}/comm")).ok())
+                .map(|c| c.trim().replace(char::is_control, "?"));
+            Holder { local: row.local, uid: row.uid, pid, command }
+        })
+        .collect())
+}
+
+/// Whether `port` is free on `address`; else `taken`, naming who holds it.
+#[must_use]
+pub fn port(transport: Transport, address: IpAddr, port: u16, taken: Level) -> Finding {
+    let what = format!("{transport} port {port} on {address}");
+    let holders = match holders(transport, address, port) {
+        Ok(holders) => holders,
+        Err(e) => return Finding::unknown(what, &e),
+    };
+    let Some(first) = holders.first() else {
+        return Finding::ok(what, "It is free");
+    };
+    let all: Vec<String> = holders.iter().map(ToString::to_string).collect();
+    let mend = match (first.pid, &first.command) {
+        (Some(pid), Some(command)) => {
+            format!("Stop {command} (sudo kill {pid}, or its service), or configure another port")
+        }
+        (Some(pid), None) => format!("Stop process {pid} (sudo kill {pid}), or configure another port"),
+        _ => format!(
+            "See who it is: sudo ss -{}lnp 'sport = :{port}'",
+            if transport == Transport::Tcp { 't' } else { 'u' }
+        ),
+    };
+    Finding::bad(taken, what, format!("It is held by {}", all.join(" and by ")), mend)
+}
+
+/// Whether two sockets bound to these addresses would be in each other's way: same address, or one of them bound to all. `[::]`
+/// takes IPv4 too unless told otherwise, which the table does not say; we assume that it does.
+fn meet(bound: IpAddr, wanted: IpAddr) -> bool {
+    let plain = |ip: IpAddr| ip.to_canonical();
+    let (bound, wanted) = (plain(bound), plain(wanted));
+    if bound == wanted {
+        return true;
+    }
+    match (bound, wanted) {
+        (IpAddr::V4(b), IpAddr::V4(w)) => b.is_unspecified() || w.is_unspecified(),
+        (IpAddr::V6(b), _) if b.is_unspecified() => true,
+        (_, IpAddr::V6(w)) if w.is_unspecified() => true,
+        _ => false,
+    }
+}
+
+struct Row {
+    local: SocketAddr,
+    uid: u32,
+    inode: u64,
+}
+
+impl Row {
+    /// One line: `sl local remote st queues timer retransmits uid timeout inode …` (proc_net_tcp.txt of the kernel).
+    fn parse(line: &str, transport: Transport) -> Option<Self> {
+        const LISTEN: &str = "0A";
+        let mut fields = line.split_ascii_whitespace();
+        let local = parse_address(fields.nth(1)?)?;
+        if fields.nth(1)? != LISTEN && transport == Transport::Tcp {
+            return None;
+        }
+        let uid = fields.nth(3)?.parse().ok()?;
+        let inode = fields.nth(1)?.parse().ok()?;
+        Some(Self { local, uid, inode })
+    }
+}
+
+/// `0100007F:0CBC`: the address as words of the host's byte order, the port as a number.
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = Vec::with_capacity(16);
+    if !matches!(address.len(), 8 | 32) {
+        return None;
+    }
+    for word in address.as_bytes().chunks(8) {
+        let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let ip = match bytes.len() {
+        4 => IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        16 => IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+/// Which process has which socket open, as far as we may see.
+fn owners() -> HashMap<u64, u32> {
+    let mut owners = HashMap::new();
+    let Ok(processes) = fs::read_dir("/proc") else { return owners };
+    for pid in processes.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok()) {
+        let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for target in files.filter_map(|f| fs::read_link(f.ok()?.path()).ok()) {
+            let inode =
+                target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            if let Some(inode) = inode {
+                // The lowest id of several: the parent that opened it, not a worker that inherited it.
+                owners.entry(inode).and_modify(|p: &mut u32| *p = (*p).min(pid)).or_insert(pid);
+            }
+        }
+    }
+    owners
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// The port is held by us, on `on`, for each of `seen_from`, and free for each of `free_for`.
+    fn is_ours(transport: Transport, local: SocketAddr, seen_from: &[&str], free_for: &[&str]) {
+        for address in seen_from {
+            let found = holders(transport, ip(address), local.port()).unwrap();
+            let [holder] = &found[..] else { panic!("{address}: {found:?}") };
+            assert_eq!((holder.local, holder.pid), (local, Some(std::process::id())), "{address}");
+            let f = port(transport, ip(address), local.port(), Level::Fail);
+            assert_eq!(f.level, Level::Fail);
+            assert!(f.why.contains(&std::process::id().to_string()), "{f}");
+            assert!(f.why.contains(holder.command.as_deref().unwrap()), "{f}");
+            assert!(f.mend.is_some());
+        }
+        for address in free_for {
+            assert_eq!(port(transport, ip(address), local.port(), Level::Fail).level, Level::Ok, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_tcp_listener_of_ours() {
+        let s = TcpListener::bind("127.0.0.1:0").unwrap();
+        is_ours(
+            Transport::Tcp,
+            s.local_addr().unwrap(),
+            &["127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1"],
+            &["127.0.0.2", "::1"],
+        );
+        let all = TcpListener::bind("0.0.0.0:0").unwrap();
+        is_ours(Transport::Tcp, all.local_addr().unwrap(), &["127.0.0.1", "0.0.0.0", "10.1.2.3"], &["::1"]);
+    }
+
+    #[test]
+    fn a_tcp_connection_is_no_listener() {
+        let s = TcpListener::bind("127.0.0.1:0").unwrap();
+        let c = TcpStream::connect(s.local_addr().unwrap()).unwrap();
+        let local = c.local_addr().unwrap();
+        assert!(holders(Transport::Tcp, local.ip(), local.port()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn udp_sockets_of_ours() {
+        let s = UdpSocket::bind("127.0.0.1:0").unwrap();
+        is_ours(Transport::Udp, s.local_addr().unwrap(), &["127.0.0.1", "0.0.0.0"], &["127.0.0.2"]);
+        let s = UdpSocket::bind("[::1]:0").unwrap();
+        is_ours(Transport::Udp, s.local_addr().unwrap(), &["::1", "::"], &["127.0.0.1", "::2"]);
+        let s = UdpSocket::bind("[::]:0").unwrap();
+        is_ours(Transport::Udp, s.local_addr().unwrap(), &["::1", "0.0.0.0", "10.0.0.1"], &[]);
+    }
+
+    #[test]
+    fn a_closed_port_is_free() {
+        let s = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let local = s.local_addr().unwrap();
+        drop(s);
+        assert!(holders(Transport::Udp, local.ip(), local.port()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn addresses() {
+        // 127.0.0.1:3260 on this host's byte order.
+        let word = format!("{:08X}:0CBC", u32::from_ne_bytes([127, 0, 0, 1]));
+        assert_eq!(parse_address(&word), Some("127.0.0.1:3260".parse().unwrap()));
+        for bad in
+            ["", ":", "zz:1", "0100007F", "0100007F:ZZZZ", "01000:0CBC", "0100007F0100007F:0CBC", "é00007F:1"]
+        {
+            assert_eq!(parse_address(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! How much room a folder's file system has.
+
+use std::{io, path::Path};
+
+use super::{Finding, Level};
+
+/// A file system's room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes that we may still write (what is reserved for root does not count).
+    pub available: u64,
+    /// Files that can still be made; none where the file system has no such limit.
+    pub files_available: Option<u64>,
+}
+
+/// The room of the file system that `dir`, or the nearest folder above it that exists, is on.
+///
+/// # Errors
+/// When the file system does not answer.
+pub fn space(dir: &Path) -> io::Result<Space> {
+    let dir = std::path::absolute(dir)?;
+    let mut at = dir.as_path();
+    let stat = loop {
+        match rustix::fs::statvfs(at) {
+            Ok(stat) => break stat,
+            Err(rustix::io::Errno::NOENT) if at.parent().is_some() => at = at.parent().unwrap_or(at),
+            Err(e) => return Err(e.into()),
+        }
+    };
+    Ok(Space {
+        total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        // btrfs and others make inodes as they need them and report none.
+        files_available: (stat.f_files > 0).then_some(stat.f_favail),
+    })
+}
+
+/// Whether at least `wanted` bytes can be written in `dir`: a warning below it, a failure when next to nothing is left.
+#[must_use]
+pub fn free_space(dir: &Path, wanted: u64) -> Finding {
+    let what = format!("free space for {}", dir.display());
+    match space(dir) {
+        Ok(space) => judge(what, space, wanted),
+        Err(e) => Finding::unknown(what, &e),
+    }
+}
+
+fn judge(what: String, space: Space, wanted: u64) -> Finding {
+    /// What a database and a few small files need to start at all.
+    const FLOOR: u64 = 16 << 20;
+    let mend = "Free space there, or configure another data folder";
+    let why = format!("{} of {} are free", human(space.available), human(space.total));
+    if space.available < FLOOR {
+        return Finding::bad(Level::Fail, what, why, mend);
+    }
+    if space.files_available.is_some_and(|n| n < 100) {
+        return Finding::bad(Level::Fail, what, "The file system has no inodes left", mend);
+    }
+    if space.available < wanted {
+        return Finding::bad(Level::Warn, what, format!("{why}, and {} are wanted", human(wanted)), mend);
+    }
+    Finding::ok(what, why)
+}
+
+/// `12.3 GiB`.
+fn human(bytes: u64) -> String {
+    let unit =
+        [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")].into_iter().find(|(bits, _)| bytes >> bits > 0);
+    match unit {
+        Some((bits, name)) => {
+            let tenths = (u128::from(bytes) * 10) >> bits;
+            format!("{}.{} {name}", tenths / 10, tenths % 10)
+        }
+        None => format!("{bytes} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_real_file_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = space(dir.path()).unwrap();
+        assert!(here.total > 0 && here.available <= here.total, "{here:?}");
+        assert_eq!(space(&dir.path().join("not/yet/made")).unwrap().total, here.total);
+        assert_eq!(free_space(dir.path(), u64::MAX).level, Level::Warn);
+        assert_eq!(free_space(Path::new("/proc"), 1).level, Level::Fail, "nothing can be written there");
+    }
+
+    #[test]
+    fn the_rule() {
+        let judge = |available, files, wanted| {
+            judge("x".into(), Space { total: 1 << 40, available, files_available: files }, wanted).level
+        };
+        assert_eq!(judge(10 << 30, Some(1000), 1 << 30), Level::Ok);
+        assert_eq!(judge(10 << 30, None, 20 << 30), Level::Warn);
+        assert_eq!(judge(1 << 20, None, 0), Level::Fail);
+        assert_eq!(judge(10 << 30, Some(3), 0), Level::Fail);
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        assert_eq!(human(0), "0 bytes");
+        assert_eq!(human(1536), "1.5 KiB");
+        assert_eq!(human(u64::MAX), "16777215.9 TiB");
+    }
+}

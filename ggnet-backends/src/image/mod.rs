@@ -1,0 +1,5 @@
+//! `ImageConverter` backends.
+
+pub mod qemu_img;
+
+pub use qemu_img::{QemuImg, QemuImgConfig};

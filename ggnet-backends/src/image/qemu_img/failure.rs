@@ -1,0 +1,65 @@
+//! What a failed qemu-img means: from how it ended and what it said, the kind that a caller can act on.
+
+use ggnet_core::error::{Error, ErrorKind};
+
+use crate::run::Output;
+
+const SIGILL: i32 = 4;
+const SIGTRAP: i32 = 5;
+const SIGABRT: i32 = 6;
+const SIGBUS: i32 = 7;
+const SIGFPE: i32 = 8;
+const SIGSEGV: i32 = 11;
+const SIGXCPU: i32 = 24;
+const SIGXFSZ: i32 = 25;
+
+/// The error of a qemu-img that did not succeed; `otherwise` is the kind when nothing it said is known.
+pub(super) fn explain(out: &Output, what: &str, otherwise: ErrorKind) -> Error {
+    match out.signal {
+        Some(SIGXCPU | SIGXFSZ) => {
+            return out
+                .failure(ErrorKind::Corrupt, format!("{what}: the image needs more than any sane one does"));
+        }
+        // Out of its address space, glib aborts or traps; the others are crashes on a crafted file.
+        Some(SIGILL | SIGTRAP | SIGABRT | SIGBUS | SIGFPE | SIGSEGV) => {
+            return out.failure(ErrorKind::Corrupt, format!("{what}: qemu-img broke on the image"));
+        }
+        Some(_) => {
+            return out
+                .failure(ErrorKind::Unavailable, format!("{what}: somebody killed qemu-img"))
+                .with_hint("Look for the kernel's out-of-memory killer in `journalctl -k`, then try again");
+        }
+        None => {}
+    }
+    let said = out.stderr_tail.as_str();
+    let has = |text: &str| said.contains(text);
+    if has("No space left on device") || has("Disk quota exceeded") || has("File too large") {
+        return out
+            .failure(ErrorKind::Full, format!("{what}: the disk is full"))
+            .with_hint("Free space where the images are stored, then import again");
+    }
+    if has("Failed to get") && has("lock") {
+        return out
+            .failure(ErrorKind::Busy, format!("{what}: another program uses the image"))
+            .with_hint("Stop the virtual machine that uses it, then import again");
+    }
+    if has("Permission denied") {
+        return out.failure(ErrorKind::Permission, format!("{what}: the file may not be read"));
+    }
+    if has("log that needs to be replayed") {
+        return out
+            .failure(ErrorKind::Corrupt, format!("{what}: the image was not closed properly"))
+            .with_hint("Attach it once where it came from, or run `qemu-img check -r all` on a copy");
+    }
+    if has("error while writing") {
+        return out.failure(ErrorKind::Unavailable, format!("{what}: the destination cannot be written"));
+    }
+    if has("error while reading") {
+        return out.failure(ErrorKind::Corrupt, format!("{what}: the source cannot be read to its end"));
+    }
+    if has("nsupported") || has("not supported") || has("not support") {
+        return out
+            .failure(ErrorKind::Invalid, format!("{what}: the image has a feature that qemu-img lacks"));
+    }
+    out.failure(otherwise, what.to_owned())
+}

@@ -1,0 +1,144 @@
+//! `qemu-img info` and `qemu-img check`, in a child that can take little memory and time and write nothing.
+
+use std::time::Duration;
+
+use ggnet_core::{
+    error::{Error, ErrorKind, Result},
+    nouns::ImageFormat,
+    ports::ImageProbe,
+};
+use serde::Deserialize;
+
+use super::{QemuImg, failure::explain, source::Source};
+use crate::run::{Invocation, Limits, Output};
+
+/// What qemu-img calls the file that it got as stdin.
+pub(super) const STDIN: &str = "/proc/self/fd/0";
+
+/// A disk is made of whole sectors of this size.
+const SECTOR: u64 = 512;
+
+/// What a probe may take: 2 GiB holds the tables of the largest image that we import (64 MiB for 16 TiB) beside qemu-img's own
+/// stacks and arenas, and 30 s of processor time check the tables of tens of TiB. A lying header gets no more.
+const LIMITS: Limits = Limits { address_space: Some(2 << 30), cpu_seconds: Some(30), file_size: Some(0) };
+
+/// The answer of `qemu-img info --output=json` as far as we need it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Info {
+    format: String,
+    virtual_size: u64,
+    #[serde(default)]
+    actual_size: u64,
+    backing_filename: Option<String>,
+    #[serde(default)]
+    encrypted: bool,
+    format_specific: Option<FormatSpecific>,
+}
+
+#[derive(Debug, Deserialize)]
+struct FormatSpecific {
+    #[serde(default)]
+    data: Specific,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Specific {
+    data_file: Option<String>,
+    encrypt: Option<serde_json::Value>,
+    #[serde(default)]
+    corrupt: bool,
+    #[serde(default)]
+    extents: Vec<Extent>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Extent {
+    filename: String,
+}
+
+/// The options by which qemu-img opens its stdin as `format`: nothing is probed, no name is parsed.
+pub(super) fn source_options(format: ImageFormat) -> String {
+    format!("driver={},file.driver=file,file.filename={STDIN}", format.qemu_name())
+}
+
+impl QemuImg {
+    fn probing(&self, source: &Source, command: &str, format: ImageFormat) -> Invocation {
+        self.invocation()
+            .args([command, "--output=json", "--image-opts"])
+            .arg(source_options(format))
+            .stdin(source.stdin())
+            .limits(LIMITS)
+            .time_limit(Duration::from_secs(self.config.probe_timeout_secs))
+    }
+
+    /// What qemu-img says of `source`, refused where it refers to anything outside itself.
+    pub(super) async fn info(&self, source: &Source, format: ImageFormat) -> Result<ImageProbe> {
+        let out = self.runner.run(self.probing(source, "info", format)).await?;
+        if !out.success() {
+            let what = format!("The image does not open as {}", format.qemu_name());
+            return Err(explain(&out, &what, ErrorKind::Corrupt));
+        }
+        let info: Info = serde_json::from_slice(&out.stdout).map_err(|e| {
+            out.failure(ErrorKind::Corrupt, "qemu-img describes the image in a way that we cannot read")
+                .with_source(e)
+        })?;
+        self.judge(&info, format, &out)
+    }
+
+    fn judge(&self, info: &Info, format: ImageFormat, out: &Output) -> Result<ImageProbe> {
+        let refuse =
+            |why: String| Err(Error::invalid("path", format!("The image cannot be imported: {why}")));
+        if info.format != format.qemu_name() {
+            return Err(Error::internal(format!(
+                "qemu-img opened {} as {}",
+                format.qemu_name(),
+                info.format
+            )));
+        }
+        let specific = info.format_specific.as_ref().map(|s| &s.data);
+        if info.backing_filename.is_some() {
+            return refuse("it has a backing file".to_owned());
+        }
+        if specific.is_some_and(|s| s.data_file.is_some()) {
+            return refuse("its data is in an external data file".to_owned());
+        }
+        if specific.is_some_and(|s| s.extents.iter().any(|e| e.filename != STDIN)) {
+            return refuse("its data is in other files".to_owned());
+        }
+        if info.encrypted || specific.is_some_and(|s| s.encrypt.is_some()) {
+            return refuse("it is encrypted".to_owned());
+        }
+        if specific.is_some_and(|s| s.corrupt) {
+            return Err(out.failure(ErrorKind::Corrupt, "The image is marked as corrupt"));
+        }
+        // A raw file may end within a sector: qemu-img fills the last one with zeros, and so is the disk.
+        let virtual_size = info.virtual_size.next_multiple_of(SECTOR);
+        if virtual_size == 0 {
+            return refuse("its disk has a size of 0".to_owned());
+        }
+        let max = self.config.max_virtual_size;
+        if virtual_size > max {
+            return refuse(format!("it claims a disk of {virtual_size} bytes, and the limit is {max}"));
+        }
+        Ok(ImageProbe { format, virtual_size, actual_size: info.actual_size })
+    }
+
+    /// Finds a truncated or damaged image. qemu-img reads what lies behind a file's end as zeros, so that a conversion alone would
+    /// succeed with a disk that is silently wrong. (A VHD is held against its length by `info` already; raw has nothing to check.)
+    pub(super) async fn check(&self, source: &Source, format: ImageFormat) -> Result<()> {
+        if matches!(format, ImageFormat::Raw | ImageFormat::Vhd) {
+            return Ok(());
+        }
+        let out = self.runner.run(self.probing(source, "check", format)).await?;
+        match out.code {
+            // 3: clusters that nobody uses. They waste space and harm nothing.
+            Some(0 | 3) => Ok(()),
+            Some(2) => Err(out
+                .failure(ErrorKind::Corrupt, "The image is truncated or damaged")
+                .with_hint("Copy it again from where it came; its checksum tells whether the copy is whole")),
+            _ => Err(explain(&out, "The image cannot be checked", ErrorKind::Corrupt)),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Every format comes in whole: the bytes are equal, the file is sparse, the source is as it was.
+
+use std::fs;
+
+use ggnet_core::{
+    error::ErrorKind,
+    nouns::ImageFormat,
+    ports::{Health, ImageConverter as _},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Lab, QemuImgConfig, allocated, convert, converter, converter_with, listening, qemu_img, spec};
+
+/// Imports `disk.raw`, made into `format` by qemu-img, and compares every byte.
+async fn comes_in_whole(qemu: &str, options: &[&str], format: ImageFormat) {
+    let lab = Lab::new();
+    let source = if qemu == "raw" { lab.path("disk.raw") } else { lab.make("image", qemu, options) };
+    let before = fs::read(&source).unwrap();
+    let what = format!("{qemu} {options:?}");
+
+    let probe = converter().probe(&source).await.unwrap();
+    assert_eq!(probe.format, format, "{what}");
+    // VHD's geometry may round a disk up by less than a cylinder (16 heads x 255 sectors), and by nothing else.
+    let slack = if format == ImageFormat::Vhd { 16 * 255 * 512 } else { 0 };
+    assert!((Lab::SIZE..=Lab::SIZE + slack).contains(&probe.virtual_size), "{what}: {probe:?}");
+    assert_eq!(probe.actual_size, allocated(&source), "{what}");
+
+    let out = lab.path("out.raw");
+    let (progress, heard) = listening();
+    let done =
+        converter().convert(&spec(&source, format, &out), progress, CancellationToken::new()).await.unwrap();
+    assert_eq!(done.size_bytes, probe.virtual_size, "{what}");
+    let raw = fs::read(&out).unwrap();
+    assert_eq!(raw.len() as u64, probe.virtual_size, "{what}");
+    let (disk, rest) = raw.split_at(lab.content.len());
+    assert!(disk == lab.content && rest.iter().all(|b| *b == 0), "{what}: the bytes differ");
+    assert!(allocated(&out) < 3 << 20, "{what}: not sparse, {} bytes", allocated(&out));
+
+    let heard = heard.lock().unwrap().clone();
+    assert_eq!(heard.last(), Some(&1000), "{what}");
+    assert!(heard.is_sorted_by(|a, b| a < b), "{what}: {heard:?}");
+    assert!(lab.leftovers().is_empty(), "{what}");
+    assert!(fs::read(&source).unwrap() == before, "{what}: the source changed");
+}
+
+#[tokio::test]
+async fn raw() {
+    comes_in_whole("raw", &[], ImageFormat::Raw).await;
+}
+
+#[tokio::test]
+async fn qcow2() {
+    comes_in_whole("qcow2", &[], ImageFormat::Qcow2).await;
+    comes_in_whole("qcow2", &["-o", "compat=0.10"], ImageFormat::Qcow2).await;
+    comes_in_whole("qcow2", &["-c"], ImageFormat::Qcow2).await;
+    comes_in_whole("qcow2", &["-c", "-o", "compression_type=zstd"], ImageFormat::Qcow2).await;
+    comes_in_whole("qcow2", &["-o", "extended_l2=on,lazy_refcounts=on"], ImageFormat::Qcow2).await;
+}
+
+#[tokio::test]
+async fn vhd() {
+    comes_in_whole("vpc", &[], ImageFormat::Vhd).await;
+    comes_in_whole("vpc", &["-o", "force_size=on"], ImageFormat::Vhd).await;
+    comes_in_whole("vpc", &["-o", "subformat=fixed,force_size=on"], ImageFormat::Vhd).await;
+}
+
+#[tokio::test]
+async fn vhdx() {
+    comes_in_whole("vhdx", &[], ImageFormat::Vhdx).await;
+    comes_in_whole("vhdx", &["-o", "subformat=fixed"], ImageFormat::Vhdx).await;
+}
+
+#[tokio::test]
+async fn vmdk() {
+    comes_in_whole("vmdk", &["-o", "subformat=monolithicSparse"], ImageFormat::Vmdk).await;
+    comes_in_whole("vmdk", &["-o", "subformat=streamOptimized"], ImageFormat::Vmdk).await;
+}
+
+#[tokio::test]
+async fn vdi() {
+    comes_in_whole("vdi", &[], ImageFormat::Vdi).await;
+    comes_in_whole("vdi", &["-o", "static=on"], ImageFormat::Vdi).await;
+}
+
+#[tokio::test]
+async fn a_raw_file_that_ends_within_a_sector_is_filled_with_zeros() {
+    let lab = Lab::new();
+    let (source, out) = (lab.path("odd.raw"), lab.path("out.raw"));
+    fs::copy(lab.path("disk.raw"), &source).unwrap();
+    fs::File::options().write(true).open(&source).unwrap().set_len(100_000).unwrap();
+    assert_eq!(converter().probe(&source).await.unwrap().virtual_size, 100_352);
+    assert_eq!(convert(&source, ImageFormat::Raw, &out).await.unwrap().size_bytes, 100_352);
+    let raw = fs::read(&out).unwrap();
+    assert!(raw[..100_000] == lab.content[..100_000] && raw[100_000..] == [0; 352]);
+}
+
+#[tokio::test]
+async fn of_an_image_with_snapshots_the_current_state_comes_in() {
+    let lab = Lab::new();
+    let image = lab.make("image", "qcow2", &[]);
+    qemu_img(lab.dir.path(), &["snapshot", "-c", "before", "image"]);
+    super::tool("qemu-io", lab.dir.path(), &["-f", "qcow2", "-c", "write -P 0x5a 1M 64k", "image"]);
+    let out = lab.path("out.raw");
+    convert(&image, ImageFormat::Qcow2, &out).await.unwrap();
+    assert!(fs::read(&out).unwrap()[1 << 20..(1 << 20) + 65536].iter().all(|b| *b == 0x5a));
+}
+
+#[tokio::test]
+async fn a_stated_raw_copies_bytes_and_interprets_none() {
+    let lab = Lab::new();
+    let image = lab.make("image", "qcow2", &[]);
+    let out = lab.path("out.raw");
+    convert(&image, ImageFormat::Raw, &out).await.unwrap();
+    assert!(fs::read(&out).unwrap().starts_with(&fs::read(&image).unwrap()));
+}
+
+#[tokio::test]
+async fn a_wrongly_stated_format_is_refused_and_names_both() {
+    let lab = Lab::new();
+    let image = lab.make("image", "vmdk", &[]);
+    let e = convert(&image, ImageFormat::Qcow2, &lab.path("out.raw")).await.unwrap_err();
+    assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("format")));
+    assert!(e.message().contains("vmdk") && e.message().contains("qcow2"), "{e}");
+}
+
+#[tokio::test]
+async fn a_destination_that_exists_stays_as_it_is() {
+    let lab = Lab::new();
+    let out = lab.path("out.raw");
+    fs::copy("/etc/hostname", &out).unwrap();
+    let before = fs::read(&out).unwrap();
+    let e = convert(&lab.path("disk.raw"), ImageFormat::Raw, &out).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+    assert_eq!(fs::read(&out).unwrap(), before);
+    assert!(lab.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_destination_that_appears_meanwhile_stays_as_it_is() {
+    let lab = Lab::new();
+    let out = lab.path("out.raw");
+    let rival = out.clone();
+    // The first progress comes while qemu-img runs: the rival is there before our rename.
+    let progress: ggnet_core::ports::Progress = std::sync::Arc::new(move |p| {
+        if p < 1000 && !rival.exists() {
+            fs::copy("/etc/hostname", &rival).unwrap();
+        }
+    });
+    let spec = spec(&lab.path("disk.raw"), ImageFormat::Raw, &out);
+    let e = converter().convert(&spec, progress, CancellationToken::new()).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+    assert_eq!(fs::read(&out).unwrap(), fs::read("/etc/hostname").unwrap());
+    assert!(lab.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn missing_files_and_folders_are_not_found() {
+    let lab = Lab::new();
+    let e = converter().probe(&lab.path("nothing")).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
+    let e = convert(&lab.path("disk.raw"), ImageFormat::Raw, &lab.path("no/folder.raw")).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
+}
+
+#[tokio::test]
+async fn health_and_version_are_the_installed_programs() {
+    let version = converter().version().await.expect("apt-get install qemu-utils");
+    assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{version}");
+    assert_eq!(converter().health().await, Health::Up);
+}
+
+#[tokio::test]
+async fn a_missing_program_is_unavailable_and_says_how_to_get_it() {
+    let lab = Lab::new();
+    let none =
+        converter_with(QemuImgConfig { program: "no-such-qemu-img".into(), ..QemuImgConfig::default() });
+    let e = none.probe(&lab.path("disk.raw")).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unavailable);
+    assert_eq!(e.hint(), Some("apt-get install qemu-utils"));
+    let Health::Down(why) = none.health().await else { panic!("must be down") };
+    assert!(why.contains("no-such-qemu-img") && why.contains("apt-get install qemu-utils"), "{why}");
+    let other = converter_with(QemuImgConfig { program: "true".into(), ..QemuImgConfig::default() });
+    assert!(matches!(other.health().await, Health::Down(_)), "a program that is no qemu-img");
+}

@@ -1,0 +1,27 @@
+//! Header and data digests: CRC32C as RFC 7143 section 13.1 has it, stored least significant byte first.
+//!
+//! Invariant: both sides digest the padded segment; the pad bytes are part of it.
+
+/// Bytes a digest takes on the wire.
+pub(crate) const DIGEST_LEN: usize = 4;
+
+/// The digest of `bytes` as it stands on the wire.
+pub(crate) fn digest(bytes: &[u8]) -> [u8; DIGEST_LEN] {
+    crc32c::crc32c(bytes).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The examples of RFC 7143 appendix A.4.
+    #[test]
+    fn matches_the_examples_of_the_rfc() {
+        assert_eq!(digest(&[0; 32]), [0xaa, 0x36, 0x91, 0x8a]);
+        assert_eq!(digest(&[0xff; 32]), [0x43, 0xab, 0xa8, 0x62]);
+        let up: Vec<u8> = (0..32).collect();
+        assert_eq!(digest(&up), [0x4e, 0x79, 0xdd, 0x46]);
+        let down: Vec<u8> = (0..32).rev().collect();
+        assert_eq!(digest(&down), [0x5c, 0xdb, 0x3f, 0x11]);
+    }
+}

@@ -1,0 +1,339 @@
+//! A userspace iSCSI target (RFC 7143, SPC-4, SBC-3) as a library: it takes block devices and a login policy, and knows
+//! nothing of who gives them.
+//!
+//! ```text
+//!  server  ──▶ conn (one task per connection) ──▶ login ──▶ session ──▶ scsi/* ──▶ BlockDevice
+//!    │                                             │           │
+//!  targets, limits                            LoginPolicy   SessionObserver
+//! ```
+//!
+//! How it is built:
+//! * one task per connection owns its buffers, sequence numbers and tasks: the path of a read or a write takes no lock
+//!   and allocates nothing;
+//! * a read goes from the device into the socket's buffer, a write from the socket's buffer into the device; the blocking
+//!   pool is used only where the device says that it would wait;
+//! * one connection per session and error recovery level 0: whatever breaks a connection ends its session, and the
+//!   initiator logs in again.
+//!
+//! Invariants: a session's end waits for its requests in flight, so that nobody writes after
+//! [`IscsiServer::remove_target`] has returned; a connection that merely died touches neither target nor device; no
+//! input from the network panics or grows memory without bound (see [`Limits`]).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+mod answers;
+mod block;
+mod bytes;
+mod chap;
+mod conn;
+mod digest;
+mod login;
+mod negotiate;
+mod pdu;
+mod reads;
+mod scsi;
+mod server;
+mod session;
+mod stats;
+mod target;
+mod tasks;
+mod text;
+mod tmf;
+mod writes;
+
+pub use block::{BlockDevice, BlockInfo, BlockRun};
+pub use chap::{Chap, ChapPair, Secret};
+pub use server::{AddError, BindError, IscsiServer, Removal, RemoveError};
+pub use stats::{CountersSnapshot, LATENCY_BUCKETS};
+
+/// How a server listens and behaves.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Addresses to listen on. Port 0 lets the system choose; see [`IscsiServer::local_addrs`].
+    pub listen: Vec<SocketAddr>,
+    /// The address that discovery tells (`host:port`); none: the connection's own local address.
+    pub advertise: Option<String>,
+    /// The portal group tag, the same for all targets.
+    pub portal_group: u16,
+    /// When TCP looks for a silent peer.
+    pub keepalive: Keepalive,
+    /// Ask a silent initiator for a sign of life (NOP-In) after this long. A missing answer closes nothing by itself,
+    /// because some boot firmware never answers and pauses for minutes; but an initiator that has answered before and
+    /// then misses [`NOP_MISSES`] in a row is taken for dead. None: never ask.
+    pub nop_interval: Option<Duration>,
+    /// What one may use of us.
+    pub limits: Limits,
+}
+
+/// Unanswered NOP-Ins after which an initiator that has answered before is taken for dead.
+pub const NOP_MISSES: u32 = 5;
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 3260))],
+            advertise: None,
+            portal_group: 1,
+            keepalive: Keepalive::default(),
+            nop_interval: Some(Duration::from_secs(60)),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// TCP keep-alive. Generous by default: boot firmware stops all networking while the boot loader runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    pub idle: Duration,
+    /// Between probes.
+    pub interval: Duration,
+    /// Unanswered probes that end the connection.
+    pub probes: u32,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(300), interval: Duration::from_secs(30), probes: 10 }
+    }
+}
+
+/// Bounds on what the network may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; one more is closed at once.
+    pub max_connections: usize,
+    /// Connections at once from one address.
+    pub max_connections_per_source: usize,
+    /// Time from the connection to the end of the login.
+    pub login_timeout: Duration,
+    /// Longest data segment we take, in bytes (MaxRecvDataSegmentLength).
+    pub max_data_segment: u32,
+    /// Longest text of one login or text request, in bytes.
+    pub max_text: usize,
+    /// Commands a session may have open (the command window).
+    pub queue_depth: u32,
+    /// Bytes of collected command data a session may hold before it is told TASK SET FULL.
+    pub max_staged: usize,
+    /// Device calls at once on the blocking pool, of all sessions together.
+    pub blocking_jobs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            max_connections_per_source: 1024,
+            login_timeout: Duration::from_secs(30),
+            max_data_segment: 256 << 10,
+            max_text: 16 << 10,
+            queue_depth: 128,
+            max_staged: 64 << 20,
+            blocking_jobs: 64,
+        }
+    }
+}
+
+/// A target: a name and its disks.
+#[derive(Clone)]
+pub struct TargetConfig {
+    /// Its iSCSI name.
+    pub iqn: String,
+    /// Its logical units; each number once.
+    pub luns: Vec<Lun>,
+}
+
+/// A logical unit.
+#[derive(Clone)]
+pub struct Lun {
+    /// Its number, below 256.
+    pub number: u16,
+    /// The disk.
+    pub device: Arc<dyn BlockDevice>,
+    /// What it is called. Must not depend on anything that changes with a boot.
+    pub identity: Identity,
+    /// Refuse writes, whatever the device allows.
+    pub read_only: bool,
+    /// Present it as a removable medium, which initiators can lock and eject. Not for a disk that something boots from.
+    pub removable: bool,
+}
+
+/// What a logical unit says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Unit serial number (VPD page 80), printable ASCII.
+    pub serial: String,
+    /// A locally assigned NAA identifier (VPD page 83): 60 bits, the top four are ours.
+    pub naa: u64,
+    /// Vendor, at most 8 characters.
+    pub vendor: String,
+    /// Product, at most 16 characters.
+    pub product: String,
+    /// Revision, at most 4 characters.
+    pub revision: String,
+}
+
+/// Who wants to log in.
+#[derive(Clone, Debug)]
+pub struct LoginRequest {
+    /// The target's name in lower case; none for a discovery session.
+    pub target: Option<String>,
+    /// The initiator's name in lower case.
+    pub initiator: String,
+    /// Where the connection comes from.
+    pub peer: SocketAddr,
+    /// Where it arrived.
+    pub local: SocketAddr,
+}
+
+/// The policy's answer.
+#[derive(Clone, Debug)]
+pub enum LoginDecision {
+    /// Not yet able to say (status 0301: the initiator tries again). The right answer to every login, also to an unknown
+    /// target, until the owner knows its targets.
+    NotReady,
+    /// No such target (status 0203; initiators give up).
+    NotFound,
+    /// Not for this initiator (status 0202; initiators give up).
+    Refused,
+    /// Welcome, after the proof.
+    Accept {
+        /// What the initiator must prove.
+        chap: Chap,
+        /// Who else may be there.
+        exclusivity: Exclusivity,
+    },
+}
+
+/// Which sessions a target may have at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exclusivity {
+    /// One session per initiator name: the newest authenticated login closes the older ones of that name, whatever their
+    /// session id, after their requests in flight have ended. Other names are the policy's to refuse.
+    ByInitiatorName,
+    /// Any number; only a login with the same name *and* session id replaces (session reinstatement).
+    Shared,
+}
+
+/// An authenticated login that is about to succeed.
+#[derive(Clone, Debug)]
+pub struct LoginInfo {
+    /// The session it will be.
+    pub session: SessionId,
+    /// The request.
+    pub request: LoginRequest,
+    /// The initiator's session id.
+    pub isid: [u8; 6],
+    /// The CHAP user that was proved.
+    pub chap_user: Option<String>,
+}
+
+/// Why an authenticated login is not let in after all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoginAbort {
+    /// Try again (status 0301).
+    Retry,
+    /// Go away (status 0202).
+    Refuse,
+}
+
+/// Who may log in. Called at login and discovery only, never on the data path.
+///
+/// All calls are dropped half-way when the login times out or the connection breaks; a commit that must not be half done
+/// has to take care of that itself (for instance by spawning).
+#[async_trait::async_trait]
+pub trait LoginPolicy: Send + Sync {
+    /// Decides by names and addresses, before any proof.
+    async fn decide(&self, request: &LoginRequest) -> LoginDecision;
+
+    /// Runs once per login to a target, after the proof and before the final response: the initiator sends no SCSI
+    /// command before this has returned. It may add targets and remove *other* ones.
+    async fn authenticated(&self, login: &LoginInfo) -> Result<(), LoginAbort> {
+        let _ = login;
+        Ok(())
+    }
+
+    /// The targets that a discovery session is told of, in that order.
+    async fn discover(&self, request: &LoginRequest) -> Vec<String> {
+        let _ = request;
+        Vec::new()
+    }
+}
+
+/// A session, unique in the life of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+/// A live session.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    /// Its id.
+    pub id: SessionId,
+    /// The target; none for a discovery session.
+    pub target: Option<String>,
+    /// The initiator's name.
+    pub initiator: String,
+    /// The initiator's session id.
+    pub isid: [u8; 6],
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// Where it arrived.
+    pub local: SocketAddr,
+    /// How long it has lived.
+    pub age: Duration,
+    /// What it has done.
+    pub counters: CountersSnapshot,
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The initiator logged out.
+    Logout,
+    /// The connection ended or broke.
+    ConnectionLost,
+    /// The initiator broke the protocol.
+    ProtocolError,
+    /// A newer login took its place.
+    Replaced,
+    /// The target was removed, or reset cold.
+    TargetRemoved,
+    /// The server shuts down.
+    Shutdown,
+    /// It answered pings before and no longer does.
+    Silent,
+}
+
+/// What happens to sessions of targets, as it happens. Discovery sessions make no events.
+#[derive(Clone, Debug)]
+pub enum SessionEvent {
+    /// A session has begun.
+    LoggedIn(SessionInfo),
+    /// The first block was read.
+    FirstRead(SessionInfo),
+    /// The first block was written.
+    FirstWrite(SessionInfo),
+    /// The session has ended; its requests in flight have too.
+    Disconnected {
+        /// The session, with its last counters.
+        session: SessionInfo,
+        /// Why.
+        reason: CloseReason,
+    },
+}
+
+/// Observes sessions. Called inline: it must not block (send into a channel).
+pub trait SessionObserver: Send + Sync {
+    /// Takes one event.
+    fn observe(&self, event: SessionEvent);
+}
+
+/// An observer that looks away.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoObserver;
+
+impl SessionObserver for NoObserver {
+    fn observe(&self, _: SessionEvent) {}
+}

@@ -1,0 +1,328 @@
+//! The SCSI device: commands against a logical unit (SPC-4, SBC-3).
+//!
+//! ```text
+//!  CDB ── decode ──▶ Reply          answered at once
+//!                    Read           data straight from the device into the socket's buffer
+//!                    Write          data straight from the socket's buffer into the device
+//!                    Out(action)    wait for all data, then run the action
+//!                    Run(action)    run the action
+//! ```
+//!
+//! Invariants: `decode` never blocks and never touches the medium; an [`Action`] may do both and therefore runs on the
+//! blocking pool unless [`Action::quick`]; neither panics on any CDB or parameter list.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use self::lu::{LogicalUnit, Nexus};
+use self::reserve::Access;
+use self::sense::{Sense, status};
+use super::bytes::{be16, be32, index, u8at};
+
+pub(crate) mod capacity;
+pub(crate) mod copy;
+pub(crate) mod inquiry;
+pub(crate) mod lu;
+pub(crate) mod mode;
+pub(crate) mod opcodes;
+pub(crate) mod provision;
+pub(crate) mod read_write;
+pub(crate) mod removable;
+pub(crate) mod reserve;
+pub(crate) mod sense;
+pub(crate) mod vpd;
+
+/// The end of a command: status, sense where it failed, data where it has some.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Reply {
+    pub(crate) status: u8,
+    pub(crate) sense: Option<Sense>,
+    pub(crate) data: Vec<u8>,
+}
+
+impl Reply {
+    pub(crate) fn good() -> Self {
+        Self { status: status::GOOD, sense: None, data: Vec::new() }
+    }
+
+    /// Parameter data, cut to the allocation length.
+    pub(crate) fn data(mut data: Vec<u8>, allocation: usize) -> Self {
+        data.truncate(allocation);
+        Self { data, ..Self::good() }
+    }
+
+    pub(crate) fn check(sense: Sense) -> Self {
+        Self { status: status::CHECK_CONDITION, sense: Some(sense), data: Vec::new() }
+    }
+
+    pub(crate) fn conflict() -> Self {
+        Self { status: status::RESERVATION_CONFLICT, sense: None, data: Vec::new() }
+    }
+
+    pub(crate) fn task_set_full() -> Self {
+        Self { status: status::TASK_SET_FULL, sense: None, data: Vec::new() }
+    }
+}
+
+impl From<Sense> for Reply {
+    fn from(sense: Sense) -> Self {
+        Self::check(sense)
+    }
+}
+
+/// What a CDB asks for.
+#[derive(Debug)]
+pub(crate) enum Plan {
+    /// Answer now.
+    Reply(Reply),
+    /// Send this range of the device; offset and length in bytes.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Length.
+        len: u64,
+    },
+    /// Put the data here; offset and length in bytes.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// Length.
+        len: u64,
+        /// Flush before the status.
+        flush: bool,
+    },
+    /// Collect `len` bytes, then run the action on them.
+    Out {
+        /// Bytes of the parameter list or of the data.
+        len: usize,
+        /// What to do with them.
+        action: Action,
+    },
+    /// Run the action.
+    Run(Action),
+}
+
+/// Work that needs data, or the medium, or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    Flush,
+    Unmap,
+    WriteSame { lba: u64, count: u64, unmap: bool, zeros: bool },
+    CompareAndWrite { lba: u64, count: u64, flush: bool },
+    OrWrite { lba: u64, count: u64, flush: bool },
+    Verify { lba: u64, count: u64, one_block: bool },
+    LbaStatus { lba: u64, allocation: usize },
+    ModeSelect { ten: bool, page_format: bool },
+    PersistentReserve { action: u8, kind: u8 },
+    ExtendedCopy,
+}
+
+impl Action {
+    /// Touches neither the medium nor anything that waits: may run inline.
+    pub(crate) fn quick(self) -> bool {
+        match self {
+            Self::ModeSelect { .. } => true,
+            Self::PersistentReserve { action, .. } => action != 5,
+            _ => false,
+        }
+    }
+
+    /// Whether the initiator must announce exactly the data that the CDB asks for: with less or more, one of the two
+    /// does not mean what the other does.
+    pub(crate) fn exact(self) -> bool {
+        matches!(self, Self::WriteSame { .. } | Self::CompareAndWrite { .. } | Self::OrWrite { .. })
+    }
+
+    /// Executes it. `units` are all logical units of the target, for copies between them.
+    pub(crate) fn run(self, lu: &LogicalUnit, nexus: &Arc<Nexus>, units: &Units, data: &[u8]) -> Reply {
+        match self {
+            Self::Flush => read_write::flush(lu),
+            Self::Unmap => provision::unmap(lu, data),
+            Self::WriteSame { lba, count, unmap, zeros } => {
+                provision::write_same(lu, lba, count, unmap, zeros, data)
+            }
+            Self::CompareAndWrite { lba, count, flush } => {
+                read_write::compare_and_write(lu, lba, count, flush, data)
+            }
+            Self::OrWrite { lba, count, flush } => read_write::or_write(lu, lba, count, flush, data),
+            Self::Verify { lba, count, one_block } => read_write::verify(lu, lba, count, one_block, data),
+            Self::LbaStatus { lba, allocation } => capacity::lba_status(lu, lba, allocation),
+            Self::ModeSelect { ten, page_format } => mode::select(lu, nexus, ten, page_format, data),
+            Self::PersistentReserve { action, kind } => reserve::write(lu, nexus, action, kind, data),
+            Self::ExtendedCopy => copy::extended_copy(nexus, units, data),
+        }
+    }
+}
+
+/// The logical units of a target by number.
+#[derive(Clone, Default)]
+pub(crate) struct Units(Arc<[Option<Arc<LogicalUnit>>]>);
+
+impl Units {
+    /// Collects them. Numbers are below 256 (the caller has checked).
+    pub(crate) fn new(units: Vec<LogicalUnit>) -> Self {
+        let len = units.iter().map(|u| usize::from(u.number) + 1).max().unwrap_or(0);
+        let mut slots: Vec<Option<Arc<LogicalUnit>>> = vec![None; len];
+        for unit in units {
+            let number = usize::from(unit.number);
+            slots[number] = Some(Arc::new(unit));
+        }
+        Self(slots.into())
+    }
+
+    /// Those that exist, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<LogicalUnit>> {
+        self.0.iter().flatten()
+    }
+
+    /// The unit of that number.
+    pub(crate) fn get(&self, number: usize) -> Option<&Arc<LogicalUnit>> {
+        self.0.get(number)?.as_ref()
+    }
+
+    /// One past the highest number.
+    pub(crate) fn slots(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// The number in a LUN field, where it is one that we can have (SAM-5 section 4.7: peripheral or flat addressing).
+pub(crate) fn lun_number(lun: &[u8; 8]) -> Option<usize> {
+    if lun[2..] != [0; 6] {
+        return None;
+    }
+    match lun[0] >> 6 {
+        0 if lun[0] == 0 => Some(usize::from(lun[1])),
+        1 => Some(usize::from(lun[0] & 0x3f) << 8 | usize::from(lun[1])),
+        _ => None,
+    }
+}
+
+/// Answers a command to a unit that does not exist (SPC-4 sections 6.6.1 and 6.33).
+pub(crate) fn no_unit(units: &Units, cdb: &[u8; 16]) -> Reply {
+    match cdb[0] {
+        0x12 => inquiry::no_unit(cdb),
+        0xa0 => capacity::report_luns(units, cdb),
+        0x03 => request_sense(cdb, Sense::LUN_NOT_SUPPORTED),
+        _ => Reply::check(Sense::LUN_NOT_SUPPORTED),
+    }
+}
+
+/// Finds out what a CDB wants of this unit. Attention and reservations come first.
+pub(crate) fn decode(lu: &LogicalUnit, nexus: &Arc<Nexus>, units: &Units, cdb: &[u8; 16]) -> Plan {
+    let op = cdb[0];
+    if nexus.has_attention()
+        && !matches!(op, 0x12 | 0xa0 | 0x03)
+        && let Some(sense) = nexus.take_attention()
+    {
+        return Plan::Reply(Reply::check(sense));
+    }
+    if lu.is_reserved() && lu.with_reservations(|r| r.conflicts(&nexus.port, access(cdb))) {
+        return Plan::Reply(Reply::conflict());
+    }
+    if lu.ejected.load(Relaxed) && needs_medium(cdb) {
+        return Plan::Reply(Reply::check(Sense::NO_MEDIUM));
+    }
+    match op {
+        0x28 | 0x88 | 0x08 | 0xa8 => read_write::decode_read(lu, cdb),
+        0x2a | 0x8a | 0x0a | 0xaa | 0x2e | 0x8e | 0xae => read_write::decode_write(lu, cdb),
+        0x35 | 0x91 => read_write::decode_flush(lu, cdb),
+        _ => decode_rest(lu, nexus, units, cdb).unwrap_or_else(Plan::Reply),
+    }
+}
+
+fn decode_rest(lu: &LogicalUnit, nexus: &Arc<Nexus>, units: &Units, cdb: &[u8; 16]) -> Result<Plan, Reply> {
+    Ok(match cdb[0] {
+        0x00 => Plan::Reply(Reply::good()),
+        0x03 => Plan::Reply(request_sense(cdb, nexus.take_attention().unwrap_or(Sense::NONE))),
+        0x12 => Plan::Reply(inquiry::inquiry(lu, cdb)?),
+        0x15 => mode::decode_select(cdb, false)?,
+        0x55 => mode::decode_select(cdb, true)?,
+        0x1a => Plan::Reply(mode::sense(lu, cdb, false)?),
+        0x5a => Plan::Reply(mode::sense(lu, cdb, true)?),
+        0x16 | 0x56 => Plan::Reply(reserve::reserve(lu, nexus)),
+        0x17 | 0x57 => Plan::Reply(reserve::release(lu, nexus)),
+        0x1b => removable::start_stop(lu, nexus, cdb)?,
+        0x1e if lu.removable => Plan::Reply(removable::prevent_allow(nexus, cdb)?),
+        0x37 => Plan::Reply(capacity::read_defect_data(cdb, false)),
+        0xb7 => Plan::Reply(capacity::read_defect_data(cdb, true)),
+        0x25 => Plan::Reply(capacity::read_capacity_10(lu, cdb)?),
+        0x2f | 0x8f | 0xaf => read_write::decode_verify(lu, cdb)?,
+        0x34 | 0x90 => Plan::Reply(read_write::prefetch(lu, cdb)?),
+        0x41 => provision::decode_write_same(lu, cdb, false)?,
+        0x93 => provision::decode_write_same(lu, cdb, true)?,
+        0x42 => provision::decode_unmap(lu, cdb)?,
+        0x5e => Plan::Reply(reserve::read(lu, nexus, cdb)),
+        0x5f => reserve::decode_out(lu, nexus, cdb),
+        0x83 => copy::decode(cdb)?,
+        0x84 => Plan::Reply(copy::receive(nexus, cdb)?),
+        0x89 => read_write::decode_compare_and_write(lu, cdb)?,
+        0x8b => read_write::decode_or_write(lu, cdb)?,
+        0x9e => match cdb[1] & 0x1f {
+            0x10 => Plan::Reply(capacity::read_capacity_16(lu, cdb)),
+            0x12 => capacity::decode_lba_status(lu, cdb)?,
+            _ => return Err(Reply::check(Sense::cdb_bit(1, 4))),
+        },
+        0xa0 => Plan::Reply(capacity::report_luns(units, cdb)),
+        0xa3 => match cdb[1] & 0x1f {
+            0x0c => Plan::Reply(opcodes::report(lu, cdb)?),
+            0x0d => Plan::Reply(opcodes::report_task_management(cdb)),
+            0x0a => Plan::Reply(inquiry::report_target_port_groups(cdb)),
+            _ => return Err(Reply::check(Sense::cdb_bit(1, 4))),
+        },
+        _ => return Err(Reply::check(Sense::INVALID_OPCODE)),
+    })
+}
+
+/// Whether a command means the medium, as opposed to the unit.
+fn needs_medium(cdb: &[u8; 16]) -> bool {
+    !matches!(
+        cdb[0],
+        0x03 | 0x12
+            | 0x15
+            | 0x55
+            | 0x1a
+            | 0x5a
+            | 0x16
+            | 0x56
+            | 0x17
+            | 0x57
+            | 0x1b
+            | 0x1e
+            | 0x5e
+            | 0x5f
+            | 0x84
+            | 0xa0
+            | 0xa3
+    )
+}
+
+/// How a command stands to reservations (SPC-4 table 63, SBC-3 table 17).
+fn access(cdb: &[u8; 16]) -> Access {
+    match cdb[0] {
+        0x12 | 0xa0 | 0x03 | 0x17 | 0x57 | 0x16 | 0x56 | 0x5e | 0x5f => Access::Free,
+        0x00 | 0x25 | 0xa3 => Access::Query,
+        0x9e if cdb[1] & 0x1f == 0x10 => Access::Query,
+        // START with or without the medium's end: starting is harmless.
+        0x1b if cdb[4] & 1 == 1 && cdb[4] >> 4 == 0 => Access::Query,
+        0x1e if cdb[4] & 3 == 0 => Access::Query,
+        0x28 | 0x88 | 0x08 | 0xa8 | 0x2f | 0x8f | 0xaf | 0x34 | 0x90 | 0x9e | 0x84 | 0x1a | 0x5a | 0x37
+        | 0xb7 => Access::Read,
+        _ => Access::Write,
+    }
+}
+
+/// REQUEST SENSE with the given condition.
+fn request_sense(cdb: &[u8; 16], sense: Sense) -> Reply {
+    Reply::data(sense.encode(u8at(cdb, 1) & 1 != 0), usize::from(cdb[4]))
+}
+
+/// The allocation length of the 12- and 16-byte CDBs that have it at `at`.
+fn allocation32(cdb: &[u8; 16], at: usize) -> usize {
+    index(u64::from(be32(cdb, at)))
+}
+
+/// The allocation length of the 10-byte CDBs.
+fn allocation16(cdb: &[u8; 16]) -> usize {
+    usize::from(be16(cdb, 7))
+}

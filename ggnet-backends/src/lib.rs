@@ -1,0 +1,25 @@
+//! Backends for the ports of `ggnet-core`, one folder per port and one feature per backend.
+
+#[cfg(feature = "bootfile-builtin")]
+pub mod bootfile;
+#[cfg(feature = "dhcp-proxy")]
+pub mod dhcp;
+#[cfg(feature = "host-check")]
+pub mod host;
+#[cfg(feature = "image-qemu-img")]
+pub mod image;
+#[cfg(feature = "iscsi")]
+pub mod iscsi;
+pub mod register;
+#[cfg(feature = "run")]
+pub mod run;
+#[cfg(feature = "store-sqlite")]
+pub mod store;
+#[cfg(feature = "target-builtin")]
+pub mod target;
+#[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy"))]
+mod udp;
+#[cfg(feature = "writeback-layers")]
+pub mod writeback;
+
+pub use register::register;

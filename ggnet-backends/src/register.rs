@@ -1,0 +1,137 @@
+//! Hands the factory of every backend that was compiled in to core's registry.
+//!
+//! A backend's settings are its section of the configuration; what is decided once for all of them comes as [`Wiring`].
+
+use ggnet_core::registry::Registry;
+#[cfg(any(
+    feature = "bootfile-builtin",
+    feature = "dhcp-proxy",
+    feature = "image-qemu-img",
+    feature = "store-sqlite",
+    feature = "target-builtin",
+    feature = "writeback-layers"
+))]
+use {
+    ggnet_core::{
+        error::Result,
+        registry::{Settings, Wiring, settings},
+    },
+    std::sync::Arc,
+};
+
+/// Registers our backends.
+pub fn register(registry: &mut Registry) {
+    // Without any backend feature there is nothing to register.
+    let _ = &registry;
+    #[cfg(feature = "store-sqlite")]
+    registry.stores.add("sqlite", sqlite);
+    #[cfg(feature = "target-builtin")]
+    registry.targets.add("builtin", builtin_target);
+    #[cfg(feature = "writeback-layers")]
+    registry.writebacks.add("layers", layers);
+    #[cfg(feature = "dhcp-proxy")]
+    registry.dhcp.add("proxy", proxy);
+    #[cfg(feature = "bootfile-builtin")]
+    registry.boot_files.add("builtin", builtin_boot_files);
+    #[cfg(feature = "image-qemu-img")]
+    registry.converters.add("qemu-img", qemu_img);
+}
+
+/// A factory that takes no settings still refuses unknown ones.
+#[cfg(feature = "writeback-layers")]
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoSettings {}
+
+#[cfg(feature = "store-sqlite")]
+async fn sqlite(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::Store>> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Table {
+        path: Option<std::path::PathBuf>,
+        key_file: Option<std::path::PathBuf>,
+    }
+    let table: Table = settings("sqlite", table)?;
+    let config = crate::store::sqlite::SqliteConfig {
+        path: table.path.unwrap_or_else(|| wiring.data_dir.join("ggnet.db")),
+        key_file: table.key_file.unwrap_or_else(|| wiring.data_dir.join("ggnet.key")),
+    };
+    Ok(Arc::new(crate::store::sqlite::SqliteStore::open(config).await?))
+}
+
+#[cfg(feature = "target-builtin")]
+async fn builtin_target(
+    wiring: Wiring,
+    table: Settings,
+) -> Result<Arc<dyn ggnet_core::ports::TargetBackend>> {
+    let config = settings("builtin", table)?;
+    let (prefix, instance) = (wiring.iqn_prefix, wiring.instance);
+    Ok(Arc::new(crate::target::builtin::BuiltinTargets::start(config, prefix, instance, wiring.clock)?))
+}
+
+#[cfg(feature = "writeback-layers")]
+async fn layers(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::WritebackStore>> {
+    let NoSettings {} = settings("layers", table)?;
+    let config = crate::writeback::layers::LayersConfig {
+        dir: wiring.data_dir.join("writebacks"),
+        instance: wiring.instance,
+    };
+    let opened = tokio::task::spawn_blocking(move || crate::writeback::layers::Layers::open(config)).await;
+    Ok(Arc::new(
+        opened.map_err(|e| ggnet_core::Error::internal("Opening the writebacks died").with_source(e))??,
+    ))
+}
+
+#[cfg(feature = "dhcp-proxy")]
+async fn proxy(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::DhcpBackend>> {
+    let names_port = table.get("http_port").is_some();
+    let mut config: crate::dhcp::proxy::ProxyDhcpConfig = settings("proxy", table)?;
+    if config.interfaces.is_empty() {
+        config.interfaces = wiring.interfaces;
+    }
+    if !names_port {
+        config.http_port = wiring.http_port;
+    }
+    if let (true, Some(std::net::IpAddr::V4(address))) = (config.advertise.is_empty(), wiring.advertise) {
+        config.advertise = config.interfaces.iter().map(|name| (name.clone(), address)).collect();
+    }
+    Ok(Arc::new(crate::dhcp::proxy::ProxyDhcp::start(config).await?))
+}
+
+#[cfg(feature = "bootfile-builtin")]
+async fn builtin_boot_files(
+    wiring: Wiring,
+    table: Settings,
+) -> Result<Arc<dyn ggnet_core::ports::BootFileStore>> {
+    use crate::bootfile::builtin::{BuiltinBootFiles, TftpConfig, loaders::read_loaders};
+
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Table {
+        /// Served by TFTP when given, or when an interface is named.
+        tftp: Option<TftpConfig>,
+        /// Where Debian's package `ipxe` puts its loaders.
+        loaders_dir: Option<std::path::PathBuf>,
+    }
+    let table: Table = settings("builtin", table)?;
+    let store = BuiltinBootFiles::new();
+    let dir = table.loaders_dir.unwrap_or_else(|| "/usr/lib/ipxe".into());
+    let found = read_loaders(&dir).await?;
+    if let Some(hint) = &found.hint {
+        tracing::warn!(dir = %dir.display(), missing = ?found.missing, %hint, "boot loaders are missing");
+    }
+    ggnet_core::ports::BootFileStore::ensure(&store, &found.bundle).await?;
+    let tftp = table.tftp.or_else(|| (!wiring.interfaces.is_empty()).then(TftpConfig::default));
+    if let Some(tftp) = tftp {
+        let bound = store.serve_tftp(tftp).await?;
+        tracing::info!(?bound, "TFTP is served");
+    }
+    Ok(Arc::new(store))
+}
+
+#[cfg(feature = "image-qemu-img")]
+async fn qemu_img(_: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::ImageConverter>> {
+    let config = settings(crate::image::qemu_img::NAME, table)?;
+    let runner = Arc::new(crate::run::SystemRunner::new()?);
+    Ok(Arc::new(crate::image::qemu_img::QemuImg::new(config, runner)))
+}

@@ -1,0 +1,80 @@
+//! [`Output`]: how a program ended and what it said.
+
+use bytes::Bytes;
+use ggnet_core::error::{Error, ErrorKind, Result, ToolFailure};
+
+/// A program that ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// The program and its arguments as they may be shown.
+    pub argv: Vec<String>,
+    /// Its exit code; none when a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// What it wrote to stdout, up to the invocation's limit.
+    pub stdout: Bytes,
+    /// Whether it wrote more to stdout than was kept.
+    pub stdout_cut: bool,
+    /// The last lines that it wrote to stderr.
+    pub stderr_tail: String,
+}
+
+impl Output {
+    /// Whether it ended with exit code 0.
+    #[must_use]
+    pub fn success(&self) -> bool {
+        self.code == Some(0)
+    }
+
+    /// An error of `kind` that carries argv, exit code and the last lines of stderr.
+    pub fn failure(&self, kind: ErrorKind, message: impl Into<String>) -> Error {
+        let mut message = message.into();
+        if let Some(signal) = self.signal {
+            message.push_str(&format!(": ended by signal {signal}"));
+        }
+        Error::new(kind, message).with_tool(ToolFailure {
+            argv: self.argv.clone(),
+            exit_code: self.code,
+            stderr_tail: self.stderr_tail.clone(),
+        })
+    }
+
+    /// Itself, or an error of `kind` unless it ended with exit code 0.
+    ///
+    /// # Errors
+    /// [`Output::failure`] for every other end.
+    pub fn require_success(self, kind: ErrorKind, message: impl Into<String>) -> Result<Self> {
+        if self.success() { Ok(self) } else { Err(self.failure(kind, message)) }
+    }
+}
+
+/// The end of a stream, in bounded memory.
+#[derive(Debug, Default)]
+pub(super) struct Tail(Vec<u8>);
+
+impl Tail {
+    const BYTES: usize = 4096;
+    const LINES: usize = 20;
+
+    /// Adds what came.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        // Cut at twice the bound, not at each read: a chatty program must not cost a copy per byte.
+        if self.0.len() > 2 * Self::BYTES {
+            self.0.drain(..self.0.len() - Self::BYTES);
+        }
+    }
+
+    /// The last lines; control characters but newlines are dropped, so that a tool cannot write escapes into our log.
+    pub(super) fn text(&self) -> String {
+        let kept = &self.0[self.0.len().saturating_sub(Self::BYTES)..];
+        let text: String = String::from_utf8_lossy(kept)
+            .chars()
+            .map(|c| if c == '\r' { '\n' } else { c })
+            .filter(|c| *c == '\n' || !c.is_control())
+            .collect();
+        let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+        lines[lines.len().saturating_sub(Self::LINES)..].join("\n")
+    }
+}

@@ -1,0 +1,3 @@
+//! `Store` backends.
+
+pub mod sqlite;

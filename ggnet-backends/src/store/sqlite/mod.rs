@@ -1,0 +1,422 @@
+//! [`SqliteStore`]: the `Store` backend "sqlite".
+//!
+//! One writer connection beside a pool of readers, in WAL mode, so that a list never waits for a commit. The writer syncs fully at
+//! every commit (`synchronous = FULL`): in WAL mode anything less can lose the last commits in a power cut.
+//!
+//! **Schema** (`migrations/`): what is queried or constrained is a column, and the record itself is one JSON document beside
+//! them, the noun's own serde form. Uniqueness, references and "one live session per machine" are thus constraints of the
+//! database, and a new field of a noun (with a serde default) needs no migration. Session counters are kept by triggers. CHAP
+//! credentials are in no document: they stand sealed in columns of their own (see `seal.rs`). Statements are written so that they
+//! run on PostgreSQL too ($1, RETURNING, ON CONFLICT); only migrations and error codes are SQLite's.
+//!
+//! ```text
+//!   commit ──▶ spawned task ──▶ writer's lock ──▶ BEGIN IMMEDIATE ─▶ changes ─▶ COMMIT ─▶ connection put back
+//!                                                      └─ a failure: ROLLBACK ─────────▶ connection put back
+//!                                                      └─ that fails too, or a panic: connection closed, opened anew next time
+//! ```
+//! Invariants:
+//! * A batch is applied whole or not at all, also when the caller's future is dropped: the transaction runs in a task of its own,
+//!   which `shutdown` waits for.
+//! * A connection whose transaction did not end cleanly is never used again.
+//! * "Newest" session means last recorded; it does not depend on the clock.
+//! * The database and the key file have mode 0600, whatever the umask.
+
+mod delete;
+mod errors;
+mod open;
+mod read;
+mod rows;
+mod seal;
+mod write;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use ggnet_core::{
+    Error, ErrorKind, Result,
+    nouns::{
+        AuditRow, Event, EventKind, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine,
+        MachineId, ManualTarget, Name, NewEvent, SeenMachine, Session, SessionId, SessionState, StopReason,
+        TargetId, Timestamp,
+    },
+    ports::{Batch, Health, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store, Write},
+};
+use sqlx::{Connection as _, FromRow as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
+use tokio_util::task::TaskTracker;
+
+use errors::{BACKEND, Failure};
+use seal::Sealer;
+
+use open::{sync_folder, tighten};
+
+/// Where the store keeps its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqliteConfig {
+    /// The database; made when it is not there. Its folder must exist. SQLite keeps `-wal` and `-shm` files beside it.
+    pub path: PathBuf,
+    /// The key that seals credentials: 32 random bytes, made when it is not there. Belongs into the backup, apart from the database.
+    pub key_file: PathBuf,
+}
+
+/// The writer's connection; none after it failed (the next use opens it anew) and after `shutdown`.
+struct Writer {
+    connection: Option<SqliteConnection>,
+    closed: bool,
+}
+
+struct Shared {
+    path: PathBuf,
+    options: SqliteConnectOptions,
+    sealer: Sealer,
+    // Fair, first come first served: it is the queue of the writers.
+    writer: tokio::sync::Mutex<Writer>,
+    readers: SqlitePool,
+    /// Transactions under way; `shutdown` waits for them.
+    tasks: TaskTracker,
+    /// Why the last transaction failed, when that was the database's fault.
+    trouble: Mutex<Option<String>>,
+}
+
+/// The `Store` in one SQLite file. Cheap to clone; all clones are one store.
+#[derive(Clone)]
+pub struct SqliteStore {
+    shared: Arc<Shared>,
+}
+
+/// What a transaction does.
+enum Work {
+    Batch(Batch),
+    Prune(&'static str, i64),
+}
+
+/// What a transaction gives.
+enum Done {
+    Events(Vec<Event>),
+    Pruned(u64),
+}
+
+impl Shared {
+    fn fail(&self, operation: &'static str) -> impl Fn(Failure) -> Error + '_ {
+        move |f| f.into_error(&self.path, operation)
+    }
+
+    async fn transaction(&self, work: Work) -> Result<Done, Failure> {
+        // Held over the whole transaction on purpose: there is one writer.
+        let mut writer = self.writer.lock().await;
+        if writer.closed {
+            return Err(closed().into());
+        }
+        // Taken out, so that a panic or an aborted task drops the connection, and with it the transaction.
+        let mut conn = match writer.connection.take() {
+            Some(conn) => conn,
+            None => SqliteConnection::connect_with(&self.options).await?,
+        };
+        let outcome = self.run(&mut conn, work).await;
+        match outcome {
+            Ok(done) => {
+                writer.connection = Some(conn);
+                Ok(done)
+            }
+            Err((failure, clean)) => {
+                if clean {
+                    writer.connection = Some(conn);
+                } else {
+                    // Its transaction may still be open; closing rolls it back.
+                    if let Err(e) = conn.close_hard().await {
+                        tracing::warn!(error = %e, "closing the database's writer after a failure");
+                    }
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// The transaction itself; with a failure comes whether the connection may be used again.
+    async fn run(&self, conn: &mut SqliteConnection, work: Work) -> Result<Done, (Failure, bool)> {
+        if let Err(e) = sqlx::query("BEGIN IMMEDIATE").execute(&mut *conn).await {
+            // SQLite's own refusal (busy, full) began nothing.
+            let clean = e.as_database_error().is_some();
+            return Err((e.into(), clean));
+        }
+        let applied = match work {
+            Work::Batch(batch) => write::apply(conn, &self.sealer, batch).await.map(Done::Events),
+            Work::Prune(sql, before) => delete::prune_step(conn, sql, before).await.map(Done::Pruned),
+        };
+        match applied {
+            Ok(done) => match sqlx::query("COMMIT").execute(&mut *conn).await {
+                Ok(_) => Ok(done),
+                Err(e) => Err((e.into(), false)),
+            },
+            Err(failure) => {
+                let rolled_back = sqlx::query("ROLLBACK").execute(&mut *conn).await.is_ok();
+                Err((failure, rolled_back))
+            }
+        }
+    }
+
+    fn note(&self, outcome: &Result<Done>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(_) => *trouble = None,
+            Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Invalid) => {}
+            Err(e) => *trouble = Some(e.message().to_owned()),
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Unavailable, "The store is shut down").retryable(false)
+}
+
+impl SqliteStore {
+    /// Opens the database and the key file, makes them when they are not there, checks the database and brings its schema up to
+    /// date. Files are made in a blocking thread.
+    ///
+    /// # Errors
+    /// `Corrupt`: the file is not a sound SQLite database, or the key file is not a key; `Unsupported`: a newer GGnet wrote it;
+    /// `Permission`, `NotFound`, `Full`, `Busy`: as the file system or SQLite says. A key that does not fit the stored credentials
+    /// is no error here but at the sessions that it cannot open.
+    ///
+    /// # Cancellation
+    /// Dropped half-way, it leaves an empty or a migrated database; opening again goes on.
+    pub async fn open(config: SqliteConfig) -> Result<Self> {
+        let SqliteConfig { path, key_file } = config;
+        let opened = open::open(&path, key_file).await;
+        let (sealer, options, connection, readers) = opened.map_err(|f| f.into_error(&path, "open"))?;
+        let shared = Shared {
+            path,
+            options,
+            sealer,
+            writer: tokio::sync::Mutex::new(Writer { connection: Some(connection), closed: false }),
+            readers,
+            tasks: TaskTracker::new(),
+            trouble: Mutex::new(None),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The database's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Ends every live session whose credentials do not open with the key file, as `failed` at `at`, with an event each; what they
+    /// left in backends is the reconciler's to remove. For an operator who lost the key file. Returns the sessions it ended.
+    ///
+    /// # Errors
+    /// As `commit`; sessions ended before the failure stay ended.
+    pub async fn end_unreadable_sessions(&self, at: Timestamp) -> Result<Vec<SessionId>> {
+        let fail = self.shared.fail("end_unreadable_sessions");
+        let rows = read::live_rows(&self.shared.readers).await.map_err(&fail)?;
+        let mut ended = Vec::new();
+        for row in rows {
+            let row = rows::SessionRow::from_row(&row).map_err(|e| fail(e.into()))?;
+            let Err(why) = row.open(&self.shared.sealer) else { continue };
+            let mut session = row.bare()?;
+            session.state = SessionState::Failed;
+            session.ended_at = Some(at);
+            session.stop_reason = Some(StopReason::Operator);
+            session.error = Some(why.message().to_owned());
+            let kind = EventKind::SessionFailed { reason: why.message().to_owned() };
+            let event = NewEvent::new(at, kind).machine(session.machine).session(session.id);
+            ended.push(session.id);
+            self.commit(Batch::new().write(Write::Session(Box::new(session))).event(event)).await?;
+        }
+        Ok(ended)
+    }
+
+    /// Runs a transaction in a task of its own, so that a dropped caller never leaves the writer half-way.
+    async fn transact(&self, operation: &'static str, work: Work) -> Result<Done> {
+        if self.shared.tasks.is_closed() {
+            return Err(closed().with_backend(BACKEND).with_operation(operation));
+        }
+        let shared = Arc::clone(&self.shared);
+        let task = self.shared.tasks.spawn(async move {
+            let outcome = shared.transaction(work).await.map_err(shared.fail(operation));
+            shared.note(&outcome);
+            outcome
+        });
+        task.await.unwrap_or_else(|e| {
+            Err(Error::internal("The transaction's task ended before its time")
+                .with_backend(BACKEND)
+                .with_operation(operation)
+                .with_source(e))
+        })
+    }
+}
+
+/// A read method: its operation's name, and the call.
+macro_rules! read {
+    ($self:ident, $operation:literal, $call:expr) => {
+        $call.await.map_err($self.shared.fail($operation))
+    };
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn name(&self) -> &'static str {
+        BACKEND
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<Vec<Event>> {
+        match self.transact("commit", Work::Batch(batch)).await? {
+            Done::Events(events) => Ok(events),
+            Done::Pruned(_) => Err(Error::internal("A batch gave no events")),
+        }
+    }
+
+    async fn machine(&self, id: MachineId) -> Result<Option<Machine>> {
+        let pool = &self.shared.readers;
+        read!(self, "machine", read::by_text(pool, "machine", read::MACHINE, &id.to_string()))
+    }
+
+    async fn machine_by_mac(&self, mac: MacAddr) -> Result<Option<Machine>> {
+        let pool = &self.shared.readers;
+        read!(self, "machine_by_mac", read::by_text(pool, "machine", read::MACHINE_BY_MAC, &mac.to_string()))
+    }
+
+    async fn machine_by_name(&self, name: &Name) -> Result<Option<Machine>> {
+        let pool = &self.shared.readers;
+        read!(self, "machine_by_name", read::by_text(pool, "machine", read::MACHINE_BY_NAME, name.as_str()))
+    }
+
+    async fn machines(&self, filter: &MachineFilter, page: PageRequest) -> Result<Page<Machine>> {
+        read!(self, "machines", read::machines(&self.shared.readers, filter, page))
+    }
+
+    async fn image(&self, id: ImageId) -> Result<Option<Image>> {
+        let pool = &self.shared.readers;
+        read!(self, "image", read::by_text(pool, "image", read::IMAGE, &id.to_string()))
+    }
+
+    async fn image_by_name(&self, name: &Name) -> Result<Option<Image>> {
+        let pool = &self.shared.readers;
+        read!(self, "image_by_name", read::by_text(pool, "image", read::IMAGE_BY_NAME, name.as_str()))
+    }
+
+    async fn images(&self, page: PageRequest) -> Result<Page<Image>> {
+        read!(self, "images", read::images(&self.shared.readers, page))
+    }
+
+    async fn version(&self, id: ImageVersionId) -> Result<Option<ImageVersion>> {
+        let pool = &self.shared.readers;
+        read!(self, "version", read::by_text(pool, "version", read::VERSION, &id.to_string()))
+    }
+
+    async fn versions(&self, image: ImageId) -> Result<Vec<ImageVersion>> {
+        read!(self, "versions", read::versions(&self.shared.readers, &image.to_string()))
+    }
+
+    async fn importing_versions(&self) -> Result<Vec<ImageVersion>> {
+        read!(self, "importing_versions", read::importing(&self.shared.readers))
+    }
+
+    async fn session(&self, id: SessionId) -> Result<Option<Session>> {
+        let (pool, sealer) = (&self.shared.readers, &self.shared.sealer);
+        read!(self, "session", read::session(pool, sealer, read::SESSION, &id.to_string()))
+    }
+
+    async fn live_session(&self, machine: MachineId) -> Result<Option<Session>> {
+        let (pool, sealer) = (&self.shared.readers, &self.shared.sealer);
+        read!(self, "live_session", read::session(pool, sealer, read::LIVE_SESSION, &machine.to_string()))
+    }
+
+    async fn last_session(&self, machine: MachineId) -> Result<Option<Session>> {
+        let (pool, sealer) = (&self.shared.readers, &self.shared.sealer);
+        read!(self, "last_session", read::session(pool, sealer, read::LAST_SESSION, &machine.to_string()))
+    }
+
+    async fn live_sessions(&self) -> Result<Vec<Session>> {
+        read!(self, "live_sessions", read::live_sessions(&self.shared.readers, &self.shared.sealer))
+    }
+
+    async fn sessions(&self, filter: &SessionFilter, page: PageRequest) -> Result<Page<Session>> {
+        let (pool, sealer) = (&self.shared.readers, &self.shared.sealer);
+        read!(self, "sessions", read::session_page(pool, sealer, filter, page))
+    }
+
+    async fn session_counts(&self) -> Result<SessionCounts> {
+        read!(self, "session_counts", read::counts(&self.shared.readers))
+    }
+
+    async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>> {
+        let pool = &self.shared.readers;
+        read!(self, "target", read::by_text(pool, "target", read::TARGET, &id.to_string()))
+    }
+
+    async fn targets(&self) -> Result<Vec<ManualTarget>> {
+        read!(self, "targets", read::targets(&self.shared.readers))
+    }
+
+    async fn seen_machine(&self, mac: MacAddr) -> Result<Option<SeenMachine>> {
+        let pool = &self.shared.readers;
+        read!(self, "seen_machine", read::by_text(pool, "seen machine", read::SEEN, &mac.to_string()))
+    }
+
+    async fn seen(&self, page: PageRequest) -> Result<Page<SeenMachine>> {
+        read!(self, "seen", read::seen(&self.shared.readers, page))
+    }
+
+    async fn events(&self, cursor: i64, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>> {
+        read!(self, "events", read::events(&self.shared.readers, cursor, limit, machine))
+    }
+
+    async fn audit(&self, page: PageRequest) -> Result<Page<AuditRow>> {
+        read!(self, "audit", read::audit(&self.shared.readers, page))
+    }
+
+    async fn setting(&self, key: &str) -> Result<Option<String>> {
+        read!(self, "setting", read::setting(&self.shared.readers, key))
+    }
+
+    /// Deletes in steps of a few thousand rows, each a transaction: commits go in between, and a pruning that is dropped
+    /// half-way has pruned less.
+    async fn prune(&self, before: Timestamp) -> Result<u64> {
+        let mut total = 0;
+        for sql in delete::PRUNE {
+            loop {
+                let Done::Pruned(gone) =
+                    self.transact("prune", Work::Prune(sql, rows::micros(before))).await?
+                else {
+                    return Err(Error::internal("A pruning gave events"));
+                };
+                total += gone;
+                if gone < delete::PRUNE_STEP.unsigned_abs() {
+                    break;
+                }
+            }
+        }
+        Ok(total)
+    }
+
+    async fn health(&self) -> Health {
+        if let Err(e) = read!(self, "health", read::counts(&self.shared.readers)) {
+            return Health::Down(e.report());
+        }
+        match &*self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Health::Up,
+            Some(why) => Health::Degraded(format!("The last change failed: {why}")),
+        }
+    }
+
+    async fn shutdown(&self) {
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        let mut writer = self.shared.writer.lock().await;
+        writer.closed = true;
+        self.shared.readers.close().await;
+        if let Some(mut conn) = writer.connection.take() {
+            // Only tidies up: what was committed is already on disk.
+            if let Err(e) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut conn).await {
+                tracing::warn!(error = %e, "the write-ahead log was not folded into the database; the next start reads it");
+            }
+            if let Err(e) = conn.close().await {
+                tracing::warn!(error = %e, "closing the database");
+            }
+        }
+    }
+}

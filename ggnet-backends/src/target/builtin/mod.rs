@@ -1,0 +1,281 @@
+//! The target backend "builtin": the userspace iSCSI target as a `TargetBackend`.
+//!
+//! Targets live in this process: a restart of the server ends them, and the reconciler makes them again before any login is served (until
+//! then a login gets 0301, which initiators retry). Invariants: what `list` says is what the server serves; calls for one target wait for
+//! each other; the old devices are free when `remove` has returned.
+
+mod device;
+mod policy;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use ggnet_core::{
+    block::{Disk, DiskForm},
+    error::{Error, ErrorKind, Result},
+    nouns::{InstanceId, Iqn, ResourceId},
+    ports::{
+        Clock, Completeness, Connection, Health, Listed, LoginGate, LoginVisibility, LunSpec, Observer,
+        Removal, SpecDigest, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
+    },
+};
+use tokio::sync::OwnedMutexGuard;
+
+use self::{
+    device::Served,
+    policy::{Served as ServedTarget, Targets},
+};
+use crate::iscsi::{
+    AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
+};
+
+const NAME: &str = "builtin";
+/// How long a shutdown waits for requests in flight and the last flush.
+const GRACE: Duration = Duration::from_secs(4);
+
+/// What an operator can set.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BuiltinTargetConfig {
+    /// Where it listens; port 0 lets the system choose.
+    pub listen: Vec<SocketAddr>,
+}
+
+impl Default for BuiltinTargetConfig {
+    fn default() -> Self {
+        Self { listen: vec![SocketAddr::from(([127, 0, 0, 1], 3260))] }
+    }
+}
+
+/// The backend. See the module.
+pub struct BuiltinTargets {
+    server: IscsiServer,
+    targets: Arc<Targets>,
+    prefix: Iqn,
+    instance: InstanceId,
+    clock: Arc<dyn Clock>,
+    /// One lock per target name; entries exist only while somebody holds or waits.
+    turns: Mutex<HashMap<ResourceId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl BuiltinTargets {
+    /// Binds the portal. Must be called within a tokio runtime. Errors: `Busy` or `Permission` naming the address.
+    pub fn start(
+        config: BuiltinTargetConfig,
+        prefix: Iqn,
+        instance: InstanceId,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let targets = Arc::new(Targets::default());
+        let server_config = ServerConfig { listen: config.listen, ..ServerConfig::default() };
+        let server = IscsiServer::bind(server_config, targets.clone(), targets.clone()).map_err(|e| {
+            Error::io(format!("Binding the iSCSI portal to {}", e.address), e.source)
+                .with_backend(NAME)
+                .with_subject(e.address.to_string())
+                .with_hint("Stop the program that has this port (`ss -ltnp` names it), or set another with --iscsi-listen")
+        })?;
+        Ok(Self { server, targets, prefix, instance, clock, turns: Mutex::default() })
+    }
+
+    /// Where it listens, with the ports that the system chose.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        self.server.local_addrs()
+    }
+
+    async fn turn(&self, id: &ResourceId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, lock| Arc::strong_count(lock) > 1);
+            turns.entry(id.clone()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+
+    fn iqn(&self, id: &ResourceId) -> Result<Iqn> {
+        Iqn::target(&self.prefix, &self.instance, id)
+    }
+
+    fn lun(&self, spec: &LunSpec, target: &ResourceId) -> Result<Lun> {
+        let Disk::Blocks(device) = &spec.disk else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("The built-in target serves blocks of our own process, not {:?}", spec.disk.form()),
+            )
+            .with_backend(NAME));
+        };
+        Ok(Lun {
+            number: spec.number.into(),
+            device: Arc::new(Served::new(device.clone(), target.clone(), self.targets.observer())),
+            identity: identity(&spec.serial),
+            read_only: spec.read_only,
+            removable: false,
+        })
+    }
+
+    async fn close(&self, iqn: &Iqn, how: Removal) -> Result<()> {
+        let closing = match how {
+            Removal::IfIdle => Closing::IfIdle,
+            Removal::Force => Closing::Force,
+        };
+        self.server.remove_target(iqn.as_str(), closing).await.map_err(|e| match e {
+            RemoveError::Busy { sessions } => {
+                Error::new(ErrorKind::Busy, format!("Target {iqn} has {sessions} live session(s)"))
+            }
+            RemoveError::Flush { lun, source } => {
+                Error::new(ErrorKind::Corrupt, format!("LUN {lun} of target {iqn} could not be flushed"))
+                    .with_source(source)
+            }
+        })
+    }
+
+    async fn replace(&self, spec: &TargetSpec, disks: SpecDigest) -> Result<()> {
+        self.close(&spec.iqn, Removal::IfIdle).await?;
+        let luns = spec.luns.iter().map(|l| self.lun(l, &spec.id)).collect::<Result<Vec<_>>>()?;
+        // Known before it can be logged in to: a login finds its access rules.
+        self.targets.set(
+            &spec.iqn,
+            ServedTarget { id: spec.id.clone(), digest: spec.digest(), disks, access: spec.access.clone() },
+        );
+        let added = self.server.add_target(TargetConfig { iqn: spec.iqn.to_string(), luns });
+        added.map_err(|e| {
+            self.targets.forget(&spec.iqn);
+            match e {
+                AddError::BadLun(_) | AddError::BadDevice(_) | AddError::BadName(_) => {
+                    Error::new(ErrorKind::Invalid, format!("Target {}: {e}", spec.iqn)).with_source(e)
+                }
+                other => Error::internal(format!("Target {}: {other}", spec.iqn)).with_source(other),
+            }
+        })
+    }
+}
+
+/// What a LUN says of itself: from the serial alone, so that it is the same at every boot.
+fn identity(serial: &str) -> Identity {
+    let digest = SpecDigest::of([serial.as_bytes()]).short();
+    Identity {
+        serial: serial.to_owned(),
+        // 60 bits; the top four say "locally assigned".
+        naa: u64::from_str_radix(&digest, 16).unwrap_or(0) & 0x0fff_ffff_ffff_ffff,
+        vendor: "GGNET".to_owned(),
+        product: "DISKLESS".to_owned(),
+        revision: "1".to_owned(),
+    }
+}
+
+/// Of everything that a live initiator must not have changed under it.
+fn disks_digest(spec: &TargetSpec) -> SpecDigest {
+    SpecDigest::of(spec.luns.iter().flat_map(|l| [l.disk_key.as_bytes(), l.serial.as_bytes()]))
+}
+
+#[async_trait]
+impl TargetBackend for BuiltinTargets {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> TargetCapabilities {
+        TargetCapabilities {
+            accepts: vec![DiskForm::Blocks],
+            chap: true,
+            logins: LoginVisibility::Gated,
+            max_luns: 255,
+            survives_restart: false,
+        }
+    }
+
+    fn attach(&self, gate: Arc<dyn LoginGate>, observer: Arc<dyn Observer>) {
+        self.targets.attach(gate, observer);
+    }
+
+    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
+        // Held across awaits: an ensure and a remove of one target are one after the other.
+        let _turn = self.turn(&spec.id).await;
+        let done = async {
+            if self.iqn(&spec.id)? != spec.iqn {
+                return Err(Error::invalid(
+                    "iqn",
+                    format!("{} is not the name of target {}", spec.iqn, spec.id),
+                ));
+            }
+            let disks = disks_digest(spec);
+            match self.targets.get(&spec.iqn) {
+                Some(have) if have.disks == disks && self.server.has_target(spec.iqn.as_str()) => {
+                    if have.digest != spec.digest() {
+                        self.targets.set(
+                            &spec.iqn,
+                            ServedTarget { digest: spec.digest(), access: spec.access.clone(), ..have },
+                        );
+                    }
+                    Ok(())
+                }
+                _ => self.replace(spec, disks).await,
+            }
+        };
+        done.await
+            .map_err(|e| e.with_backend(NAME).with_operation("ensure").with_subject(spec.id.to_string()))?;
+        Ok(TargetEndpoint {
+            iqn: spec.iqn.clone(),
+            listen: self.server.local_addrs().to_vec(),
+            lun: spec.luns.first().map_or(0, |l| l.number),
+        })
+    }
+
+    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
+        // Held across awaits, as in `ensure`.
+        let _turn = self.turn(id).await;
+        let done = async {
+            let iqn = self.iqn(id)?;
+            let closed = self.close(&iqn, how).await;
+            // Also after a failed flush the target is gone.
+            if !self.server.has_target(iqn.as_str()) {
+                self.targets.forget(&iqn);
+            }
+            closed
+        };
+        done.await.map_err(|e| e.with_backend(NAME).with_operation("remove").with_subject(id.to_string()))
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        let served = self.server.targets();
+        let list = |iqn: String| {
+            let iqn: Iqn = iqn.parse().ok()?;
+            let id = iqn.resource(&self.prefix, &self.instance)?;
+            let digest = self.targets.get(&iqn).map(|t| t.digest);
+            Some(Listed { id, digest, completeness: Completeness::Whole })
+        };
+        Ok(served.into_iter().filter_map(list).collect())
+    }
+
+    async fn connections(&self) -> Result<Vec<Connection>> {
+        let now = self.clock.now();
+        let connection = |s: crate::iscsi::SessionInfo| {
+            let target = s.target?.parse::<Iqn>().ok()?.resource(&self.prefix, &self.instance)?;
+            Some(Connection {
+                target,
+                initiator: s.initiator,
+                peer: Some(s.peer),
+                since: now.checked_sub(s.age).ok(),
+                bytes_read: s.counters.read_bytes,
+                bytes_written: s.counters.write_bytes,
+                commands: s.counters.reads + s.counters.writes + s.counters.others,
+            })
+        };
+        Ok(self.server.sessions().into_iter().filter_map(connection).collect())
+    }
+
+    async fn health(&self) -> Health {
+        Health::Up
+    }
+
+    async fn shutdown(&self) {
+        if !self.server.shutdown(GRACE).await {
+            tracing::warn!(grace = ?GRACE, "the iSCSI target did not finish everything in time");
+        }
+    }
+}

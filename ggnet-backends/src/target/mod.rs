@@ -1,0 +1,3 @@
+//! `TargetBackend` backends.
+
+pub mod builtin;

@@ -1,0 +1,83 @@
+//! A UDP socket that tells to which of the host's addresses a datagram was sent, and that can answer from that very address.
+//!
+//! On a host with several addresses a socket bound to the wildcard would otherwise answer from whichever address the route
+//! prefers, and firmware drops an answer that comes from an address it did not ask. `quinn-udp` does the IP_PKTINFO
+//! (RFC 3542 for IPv6) plumbing. It also switches on UDP GRO, so one receive may bring several datagrams of one peer: they are
+//! handed out one by one.
+//!
+//! Invariant: every future here is cancel-safe; a dropped `recv` loses no datagram that was not yet read from the kernel.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+};
+
+#[cfg(feature = "dhcp-proxy")]
+use quinn_udp::Transmit;
+use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
+use tokio::{io::Interest, net::UdpSocket};
+
+/// Room for the largest batch that the kernel coalesces into one receive.
+pub(crate) const RECEIVE_BUFFER: usize = 65_535;
+
+/// A UDP socket with the local address of every datagram.
+pub(crate) struct PktinfoSocket {
+    io: UdpSocket,
+    state: UdpSocketState,
+}
+
+/// What came in: one or more datagrams of `stride` bytes (the last may be shorter).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    /// Who sent it.
+    pub(crate) peer: SocketAddr,
+    /// The address of ours that it was sent to; none where the kernel did not say.
+    pub(crate) local: Option<IpAddr>,
+    len: usize,
+    stride: usize,
+}
+
+impl Received {
+    /// The datagrams, in order.
+    pub(crate) fn datagrams<'a>(&self, buffer: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        buffer[..self.len.min(buffer.len())].chunks(self.stride.max(1))
+    }
+}
+
+impl PktinfoSocket {
+    /// Takes over a bound socket; call it inside a tokio runtime.
+    pub(crate) fn new(socket: socket2::Socket) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let io = UdpSocket::from_std(socket.into())?;
+        let state = UdpSocketState::new(UdpSockRef::from(&io))?;
+        Ok(Self { io, state })
+    }
+
+    /// The address it is bound to.
+    #[cfg(feature = "bootfile-builtin")]
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    /// Waits for the next datagrams.
+    pub(crate) async fn recv(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        let mut meta = [RecvMeta::default()];
+        self.io
+            .async_io(Interest::READABLE, || {
+                let mut bufs = [IoSliceMut::new(buffer)];
+                self.state.recv(UdpSockRef::from(&self.io), &mut bufs, &mut meta)
+            })
+            .await?;
+        let [meta] = meta;
+        Ok(Received { peer: meta.addr, local: meta.dst_ip, len: meta.len, stride: meta.stride })
+    }
+
+    /// Sends one datagram, from `from` when given.
+    #[cfg(feature = "dhcp-proxy")]
+    pub(crate) async fn send(&self, contents: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
+        let transmit = Transmit { destination: to, ecn: None, contents, segment_size: None, src_ip: from };
+        self.io
+            .async_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.io), &transmit))
+            .await
+    }
+}

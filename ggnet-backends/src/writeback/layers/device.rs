@@ -1,0 +1,396 @@
+//! The disk of one writeback: a mutable layer over a [`Chain`].
+//!
+//! # What is on disk at any instant, and why every cut is survived
+//!
+//! A write that touches a block for the first time does, under the block's lock: (1) the whole block into the data file, the part
+//! that the guest did not write copied from below; (2) the word into the hot map file; (3) the word into memory; then it is
+//! acknowledged. A write to blocks that are present is one write to the data file and takes no lock. A discard does, under
+//! the lock: (1) zero into the hot map file, (2) zero into memory, (3) the hole. A flush is described in `flush.rs`.
+//!
+//! *Our process dies*: the kernel keeps what both files were told, in that order, so the hot map holds.
+//! * between (1) and (2) of a write: the block is as before; what lies in the data file under an absent or zero block is never
+//!   read, and never trusted later: a block that becomes present is always written whole.
+//! * between (1) and (3) of a discard: the block is zero, and takes space until it is written or discarded again.
+//!
+//! *The power goes*: the durable map holds. It calls a block present only if its data was synced before the word was written.
+//! * A first write, not flushed: the durable word says absent or zero; the block reads as before.
+//! * A rewrite, not flushed: each sector is old or new, as on any disk.
+//! * A discard, not flushed, of a durably present block: the word says present, and the file has the old data or the hole: old
+//!   or zeros. Written again after that: old, zeros or new. Never what is below, never foreign bytes.
+//! * A discard, flushed: the word says zero, so no old data comes back, whatever of the hole the disk kept.
+//! * Zero → present → zero and the like, with the flush at any place: the word is of the state at the start of that flush; its data
+//!   is that state's or a later one's, and a state `zero` needs no data at all.
+//!
+//! *A write that fails half-way* (no space): the maps are as before, so what had not been present reads as before; the sectors
+//! that had been present may hold either, as after any write that was not acknowledged.
+//!
+//! Invariants: state changes only under the lock; the hot map file is changed before memory, so nobody acts on a state that a
+//! kill could undo; a disk that failed an fsync or was removed answers every call with an error for good.
+
+use std::{
+    io::{self, IoSlice},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ggnet_core::{
+    block::{BlockDevice, BlockInfo, BlockRun},
+    nouns::ResourceId,
+};
+
+use super::{
+    chain::{Chain, Wait, read_through, run_through},
+    files::RawFile,
+    flush::Flusher,
+    format::{BLOCK, FAILED_MARK, FAILED_OFFSET},
+    locks::{GROUP_BLOCKS, RangeLocks, STRIPES},
+    map::{BlockMap, State},
+    to_usize,
+};
+
+const SECTOR: u64 = 512;
+const BLOCK_LEN: usize = 4096;
+static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+
+/// Whether a disk still works; shared with the store, so that its health can be asked without holding the disk.
+#[derive(Debug, Default)]
+pub(super) struct Status(AtomicU8);
+
+impl Status {
+    const FAILED: u8 = 1;
+    const REMOVED: u8 = 2;
+
+    /// Whether an fsync failed.
+    pub(super) fn failed(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::FAILED
+    }
+
+    /// Lets every later call fail.
+    pub(super) fn remove(&self) {
+        self.0.store(Self::REMOVED, Ordering::Release);
+    }
+
+    fn fail(&self) {
+        // Removed stays removed.
+        let _ = self.0.compare_exchange(0, Self::FAILED, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
+/// Says when a write may be done on the caller's thread. The kernel makes a writer of the page cache sleep when too much of it is
+/// dirty, and no flag forbids that on every file system: so once a write took long, the next ones are sent to a thread that may
+/// wait, until the storm is over.
+struct Inline {
+    start: Instant,
+    /// Milliseconds after `start` until which nothing is written inline.
+    not_before: AtomicU64,
+}
+
+impl Inline {
+    const MOST_BYTES: usize = 256 * 1024;
+    const LONG: Duration = Duration::from_millis(2);
+    const PAUSE_MS: u64 = 100;
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn allows(&self, bytes: usize) -> bool {
+        let until = self.not_before.load(Ordering::Relaxed);
+        bytes <= Self::MOST_BYTES && (until == 0 || self.now() >= until)
+    }
+
+    fn took(&self, since: Instant) {
+        if since.elapsed() > Self::LONG {
+            self.not_before.store(self.now() + Self::PAUSE_MS, Ordering::Relaxed);
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Device {
+    pub(super) id: ResourceId,
+    pub(super) chain: Arc<Chain>,
+    pub(super) data: Arc<dyn RawFile>,
+    pub(super) hot: Arc<dyn RawFile>,
+    pub(super) map: BlockMap,
+    pub(super) status: Arc<Status>,
+    /// Something was changed that no flush has made safe yet; set before a request is acknowledged.
+    pub(super) unsynced: AtomicBool,
+    pub(super) flusher: Flusher,
+    size: u64,
+    punches: bool,
+    locks: RangeLocks,
+    inline: Inline,
+}
+
+/// The files and maps of which a [`Device`] is made.
+pub(super) struct Parts {
+    pub(super) id: ResourceId,
+    pub(super) size: u64,
+    pub(super) chain: Arc<Chain>,
+    pub(super) data: Arc<dyn RawFile>,
+    pub(super) hot: Arc<dyn RawFile>,
+    pub(super) map: BlockMap,
+    pub(super) flusher: Flusher,
+    pub(super) punches: bool,
+}
+
+impl Device {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { id, size, chain, data, hot, map, flusher, punches } = parts;
+        Self {
+            id,
+            chain,
+            data,
+            hot,
+            map,
+            status: Arc::default(),
+            // What an earlier process of ours acknowledged may not be on the disk yet.
+            unsynced: AtomicBool::new(true),
+            flusher,
+            size,
+            punches,
+            locks: RangeLocks::new(),
+            inline: Inline { start: Instant::now(), not_before: AtomicU64::new(0) },
+        }
+    }
+
+    /// An error if the disk failed or was removed.
+    pub(super) fn alive(&self) -> io::Result<()> {
+        match self.status.0.load(Ordering::Acquire) {
+            0 => Ok(()),
+            Status::FAILED => Err(io::Error::other(format!(
+                "Writeback {} failed to reach its disk once and is not trusted any more",
+                self.id
+            ))),
+            _ => Err(io::Error::other(format!("Writeback {} was removed", self.id))),
+        }
+    }
+
+    /// Makes it fail for good, also for the next process of ours under this kernel.
+    pub(super) fn fail(&self) {
+        self.status.fail();
+        let marked = self.hot.write_at(&mut [IoSlice::new(FAILED_MARK)], FAILED_OFFSET);
+        tracing::error!(writeback = %self.id, ?marked, "an fsync failed: the disk is a medium error from now on");
+    }
+
+    /// The first block and the one after the last of a range, or why it is none.
+    fn range(&self, offset: u64, len: usize) -> io::Result<(u64, u64)> {
+        let end = offset.checked_add(len as u64).filter(|end| *end <= self.size);
+        match end {
+            Some(end) if offset.is_multiple_of(SECTOR) && end.is_multiple_of(SECTOR) => {
+                Ok((offset / BLOCK, end.div_ceil(BLOCK)))
+            }
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{len} bytes at {offset} are not whole sectors of a disk of {} bytes", self.size),
+            )),
+        }
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<bool> {
+        self.alive()?;
+        self.range(offset, buf.len())?;
+        read_through(&self.map, &*self.data, self.chain.below(), buf, offset, wait)
+    }
+
+    fn write(&self, buf: &[u8], offset: u64, wait: Wait) -> io::Result<bool> {
+        self.alive()?;
+        let (first, end) = self.range(offset, buf.len())?;
+        if buf.is_empty() {
+            return Ok(true);
+        }
+        let done = if self.map.all(first, end, State::Present) {
+            self.rewrite(buf, offset, wait)?
+        } else {
+            self.first_write(buf, offset, first, end, wait)?
+        };
+        if done {
+            self.unsynced.store(true, Ordering::Release);
+        }
+        Ok(done)
+    }
+
+    /// Writes to blocks that are all present.
+    fn rewrite(&self, buf: &[u8], offset: u64, wait: Wait) -> io::Result<bool> {
+        let end = offset + buf.len() as u64;
+        if wait == Wait::Never && !(self.edge_is_cached(offset)? && self.edge_is_cached(end)?) {
+            return Ok(false);
+        }
+        self.data.write_at(&mut [IoSlice::new(buf)], offset)?;
+        Ok(true)
+    }
+
+    /// Whether a write that begins or ends at `edge` needs no read of the block that it covers in part: the kernel would read
+    /// it, and wait, to fill the rest of the page.
+    fn edge_is_cached(&self, edge: u64) -> io::Result<bool> {
+        if edge.is_multiple_of(BLOCK) || edge == self.size {
+            return Ok(true);
+        }
+        self.data.try_read_at(&mut [0; 512], edge)
+    }
+
+    /// Writes to blocks of which at least one was not present.
+    fn first_write(&self, buf: &[u8], offset: u64, first: u64, end: u64, wait: Wait) -> io::Result<bool> {
+        let _held = match wait {
+            Wait::Allowed => self.locks.lock(first, end),
+            Wait::Never => match self.locks.try_lock(first, end) {
+                Some(held) => held,
+                None => return Ok(false),
+            },
+        };
+        let stop = offset + buf.len() as u64;
+        let (mut head, mut tail) = ([0; BLOCK_LEN], [0; BLOCK_LEN]);
+        let head = &mut head[..to_usize(offset - first * BLOCK)];
+        let tail = &mut tail[..to_usize((end * BLOCK).min(self.size) - stop)];
+        let Some(head) = self.fill(head, first * BLOCK, wait)? else { return Ok(false) };
+        let Some(tail) = self.fill(tail, stop, wait)? else { return Ok(false) };
+
+        let start = offset - head.len() as u64;
+        self.data.write_at(&mut [IoSlice::new(head), IoSlice::new(buf), IoSlice::new(tail)], start)?;
+        self.record(first, end, State::Present)?;
+        Ok(true)
+    }
+
+    /// What has to be written beside the guest's bytes into the rest of a block: what it reads as now, or nothing if the block is
+    /// present already. `None`: finding out would wait. The caller holds the block's lock.
+    fn fill<'a>(&self, rest: &'a mut [u8], at: u64, wait: Wait) -> io::Result<Option<&'a [u8]>> {
+        if rest.is_empty() {
+            return Ok(Some(&[]));
+        }
+        let block = at / BLOCK;
+        let known = match self.map.run(block, block + 1).0 {
+            State::Zero => {
+                rest.fill(0);
+                true
+            }
+            State::Absent => self.chain.below().read(rest, at, wait)?,
+            State::Present => {
+                let cached = wait == Wait::Allowed || self.data.try_read_at(&mut rest[..512], at)?;
+                return Ok(cached.then_some(&[]));
+            }
+        };
+        Ok(known.then_some(rest))
+    }
+
+    /// Puts blocks into a state: the hot map file first, then memory. The caller holds their locks.
+    fn record(&self, first: u64, end: u64, state: State) -> io::Result<()> {
+        let Some(change) = self.map.change(first, end, state) else { return Ok(()) };
+        if let Err(e) = self.map.write(&*self.hot, &change, true) {
+            // Some of the words may be in the file: put them back, or a kill would undo what memory says from now on. What could
+            // be written before can be written again, so this fails only where nothing was written.
+            let _ = self.map.write(&*self.hot, &change, false);
+            return Err(e);
+        }
+        self.map.apply(&change);
+        Ok(())
+    }
+
+    /// Discards whole blocks (the last one may be cut short by the end of the disk).
+    fn discard_blocks(&self, first: u64, end: u64) -> io::Result<()> {
+        let mut at = first;
+        while at < end {
+            // As many groups at a time as there are locks: one word write and one hole for 128 MiB.
+            let stop = ((at / GROUP_BLOCKS + STRIPES) * GROUP_BLOCKS).min(end);
+            let _held = self.locks.lock(at, stop);
+            if !self.map.all(at, stop, State::Zero) {
+                self.record(at, stop, State::Zero)?;
+                self.unsynced.store(true, Ordering::Release);
+                if self.punches {
+                    self.data.punch(at * BLOCK, (stop * BLOCK).min(self.size) - at * BLOCK)?;
+                }
+            }
+            at = stop;
+        }
+        Ok(())
+    }
+
+    /// Makes part of a block zeros.
+    fn discard_part(&self, offset: u64, end: u64) -> io::Result<()> {
+        let block = offset / BLOCK;
+        if offset == end || self.map.all(block, block + 1, State::Zero) {
+            return Ok(());
+        }
+        self.write(&ZEROS[..to_usize(end - offset)], offset, Wait::Allowed).map(|_| ())
+    }
+}
+
+impl BlockDevice for Device {
+    fn info(&self) -> BlockInfo {
+        BlockInfo {
+            size_bytes: self.size,
+            logical_block: 512,
+            physical_block: 4096,
+            read_only: false,
+            discard: self.punches,
+        }
+    }
+
+    fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        self.read(buf, offset, Wait::Never)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read(buf, offset, Wait::Allowed).map(|_| ())
+    }
+
+    fn try_write_at(&self, buf: &[u8], offset: u64) -> io::Result<bool> {
+        if !self.inline.allows(buf.len()) {
+            return Ok(false);
+        }
+        let since = Instant::now();
+        let done = self.write(buf, offset, Wait::Never);
+        self.inline.took(since);
+        done
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.write(buf, offset, Wait::Allowed).map(|_| ())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Flusher::flush(self)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.alive()?;
+        self.range(offset, to_usize(len))?;
+        let end = offset + len;
+        let whole_from = offset.next_multiple_of(BLOCK);
+        let whole_to = if end == self.size { end.next_multiple_of(BLOCK) } else { end - end % BLOCK };
+        if whole_from >= whole_to {
+            return if whole_from < end {
+                // Two parts of two neighbours, none of them whole.
+                self.discard_part(offset, whole_from)?;
+                self.discard_part(whole_from, end)
+            } else {
+                self.discard_part(offset, end)
+            };
+        }
+        self.discard_part(offset, whole_from)?;
+        self.discard_blocks(whole_from / BLOCK, whole_to / BLOCK)?;
+        if whole_to < end { self.discard_part(whole_to, end) } else { Ok(()) }
+    }
+
+    fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
+        self.alive()?;
+        self.range(offset, to_usize(len))?;
+        let (mut at, end) = (offset, offset + len);
+        let mut runs: Vec<BlockRun> = Vec::new();
+        while at < end {
+            let (mapped, stop) = run_through(&self.map, self.chain.below(), at, end)?;
+            let len = stop - at;
+            let full = runs.len() == limit;
+            match runs.last_mut() {
+                Some(last) if last.mapped == mapped => last.len += len,
+                _ if full => break,
+                _ => runs.push(BlockRun { len, mapped }),
+            }
+            at = stop;
+        }
+        Ok(runs)
+    }
+}

@@ -1,0 +1,452 @@
+//! The folder in which writebacks stand: their names, and how they are made, found again, counted and removed.
+//!
+//! ```text
+//!   <dir>/<instance>-<id>/             one writeback, mode 0700; its files 0600
+//!        data                         as long as the disk, sparse
+//!        hot                          header and map, follows every write
+//!        durable                      header and map, follows every flush; not there before the first
+//!        durable.new                  the first durable map, not synced yet; as good as not there
+//!   <dir>/.removed-<instance>-<id>/    one that is being removed
+//! ```
+//! * Made: folder, `data`, `hot` with its header last. A folder without a readable header is *partial*: nothing was ever
+//!   acknowledged in it, so `ensure` begins anew.
+//! * Found: by the same kernel that wrote the hot map (its boot id is in the header), the hot map holds; by another, the durable
+//!   map, and if there is none nothing was ever flushed and the writeback is empty again. A hot map made from the durable one
+//!   gets its header last, too: cut short, it is made again.
+//! * Removed: renamed, `<dir>` synced, then emptied. The sync is what keeps a removed disk from coming back, after a power cut,
+//!   under the name of a new one. Cut short after the rename it is *partial*, and the next `ensure` or `remove` ends it.
+//!
+//! Invariants: what stands under a name of ours is absent, whole or partial; names of other instances are never touched; two
+//! calls for one id do not run at the same time (the caller's locks), and two servers on one folder are kept apart by the server's lock
+//! on the data folder. The boot id speaks for the kernel, not for a file system that loses what it had not written while the
+//! kernel lives on (a disk pulled out, a network mount): such a folder must not be used again before a reboot.
+
+use std::{
+    collections::HashMap,
+    io::{self, IoSlice},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use ggnet_core::{
+    error::{Error, ErrorKind, Result},
+    nouns::{ImageVersionId, InstanceId, ResourceId},
+    ports::{BaseImage, Completeness, Health, WritebackListed, WritebackSpec},
+};
+
+use super::{
+    chain::{Chain, FrozenLayer, read_header},
+    device::{Device, Parts},
+    files::{Files, Open, RawFile},
+    flush::Flusher,
+    format::{FAILED_MARK, FAILED_OFFSET, Header, Kind},
+    map::BlockMap,
+};
+
+/// The data file's name.
+pub(super) const DATA: &str = "data";
+/// The hot map file's name.
+pub(super) const HOT: &str = "hot";
+/// The durable map file's name.
+pub(super) const DURABLE: &str = "durable";
+/// The first durable map's name until it is synced.
+pub(super) const DURABLE_NEW: &str = "durable.new";
+
+const REMOVED: &str = ".removed-";
+const PROBE: &str = ".probe-";
+const LOW_BYTES: u64 = 1 << 30;
+
+type ChainKey = (ImageVersionId, PathBuf, Vec<PathBuf>);
+
+/// See the module.
+pub(super) struct Shelf {
+    files: Arc<dyn Files>,
+    dir: PathBuf,
+    instance: InstanceId,
+    boot: String,
+    punches: bool,
+    chains: Mutex<HashMap<ChainKey, Weak<Chain>>>,
+    /// Held while the probe file is there: two at once would remove each other's.
+    probing: Mutex<()>,
+}
+
+/// A map file that is there.
+struct MapFile {
+    header: Header,
+    file: Arc<dyn RawFile>,
+}
+
+/// A mutable layer's files, and its map in memory.
+struct Layer {
+    data: Arc<dyn RawFile>,
+    hot: Arc<dyn RawFile>,
+    map: BlockMap,
+}
+
+impl Shelf {
+    /// Opens the folder, which must be there, and finds out whether its file system can punch holes.
+    pub(super) fn open(
+        files: Arc<dyn Files>,
+        dir: PathBuf,
+        instance: InstanceId,
+        boot: String,
+    ) -> Result<Self> {
+        let mut shelf = Self {
+            files,
+            dir,
+            instance,
+            boot,
+            punches: false,
+            chains: Mutex::default(),
+            probing: Mutex::default(),
+        };
+        shelf.punches =
+            shelf.probe().map_err(|e| Error::io(format!("Writing to {}", shelf.dir.display()), e))?;
+        Ok(shelf)
+    }
+
+    /// Whether discarded blocks go back to the host.
+    pub(super) const fn punches(&self) -> bool {
+        self.punches
+    }
+
+    /// Writes a file and removes it; whether a hole could be punched into it.
+    fn probe(&self) -> io::Result<bool> {
+        let _one = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.dir.join(format!("{PROBE}{}", self.instance));
+        let file = self.files.open(&path, Open::Create)?;
+        let tried = file.set_size(8192).and_then(|()| file.punch(0, 4096));
+        self.files.remove_file(&path)?;
+        match tried {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn home(&self, id: &ResourceId) -> PathBuf {
+        self.dir.join(format!("{}-{id}", self.instance))
+    }
+
+    fn grave(&self, id: &ResourceId) -> PathBuf {
+        self.dir.join(format!("{REMOVED}{}-{id}", self.instance))
+    }
+
+    /// Makes the writeback or finds it again, over `base` with `frozen` layers above it (from the topmost down).
+    pub(super) fn ensure(
+        &self,
+        id: &ResourceId,
+        base: &BaseImage,
+        frozen: &[PathBuf],
+    ) -> Result<Arc<Device>> {
+        if base.size_bytes == 0 || !base.size_bytes.is_multiple_of(512) {
+            return Err(Error::invalid(
+                "size_bytes",
+                format!("{} bytes are not a whole number of 512-byte sectors", base.size_bytes),
+            ));
+        }
+        let home = self.home(id);
+        let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
+        self.end_removal(id).map_err(|e| at("Removing what was left of", e))?;
+        let durable = self.durable(&home).map_err(|e| at("Reading", e))?;
+        let hot = self.hot(&home).map_err(|e| at("Reading", e))?;
+        for map in [&durable, &hot].into_iter().flatten() {
+            self.check(id, base, &map.header)?;
+        }
+        let chain = self.chain(base, frozen)?;
+        let header = Header {
+            kind: Kind::Durable,
+            size: base.size_bytes,
+            instance: self.instance.clone(),
+            base: base.version,
+            id: id.clone(),
+            boot: String::new(),
+        };
+        let Layer { data, hot, map } = self.layer(&home, &header, hot, durable.as_ref())?;
+        let flusher = Flusher::new(self.files.clone(), home, header, durable.map(|d| d.file));
+        Ok(Arc::new(Device::new(Parts {
+            id: id.clone(),
+            size: base.size_bytes,
+            chain,
+            data,
+            hot,
+            map,
+            flusher,
+            punches: self.punches,
+        })))
+    }
+
+    /// Opens the files of a writeback by whichever map holds, or makes them.
+    fn layer(
+        &self,
+        home: &Path,
+        durable_header: &Header,
+        hot: Option<MapFile>,
+        durable: Option<&MapFile>,
+    ) -> Result<Layer> {
+        let size = durable_header.size;
+        let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
+        match (hot.filter(|h| h.header.boot == self.boot), durable) {
+            (Some(hot), durable) => {
+                Self::refuse_failed(&durable_header.id, &*hot.file)?;
+                let map = BlockMap::load(&*hot.file, size)
+                    .and_then(|map| map.mark_differences(durable.map(|d| &*d.file)).map(|()| map))
+                    .map_err(|e| at("Reading", e))?;
+                Ok(Layer { data: self.data(home, size)?, hot: hot.file, map })
+            }
+            (None, Some(durable)) => {
+                let data = self.data(home, size)?;
+                let map = BlockMap::load(&*durable.file, size).map_err(|e| at("Reading", e))?;
+                let hot =
+                    self.new_hot(home, durable_header, &map).map_err(|e| at("Writing the map of", e))?;
+                Ok(Layer { data, hot, map })
+            }
+            (None, None) => self.create(home, durable_header).map_err(|e| at("Creating", e)),
+        }
+    }
+
+    /// A header must be of this writeback, over this base.
+    fn check(&self, id: &ResourceId, base: &BaseImage, header: &Header) -> Result<()> {
+        if header.id != *id || header.instance != self.instance {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("The folder of writeback {id} holds {}-{}", header.instance, header.id),
+            )
+            .with_hint("a folder was renamed or copied by hand: put it back or remove it"));
+        }
+        if header.base != base.version || header.size != base.size_bytes {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "Writeback {id} stands on image version {} and holds what was written to it",
+                    header.base
+                ),
+            )
+            .with_hint("remove the writeback first"));
+        }
+        Ok(())
+    }
+
+    fn refuse_failed(id: &ResourceId, hot: &dyn RawFile) -> Result<()> {
+        let mut mark = [0; FAILED_MARK.len()];
+        match hot.read_at(&mut mark, FAILED_OFFSET) {
+            Ok(()) if mark == *FAILED_MARK => Err(failed(id)),
+            Ok(()) => Ok(()),
+            Err(e) => Err(Error::io(format!("Reading the hot map of {id}"), e)),
+        }
+    }
+
+    /// The durable map if it is there; one that is there and does not check is an error.
+    fn durable(&self, home: &Path) -> io::Result<Option<MapFile>> {
+        match self.files.open(&home.join(DURABLE), Open::Write) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+            Ok(file) => match read_header(&*file)? {
+                header if header.kind == Kind::Durable => Ok(Some(MapFile { header, file })),
+                _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a durable map")),
+            },
+        }
+    }
+
+    /// The hot map if it is there with its header: one without was never finished, or not written out before a power cut.
+    fn hot(&self, home: &Path) -> io::Result<Option<MapFile>> {
+        let file = match self.files.open(&home.join(HOT), Open::Write) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        match read_header(&*file) {
+            Ok(header) if header.kind == Kind::Hot => Ok(Some(MapFile { header, file })),
+            Err(e) if e.kind() != io::ErrorKind::InvalidData => Err(e),
+            _ => Ok(None),
+        }
+    }
+
+    /// The data file of a writeback that has a map.
+    fn data(&self, home: &Path, size: u64) -> Result<Arc<dyn RawFile>> {
+        let path = home.join(DATA);
+        let opening = |e: io::Error| match e.kind() {
+            io::ErrorKind::NotFound => damaged(&path, e),
+            _ => Error::io(format!("Opening {}", path.display()), e),
+        };
+        let data = self.files.open(&path, Open::Write).map_err(opening)?;
+        match data.size().map_err(opening)? {
+            len if len == size => Ok(data),
+            len => Err(damaged(&path, format!("it has {len} bytes instead of {size}"))),
+        }
+    }
+
+    fn create(&self, home: &Path, header: &Header) -> io::Result<Layer> {
+        self.files.create_dir(home)?;
+        let data = self.files.open(&home.join(DATA), Open::Create)?;
+        data.set_size(header.size)?;
+        let map = BlockMap::new(header.size);
+        let hot = self.new_hot(home, header, &map)?;
+        Ok(Layer { data, hot, map })
+    }
+
+    /// Makes the hot map file anew, with what is in `map`; its header last.
+    fn new_hot(&self, home: &Path, header: &Header, map: &BlockMap) -> io::Result<Arc<dyn RawFile>> {
+        let hot = self.files.open(&home.join(HOT), Open::Create)?;
+        hot.set_size(BlockMap::file_len(header.size))?;
+        map.mark_differences(None)?;
+        BlockMap::write_pages(&*hot, &map.take_dirty())?;
+        let header = Header { kind: Kind::Hot, boot: self.boot.clone(), ..header.clone() };
+        hot.write_at(&mut [IoSlice::new(&header.encode())], 0)?;
+        Ok(hot)
+    }
+
+    /// The version, opened once for all that stand on it.
+    pub(super) fn chain(&self, base: &BaseImage, frozen: &[PathBuf]) -> Result<Arc<Chain>> {
+        let key = (base.version, base.path.clone(), frozen.to_vec());
+        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(chain) = chains.get(&key).and_then(Weak::upgrade) {
+            return Ok(chain);
+        }
+        let opening = |path: &Path, e| Error::io(format!("Opening {}", path.display()), e);
+        let file = self.files.open(&base.path, Open::Read).map_err(|e| opening(&base.path, e))?;
+        let len = file.size().map_err(|e| opening(&base.path, e))?;
+        if len != base.size_bytes {
+            return Err(damaged(&base.path, format!("it has {len} bytes instead of {}", base.size_bytes)));
+        }
+        let layers = frozen
+            .iter()
+            .map(|dir| FrozenLayer::open(&*self.files, dir, len).map_err(|e| opening(dir, e)))
+            .collect::<Result<_>>()?;
+        let chain = Arc::new(Chain::new(base.version, layers, file));
+        chains.retain(|_, c| c.strong_count() > 0);
+        chains.insert(key, Arc::downgrade(&chain));
+        Ok(chain)
+    }
+
+    /// Removes the writeback, whatever is there of it.
+    pub(super) fn remove(&self, id: &ResourceId) -> Result<()> {
+        let at = |e| Error::io(format!("Removing {}", self.home(id).display()), e);
+        self.end_removal(id).map_err(at)?;
+        match self.files.rename(&self.home(id), &self.grave(id)) {
+            Ok(()) => self.end_removal(id).map_err(at),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(at(e)),
+        }
+    }
+
+    /// Ends a removal that had got as far as the rename.
+    fn end_removal(&self, id: &ResourceId) -> io::Result<()> {
+        let grave = self.grave(id);
+        let names = match self.files.names(&grave) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        self.files.open_dir(&self.dir)?.sync_all()?;
+        for name in names {
+            self.files.remove_file(&grave.join(name))?;
+        }
+        self.files.remove_dir(&grave)
+    }
+
+    /// What stands in the folder.
+    pub(super) fn list(&self) -> Result<Vec<WritebackListed>> {
+        let names = self
+            .files
+            .names(&self.dir)
+            .map_err(|e| Error::io(format!("Reading {}", self.dir.display()), e))?;
+        let ours = format!("{}-", self.instance);
+        let id_of = |name: &str| name.strip_prefix(&ours).and_then(|id| id.parse::<ResourceId>().ok());
+        let mut out = HashMap::new();
+        for name in &names {
+            let grave = name.strip_prefix(REMOVED);
+            let Some(id) = id_of(grave.unwrap_or(name)) else { continue };
+            let listed = self.describe(&self.dir.join(name), id.clone(), grave.is_some());
+            match listed.map_err(|e| Error::io(format!("Reading {}", self.dir.join(name).display()), e))? {
+                // One under its own name counts, and what is left of a namesake goes with the next call for it.
+                Some(listed) if grave.is_none() => {
+                    out.insert(id, listed);
+                }
+                Some(listed) => {
+                    out.entry(id).or_insert(listed);
+                }
+                None => {}
+            }
+        }
+        Ok(out.into_values().collect())
+    }
+
+    /// One folder; none if it was removed meanwhile.
+    fn describe(&self, home: &Path, id: ResourceId, removed: bool) -> io::Result<Option<WritebackListed>> {
+        let names = match self.files.names(home) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let mut bytes = 0;
+        for name in names {
+            bytes += gone_is_none(self.files.allocated(&home.join(name)))?.unwrap_or(0);
+        }
+        let durable = match self.durable(home) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(()),
+            other => Ok(other?),
+        };
+        let intact = durable.is_ok();
+        let header = match durable.ok().flatten() {
+            Some(map) => Some(map.header),
+            None => self.hot(home)?.map(|map| map.header),
+        };
+        let data = gone_is_none(self.files.open(&home.join(DATA), Open::Read).and_then(|f| f.size()))?;
+        let whole = !removed
+            && intact
+            && header
+                .as_ref()
+                .is_some_and(|h| h.id == id && h.instance == self.instance && Some(h.size) == data);
+        let digest = header.as_ref().map(|h| {
+            let base = BaseImage { version: h.base, path: PathBuf::new(), size_bytes: h.size };
+            WritebackSpec { id: h.id.clone(), base }.digest()
+        });
+        Ok(Some(WritebackListed {
+            id,
+            digest,
+            completeness: if whole { Completeness::Whole } else { Completeness::Partial },
+            base: header.map(|h| h.base),
+            bytes,
+        }))
+    }
+
+    /// How the folder is; waits for the disk.
+    pub(super) fn health(&self) -> Health {
+        let dir = self.dir.display();
+        let full =
+            |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        match self.probe() {
+            Ok(_) => {}
+            Err(e) if full(&e) => return Health::Degraded(format!("{dir} is full: free some space")),
+            Err(e) => {
+                return Health::Down(format!(
+                    "{dir} cannot be written: {e}: check its mount and permissions"
+                ));
+            }
+        }
+        match self.files.space(&self.dir) {
+            Err(e) => Health::Down(format!("The file system of {dir} does not answer: {e}")),
+            Ok(s) if s.available < LOW_BYTES || s.available < s.total / 20 => Health::Degraded(format!(
+                "{dir} has {} MiB of {} MiB free: free some space before guests run out of it",
+                s.available >> 20,
+                s.total >> 20
+            )),
+            Ok(_) => Health::Up,
+        }
+    }
+}
+
+/// The error for a disk that failed an fsync.
+pub(super) fn failed(id: &ResourceId) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("Writeback {id} failed to reach its disk and cannot be trusted"))
+        .with_hint("look for disk errors in the kernel log; remove the writeback, or reboot the host to get what was flushed")
+}
+
+fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{} cannot be read back: {why}", path.display()))
+}
+
+fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}

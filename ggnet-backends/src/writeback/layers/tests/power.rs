@@ -1,0 +1,388 @@
+//! Power cuts and kills over the simulated disk, against a model that knows which values each sector may have.
+//!
+//! After a power cut a sector may be what it was at the last flush that succeeded or anything written since; after a kill it must
+//! be what was acknowledged last, or what was in flight. Every round is made from a seed that a failure prints.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Mutex, MutexGuard},
+};
+
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use super::{super::device::Device, sim::Sim, *};
+
+const ROUNDS: u64 = 1200;
+
+/// The values that one sector may have; a value stands for a sector filled with it.
+#[derive(Debug)]
+struct Values {
+    /// From the last flush on, the last one is what a read must give.
+    legal: Vec<u64>,
+    /// Of requests that failed: they may be there or not.
+    unacknowledged: Vec<u64>,
+}
+
+/// Bytes filled with a value.
+fn filled(value: u64, len: usize) -> Vec<u8> {
+    value.to_le_bytes().repeat(len / 8)
+}
+
+/// What the guest knows.
+struct Model {
+    rng: StdRng,
+    next: u64,
+    /// The sectors that are looked at: all of a small disk, the interesting ones of a large one.
+    windows: Vec<std::ops::Range<u64>>,
+    sectors: BTreeMap<u64, Values>,
+}
+
+struct Request {
+    offset: u64,
+    len: u64,
+    /// `None`: a discard.
+    value: Option<u64>,
+}
+
+impl Model {
+    fn new(seed: u64, windows: Vec<std::ops::Range<u64>>, base: impl Fn(u64) -> u64) -> Self {
+        let sectors = windows
+            .iter()
+            .cloned()
+            .flatten()
+            .map(|s| (s, Values { legal: vec![base(s)], unacknowledged: Vec::new() }))
+            .collect();
+        Self { rng: StdRng::seed_from_u64(seed), next: 1, windows, sectors }
+    }
+
+    fn request(&mut self) -> Request {
+        let window = self.windows[self.rng.random_range(0..self.windows.len())].clone();
+        let from = self.rng.random_range(window.clone());
+        let most = (window.end - from).min(if self.rng.random_bool(0.1) { 700 } else { 30 });
+        let len = self.rng.random_range(1..=most);
+        // Often whole blocks, so that not every request copies up.
+        let (from, to) = if self.rng.random_bool(0.4) {
+            ((from & !7).max(window.start), ((from + len).next_multiple_of(8)).min(window.end))
+        } else {
+            (from, from + len)
+        };
+        let value = self.rng.random_bool(0.7).then(|| {
+            self.next += 1;
+            self.next
+        });
+        Request { offset: from * 512, len: (to - from) * 512, value }
+    }
+
+    fn note(&mut self, request: &Request, acknowledged: bool) {
+        let value = request.value.unwrap_or(0);
+        let range = request.offset / 512..(request.offset + request.len) / 512;
+        for (_, v) in self.sectors.range_mut(range) {
+            if acknowledged { v.legal.push(value) } else { v.unacknowledged.push(value) }
+        }
+    }
+
+    /// Where each sector's values stand at the start of a flush.
+    fn mark(&self) -> Vec<usize> {
+        self.sectors.values().map(|v| v.legal.len() - 1).collect()
+    }
+
+    fn flushed(&mut self, marks: &[usize]) {
+        for (v, mark) in self.sectors.values_mut().zip(marks) {
+            v.legal.drain(..mark);
+            // What failed before the flush and is not there by now cannot come any more; what is there was read since.
+        }
+    }
+
+    /// Compares the disk with what may be on it and takes what is there for true.
+    fn verify(&mut self, device: &Device, after_cut: bool, when: &str) {
+        for window in &self.windows {
+            let bytes =
+                read(device, window.start * 512, usize::try_from((window.end - window.start) * 512).unwrap());
+            for (sector, bytes) in window.clone().zip(bytes.chunks(512)) {
+                let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+                assert!(*bytes == filled(value, 512)[..], "{when}: sector {sector} is torn inside");
+                let v = self.sectors.get_mut(&sector).unwrap();
+                let allowed = if after_cut { &v.legal[..] } else { &v.legal[v.legal.len() - 1..] };
+                assert!(
+                    allowed.contains(&value) || v.unacknowledged.contains(&value),
+                    "{when}: sector {sector} reads {value:#x}; allowed are {v:x?}"
+                );
+                if after_cut {
+                    *v = Values { legal: vec![value], unacknowledged: Vec::new() };
+                } else {
+                    // The older ones, and what was in flight, may still come back in a power cut before the next flush.
+                    let in_flight = std::mem::take(&mut v.unacknowledged);
+                    v.legal.extend(in_flight);
+                    v.legal.push(value);
+                }
+            }
+        }
+    }
+}
+
+fn lock(model: &Mutex<Model>) -> MutexGuard<'_, Model> {
+    model.lock().unwrap()
+}
+
+/// One write, discard or read.
+fn act(device: &Device, model: &Mutex<Model>, sim: &Sim, when: &str) {
+    // What is in memory could still be read, but a dead process reads nothing.
+    if sim.is_dead() {
+        return;
+    }
+    let mut model = lock(model);
+    let request = model.request();
+    if model.rng.random_bool(0.2) {
+        let len = usize::try_from(request.len).unwrap();
+        let mut bytes = vec![0xEE; len];
+        let got = if model.rng.random() {
+            device.try_read_at(&mut bytes, request.offset)
+        } else {
+            device.read_at(&mut bytes, request.offset).map(|()| true)
+        };
+        if matches!(got, Ok(true)) {
+            for (sector, bytes) in (request.offset / 512..).zip(bytes.chunks(512)) {
+                let v = &model.sectors[&sector];
+                assert_eq!(bytes[..8], v.legal[v.legal.len() - 1].to_le_bytes(), "{when}: sector {sector}");
+            }
+        } else {
+            assert!(got.is_ok() || sim.is_dead(), "{when}: {got:?}");
+        }
+        return;
+    }
+    let done = match request.value {
+        Some(value) => {
+            let bytes = filled(value, usize::try_from(request.len).unwrap());
+            match device.try_write_at(&bytes, request.offset) {
+                Ok(false) => device.write_at(&bytes, request.offset),
+                other => other.map(|_| ()),
+            }
+        }
+        None => device.discard(request.offset, request.len),
+    };
+    assert!(done.is_ok() || sim.is_dead(), "{when}: {done:?}");
+    model.note(&request, done.is_ok());
+}
+
+/// A flush, during whose sync the guest goes on.
+fn flush(device: &Arc<Device>, model: &Arc<Mutex<Model>>, sim: &Sim, when: &str) {
+    let marks = lock(model).mark();
+    let (d, m, s, w) = (device.clone(), model.clone(), sim.clone(), when.to_owned());
+    let busy = lock(model).rng.random_range(0..4);
+    sim.during_sync(Some(Box::new(move || {
+        for _ in 0..busy {
+            act(&d, &m, &s, &w);
+        }
+    })));
+    let flushed = device.flush();
+    sim.during_sync(None);
+    assert!(flushed.is_ok() || sim.is_dead(), "{when}: {flushed:?}");
+    if flushed.is_ok() {
+        lock(model).flushed(&marks);
+    }
+}
+
+fn round(seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let sim = Sim::new(seed);
+    // Mostly small disks that are looked at whole; sometimes one with several pages of map.
+    let (sectors, windows) = if rng.random_bool(0.2) {
+        let sectors = 2 * 16384 * 8 + rng.random_range(1..900);
+        (
+            sectors,
+            vec![0..80, 512 * 8 - 40..512 * 8 + 40, 16384 * 8 - 60..16384 * 8 + 300, sectors - 90..sectors],
+        )
+    } else {
+        let sectors = rng.random_range(1..700);
+        (sectors, std::iter::once(0..sectors).collect())
+    };
+    let tag = |s: u64| 0xBA5E_0000_0000 | s;
+    let content: Vec<_> = windows
+        .iter()
+        .map(|w| (w.start, w.clone().map(|s| filled(tag(s), 512)).collect::<Vec<_>>().concat()))
+        .collect();
+    let base = sim.sparse_base(sectors, &content);
+    let model = Arc::new(Mutex::new(Model::new(seed, windows, tag)));
+    let shelf = |boot: u64| {
+        let instance = "0123abcd".parse().unwrap();
+        Shelf::open(Arc::new(sim.clone()), "/w".into(), instance, format!("boot-{boot}")).unwrap()
+    };
+    let mut frozen: Vec<PathBuf> = Vec::new();
+    let mut boot = 0;
+    for life in 0..4 {
+        let when = format!("seed {seed}, life {life}");
+        let name = id(&format!("w{}", frozen.len()));
+        let Ok(device) = shelf(boot).ensure(&name, &base, &frozen) else { panic!("{when}: no disk") };
+        lock(&model).verify(&device, true, &when);
+        if rng.random_bool(0.2) {
+            // Freeze: what was flushed and let go is a layer.
+            for _ in 0..5 {
+                act(&device, &model, &sim, &when);
+            }
+            flush(&device, &model, &sim, &when);
+            device.flush().unwrap();
+            let marks = lock(&model).mark();
+            lock(&model).flushed(&marks);
+            drop(device);
+            frozen.insert(0, PathBuf::from(format!("/w/0123abcd-{name}")));
+            continue;
+        }
+        sim.die_after(rng.random_range(0..120));
+        while !sim.is_dead() {
+            if rng.random_bool(0.12) {
+                flush(&device, &model, &sim, &when);
+            } else {
+                act(&device, &model, &sim, &when);
+            }
+        }
+        drop(device);
+        // Killed a few times under the same kernel, and then the power goes.
+        for _ in 0..rng.random_range(0..3) {
+            sim.restart();
+            let when = format!("{when}, killed");
+            let device = shelf(boot).ensure(&name, &base, &frozen).unwrap();
+            lock(&model).verify(&device, false, &when);
+            sim.die_after(rng.random_range(0..40));
+            while !sim.is_dead() {
+                if rng.random_bool(0.3) {
+                    flush(&device, &model, &sim, &when);
+                } else {
+                    act(&device, &model, &sim, &when);
+                }
+            }
+        }
+        sim.cut();
+        boot += 1;
+    }
+    // The base was opened for reading only, which the simulated disk enforces.
+}
+
+#[test]
+fn a_flushed_write_survives_a_power_cut_and_nothing_is_invented() {
+    for seed in 0..ROUNDS {
+        if let Err(panic) = std::panic::catch_unwind(|| round(seed)) {
+            eprintln!("failed with seed {seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// A disk of 64 numbered sectors with its shelf.
+fn small() -> (Sim, BaseImage) {
+    let sim = Sim::new(7);
+    let base = sim.base(64, 1);
+    (sim, base)
+}
+
+fn open(sim: &Sim, base: &BaseImage, boot: &str) -> Arc<Device> {
+    Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into())
+        .unwrap()
+        .ensure(&id("a"), base, &[])
+        .unwrap()
+}
+
+#[test]
+fn a_failed_sync_is_an_error_of_the_medium_for_good() {
+    for file in ["data", "durable.new", "durable"] {
+        let (sim, base) = small();
+        let device = open(&sim, &base, "boot");
+        if file == "durable" {
+            device.write_at(&[5; 4096], 8192).unwrap();
+            device.flush().unwrap();
+            drop(device);
+        }
+        let device = open(&sim, &base, "boot");
+        device.write_at(&[6; 4096], 0).unwrap();
+        sim.fail_next_sync(file);
+        let e = device.flush().unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::Other, "{file}: not one that says try again: {e}");
+        for _ in 0..2 {
+            assert!(device.flush().is_err(), "{file}: it is never retried");
+        }
+        assert!(device.read_at(&mut [0; 512], 0).is_err());
+        assert!(device.try_write_at(&[0; 512], 0).is_err());
+        drop(device);
+        let shelf =
+            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "boot".into());
+        let again = shelf.unwrap().ensure(&id("a"), &base, &[]);
+        assert!(again.is_err(), "{file}: nor by the next process under this kernel");
+        sim.cut();
+        let mut sector = [0; 512];
+        open(&sim, &base, "after").read_at(&mut sector, 8192).unwrap();
+        assert_eq!(sector[0], if file == "durable" { 5 } else { numbered(64, 1)[8192] });
+    }
+}
+
+#[test]
+fn without_space_nothing_is_recorded_and_the_write_can_be_tried_again() {
+    // After each number of bytes: in the data, between data and map, and in the map.
+    for room in (0..8200).step_by(8) {
+        let (sim, base) = small();
+        let device = open(&sim, &base, "boot");
+        device.write_at(&[5; 512], 0).unwrap();
+        sim.room(Some(room));
+        match device.write_at(&[6; 1024], 8192 - 512) {
+            Ok(()) => assert_eq!(room, 8192 + 8, "only what was written is a success"),
+            Err(e) => {
+                assert_eq!(e.kind(), io::ErrorKind::StorageFull);
+                assert_eq!(read(&*device, 4096, 28672), numbered(64, 1)[4096..], "{room}");
+                drop(device);
+                let device = open(&sim, &base, "boot");
+                assert_eq!(read(&*device, 4096, 28672), numbered(64, 1)[4096..], "{room}, killed");
+                assert!(device.flush().is_err() || room > 4000, "there is no room for the durable map");
+                sim.room(None);
+                device.write_at(&[6; 1024], 8192 - 512).unwrap();
+                device.flush().unwrap();
+                drop(device);
+                sim.cut();
+                let device = open(&sim, &base, "after");
+                assert_eq!(read(&*device, 8192 - 512, 1024), [6; 1024]);
+                assert_eq!(read(&*device, 0, 512), [5; 512]);
+                assert_eq!(read(&*device, 512, 7168), numbered(64, 1)[512..7680]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flush_without_space_for_its_map_is_tried_again() {
+    let (sim, base) = small();
+    let device = open(&sim, &base, "boot");
+    device.write_at(&[5; 512], 0).unwrap();
+    device.flush().unwrap();
+    device.discard(4096, 4096).unwrap();
+    sim.room(Some(0));
+    assert_eq!(device.flush().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    sim.room(None);
+    device.flush().unwrap();
+    drop(device);
+    sim.cut();
+    let device = open(&sim, &base, "after");
+    assert_eq!(read(&*device, 4096, 4096), [0; 4096], "a flushed discard brings nothing back");
+}
+
+#[test]
+fn a_hot_map_made_anew_after_a_power_cut_is_whole_or_made_again() {
+    let mut steps = 0;
+    loop {
+        let (sim, base) = small();
+        let device = open(&sim, &base, "boot");
+        device.write_at(&[5; 8192], 4096).unwrap();
+        device.flush().unwrap();
+        drop(device);
+        sim.cut();
+        let shelf =
+            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "after".into());
+        let shelf = shelf.unwrap();
+        sim.die_after(steps);
+        let lived = shelf.ensure(&id("a"), &base, &[]).is_ok();
+        sim.restart();
+        assert_eq!(read(&*open(&sim, &base, "after"), 4096, 8192), [5; 8192], "killed after {steps} steps");
+        if lived {
+            assert!(steps > 2, "making a hot map has steps");
+            break;
+        }
+        steps += 1;
+    }
+}

@@ -1,0 +1,534 @@
+//! A simulated disk: everything that was not synced may be lost, reordered or torn by a power cut.
+//!
+//! * A 512-byte sector of a file is, after the cut, any of the values it had since the file's last sync, each sector for itself.
+//! * A length is any that the file had since.
+//! * Of the changes to a directory since its last sync any subset happened, in order.
+//! * [`Sim::die_after`] ends the process in the midst of an operation, which then happened or not.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::Component,
+    sync::{Mutex, MutexGuard},
+};
+
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use super::{
+    super::files::{RawFile, Space},
+    *,
+};
+
+const SECTOR: usize = 512;
+type Sector = [u8; SECTOR];
+
+#[derive(Default)]
+struct FileNode {
+    live: HashMap<u64, Sector>,
+    size: u64,
+    /// Values of each sector since the last sync, the one now left out.
+    older: HashMap<u64, Vec<Sector>>,
+    older_sizes: Vec<u64>,
+}
+
+impl FileNode {
+    fn sector(&self, i: u64) -> Sector {
+        self.live.get(&i).copied().unwrap_or([0; SECTOR])
+    }
+
+    fn set(&mut self, i: u64, value: Sector) {
+        let old = self.sector(i);
+        self.older.entry(i).or_default().push(old);
+        self.live.insert(i, value);
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: u64) {
+        let mut at = offset;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (i, from) = (at / 512, usize::try_from(at % 512).unwrap());
+            let n = rest.len().min(SECTOR - from);
+            let mut sector = self.sector(i);
+            sector[from..from + n].copy_from_slice(&rest[..n]);
+            self.set(i, sector);
+            at += n as u64;
+            rest = &rest[n..];
+        }
+        self.resize(self.size.max(at));
+    }
+
+    fn clear(&mut self, offset: u64, len: u64) {
+        let within: Vec<u64> = self
+            .live
+            .keys()
+            .copied()
+            .filter(|i| i * 512 >= offset && (i + 1) * 512 <= offset + len)
+            .collect();
+        for i in within {
+            self.set(i, [0; SECTOR]);
+        }
+    }
+
+    fn resize(&mut self, size: u64) {
+        if size != self.size {
+            if size < self.size {
+                assert_eq!(size % 512, 0, "only whole sectors are cut off here");
+                self.clear(size, u64::MAX - size);
+            }
+            self.older_sizes.push(self.size);
+            self.size = size;
+        }
+    }
+
+    fn sync(&mut self) {
+        self.older.clear();
+        self.older_sizes.clear();
+    }
+}
+
+enum DirChange {
+    Add(String, usize),
+    Remove(String),
+    Rename(String, String),
+}
+
+#[derive(Default)]
+struct DirNode {
+    live: BTreeMap<String, usize>,
+    synced: BTreeMap<String, usize>,
+    changes: Vec<DirChange>,
+}
+
+impl DirNode {
+    fn change(&mut self, change: DirChange) {
+        apply(&mut self.live, &change);
+        self.changes.push(change);
+    }
+}
+
+fn apply(names: &mut BTreeMap<String, usize>, change: &DirChange) {
+    match change {
+        DirChange::Add(name, node) => {
+            names.insert(name.clone(), *node);
+        }
+        DirChange::Remove(name) => {
+            names.remove(name);
+        }
+        DirChange::Rename(from, to) => {
+            if let Some(node) = names.remove(from) {
+                names.insert(to.clone(), node);
+            }
+        }
+    }
+}
+
+enum Node {
+    File(FileNode),
+    Dir(DirNode),
+}
+
+struct World {
+    nodes: Vec<Node>,
+    rng: StdRng,
+    /// Operations left until the process dies.
+    left: Option<u64>,
+    dead: bool,
+    /// Bytes that can still be written.
+    room: Option<u64>,
+    failing_sync: Option<String>,
+    free: u64,
+}
+
+type Hook = Box<dyn FnMut() + Send>;
+
+/// See the module.
+#[derive(Clone)]
+pub(super) struct Sim {
+    world: Arc<Mutex<World>>,
+    /// Called before and after the sync of a data file takes effect.
+    hook: Arc<Mutex<Option<Hook>>>,
+}
+
+struct SimFile {
+    sim: Sim,
+    node: usize,
+    name: String,
+    writable: bool,
+}
+
+fn dead() -> io::Error {
+    io::Error::other("the process is dead")
+}
+
+impl World {
+    /// Before a change: whether it happens, and whether the process lives to see it.
+    fn step(&mut self) -> (bool, io::Result<()>) {
+        if self.dead {
+            return (false, Err(dead()));
+        }
+        match &mut self.left {
+            Some(0) => {
+                self.dead = true;
+                (self.rng.random(), Err(dead()))
+            }
+            Some(n) => {
+                *n -= 1;
+                (true, Ok(()))
+            }
+            None => (true, Ok(())),
+        }
+    }
+
+    fn file(&mut self, node: usize) -> &mut FileNode {
+        match &mut self.nodes[node] {
+            Node::File(f) => f,
+            Node::Dir(_) => panic!("a directory is no file"),
+        }
+    }
+
+    fn dir(&mut self, node: usize) -> &mut DirNode {
+        match &mut self.nodes[node] {
+            Node::Dir(d) => d,
+            Node::File(_) => panic!("a file is no directory"),
+        }
+    }
+
+    fn find(&mut self, path: &Path) -> io::Result<usize> {
+        let mut at = 0;
+        for part in path.components() {
+            if let Component::Normal(name) = part {
+                at = *self.dir(at).live.get(name.to_str().unwrap()).ok_or(io::ErrorKind::NotFound)?;
+            }
+        }
+        if self.dead { Err(dead()) } else { Ok(at) }
+    }
+
+    fn parent(&mut self, path: &Path) -> io::Result<(usize, String)> {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        Ok((self.find(path.parent().unwrap())?, name))
+    }
+
+    fn change_dir(&mut self, dir: usize, change: DirChange) -> io::Result<()> {
+        let (happens, result) = self.step();
+        if happens {
+            self.dir(dir).change(change);
+        }
+        result
+    }
+
+    fn add(&mut self, path: &Path, node: Node) -> io::Result<usize> {
+        let (dir, name) = self.parent(path)?;
+        self.nodes.push(node);
+        let index = self.nodes.len() - 1;
+        self.change_dir(dir, DirChange::Add(name, index))?;
+        Ok(index)
+    }
+}
+
+impl Sim {
+    /// A file system with the folder `/w` in it.
+    pub(super) fn new(seed: u64) -> Self {
+        let world = World {
+            nodes: vec![Node::Dir(DirNode::default())],
+            rng: StdRng::seed_from_u64(seed),
+            left: None,
+            dead: false,
+            room: None,
+            failing_sync: None,
+            free: 1 << 40,
+        };
+        let sim = Self { world: Arc::new(Mutex::new(world)), hook: Arc::default() };
+        sim.create_dir(Path::new("/w")).unwrap();
+        sim.open_dir(Path::new("/")).unwrap().sync_all().unwrap();
+        sim
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+
+    /// A synced base image of that many numbered sectors.
+    pub(super) fn base(&self, sectors: u64, salt: u64) -> BaseImage {
+        self.sparse_base(sectors, &[(0, numbered(sectors, salt))])
+    }
+
+    /// A synced base image of that many sectors with these bytes at these sectors.
+    pub(super) fn sparse_base(&self, sectors: u64, content: &[(u64, Vec<u8>)]) -> BaseImage {
+        let path = PathBuf::from("/base.raw");
+        let file = self.open(&path, Open::Create).unwrap();
+        file.set_size(sectors * 512).unwrap();
+        for (sector, bytes) in content {
+            file.write_at(&mut [IoSlice::new(bytes)], sector * 512).unwrap();
+        }
+        file.sync_all().unwrap();
+        self.open_dir(Path::new("/")).unwrap().sync_all().unwrap();
+        BaseImage { version: ImageVersionId::generate(), path, size_bytes: sectors * 512 }
+    }
+
+    /// The process dies in the midst of the change after the next `n`.
+    pub(super) fn die_after(&self, n: u64) {
+        self.world().left = Some(n);
+    }
+
+    /// Whether the process died.
+    pub(super) fn is_dead(&self) -> bool {
+        self.world().dead
+    }
+
+    /// A new process under the same kernel.
+    pub(super) fn restart(&self) {
+        let mut world = self.world();
+        world.left = None;
+        world.dead = false;
+    }
+
+    /// The power goes and comes back.
+    pub(super) fn cut(&self) {
+        self.restart();
+        let mut world = self.world();
+        let World { nodes, rng, .. } = &mut *world;
+        // Of all that was not synced: nothing, everything, or a bit of each.
+        let newest = [0.0, 1.0, 0.5, 0.1, 0.9][rng.random_range(0..5)];
+        for node in nodes {
+            match node {
+                Node::File(file) => {
+                    for (i, older) in std::mem::take(&mut file.older) {
+                        if !rng.random_bool(newest) {
+                            let pick = if newest == 0.0 { 0 } else { rng.random_range(0..older.len()) };
+                            file.live.insert(i, older[pick]);
+                        }
+                    }
+                    let sizes = std::mem::take(&mut file.older_sizes);
+                    if !sizes.is_empty() && !rng.random_bool(newest) {
+                        file.size = sizes[rng.random_range(0..sizes.len())];
+                        let end = file.size;
+                        file.live.retain(|i, _| i * 512 < end);
+                    }
+                }
+                Node::Dir(dir) => {
+                    for change in std::mem::take(&mut dir.changes) {
+                        if rng.random_bool(newest) {
+                            apply(&mut dir.synced, &change);
+                        }
+                    }
+                    dir.live = dir.synced.clone();
+                }
+            }
+        }
+    }
+
+    /// From now on only that many bytes can be written; `None`: as many as one likes.
+    pub(super) fn room(&self, bytes: Option<u64>) {
+        self.world().room = bytes;
+    }
+
+    /// The next sync of a file of that name fails, and what it should have synced is lost.
+    pub(super) fn fail_next_sync(&self, name: &str) {
+        self.world().failing_sync = Some(name.to_owned());
+    }
+
+    /// What `space` says is free.
+    pub(super) fn set_free(&self, bytes: u64) {
+        self.world().free = bytes;
+    }
+
+    /// What is done while a data file is being synced, once before and once after it takes effect.
+    pub(super) fn during_sync(&self, hook: Option<Hook>) {
+        *self.hook.lock().unwrap() = hook;
+    }
+
+    fn call_hook(&self) {
+        // Taken out while it runs: what it does may sync, too.
+        let hook = self.hook.lock().unwrap().take();
+        if let Some(mut hook) = hook {
+            hook();
+            *self.hook.lock().unwrap() = Some(hook);
+        }
+    }
+}
+
+impl SimFile {
+    fn change(&self, change: impl FnOnce(&mut FileNode)) -> io::Result<()> {
+        assert!(self.writable, "{} was opened for reading only", self.name);
+        let mut world = self.sim.world();
+        let (happens, result) = world.step();
+        if happens {
+            change(world.file(self.node));
+        }
+        result
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let data = self.name == "data";
+        if data {
+            self.sim.call_hook();
+        }
+        {
+            let mut world = self.sim.world();
+            if world.failing_sync.as_ref() == Some(&self.name) {
+                world.failing_sync = None;
+                return Err(io::Error::from_raw_os_error(28));
+            }
+            let (happens, result) = world.step();
+            if happens {
+                match &mut world.nodes[self.node] {
+                    Node::File(file) => file.sync(),
+                    Node::Dir(dir) => {
+                        dir.changes.clear();
+                        dir.synced = dir.live.clone();
+                    }
+                }
+            }
+            result?;
+        }
+        if data {
+            self.sim.call_hook();
+        }
+        Ok(())
+    }
+}
+
+impl RawFile for SimFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.sim.world().file(self.node).size)
+    }
+
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.change(|f| f.resize(size))
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut world = self.sim.world();
+        if world.dead {
+            return Err(dead());
+        }
+        let file = world.file(self.node);
+        if offset + buf.len() as u64 > file.size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut at = offset;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let from = usize::try_from(at % 512).unwrap();
+            let n = rest.len().min(SECTOR - from);
+            let (part, next) = rest.split_at_mut(n);
+            part.copy_from_slice(&file.sector(at / 512)[from..from + n]);
+            at += n as u64;
+            rest = next;
+        }
+        Ok(())
+    }
+
+    fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        // Sometimes it is not in memory.
+        if self.sim.world().rng.random_bool(0.3) {
+            return Ok(false);
+        }
+        self.read_at(buf, offset).map(|()| true)
+    }
+
+    fn write_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let mut bytes = parts.iter().map(|p| &**p).collect::<Vec<&[u8]>>().concat();
+        let mut full = false;
+        if let Some(room) = &mut self.sim.world().room {
+            full = bytes.len() as u64 > *room;
+            bytes.truncate(usize::try_from(*room).unwrap());
+            *room -= bytes.len() as u64;
+        }
+        self.change(|f| f.write(&bytes, offset))?;
+        if full { Err(io::Error::from_raw_os_error(28)) } else { Ok(()) }
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.change(|f| f.clear(offset, len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    fn run(&self, _offset: u64, end: u64) -> io::Result<(bool, u64)> {
+        Ok((true, end))
+    }
+}
+
+impl Files for Sim {
+    fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn RawFile>> {
+        let mut world = self.world();
+        let node = match world.find(path) {
+            Ok(node) => {
+                if how == Open::Create {
+                    let (happens, result) = world.step();
+                    if happens {
+                        world.file(node).resize(0);
+                    }
+                    result?;
+                }
+                node
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound && how == Open::Create => {
+                world.add(path, Node::File(FileNode::default()))?
+            }
+            Err(e) => return Err(e),
+        };
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        Ok(Arc::new(SimFile { sim: self.clone(), node, name, writable: how != Open::Read }))
+    }
+
+    fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn RawFile>> {
+        let node = self.world().find(path)?;
+        Ok(Arc::new(SimFile { sim: self.clone(), node, name: String::new(), writable: false }))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut world = self.world();
+        match world.find(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                world.add(path, Node::Dir(DirNode::default())).map(|_| ())
+            }
+            other => other.map(|_| ()),
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut world = self.world();
+        world.find(from)?;
+        let ((dir, old), (to_dir, new)) = (world.parent(from)?, world.parent(to)?);
+        assert_eq!(dir, to_dir, "renames stay in their folder here");
+        world.change_dir(dir, DirChange::Rename(old, new))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut world = self.world();
+        world.find(path)?;
+        let (dir, name) = world.parent(path)?;
+        world.change_dir(dir, DirChange::Remove(name))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let node = self.world().find(path)?;
+        assert!(self.world().dir(node).live.is_empty(), "only an empty folder can be removed");
+        self.remove_file(path)
+    }
+
+    fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut world = self.world();
+        let node = world.find(dir)?;
+        Ok(world.dir(node).live.keys().cloned().collect())
+    }
+
+    fn allocated(&self, path: &Path) -> io::Result<u64> {
+        let mut world = self.world();
+        let node = world.find(path)?;
+        Ok(world.file(node).live.len() as u64 * 512)
+    }
+
+    fn space(&self, _path: &Path) -> io::Result<Space> {
+        let available = self.world().free;
+        Ok(Space { total: 1 << 40, available })
+    }
+}

@@ -1,0 +1,358 @@
+//! The port's contract over real files: idempotence, Busy, list, removal, boot ids, damage; and over the simulated disk: every
+//! `ensure` and `remove` cut short at every step.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use ggnet_core::{
+    error::ErrorKind,
+    ports::{Completeness, Health, Removal, WritebackListed, WritebackStore as _},
+};
+
+use super::{
+    super::{
+        format::FAILED_MARK,
+        shelf::{DATA, DURABLE, HOT},
+    },
+    sim::Sim,
+    *,
+};
+
+#[tokio::test]
+async fn ensure_twice_is_the_same_disk_and_a_dropped_one_keeps_what_was_written() {
+    let room = Room::new(&numbered(64, 1));
+    let store = room.store();
+    let spec = room.spec("a.1");
+    let disk = blocks(store.ensure(&spec).await.unwrap());
+    let again = blocks(store.ensure(&spec).await.unwrap());
+    assert!(Arc::ptr_eq(&disk, &again));
+    disk.write_at(&[7; 512], 1024).unwrap();
+    drop((disk, again));
+    let disk = blocks(store.ensure(&spec).await.unwrap());
+    assert_eq!(read(&*disk, 1024, 512), [7; 512]);
+    assert_eq!(read(&*disk, 0, 1024), numbered(2, 1));
+    assert_eq!(disk.info().size_bytes, 64 * 512);
+    assert!(!disk.info().read_only);
+    // A second store over the same folder, as after our death.
+    drop(disk);
+    drop(store);
+    let disk = blocks(room.store().ensure(&spec).await.unwrap());
+    assert_eq!(read(&*disk, 1024, 512), [7; 512]);
+    assert_eq!(std::fs::read(&room.base.path).unwrap(), numbered(64, 1), "the base is never written");
+}
+
+#[tokio::test]
+async fn calls_at_once_for_one_id_get_one_disk() {
+    let room = Room::new(&numbered(8, 1));
+    let store = room.store();
+    let spec = room.spec("a");
+    let all = futures_util::future::join_all((0..16).map(|_| store.ensure(&spec))).await;
+    let disks: Vec<_> = all.into_iter().map(|d| blocks(d.unwrap())).collect();
+    assert!(disks.iter().all(|d| Arc::ptr_eq(d, &disks[0])));
+}
+
+#[tokio::test]
+async fn another_base_is_busy_and_a_missing_one_leaves_nothing() {
+    let room = Room::new(&numbered(64, 1));
+    let store = room.store();
+    let spec = room.spec("a");
+    let disk = store.ensure(&spec).await.unwrap();
+    let mut other = spec.clone();
+    other.base.version = ImageVersionId::generate();
+    assert_eq!(store.ensure(&other).await.unwrap_err().kind(), ErrorKind::Busy);
+    drop(disk);
+    let e = store.ensure(&other).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Busy, "{e}");
+    assert_eq!(e.backend(), Some("layers"));
+
+    let mut missing = room.spec("b");
+    missing.base.path = "/nonexistent/base.raw".into();
+    missing.base.version = ImageVersionId::generate();
+    assert_eq!(store.ensure(&missing).await.unwrap_err().kind(), ErrorKind::NotFound);
+    let mut short = room.spec("c");
+    short.base.size_bytes += 512;
+    short.base.version = ImageVersionId::generate();
+    assert_eq!(store.ensure(&short).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    short.base.size_bytes += 1;
+    assert_eq!(store.ensure(&short).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(store.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn list_tells_base_digest_and_bytes_without_a_database() {
+    let room = Room::new(&vec![1; 8 << 20]);
+    let spec = room.spec("a.1");
+    let store = room.store();
+    let disk = blocks(store.ensure(&spec).await.unwrap());
+    store.ensure(&room.spec("t-b")).await.unwrap();
+    // Another GGnet's, and what is nobody's.
+    let other = LayersConfig { dir: room.dir(), instance: InstanceId::generate() };
+    Layers::open(other).unwrap().ensure(&room.spec("c")).await.unwrap();
+    std::fs::create_dir(room.dir().join("lost+found")).unwrap();
+
+    let of = |list: &[WritebackListed], name: &str| list.iter().find(|l| l.id == id(name)).unwrap().clone();
+    let list = room.store().list().await.unwrap();
+    assert_eq!(list.len(), 2, "{list:?}");
+    let a = of(&list, "a.1");
+    assert_eq!(a.base, Some(room.base.version));
+    assert_eq!(a.digest, Some(spec.digest()));
+    assert_eq!(a.completeness, Completeness::Whole);
+    disk.write_at(&vec![5; 1 << 20], 0).unwrap();
+    disk.flush().unwrap();
+    let after = of(&store.list().await.unwrap(), "a.1").bytes;
+    assert!(after >= a.bytes + (1 << 20), "{after} after {}", a.bytes);
+    disk.discard(0, 1 << 20).unwrap();
+    disk.flush().unwrap();
+    let discarded = of(&store.list().await.unwrap(), "a.1").bytes;
+    assert!(discarded <= after - (1 << 20), "{discarded} after {after}: the space is the host's again");
+    assert_eq!(read(&*disk, 0, 1 << 20), vec![0; 1 << 20]);
+}
+
+#[tokio::test]
+async fn removal_of_a_held_disk_is_busy_or_kills_it() {
+    let room = Room::new(&numbered(64, 1));
+    let store = room.store();
+    let spec = room.spec("a");
+    store.remove(&spec.id, Removal::IfIdle).await.unwrap();
+    let disk = blocks(store.ensure(&spec).await.unwrap());
+    disk.write_at(&[9; 512], 0).unwrap();
+    assert_eq!(store.remove(&spec.id, Removal::IfIdle).await.unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(read(&*disk, 0, 512), [9; 512]);
+    store.remove(&spec.id, Removal::Force).await.unwrap();
+    assert!(disk.read_at(&mut [0; 512], 0).is_err());
+    assert!(disk.write_at(&[0; 512], 0).is_err());
+    assert!(disk.flush().is_err());
+    assert!(disk.discard(0, 512).is_err());
+    assert!(store.list().await.unwrap().is_empty());
+    let fresh = blocks(store.ensure(&spec).await.unwrap());
+    assert_eq!(read(&*fresh, 0, 512), numbered(1, 1), "a new one is empty");
+    assert!(disk.read_at(&mut [0; 512], 0).is_err(), "the old one stays dead");
+    drop((disk, fresh));
+    store.remove(&spec.id, Removal::IfIdle).await.unwrap();
+    assert_eq!(std::fs::read_dir(room.dir()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn nobody_else_may_read_a_guests_disk() {
+    let room = Room::new(&numbered(64, 1));
+    let disk = blocks(room.store().ensure(&room.spec("a")).await.unwrap());
+    disk.write_at(&[9; 512], 0).unwrap();
+    disk.flush().unwrap();
+    let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(room.dir()), 0o700);
+    assert_eq!(mode(room.home("a")), 0o700);
+    for name in [DATA, HOT, DURABLE] {
+        assert_eq!(mode(room.home("a").join(name)), 0o600, "{name}");
+    }
+}
+
+#[test]
+fn under_the_same_kernel_the_hot_map_holds_and_under_another_the_durable_one() {
+    let room = Room::new(&numbered(64, 1));
+    let open = |boot: &str| room.shelf(boot).ensure(&id("a"), &room.base, &[]).unwrap();
+    let disk = open("boot-1");
+    disk.write_at(&[1; 512], 0).unwrap();
+    disk.flush().unwrap();
+    disk.write_at(&[2; 512], 4096).unwrap();
+    drop(disk);
+    let disk = open("boot-1");
+    assert_eq!(read(&*disk, 0, 512), [1; 512]);
+    assert_eq!(read(&*disk, 4096, 512), [2; 512]);
+    drop(disk);
+    let disk = open("boot-2");
+    assert_eq!(read(&*disk, 0, 512), [1; 512]);
+    assert_eq!(read(&*disk, 4096, 512), numbered(64, 1)[4096..4608], "it was never flushed");
+    disk.write_at(&[3; 512], 4608).unwrap();
+    assert_eq!(
+        read(&*disk, 4096, 512),
+        numbered(64, 1)[4096..4608],
+        "what lay in the file under an absent block is not trusted"
+    );
+    drop(disk);
+    assert_eq!(read(&*open("boot-2"), 4608, 512), [3; 512]);
+    // Never flushed at all: empty again.
+    let fresh = || room.shelf("boot-3").ensure(&id("b"), &room.base, &[]).unwrap();
+    fresh().write_at(&[4; 512], 0).unwrap();
+    assert_eq!(read(&*fresh(), 0, 512), [4; 512]);
+    let disk = room.shelf("boot-4").ensure(&id("b"), &room.base, &[]).unwrap();
+    assert_eq!(read(&*disk, 0, 512), numbered(1, 1));
+}
+
+#[tokio::test]
+async fn damage_is_told_and_never_served() {
+    let room = Room::new(&numbered(64, 1));
+    let prepare = |name: &str| {
+        let disk = room.shelf("boot").ensure(&id(name), &room.base, &[]).unwrap();
+        disk.write_at(&[1; 4096], 0).unwrap();
+        disk.flush().unwrap();
+        room.home(name)
+    };
+    let ensure = |name: &str| room.shelf("boot").ensure(&id(name), &room.base, &[]).map(|_| ());
+    let poke = |path: PathBuf, at: u64, bytes: &[u8]| {
+        OsFiles.open(&path, Open::Write).unwrap().write_at(&mut [IoSlice::new(bytes)], at).unwrap();
+    };
+    let corrupt = |name: &str| assert_eq!(ensure(name).unwrap_err().kind(), ErrorKind::Corrupt, "{name}");
+
+    poke(prepare("header").join(DURABLE), 30, b"x");
+    corrupt("header");
+    poke(prepare("state").join(HOT), 4096, &[3]);
+    corrupt("state");
+    poke(prepare("failed").join(HOT), 512, FAILED_MARK);
+    corrupt("failed");
+    std::fs::remove_file(prepare("data").join(DATA)).unwrap();
+    corrupt("data");
+    OsFiles.open(&prepare("short").join(DATA), Open::Write).unwrap().set_size(512).unwrap();
+    corrupt("short");
+    let home = prepare("moved");
+    std::fs::rename(home, room.home("other")).unwrap();
+    corrupt("other");
+    // A lost hot map is as after a power cut.
+    std::fs::remove_file(prepare("hot").join(HOT)).unwrap();
+    ensure("hot").unwrap();
+
+    let store = room.store();
+    for listed in store.list().await.unwrap() {
+        let partial = ["header", "data", "short", "other"].map(id).contains(&listed.id);
+        assert_eq!(listed.completeness == Completeness::Partial, partial, "{listed:?}");
+        store.remove(&listed.id, Removal::IfIdle).await.unwrap();
+    }
+    assert!(store.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn shutdown_flushes_and_ends_the_store() {
+    let room = Room::new(&numbered(64, 1));
+    let store = room.store();
+    let disk = blocks(store.ensure(&room.spec("a")).await.unwrap());
+    disk.write_at(&[1; 512], 0).unwrap();
+    store.shutdown().await;
+    assert_eq!(store.ensure(&room.spec("b")).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    drop(disk);
+    let disk = room.shelf("another boot").ensure(&id("a"), &room.base, &[]).unwrap();
+    assert_eq!(read(&*disk, 0, 512), [1; 512]);
+}
+
+#[tokio::test]
+async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
+    let sim = Sim::new(1);
+    let base = sim.base(64, 1);
+    let config = LayersConfig { dir: "/w".into(), instance: InstanceId::generate() };
+    let store = Layers::open_over(Arc::new(sim.clone()), config, "boot").unwrap();
+    assert_eq!(store.health().await, Health::Up);
+    let spec = WritebackSpec { id: id("a"), base };
+    let disk = blocks(store.ensure(&spec).await.unwrap());
+    disk.write_at(&[1; 512], 0).unwrap();
+    sim.fail_next_sync(DATA);
+    assert!(disk.flush().is_err());
+    assert!(matches!(store.health().await, Health::Degraded(why) if why.contains('a')));
+    assert_eq!(store.ensure(&spec).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    sim.set_free(100 << 20);
+    assert!(matches!(store.health().await, Health::Degraded(why) if why.contains("100 MiB")));
+
+    let room = Room::new(&numbered(8, 1));
+    let store = room.store();
+    std::fs::remove_dir_all(room.dir()).unwrap();
+    assert!(matches!(store.health().await, Health::Down(why) if why.contains("writebacks")));
+}
+
+/// Runs `call` with death after each number of file operations, until it lives; then `check` what is left.
+fn cut_at_every_step(
+    prepare: impl Fn(&Shelf, &ggnet_core::ports::BaseImage),
+    call: impl Fn(&Shelf, &ggnet_core::ports::BaseImage) -> bool,
+    check: impl Fn(&Shelf, &ggnet_core::ports::BaseImage, &str),
+) {
+    for power in [false, true] {
+        let mut steps = 0;
+        loop {
+            let sim = Sim::new(steps);
+            let base = sim.base(64, 1);
+            let shelf = |boot: &str| {
+                Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into())
+                    .unwrap()
+            };
+            let first = shelf("boot-1");
+            prepare(&first, &base);
+            sim.die_after(steps);
+            let lived = call(&first, &base);
+            let boot = if power { "boot-2" } else { "boot-1" };
+            if power {
+                sim.cut();
+            } else {
+                sim.restart();
+            }
+            check(&shelf(boot), &base, &format!("died after {steps} steps, power cut: {power}"));
+            if lived {
+                assert!(steps > 2, "an ensure or remove has steps");
+                break;
+            }
+            steps += 1;
+        }
+    }
+}
+
+fn end_well(shelf: &Shelf, base: &ggnet_core::ports::BaseImage, when: &str) {
+    let list = shelf.list().unwrap();
+    assert!(list.len() <= 1, "{when}: {list:?}");
+    if let Some(listed) = list.first() {
+        assert_eq!(listed.id, id("a"), "{when}");
+        assert!(listed.base.is_some() || listed.completeness == Completeness::Partial, "{when}: {listed:?}");
+    }
+    let disk = shelf.ensure(&id("a"), base, &[]).unwrap();
+    assert!(!shelf.list().unwrap().is_empty(), "{when}");
+    assert_eq!(shelf.list().unwrap()[0].completeness, Completeness::Whole, "{when}");
+    read(&*disk, 0, 64 * 512);
+    drop(disk);
+    shelf.remove(&id("a")).unwrap();
+    assert!(shelf.list().unwrap().is_empty(), "{when}");
+}
+
+#[test]
+fn an_ensure_cut_short_anywhere_is_completed_or_removed() {
+    cut_at_every_step(|_, _| (), |shelf, base| shelf.ensure(&id("a"), base, &[]).is_ok(), end_well);
+    cut_at_every_step(
+        |_, _| (),
+        |shelf, base| shelf.ensure(&id("a"), base, &[]).is_ok(),
+        |shelf, _, when| {
+            shelf.remove(&id("a")).unwrap();
+            assert!(shelf.list().unwrap().is_empty(), "{when}");
+        },
+    );
+}
+
+#[test]
+fn a_remove_cut_short_anywhere_is_ended_by_the_next_call() {
+    let prepare = |shelf: &Shelf, base: &ggnet_core::ports::BaseImage| {
+        let disk = shelf.ensure(&id("a"), base, &[]).unwrap();
+        disk.write_at(&[1; 512], 0).unwrap();
+        disk.flush().unwrap();
+    };
+    cut_at_every_step(prepare, |shelf, _| shelf.remove(&id("a")).is_ok(), end_well);
+    cut_at_every_step(
+        prepare,
+        |shelf, _| shelf.remove(&id("a")).is_ok(),
+        |shelf, _, when| {
+            shelf.remove(&id("a")).unwrap();
+            assert!(shelf.list().unwrap().is_empty(), "{when}");
+        },
+    );
+}
+
+#[test]
+fn a_removed_disk_does_not_come_back_under_the_name_of_a_new_one() {
+    for seed in 0..50 {
+        let sim = Sim::new(seed);
+        let base = sim.base(64, 1);
+        let shelf = |boot: &str| {
+            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into()).unwrap()
+        };
+        let first = shelf("boot-1");
+        let disk = first.ensure(&id("a"), &base, &[]).unwrap();
+        disk.write_at(&[1; 512], 0).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        first.remove(&id("a")).unwrap();
+        drop(first.ensure(&id("a"), &base, &[]).unwrap());
+        sim.cut();
+        let disk = shelf("boot-2").ensure(&id("a"), &base, &[]).unwrap();
+        assert_eq!(read(&*disk, 0, 512), numbered(1, 1), "seed {seed}");
+    }
+}

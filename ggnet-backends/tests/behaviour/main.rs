@@ -1,0 +1,17 @@
+//! The behaviour suites of the ports on the backends that come with GGnet: a module per backend, each with its fixture. What a
+//! backend cannot run is named there (`not_run`), and anything else that is not run fails. (The store's suite: `store_sqlite`.)
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+#[path = "../iscsi_support/mod.rs"]
+mod iscsi_support;
+#[path = "../netns/mod.rs"]
+#[expect(clippy::disallowed_methods, reason = "the tools of the host")]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod netns;
+
+mod builtin_boot_files;
+mod builtin_target;
+mod layers;
+mod process;
+mod proxy_dhcp;
+mod qemu_img;

@@ -1,0 +1,83 @@
+//! What the commands do, one file per noun, and what they share: the client and the output.
+
+mod image;
+mod import;
+mod login;
+mod machine;
+mod session;
+mod system;
+mod target;
+mod timeline;
+mod watch;
+
+use crate::{
+    client::Client,
+    credentials::Credentials,
+    failure::{Failure, Result},
+    options::{Command, Global, Options},
+    output::Output,
+};
+
+/// What every command has.
+pub struct Context {
+    global: Global,
+    /// Where results go.
+    pub out: Output,
+}
+
+/// Runs one command.
+pub async fn run(options: Options) -> Result<()> {
+    let Options { global, command } = options;
+    let out = Output::new(global.output, global.quiet, global.no_color);
+    let context = Context { global, out };
+    match command {
+        Command::Login(o) => login::login(&context, &o).await,
+        Command::Logout => login::logout(&context),
+        Command::Machine(o) => machine::run(&context, o).await,
+        Command::Image(o) => image::run(&context, o).await,
+        Command::Session(o) => session::run(&context, o).await,
+        Command::Target(o) => target::run(&context, o).await,
+        Command::Events(o) => system::events(&context, &o).await,
+        Command::Audit(o) => system::audit(&context, &o).await,
+        Command::Server(o) => system::server(&context, &o).await,
+        Command::Completion(o) => system::completion(&context, &o),
+    }
+}
+
+impl Context {
+    /// A client of the server that was named, else of the one logged in to.
+    pub fn client(&self) -> Result<Client> {
+        let stored = Credentials::load()?;
+        let server = self.global.server.clone().or_else(|| stored.as_ref().map(|c| c.server.clone()));
+        let Some(server) = server else {
+            return Err(Failure::forbidden("Not logged in").hint("`ggnet login --server URL`"));
+        };
+        if let Some(token) = token_of_environment() {
+            return Client::new(server, &token);
+        }
+        match stored {
+            Some(stored) if stored.server == server => Client::new(server, &stored.token),
+            Some(stored) => Err(Failure::forbidden(format!(
+                "Not logged in to {server}: the stored token is for {}",
+                stored.server
+            ))
+            .hint(format!("`ggnet login --server {server}`, or put the token into GGNET_TOKEN"))),
+            None => Err(Failure::forbidden(format!("Not logged in to {server}"))
+                .hint(format!("`ggnet login --server {server}`, or put the token into GGNET_TOKEN"))),
+        }
+    }
+}
+
+/// The token of the environment, if there is one.
+fn token_of_environment() -> Option<String> {
+    std::env::var("GGNET_TOKEN").ok().map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
+}
+
+/// A name on the wire: `"active"` of `SessionState::Active`.
+fn wire_name<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}

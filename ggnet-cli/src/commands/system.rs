@@ -1,0 +1,191 @@
+//! `ggnet events`, `audit`, `server` and `completion`.
+
+use std::{collections::VecDeque, time::Duration};
+
+use clap::CommandFactory as _;
+use ggnet_core::{
+    api::{BackendHealth, HealthResponse, ServerInfo},
+    nouns::{Actor, AuditRow},
+    ports::Health,
+};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Context,
+    timeline::{self, Entry, Names},
+};
+use crate::{
+    client::Client,
+    failure::{Failure, Result},
+    options::{
+        Options,
+        system::{Audit, Completion, Events, Server},
+    },
+    output::{Field, Mood},
+    time,
+};
+
+const POLL: Duration = Duration::from_millis(250);
+
+/// The events since a number, or the newest.
+pub async fn events(context: &Context, o: &Events) -> Result<()> {
+    let client = context.client()?;
+    let machine = o.machine.as_deref();
+    let items = match (o.after, machine) {
+        (Some(after), _) => timeline::events(&client, after, o.limit, machine).await?.items,
+        (None, None) => {
+            let after = (timeline::newest(&client).await? - i64::from(o.limit)).max(0);
+            timeline::events(&client, after, o.limit, None).await?.items
+        }
+        (None, Some(machine)) => newest_of(&client, machine, o.limit).await?,
+    };
+    let mut names = Names::default();
+    let mut rows = Vec::with_capacity(items.len());
+    for entry in items {
+        let name = match entry.machine {
+            Some(id) if !context.out.is_json() => names.of(&client, id).await?,
+            _ => String::new(),
+        };
+        rows.push(Named { entry, name });
+    }
+    context.out.list(&["number", "time", "machine", "event", "details"], &rows, |Named { entry, name }| {
+        vec![
+            entry.seq.to_string().into(),
+            time::exact(entry.at).into(),
+            name.as_str().into(),
+            entry.name().into(),
+            entry.words().into(),
+        ]
+    })
+}
+
+#[derive(Serialize)]
+struct Named {
+    #[serde(flatten)]
+    entry: Entry,
+    #[serde(skip)]
+    name: String,
+}
+
+/// The numbers of one machine's events have gaps, so its newest ones are found by reading them all.
+async fn newest_of(client: &Client, machine: &str, limit: u32) -> Result<Vec<Entry>> {
+    let mut newest = VecDeque::new();
+    let mut after = 0;
+    loop {
+        let part = timeline::events(client, after, 1000, Some(machine)).await?;
+        if part.items.is_empty() {
+            return Ok(newest.into());
+        }
+        after = part.cursor;
+        newest.extend(part.items);
+        let surplus = newest.len().saturating_sub(limit as usize);
+        newest.drain(..surplus);
+    }
+}
+
+/// Who changed what, the newest first.
+pub async fn audit(context: &Context, o: &Audit) -> Result<()> {
+    let got = context.client()?.list::<AuditRow>(&["audit"], &vec![], Some(o.limit)).await?;
+    context.out.list(&["time", "who", "action", "subject", "id"], &got.items, |row| {
+        vec![
+            time::exact(row.at).into(),
+            actor(&row.actor).into(),
+            row.action.as_str().into(),
+            row.subject_kind.as_str().into(),
+            row.subject_id.as_str().into(),
+        ]
+    })
+}
+
+fn actor(actor: &Actor) -> String {
+    let at = |address: &Option<String>| address.as_ref().map(|a| format!(" at {a}")).unwrap_or_default();
+    match actor {
+        Actor::Admin { address } => format!("admin{}", at(address)),
+        Actor::Machine { mac, address } => format!("machine {mac}{}", at(address)),
+        Actor::System => "GGnet".to_owned(),
+        Actor::Embedder => "embedder".to_owned(),
+    }
+}
+
+#[derive(Serialize)]
+struct About {
+    #[serde(flatten)]
+    info: ServerInfo,
+    #[serde(flatten)]
+    health: HealthResponse,
+}
+
+/// What the server is and how it is.
+pub async fn server(context: &Context, o: &Server) -> Result<()> {
+    let client = context.client()?;
+    let health = match o.wait {
+        Some(limit) => wait(&client, limit).await?,
+        None => client.ready().await?,
+    };
+    let about = About { info: client.get(&["server"], &vec![]).await?, health };
+    let mut rows = vec![
+        ("version", about.info.version.as_str().into()),
+        ("instance", about.info.instance.as_str().into()),
+        ("import folders", about.info.import_dirs.join(" ").into()),
+        (
+            "machines can boot",
+            if about.health.ready { Field::with("yes", Mood::Good) } else { Field::with("no", Mood::Bad) },
+        ),
+    ];
+    if !about.health.serving {
+        rows.push((
+            "serving",
+            Field::with("not yet: the first look at what exists has not ended", Mood::Middling),
+        ));
+    }
+    rows.extend(about.health.backends.iter().map(|b| (b.port.as_str(), backend(b))));
+    context.out.one(&about, rows)?;
+    if about.health.ready {
+        Ok(())
+    } else {
+        Err(Failure::refused("Machines cannot boot now").hint(reasons(&about.health)))
+    }
+}
+
+/// Polls until it is ready; a server that does not answer yet may do so soon.
+async fn wait(client: &Client, limit: Duration) -> Result<HealthResponse> {
+    let begun = Instant::now();
+    loop {
+        let got = client.ready().await;
+        match got {
+            Ok(health) if health.ready => return Ok(health),
+            Err(failure) if !failure.is_unreachable() => return Err(failure),
+            _ if begun.elapsed() < limit => sleep(POLL).await,
+            Ok(health) => return Err(Failure::timed_out("Machines still cannot boot").hint(reasons(&health))),
+            Err(_) => {
+                return Err(Failure::timed_out("The server still cannot be reached")
+                    .hint("Is ggnet-server running there?"));
+            }
+        }
+    }
+}
+
+fn reasons(health: &HealthResponse) -> String {
+    let down = |b: &BackendHealth| match &b.health {
+        Health::Down(reason) => Some(format!("{}: {reason}", b.port)),
+        Health::Up | Health::Degraded(_) => None,
+    };
+    let all: Vec<String> = health.backends.iter().filter_map(down).collect();
+    if all.is_empty() { "Wait a moment: `ggnet server --wait 30`".to_owned() } else { all.join("; ") }
+}
+
+fn backend(b: &BackendHealth) -> Field {
+    match &b.health {
+        Health::Up => Field::with(format!("{}: up", b.backend), Mood::Good),
+        Health::Degraded(reason) => Field::with(format!("{}: {reason}", b.backend), Mood::Middling),
+        Health::Down(reason) => Field::with(format!("{}: down: {reason}", b.backend), Mood::Bad),
+    }
+}
+
+/// A completion script.
+pub fn completion(context: &Context, o: &Completion) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(o.shell, &mut Options::command(), "ggnet", &mut script);
+    context.out.text(&String::from_utf8_lossy(&script))
+}

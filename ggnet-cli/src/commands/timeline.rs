@@ -1,0 +1,158 @@
+//! Events as the commands read them: from the API's list, with what a newer server adds, and with machines by name.
+
+use std::collections::HashMap;
+
+use ggnet_core::nouns::{ImageId, MachineId, SessionId, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{
+    client::{Client, Query},
+    failure::Result,
+    output::printable,
+};
+
+/// An event. Its kind is text here, so that an event of a newer server is shown and not an error.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Entry {
+    /// Its place in the order.
+    pub seq: i64,
+    /// When it happened.
+    pub at: Timestamp,
+    /// What happened.
+    pub kind: String,
+    /// The machine it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineId>,
+    /// The session it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// The image it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageId>,
+    /// What else the kind has.
+    #[serde(flatten)]
+    pub details: Map<String, Value>,
+}
+
+/// A part of the events.
+#[derive(Debug, Deserialize)]
+pub struct Part {
+    /// The events, oldest first.
+    pub items: Vec<Entry>,
+    /// What to give as `after` next time.
+    pub cursor: i64,
+}
+
+impl Entry {
+    /// The boot stage, when it is one.
+    pub fn stage(&self) -> Option<&str> {
+        if self.kind == "boot_stage" { self.details.get("stage")?.as_str() } else { None }
+    }
+
+    /// Its name for people: a boot stage's own, else the kind's.
+    pub fn name(&self) -> String {
+        printable(&self.stage().unwrap_or(&self.kind).replace('_', "-"))
+    }
+
+    /// Its details for people.
+    pub fn words(&self) -> String {
+        let of_stage = self.stage().is_some();
+        let one = |(key, value): (&String, &Value)| match (key.as_str(), value) {
+            ("stage", _) if of_stage => None,
+            ("message" | "reason" | "action", Value::String(text)) => Some(text.clone()),
+            (_, Value::String(text)) => Some(format!("{key} {text}")),
+            (_, value) => Some(format!("{key} {value}")),
+        };
+        printable(&self.details.iter().filter_map(one).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// The events after `after`, up to `limit`, of one machine or of all.
+pub async fn events(client: &Client, after: i64, limit: u32, machine: Option<&str>) -> Result<Part> {
+    let mut query: Query = vec![("after", after.to_string()), ("limit", limit.to_string())];
+    query.extend(machine.map(|m| ("machine", m.to_owned())));
+    client.get(&["events"], &query).await
+}
+
+/// The newest event's number. "Is there anything after n?" is false from there on, so a search by doubling and halving finds it in
+/// some tens of quick requests, however many events there are.
+pub async fn newest(client: &Client) -> Result<i64> {
+    // Always: there is something after `low` (or low is 0), and nothing after `high`.
+    let (mut low, mut high) = (0, 1);
+    while let Some(seq) = first_after(client, high).await? {
+        low = seq;
+        high = seq.saturating_mul(2);
+    }
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match first_after(client, middle).await? {
+            Some(seq) => low = seq,
+            None => high = middle,
+        }
+    }
+    Ok(high)
+}
+
+async fn first_after(client: &Client, after: i64) -> Result<Option<i64>> {
+    Ok(events(client, after, 1, None).await?.items.first().map(|e| e.seq))
+}
+
+/// Machines by name, each asked for once.
+#[derive(Default)]
+pub struct Names(HashMap<MachineId, String>);
+
+impl Names {
+    /// The machine's name; its id when it is gone.
+    pub async fn of(&mut self, client: &Client, id: MachineId) -> Result<String> {
+        if let Some(name) = self.0.get(&id) {
+            return Ok(name.clone());
+        }
+        let name = match super::machine::get(client, &id.to_string()).await {
+            Ok(machine) => machine.name.to_string(),
+            Err(failure) if failure.is_not_found() => id.to_string(),
+            Err(failure) => return Err(failure),
+        };
+        self.0.insert(id, name.clone());
+        Ok(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ggnet_core::nouns::{BootStage, Event, EventKind, NewEvent};
+
+    fn entry(kind: EventKind) -> Entry {
+        let event = NewEvent::new(Timestamp::UNIX_EPOCH, kind).machine(MachineId::generate());
+        serde_json::from_value(serde_json::to_value(Event { seq: 7, event }).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn events_in_words() {
+        let e = entry(EventKind::BootStage { stage: BootStage::IscsiLogin, generation: Some(2) });
+        assert_eq!((e.name().as_str(), e.words().as_str()), ("iscsi-login", "generation 2"));
+        let e = entry(EventKind::BootFailed { stage: "sanboot".to_owned(), errno: "2c0d603b".to_owned() });
+        assert_eq!((e.name().as_str(), e.words().as_str()), ("boot-failed", "errno 2c0d603b, stage sanboot"));
+        let e = entry(EventKind::BootDiagnosis { message: "Secure Boot is probably on".to_owned() });
+        assert_eq!(e.words(), "Secure Boot is probably on");
+    }
+
+    #[test]
+    fn what_is_read_is_what_is_written() {
+        let event = Event {
+            seq: 1,
+            event: NewEvent::new(Timestamp::UNIX_EPOCH, EventKind::GenerationCommitted { number: 3 }),
+        };
+        let value = serde_json::to_value(event).unwrap();
+        let entry: Entry = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(serde_json::to_value(entry).unwrap(), value);
+    }
+
+    #[test]
+    fn an_unknown_kind_is_shown() {
+        let text = r#"{"seq":1,"at":"2026-11-21T00:00:00Z","kind":"machine_on_fire","degrees":451}"#;
+        let e: Entry = serde_json::from_str(text).unwrap();
+        assert_eq!((e.name().as_str(), e.words().as_str()), ("machine-on-fire", "degrees 451"));
+    }
+}

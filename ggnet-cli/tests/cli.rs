@@ -1,0 +1,309 @@
+//! The real `ggnet` against a real ggnet-server: exit codes, tables, JSON, and what a person sees.
+
+#![expect(clippy::disallowed_methods, reason = "tests start real processes and prepare files")]
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::fs::PermissionsExt as _,
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::Value;
+use support::{Server, free_port, ggnet};
+
+const MAC: &str = "52:54:00:aa:00:01";
+
+#[test]
+fn login_checks_the_token_before_it_stores_it() {
+    let server = Server::start();
+    server.run("machine list").ends(3).says("Not logged in").says("ggnet login");
+    server.login("wrong").ends(3).says("what to do:");
+    assert!(!server.home().join("config/ggnet/cli.toml").exists(), "a wrong token is not stored");
+    server.login("").ends(2).says("field: token");
+    server.login(&server.token).ends(0).shows("Logged in");
+    let file = server.home().join("config/ggnet/cli.toml");
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    // A file that others could read is replaced by one that they cannot.
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    server.run("machine list").ends(0).says("others on this machine can read the token");
+    server.login(&server.token).ends(0);
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+
+    let other = format!("http://127.0.0.1:{}", free_port());
+    server.run(&format!("machine list --server {other}")).ends(3).says("the stored token is for");
+    let named = server.command("machine list").env("GGNET_TOKEN", "wrong").output().unwrap();
+    support::Ran::from(named).ends(3).says("The token is wrong");
+
+    server.run("logout").ends(0).shows("Logged out");
+    server.run("logout").ends(0).shows("Nothing was stored");
+    let problem = server.run("machine list --output json").ends(3).problem();
+    assert_eq!((problem["kind"].as_str(), problem["exit_code"].as_u64()), (Some("permission"), Some(3)));
+    let mut with_token = server.command(&format!("machine list --server {}", server.address));
+    support::Ran::from(with_token.env("GGNET_TOKEN", &server.token).output().unwrap()).ends(0);
+}
+
+#[test]
+fn a_server_that_is_gone_is_5_and_a_broken_file_is_2() {
+    let mut server = Server::logged_in();
+    server.kill();
+    server.run("machine list").ends(5).says("cannot be reached").says("what to do:");
+    let problem = server.run("server -o json").ends(5).problem();
+    assert_eq!(problem["retryable"], true);
+    assert!(problem.get("status").is_none(), "no server sent one");
+    server.run("server --wait 0.3").ends(6);
+    server.run("machine list --server https://127.0.0.1:1").ends(2).says("--server");
+    std::fs::write(server.home().join("config/ggnet/cli.toml"), "server = \"http://h\"\ntokn = \"x\"\n")
+        .unwrap();
+    server.run("machine list").ends(2).says("cli.toml, line 2").says("ggnet login");
+}
+
+#[test]
+fn machines_from_registration_to_removal() {
+    let server = Server::logged_in();
+    server.run("machine list").ends(0).says("Nothing there");
+    assert_eq!(server.json("machine list"), Value::Array(vec![]));
+
+    server.run("machine add pc-1 --mac 52:54:00:zz:00:01").ends(2).says("--mac").says("is not a MAC address");
+    let problem = server.run("machine add pc-1 --mac 52:54:00:zz:00:01 -o json").ends(2).problem();
+    assert!(problem["field"].as_str().unwrap().contains("--mac"), "{problem}");
+    server.run("machine add pc_1 --mac 52:54:00:aa:00:01").ends(2).says("is not a name");
+    // What only the server can know.
+    server
+        .run("machine add pc-1 --mac 52:54:00:aa:00:01 --fixed-address 127.0.0.1")
+        .ends(2)
+        .says("field: fixed_address");
+    server.run("machine add pc-1 --mac 52:54:00:aa:00:01 --image nothing").ends(4).says("ggnet image list");
+
+    let line = format!(
+        "machine add PC-1 --mac {MAC} --mac 52-54-00-AA-00-02 --firmware uefi --group room-2 --keep --no-auto-start"
+    );
+    server.run(&line).ends(0).shows("pc-1").says("nothing to boot yet");
+    server.run(&format!("machine add pc-1 --mac {MAC}")).ends(1);
+    server.run("machine add pc-1 --mac 52:54:00:aa:00:09").ends(1).says("pc-1");
+    let problem = server.run(&format!("machine add pc-2 --mac {MAC} -o json")).ends(1).problem();
+    assert_eq!((problem["status"].as_u64(), problem["kind"].as_str()), (Some(409), Some("conflict")));
+
+    let shown = server.json("machine show pc-1");
+    assert_eq!(shown["macs"][1], "52:54:00:aa:00:02");
+    assert_eq!((&shown["writeback"], &shown["auto_start"]), (&Value::from("keep"), &Value::from(false)));
+    let id = shown["id"].as_str().unwrap();
+    assert_eq!(server.json(&format!("machine show {id}")), shown);
+    server.run("machine show pc-404").ends(4).says("ggnet machine list");
+    server.run("machine list --group room-2").ends(0).shows("pc-1").shows("uefi");
+    assert_eq!(server.json("machine list --group elsewhere"), Value::Array(vec![]));
+
+    server.run("machine set pc-1").ends(2);
+    let changed = server
+        .json("machine set pc-1 --discard --auto-start --description repaired --no-groups --revision 1");
+    assert_eq!((&changed["writeback"], &changed["groups"]), (&Value::from("discard"), &Value::Array(vec![])));
+    server.run("machine set pc-1 --description late --revision 1").ends(1).says("what to do:");
+    server.run("machine set pc-1 --fixed-address 10.9.9.9").ends(0).shows("10.9.9.9");
+    assert_eq!(server.json("machine set pc-1 --fixed-address none")["fixed_address"], Value::Null);
+
+    server.run("machine remove pc-1").ends(2).says("--yes");
+    server.run("machine show pc-1").ends(0);
+    assert_eq!(server.json("machine remove pc-1 --yes")["removed"], "pc-1");
+    server.run("machine remove pc-1 --yes").ends(4);
+    server.run("audit").ends(0).shows("machine.create").shows("admin at 127.0.0.1");
+    server.run("events").ends(0).shows("machine-deleted");
+}
+
+#[test]
+fn an_unknown_machine_is_seen_and_taken_over() {
+    let server = Server::logged_in();
+    let answer = server.boot_request("/boot/52-54-00-aa-00-07.ipxe");
+    // The line on that machine's screen is all that its owner has.
+    let line = answer.lines().find_map(|l| l.split_once("ggnet machine add ")).expect(&answer).1.trim();
+    server.run("machine seen").ends(0).shows("52:54:00:aa:00:07").says("ggnet machine add");
+    server.run(&format!("machine add {line}")).ends(0).shows("pc-aa0007");
+    assert_eq!(server.json("machine show pc-aa0007")["macs"][0], "52:54:00:aa:00:07");
+    server.run("machine add --seen 52:54:00:aa:00:08").ends(4).says("ggnet machine seen");
+    server.boot_request("/boot/52-54-00-aa-00-09.ipxe");
+    server.run("machine forget 52:54:00:aa:00:09").ends(0);
+    server.run("machine forget 52:54:00:aa:00:09").ends(4);
+    let named = server.boot_request("/boot/52-54-00-aa-00-0a.ipxe");
+    assert!(named.contains("--seen"), "{named}");
+    assert_eq!(server.json("machine add kiosk --seen 52:54:00:aa:00:0a")["name"], "kiosk");
+}
+
+#[test]
+fn an_image_is_imported_booted_and_given_up() {
+    let server = Server::logged_in();
+    let path = server.raw_image("disk.raw", 8);
+    server.run("image import debian /etc/passwd").ends(4).says("what to do: Put it below").says("import");
+    server.run(&format!("image import debian {path} --sha256 12")).ends(2).says("--sha256");
+    let wrong = server.run(&format!("image import debian {path} --sha256 {}", "0".repeat(64))).ends(1);
+    assert!(wrong.stderr.contains("failed"), "{wrong:?}");
+
+    let done = server.run(&format!("image import debian {path} --format raw --comment first")).ends(0);
+    let done = done.says("importing debian:2: ").shows("ready").shows("8.00 MiB");
+    assert!(!done.stdout.contains("importing"), "progress is no result");
+    let second = server.json(&format!("image import debian {path} --format raw --no-current"));
+    assert_eq!((&second["state"], &second["number"]), (&Value::from("ready"), &Value::from(3)));
+    server.run("image list").ends(0).shows("debian").shows("ready");
+    server.run("image show debian").ends(0).shows("debian:2 (current)").shows("first");
+    assert_eq!(server.json("image list")[0]["versions"].as_array().unwrap().len(), 3);
+
+    server.run(&format!("machine add pc-1 --mac {MAC}")).ends(0);
+    server.run("session start pc-1").ends(1).says("what to do:");
+    server.run("machine set pc-1 --image debian --pin debian:2").ends(0).shows("debian");
+    server.run("session show pc-1").ends(4).says("ggnet session start pc-1");
+    server.run("session start pc-404").ends(4);
+
+    let started = server.json("session start pc-1");
+    let session = started["session"]["id"].as_str().unwrap();
+    assert!(started["boot_script"].as_str().unwrap().starts_with("#!ipxe"));
+    server.run("session start pc-1").ends(1).says("what to do:");
+    server.run("session list").ends(0).shows("pc-1").shows("active").shows("debian");
+    server.run("session stats").ends(0).shows("1 (0 online)");
+    server.run("machine boot-script pc-1").ends(0).shows("#!ipxe").shows("sanboot");
+    server.run("target list").ends(0).shows("pc-1");
+    server.run("image remove-version debian:2 --yes").ends(1);
+    server.run("machine remove pc-1 --yes").ends(1);
+    assert_eq!(server.json(&format!("session show {session}"))["machine_name"], "pc-1");
+
+    server.run("session stop pc-1").ends(0).shows("stopped").shows("operator");
+    server.run("session stop pc-1").ends(1);
+    server.run(&format!("session stop {session}")).ends(1);
+    assert_eq!(server.json("session list"), Value::Array(vec![]));
+    assert_eq!(server.json("session list --all --machine pc-1")[0]["id"], session);
+
+    server.run("image set-current debian").ends(2).says("debian:NUMBER");
+    server.run("image set-current debian:9").ends(4).says("no version 9");
+    server.run("image set-current debian:3").ends(0).shows("debian:3 (current)");
+    server.run("target add tools debian:9").ends(4);
+    server.run("target add tools debian --initiator nonsense").ends(2).says("is not an IQN");
+    server.run("target add tools debian").ends(0).shows("iqn.");
+    server.run("target list").ends(0).shows("tools (by hand)");
+    server.run("target remove tools").ends(2).says("--yes");
+    server.run("target remove tools --yes").ends(0);
+    server.run("target remove tools --yes").ends(4);
+    server.run("machine set pc-1 --image none").ends(0);
+    server.run("image remove debian --yes").ends(0);
+    server.run("image show debian").ends(4);
+}
+
+/// Starts it with its output in pipes and waits until it says `line` on stderr; what it says afterwards goes on in the reader.
+#[expect(clippy::unwrap_used, reason = "a helper of tests fails as tests fail")]
+fn until_it_says(mut command: Command, line: &str) -> (Child, impl std::io::Read + use<>) {
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(process.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains(line) {
+        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it ended and said only {said:?}");
+    }
+    (process, stderr)
+}
+
+#[test]
+fn boot_stages_are_shown_as_they_happen() {
+    let server = Server::logged_in();
+    let path = server.raw_image("disk.raw", 4);
+    server.run(&format!("image import debian {path}")).ends(0);
+    server.run(&format!("machine add pc-1 --mac {MAC} --image debian")).ends(0);
+    server.run("session start pc-1").ends(0);
+
+    let watch = server.command("session watch pc-1 --until script-read --timeout 60");
+    let (process, _stderr) = until_it_says(watch, "Watching from now on");
+    assert!(server.boot_request(&format!("/boot/{}.ipxe", MAC.replace(':', "-"))).contains("#!ipxe"));
+    let watched = process.wait_with_output().unwrap();
+    assert!(watched.status.success());
+    let line = String::from_utf8(watched.stdout).unwrap();
+    let last: Vec<&str> = line.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(last[1..3], ["pc-1", "script-read"], "{line}");
+    assert!(last[0].ends_with('Z'), "{line}");
+    assert!(!line.contains("session-active"), "that was before the watch: {line}");
+
+    let all =
+        server.run("session watch --since-start --until script-read --timeout 60 --output json").ends(0);
+    let events: Vec<Value> = all.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(
+        events.iter().any(|e| e["kind"] == "session_active" && e["machine_name"] == "pc-1"),
+        "{events:?}"
+    );
+    assert_eq!(events.last().unwrap()["stage"], "script_read");
+
+    server
+        .run("session watch pc-1 --until first-write --timeout 0.5")
+        .ends(6)
+        .says("first-write was not reached");
+    server.run("session watch pc-1 --timeout 0.2").ends(0);
+    server.run("session watch pc-404").ends(4);
+    server.run("session watch --until teatime").ends(2).says("iscsi-login");
+    let newest = server.json("events --limit 3");
+    assert_eq!(newest.as_array().unwrap().len(), 3);
+    let of_machine = server.json("events --machine pc-1 --limit 1");
+    assert_eq!(of_machine[0]["stage"], "script_read");
+    let after = newest[1]["seq"].as_i64().unwrap();
+    assert_eq!(server.json(&format!("events --after {after}"))[0], newest[2]);
+}
+
+#[test]
+fn ctrl_c_leaves_the_import_running_and_says_how_to_cancel_it() {
+    let server = Server::logged_in();
+    // Large enough to be under way for a while, and a hole: it takes no space.
+    let path = server.raw_image("large.raw", 64 << 10);
+    let (process, mut stderr) =
+        until_it_says(server.command(&format!("image import large {path}")), "importing large:1");
+    let killed = Command::new("kill").args(["-INT", &process.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(process.wait_with_output().unwrap().status.code(), Some(130));
+    let mut said = String::new();
+    stderr.read_to_string(&mut said).unwrap();
+    assert!(said.contains("goes on") && said.contains("`ggnet image cancel large:1`"), "{said}");
+    assert_eq!(server.json("image show large")["versions"][0]["state"], "importing");
+
+    let waiting = format!("image import other {path} --timeout 0.3");
+    server.run(&waiting).ends(6).says("`ggnet image cancel other:1`");
+    server.run("image cancel other").ends(0);
+    server.run("image cancel large:1").ends(0);
+    let ended = (0..2000).any(|_| server.json("image show large")["versions"][0]["state"] == "failed");
+    assert!(ended, "a cancelled import fails");
+    server.run("image cancel large").ends(4).says("No import");
+}
+
+#[test]
+fn the_server_says_what_it_is() {
+    let server = Server::logged_in();
+    server.run("server").ends(0).shows("machines can boot").shows("import");
+    let about = server.json("server");
+    assert_eq!(about["ready"], true);
+    assert!(
+        about["backends"].as_array().unwrap().iter().any(|b| b["port"] == "target" && b["status"] == "up"),
+        "{about}"
+    );
+    let quiet = server.run("machine list --quiet").ends(0);
+    assert!(quiet.stdout.is_empty() && quiet.stderr.is_empty(), "{quiet:?}");
+}
+
+#[test]
+fn every_shell_gets_its_completion_and_help_teaches() {
+    let home = tempfile::tempdir().unwrap();
+    let run =
+        |words: &str| support::Ran::from(ggnet(home.path()).args(words.split_whitespace()).output().unwrap());
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        run(&format!("completion {shell}")).ends(0).shows("discard-writeback");
+    }
+    run("completion tcsh").ends(2);
+    run("--help").ends(0).shows("Exit codes:").shows("timed out while waiting").shows("Examples:");
+    run("machine add --help").ends(0).shows("--seen").shows("Examples:");
+    run("--version").ends(0).shows(env!("CARGO_PKG_VERSION"));
+    run("").ends(2);
+    run("machine fly").ends(2);
+    let problem = run("machine fly -o json").ends(2).problem();
+    assert_eq!(problem["kind"], "invalid");
+    // The reader of a pipe may go away.
+    let shell = format!(
+        "{} completion bash | head -n 1 >/dev/null; echo ${{PIPESTATUS[0]}}",
+        env!("CARGO_BIN_EXE_ggnet")
+    );
+    let piped = Command::new("bash").args(["-c", &shell]).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&piped.stdout).trim(),
+        "0",
+        "{}",
+        String::from_utf8_lossy(&piped.stderr)
+    );
+}

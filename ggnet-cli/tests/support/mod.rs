@@ -1,0 +1,233 @@
+//! A real ggnet-server in a folder of its own, and the real `ggnet` with a home of its own.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a helper of tests fails as tests fail")]
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A server that is killed when this is dropped.
+pub struct Server {
+    process: Child,
+    // Open until the end: a server must not die of a closed stdout.
+    _stdout: BufReader<ChildStdout>,
+    /// Its address and port.
+    pub address: String,
+    /// The administrator token.
+    pub token: String,
+    folder: TempDir,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit code.
+    pub code: i32,
+    /// Its results.
+    pub stdout: String,
+    /// Its notes and errors.
+    pub stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().expect("it was not killed"),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Ran {
+    /// It ended with this code; else the test fails with what it said.
+    #[track_caller]
+    pub fn ends(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:#?}");
+        self
+    }
+
+    /// Its stdout as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("stdout is no JSON ({e}): {self:#?}"))
+    }
+
+    /// Its stderr as one problem document.
+    #[track_caller]
+    pub fn problem(&self) -> Value {
+        serde_json::from_str(&self.stderr).unwrap_or_else(|e| panic!("stderr is no JSON ({e}): {self:#?}"))
+    }
+
+    /// stderr has this in it.
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        assert!(self.stderr.contains(text), "no {text:?} in {self:#?}");
+        self
+    }
+
+    /// stdout has this in it.
+    #[track_caller]
+    pub fn shows(self, text: &str) -> Self {
+        assert!(self.stdout.contains(text), "no {text:?} in {self:#?}");
+        self
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// `ggnet` with this home and nothing of ours in its environment.
+pub fn ggnet(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ggnet"));
+    for name in ["GGNET_SERVER", "GGNET_TOKEN", "GGNET_OUTPUT", "NO_COLOR"] {
+        command.env_remove(name);
+    }
+    command.env("HOME", home).env("XDG_CONFIG_HOME", home.join("config")).stdin(Stdio::null());
+    command
+}
+
+fn server_binary() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_ggnet")).with_file_name("ggnet-server");
+    assert!(
+        path.exists(),
+        "{} is missing: these tests drive a real server. Build it first: cargo build -p ggnet-server --bin ggnet-server",
+        path.display()
+    );
+    path
+}
+
+impl Server {
+    /// A server, ready, nobody logged in.
+    pub fn start() -> Self {
+        // Somebody else may take a port between our look and the server's.
+        (0..5).find_map(|_| Self::try_start()).expect("the server did not start; its log is above")
+    }
+
+    fn try_start() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let in_folder = |name: &str| folder.path().join(name);
+        std::fs::create_dir(in_folder("import")).unwrap();
+        File::create(in_folder("empty.toml")).unwrap();
+        let address = format!("127.0.0.1:{}", free_port());
+        let mut process = Command::new(server_binary())
+            .arg("--config")
+            .arg(in_folder("empty.toml"))
+            .arg("--data-dir")
+            .arg(in_folder("data"))
+            .arg("--import-dir")
+            .arg(in_folder("import"))
+            .args([
+                "--http-listen",
+                &address,
+                "--iscsi-listen",
+                &format!("127.0.0.1:{}", free_port()),
+                "--log",
+                "info",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(in_folder("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(process.stdout.take().unwrap());
+        let mut line = String::new();
+        let token = loop {
+            line.clear();
+            if stdout.read_line(&mut line).unwrap() == 0 {
+                let _ = process.wait();
+                eprintln!("{}", std::fs::read_to_string(in_folder("log")).unwrap());
+                return None;
+            }
+            if let Some(token) = line.strip_prefix("    ") {
+                break token.trim().to_owned();
+            }
+        };
+        let server = Self { process, _stdout: stdout, address, token, folder };
+        Some(server)
+    }
+
+    /// A server, ready, and logged in.
+    pub fn logged_in() -> Self {
+        let server = Self::start();
+        server.login(&server.token).ends(0);
+        server.run("server --wait 60").ends(0);
+        server
+    }
+
+    /// The home of `ggnet`.
+    pub fn home(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
+    /// A raw image of this many MiB in the import folder: a few marked bytes, else a hole.
+    pub fn raw_image(&self, name: &str, mib: u64) -> String {
+        let path = self.folder.path().join("import").join(name);
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"a disk image of a test").unwrap();
+        file.set_len(mib << 20).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// `ggnet` with these words, not run yet.
+    pub fn command(&self, words: &str) -> Command {
+        let mut command = ggnet(&self.home());
+        command.args(words.split_whitespace());
+        command
+    }
+
+    /// Runs `ggnet` with these words.
+    #[track_caller]
+    pub fn run(&self, words: &str) -> Ran {
+        self.command(words).output().unwrap().into()
+    }
+
+    /// Runs `ggnet --output json` with these words; it must succeed and print JSON.
+    #[track_caller]
+    pub fn json(&self, words: &str) -> Value {
+        self.run(&format!("{words} --output json")).ends(0).json()
+    }
+
+    /// Logs in with this token.
+    pub fn login(&self, token: &str) -> Ran {
+        let mut command = self.command(&format!("login --server http://{} --token-stdin", self.address));
+        let mut process =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        writeln!(process.stdin.take().unwrap(), "{token}").unwrap();
+        process.wait_with_output().unwrap().into()
+    }
+
+    /// What a booting machine does: `GET` of a path, without any token. The whole answer.
+    pub fn boot_request(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// The server's death, as by a power cut.
+    pub fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            eprintln!("--- the server's log:\n{log}");
+        }
+    }
+}

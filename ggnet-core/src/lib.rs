@@ -1,0 +1,21 @@
+//! GGnet's core: one disk image, many machines without a disk.
+//!
+//! The domain's [nouns], the [ports] that backends implement, [wrappers](wrap) around them, the [orchestrator] that starts, stops and
+//! reconciles sessions over them, and the [boot text](boot_text) that machines read. No sockets, no processes, no SQL and no HTTP here:
+//! those are backends' and frontends'.
+
+#[cfg(feature = "api")]
+pub mod api;
+pub mod block;
+pub mod boot_text;
+pub mod checksum;
+pub mod error;
+pub mod nouns;
+pub mod orchestrator;
+pub mod ports;
+pub mod registry;
+#[cfg(feature = "testkit")]
+pub mod testkit;
+pub mod wrap;
+
+pub use error::{Error, ErrorKind, Result};

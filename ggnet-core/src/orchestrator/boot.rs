@@ -1,0 +1,327 @@
+//! What a machine that asks for its boot script is given: [`decide`] is the rule, [`Orchestrator::boot`] carries it out.
+//!
+//! The HTTP server only translates: a script, "come again", or 404 for nothing (which never happens to a known machine).
+
+use std::time::Duration;
+
+use super::{Orchestrator, StartRequest};
+use crate::{
+    boot_text::{
+        BootUrl, Host, SanUri,
+        templates::{DeclinedScript, FirstScript, MachineScript, UnknownScript},
+    },
+    error::{Error, ErrorKind, Result},
+    nouns::{
+        Actor, BootStage, EventKind, Firmware, Generation, MacAddr, Machine, MachineState, NewEvent, Session,
+        SessionState,
+    },
+    ports::{Batch, TargetEndpoint},
+};
+
+/// Under which addresses this machine reaches us: the configured ones, else what its connection tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advertised {
+    /// The portal's address.
+    pub portal: Host,
+    /// Where scripts and reports are, without a trailing slash: `http://192.0.2.1:8080`.
+    pub http_url: BootUrl,
+}
+
+/// A request for a boot script.
+#[derive(Clone, Debug)]
+pub struct BootRequest {
+    /// Who asks, as it says.
+    pub mac: MacAddr,
+    /// Its firmware, where the request tells.
+    pub firmware: Firmware,
+    /// From where, for the record.
+    pub peer: Option<String>,
+    /// How it reaches us.
+    pub advertised: Advertised,
+    /// False (HEAD): says what would be answered and prepares nothing.
+    pub prepare: bool,
+}
+
+/// What to answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BootAnswer {
+    /// This script.
+    Script(String),
+    /// Come again after this time: a start or stop is under way. iPXE honours 503 with Retry-After.
+    Retry(Duration),
+}
+
+/// Why a known machine is sent to its next boot device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Declined {
+    /// Its state is not active.
+    NotActive(MachineState),
+    /// No image is assigned.
+    NoImage,
+    /// It has no session and may not start one by itself.
+    NoAutoStart,
+    /// What it should boot cannot be booted now; the reason is for its screen.
+    NotReady(String),
+}
+
+impl Declined {
+    /// For the machine's screen and the event.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            Self::NotActive(state) => format!("this machine is set to {}", state.as_str()),
+            Self::NoImage => "no image is assigned to this machine".to_owned(),
+            Self::NoAutoStart => "no session is started for this machine, and auto start is off".to_owned(),
+            Self::NotReady(why) => why.clone(),
+        }
+    }
+}
+
+/// What [`decide`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nobody registered it: show its MAC address, remember it, next boot device.
+    Unknown,
+    /// Next boot device.
+    Declined(Declined),
+    /// A start or stop is under way: come again.
+    Wait,
+    /// Start a session.
+    Start,
+    /// Its live session's script: of the current generation while nobody has used that, else of the next one.
+    Continue,
+}
+
+/// The rule. `session` is the machine's live session.
+#[must_use]
+pub fn decide(machine: Option<&Machine>, session: Option<&Session>) -> Decision {
+    let Some(machine) = machine else { return Decision::Unknown };
+    if machine.state != MachineState::Active {
+        return Decision::Declined(Declined::NotActive(machine.state));
+    }
+    match session.map(|s| s.state) {
+        Some(SessionState::Starting | SessionState::Stopping) => Decision::Wait,
+        // A live session boots whatever it was started with, also on a machine without an assigned image.
+        Some(SessionState::Active) => Decision::Continue,
+        Some(SessionState::Stopped | SessionState::Failed) | None if machine.image.is_none() => {
+            Decision::Declined(Declined::NoImage)
+        }
+        Some(SessionState::Stopped | SessionState::Failed) | None if !machine.auto_start => {
+            Decision::Declined(Declined::NoAutoStart)
+        }
+        Some(SessionState::Stopped | SessionState::Failed) | None => Decision::Start,
+    }
+}
+
+impl Orchestrator {
+    /// Answers a request for a boot script. Concurrent requests of one machine are one start. A dropped request stops nothing.
+    pub async fn boot(&self, request: BootRequest) -> Result<BootAnswer> {
+        if !self.is_serving() {
+            return Ok(BootAnswer::Retry(Duration::from_secs(2)));
+        }
+        let wait = self.inner.config.boot_wait;
+        let this = self.clone();
+        // On a task of its own: past `boot_wait` the machine comes again while the start goes on.
+        match tokio::time::timeout(wait, self.run(async move { this.answer(&request).await })).await {
+            Ok(answer) => answer,
+            Err(_) => Ok(BootAnswer::Retry(Duration::from_secs(2))),
+        }
+    }
+
+    /// The first-stage script, for iPXE that does not have its MAC address in the URL.
+    pub fn first_script(&self, advertised: &Advertised) -> Result<String> {
+        self.inner.templates.first(&FirstScript { server_url: advertised.http_url.clone() })
+    }
+
+    /// A failure that a machine's iPXE reports: an event, nothing else.
+    pub async fn boot_failed(&self, mac: MacAddr, stage: String, errno: String) -> Result<()> {
+        let machine = self.inner.ports.store.machine_by_mac(mac).await?;
+        let Some(machine) = machine else { return Err(Error::not_found("machine", mac)) };
+        let event = self.event(EventKind::BootFailed { stage, errno }).machine(machine.id);
+        self.record(Batch::new().event(event)).await.map(|_| ())
+    }
+
+    async fn answer(&self, request: &BootRequest) -> Result<BootAnswer> {
+        let store = &self.inner.ports.store;
+        if request.prepare {
+            self.inner.online.script_asked(request.mac);
+        }
+        let Some(found) = store.machine_by_mac(request.mac).await? else {
+            return self.answer_unknown(request).await;
+        };
+        // Held to the end: a start, or the making of a generation, must not interleave with a stop.
+        let _guard = self.inner.locks.lock(found.id).await;
+        // Again under the lock: it may have been changed or deleted meanwhile.
+        let Some(machine) = store.machine(found.id).await? else { return self.answer_unknown(request).await };
+        let session = store.live_session(machine.id).await?;
+        match (decide(Some(&machine), session.as_ref()), session) {
+            (Decision::Unknown, _) => self.answer_unknown(request).await,
+            (Decision::Declined(why), _) => self.answer_declined(request, &machine, &why).await,
+            // Nobody works on it, for the lock is ours: the reconciler will undo or finish it shortly.
+            (Decision::Wait, _) => Ok(BootAnswer::Retry(Duration::from_secs(2))),
+            (Decision::Start, _) if !request.prepare => Ok(BootAnswer::Retry(Duration::from_secs(1))),
+            (Decision::Start, _) => self.answer_start(request, machine).await,
+            (Decision::Continue, Some(session)) => self.answer_continue(request, machine, session).await,
+            (Decision::Continue, None) => {
+                Err(Error::internal("A session was to be continued and there is none"))
+            }
+        }
+    }
+
+    async fn answer_start(&self, request: &BootRequest, machine: Machine) -> Result<BootAnswer> {
+        let actor = Actor::Machine { mac: request.mac, address: request.peer.clone() };
+        let start = StartRequest { machine: machine.id, image: None, actor: actor.clone() };
+        let prepared = match self.prepare_start(&start).await {
+            Ok(prepared) => prepared,
+            // The image is not ready, or the kept writeback belongs to another: nothing a machine could wait for.
+            Err(e) if e.kind() == ErrorKind::Conflict => {
+                let why = Declined::NotReady(e.message().to_owned());
+                return self.answer_declined(request, &machine, &why).await;
+            }
+            Err(e) => return Err(e),
+        };
+        let started = self.perform_start(prepared.0, prepared.1, &actor).await?;
+        let generation = started.session.current.clone();
+        self.script_read(&started.session, &generation).await?;
+        let script = self.script(
+            &started.machine,
+            &started.session,
+            &generation,
+            &started.endpoint,
+            &request.advertised,
+        );
+        Ok(BootAnswer::Script(script.await?))
+    }
+
+    async fn answer_continue(
+        &self,
+        request: &BootRequest,
+        machine: Machine,
+        mut session: Session,
+    ) -> Result<BootAnswer> {
+        let generation = if request.prepare {
+            self.commit_before_boot(&mut session).await?;
+            self.generation_for_boot(&machine, &mut session).await?
+        } else {
+            session.next.clone().unwrap_or_else(|| session.current.clone())
+        };
+        let endpoint = self.ensure_generation(&session, &generation).await?;
+        if request.prepare {
+            self.script_read(&session, &generation).await?;
+        }
+        let script = self.script(&machine, &session, &generation, &endpoint, &request.advertised).await?;
+        Ok(BootAnswer::Script(script))
+    }
+
+    async fn script_read(&self, session: &Session, generation: &Generation) -> Result<()> {
+        let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation.number) };
+        self.record(Batch::new().event(self.session_event(session, kind))).await.map(|_| ())
+    }
+
+    async fn answer_unknown(&self, request: &BootRequest) -> Result<BootAnswer> {
+        if request.prepare {
+            // Held until it is recorded: of two requests at once only one is the first sight.
+            let _first = self.inner.seen_lock.lock().await;
+            let (event, write) =
+                self.unknown_seen(request.mac, request.firmware, request.peer.clone(), self.now()).await?;
+            let batch = Batch {
+                writes: write.into_iter().collect(),
+                events: event.into_iter().collect(),
+                audit: vec![],
+            };
+            self.record(batch).await?;
+        }
+        let script = self
+            .inner
+            .templates
+            .unknown(&UnknownScript { mac: request.mac, server_url: request.advertised.http_url.clone() })?;
+        Ok(BootAnswer::Script(script))
+    }
+
+    async fn answer_declined(
+        &self,
+        request: &BootRequest,
+        machine: &Machine,
+        why: &Declined,
+    ) -> Result<BootAnswer> {
+        let reason = why.reason();
+        if request.prepare {
+            let event = NewEvent::new(self.now(), EventKind::BootDeclined { reason: reason.clone() })
+                .machine(machine.id);
+            self.record(Batch::new().event(event)).await?;
+        }
+        let script = DeclinedScript { machine: machine.name.clone(), mac: request.mac, reason };
+        Ok(BootAnswer::Script(self.inner.templates.declined(&script)?))
+    }
+
+    /// The boot script of a live session as it would be read now; prepares nothing. `Conflict` when the session is not active any more.
+    pub async fn current_script(
+        &self,
+        session: &Session,
+        advertised: &Advertised,
+    ) -> Result<(String, SanUri)> {
+        let (this, id, advertised) = (self.clone(), session.id, advertised.clone());
+        let machine = session.machine;
+        self.run(async move {
+            // A target's port is only known from `ensure`, and an `ensure` beside a stop would bring back what the stop removed.
+            let _guard = this.inner.locks.lock(machine).await;
+            let store = &this.inner.ports.store;
+            let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
+            if session.state != SessionState::Active {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Session {id} is {}, not active", session.state.as_str()),
+                )
+                .with_hint("Start a new session"));
+            }
+            let machine =
+                store.machine(machine).await?.ok_or_else(|| Error::not_found("machine", machine))?;
+            let generation = session.next.as_ref().unwrap_or(&session.current);
+            let endpoint = this.ensure_generation(&session, generation).await?;
+            let uri = this.san_uri(&session, generation, &endpoint, &advertised)?;
+            Ok((this.script(&machine, &session, generation, &endpoint, &advertised).await?, uri))
+        })
+        .await
+    }
+
+    /// Where a generation's disk is, for a machine that reaches us under `advertised`.
+    pub fn san_uri(
+        &self,
+        session: &Session,
+        generation: &Generation,
+        endpoint: &TargetEndpoint,
+        advertised: &Advertised,
+    ) -> Result<SanUri> {
+        Ok(SanUri {
+            server: advertised.portal.clone(),
+            port: endpoint.listen.first().map_or(3260, std::net::SocketAddr::port),
+            lun: endpoint.lun,
+            target: self.target_iqn(session, generation)?,
+        })
+    }
+
+    async fn script(
+        &self,
+        machine: &Machine,
+        session: &Session,
+        generation: &Generation,
+        endpoint: &TargetEndpoint,
+        advertised: &Advertised,
+    ) -> Result<String> {
+        let store = &self.inner.ports.store;
+        let image = store.image(generation.image).await?;
+        let image = image.ok_or_else(|| Error::not_found("image", generation.image))?;
+        let version = store.version(generation.version).await?;
+        let mac = machine.primary_mac()?;
+        self.inner.templates.machine(&MachineScript {
+            machine: machine.name.clone(),
+            mac,
+            image: image.name,
+            version: version.map_or(0, |v| v.number),
+            san: self.san_uri(session, generation, endpoint, advertised)?,
+            initiator: session.initiator.clone(),
+            chap: generation.chap.clone(),
+            report_url: advertised.http_url.join(&format!("boot/{}/report", mac.hyphenated()))?,
+        })
+    }
+}

@@ -1,0 +1,79 @@
+//! What an operator can set about sessions.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{
+    boot_text::BootUrl,
+    error::{Error, Result},
+    nouns::{InstanceId, Iqn},
+};
+
+/// The orchestrator's settings.
+#[derive(Clone, Debug)]
+pub struct OrchestratorConfig {
+    /// This GGnet among others on the host.
+    pub instance: InstanceId,
+    /// The start of every IQN.
+    pub iqn_prefix: Iqn,
+    /// Where the raw files of image versions live; ours alone.
+    pub images_dir: PathBuf,
+    /// A `discard` session that was offline for longer is stopped (default 10 minutes).
+    pub idle_timeout: Duration,
+    /// A generation that was prepared and not used for longer is removed (default 10 minutes).
+    pub generation_ttl: Duration,
+    /// A start that takes longer is undone (default 60 seconds).
+    pub start_deadline: Duration,
+    /// How often the reconciler looks (default 15 seconds).
+    pub reconcile_interval: Duration,
+    /// Events, audit rows and ended sessions that are older are forgotten (default 90 days).
+    pub retention: Duration,
+    /// How long a UEFI machine that got its loader may take to ask for its script before an event says that Secure Boot is
+    /// probably on (default 30 seconds).
+    pub script_deadline: Duration,
+    /// How long a boot request waits for its start before it is told to come again (default 5 seconds).
+    pub boot_wait: Duration,
+    /// The URL of the HTTP server that the chain scripts in the boot files name; none: no chain scripts are made, and machines find
+    /// their script by DHCP alone.
+    pub chain_url: Option<BootUrl>,
+}
+
+impl OrchestratorConfig {
+    /// The defaults, for this instance and this folder of images.
+    pub fn new(instance: InstanceId, images_dir: PathBuf) -> Result<Self> {
+        Ok(Self {
+            instance,
+            iqn_prefix: "iqn.2026-11.local.ggnet".parse()?,
+            images_dir,
+            idle_timeout: Duration::from_secs(600),
+            generation_ttl: Duration::from_secs(600),
+            start_deadline: Duration::from_secs(60),
+            reconcile_interval: Duration::from_secs(15),
+            retention: Duration::from_secs(90 * 24 * 3600),
+            script_deadline: Duration::from_secs(30),
+            boot_wait: Duration::from_secs(5),
+            chain_url: None,
+        })
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        // iPXE puts every string of the iBFT into 384 bytes; two names of 100 leave room for the rest.
+        if self.iqn_prefix.as_str().len() > 64 {
+            return Err(Error::invalid(
+                "iqn_prefix",
+                "The IQN prefix is longer than 64 bytes; iPXE has 384 bytes for all names of a boot",
+            ));
+        }
+        let least = Duration::from_millis(100);
+        for (field, value) in [
+            ("idle_timeout", self.idle_timeout),
+            ("generation_ttl", self.generation_ttl),
+            ("start_deadline", self.start_deadline),
+            ("reconcile_interval", self.reconcile_interval),
+        ] {
+            if value < least {
+                return Err(Error::invalid(field, format!("{field} is {value:?}; the least is {least:?}")));
+            }
+        }
+        Ok(())
+    }
+}

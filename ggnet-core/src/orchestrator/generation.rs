@@ -1,0 +1,150 @@
+//! Generations: a script request prepares the next one, its first authenticated login commits it, time removes an unused one.
+//!
+//! ```text
+//!   current (never logged in) ── login ──▶ current (committed) ── script ──▶ current + next ── login to next ──▶ next is current
+//!                                                                               └── unused for generation_ttl ──▶ current
+//! ```
+//! Invariants: a script request destroys nothing: the running machine keeps its target and its disk until somebody who knows the next
+//! generation's CHAP pair has logged in. Before that login is answered the old connections are drained and closed, so that under
+//! `keep` one writeback never has two writers.
+
+use async_trait::async_trait;
+
+use super::Orchestrator;
+use crate::{
+    error::{ErrorKind, Result},
+    nouns::{EventKind, Generation, Machine, Session, SessionState, WritebackPolicy},
+    ports::{Login, LoginGate, LoginVerdict, Removal},
+};
+
+impl Orchestrator {
+    /// The generation that the machine's next boot uses; prepares it when there is none. The caller holds the machine's lock.
+    pub(super) async fn generation_for_boot(
+        &self,
+        machine: &Machine,
+        session: &mut Session,
+    ) -> Result<Generation> {
+        let (image, version) = match session.policy {
+            WritebackPolicy::Keep => (session.current.image, session.current.version),
+            WritebackPolicy::Discard => {
+                match self.version_to_boot(machine, session.chosen_image, session.policy).await {
+                    Ok(found) => found,
+                    // Nothing else can be booted (the machine's image was taken from it, or has no version that is ready): what it ran so far.
+                    Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
+                        (session.current.image, session.current.version)
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
+        };
+        // Nobody has used the current one: it is still the next boot's.
+        if session.current.committed_at.is_none() && session.current.version == version {
+            return Ok(session.current.clone());
+        }
+        if let Some(next) = &session.next {
+            if next.version == version {
+                return Ok(next.clone());
+            }
+            // Prepared for a version that is no longer wanted, and never used.
+            self.drop_next(session).await?;
+        }
+        let number = session.highest_generation().saturating_add(1);
+        let generation = self.new_generation(machine, session.policy, number, image, version)?;
+        session.next = Some(generation.clone());
+        session.last_generation = number;
+        // Recorded before it is made: a crash in between leaves a record that the reconciler completes, never an unknown object.
+        {
+            let _image = self.inner.image_lock.read().await;
+            self.base(version).await?;
+            self.record_session(session, EventKind::GenerationPrepared { number }, None).await?;
+        }
+        if let Err(e) = self.ensure_generation(session, &generation).await {
+            self.drop_next(session).await?;
+            return Err(e);
+        }
+        Ok(generation)
+    }
+
+    /// Removes the prepared generation. The caller holds the machine's lock.
+    pub(super) async fn drop_next(&self, session: &mut Session) -> Result<()> {
+        let Some(next) = session.next.take() else { return Ok(()) };
+        let removed = self.remove_generation(session, &next, Removal::Force).await;
+        if let Err(e) = removed {
+            session.next = Some(next);
+            return Err(e);
+        }
+        self.record_session(session, EventKind::GenerationExpired { number: next.number }, None).await
+    }
+
+    /// Makes the prepared generation current: its first authenticated login. The caller holds the machine's lock.
+    pub(super) async fn commit_next(&self, session: &mut Session) -> Result<()> {
+        let Some(mut next) = session.next.take() else { return Ok(()) };
+        let old = session.current.clone();
+        // First the old target: requests in flight are finished and its connections closed. Should the record fail afterwards, the
+        // reconciler makes the old target again and nothing is lost.
+        if let Err(e) = self.inner.ports.target.remove(&session.target(&old), Removal::Force).await {
+            session.next = Some(next);
+            return Err(e);
+        }
+        let number = next.number;
+        next.committed_at = Some(self.now());
+        session.current = next;
+        self.record_session(session, EventKind::GenerationCommitted { number }, None).await?;
+        if session.policy == WritebackPolicy::Discard {
+            // An orphan from now on; when this fails the reconciler removes it.
+            if let Err(e) = self.inner.ports.writeback.remove(&old.writeback, Removal::Force).await {
+                tracing::warn!(session = %session.id, error = %e.report(), "old writeback left to the reconciler");
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn commit_current(&self, session: &mut Session) -> Result<()> {
+        let number = session.current.number;
+        session.current.committed_at = Some(self.now());
+        self.record_session(session, EventKind::GenerationCommitted { number }, None).await
+    }
+
+    /// Decides over a login and commits the generation it is for.
+    pub(super) async fn admit(&self, login: &Login) -> Result<LoginVerdict> {
+        let Some((machine, number)) = login.target.owner() else {
+            // A manual target: the backend's own access rules have decided.
+            return Ok(LoginVerdict::Accept);
+        };
+        let _guard = self.inner.locks.lock(machine).await;
+        let Some(mut session) = self.inner.ports.store.live_session(machine).await? else {
+            return Ok(LoginVerdict::Refuse);
+        };
+        if session.state != SessionState::Active {
+            return Ok(LoginVerdict::Retry);
+        }
+        if Some(session.current.number) == number {
+            if session.current.committed_at.is_none() {
+                self.commit_current(&mut session).await?;
+            }
+        } else if session.next.as_ref().map(|g| g.number) == number {
+            self.commit_next(&mut session).await?;
+        } else {
+            return Ok(LoginVerdict::Refuse);
+        }
+        self.inner.online.seen(session.id);
+        Ok(LoginVerdict::Accept)
+    }
+}
+
+#[async_trait]
+impl LoginGate for Orchestrator {
+    fn serving(&self) -> bool {
+        self.is_serving()
+    }
+
+    async fn login(&self, login: Login) -> LoginVerdict {
+        let this = self.clone();
+        let target = login.target.clone();
+        let verdict = self.run(async move { this.admit(&login).await }).await;
+        verdict.unwrap_or_else(|e| {
+            tracing::warn!(%target, error = %e.report(), "login put off");
+            LoginVerdict::Retry
+        })
+    }
+}

@@ -1,0 +1,427 @@
+//! Images: imports in the background with progress and cancellation, current versions, deletion.
+//!
+//! An import: record `importing` → check the stated checksum of the source → probe → convert → checksum of the result → record `ready`
+//! and, unless told otherwise, make it current. Whatever fails or is cancelled leaves `failed` with the reason and no file. The server's
+//! death in the middle leaves an `importing` record, which the next start makes `failed`.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::Orchestrator;
+use crate::{
+    checksum::sha256_file,
+    error::{Error, ErrorKind, Result},
+    nouns::{
+        Actor, EventKind, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId, Name, VersionSource,
+        VersionState,
+    },
+    ports::{Batch, ConvertSpec, Write},
+};
+
+/// An import.
+#[derive(Clone, Debug)]
+pub struct ImportRequest {
+    /// The image to add a version to; made when there is none of this name.
+    pub image: Name,
+    /// The file on the server. The caller has made sure that it may be read.
+    pub path: PathBuf,
+    /// Its format; none: as the probe finds.
+    pub format: Option<ImageFormat>,
+    /// The SHA-256 that the file should have, in hexadecimal.
+    pub expected_sha256: Option<String>,
+    /// What the operator says of this version.
+    pub comment: String,
+    /// Whether machines boot it from their next boot on.
+    pub make_current: bool,
+    /// Who wants it.
+    pub actor: Actor,
+}
+
+/// What a deletion freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeletedVersion {
+    /// The version.
+    pub id: ImageVersionId,
+}
+
+/// Imports under way.
+#[derive(Default)]
+pub(super) struct Imports {
+    running: Mutex<HashMap<ImageVersionId, Running>>,
+}
+
+#[derive(Clone)]
+struct Running {
+    per_mille: Arc<std::sync::atomic::AtomicU16>,
+    cancel: CancellationToken,
+}
+
+impl Imports {
+    fn get(&self, id: ImageVersionId) -> Option<Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    fn insert(&self, id: ImageVersionId, running: Running) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id, running);
+    }
+
+    fn remove(&self, id: ImageVersionId) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+}
+
+impl Orchestrator {
+    /// Begins an import and returns at once with the version being made.
+    pub async fn import(&self, request: ImportRequest) -> Result<(Image, ImageVersion)> {
+        let this = self.clone();
+        self.run(async move {
+            // The clean-up after an earlier process would take this import's files for that one's.
+            tokio::select! {
+                _ = this.inner.swept.wait() => {}
+                () = this.inner.cancel.cancelled() => {
+                    return Err(Error::new(ErrorKind::Unavailable, "The server is shutting down"));
+                }
+            }
+            // Two imports of one name must not both make the image, nor take the same number.
+            let guard = this.inner.image_lock.write().await;
+            let now = this.now();
+            let store = &this.inner.ports.store;
+            let (image, writes) = match store.image_by_name(&request.image).await? {
+                Some(image) => (image, vec![]),
+                None => {
+                    let image = Image {
+                        id: ImageId::generate(),
+                        name: request.image.clone(),
+                        description: String::new(),
+                        current: None,
+                        created_at: now,
+                        updated_at: now,
+                        revision: 0,
+                    };
+                    (image.clone(), vec![Write::Image(image)])
+                }
+            };
+            let number =
+                store.versions(image.id).await?.iter().map(|v| v.number).max().unwrap_or(0).saturating_add(1);
+            let version = ImageVersion {
+                id: ImageVersionId::generate(),
+                image: image.id,
+                number,
+                state: VersionState::Importing,
+                comment: request.comment.clone(),
+                source: VersionSource::Import {
+                    path: request.path.clone(),
+                    format: request.format,
+                    expected_sha256: request.expected_sha256.clone(),
+                },
+                size_bytes: 0,
+                sha256: None,
+                error: None,
+                created_at: now,
+                finished_at: None,
+            };
+            let row = this.audit(
+                &request.actor,
+                "image.import",
+                ("image", image.id.to_string()),
+                json!({ "name": image.name, "version": version.id, "path": request.path }),
+            );
+            let mut batch = Batch { writes, ..Batch::new() };
+            if !batch.writes.is_empty() {
+                batch = batch.event(this.event(EventKind::ImageCreated).image(image.id));
+            }
+            batch = batch.write(Write::Version(version.clone()));
+            batch = batch.event(this.event(EventKind::VersionImporting).image(image.id)).audit(row);
+            this.record(batch).await?;
+            let running = Running { per_mille: Arc::default(), cancel: this.inner.cancel.child_token() };
+            this.inner.imports.insert(version.id, running.clone());
+            drop(guard);
+            let job = this.clone();
+            let (made, name) = (version.clone(), image.clone());
+            this.inner.tasks.spawn(async move {
+                job.finish_import(made, &request, running).await;
+            });
+            let image = store.image(image.id).await?.unwrap_or(name);
+            Ok((image, version))
+        })
+        .await
+    }
+
+    /// How far an import is, in per mille; `None` when none is under way.
+    #[must_use]
+    pub fn import_progress(&self, version: ImageVersionId) -> Option<u16> {
+        let running = self.inner.imports.get(version)?;
+        Some(running.per_mille.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// Cancels an import under way; it ends as `failed`.
+    pub fn cancel_import(&self, version: ImageVersionId) -> Result<()> {
+        let running = self.inner.imports.get(version);
+        running.ok_or_else(|| Error::not_found("import of version", version))?.cancel.cancel();
+        Ok(())
+    }
+
+    async fn finish_import(&self, mut version: ImageVersion, request: &ImportRequest, running: Running) {
+        let outcome = self.perform_import(&version, request, &running).await;
+        version.finished_at = Some(self.now());
+        // Held over the record: the image's current version is read and written.
+        let _image = self.inner.image_lock.write().await;
+        let mut batch = Batch::new();
+        match outcome {
+            Ok((size_bytes, sha256)) => {
+                version.state = VersionState::Ready;
+                version.size_bytes = size_bytes;
+                version.sha256 = Some(sha256);
+                if let Ok(Some(mut image)) = self.inner.ports.store.image(version.image).await
+                    && (request.make_current || image.current.is_none())
+                {
+                    image.current = Some(version.id);
+                    image.updated_at = self.now();
+                    batch = batch.write(Write::Version(version.clone())).write(Write::Image(image));
+                } else {
+                    batch = batch.write(Write::Version(version.clone()));
+                }
+                batch = batch.event(self.event(EventKind::VersionReady).image(version.image));
+            }
+            Err(e) => {
+                tracing::warn!(version = %version.id, error = %e.report(), "import failed");
+                version.state = VersionState::Failed;
+                version.error = Some(e.to_string());
+                let kind = EventKind::VersionFailed { reason: e.to_string() };
+                batch = batch.write(Write::Version(version.clone()));
+                batch = batch.event(self.event(kind).image(version.image));
+                remove_file(&self.version_path(version.id)).await;
+            }
+        }
+        if let Err(e) = self.record(batch).await {
+            // The record stays `importing`; the next start makes it `failed` and removes the file.
+            tracing::error!(version = %version.id, error = %e.report(), "could not record the import");
+        }
+        self.inner.imports.remove(version.id);
+    }
+
+    async fn perform_import(
+        &self,
+        version: &ImageVersion,
+        request: &ImportRequest,
+        running: &Running,
+    ) -> Result<(u64, String)> {
+        // Of 1000: the source's checksum takes 150 when one was stated, the conversion up to 850, the result's checksum the rest.
+        let share = |from: u16, to: u16| -> crate::ports::Progress {
+            let shown = running.per_mille.clone();
+            Arc::new(move |part: u16| {
+                let at = u32::from(from) + u32::from(to - from) * u32::from(part.min(1000)) / 1000;
+                shown.store(u16::try_from(at).unwrap_or(1000), std::sync::atomic::Ordering::Relaxed);
+            })
+        };
+        if let Some(expected) = &request.expected_sha256 {
+            let found = sha256_file(&request.path, share(0, 150), running.cancel.clone()).await?;
+            if !found.eq_ignore_ascii_case(expected) {
+                return Err(Error::invalid(
+                    "expected_sha256",
+                    format!("{} has the checksum {found}, not {expected}", request.path.display()),
+                )
+                .with_hint("The file is damaged or is another one; get it again"));
+            }
+        }
+        let converter = &self.inner.ports.converter;
+        let probe = converter.probe(&request.path).await?;
+        if let Some(stated) = request.format
+            && stated != probe.format
+        {
+            return Err(Error::invalid(
+                "format",
+                format!("{} is {:?}, not {stated:?}", request.path.display(), probe.format),
+            ));
+        }
+        let spec = ConvertSpec {
+            source: request.path.clone(),
+            format: probe.format,
+            destination: self.version_path(version.id),
+        };
+        let converted = converter.convert(&spec, share(150, 850), running.cancel.clone()).await?;
+        let sha256 = sha256_file(&spec.destination, share(850, 1000), running.cancel.clone()).await?;
+        Ok((converted.size_bytes, sha256))
+    }
+
+    /// Makes a ready version the one that machines boot from their next boot on.
+    pub async fn set_current_version(
+        &self,
+        image: ImageId,
+        version: ImageVersionId,
+        actor: Actor,
+    ) -> Result<Image> {
+        let this = self.clone();
+        self.run(async move {
+            let _image = this.inner.image_lock.write().await;
+            let store = &this.inner.ports.store;
+            let mut record = store.image(image).await?.ok_or_else(|| Error::not_found("image", image))?;
+            let found = store.version(version).await?.filter(|v| v.image == image);
+            let found = found.ok_or_else(|| Error::not_found("version of this image", version))?;
+            if found.state != VersionState::Ready {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Version {} is not ready", found.number),
+                ));
+            }
+            let row = this.audit(
+                &actor,
+                "image.set_current",
+                ("image", image.to_string()),
+                json!({ "before": record.current, "after": version }),
+            );
+            record.current = Some(version);
+            record.updated_at = this.now();
+            let event = this.event(EventKind::ImageUpdated).image(image);
+            this.record(Batch::new().write(Write::Image(record.clone())).event(event).audit(row)).await?;
+            record.revision += 1;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Deletes a version and its file. `Conflict` while it is current, in use, or a writeback stands on it.
+    pub async fn delete_version(&self, id: ImageVersionId, actor: Actor) -> Result<DeletedVersion> {
+        let this = self.clone();
+        self.run(async move {
+            // Write: no session may choose this version from here on.
+            let _image = this.inner.image_lock.write().await;
+            let store = &this.inner.ports.store;
+            let version = store.version(id).await?.ok_or_else(|| Error::not_found("image version", id))?;
+            if this.is_importing(&version) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Version {} is being imported", version.number),
+                )
+                .with_hint("Cancel the import first"));
+            }
+            if store.image(version.image).await?.is_some_and(|i| i.current == Some(id)) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Version {} is the current one", version.number),
+                )
+                .with_hint("Make another version current first, or delete the whole image"));
+            }
+            this.refuse_if_stood_on(&[id]).await?;
+            let row = this.audit(
+                &actor,
+                "version.delete",
+                ("version", id.to_string()),
+                json!({ "before": version }),
+            );
+            let event = this.event(EventKind::VersionDeleted).image(version.image);
+            this.record(Batch::new().write(Write::DeleteVersion(id)).event(event).audit(row)).await?;
+            remove_file(&this.version_path(id)).await;
+            Ok(DeletedVersion { id })
+        })
+        .await
+    }
+
+    /// Deletes an image with all its versions. `Conflict` while a machine is assigned to it or a version is in use.
+    pub async fn delete_image(&self, id: ImageId, actor: Actor) -> Result<()> {
+        let this = self.clone();
+        self.run(async move {
+            let _image = this.inner.image_lock.write().await;
+            let store = &this.inner.ports.store;
+            let image = store.image(id).await?.ok_or_else(|| Error::not_found("image", id))?;
+            let versions = store.versions(id).await?;
+            if let Some(v) = versions.iter().find(|v| this.is_importing(v)) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Version {} is being imported", v.number),
+                )
+                .with_hint("Cancel the import first"));
+            }
+            let ids: Vec<_> = versions.iter().map(|v| v.id).collect();
+            this.refuse_if_stood_on(&ids).await?;
+            let row =
+                this.audit(&actor, "image.delete", ("image", id.to_string()), json!({ "before": image }));
+            let event = this.event(EventKind::ImageDeleted).image(id);
+            this.record(Batch::new().write(Write::DeleteImage(id)).event(event).audit(row)).await?;
+            for version in ids {
+                remove_file(&this.version_path(version)).await;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether somebody works on it: a version whose import ended and could not be recorded is nobody's, and can be deleted.
+    fn is_importing(&self, version: &ImageVersion) -> bool {
+        version.state == VersionState::Importing && self.inner.imports.get(version.id).is_some()
+    }
+
+    async fn refuse_if_stood_on(&self, versions: &[ImageVersionId]) -> Result<()> {
+        let listed = self.inner.ports.writeback.list().await?;
+        let Some(found) = listed.iter().find(|w| w.base.is_some_and(|b| versions.contains(&b))) else {
+            return Ok(());
+        };
+        let who = match found.id.owner() {
+            Some((machine, _)) => format!("machine {machine}"),
+            None => found.id.to_string(),
+        };
+        Err(Error::new(ErrorKind::Conflict, format!("A writeback of {who} stands on this version"))
+            .with_hint("Stop its session, or discard its kept writeback, first"))
+    }
+
+    /// Imports that our death interrupted become `failed`, and files that no version explains are removed.
+    pub(super) async fn interrupted_imports(&self) {
+        if let Err(e) = self.try_interrupted_imports().await {
+            tracing::warn!(error = %e.report(), "clean-up of interrupted imports");
+        }
+        // Set once: this is called once.
+        let _ = self.inner.swept.set(());
+    }
+
+    async fn try_interrupted_imports(&self) -> Result<()> {
+        let dir = &self.inner.config.images_dir;
+        for mut version in self.inner.ports.store.importing_versions().await? {
+            let reason = "The server was interrupted during the import; import the file again".to_owned();
+            version.state = VersionState::Failed;
+            version.error = Some(reason.clone());
+            version.finished_at = Some(self.now());
+            let event = self.event(EventKind::VersionFailed { reason }).image(version.image);
+            remove_file(&self.version_path(version.id)).await;
+            self.record(Batch::new().write(Write::Version(version)).event(event)).await?;
+        }
+        self.inner.ports.converter.clean(dir).await?;
+        let mut entries = match tokio::fs::read_dir(dir).await {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io(format!("reading {}", dir.display()), e)),
+        };
+        while let Some(entry) =
+            entries.next_entry().await.map_err(|e| Error::io(format!("reading {}", dir.display()), e))?
+        {
+            let name = entry.file_name();
+            let id = name
+                .to_str()
+                .and_then(|n| n.strip_suffix(".raw"))
+                .and_then(|n| n.parse::<ImageVersionId>().ok());
+            let Some(id) = id else { continue };
+            // A failed one has no file, unless its converter was cut off and went on to its end unheard.
+            let version = self.inner.ports.store.version(id).await?;
+            if version.is_none_or(|v| v.state == VersionState::Failed) {
+                tracing::info!(file = %entry.path().display(), "removing a file that no version explains");
+                remove_file(&entry.path()).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes a file that nothing refers to any more; one that cannot be removed is found again at the next start.
+async fn remove_file(path: &std::path::Path) {
+    match tokio::fs::remove_file(path).await {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), error = %e, "could not remove");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,62 @@
+//! Recording: one transaction for a change, its audit row and its event; then the subscribers hear of it.
+
+use super::Orchestrator;
+use crate::{
+    error::Result,
+    nouns::{Actor, AuditRow, Event, EventKind, NewEvent, Session},
+    ports::{Batch, Write},
+};
+
+impl Orchestrator {
+    /// Applies the batch and tells the subscribers.
+    pub(super) async fn record(&self, batch: Batch) -> Result<Vec<Event>> {
+        let events = self.inner.ports.store.commit(batch).await?;
+        for event in &events {
+            // No subscriber is no error.
+            let _ = self.inner.events.send(event.clone());
+        }
+        Ok(events)
+    }
+
+    pub(super) fn event(&self, kind: EventKind) -> NewEvent {
+        NewEvent::new(self.now(), kind)
+    }
+
+    pub(super) fn session_event(&self, session: &Session, kind: EventKind) -> NewEvent {
+        self.event(kind).machine(session.machine).session(session.id).image(session.current.image)
+    }
+
+    pub(super) fn audit(
+        &self,
+        actor: &Actor,
+        action: &str,
+        subject: (&str, String),
+        details: serde_json::Value,
+    ) -> AuditRow {
+        AuditRow {
+            at: self.now(),
+            actor: actor.clone(),
+            action: action.to_owned(),
+            subject_kind: subject.0.to_owned(),
+            subject_id: subject.1,
+            details,
+        }
+    }
+
+    /// Records a session's change with its event; on success the session carries its new revision.
+    pub(super) async fn record_session(
+        &self,
+        session: &mut Session,
+        kind: EventKind,
+        audit: Option<AuditRow>,
+    ) -> Result<()> {
+        let mut batch = Batch::new().write(Write::Session(Box::new(session.clone())));
+        batch = batch.event(self.session_event(session, kind));
+        if let Some(row) = audit {
+            batch = batch.audit(row);
+        }
+        self.record(batch).await?;
+        session.revision += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,175 @@
+//! Machines: registered, changed, deleted; and the kept writeback of one.
+
+use serde_json::json;
+
+use super::Orchestrator;
+use crate::{
+    error::{Error, ErrorKind, Result},
+    nouns::{Actor, EventKind, Machine, MachineId, ResourceId},
+    ports::{Batch, Removal, Write},
+};
+
+/// A machine to register. Its id, times and revision are ours to set.
+pub type NewMachine = Machine;
+
+/// A change: takes what is stored and returns what should be.
+pub type MachineChange = Box<dyn FnOnce(Machine) -> Result<Machine> + Send>;
+
+impl Orchestrator {
+    /// Registers a machine. `Conflict` for a name or MAC address that another one has.
+    pub async fn create_machine(&self, mut machine: NewMachine, actor: Actor) -> Result<Machine> {
+        let this = self.clone();
+        self.run(async move {
+            machine.id = MachineId::generate();
+            machine.revision = 0;
+            machine.created_at = this.now();
+            machine.updated_at = machine.created_at;
+            machine.validate()?;
+            this.check_assignment(&machine).await?;
+            let _guard = this.inner.locks.lock(machine.id).await;
+            let row = this.audit(
+                &actor,
+                "machine.create",
+                ("machine", machine.id.to_string()),
+                json!({ "after": machine }),
+            );
+            let event = this.event(EventKind::MachineCreated).machine(machine.id);
+            let mut batch = Batch::new().write(Write::Machine(machine.clone())).event(event).audit(row);
+            // It is no longer unknown.
+            batch.writes.extend(machine.macs.iter().map(|mac| Write::DeleteSeen(*mac)));
+            this.record(batch).await?;
+            machine.revision = 1;
+            this.settle_or_leave(&machine).await;
+            Ok(machine)
+        })
+        .await
+    }
+
+    /// Changes a machine. `revision`, when given, must be the stored one, so that two operators do not overwrite each other.
+    pub async fn update_machine(
+        &self,
+        id: MachineId,
+        revision: Option<u64>,
+        change: MachineChange,
+        actor: Actor,
+    ) -> Result<Machine> {
+        let this = self.clone();
+        self.run(async move {
+            let _guard = this.inner.locks.lock(id).await;
+            let store = &this.inner.ports.store;
+            let before = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
+            if revision.is_some_and(|r| r != before.revision) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!(
+                        "Machine {} was changed by somebody else (revision {})",
+                        before.name, before.revision
+                    ),
+                )
+                .with_hint("Read it again and repeat the change"));
+            }
+            let mut after = change(before.clone())?;
+            (after.id, after.created_at, after.revision) = (before.id, before.created_at, before.revision);
+            after.updated_at = this.now();
+            after.validate()?;
+            this.check_assignment(&after).await?;
+            let row = this.audit(
+                &actor,
+                "machine.update",
+                ("machine", id.to_string()),
+                json!({ "before": before, "after": after }),
+            );
+            let event = this.event(EventKind::MachineUpdated).machine(id);
+            this.record(Batch::new().write(Write::Machine(after.clone())).event(event).audit(row)).await?;
+            after.revision += 1;
+            this.settle_or_leave(&after).await;
+            Ok(after)
+        })
+        .await
+    }
+
+    /// Deletes a machine with its kept writeback. `Conflict` while it has a live session.
+    pub async fn delete_machine(&self, id: MachineId, actor: Actor) -> Result<()> {
+        let this = self.clone();
+        self.run(async move {
+            let _guard = this.inner.locks.lock(id).await;
+            let store = &this.inner.ports.store;
+            let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
+            if let Some(live) = store.live_session(id).await? {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Machine {} has session {} ({})", machine.name, live.id, live.state.as_str()),
+                )
+                .with_hint("Stop that session first"));
+            }
+            let row = this.audit(
+                &actor,
+                "machine.delete",
+                ("machine", id.to_string()),
+                json!({ "before": machine }),
+            );
+            let event = this.event(EventKind::MachineDeleted).machine(id);
+            this.record(Batch::new().write(Write::DeleteMachine(id)).event(event).audit(row)).await?;
+            let mut gone = machine;
+            gone.auto_start = false;
+            if let Err(e) = this.settle_boot(&gone, false).await {
+                tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
+            }
+            let kept = ResourceId::machine(id);
+            if let Err(e) = this.inner.ports.writeback.remove(&kept, Removal::Force).await {
+                tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Throws away what a `keep` machine has written. `Conflict` while it has a live session.
+    pub async fn discard_kept_writeback(&self, id: MachineId, actor: Actor) -> Result<()> {
+        let this = self.clone();
+        self.run(async move {
+            let _guard = this.inner.locks.lock(id).await;
+            let store = &this.inner.ports.store;
+            let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
+            if store.live_session(id).await?.is_some() {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Machine {} has a live session that uses its kept writeback", machine.name),
+                )
+                .with_hint("Stop that session first"));
+            }
+            this.inner.ports.writeback.remove(&ResourceId::machine(id), Removal::IfIdle).await?;
+            let row = this.audit(&actor, "machine.discard_writeback", ("machine", id.to_string()), json!({}));
+            let event = this.event(EventKind::MachineUpdated).machine(id);
+            this.record(Batch::new().event(event).audit(row)).await.map(|_| ())
+        })
+        .await
+    }
+
+    /// An image and a pinned version must exist and belong together.
+    async fn check_assignment(&self, machine: &Machine) -> Result<()> {
+        let store = &self.inner.ports.store;
+        let Some(image) = machine.image else { return Ok(()) };
+        if store.image(image).await?.is_none() {
+            return Err(Error::invalid("image", format!("There is no image {image}")));
+        }
+        if let Some(pinned) = machine.pinned_version
+            && store.version(pinned).await?.is_none_or(|v| v.image != image)
+        {
+            return Err(Error::invalid("pinned_version", format!("{pinned} is no version of image {image}")));
+        }
+        Ok(())
+    }
+
+    /// The record counts; DHCP and boot files follow now, or when the reconciler comes round.
+    async fn settle_or_leave(&self, machine: &Machine) {
+        let live = self.inner.ports.store.live_session(machine.id).await;
+        let settled = match live {
+            Ok(live) => self.settle_boot(machine, live.is_some()).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = settled {
+            tracing::warn!(machine = %machine.name, error = %e.report(), "boot entries left to the reconciler");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The orchestrator: starts, stops and reconciles sessions over the [ports](crate::ports).
+//!
+//! ```text
+//!             start                     all steps done             stop
+//!   (none) ──────────▶ starting ─────▶ active ───────────────▶ stopping ─────▶ stopped
+//!                         │  step failed: undo in reverse           │  step failed: stays stopping,
+//!                         ▼                                         ▼  the reconciler keeps trying
+//!                       failed                                   stopping
+//! ```
+//! Start: validate → record `starting` → writeback → target → boot files → DHCP → record `active`.
+//! Stop: record `stopping` → DHCP → boot files → target → writeback (under `discard`) → record `stopped`.
+//!
+//! Invariants:
+//! * Everything that changes a machine's session runs under that machine's lock, and re-reads the session under it.
+//! * Every state change, its audit row and its event are one transaction of the store; subscribers hear of it afterwards.
+//! * Work that changes anything runs in a task of the orchestrator's own, so a caller that goes away stops nothing half-way.
+//! * `online` is observed, never a state.
+//! * Nothing is served before the first reconcile has ended ([`crate::ports::LoginGate::serving`]).
+
+mod boot;
+mod config;
+mod generation;
+mod images;
+mod journal;
+mod locks;
+mod machines;
+mod observe;
+mod ports;
+mod reconcile;
+mod resources;
+mod start;
+mod stop;
+mod targets;
+
+use std::{
+    future::Future,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::broadcast;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use boot::{Advertised, BootAnswer, BootRequest, Decision, Declined, decide};
+pub use config::OrchestratorConfig;
+pub use images::{DeletedVersion, ImportRequest};
+pub use machines::{MachineChange, NewMachine};
+pub use ports::Ports;
+pub use reconcile::ReconcileReport;
+pub use start::{StartRequest, Started};
+pub use stop::StopRequest;
+pub use targets::NewTarget;
+
+use crate::{
+    boot_text::templates::BootTemplates,
+    error::{Error, Result},
+    nouns::{Event, SessionId, Timestamp},
+};
+
+/// The orchestrator. Cheap to clone; the last [`Orchestrator::shutdown`] ends its tasks.
+#[derive(Clone)]
+pub struct Orchestrator {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ports: Ports,
+    config: OrchestratorConfig,
+    templates: BootTemplates,
+    locks: locks::MachineLocks,
+    /// Serialises what must not race over images: an import's end, a version's deletion, a new session's choice of version.
+    image_lock: tokio::sync::RwLock<()>,
+    imports: images::Imports,
+    /// Set once what an earlier process's imports left behind is cleaned up: only then may new imports write there.
+    swept: tokio::sync::SetOnce<()>,
+    /// Held from looking whether a MAC address was seen before until its sight is recorded.
+    seen_lock: tokio::sync::Mutex<()>,
+    online: observe::OnlineSince,
+    events: broadcast::Sender<Event>,
+    observations: OnceLock<tokio::sync::mpsc::Sender<observe::Seen>>,
+    serving: AtomicBool,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Orchestrator {
+    /// Checks that the backends fit each other, attaches to them and starts the reconciler and the observer. Must be called
+    /// within a tokio runtime. Errors: `Unsupported` naming the two backends that do not fit.
+    pub fn new(ports: Ports, config: OrchestratorConfig, templates: BootTemplates) -> Result<Self> {
+        ports.check()?;
+        config.check()?;
+        let (events, _) = broadcast::channel(4096);
+        let this = Self {
+            inner: Arc::new(Inner {
+                ports,
+                config,
+                templates,
+                locks: locks::MachineLocks::default(),
+                image_lock: tokio::sync::RwLock::default(),
+                imports: images::Imports::default(),
+                swept: tokio::sync::SetOnce::new(),
+                seen_lock: tokio::sync::Mutex::default(),
+                online: observe::OnlineSince::default(),
+                events,
+                observations: OnceLock::new(),
+                serving: AtomicBool::new(false),
+                tasks: TaskTracker::new(),
+                cancel: CancellationToken::new(),
+            }),
+        };
+        this.attach();
+        let reconciler = this.clone();
+        this.inner.tasks.spawn(async move { reconciler.reconcile_until_shutdown().await });
+        Ok(this)
+    }
+
+    /// Events as they are recorded. A subscriber that lags learns so from the channel and reads on from the store by its cursor.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+
+    /// The ports it works over.
+    #[must_use]
+    pub fn ports(&self) -> &Ports {
+        &self.inner.ports
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &OrchestratorConfig {
+        &self.inner.config
+    }
+
+    /// Whether the first reconcile has ended.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.inner.serving.load(Ordering::Acquire)
+    }
+
+    /// Whether an initiator of this session is, or was within the last reconcile, logged in.
+    #[must_use]
+    pub fn is_online(&self, session: SessionId) -> bool {
+        self.inner.online.is_online(session)
+    }
+
+    /// How many live sessions have an initiator logged in.
+    #[must_use]
+    pub fn online_count(&self) -> u64 {
+        self.inner.online.count()
+    }
+
+    /// Stops taking work, waits for what is under way, then shuts the backends down: targets first (flush and sync, then
+    /// close), then writebacks, then the rest, the store last. Sessions stay as they are: a restart goes on with them.
+    pub async fn shutdown(&self) {
+        let inner = &self.inner;
+        inner.cancel.cancel();
+        inner.tasks.close();
+        inner.tasks.wait().await;
+        let p = &inner.ports;
+        p.target.shutdown().await;
+        p.writeback.shutdown().await;
+        p.dhcp.shutdown().await;
+        p.boot_files.shutdown().await;
+        p.store.shutdown().await;
+    }
+
+    fn now(&self) -> Timestamp {
+        self.inner.ports.clock.now()
+    }
+
+    /// Runs `work` to its end even when the caller goes away. Refused once shutdown has begun.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        if self.inner.cancel.is_cancelled() {
+            return Err(Error::new(crate::ErrorKind::Unavailable, "The server is shutting down"));
+        }
+        self.inner
+            .tasks
+            .spawn(work)
+            .await
+            .map_err(|e| Error::internal("A task of the orchestrator died").with_source(e))?
+    }
+}

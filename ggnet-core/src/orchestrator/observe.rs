@@ -1,0 +1,326 @@
+//! Observations become boot stages, and who is online is remembered.
+//!
+//! Backends call [`Observer::observe`] from their data paths, so it only puts the observation into a bounded queue; one task writes the
+//! queue to the store, many observations in one transaction. A full queue drops the observation and counts it: a boot timeline with
+//! a hole is better than a disk that waits.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{Inner, Orchestrator};
+use crate::{
+    error::Result,
+    nouns::{
+        BootStage, EventKind, Firmware, MacAddr, Machine, MachineId, NewEvent, ResourceId, SeenMachine,
+        SessionId, Timestamp,
+    },
+    ports::{Batch, Login, LoginGate, LoginVerdict, Observation, Observer, Write},
+};
+
+/// An observation with the time it was made.
+pub(super) struct Seen {
+    at: Timestamp,
+    what: Observation,
+}
+
+/// When each live session was last seen with an initiator.
+#[derive(Default)]
+pub(super) struct OnlineSince {
+    sessions: Mutex<HashMap<SessionId, Presence>>,
+    /// When each machine last asked for its boot script; small, and only for the suspicion of Secure Boot.
+    scripts: Mutex<HashMap<MacAddr, Instant>>,
+}
+
+#[derive(Clone, Copy)]
+struct Presence {
+    online: bool,
+    last: Instant,
+}
+
+impl OnlineSince {
+    pub(super) fn seen(&self, session: SessionId) {
+        self.update(session, true);
+    }
+
+    /// Marks the session online or not; going or staying offline keeps the time it was last online. Returns for how long it has
+    /// been offline.
+    pub(super) fn update(&self, session: SessionId, online: bool) -> Duration {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let entry = sessions.entry(session).or_insert(Presence { online, last: now });
+        entry.online = online;
+        if online {
+            entry.last = now;
+        }
+        now - entry.last
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.values().filter(|p| p.online).count() as u64
+    }
+
+    pub(super) fn is_online(&self, session: SessionId) -> bool {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.get(&session).is_some_and(|p| p.online)
+    }
+
+    pub(super) fn script_asked(&self, mac: MacAddr) {
+        let mut scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
+        if scripts.len() > 10_000 {
+            scripts.retain(|_, at| at.elapsed() < Duration::from_secs(300));
+        }
+        scripts.insert(mac, Instant::now());
+    }
+
+    fn script_asked_after(&self, mac: MacAddr, since: Instant) -> bool {
+        let scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
+        scripts.get(&mac).is_some_and(|at| *at >= since)
+    }
+
+    pub(super) fn forget(&self, session: SessionId) {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
+    }
+}
+
+/// What backends hold of the orchestrator, which holds them: weak, so that the two do not keep each other alive for ever.
+struct Handle {
+    inner: Weak<Inner>,
+}
+
+impl Handle {
+    fn orchestrator(&self) -> Option<Orchestrator> {
+        self.inner.upgrade().map(|inner| Orchestrator { inner })
+    }
+}
+
+impl Observer for Handle {
+    fn observe(&self, what: Observation) {
+        if let Some(orchestrator) = self.orchestrator() {
+            orchestrator.observe(what);
+        }
+    }
+}
+
+#[async_trait]
+impl LoginGate for Handle {
+    fn serving(&self) -> bool {
+        self.orchestrator().is_some_and(|o| o.is_serving())
+    }
+
+    async fn login(&self, login: Login) -> LoginVerdict {
+        match self.orchestrator() {
+            Some(orchestrator) => orchestrator.login(login).await,
+            None => LoginVerdict::Retry,
+        }
+    }
+}
+
+impl Observer for Orchestrator {
+    fn observe(&self, what: Observation) {
+        let Some(queue) = self.inner.observations.get() else { return };
+        if queue.try_send(Seen { at: self.now(), what }).is_err() {
+            metrics::counter!("ggnet_observations_dropped_total").increment(1);
+        }
+    }
+}
+
+/// Machines that got their loader and have not asked for a script yet.
+type Waiting = HashMap<MacAddr, Loaded>;
+
+/// A machine that got its loader.
+struct Loaded {
+    /// When; from the moment its loader asks for an address, that moment.
+    since: Instant,
+    machine: MachineId,
+    /// Whether the loader is one for UEFI, which Secure Boot may have refused to start.
+    efi: bool,
+    /// Whether the loader has asked for an address: it runs.
+    runs: bool,
+}
+
+impl Orchestrator {
+    /// Attaches to the backends and starts the task that writes observations.
+    pub(super) fn attach(&self) {
+        let (sender, receiver) = mpsc::channel(4096);
+        // Set once: `new` calls this once.
+        let _ = self.inner.observations.set(sender);
+        let p = &self.inner.ports;
+        let handle = || Arc::new(Handle { inner: Arc::downgrade(&self.inner) });
+        p.target.attach(handle(), handle());
+        p.dhcp.attach(handle());
+        p.boot_files.attach(handle());
+        let task = self.clone();
+        self.inner.tasks.spawn(async move { task.write_observations(receiver).await });
+    }
+
+    async fn write_observations(&self, mut queue: mpsc::Receiver<Seen>) {
+        let mut waiting = Waiting::new();
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut many = Vec::with_capacity(256);
+        loop {
+            let mut batch = Batch::new();
+            let mut first = None;
+            tokio::select! {
+                () = self.inner.cancel.cancelled() => return,
+                n = queue.recv_many(&mut many, 256) => {
+                    if n == 0 {
+                        return;
+                    }
+                    // Held until the batch is recorded: see `answer_unknown`.
+                    first = Some(self.inner.seen_lock.lock().await);
+                    for seen in many.drain(..) {
+                        match self.translate(seen, &mut waiting).await {
+                            Ok((event, write)) => {
+                                // The store does not know yet what this batch is about to tell it.
+                                let told = event.as_ref().is_some_and(|e| {
+                                    matches!(e.kind, EventKind::MachineSeen { .. })
+                                        && batch.events.iter().any(|b| b.kind == e.kind)
+                                });
+                                batch.events.extend(event.filter(|_| !told));
+                                batch.writes.extend(write);
+                            }
+                            Err(e) => tracing::warn!(error = %e.report(), "observation lost"),
+                        }
+                    }
+                }
+                _ = tick.tick() => self.suspect_secure_boot(&mut waiting, &mut batch),
+            }
+            if (!batch.events.is_empty() || !batch.writes.is_empty())
+                && let Err(e) = self.record(batch).await
+            {
+                tracing::warn!(error = %e.report(), "observations lost");
+            }
+            drop(first);
+        }
+    }
+
+    async fn translate(
+        &self,
+        seen: Seen,
+        waiting: &mut Waiting,
+    ) -> Result<(Option<NewEvent>, Option<Write>)> {
+        let at = seen.at;
+        let stage = |stage| EventKind::BootStage { stage, generation: None };
+        let of_machine = |machine: &Machine, kind| Some(NewEvent::new(at, kind).machine(machine.id));
+        Ok(match seen.what {
+            Observation::AddressOffered { mac, ipxe, .. } => match self.machine_of(mac).await? {
+                Some(machine) => match waiting.get_mut(&mac) {
+                    // The loader asks again, for the script's URL; the machine was offered its address once. A card whose
+                    // own ROM is iPXE asks like this first, with no loader before it.
+                    Some(loaded) if ipxe => {
+                        if !loaded.runs {
+                            (loaded.since, loaded.runs) = (Instant::now(), true);
+                        }
+                        (None, None)
+                    }
+                    _ => {
+                        waiting.remove(&mac);
+                        (of_machine(&machine, stage(BootStage::AddressOffered)), None)
+                    }
+                },
+                None => (None, None),
+            },
+            Observation::UnknownAsked { mac, firmware } => self.unknown_seen(mac, firmware, None, at).await?,
+            Observation::NotAnswered { mac, reason } => match self.machine_of(mac).await? {
+                Some(machine) => (of_machine(&machine, EventKind::BootDiagnosis { message: reason }), None),
+                None => (None, None),
+            },
+            Observation::BootFileSent { mac: Some(mac), path, .. } => match self.machine_of(mac).await? {
+                Some(machine) => {
+                    let efi = path.ends_with(".efi");
+                    let loaded = Loaded { since: Instant::now(), machine: machine.id, efi, runs: false };
+                    waiting.insert(mac, loaded);
+                    (of_machine(&machine, stage(BootStage::LoaderSent)), None)
+                }
+                None => (None, None),
+            },
+            Observation::BootFileSent { mac: None, .. } => (None, None),
+            Observation::LoggedIn { target, .. } => {
+                (self.disk_stage(at, &target, BootStage::IscsiLogin).await?, None)
+            }
+            Observation::FirstRead { target } => {
+                (self.disk_stage(at, &target, BootStage::FirstRead).await?, None)
+            }
+            Observation::FirstWrite { target } => {
+                (self.disk_stage(at, &target, BootStage::FirstWrite).await?, None)
+            }
+            Observation::Disconnected { target, .. } => {
+                (self.disk_stage(at, &target, BootStage::Disconnected).await?, None)
+            }
+            Observation::DiskTrouble { target, message } => match target.owner() {
+                Some((machine, _)) => {
+                    (Some(NewEvent::new(at, EventKind::DiskTrouble { message }).machine(machine)), None)
+                }
+                None => (Some(NewEvent::new(at, EventKind::DiskTrouble { message })), None),
+            },
+        })
+    }
+
+    async fn disk_stage(
+        &self,
+        at: Timestamp,
+        target: &ResourceId,
+        stage: BootStage,
+    ) -> Result<Option<NewEvent>> {
+        let Some((machine, generation)) = target.owner() else { return Ok(None) };
+        let mut event = NewEvent::new(at, EventKind::BootStage { stage, generation }).machine(machine);
+        if let Some(session) = self.inner.ports.store.live_session(machine).await? {
+            event = event.session(session.id).image(session.current.image);
+        }
+        Ok(Some(event))
+    }
+
+    async fn machine_of(&self, mac: MacAddr) -> Result<Option<Machine>> {
+        self.inner.ports.store.machine_by_mac(mac).await
+    }
+
+    /// Remembers an unknown machine; the first sight is an event.
+    pub(super) async fn unknown_seen(
+        &self,
+        mac: MacAddr,
+        firmware: Firmware,
+        address: Option<String>,
+        at: Timestamp,
+    ) -> Result<(Option<NewEvent>, Option<Write>)> {
+        let known = self.inner.ports.store.seen_machine(mac).await?.is_some();
+        let event = (!known).then(|| NewEvent::new(at, EventKind::MachineSeen { mac }));
+        let seen = SeenMachine { mac, firmware, address, first_seen: at, last_seen: at, count: 1 };
+        Ok((event, Some(Write::Seen(seen))))
+    }
+
+    fn suspect_secure_boot(&self, waiting: &mut Waiting, batch: &mut Batch) {
+        let deadline = self.inner.config.script_deadline;
+        waiting.retain(|mac, loaded| {
+            if self.inner.online.script_asked_after(*mac, loaded.since) {
+                return false;
+            }
+            if loaded.since.elapsed() < deadline {
+                return true;
+            }
+            let seconds = deadline.as_secs();
+            let message = if loaded.runs {
+                format!(
+                    "The loader of {mac} started and asked for no boot script within {seconds} s: it probably does not \
+                     reach the HTTP server. Look whether a firewall closes its port"
+                )
+            } else if loaded.efi {
+                format!(
+                    "{mac} fetched its UEFI loader and asked for no boot script within {seconds} s: Secure Boot is probably \
+                     on. Switch it off in the firmware's setup, or give this machine a signed loader"
+                )
+            } else {
+                return false;
+            };
+            batch.events.push(self.event(EventKind::BootDiagnosis { message }).machine(loaded.machine));
+            false
+        });
+    }
+}

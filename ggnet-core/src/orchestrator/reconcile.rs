@@ -1,0 +1,508 @@
+//! The reconciler: compares what should exist with what every `list()` says, removes orphans, and makes what a live session lacks.
+//!
+//! At start-up and on a timer it lists first, reads the store second, and acts under the machine's lock after reading the session again
+//! there; so whatever was made after the list is never taken for an orphan, and whatever went since is not made again. A list that
+//! fails means *unknown*: that backend is left alone this time.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream};
+
+use super::{Orchestrator, StopRequest};
+use crate::{
+    error::{Error, Result},
+    nouns::{
+        EventKind, Generation, Machine, MachineId, ResourceId, Session, SessionState, StopReason,
+        WritebackPolicy,
+    },
+    ports::{Batch, Completeness, Listed, LoginVisibility, MachineFilter, PageRequest, Removal, SpecDigest},
+};
+
+/// How many machines are worked on at once.
+const PARALLEL: usize = 16;
+/// How often old rows are forgotten.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+
+/// How soon a first round that could not see the store or the targets is tried again; doubled each time.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+
+/// What a round did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReconcileReport {
+    /// Objects that nobody owned and that were removed.
+    pub removed: u64,
+    /// Objects that a live session or a machine lacked and that were made.
+    pub made: u64,
+    /// Sessions that were stopped or undone.
+    pub ended: u64,
+    /// What could not be done, and will be tried again.
+    pub trouble: Vec<String>,
+}
+
+impl ReconcileReport {
+    fn add(&mut self, other: Self) {
+        self.removed += other.removed;
+        self.made += other.made;
+        self.ended += other.ended;
+        self.trouble.extend(other.trouble);
+    }
+
+    fn note(&mut self, what: &str, result: Result<()>) -> bool {
+        match result {
+            Ok(()) => true,
+            Err(e) => {
+                self.trouble.push(format!("{what}: {}", e.report()));
+                false
+            }
+        }
+    }
+}
+
+/// Objects of one backend.
+type Objects = HashMap<ResourceId, Listed>;
+
+/// What the backends say they have; `None`: unknown.
+#[derive(Default)]
+struct World {
+    targets: Option<Objects>,
+    writebacks: Option<HashSet<ResourceId>>,
+    boot_files: Option<Objects>,
+    dhcp: Option<Objects>,
+    /// Targets with a live initiator.
+    online: Option<HashSet<ResourceId>>,
+}
+
+/// How an object is beside what it should be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Having {
+    /// There, and from this spec; or unknown.
+    Same,
+    /// There and whole, but the backend cannot tell from which spec: only `ensure` can.
+    Untold,
+    /// Not there, cut short, or from another spec.
+    Other,
+}
+
+impl Having {
+    fn of(objects: Option<&Objects>, id: &ResourceId, digest: SpecDigest) -> Self {
+        let Some(objects) = objects else { return Self::Same };
+        match objects.get(id).map(|l| (l.completeness, l.digest)) {
+            Some((Completeness::Whole, Some(have))) if have == digest => Self::Same,
+            Some((Completeness::Whole, None)) => Self::Untold,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Orchestrator {
+    pub(super) async fn reconcile_until_shutdown(&self) {
+        self.interrupted_imports().await;
+        let interval = self.inner.config.reconcile_interval;
+        let mut wait = FIRST_WAIT.min(interval);
+        let mut pruned: Option<tokio::time::Instant> = None;
+        loop {
+            let (report, knew) = self.round().await;
+            for trouble in &report.trouble {
+                tracing::warn!(%trouble, "reconcile");
+            }
+            // A login to a target that is still to be made again would get a status that open-iscsi takes for final.
+            if knew && !self.is_serving() {
+                tracing::info!(
+                    made = report.made,
+                    removed = report.removed,
+                    ended = report.ended,
+                    "first reconcile done"
+                );
+                self.inner.serving.store(true, std::sync::atomic::Ordering::Release);
+            }
+            if self.is_serving() {
+                wait = interval;
+                if pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY) {
+                    pruned = Some(tokio::time::Instant::now());
+                    self.forget_the_old().await;
+                }
+            }
+            tokio::select! {
+                () = self.inner.cancel.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            wait = (wait * 2).min(interval);
+        }
+    }
+
+    /// Keeps the record from growing for ever.
+    async fn forget_the_old(&self) {
+        let retention = jiff::SignedDuration::try_from(self.inner.config.retention);
+        let before = retention.ok().and_then(|age| self.now().checked_sub(age).ok());
+        let Some(before) = before else { return };
+        match self.inner.ports.store.prune(before).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "forgot old events, audit rows and sessions"),
+            Err(e) => tracing::warn!(error = %e.report(), "could not forget old rows"),
+        }
+    }
+
+    /// One round. Also called by tests and by an operator who does not want to wait.
+    pub async fn reconcile(&self) -> ReconcileReport {
+        self.round().await.0
+    }
+
+    /// Also says whether the store and the targets were known, so that every live session was looked after.
+    async fn round(&self) -> (ReconcileReport, bool) {
+        let mut report = ReconcileReport::default();
+        let world = self.look(&mut report).await;
+        let store = &self.inner.ports.store;
+        let sessions = match store.live_sessions().await {
+            Ok(sessions) => sessions,
+            Err(e) => {
+                report.trouble.push(format!("live sessions: {}", e.report()));
+                return (report, false);
+            }
+        };
+        let machines = match self.all_machines().await {
+            Ok(machines) => machines,
+            Err(e) => {
+                report.trouble.push(format!("machines: {}", e.report()));
+                return (report, false);
+            }
+        };
+        // Every machine that has a session, should be known to DHCP, or of which a backend has something.
+        let mut work: HashSet<MachineId> = sessions.iter().map(|s| s.machine).collect();
+        work.extend(machines.iter().filter(|m| Self::wants_boot(m, false)).map(|m| m.id));
+        work.extend(world.owners());
+        let world = &world;
+        let rounds =
+            stream::iter(work).map(|machine| async move { self.reconcile_machine(machine, world).await });
+        let rounds: Vec<_> = rounds.buffer_unordered(PARALLEL).collect().await;
+        rounds.into_iter().for_each(|r| report.add(r));
+        self.reconcile_manual_targets(world, &mut report).await;
+        if report.made + report.removed + report.ended > 0 && self.is_serving() {
+            let action = format!("made {}, removed {}, ended {}", report.made, report.removed, report.ended);
+            let event = self.event(EventKind::Reconciled { action });
+            let recorded = self.record(Batch::new().event(event)).await.map(|_| ());
+            report.note("event", recorded);
+        }
+        (report, world.targets.is_some())
+    }
+
+    async fn all_machines(&self) -> Result<Vec<Machine>> {
+        let mut all = Vec::new();
+        for page in 1.. {
+            let request = PageRequest { page, per_page: 1000 };
+            let got = self.inner.ports.store.machines(&MachineFilter::default(), request).await?;
+            all.extend(got.items);
+            if all.len() as u64 >= got.total || page == u32::MAX {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    async fn look(&self, report: &mut ReconcileReport) -> World {
+        let p = &self.inner.ports;
+        let by_id = |list: Vec<Listed>| list.into_iter().map(|l| (l.id.clone(), l)).collect();
+        let mut world = World::default();
+        match p.target.list().await {
+            Ok(list) => world.targets = Some(by_id(list)),
+            Err(e) => report.trouble.push(format!("list of targets unknown: {}", e.report())),
+        }
+        match p.writeback.list().await {
+            Ok(list) => world.writebacks = Some(list.into_iter().map(|w| w.id).collect()),
+            Err(e) => report.trouble.push(format!("list of writebacks unknown: {}", e.report())),
+        }
+        match p.boot_files.list().await {
+            Ok(list) => world.boot_files = Some(by_id(list)),
+            Err(e) => report.trouble.push(format!("list of boot files unknown: {}", e.report())),
+        }
+        match p.dhcp.list().await {
+            Ok(list) => world.dhcp = Some(by_id(list)),
+            Err(e) => report.trouble.push(format!("list of DHCP entries unknown: {}", e.report())),
+        }
+        match p.target.connections().await {
+            Ok(list) => world.online = Some(list.into_iter().map(|c| c.target).collect()),
+            Err(e) => report.trouble.push(format!("connections unknown: {}", e.report())),
+        }
+        world
+    }
+
+    async fn reconcile_machine(&self, id: MachineId, world: &World) -> ReconcileReport {
+        let mut report = ReconcileReport::default();
+        // A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
+        let guard = match self.inner.locks.try_lock(id) {
+            None if !self.is_serving() => Some(self.inner.locks.lock(id).await),
+            guard => guard,
+        };
+        let Some(_guard) = guard else { return report };
+        let done = self.reconcile_locked(id, world, &mut report).await;
+        report.note(&format!("machine {id}"), done);
+        report
+    }
+
+    async fn reconcile_locked(
+        &self,
+        id: MachineId,
+        world: &World,
+        report: &mut ReconcileReport,
+    ) -> Result<()> {
+        let store = &self.inner.ports.store;
+        let machine = store.machine(id).await?;
+        let mut session = store.live_session(id).await?;
+        match (&machine, session.take()) {
+            (Some(machine), Some(live)) => {
+                session = self.reconcile_session(machine, live, world, report).await?;
+            }
+            (None, Some(live)) => {
+                self.end(live, StopReason::MachineGone).await?;
+                report.ended += 1;
+            }
+            (_, None) => {}
+        }
+        if let Some(machine) = &machine {
+            self.reconcile_boot(machine, session.is_some(), world, report).await?;
+        }
+        self.remove_orphans(id, machine.as_ref(), session.as_ref(), world, report).await
+    }
+
+    /// Returns the session if it is still live.
+    async fn reconcile_session(
+        &self,
+        machine: &Machine,
+        mut session: Session,
+        world: &World,
+        report: &mut ReconcileReport,
+    ) -> Result<Option<Session>> {
+        match session.state {
+            // The lock is ours, so nobody works on it: our process died in the middle.
+            SessionState::Starting => {
+                let why = Error::new(
+                    crate::ErrorKind::Unavailable,
+                    "The server was interrupted while it started the session",
+                );
+                let kept = session.policy == WritebackPolicy::Keep;
+                self.undo_start(machine, session, kept, &why).await;
+                report.ended += 1;
+                Ok(None)
+            }
+            SessionState::Stopping => {
+                self.stop_steps(Some(machine), &session, Removal::Force).await?;
+                self.finish_stop(session).await?;
+                report.ended += 1;
+                Ok(None)
+            }
+            SessionState::Active => {
+                if let Some(online) = &world.online {
+                    self.commit_polled(&mut session, online).await?;
+                }
+                if self.expire_next(&mut session, world).await? {
+                    report.removed += 1;
+                }
+                for generation in session.generations() {
+                    let having = self.having_target(&session, generation, world)?;
+                    if having != Having::Same {
+                        self.ensure_generation(&session, generation).await?;
+                    }
+                    report.made += u64::from(having == Having::Other);
+                }
+                if self.is_idle_too_long(&session, world) {
+                    self.end(session, StopReason::Timeout).await?;
+                    report.ended += 1;
+                    return Ok(None);
+                }
+                Ok(Some(session))
+            }
+            SessionState::Stopped | SessionState::Failed => Ok(None),
+        }
+    }
+
+    async fn end(&self, session: Session, reason: StopReason) -> Result<()> {
+        let request = StopRequest {
+            session: session.id,
+            force: reason == StopReason::MachineGone,
+            reason,
+            actor: Self::system(),
+        };
+        self.perform_stop(session, &request).await.map(|_| ())
+    }
+
+    fn having_target(&self, session: &Session, generation: &Generation, world: &World) -> Result<Having> {
+        // The digest needs no disk, only its key: what `ensure` would compare.
+        let spec = self.target_spec(session, generation, Self::no_disk())?;
+        Ok(Having::of(world.targets.as_ref(), &spec.id, spec.digest()))
+    }
+
+    /// Before a boot is answered by a backend whose logins are only polled: what the last round could not see yet.
+    pub(super) async fn commit_before_boot(&self, session: &mut Session) -> Result<()> {
+        if self.inner.ports.target.capabilities().logins != LoginVisibility::Polled {
+            return Ok(());
+        }
+        let online = self.inner.ports.target.connections().await?;
+        self.commit_polled(session, &online.into_iter().map(|c| c.target).collect()).await.map(|_| ())
+    }
+
+    /// Where logins are only polled, a connection to a generation that nobody has used commits it.
+    async fn commit_polled(&self, session: &mut Session, online: &HashSet<ResourceId>) -> Result<bool> {
+        if self.inner.ports.target.capabilities().logins != LoginVisibility::Polled {
+            return Ok(false);
+        }
+        if session.next.as_ref().is_some_and(|next| online.contains(&session.target(next))) {
+            self.commit_next(session).await?;
+            return Ok(true);
+        }
+        if session.current.committed_at.is_none() && online.contains(&session.target(&session.current)) {
+            self.commit_current(session).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    async fn expire_next(&self, session: &mut Session, world: &World) -> Result<bool> {
+        let Some(next) = &session.next else { return Ok(false) };
+        let age = self.now().duration_since(next.prepared_at);
+        let ttl = jiff::SignedDuration::try_from(self.inner.config.generation_ttl)
+            .unwrap_or(jiff::SignedDuration::MAX);
+        let in_use = world.online.as_ref().is_none_or(|o| o.contains(&session.target(next)));
+        if age < ttl || in_use {
+            return Ok(false);
+        }
+        self.drop_next(session).await?;
+        Ok(true)
+    }
+
+    fn is_idle_too_long(&self, session: &Session, world: &World) -> bool {
+        let Some(online) = &world.online else { return false };
+        let connected = session.generations().any(|g| online.contains(&session.target(g)));
+        let offline: Duration = self.inner.online.update(session.id, connected);
+        session.policy == WritebackPolicy::Discard && !connected && offline >= self.inner.config.idle_timeout
+    }
+
+    async fn reconcile_boot(
+        &self,
+        machine: &Machine,
+        live: bool,
+        world: &World,
+        report: &mut ReconcileReport,
+    ) -> Result<()> {
+        if !Self::wants_boot(machine, live) {
+            return Ok(());
+        }
+        let id = ResourceId::machine(machine.id);
+        let bundle = self.boot_bundle(machine)?;
+        let having = Having::of(world.boot_files.as_ref(), &id, bundle.digest());
+        if having != Having::Same {
+            self.inner.ports.boot_files.ensure(&bundle).await?;
+        }
+        report.made += u64::from(having == Having::Other);
+        let host = Self::dhcp_host(machine);
+        let having = Having::of(world.dhcp.as_ref(), &id, host.digest());
+        if having != Having::Same {
+            self.inner.ports.dhcp.ensure(&host).await?;
+        }
+        report.made += u64::from(having == Having::Other);
+        Ok(())
+    }
+
+    /// Removes what backends have of this machine and nobody wants: targets before writebacks, so that no disk is taken from under
+    /// a target.
+    async fn remove_orphans(
+        &self,
+        id: MachineId,
+        machine: Option<&Machine>,
+        session: Option<&Session>,
+        world: &World,
+        report: &mut ReconcileReport,
+    ) -> Result<()> {
+        let p = &self.inner.ports;
+        let of_machine = |r: &&ResourceId| r.owner().is_some_and(|(m, _)| m == id);
+        let targets: HashSet<ResourceId> =
+            session.into_iter().flat_map(|s| s.generations().map(|g| s.target(g))).collect();
+        let writebacks: HashSet<ResourceId> =
+            session.into_iter().flat_map(|s| s.generations().map(|g| g.writeback.clone())).collect();
+        for orphan in
+            world.targets.iter().flat_map(|t| t.keys()).filter(of_machine).filter(|r| !targets.contains(*r))
+        {
+            p.target.remove(orphan, Removal::Force).await?;
+            report.removed += 1;
+        }
+        for orphan in
+            world.writebacks.iter().flatten().filter(of_machine).filter(|r| !writebacks.contains(*r))
+        {
+            // A kept writeback outlives its sessions; only the operator, or the machine's deletion, ends it.
+            let kept = orphan.owner().is_some_and(|(_, generation)| generation.is_none());
+            if kept && machine.is_some() {
+                continue;
+            }
+            p.writeback.remove(orphan, Removal::Force).await?;
+            report.removed += 1;
+        }
+        if machine.is_some_and(|m| Self::wants_boot(m, session.is_some())) {
+            return Ok(());
+        }
+        let whole = ResourceId::machine(id);
+        if world.dhcp.as_ref().is_some_and(|d| d.contains_key(&whole)) {
+            p.dhcp.remove(&whole, Removal::Force).await?;
+            report.removed += 1;
+        }
+        if world.boot_files.as_ref().is_some_and(|b| b.contains_key(&whole)) {
+            p.boot_files.remove(&whole, Removal::Force).await?;
+            report.removed += 1;
+        }
+        Ok(())
+    }
+
+    async fn reconcile_manual_targets(&self, world: &World, report: &mut ReconcileReport) {
+        let Some(listed) = &world.targets else { return };
+        let wanted = match self.inner.ports.store.targets().await {
+            Ok(wanted) => wanted,
+            Err(e) => return report.trouble.push(format!("manual targets: {}", e.report())),
+        };
+        for target in &wanted {
+            let having = match self.manual_target_with(target, Self::no_disk()) {
+                Ok(spec) => Having::of(Some(listed), &spec.id, spec.digest()),
+                Err(e) => {
+                    report.note(&format!("target {}", target.name), Err(e));
+                    continue;
+                }
+            };
+            if having == Having::Same {
+                continue;
+            }
+            let made = match self.manual_target_spec(target).await {
+                Ok(spec) => self.inner.ports.target.ensure(&spec).await.map(|_| ()),
+                Err(e) => Err(e),
+            };
+            if report.note(&format!("target {}", target.name), made) {
+                report.made += u64::from(having == Having::Other);
+            }
+        }
+        let keep: HashSet<_> = wanted.iter().map(|t| ResourceId::manual(t.id)).collect();
+        for orphan in listed.keys().filter(|r| r.owner().is_none() && !keep.contains(*r)) {
+            // One may have been made since the list; the store decides.
+            if self.manual_target_exists(orphan).await {
+                continue;
+            }
+            let removed = self.inner.ports.target.remove(orphan, Removal::Force).await;
+            if report.note(&format!("target {orphan}"), removed) {
+                report.removed += 1;
+            }
+        }
+    }
+
+    async fn manual_target_exists(&self, id: &ResourceId) -> bool {
+        // Unknown counts as existing: nothing is removed on a guess.
+        let targets = self.inner.ports.store.targets().await;
+        targets.map_or(true, |t| t.iter().any(|t| ResourceId::manual(t.id) == *id))
+    }
+}
+
+impl World {
+    fn owners(&self) -> HashSet<MachineId> {
+        let ids = self.targets.iter().flat_map(|t| t.keys());
+        let ids = ids.chain(self.writebacks.iter().flatten());
+        let ids = ids.chain(self.boot_files.iter().flat_map(|b| b.keys()));
+        let ids = ids.chain(self.dhcp.iter().flat_map(|d| d.keys()));
+        ids.filter_map(|id| id.owner()).map(|(machine, _)| machine).collect()
+    }
+}

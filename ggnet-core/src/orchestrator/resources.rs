@@ -1,0 +1,171 @@
+//! What a session should have in each backend, as specs: the one place that says so, used by start, generations and the reconciler.
+
+use std::path::PathBuf;
+
+use super::Orchestrator;
+use crate::{
+    block::Disk,
+    boot_text::templates::ChainScript,
+    error::{Error, ErrorKind, Result},
+    nouns::{
+        Generation, ImageVersionId, Iqn, Machine, ManualTarget, ResourceId, Session, VersionState,
+        WritebackPolicy,
+    },
+    ports::{
+        Access, BaseImage, BootBundle, DhcpHost, LunSpec, Removal, SpecDigest, TargetEndpoint, TargetSpec,
+        WritebackSpec,
+    },
+};
+
+impl Orchestrator {
+    /// The raw file of a version.
+    #[must_use]
+    pub fn version_path(&self, version: ImageVersionId) -> PathBuf {
+        self.inner.config.images_dir.join(format!("{version}.raw"))
+    }
+
+    /// The name of the writeback of a generation.
+    pub(super) fn writeback_id(machine: &Machine, policy: WritebackPolicy, generation: u32) -> ResourceId {
+        match policy {
+            WritebackPolicy::Discard => ResourceId::generation(machine.id, generation),
+            WritebackPolicy::Keep => ResourceId::machine(machine.id),
+        }
+    }
+
+    pub(super) async fn writeback_spec(&self, generation: &Generation) -> Result<WritebackSpec> {
+        Ok(WritebackSpec { id: generation.writeback.clone(), base: self.base(generation.version).await? })
+    }
+
+    pub(super) async fn base(&self, id: ImageVersionId) -> Result<BaseImage> {
+        let version = self.inner.ports.store.version(id).await?;
+        let version = version.ok_or_else(|| Error::not_found("image version", id))?;
+        if version.state != VersionState::Ready {
+            return Err(Error::new(ErrorKind::Conflict, format!("Image version {id} is not ready"))
+                .with_hint("Wait until its import has ended, or boot another version"));
+        }
+        Ok(BaseImage { version: id, path: self.version_path(id), size_bytes: version.size_bytes })
+    }
+
+    /// The IQN of a generation's target.
+    pub fn target_iqn(&self, session: &Session, generation: &Generation) -> Result<Iqn> {
+        Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &session.target(generation))
+    }
+
+    pub(super) fn target_spec(
+        &self,
+        session: &Session,
+        generation: &Generation,
+        disk: Disk,
+    ) -> Result<TargetSpec> {
+        Ok(TargetSpec {
+            id: session.target(generation),
+            iqn: self.target_iqn(session, generation)?,
+            luns: vec![LunSpec {
+                number: 0,
+                disk,
+                disk_key: generation.writeback.to_string(),
+                // Of the machine and the LUN, never of the generation.
+                serial: SpecDigest::of([session.machine.simple().as_bytes(), b"lun0"]).short(),
+                read_only: false,
+            }],
+            access: Access::Initiator { name: session.initiator.clone(), chap: generation.chap.clone() },
+        })
+    }
+
+    /// Makes a generation's writeback and target exist.
+    pub(super) async fn ensure_generation(
+        &self,
+        session: &Session,
+        generation: &Generation,
+    ) -> Result<TargetEndpoint> {
+        let spec = self.writeback_spec(generation).await?;
+        let disk = self.inner.ports.writeback.ensure(&spec).await?;
+        let spec = self.target_spec(session, generation, disk)?;
+        self.inner.ports.target.ensure(&spec).await
+    }
+
+    /// Removes a generation's target, and its writeback unless that is the machine's to keep or another generation's.
+    pub(super) async fn remove_generation(
+        &self,
+        session: &Session,
+        generation: &Generation,
+        how: Removal,
+    ) -> Result<()> {
+        self.inner.ports.target.remove(&session.target(generation), how).await?;
+        if session.policy == WritebackPolicy::Discard {
+            self.inner.ports.writeback.remove(&generation.writeback, how).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn dhcp_host(machine: &Machine) -> DhcpHost {
+        DhcpHost {
+            id: ResourceId::machine(machine.id),
+            name: machine.name.clone(),
+            macs: machine.macs.clone(),
+            fixed_address: machine.fixed_address,
+            device_type: machine.device_type,
+        }
+    }
+
+    /// A machine's boot files: for each card a script without secrets that chains to the HTTP server.
+    pub(super) fn boot_bundle(&self, machine: &Machine) -> Result<BootBundle> {
+        let mut files = std::collections::BTreeMap::new();
+        for (mac, server) in machine.macs.iter().zip(self.inner.config.chain_url.iter().cycle()) {
+            let script_url = server.join(&format!("boot/{}.ipxe", mac.hyphenated()))?;
+            let text =
+                self.inner.templates.chain(&ChainScript { machine: machine.name.clone(), script_url })?;
+            files.insert(format!("machines/{}.ipxe", mac.hyphenated()).parse()?, text.into());
+        }
+        Ok(BootBundle { id: ResourceId::machine(machine.id), files })
+    }
+
+    /// Whether DHCP and the boot files should know a machine: while it is in service and has, or will get, a session.
+    pub(super) fn wants_boot(machine: &Machine, live: bool) -> bool {
+        machine.state == crate::nouns::MachineState::Active
+            && (live || (machine.auto_start && machine.image.is_some()))
+    }
+
+    /// Brings DHCP and the boot files to what [`Self::wants_boot`] says.
+    pub(super) async fn settle_boot(&self, machine: &Machine, live: bool) -> Result<()> {
+        let (id, p) = (ResourceId::machine(machine.id), &self.inner.ports);
+        if Self::wants_boot(machine, live) {
+            p.boot_files.ensure(&self.boot_bundle(machine)?).await?;
+            p.dhcp.ensure(&Self::dhcp_host(machine)).await
+        } else {
+            p.dhcp.remove(&id, Removal::Force).await?;
+            p.boot_files.remove(&id, Removal::Force).await
+        }
+    }
+
+    pub(super) async fn manual_target_spec(&self, target: &ManualTarget) -> Result<TargetSpec> {
+        let base = self.base(target.version).await?;
+        let disk = self.inner.ports.writeback.open_base(&base).await?;
+        self.manual_target_with(target, disk)
+    }
+
+    /// Stands for a disk where only the spec's digest is wanted, which does not depend on it.
+    pub(super) fn no_disk() -> Disk {
+        Disk::Device { path: PathBuf::new() }
+    }
+
+    pub(super) fn manual_target_with(&self, target: &ManualTarget, disk: Disk) -> Result<TargetSpec> {
+        let id = ResourceId::manual(target.id);
+        let key = format!("version-{}", target.version);
+        Ok(TargetSpec {
+            iqn: Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &id)?,
+            luns: vec![LunSpec {
+                number: 0,
+                disk,
+                serial: SpecDigest::of([id.as_str().as_bytes()]).short(),
+                disk_key: key,
+                read_only: true,
+            }],
+            access: match &target.initiator {
+                Some(name) => Access::Initiator { name: name.clone(), chap: None },
+                None => Access::Shared,
+            },
+            id,
+        })
+    }
+}

@@ -1,0 +1,145 @@
+//! Stop: record `stopping` → DHCP and boot files → target → writeback (under `discard`) → record `stopped`.
+//!
+//! A stop that cannot finish stays `stopping`, and the reconciler keeps trying: were it `failed`, its machine could start again
+//! while an old target still writes to a kept writeback.
+
+use serde_json::json;
+
+use super::Orchestrator;
+use crate::{
+    error::{Error, ErrorKind, Result},
+    nouns::{Actor, EventKind, Machine, Session, SessionId, SessionState, StopReason},
+    ports::Removal,
+};
+
+/// What to stop.
+#[derive(Clone, Debug)]
+pub struct StopRequest {
+    /// The session.
+    pub session: SessionId,
+    /// Also with a live initiator: its disk is flushed and its connections are closed.
+    pub force: bool,
+    /// Why.
+    pub reason: StopReason,
+    /// Who wants it.
+    pub actor: Actor,
+}
+
+impl Orchestrator {
+    /// Stops a session.
+    ///
+    /// Errors: `NotFound`; `Conflict` for one that has ended; `Busy` with a live initiator and no `force`, and nothing has changed;
+    /// any error of a backend, and the session stays `stopping`. Cancellation: the stop goes on without its caller.
+    pub async fn stop(&self, request: StopRequest) -> Result<Session> {
+        let this = self.clone();
+        self.run(async move {
+            let store = &this.inner.ports.store;
+            let missing = || Error::not_found("session", request.session);
+            let machine = store.session(request.session).await?.ok_or_else(missing)?.machine;
+            // Held to the end: nobody else may touch this machine's session half-way.
+            let _guard = this.inner.locks.lock(machine).await;
+            let session = store.session(request.session).await?.ok_or_else(missing)?;
+            match session.state {
+                SessionState::Active | SessionState::Stopping => this.perform_stop(session, &request).await,
+                // The lock is ours, so nobody works on it: a start that was cut short.
+                SessionState::Starting => this.perform_stop(session, &request).await,
+                SessionState::Stopped | SessionState::Failed => Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Session {} is already {}", session.id, session.state.as_str()),
+                )
+                .with_hint("Nothing is left to stop; start a new session when the machine should boot")),
+            }
+        })
+        .await
+    }
+
+    /// The caller holds the machine's lock.
+    pub(super) async fn perform_stop(&self, mut session: Session, request: &StopRequest) -> Result<Session> {
+        if !request.force && self.has_initiator(&session).await? {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("Session {} has a live initiator: its machine is running", session.id),
+            )
+            .retryable(false)
+            .with_hint("Shut the machine down first, or stop with force"));
+        }
+        let before = session.clone();
+        if session.state != SessionState::Stopping {
+            session.state = SessionState::Stopping;
+            session.stop_reason = Some(request.reason);
+            let row = self.audit(
+                &request.actor,
+                "session.stop",
+                ("session", session.id.to_string()),
+                json!({ "force": request.force, "reason": request.reason }),
+            );
+            self.record_session(&mut session, EventKind::SessionStopping, Some(row)).await?;
+        }
+        let machine = self.inner.ports.store.machine(session.machine).await?;
+        let how = if request.force { Removal::Force } else { Removal::IfIdle };
+        match self.stop_steps(machine.as_ref(), &session, how).await {
+            Ok(()) => self.finish_stop(session).await,
+            // An initiator came between the look and the removal: as if the stop had not been asked for.
+            Err(e) if e.kind() == ErrorKind::Busy && before.state == SessionState::Active => {
+                self.take_back_stop(session, machine.as_ref()).await?;
+                Err(e.retryable(false).with_hint("Shut the machine down first, or stop with force"))
+            }
+            Err(e) => {
+                tracing::warn!(session = %session.id, error = %e.report(), "stop incomplete; the reconciler goes on");
+                Err(e)
+            }
+        }
+    }
+
+    /// Makes a stopping session active again. Recorded first: were something to fail before it, the reconciler would finish the stop
+    /// by force under a running machine; after it, the reconciler makes what is lacking.
+    async fn take_back_stop(&self, mut session: Session, machine: Option<&Machine>) -> Result<()> {
+        session.state = SessionState::Active;
+        session.stop_reason = None;
+        self.record_session(&mut session, EventKind::SessionActive, None).await?;
+        for generation in session.generations() {
+            self.ensure_generation(&session, generation).await?;
+        }
+        match machine {
+            Some(machine) => self.settle_boot(machine, true).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn stop_steps(
+        &self,
+        machine: Option<&Machine>,
+        session: &Session,
+        how: Removal,
+    ) -> Result<()> {
+        if let Some(machine) = machine {
+            self.settle_boot(machine, false).await?;
+        }
+        // The current one first: under IfIdle it is the one that can be busy.
+        for generation in session.generations() {
+            self.remove_generation(session, generation, how).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn finish_stop(&self, mut session: Session) -> Result<Session> {
+        session.state = SessionState::Stopped;
+        session.next = None;
+        session.ended_at = Some(self.now());
+        session.error = None;
+        self.record_session(&mut session, EventKind::SessionStopped, None).await?;
+        self.inner.online.forget(session.id);
+        Ok(session)
+    }
+
+    /// Whether an initiator is logged in to any of the session's targets, right now.
+    pub(super) async fn has_initiator(&self, session: &Session) -> Result<bool> {
+        let targets: Vec<_> = session.generations().map(|g| session.target(g)).collect();
+        Ok(self.inner.ports.target.connections().await?.iter().any(|c| targets.contains(&c.target)))
+    }
+
+    /// The actor of the orchestrator's own changes.
+    pub(super) const fn system() -> Actor {
+        Actor::System
+    }
+}

@@ -1,0 +1,77 @@
+//! Manual targets: an image version exported read-only by hand; the reconciler keeps it.
+
+use serde_json::json;
+
+use super::Orchestrator;
+use crate::{
+    error::{Error, Result},
+    nouns::{Actor, EventKind, ImageVersionId, Iqn, ManualTarget, Name, ResourceId, TargetId},
+    ports::{Batch, Removal, TargetEndpoint, Write},
+};
+
+/// A manual target to make.
+#[derive(Clone, Debug)]
+pub struct NewTarget {
+    /// Its name.
+    pub name: Name,
+    /// The version to export.
+    pub version: ImageVersionId,
+    /// The only initiator that may log in; none: any.
+    pub initiator: Option<Iqn>,
+}
+
+impl Orchestrator {
+    /// Exports a version read-only. Errors: `NotFound` for the version, `Conflict` for a name in use or a version that is not ready.
+    pub async fn create_target(
+        &self,
+        new: NewTarget,
+        actor: Actor,
+    ) -> Result<(ManualTarget, TargetEndpoint)> {
+        let this = self.clone();
+        self.run(async move {
+            let target = ManualTarget {
+                id: TargetId::generate(),
+                name: new.name,
+                version: new.version,
+                initiator: new.initiator,
+                created_at: this.now(),
+            };
+            let _image = this.inner.image_lock.read().await;
+            let spec = this.manual_target_spec(&target).await?;
+            let row = this.audit(
+                &actor,
+                "target.create",
+                ("target", target.id.to_string()),
+                json!({ "after": target }),
+            );
+            let event = this.event(EventKind::TargetCreated);
+            // The record first: an object that no record explains would be an orphan.
+            this.record(Batch::new().write(Write::Target(target.clone())).event(event).audit(row)).await?;
+            match this.inner.ports.target.ensure(&spec).await {
+                Ok(endpoint) => Ok((target, endpoint)),
+                Err(e) => {
+                    let event = this.event(EventKind::TargetDeleted);
+                    this.record(Batch::new().write(Write::DeleteTarget(target.id)).event(event)).await?;
+                    Err(e)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Ends a manual target; `Busy` with a live initiator unless forced.
+    pub async fn delete_target(&self, id: TargetId, force: bool, actor: Actor) -> Result<()> {
+        let this = self.clone();
+        self.run(async move {
+            let store = &this.inner.ports.store;
+            let target = store.target(id).await?.ok_or_else(|| Error::not_found("target", id))?;
+            let how = if force { Removal::Force } else { Removal::IfIdle };
+            this.inner.ports.target.remove(&ResourceId::manual(id), how).await?;
+            let row =
+                this.audit(&actor, "target.delete", ("target", id.to_string()), json!({ "before": target }));
+            let event = this.event(EventKind::TargetDeleted);
+            this.record(Batch::new().write(Write::DeleteTarget(id)).event(event).audit(row)).await.map(|_| ())
+        })
+        .await
+    }
+}

@@ -1,0 +1,71 @@
+//! [`ImageConverter`]: turns a disk image of any known format into the raw file that a version is.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::Health;
+use crate::{error::Result, nouns::ImageFormat};
+
+/// What a file is, as found without trusting it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageProbe {
+    /// Its format.
+    pub format: ImageFormat,
+    /// The disk's size in bytes.
+    pub virtual_size: u64,
+    /// The bytes that the file takes on the host.
+    pub actual_size: u64,
+}
+
+/// A conversion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConvertSpec {
+    /// The file to read; never changed.
+    pub source: PathBuf,
+    /// Its format, always named to the tool: an untrusted file is never probed by the converting call.
+    pub format: ImageFormat,
+    /// The raw file to make. It appears whole or not at all; it must not exist.
+    pub destination: PathBuf,
+}
+
+/// A finished conversion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Converted {
+    /// The disk's size in bytes.
+    pub size_bytes: u64,
+}
+
+/// Who is told how far it is, in per mille; called from the converting task.
+pub type Progress = std::sync::Arc<dyn Fn(u16) + Send + Sync>;
+
+/// Conversion of disk images.
+#[cfg_attr(feature = "mock", mockall::automock)]
+#[async_trait]
+pub trait ImageConverter: Send + Sync + 'static {
+    /// The converter's name, as in the configuration.
+    fn name(&self) -> &'static str;
+
+    /// Finds out what a file is. `Invalid` (field `path`) for a file with a backing file, an external data file or encryption, and
+    /// for one whose format is none of [`ImageFormat`]; `Corrupt` for a truncated or lying one; `NotFound`; `Permission`;
+    /// `Unavailable` when the tool is missing, with the line that installs it.
+    async fn probe(&self, path: &Path) -> Result<ImageProbe>;
+
+    /// Converts to a sparse raw file: under a temporary name beside the destination, synced, then renamed. `Full` when the disk
+    /// is; `Corrupt` for a source that cannot be read to its end. On every failure, on `cancel` and when the future is dropped the
+    /// temporary file is removed and the source untouched.
+    async fn convert(
+        &self,
+        spec: &ConvertSpec,
+        progress: Progress,
+        cancel: CancellationToken,
+    ) -> Result<Converted>;
+
+    /// Removes temporary files that a killed process left beside `destination_dir`'s files.
+    async fn clean(&self, destination_dir: &Path) -> Result<()>;
+
+    /// How it is: down when the tool is missing.
+    async fn health(&self) -> Health;
+}

@@ -1,0 +1,114 @@
+//! The ports: what the orchestrator needs of the world, one trait a file.
+//!
+//! Every call of [`TargetBackend`], [`DhcpBackend`], [`BootFileStore`] and [`WritebackStore`] is idempotent and declarative:
+//!
+//! * `ensure(spec)` twice equals once; with a changed spec it converges, or returns `Busy` and changes nothing. It returns what a
+//!   client needs. Two calls at once for one id behave as one after the other; for different ids they do not wait for each other.
+//! * `remove` of nothing is success; under [`Removal::IfIdle`] a live user is `Busy` and nothing changes.
+//! * `list` returns only what this instance of GGnet owns, recognised by name, never by a private database. A list that fails
+//!   means *unknown*, never *empty*.
+//! * A future dropped half-way leaves the object absent, whole, or listed as [`Completeness::Partial`]; a second `ensure` completes
+//!   it and a `remove` removes it. Nothing else is ever left.
+//!
+//! This makes rollback, crash recovery and reconciliation the same code. Time limits, retries, metrics and fault injection are
+//! wrappers around a trait ([`crate::wrap`]), never inside a backend.
+
+pub mod boot_file;
+pub mod clock;
+pub mod dhcp;
+pub mod image_converter;
+pub mod observer;
+pub mod store;
+pub mod target;
+pub mod writeback;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+pub use boot_file::{BootBundle, BootFileStore, BootPath};
+pub use clock::{Clock, SystemClock};
+pub use dhcp::{DhcpBackend, DhcpCapabilities, DhcpHost};
+pub use image_converter::{ConvertSpec, Converted, ImageConverter, ImageProbe, Progress};
+pub use observer::{NullObserver, Observation, Observer};
+pub use store::{Batch, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store, Write};
+pub use target::{
+    Access, Connection, Login, LoginGate, LoginVerdict, LoginVisibility, LunSpec, TargetBackend,
+    TargetCapabilities, TargetEndpoint, TargetSpec,
+};
+pub use writeback::{BaseImage, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore};
+
+use crate::nouns::ResourceId;
+
+/// How hard to remove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Removal {
+    /// Only when nobody uses it; else `Busy`, and nothing changes.
+    IfIdle,
+    /// Also under a live user: requests in flight are finished, the disk is flushed, connections are closed.
+    Force,
+}
+
+/// Whether a listed object is all there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Completeness {
+    /// As its last `ensure` described it.
+    Whole,
+    /// An `ensure` or a `remove` was cut short.
+    Partial,
+}
+
+/// SHA-256 of a spec's canonical form: tells whether what exists is what is wanted, without comparing secrets in the open.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SpecDigest([u8; 32]);
+
+impl SpecDigest {
+    /// Hashes fields so that no two different lists of fields give the same bytes (each is preceded by its length).
+    #[must_use]
+    pub fn of<'a>(fields: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut hash = Sha256::new();
+        for field in fields {
+            hash.update((field.len() as u64).to_be_bytes());
+            hash.update(field);
+        }
+        Self(hash.finalize().into())
+    }
+
+    /// The first 16 hexadecimal digits: what a backend may put beside an object's name.
+    #[must_use]
+    pub fn short(&self) -> String {
+        self.0[..8].iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+impl fmt::Debug for SpecDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.short())
+    }
+}
+
+/// One object of ours in a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub id: ResourceId,
+    /// The digest of the spec it was made from; none when the backend cannot tell (`ensure` then decides).
+    pub digest: Option<SpecDigest>,
+    /// Whether it is all there.
+    pub completeness: Completeness,
+}
+
+/// How a backend is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "status", content = "reason")]
+pub enum Health {
+    /// It works.
+    Up,
+    /// It works for those it serves now, but something needs an operator.
+    Degraded(String),
+    /// It does not work; the reason names the unit, path or port and what to do.
+    Down(String),
+}

@@ -1,0 +1,238 @@
+//! [`Store`]: what must be remembered. Reads are plain; every change is one [`Batch`], applied whole or not at all.
+//!
+//! Invariants that the store holds, not a check before a write: names and MAC addresses are unique; at most one live session per
+//! machine; a version in use by a live session, a pin or a manual target cannot be deleted; a record changes only over the revision
+//! it was read with. A batch that would break one is `Conflict` and changes nothing.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::Health;
+use crate::{
+    error::Result,
+    nouns::{
+        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
+        MachineState, ManualTarget, Name, NewEvent, SeenMachine, Session, SessionId, SessionState, TargetId,
+    },
+};
+
+/// One change. Records with a `revision`: 0 inserts; any other value is the revision it was read with, and the stored record gets
+/// the next one.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Write {
+    /// Inserts or updates a machine.
+    Machine(Machine),
+    /// Deletes a machine; `Conflict` while it has a live session.
+    DeleteMachine(MachineId),
+    /// Inserts or updates an image.
+    Image(Image),
+    /// Deletes an image with its versions; `Conflict` while a machine is assigned to it or a version is in use.
+    DeleteImage(ImageId),
+    /// Inserts or replaces a version.
+    Version(ImageVersion),
+    /// Deletes a version; `Conflict` while it is in use.
+    DeleteVersion(ImageVersionId),
+    /// Inserts or updates a session with its credentials.
+    Session(Box<Session>),
+    /// Inserts a manual target.
+    Target(ManualTarget),
+    /// Deletes a manual target.
+    DeleteTarget(TargetId),
+    /// Records that an unknown machine was seen: inserts it, or counts it and moves its last sight.
+    Seen(SeenMachine),
+    /// Forgets an unknown machine.
+    DeleteSeen(MacAddr),
+    /// Sets a named value of the installation (the token's hash, the instance id).
+    Setting {
+        /// Its name.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// Changes that happen together, with their events and audit rows.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The changes, in order.
+    pub writes: Vec<Write>,
+    /// What to tell.
+    pub events: Vec<NewEvent>,
+    /// Who did it.
+    pub audit: Vec<AuditRow>,
+}
+
+impl Batch {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a change.
+    #[must_use]
+    pub fn write(mut self, write: Write) -> Self {
+        self.writes.push(write);
+        self
+    }
+
+    /// Adds an event.
+    #[must_use]
+    pub fn event(mut self, event: NewEvent) -> Self {
+        self.events.push(event);
+        self
+    }
+
+    /// Adds an audit row.
+    #[must_use]
+    pub fn audit(mut self, row: AuditRow) -> Self {
+        self.audit.push(row);
+        self
+    }
+}
+
+/// Which page of a list: `page` from 1 on, `per_page` 1 to 1000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRequest {
+    /// From 1 on.
+    pub page: u32,
+    /// 1 to 1000.
+    pub per_page: u32,
+}
+
+impl Default for PageRequest {
+    fn default() -> Self {
+        Self { page: 1, per_page: 100 }
+    }
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// How many there are in all pages.
+    pub total: u64,
+    /// Which page this is.
+    pub page: u32,
+    /// How many a page has.
+    pub per_page: u32,
+}
+
+/// Which machines; every given condition must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineFilter {
+    /// In this state.
+    pub state: Option<MachineState>,
+    /// In this group.
+    pub group: Option<Name>,
+    /// Assigned to this image.
+    pub image: Option<ImageId>,
+    /// With this in its name, description or a MAC address, whatever the case.
+    pub search: Option<String>,
+}
+
+/// Which sessions; every given condition must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionFilter {
+    /// In this state.
+    pub state: Option<SessionState>,
+    /// Of this machine.
+    pub machine: Option<MachineId>,
+    /// Of this image.
+    pub image: Option<ImageId>,
+    /// Live ones only, or ended ones only.
+    pub live: Option<bool>,
+}
+
+/// How many sessions there are in each state; kept as counters, no scan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCounts {
+    /// Being started.
+    pub starting: u64,
+    /// Active.
+    pub active: u64,
+    /// Being stopped.
+    pub stopping: u64,
+    /// Stopped.
+    pub stopped: u64,
+    /// Failed.
+    pub failed: u64,
+}
+
+/// Persistence. Lists are ordered: machines, images and targets by name, versions by number, sessions newest first, seen machines
+/// by last sight (newest first), events by `seq`.
+#[cfg_attr(feature = "mock", mockall::automock)]
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The store's name, as in the configuration.
+    fn name(&self) -> &'static str;
+
+    /// Applies a batch in one durable transaction and returns its events with their places. When it returns, a power cut loses
+    /// nothing of it. Dropped half-way: applied whole or not at all.
+    async fn commit(&self, batch: Batch) -> Result<Vec<Event>>;
+
+    /// A machine.
+    async fn machine(&self, id: MachineId) -> Result<Option<Machine>>;
+    /// The machine with this MAC address.
+    async fn machine_by_mac(&self, mac: MacAddr) -> Result<Option<Machine>>;
+    /// The machine with this name.
+    async fn machine_by_name(&self, name: &Name) -> Result<Option<Machine>>;
+    /// Machines.
+    async fn machines(&self, filter: &MachineFilter, page: PageRequest) -> Result<Page<Machine>>;
+
+    /// An image.
+    async fn image(&self, id: ImageId) -> Result<Option<Image>>;
+    /// The image with this name.
+    async fn image_by_name(&self, name: &Name) -> Result<Option<Image>>;
+    /// Images.
+    async fn images(&self, page: PageRequest) -> Result<Page<Image>>;
+    /// A version.
+    async fn version(&self, id: ImageVersionId) -> Result<Option<ImageVersion>>;
+    /// The versions of an image.
+    async fn versions(&self, image: ImageId) -> Result<Vec<ImageVersion>>;
+    /// Versions being imported, of every image.
+    async fn importing_versions(&self) -> Result<Vec<ImageVersion>>;
+
+    /// A session, with its credentials.
+    async fn session(&self, id: SessionId) -> Result<Option<Session>>;
+    /// The machine's live session.
+    async fn live_session(&self, machine: MachineId) -> Result<Option<Session>>;
+    /// The machine's newest session, live or not.
+    async fn last_session(&self, machine: MachineId) -> Result<Option<Session>>;
+    /// Every live session.
+    async fn live_sessions(&self) -> Result<Vec<Session>>;
+    /// Sessions.
+    async fn sessions(&self, filter: &SessionFilter, page: PageRequest) -> Result<Page<Session>>;
+    /// The counters.
+    async fn session_counts(&self) -> Result<SessionCounts>;
+
+    /// A manual target.
+    async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>>;
+    /// Manual targets.
+    async fn targets(&self) -> Result<Vec<ManualTarget>>;
+
+    /// The unknown machine with this MAC address, if it was seen.
+    async fn seen_machine(&self, mac: MacAddr) -> Result<Option<SeenMachine>>;
+    /// Unknown machines that were seen.
+    async fn seen(&self, page: PageRequest) -> Result<Page<SeenMachine>>;
+
+    /// Events after `cursor` (0: from the first that is still kept), at most `limit`; of one machine when given.
+    async fn events(&self, cursor: i64, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>>;
+    /// The newest audit rows first.
+    async fn audit(&self, page: PageRequest) -> Result<Page<AuditRow>>;
+
+    /// A named value.
+    async fn setting(&self, key: &str) -> Result<Option<String>>;
+
+    /// Deletes events, audit rows and ended sessions older than `before`, but never a machine's newest session. Returns how many
+    /// rows went.
+    async fn prune(&self, before: crate::nouns::Timestamp) -> Result<u64>;
+
+    /// How it is.
+    async fn health(&self) -> Health;
+
+    /// Finishes writing and closes.
+    async fn shutdown(&self);
+}

@@ -1,0 +1,210 @@
+//! [`TargetBackend`]: iSCSI targets, one per session generation or manual target.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::{Health, Listed, Removal, SpecDigest};
+use crate::{
+    block::{Disk, DiskForm},
+    error::Result,
+    nouns::{ChapPair, Iqn, ResourceId, Timestamp},
+    ports::Observer,
+};
+
+/// One LUN of a target.
+#[derive(Clone, Debug)]
+pub struct LunSpec {
+    /// Its number.
+    pub number: u8,
+    /// Its bytes.
+    pub disk: Disk,
+    /// Names the bytes for the spec's digest: the writeback's or the version's name. Two disks with the same key are the same.
+    pub disk_key: String,
+    /// The unit serial number (VPD page 80) and the seed of the identifiers of page 83. It depends on the machine and the LUN,
+    /// never on the generation: a changed serial looks like a swapped disk to Windows.
+    pub serial: String,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// Who may log in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// One initiator name, exclusively: the newest authenticated login of that name wins and closes the older session,
+    /// whatever its ISID; another name is refused.
+    Initiator {
+        /// The name.
+        name: Iqn,
+        /// What it must know.
+        chap: Option<ChapPair>,
+    },
+    /// Every initiator, many at once; only for read-only LUNs.
+    Shared,
+}
+
+/// What a target should be.
+#[derive(Clone, Debug)]
+pub struct TargetSpec {
+    /// Its name among our objects.
+    pub id: ResourceId,
+    /// Its iSCSI name.
+    pub iqn: Iqn,
+    /// Its LUNs.
+    pub luns: Vec<LunSpec>,
+    /// Who may log in.
+    pub access: Access,
+}
+
+impl TargetSpec {
+    /// The digest of everything that a change of would have to converge.
+    #[must_use]
+    pub fn digest(&self) -> SpecDigest {
+        let mut fields: Vec<Vec<u8>> = vec![self.id.as_str().into(), self.iqn.as_str().into()];
+        for lun in &self.luns {
+            fields.push(vec![lun.number, u8::from(lun.read_only)]);
+            fields.push(lun.disk_key.as_bytes().into());
+            fields.push(lun.serial.as_bytes().into());
+        }
+        match &self.access {
+            Access::Shared => fields.push(b"shared".into()),
+            Access::Initiator { name, chap } => {
+                fields.push(name.as_str().into());
+                if let Some(chap) = chap {
+                    fields.push(chap.user.as_bytes().into());
+                    fields.push(chap.secret.expose().as_bytes().into());
+                }
+            }
+        }
+        SpecDigest::of(fields.iter().map(Vec::as_slice))
+    }
+}
+
+/// What an initiator needs to reach a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetEndpoint {
+    /// The target's iSCSI name.
+    pub iqn: Iqn,
+    /// Where the backend listens. An unspecified address means every address of this host; which one to hand out is decided by
+    /// the advertised address.
+    pub listen: Vec<SocketAddr>,
+    /// The number of the LUN to boot from.
+    pub lun: u8,
+}
+
+/// How much a backend sees of logins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginVisibility {
+    /// It asks the [`LoginGate`] before an authenticated login completes: generations commit exactly at the login.
+    Gated,
+    /// It lists connections; the reconciler commits a generation when it sees one.
+    Polled,
+}
+
+/// What a target backend can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetCapabilities {
+    /// The forms of disk that it takes.
+    pub accepts: Vec<DiskForm>,
+    /// Whether it can demand CHAP.
+    pub chap: bool,
+    /// How much it sees of logins.
+    pub logins: LoginVisibility,
+    /// How many LUNs a target can have.
+    pub max_luns: u8,
+    /// Whether targets outlive our process (the kernel's do).
+    pub survives_restart: bool,
+}
+
+/// A connection of an initiator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// The target.
+    pub target: ResourceId,
+    /// The initiator's name.
+    pub initiator: String,
+    /// From where; none where the backend cannot tell.
+    pub peer: Option<SocketAddr>,
+    /// Since when.
+    pub since: Option<Timestamp>,
+    /// Bytes that the initiator has read.
+    pub bytes_read: u64,
+    /// Bytes that the initiator has written.
+    pub bytes_written: u64,
+    /// Commands that it has sent.
+    pub commands: u64,
+}
+
+/// An authenticated login that waits for a verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// The target.
+    pub target: ResourceId,
+    /// The initiator.
+    pub initiator: String,
+    /// From where.
+    pub peer: SocketAddr,
+}
+
+/// What to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoginVerdict {
+    /// Let it in.
+    Accept,
+    /// Status 0301, service unavailable: the initiator tries again.
+    Retry,
+    /// Status 0202, authorization failure.
+    Refuse,
+}
+
+/// Who decides over logins; the orchestrator.
+#[async_trait]
+pub trait LoginGate: Send + Sync + 'static {
+    /// Whether logins are served at all. Until the first reconcile has ended they are not: every login, also to an unknown
+    /// target, gets 0301 (retried), never a class-2 status (fatal to open-iscsi).
+    fn serving(&self) -> bool;
+
+    /// Called after authentication and before the last login response. The verdict may take a transaction and the removal of
+    /// another target. Cancellation: when the connection dies the call is finished all the same.
+    async fn login(&self, login: Login) -> LoginVerdict;
+}
+
+/// iSCSI targets. See [`crate::ports`] for what holds for `ensure`, `remove` and `list`.
+#[cfg_attr(feature = "mock", mockall::automock)]
+#[async_trait]
+pub trait TargetBackend: Send + Sync + 'static {
+    /// The backend's name, as in the configuration.
+    fn name(&self) -> &'static str;
+
+    /// What it can do; constant.
+    fn capabilities(&self) -> TargetCapabilities;
+
+    /// Who decides over logins and who is told of them. Called once, before the first `ensure`. Without it every login gets
+    /// 0301.
+    fn attach(&self, gate: Arc<dyn LoginGate>, observer: Arc<dyn Observer>);
+
+    /// Makes the target be as described and says how to reach it.
+    ///
+    /// A changed access takes effect for new logins; changed LUNs under a live initiator are `Busy`. Errors: `Unsupported` for
+    /// a disk form that [`TargetCapabilities::accepts`] lacks; `Unavailable`; `Permission`. Cancellation: see [`crate::ports`].
+    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint>;
+
+    /// Removes the target: no new logins; under `Force` requests in flight are finished, disks flushed, connections closed.
+    /// When it returns the backend holds no reference to the disks.
+    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()>;
+
+    /// Our targets.
+    async fn list(&self) -> Result<Vec<Listed>>;
+
+    /// The live connections to our targets.
+    async fn connections(&self) -> Result<Vec<Connection>>;
+
+    /// How it is.
+    async fn health(&self) -> Health;
+
+    /// Stops serving: flush and sync first, then close. Targets that live in the kernel stay. After it only `health` may be
+    /// called.
+    async fn shutdown(&self);
+}

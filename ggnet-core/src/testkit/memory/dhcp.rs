@@ -1,0 +1,145 @@
+//! [`MemoryDhcp`]: a DHCP backend in memory, with a method that plays a booting machine.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
+
+use async_trait::async_trait;
+
+use super::world::{Life, World, step};
+use crate::{
+    error::{ErrorKind, Result},
+    nouns::{Firmware, MacAddr, ResourceId},
+    ports::{
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observation, Observer, Removal,
+    },
+};
+
+/// What outlives a [`MemoryDhcp`]: its entries, as a configuration file's would.
+pub type DhcpWorld = World<DhcpState>;
+
+/// The entries.
+#[derive(Debug, Default)]
+pub struct DhcpState {
+    hosts: BTreeMap<ResourceId, (DhcpHost, Completeness)>,
+}
+
+/// DHCP in memory: a full server (it honours `fixed_address`) that reports what it answers.
+pub struct MemoryDhcp {
+    life: Life<DhcpState>,
+    observer: OnceLock<Arc<dyn Observer>>,
+}
+
+impl MemoryDhcp {
+    /// In an empty world.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::over(&DhcpWorld::default())
+    }
+
+    /// In this world, as after a crash of our process.
+    #[must_use]
+    pub fn over(world: &DhcpWorld) -> Self {
+        Self { life: world.enter("memory", |_| ()), observer: OnceLock::new() }
+    }
+
+    /// What outlives it.
+    #[must_use]
+    pub fn world(&self) -> DhcpWorld {
+        self.life.world()
+    }
+
+    /// Plays a machine that asks by PXE: the entry it is answered from; `None`, and it falls through to its next boot device.
+    /// The observer is told as by a real server.
+    #[must_use]
+    pub fn request(&self, mac: MacAddr, firmware: Firmware, ipxe: bool) -> Option<DhcpHost> {
+        let host = {
+            let state = self.life.state().ok()?;
+            let whole = state.hosts.values().filter(|(_, c)| *c == Completeness::Whole);
+            whole.map(|(host, _)| host).find(|host| host.macs.contains(&mac)).cloned()
+        };
+        if let Some(observer) = self.observer.get() {
+            observer.observe(match &host {
+                Some(_) => {
+                    let boot_file = if ipxe { format!("boot/{mac}") } else { "loader".to_owned() };
+                    Observation::AddressOffered { mac, firmware, boot_file, ipxe }
+                }
+                None => Observation::UnknownAsked { mac, firmware },
+            });
+        }
+        host
+    }
+}
+
+impl Default for MemoryDhcp {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl DhcpBackend for MemoryDhcp {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn capabilities(&self) -> DhcpCapabilities {
+        DhcpCapabilities { leases: true, observes: true }
+    }
+
+    fn attach(&self, observer: Arc<dyn Observer>) {
+        // Called once by contract; a second call changes nothing.
+        let _ = self.observer.set(observer);
+    }
+
+    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
+        let _turn = self.life.lock(&host.id).await;
+        {
+            let mut state = self.life.state()?;
+            if state.hosts.get(&host.id).is_some_and(|(have, c)| have == host && *c == Completeness::Whole) {
+                return Ok(());
+            }
+            let taken =
+                |other: &DhcpHost| other.id != host.id && other.macs.iter().any(|m| host.macs.contains(m));
+            if let Some((other, _)) = state.hosts.values().find(|(other, _)| taken(other)) {
+                let message = format!("{} has a MAC address of {}", other.id, host.id);
+                return Err(self.life.error(ErrorKind::Conflict, message).with_operation("ensure"));
+            }
+            state.hosts.insert(host.id.clone(), (host.clone(), Completeness::Partial));
+        }
+        step().await;
+        self.life.state()?.hosts.insert(host.id.clone(), (host.clone(), Completeness::Whole));
+        step().await;
+        Ok(())
+    }
+
+    async fn remove(&self, id: &ResourceId, _: Removal) -> Result<()> {
+        let _turn = self.life.lock(id).await;
+        if let Some((_, completeness)) = self.life.state()?.hosts.get_mut(id) {
+            *completeness = Completeness::Partial;
+        }
+        step().await;
+        self.life.state()?.hosts.remove(id);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        step().await;
+        let state = self.life.state()?;
+        let listed = |(id, (host, completeness)): (&ResourceId, &(DhcpHost, Completeness))| Listed {
+            id: id.clone(),
+            digest: (*completeness == Completeness::Whole).then(|| host.digest()),
+            completeness: *completeness,
+        };
+        Ok(state.hosts.iter().map(listed).collect())
+    }
+
+    async fn health(&self) -> Health {
+        self.life.health()
+    }
+
+    async fn shutdown(&self) {
+        self.life.close();
+    }
+}

@@ -1,0 +1,40 @@
+//! The ports in memory: complete, quick, and honest about being cut short.
+//!
+//! Each backend keeps its objects in a [`World`] that outlives it. `new()` starts in an empty world; `over(&world)` opens a
+//! world as after a crash of our process: the earlier object's calls, disks and connections fail from then on, and what a real
+//! backend of that kind would lose is lost.
+//!
+//! ```
+//! use ggnet_core::testkit::memory::MemoryTargets;
+//!
+//! let first = MemoryTargets::new();
+//! let world = first.world();
+//! // … ensure some targets, then our process dies:
+//! let second = MemoryTargets::over(&world);
+//! # let _ = second;
+//! ```
+//!
+//! Every `ensure` and `remove` passes through places where its future can be dropped, and leaves a
+//! [`Partial`](crate::ports::Completeness::Partial) object when it is: what stands on the ports meets that here, not first in
+//! the field. Where a port has clients (an initiator, a booting PC), the backend has methods that play one.
+
+pub mod block;
+pub mod boot_file;
+pub mod clock;
+pub mod converter;
+pub mod dhcp;
+mod initiator;
+pub mod store;
+pub mod target;
+mod world;
+pub mod writeback;
+
+pub use block::RamDisk;
+pub use boot_file::{BootFileWorld, MemoryBootFiles};
+pub use clock::ManualClock;
+pub use converter::MemoryConverter;
+pub use dhcp::{DhcpWorld, MemoryDhcp};
+pub use store::{MemoryStore, StoreWorld};
+pub use target::{LoginError, MemoryInitiator, MemoryTargets, TargetWorld};
+pub use world::World;
+pub use writeback::{MemoryWritebacks, WritebackWorld};

@@ -1,0 +1,16 @@
+//! What is needed to test with GGnet's ports, and to test an implementation of one.
+//!
+//! * [`memory`]: every port in memory, quick and complete, for tests of what stands on the ports. Each keeps its objects in a
+//!   *world* that outlives it, so that a test can kill "our process" and open the world again.
+//! * [`suite`]: one behaviour suite per port. A backend is right when its suite passes: start at [`suite`] when you write one.
+//! * [`flaky`]: wraps any port so that calls fail, lose their answer, hang or are cut short, as a test plans it.
+//! * [`disk`]: opens any [`Disk`](crate::block::Disk) as a [`BlockDevice`](crate::block::BlockDevice).
+//!
+//! Behind the feature `testkit`. A crate that implements a port depends on `ggnet-core` with that feature in its
+//! `[dev-dependencies]`, and on nothing else of GGnet.
+
+pub mod disk;
+pub mod flaky;
+pub mod memory;
+#[expect(clippy::panic, reason = "a suite fails by panicking, as a test does")]
+pub mod suite;

@@ -1,0 +1,71 @@
+//! Drops a call half-way, at every place where that can happen.
+//!
+//! A future is only ever dropped between two polls. So dropping it after no poll, one poll, two … until it completes by itself
+//! visits every place of a call that waits in its own future; a call that hands its work to a task is dropped at moments of its
+//! usual duration besides.
+
+use std::{
+    future::{Future, poll_fn},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+/// Polls `call` at most `polls` times, then drops it. `Some`: it completed first.
+pub async fn cut_after<T>(polls: usize, call: impl Future<Output = T>) -> Option<T> {
+    let mut call = Box::pin(call);
+    let mut done = 0;
+    poll_fn(|cx| {
+        if done == polls {
+            return Poll::Ready(None);
+        }
+        done += 1;
+        match call.as_mut().poll(cx) {
+            Poll::Ready(out) => Poll::Ready(Some(out)),
+            Poll::Pending if done == polls => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// When a call is dropped.
+#[derive(Clone, Copy, Debug)]
+pub enum Cut {
+    /// After so many polls.
+    Polls(usize),
+    /// After this time.
+    Time(Duration),
+}
+
+impl Cut {
+    /// Runs `call` until the cut. `Some`: it completed first.
+    pub async fn apply<T>(self, call: impl Future<Output = T>) -> Option<T> {
+        match self {
+            Self::Polls(polls) => cut_after(polls, call).await,
+            Self::Time(time) => tokio::time::timeout(time, call).await.ok(),
+        }
+    }
+
+    /// Whether it counts polls: once a call was through before its cut, more polls are no news.
+    pub(super) fn is_polls(self) -> bool {
+        matches!(self, Self::Polls(_))
+    }
+
+    /// Every cut to try on a call that takes about `usual`: poll counts rising to 40, then moments spread over its duration.
+    pub(super) fn all(usual: Duration) -> Vec<Self> {
+        let moments = (0..12).map(|n| Self::Time(usual * n / 10));
+        (0..=40).map(Self::Polls).chain(moments).collect()
+    }
+
+    /// A few, for cases in which every cut costs a new process.
+    pub(super) fn some(usual: Duration) -> Vec<Self> {
+        vec![Self::Polls(1), Self::Polls(2), Self::Polls(3), Self::Time(usual / 3), Self::Time(usual * 2 / 3)]
+    }
+}
+
+/// How long `call` takes, and what it gives.
+pub(super) async fn timed<T>(call: impl Future<Output = T>) -> (Duration, T) {
+    let begin = Instant::now();
+    let out = call.await;
+    (begin.elapsed(), out)
+}

@@ -1,0 +1,282 @@
+//! The suite of [`DhcpBackend`]: see [`crate::dhcp_behaviour`].
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+
+use super::{
+    Fixture,
+    attached::Witness,
+    common::{Declarative, Specs, common_cases, id},
+};
+use crate::{
+    error::Result,
+    nouns::{DeviceType, Firmware, MacAddr, ResourceId},
+    ports::{DhcpBackend, DhcpHost, Listed, NullObserver, Observation, Removal, SpecDigest},
+};
+
+/// Runs the behaviour suite of [`DhcpBackend`] on the backend of a [`DhcpFixture`](crate::testkit::suite::DhcpFixture).
+///
+/// ```text
+/// ggnet_core::dhcp_behaviour!(my_dhcp, MyFixture::new());
+/// ```
+/// `not_run: […]` as for [`target_behaviour`](crate::target_behaviour).
+#[macro_export]
+macro_rules! dhcp_behaviour {
+    ($module:ident, $fixture:expr) => { $crate::dhcp_behaviour!(@ $module, $fixture, None); };
+    ($module:ident, $fixture:expr, not_run: [$($case:ident),* $(,)?]) => {
+        $crate::dhcp_behaviour!(@ $module, $fixture, Some(&[$(stringify!($case)),*]));
+    };
+    (@ $module:ident, $fixture:expr, $expected:expr) => {
+        $crate::__behaviour!($module, $fixture, dhcp, $expected, [
+            an_empty_backend_lists_nothing,
+            ensure_twice_equals_once,
+            list_shows_exactly_what_was_ensured,
+            remove_of_nothing_is_success,
+            what_was_removed_can_be_made_again,
+            a_changed_spec_converges_or_is_busy,
+            fifty_ensures_at_once_of_different_names,
+            fifty_ensures_at_once_of_one_name,
+            ensures_and_removes_at_once_of_one_name,
+            a_dropped_ensure_is_completed_by_the_next,
+            a_dropped_ensure_is_undone_by_remove,
+            a_dropped_remove_is_completed_by_the_next,
+            a_dropped_change_is_completed_by_the_next,
+            what_exists_is_adopted_after_a_crash,
+            a_crash_within_a_call_is_mended,
+            what_is_not_ours_is_left_alone,
+            an_ensured_machine_is_answered,
+            a_removed_machine_is_answered_no_more,
+            every_card_of_a_machine_is_answered,
+            a_replaced_card_is_answered_no_more,
+            a_reserved_address_is_given,
+            what_is_answered_is_observed,
+        ]);
+    };
+}
+
+/// Makes DHCP backends, and machines that ask them.
+///
+/// The backend is configured by the fixture so that it has a boot file for a PC with UEFI, and answers none to a machine that it
+/// was not told of. Addresses that are reserved lie in 192.0.2.0/24.
+#[async_trait]
+pub trait DhcpFixture: Fixture<dyn DhcpBackend> {
+    /// Whether machines can ask here. If not, the cases that need one are not run.
+    fn can_ask(&self) -> bool {
+        false
+    }
+
+    /// Plays a machine's firmware (a PC with UEFI, option 93 = 7) that asks for a boot file by PXE. An empty answer when none
+    /// came within the time that a firmware waits.
+    async fn ask(&self, mac: MacAddr) -> DhcpAnswer {
+        let _ = mac;
+        DhcpAnswer::default()
+    }
+}
+
+/// What a machine was told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DhcpAnswer {
+    /// The boot file's name or URL; none: it falls through to its next boot device.
+    pub boot_file: Option<String>,
+    /// The address it may use, from a backend that gives out addresses.
+    pub address: Option<IpAddr>,
+}
+
+/// The marker of this port.
+pub struct Dhcp;
+
+#[async_trait]
+impl Declarative for Dhcp {
+    type Port = dyn DhcpBackend;
+    type Spec = DhcpHost;
+
+    fn attach(port: &dyn DhcpBackend) {
+        port.attach(Arc::new(NullObserver));
+    }
+
+    fn digest(spec: &DhcpHost) -> SpecDigest {
+        spec.digest()
+    }
+
+    fn id(spec: &DhcpHost) -> ResourceId {
+        spec.id.clone()
+    }
+
+    // The port declares nothing about it: entries in our own memory die with us, and the reconciler makes them again.
+    fn survives(_: &dyn DhcpBackend) -> bool {
+        false
+    }
+
+    async fn ensure(port: &dyn DhcpBackend, spec: &DhcpHost) -> Result<String> {
+        port.ensure(spec).await.map(|()| String::new())
+    }
+
+    async fn remove(port: &dyn DhcpBackend, id: &ResourceId, how: Removal) -> Result<()> {
+        port.remove(id, how).await
+    }
+
+    async fn list(port: &dyn DhcpBackend) -> Result<Vec<Listed>> {
+        port.list().await
+    }
+}
+
+/// The machine behind a name: name, address and cards follow from it, so that no two machines share one.
+fn host(id: &ResourceId, variant: u8) -> DhcpHost {
+    let digest = SpecDigest::of([id.as_str().as_bytes()]).short();
+    let octet = |n: usize| u8::from_str_radix(&digest[n * 2..n * 2 + 2], 16).expect("hexadecimal");
+    let mac = |last: u8| {
+        MacAddr::new([0x52, octet(0), octet(1), octet(2), octet(3), last]).expect("a unicast address")
+    };
+    DhcpHost {
+        id: id.clone(),
+        name: format!("pc-{digest}").parse().expect("a valid name"),
+        macs: vec![mac(variant)],
+        fixed_address: None,
+        device_type: DeviceType::X64,
+    }
+}
+
+#[async_trait]
+impl<F: DhcpFixture> Specs<Dhcp> for F {
+    async fn spec(&self, id: &ResourceId, variant: u8) -> DhcpHost {
+        host(id, variant)
+    }
+}
+
+/// Why a case cannot run on this fixture's backend; `None`: it can.
+pub async fn not_run(f: &impl DhcpFixture, case: &str) -> Option<String> {
+    let can = f.fresh().await.capabilities();
+    let lacks = |so: bool, why: &str| (!so).then(|| why.to_owned());
+    let machine = || lacks(f.can_ask(), "the fixture has no machine that asks");
+    match case {
+        "what_is_not_ours_is_left_alone" => lacks(f.has_foreign(), "the fixture makes no foreign object"),
+        "an_ensured_machine_is_answered"
+        | "a_removed_machine_is_answered_no_more"
+        | "every_card_of_a_machine_is_answered"
+        | "a_replaced_card_is_answered_no_more" => machine(),
+        "a_reserved_address_is_given" => machine().or_else(|| lacks(can.leases, "it gives out no addresses")),
+        "what_is_answered_is_observed" => {
+            machine().or_else(|| lacks(can.observes, "it does not report what it answers"))
+        }
+        _ => None,
+    }
+}
+
+common_cases!(Dhcp, DhcpFixture:
+    /// Nothing is listed at first.
+    an_empty_backend_lists_nothing,
+    /// The same `ensure` again changes nothing.
+    ensure_twice_equals_once,
+    /// `list` is what was ensured and not removed.
+    list_shows_exactly_what_was_ensured,
+    /// Removing nothing succeeds, whatever `how`.
+    remove_of_nothing_is_success,
+    /// A name can be used again.
+    what_was_removed_can_be_made_again,
+    /// A changed spec is taken over whole, or refused and nothing changes.
+    a_changed_spec_converges_or_is_busy,
+    /// Calls for different names at once.
+    fifty_ensures_at_once_of_different_names,
+    /// The same call at once.
+    fifty_ensures_at_once_of_one_name,
+    /// Making and removing one thing at once.
+    ensures_and_removes_at_once_of_one_name,
+    /// `ensure` dropped at every place, then again.
+    a_dropped_ensure_is_completed_by_the_next,
+    /// `ensure` dropped at every place, then removed.
+    a_dropped_ensure_is_undone_by_remove,
+    /// `remove` dropped at every place, then again.
+    a_dropped_remove_is_completed_by_the_next,
+    /// `ensure` of a changed spec dropped at every place, then again.
+    a_dropped_change_is_completed_by_the_next,
+    /// A new process finds or makes again, and removes, what the old one made.
+    what_exists_is_adopted_after_a_crash,
+    /// A process that dies within a call leaves nothing that the next cannot mend.
+    a_crash_within_a_call_is_mended,
+    /// Entries of others are not listed and not touched.
+    what_is_not_ours_is_left_alone,
+);
+
+async fn serve(f: &impl DhcpFixture) -> (Arc<dyn DhcpBackend>, Arc<Witness>) {
+    let (port, witness) = (f.fresh().await, Arc::new(Witness::default()));
+    port.attach(Arc::clone(&witness) as _);
+    (port, witness)
+}
+
+async fn boots(f: &impl DhcpFixture, mac: MacAddr) -> bool {
+    f.ask(mac).await.boot_file.is_some()
+}
+
+/// From the moment that `ensure` returns, and nobody else is.
+pub async fn an_ensured_machine_is_answered(f: &impl DhcpFixture) {
+    let (port, _) = serve(f).await;
+    let (a, b) = (host(&id(), 0), host(&id(), 0));
+    port.ensure(&a).await.expect("ensure");
+    assert!(boots(f, a.macs[0]).await, "it was told of this machine");
+    assert!(!boots(f, b.macs[0]).await, "it was not told of that one");
+    port.ensure(&b).await.expect("ensure");
+    assert!(boots(f, a.macs[0]).await && boots(f, b.macs[0]).await, "it was told of both");
+}
+
+/// From the moment that `remove` returns.
+pub async fn a_removed_machine_is_answered_no_more(f: &impl DhcpFixture) {
+    let (port, _) = serve(f).await;
+    let (a, b) = (host(&id(), 0), host(&id(), 0));
+    port.ensure(&a).await.expect("ensure");
+    port.ensure(&b).await.expect("ensure");
+    port.remove(&a.id, Removal::IfIdle).await.expect("remove");
+    assert!(!boots(f, a.macs[0]).await, "it was told to forget this machine");
+    assert!(boots(f, b.macs[0]).await, "and not that one");
+}
+
+/// Whichever card the firmware boots from.
+pub async fn every_card_of_a_machine_is_answered(f: &impl DhcpFixture) {
+    let (port, _) = serve(f).await;
+    let mut a = host(&id(), 0);
+    let others = [host(&a.id, 1).macs[0], host(&a.id, 2).macs[0]];
+    a.macs.extend(others);
+    port.ensure(&a).await.expect("ensure");
+    for mac in a.macs {
+        assert!(boots(f, mac).await, "{mac}");
+    }
+}
+
+/// A changed entry leaves nothing of the old one.
+pub async fn a_replaced_card_is_answered_no_more(f: &impl DhcpFixture) {
+    let (port, _) = serve(f).await;
+    let old = host(&id(), 0);
+    let new = host(&old.id, 1);
+    port.ensure(&old).await.expect("ensure");
+    port.ensure(&new).await.expect("ensure");
+    assert!(boots(f, new.macs[0]).await, "the new card");
+    assert!(!boots(f, old.macs[0]).await, "the old card");
+}
+
+/// A backend that gives out addresses honours the reserved one.
+pub async fn a_reserved_address_is_given(f: &impl DhcpFixture) {
+    let (port, _) = serve(f).await;
+    let mut a = host(&id(), 0);
+    let address = IpAddr::from(Ipv4Addr::new(192, 0, 2, 77));
+    a.fixed_address = Some(address);
+    port.ensure(&a).await.expect("ensure");
+    let answer = f.ask(a.macs[0]).await;
+    assert!(answer.boot_file.is_some(), "{answer:?}");
+    assert_eq!(answer.address, Some(address));
+}
+
+/// The first stage of a boot, and the machines that nobody registered.
+pub async fn what_is_answered_is_observed(f: &impl DhcpFixture) {
+    let (port, witness) = serve(f).await;
+    let (a, b) = (host(&id(), 0), host(&id(), 0));
+    port.ensure(&a).await.expect("ensure");
+    f.ask(a.macs[0]).await;
+    f.ask(b.macs[0]).await;
+    let offered = |o: &Observation| matches!(o, Observation::AddressOffered { mac, firmware: Firmware::Uefi, ipxe: false, .. } if *mac == a.macs[0]);
+    witness.sees("the offer", offered).await;
+    let unknown = |o: &Observation| matches!(o, Observation::UnknownAsked { mac, .. } if *mac == b.macs[0]);
+    witness.sees("the machine that nobody registered", unknown).await;
+}

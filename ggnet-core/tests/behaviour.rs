@@ -1,0 +1,342 @@
+//! The behaviour suites on the backends in memory.
+
+#![expect(clippy::unwrap_used, reason = "a fixture fails by panicking, as a test does")]
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ggnet_core::{
+    Error, ErrorKind, Result,
+    block::Disk,
+    nouns::{Firmware, InstanceId, MacAddr},
+    ports::{
+        Access, BootFileStore, BootPath, DhcpBackend, ImageConverter, LoginVisibility, TargetBackend,
+        TargetCapabilities, TargetEndpoint, WritebackStore,
+    },
+    testkit::{
+        memory::{
+            BootFileWorld, DhcpWorld, LoginError, MemoryBootFiles, MemoryConverter, MemoryDhcp,
+            MemoryInitiator, MemoryTargets, MemoryWritebacks, RamDisk, TargetWorld, WritebackWorld,
+        },
+        suite::{
+            BootFileFixture, ConverterFixture, DhcpAnswer, DhcpFixture, Fixture, Foreign, TargetClient,
+            TargetFixture, WritebackFixture, instance, iqn_prefix,
+        },
+    },
+    wrap::{Metered, Retry, RetryPolicy, Timeout},
+};
+
+// Targets: once as the built-in target is, once as the kernel's.
+
+struct Targets {
+    world: Mutex<TargetWorld>,
+    now: Mutex<Option<Arc<MemoryTargets>>>,
+    disks: Mutex<std::collections::HashMap<String, Arc<RamDisk>>>,
+    capabilities: TargetCapabilities,
+}
+
+impl Targets {
+    fn builtin() -> Self {
+        Self::with(MemoryTargets::new().capabilities())
+    }
+
+    fn kernel() -> Self {
+        let builtin = MemoryTargets::new().capabilities();
+        Self::with(TargetCapabilities {
+            chap: false,
+            logins: LoginVisibility::Polled,
+            max_luns: 2,
+            survives_restart: true,
+            ..builtin
+        })
+    }
+
+    fn with(capabilities: TargetCapabilities) -> Self {
+        Self { world: Mutex::default(), now: Mutex::default(), disks: Mutex::default(), capabilities }
+    }
+
+    fn open(&self) -> Arc<dyn TargetBackend> {
+        let world = self.world.lock().unwrap().clone();
+        let targets = Arc::new(MemoryTargets::with_capabilities(&world, self.capabilities.clone()));
+        *self.now.lock().unwrap() = Some(Arc::clone(&targets));
+        targets
+    }
+}
+
+#[async_trait]
+impl Fixture<dyn TargetBackend> for Targets {
+    async fn fresh(&self) -> Arc<dyn TargetBackend> {
+        *self.world.lock().unwrap() = TargetWorld::default();
+        self.open()
+    }
+
+    async fn reopen(&self) -> Arc<dyn TargetBackend> {
+        self.open()
+    }
+}
+
+struct Client(MemoryInitiator, u8);
+
+#[async_trait]
+impl TargetClient for Client {
+    async fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        self.0.read(self.1, offset, len).await
+    }
+
+    async fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.0.write(self.1, offset, data).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.0.flush(self.1).await
+    }
+
+    async fn logout(self: Box<Self>) -> Result<()> {
+        self.0.logout().await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl TargetFixture for Targets {
+    async fn disk(&self, key: &str, size: u64) -> Disk {
+        let mut disks = self.disks.lock().unwrap();
+        let new = || Arc::new(RamDisk::zeros(size.try_into().unwrap()));
+        Disk::Blocks(disks.entry(key.to_owned()).or_insert_with(new).clone())
+    }
+
+    fn can_connect(&self) -> bool {
+        true
+    }
+
+    async fn connect(&self, endpoint: &TargetEndpoint, access: &Access) -> Result<Box<dyn TargetClient>> {
+        let targets = self.now.lock().unwrap().clone().unwrap();
+        let (name, chap) = match access {
+            Access::Shared => ("iqn.2026-11.local.ggnet:anybody".parse()?, None),
+            Access::Initiator { name, chap } => (name.clone(), chap.as_ref()),
+        };
+        let resource = endpoint.iqn.resource(&iqn_prefix(), &instance()).unwrap();
+        let peer = SocketAddr::from(([192, 0, 2, 9], 40_000));
+        match targets.login_with(&resource, &name, chap, peer).await {
+            Ok(initiator) => Ok(Box::new(Client(initiator, endpoint.lun))),
+            Err(e) => {
+                let kind = match e {
+                    LoginError::ServiceUnavailable => ErrorKind::Unavailable,
+                    LoginError::NoSuchTarget => ErrorKind::NotFound,
+                    _ => ErrorKind::Permission,
+                };
+                Err(Error::new(kind, e.to_string()))
+            }
+        }
+    }
+}
+
+ggnet_core::target_behaviour!(builtin_like_targets, Targets::builtin(), not_run: [
+    what_is_not_ours_is_left_alone,
+    chap_it_cannot_demand_is_unsupported,
+]);
+ggnet_core::target_behaviour!(kernel_like_targets, Targets::kernel(), not_run: [
+    what_is_not_ours_is_left_alone,
+    a_wrong_secret_is_refused,
+    the_gate_is_asked_after_authentication,
+    the_gate_can_put_off_and_refuse,
+    no_login_is_served_before_the_gate_serves,
+    logins_and_first_accesses_are_observed,
+    shutdown_closes_connections,
+]);
+
+// Writebacks.
+
+struct Writebacks {
+    world: Mutex<WritebackWorld>,
+    folder: tempfile::TempDir,
+}
+
+impl Writebacks {
+    fn new() -> Self {
+        Self { world: Mutex::default(), folder: tempfile::tempdir().unwrap() }
+    }
+}
+
+#[async_trait]
+impl Fixture<dyn WritebackStore> for Writebacks {
+    async fn fresh(&self) -> Arc<dyn WritebackStore> {
+        *self.world.lock().unwrap() = WritebackWorld::default();
+        self.reopen().await
+    }
+
+    async fn reopen(&self) -> Arc<dyn WritebackStore> {
+        Arc::new(MemoryWritebacks::over(&self.world.lock().unwrap()))
+    }
+}
+
+impl WritebackFixture for Writebacks {
+    fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+}
+
+ggnet_core::writeback_behaviour!(writebacks, Writebacks::new(), not_run: [what_is_not_ours_is_left_alone]);
+
+// DHCP.
+
+#[derive(Default)]
+struct Dhcp {
+    // Behind every wrapper that production uses: they must not change what a backend does.
+    wrapped: bool,
+    world: Mutex<DhcpWorld>,
+    now: Mutex<Option<Arc<MemoryDhcp>>>,
+}
+
+#[async_trait]
+impl Fixture<dyn DhcpBackend> for Dhcp {
+    async fn fresh(&self) -> Arc<dyn DhcpBackend> {
+        *self.world.lock().unwrap() = DhcpWorld::default();
+        self.reopen().await
+    }
+
+    async fn reopen(&self) -> Arc<dyn DhcpBackend> {
+        let dhcp = Arc::new(MemoryDhcp::over(&self.world.lock().unwrap()));
+        *self.now.lock().unwrap() = Some(Arc::clone(&dhcp));
+        if !self.wrapped {
+            return dhcp;
+        }
+        let limited = Timeout::new(dhcp, Duration::from_secs(60));
+        let retried = Retry::new(Arc::new(limited), RetryPolicy::default());
+        Arc::new(Metered::new(Arc::new(retried)))
+    }
+}
+
+#[async_trait]
+impl DhcpFixture for Dhcp {
+    fn can_ask(&self) -> bool {
+        true
+    }
+
+    async fn ask(&self, mac: MacAddr) -> DhcpAnswer {
+        let dhcp = self.now.lock().unwrap().clone().unwrap();
+        let host = dhcp.request(mac, Firmware::Uefi, false);
+        DhcpAnswer {
+            boot_file: host.as_ref().map(|_| "loader".into()),
+            address: host.and_then(|h| h.fixed_address),
+        }
+    }
+}
+
+ggnet_core::dhcp_behaviour!(dhcp, Dhcp::default(), not_run: [what_is_not_ours_is_left_alone]);
+ggnet_core::dhcp_behaviour!(wrapped_dhcp, Dhcp { wrapped: true, ..Dhcp::default() }, not_run: [
+    what_is_not_ours_is_left_alone,
+]);
+
+// Boot files.
+
+#[derive(Default)]
+struct BootFiles {
+    world: Mutex<BootFileWorld>,
+    now: Mutex<Option<Arc<MemoryBootFiles>>>,
+}
+
+#[async_trait]
+impl Fixture<dyn BootFileStore> for BootFiles {
+    async fn fresh(&self) -> Arc<dyn BootFileStore> {
+        *self.world.lock().unwrap() = BootFileWorld::default();
+        self.reopen().await
+    }
+
+    async fn reopen(&self) -> Arc<dyn BootFileStore> {
+        let files = Arc::new(MemoryBootFiles::over(&self.world.lock().unwrap()));
+        *self.now.lock().unwrap() = Some(Arc::clone(&files));
+        files
+    }
+
+    fn has_foreign(&self) -> bool {
+        true
+    }
+
+    async fn foreign(&self) -> Option<Box<dyn Foreign>> {
+        let world = self.world.lock().unwrap().clone();
+        let path: BootPath = "machines/an-operators-own.ipxe".parse().unwrap();
+        world.plant(path.clone(), Bytes::from_static(b"#!ipxe"));
+        Some(Box::new(Planted(world, path)))
+    }
+}
+
+struct Planted(BootFileWorld, BootPath);
+
+#[async_trait]
+impl Foreign for Planted {
+    async fn check(&self) -> Result<(), String> {
+        match self.0.planted(&self.1) {
+            Some(bytes) if bytes == "#!ipxe" => Ok(()),
+            other => Err(format!("{} is now {other:?}", self.1)),
+        }
+    }
+}
+
+#[async_trait]
+impl BootFileFixture for BootFiles {
+    fn can_fetch(&self) -> bool {
+        true
+    }
+
+    fn observes(&self) -> bool {
+        true
+    }
+
+    async fn fetch(&self, path: &BootPath) -> Result<Bytes> {
+        let files = self.now.lock().unwrap().clone().unwrap();
+        files.fetch(path, SocketAddr::from(([192, 0, 2, 9], 2070)))
+    }
+}
+
+ggnet_core::boot_file_behaviour!(boot_files, BootFiles::default(), not_run: []);
+
+// The converter.
+
+struct Converter {
+    folder: tempfile::TempDir,
+}
+
+impl Converter {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+}
+
+#[async_trait]
+impl Fixture<dyn ImageConverter> for Converter {
+    async fn fresh(&self) -> Arc<dyn ImageConverter> {
+        Arc::new(MemoryConverter::new())
+    }
+
+    async fn reopen(&self) -> Arc<dyn ImageConverter> {
+        self.fresh().await
+    }
+}
+
+#[async_trait]
+impl ConverterFixture for Converter {
+    fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    async fn leave_behind(&self, dir: &Path, destination: &Path) -> bool {
+        let name = destination.file_name().unwrap().to_str().unwrap();
+        let random = InstanceId::generate();
+        std::fs::File::create_new(dir.join(format!(".{name}.{random}.ggnet-part"))).is_ok()
+    }
+
+    fn can_leave_behind(&self) -> bool {
+        true
+    }
+}
+
+ggnet_core::converter_behaviour!(converter, Converter::new(), not_run: [
+    every_sample_becomes_its_raw_bytes,
+]);

@@ -1,0 +1,282 @@
+//! Imports in the background, and what may be deleted.
+
+use std::{path::PathBuf, time::Duration};
+
+use ggnet_core::{
+    ErrorKind,
+    checksum::sha256_bytes,
+    nouns::{Actor, EventKind, ImageVersion, ImageVersionId, VersionState, WritebackPolicy},
+    orchestrator::{ImportRequest, NewTarget},
+    ports::Store as _,
+    testkit::flaky::{Fault, FaultPlan},
+};
+
+use crate::house::{House, Process, until};
+
+fn source(house: &House, bytes: &[u8]) -> PathBuf {
+    use std::io::Write as _;
+    let path = house.dir.path().join("source.raw");
+    std::fs::File::create(&path).unwrap().write_all(bytes).unwrap();
+    path
+}
+
+fn request(path: PathBuf) -> ImportRequest {
+    ImportRequest {
+        image: "debian".parse().unwrap(),
+        path,
+        format: None,
+        expected_sha256: None,
+        comment: "first".to_owned(),
+        make_current: true,
+        actor: Actor::Embedder,
+    }
+}
+
+async fn ended(p: &Process, id: ImageVersionId) -> ImageVersion {
+    until("the import ends", async || {
+        p.store.version(id).await.unwrap().unwrap().state != VersionState::Importing
+            && p.o.import_progress(id).is_none()
+    })
+    .await;
+    p.store.version(id).await.unwrap().unwrap()
+}
+
+fn files(house: &House) -> Vec<String> {
+    let entries = std::fs::read_dir(&house.config.images_dir).unwrap();
+    entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn an_import_becomes_ready_and_current() {
+    let house = House::new();
+    let p = house.open().await;
+    let bytes = vec![7; 300_000];
+    let mut ask = request(source(&house, &bytes));
+    ask.expected_sha256 = Some(sha256_bytes(&bytes).to_uppercase());
+    p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_millis(100)));
+    let (image, version) = p.o.import(ask.clone()).await.unwrap();
+    assert_eq!((version.state, version.number), (VersionState::Importing, 1));
+    until("progress is shown", async || p.o.import_progress(version.id).is_some_and(|n| n >= 150)).await;
+    let ready = ended(&p, version.id).await;
+    assert_eq!(ready.state, VersionState::Ready);
+    assert_eq!(ready.size_bytes % 512, 0);
+    let stored = std::fs::read(p.o.version_path(version.id)).unwrap();
+    assert_eq!(ready.sha256, Some(sha256_bytes(&stored)));
+    assert_eq!(&stored[..bytes.len()], bytes);
+    assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id));
+    let told = p.all_events().await;
+    assert_eq!(told, [EventKind::ImageCreated, EventKind::VersionImporting, EventKind::VersionReady]);
+
+    ask.make_current = false;
+    let (again, second) = p.o.import(ask).await.unwrap();
+    assert_eq!((again.id, second.number), (image.id, 2));
+    ended(&p, second.id).await;
+    assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id), "not asked to be");
+    assert_eq!(files(&house).len(), 2);
+}
+
+#[tokio::test]
+async fn a_failed_import_leaves_the_reason_and_nothing_else() {
+    let house = House::new();
+    let p = house.open().await;
+    let path = source(&house, b"QFI\xfbnot what it says");
+    let raw = source(&house, &[1; 4096]);
+    let mut wrong_sum = request(raw.clone());
+    wrong_sum.expected_sha256 = Some("0".repeat(64));
+    let mut wrong_format = request(raw.clone());
+    wrong_format.format = Some(ggnet_core::nouns::ImageFormat::Qcow2);
+    for (ask, fault, says) in [
+        (wrong_sum, None, "checksum"),
+        (wrong_format, None, "not Qcow2"),
+        (request(house.dir.path().join("missing.raw")), None, "not_found"),
+        (request(raw.clone()), Some(Fault::on("convert").nth(1).fails(ErrorKind::Full)), "full"),
+        (
+            request(raw.clone()),
+            Some(Fault::on("convert").nth(1).loses_the_answer(ErrorKind::Timeout)),
+            "timeout",
+        ),
+    ] {
+        p.plan.clear();
+        fault.into_iter().for_each(|f| {
+            p.plan.add(f);
+        });
+        let (_, version) = p.o.import(ask).await.unwrap();
+        let failed = ended(&p, version.id).await;
+        assert_eq!(failed.state, VersionState::Failed, "{says}");
+        assert!(failed.error.as_ref().unwrap().contains(says), "{says}: {failed:?}");
+        assert!(failed.finished_at.is_some());
+        assert!(files(&house).is_empty(), "{says}");
+        assert!(matches!(p.all_events().await.last(), Some(EventKind::VersionFailed { .. })));
+        p.o.delete_version(version.id, Actor::Embedder).await.unwrap();
+    }
+    assert_eq!(std::fs::read(&raw).unwrap(), [1; 4096], "the source is intact");
+    let _ = path;
+}
+
+#[tokio::test]
+async fn a_converter_that_was_cut_off_leaves_no_file_for_long() {
+    for polls in 0..6 {
+        let house = House::new();
+        let p = house.open().await;
+        p.plan.add(Fault::on("convert").nth(1).is_cut_after(polls));
+        let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+        let state = ended(&p, version.id).await.state;
+        // What it had begun, it may still do.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let p = house.open().await;
+        assert_eq!(files(&house).len(), usize::from(state == VersionState::Ready), "{polls} polls");
+        assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, state);
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_import_ends_as_failed() {
+    let house = House::new();
+    let p = house.open().await;
+    p.plan.add(Fault::on("convert").is_delayed(Duration::from_millis(100)));
+    let (image, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+    for refused in [
+        p.o.delete_version(version.id, Actor::Embedder).await.map(|_| ()),
+        p.o.delete_image(image.id, Actor::Embedder).await,
+        p.o.set_current_version(image.id, version.id, Actor::Embedder).await.map(|_| ()),
+    ] {
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Conflict);
+    }
+    p.o.cancel_import(version.id).unwrap();
+    assert_eq!(ended(&p, version.id).await.state, VersionState::Failed);
+    assert!(files(&house).is_empty());
+    assert_eq!(p.o.cancel_import(version.id).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// A real kill ends the converter's thread too; here it must come to its end before the next process looks at the folder.
+async fn abandoned_copy_ended(dir: &std::path::Path) {
+    // The pool's queue is first in, first out: behind this one the copy has begun.
+    tokio::task::spawn_blocking(|| ()).await.unwrap();
+    let open = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        links.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|to| to.starts_with(dir))
+    };
+    loop {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if !open() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_import_is_failed_at_the_next_start() {
+    for polls in [0, 1, 3, 1000] {
+        let house = House::new();
+        let p = house.open().await;
+        p.plan.add(Fault::on("convert").nth(1).kills(polls));
+        let (_, version) = p.o.import(request(source(&house, &[1; 200_000]))).await.unwrap();
+        p.plan.killed().await;
+        abandoned_copy_ended(house.dir.path()).await;
+        // As a killed converter would leave it.
+        let part = house.config.images_dir.join(format!(".{}.raw.0.ggnet-part", version.id));
+        std::fs::File::create(&part).unwrap();
+        let stray = house.config.images_dir.join(format!("{}.raw", ImageVersionId::generate()));
+        std::fs::File::create(&stray).unwrap();
+        let theirs = house.config.images_dir.join("notes.txt");
+        std::fs::File::create(&theirs).unwrap();
+        let p = house.open().await;
+        let failed = p.store.version(version.id).await.unwrap().unwrap();
+        assert_eq!(failed.state, VersionState::Failed);
+        assert!(failed.error.unwrap().contains("interrupted"));
+        assert_eq!(files(&house), ["notes.txt"], "{polls} polls");
+    }
+}
+
+#[tokio::test]
+async fn an_import_does_not_begin_during_the_clean_up() {
+    let house = House::new();
+    let plan = FaultPlan::new();
+    plan.add(Fault::on("image_converter.clean").first(1).hangs());
+    let p = house.open_unready(&plan);
+    let import = p.o.import(request(source(&house, &[1; 4096])));
+    assert!(tokio::time::timeout(Duration::from_millis(100), import).await.is_err());
+    assert!(p.store.images(crate::house::all()).await.unwrap().items.is_empty(), "its files would be swept");
+}
+
+#[tokio::test]
+async fn an_import_waits_for_the_clean_up_after_the_last_process() {
+    let house = House::new();
+    let plan = FaultPlan::new();
+    plan.add(Fault::on("image_converter.clean").first(1).is_delayed(Duration::from_millis(100)));
+    let p = house.open_unready(&plan);
+    let (_, version) = p.o.import(request(source(&house, &[1; 200_000]))).await.unwrap();
+    assert_eq!(plan.calls("image_converter.clean"), 1);
+    assert_eq!(ended(&p, version.id).await.state, VersionState::Ready);
+    assert_eq!(files(&house).len(), 1);
+}
+
+#[tokio::test]
+async fn an_import_that_could_not_be_recorded_can_be_deleted() {
+    let house = House::new();
+    let p = house.open().await;
+    p.plan.add(Fault::on("convert").nth(1).is_delayed(Duration::from_millis(50)));
+    let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+    p.plan.add(Fault::on("store.commit").nth(1).fails(ErrorKind::Unavailable));
+    until("it ends", async || p.o.import_progress(version.id).is_none()).await;
+    assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, VersionState::Importing);
+    p.o.delete_version(version.id, Actor::Embedder).await.unwrap();
+    assert!(files(&house).is_empty());
+}
+
+#[tokio::test]
+async fn a_version_in_use_stays() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, one) = p.image("debian").await;
+    let two = p.version(image, 2).await;
+    let refused = async |id: ImageVersionId, says: &str| {
+        let e = p.o.delete_version(id, Actor::Embedder).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Conflict, "{says}");
+        assert!(e.message().contains(says), "{says}: {e}");
+        assert!(e.hint().is_some(), "{says}");
+    };
+    refused(one, "current").await;
+    let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
+    let session = p.start(&machine).await.unwrap().session;
+    p.set_current(image, two).await;
+    refused(one, "stands on").await;
+    assert_eq!(p.o.delete_image(image, Actor::Embedder).await.unwrap_err().kind(), ErrorKind::Conflict);
+    p.stop(&session, false).await.unwrap();
+    // A stopped session's kept writeback stands on it, too.
+    refused(one, "stands on").await;
+    p.o.discard_kept_writeback(machine.id, Actor::Embedder).await.unwrap();
+    p.update(&machine, move |m| m.pinned_version = Some(one)).await;
+    refused(one, "in use").await;
+    p.update(&machine, |m| m.pinned_version = None).await;
+    let new = NewTarget { name: "shared".parse().unwrap(), version: one, initiator: None };
+    let (target, _) = p.o.create_target(new, Actor::Embedder).await.unwrap();
+    refused(one, "in use").await;
+    p.o.delete_target(target.id, false, Actor::Embedder).await.unwrap();
+    p.o.delete_version(one, Actor::Embedder).await.unwrap();
+    assert!(p.store.version(one).await.unwrap().is_none());
+    assert_eq!(p.o.delete_version(one, Actor::Embedder).await.unwrap_err().kind(), ErrorKind::NotFound);
+
+    assert_eq!(
+        p.o.delete_image(image, Actor::Embedder).await.unwrap_err().kind(),
+        ErrorKind::Conflict,
+        "assigned"
+    );
+    p.update(&machine, |m| m.image = None).await;
+    p.o.delete_image(image, Actor::Embedder).await.unwrap();
+    assert!(p.store.image(image).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn two_imports_at_once_are_two_versions_of_one_image() {
+    let house = House::new();
+    let p = house.open().await;
+    let path = source(&house, &[1; 4096]);
+    let (a, b) = tokio::join!(p.o.import(request(path.clone())), p.o.import(request(path)));
+    let ((image, a), (other, b)) = (a.unwrap(), b.unwrap());
+    assert_eq!(image.id, other.id);
+    assert_eq!(a.number + b.number, 3);
+    ended(&p, a.id).await;
+    ended(&p, b.id).await;
+    assert_eq!(files(&house).len(), 2);
+}

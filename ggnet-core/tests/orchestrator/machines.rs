@@ -1,0 +1,133 @@
+//! Machines as operators change them.
+
+use ggnet_core::{
+    ErrorKind,
+    nouns::{Actor, MachineId, ResourceId, WritebackPolicy},
+    ports::Store as _,
+    testkit::flaky::Fault,
+};
+
+use crate::house::{House, mac, pc};
+
+#[tokio::test]
+async fn of_two_operators_the_second_is_told() {
+    let house = House::new();
+    let p = house.open().await;
+    let machine = p.o.create_machine(pc(1, None), Actor::Embedder).await.unwrap();
+    assert_eq!(machine.revision, 1);
+    let describe = |text: &'static str| {
+        Box::new(move |mut m: ggnet_core::nouns::Machine| {
+            m.description = text.to_owned();
+            Ok(m)
+        })
+    };
+    let first = p.o.update_machine(machine.id, Some(1), describe("first"), Actor::Embedder).await.unwrap();
+    assert_eq!(first.revision, 2);
+    let e = p.o.update_machine(machine.id, Some(1), describe("second"), Actor::Embedder).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Conflict);
+    assert!(e.hint().is_some(), "{e}");
+    assert_eq!(p.store.machine(machine.id).await.unwrap().unwrap(), first);
+    let lost = p.o.update_machine(MachineId::generate(), None, describe("x"), Actor::Embedder).await;
+    assert_eq!(lost.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_with_its_field() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let (other, foreign) = p.image("other").await;
+    p.machine(1, image, |_| ()).await;
+    let create = async |change: &dyn Fn(&mut ggnet_core::nouns::Machine)| {
+        let mut machine = pc(2, Some(image));
+        change(&mut machine);
+        p.o.create_machine(machine, Actor::Embedder).await.unwrap_err()
+    };
+    assert_eq!(create(&|m| m.macs.clear()).await.field(), Some("macs"));
+    assert_eq!(
+        create(&|m| m.image = Some(ggnet_core::nouns::ImageId::generate())).await.field(),
+        Some("image")
+    );
+    assert_eq!(create(&|m| m.pinned_version = Some(foreign)).await.field(), Some("pinned_version"));
+    assert_eq!(create(&|m| m.macs = vec![mac(1)]).await.kind(), ErrorKind::Conflict);
+    assert_eq!(create(&|m| m.name = "pc-1".parse().unwrap()).await.kind(), ErrorKind::Conflict);
+    let _ = other;
+    p.assert_whole("nothing of the refused ones").await;
+}
+
+#[tokio::test]
+async fn dhcp_and_boot_files_follow_a_machine() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    p.assert_whole("created").await;
+    assert_eq!(p.left().await["dhcp"].len(), 1);
+    p.update(&machine, |m| m.macs = vec![mac(77)]).await;
+    assert!(p.dhcp.request(mac(77), ggnet_core::nouns::Firmware::Bios, false).is_some());
+    assert!(p.dhcp.request(mac(1), ggnet_core::nouns::Firmware::Bios, false).is_none());
+    p.update(&machine, |m| m.image = None).await;
+    p.assert_empty("it has nothing to boot").await;
+    p.update(&machine, move |m| m.image = Some(image)).await;
+    // A backend that is down does not undo the record; the reconciler brings it in line.
+    p.plan.add(Fault::on("dhcp.ensure").fails(ErrorKind::Unavailable));
+    p.update(&machine, |m| m.macs = vec![mac(78)]).await;
+    p.plan.clear();
+    p.reconcile().await;
+    p.assert_whole("reconciled").await;
+    assert!(p.dhcp.request(mac(78), ggnet_core::nouns::Firmware::Bios, false).is_some());
+}
+
+#[tokio::test]
+async fn a_machine_with_a_live_session_stays_and_one_without_goes_with_its_writeback() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
+    let disk = p.power_on(&machine).await;
+    disk.write(0, 0, &[1; 512]).await.unwrap();
+    for refused in [
+        p.o.delete_machine(machine.id, Actor::Embedder).await,
+        p.o.discard_kept_writeback(machine.id, Actor::Embedder).await,
+    ] {
+        let e = refused.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Conflict);
+        assert!(e.hint().unwrap().contains("Stop"), "{e}");
+    }
+    assert_eq!(disk.read(0, 0, 512).await.unwrap(), [1; 512]);
+    p.stop(&p.session(&machine).await, true).await.unwrap();
+    assert!(p.left().await["writeback"].contains(&ResourceId::machine(machine.id)));
+    p.o.delete_machine(machine.id, Actor::Embedder).await.unwrap();
+    p.assert_empty("deleted").await;
+    assert_eq!(
+        p.o.delete_machine(machine.id, Actor::Embedder).await.unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+}
+
+#[tokio::test]
+async fn a_deletion_that_a_backend_missed_is_caught_up() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
+    drop(p.power_on(&machine).await);
+    p.stop(&p.session(&machine).await, true).await.unwrap();
+    p.plan.add(Fault::on("remove").fails(ErrorKind::Unavailable));
+    p.o.delete_machine(machine.id, Actor::Embedder).await.unwrap();
+    p.plan.clear();
+    p.reconcile().await;
+    p.assert_empty("caught up").await;
+}
+
+#[tokio::test]
+async fn a_discarded_writeback_gives_a_clean_disk() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
+    p.power_on(&machine).await.write(0, 0, &[1; 512]).await.unwrap();
+    p.stop(&p.session(&machine).await, true).await.unwrap();
+    p.o.discard_kept_writeback(machine.id, Actor::Embedder).await.unwrap();
+    assert_eq!(p.power_on(&machine).await.read(0, 0, 512).await.unwrap(), [0; 512]);
+}

@@ -1,0 +1,19 @@
+//! The orchestrator over backends in memory: what its users are promised, step by step, and what is left when a step fails, loses its
+//! answer, or is the last thing that our process does.
+//!
+//! [`house`] is what outlives a process (a store, a kernel's targets, files) and the process itself; every module is a subject.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
+
+mod boot;
+mod crash;
+mod decide;
+mod faults;
+mod generations;
+mod house;
+mod images;
+mod machines;
+mod observed;
+mod reconcile;
+mod sessions;
+mod shutdown;

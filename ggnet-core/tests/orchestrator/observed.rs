@@ -1,0 +1,174 @@
+//! What backends see becomes a machine's boot timeline.
+
+use std::{sync::Arc, time::Duration};
+
+use ggnet_core::{
+    nouns::{BootStage, EventKind, Firmware, MacAddr},
+    ports::{BootBundle, BootFileStore as _, Observation, Observer as _, Store as _},
+};
+
+use crate::house::{House, Process, all, mac, peer, until};
+
+fn stages(events: &[EventKind]) -> Vec<BootStage> {
+    let stage = |kind: &EventKind| match kind {
+        EventKind::BootStage { stage, .. } => Some(*stage),
+        _ => None,
+    };
+    events.iter().filter_map(stage).collect()
+}
+
+#[tokio::test]
+async fn a_boot_is_told_stage_by_stage() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    let has = async |n: usize| {
+        until("the stage is recorded", async || stages(&p.events(machine.id).await).len() >= n).await;
+    };
+    assert!(p.dhcp.request(mac(1), Firmware::Bios, false).is_some());
+    has(1).await;
+    loader(&p, mac(1), "undionly.kpxe").await;
+    has(2).await;
+    // iPXE asks DHCP again, which is no stage.
+    assert!(p.dhcp.request(mac(1), Firmware::Bios, true).is_some());
+    let script = p.script(&machine).await;
+    has(3).await;
+    let disk = p.login(&script.target, &machine).await.unwrap();
+    has(4).await;
+    disk.read(0, 0, 512).await.unwrap();
+    disk.read(0, 512, 512).await.unwrap();
+    has(5).await;
+    disk.write(0, 0, &[1; 512]).await.unwrap();
+    has(6).await;
+    disk.logout().await;
+    has(7).await;
+    assert_eq!(stages(&p.events(machine.id).await), BootStage::ALL);
+    let session = p.session(&machine).await;
+    let events = p.store.events(0, 1000, Some(machine.id)).await.unwrap();
+    let of_disk = events.iter().filter(
+        |e| matches!(e.event.kind, EventKind::BootStage { stage, .. } if stage >= BootStage::IscsiLogin),
+    );
+    for event in of_disk {
+        assert_eq!(event.event.session, Some(session.id));
+        assert!(matches!(event.event.kind, EventKind::BootStage { generation: Some(1), .. }));
+    }
+}
+
+/// The machine fetches a loader whose path names it.
+async fn loader(p: &Process, mac: MacAddr, name: &str) {
+    let path: ggnet_core::ports::BootPath = format!("{}/{name}", mac.hyphenated()).parse().unwrap();
+    let bundle = BootBundle {
+        id: "loaders".parse().unwrap(),
+        files: [(path.clone(), bytes::Bytes::from_static(b"loader"))].into(),
+    };
+    p.files.ensure(&bundle).await.unwrap();
+    p.files.fetch(&path, peer()).unwrap();
+}
+
+#[tokio::test]
+async fn strangers_and_trouble_are_told() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    // Many in one batch: the first sight is one event.
+    for _ in 0..10 {
+        assert!(p.dhcp.request(mac(9), Firmware::Uefi, false).is_none());
+    }
+    let session = p.start(&machine).await.unwrap().session;
+    p.o.observe(Observation::NotAnswered { mac: mac(1), reason: "no loader for arm64".to_owned() });
+    p.o.observe(Observation::DiskTrouble {
+        target: session.target(&session.current),
+        message: "the host's disk is full".to_owned(),
+    });
+    until("all of it is recorded", async || {
+        p.events(machine.id).await.iter().any(|k| matches!(k, EventKind::DiskTrouble { .. }))
+    })
+    .await;
+    let events = p.all_events().await;
+    assert_eq!(events.iter().filter(|k| **k == EventKind::MachineSeen { mac: mac(9) }).count(), 1);
+    let diagnosis = EventKind::BootDiagnosis { message: "no loader for arm64".to_owned() };
+    assert!(p.events(machine.id).await.contains(&diagnosis));
+    let seen = p.store.seen(all()).await.unwrap().items;
+    assert_eq!((seen.len(), seen[0].count, seen[0].firmware), (1, 10, Firmware::Uefi));
+}
+
+/// Time is paused: it jumps when everybody waits.
+#[tokio::test(start_paused = true)]
+async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let silent = p.machine(1, image, |_| ()).await;
+    let asks = p.machine(2, image, |_| ()).await;
+    let bios = p.machine(3, image, |_| ()).await;
+    let diagnosed = async |machine: &ggnet_core::nouns::Machine| {
+        let events = p.events(machine.id).await;
+        events
+            .iter()
+            .filter(|k| matches!(k, EventKind::BootDiagnosis { message } if message.contains("Secure Boot")))
+            .count()
+    };
+    for (machine, file) in [(&silent, "ipxe.efi"), (&asks, "ipxe.efi"), (&bios, "undionly.kpxe")] {
+        loader(&p, machine.macs[0], file).await;
+    }
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(diagnosed(&silent).await, 0, "there is still time");
+    p.script(&asks).await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!((diagnosed(&silent).await, diagnosed(&asks).await, diagnosed(&bios).await), (1, 0, 0));
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(diagnosed(&silent).await, 1, "told once");
+    // It tries again: offered, loaded, silent. And a third time, with success.
+    loader(&p, silent.macs[0], "ipxe.efi").await;
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert_eq!(diagnosed(&silent).await, 2);
+    loader(&p, silent.macs[0], "ipxe.efi").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    p.script(&silent).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(diagnosed(&silent).await, 2);
+    let _ = Arc::strong_count(&p.files);
+}
+
+/// A loader that asks for an address runs, whatever happens to it then; a card whose ROM is iPXE has no loader before it.
+#[tokio::test(start_paused = true)]
+async fn a_loader_that_runs_is_not_blamed_on_secure_boot() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let loads = p.machine(1, image, |_| ()).await;
+    let rom = p.machine(2, image, |_| ()).await;
+    let asks = |machine: &ggnet_core::nouns::Machine, ipxe| {
+        p.o.observe(Observation::AddressOffered {
+            mac: machine.macs[0],
+            firmware: Firmware::Uefi,
+            boot_file: "x".to_owned(),
+            ipxe,
+        });
+    };
+    asks(&loads, false);
+    loader(&p, loads.macs[0], "ipxe.efi").await;
+    asks(&loads, true);
+    asks(&rom, true);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let offered = EventKind::BootStage { stage: BootStage::AddressOffered, generation: None };
+    for machine in [&loads, &rom] {
+        let events = p.events(machine.id).await;
+        assert_eq!(events.iter().filter(|k| **k == offered).count(), 1, "{events:?}");
+    }
+    let diagnoses: Vec<String> = p
+        .all_events()
+        .await
+        .into_iter()
+        .filter_map(|k| match k {
+            EventKind::BootDiagnosis { message } => Some(message),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        matches!(&diagnoses[..], [one] if one.contains("HTTP") && !one.contains("Secure Boot")),
+        "{diagnoses:?}"
+    );
+}

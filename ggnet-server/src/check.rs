@@ -1,0 +1,139 @@
+//! `ggnet-server check`: what is missing on this host, and the line that mends it.
+//!
+//! It looks and changes nothing. Every finding is ok, a warning, or a failure that keeps machines from booting; a failure is exit code 3.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use ggnet_backends::{
+    dhcp::probe,
+    host::{self, Finding, Level, Transport},
+};
+use ggnet_core::{
+    Error, Result,
+    ports::{Clock as _, SystemClock},
+};
+
+use crate::config::Config;
+
+/// What a room of a few machines needs at least: one image and some writebacks.
+const WANTED_SPACE: u64 = 20 << 30;
+/// Two connections and three files for each of a thousand machines.
+const WANTED_FILES: u64 = 8192;
+
+/// Looks, prints, and says by the exit code whether machines can boot.
+pub async fn check(config: &Config, lan: Option<&str>, json: bool) -> Result<ExitCode> {
+    let owned = config.clone();
+    let looked = tokio::task::spawn_blocking(move || look(&owned)).await;
+    let mut findings = looked.map_err(|e| Error::internal("The check died").with_source(e))?;
+    if let Some(interface) = lan {
+        findings.extend(ask_network(interface).await);
+    }
+    if json {
+        let text = serde_json::to_string_pretty(&findings)
+            .map_err(|e| Error::internal("The findings do not fit into JSON").with_source(e))?;
+        println!("{text}");
+    } else {
+        for finding in &findings {
+            println!("{:<4} {}: {}", finding.level, finding.what, finding.why);
+            if let Some(mend) = &finding.mend {
+                println!("       mend: {mend}");
+            }
+        }
+    }
+    let failed = findings.iter().any(|f| f.level == Level::Fail);
+    Ok(if failed { ExitCode::from(3) } else { ExitCode::SUCCESS })
+}
+
+fn look(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![
+        host::program(Path::new("qemu-img"), "qemu-utils", Level::Fail),
+        host::program(Path::new("prlimit"), "util-linux", Level::Fail),
+        host::program(Path::new("setpriv"), "util-linux", Level::Fail),
+        loader("undionly.kpxe", "PCs with a BIOS"),
+        loader("ipxe.efi", "PCs with UEFI"),
+        host::free_space(&config.data_dir, WANTED_SPACE),
+        host::open_files(WANTED_FILES),
+        host::clock(SystemClock.now()),
+        port(Transport::Tcp, config.http.listen),
+    ];
+    findings.extend(iscsi_listen(config).into_iter().map(|at| port(Transport::Tcp, at)));
+    if config.network.interfaces.is_empty() {
+        findings.push(Finding::ok("DHCP and TFTP", "They answer on no network, for no interface is named"));
+    } else {
+        let this = std::env::current_exe().unwrap_or_else(|_| "ggnet-server".into());
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        findings.extend(config.network.interfaces.iter().map(|name| host::interface(name)));
+        findings.push(host::low_port(67, &this, Level::Fail));
+        findings.push(host::port(Transport::Udp, any, 69, Level::Fail));
+        // Shared with a DHCP server on this host on purpose: a holder is worth a word, not a failure.
+        findings.push(host::port(Transport::Udp, any, 67, Level::Warn));
+        findings.push(host::port(Transport::Udp, any, 4011, Level::Warn));
+    }
+    findings
+}
+
+fn port(transport: Transport, at: SocketAddr) -> Finding {
+    host::port(transport, at.ip(), at.port(), Level::Fail)
+}
+
+/// Where the built-in target would listen.
+fn iscsi_listen(config: &Config) -> Vec<SocketAddr> {
+    if config.target.backend != "builtin" {
+        return vec![];
+    }
+    let listen = config.target.settings.get("listen").cloned();
+    let listen = listen.and_then(|l| serde_json::from_value(l).ok());
+    listen.unwrap_or_else(|| ggnet_backends::target::builtin::BuiltinTargetConfig::default().listen)
+}
+
+fn loader(file: &str, whom: &str) -> Finding {
+    let path = Path::new("/usr/lib/ipxe").join(file);
+    let what = format!("boot loader {file}");
+    if path.is_file() {
+        Finding::ok(what, format!("It is {}", path.display()))
+    } else {
+        let why = format!("{} is missing; {whom} get no loader from us", path.display());
+        Finding::bad(Level::Warn, what, why, "apt-get install ipxe")
+    }
+}
+
+/// Who answers a PXE request on this network.
+async fn ask_network(interface: &str) -> Vec<Finding> {
+    let what = format!("DHCP on {interface}");
+    let seen = match probe::probe(interface, Duration::from_secs(4)).await {
+        Ok(seen) => seen,
+        Err(e) => {
+            return vec![Finding::bad(
+                Level::Fail,
+                what,
+                e.report(),
+                e.hint().unwrap_or("see the message").to_owned(),
+            )];
+        }
+    };
+    let mut findings: Vec<Finding> = seen.iter().map(|s| Finding::ok(what.clone(), describe(s))).collect();
+    if !seen.iter().any(|s| s.address.is_some()) {
+        let why = "No server gives out addresses here, and proxyDHCP needs one beside it";
+        findings.push(Finding::bad(Level::Fail, what, why, "switch on the router's DHCP server"));
+    }
+    findings
+}
+
+fn describe(seen: &probe::DhcpServerSeen) -> String {
+    let asked = if seen.architecture == 0 { "a BIOS machine" } else { "a UEFI machine" };
+    let server = seen.server.unwrap_or(seen.from);
+    let gives = match seen.address {
+        Some(address) => format!("gives out addresses ({address})"),
+        None => "answers beside another server (proxyDHCP)".to_owned(),
+    };
+    let boots = match &seen.boot_file {
+        Some(file) => format!("and the boot file {file}"),
+        None => "and no boot file".to_owned(),
+    };
+    format!("To {asked}, {server} {gives} {boots}")
+}

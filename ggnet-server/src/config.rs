@@ -1,0 +1,308 @@
+//! The configuration: TOML, with environment and flags over it.
+//!
+//! No configuration at all is a working one: HTTP and iSCSI on this machine's loopback, a store in a local data folder, and no answer on
+//! any network until an interface is named. Unknown keys are refused with file, line and column. Each port has a section with the
+//! `backend`'s name; the section's other keys are that backend's own.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ggnet_core::{Error, ErrorKind, Result, nouns::Iqn, registry::Settings};
+use serde::{Deserialize, Deserializer};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where everything is kept; locked by one server at a time.
+    pub data_dir: PathBuf,
+    /// The HTTP server.
+    pub http: Http,
+    /// The network that machines boot on.
+    pub network: Network,
+    /// Sessions.
+    pub session: Session,
+    /// Images.
+    pub images: Images,
+    /// The log.
+    pub log: Log,
+    /// Persistence.
+    pub store: Backend<Sqlite>,
+    /// iSCSI targets.
+    pub target: Backend<Builtin>,
+    /// Writable disks.
+    pub writeback: Backend<Layers>,
+    /// DHCP.
+    pub dhcp: Backend<Proxy>,
+    /// Boot files.
+    pub boot_files: Backend<Builtin>,
+    /// Image conversion.
+    pub converter: Backend<QemuImg>,
+    /// A folder with boot script templates that replace ours.
+    pub templates_dir: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("ggnet-data"),
+            http: Http::default(),
+            network: Network::default(),
+            session: Session::default(),
+            images: Images::default(),
+            log: Log::default(),
+            store: Backend::default(),
+            target: Backend::default(),
+            writeback: Backend::default(),
+            dhcp: Backend::default(),
+            boot_files: Backend::default(),
+            converter: Backend::default(),
+            templates_dir: None,
+        }
+    }
+}
+
+/// The HTTP server.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+    }
+}
+
+/// The network that machines boot on.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// The interfaces on which DHCP and TFTP answer; none: on no network.
+    pub interfaces: Vec<String>,
+    /// The address that machines are told; none: each connection's own.
+    pub advertise: Option<IpAddr>,
+}
+
+/// Sessions.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Session {
+    /// A `discard` session that was offline for longer is stopped.
+    #[serde(deserialize_with = "duration")]
+    pub idle_timeout: Duration,
+    /// A generation that was prepared for a boot and not used for longer is removed.
+    #[serde(deserialize_with = "duration")]
+    pub generation_ttl: Duration,
+    /// A start that takes longer is undone.
+    #[serde(deserialize_with = "duration")]
+    pub start_deadline: Duration,
+    /// How often the reconciler looks.
+    #[serde(deserialize_with = "duration")]
+    pub reconcile_interval: Duration,
+    /// Events, audit rows and ended sessions that are older are forgotten.
+    #[serde(deserialize_with = "duration")]
+    pub retention: Duration,
+    /// How long a UEFI machine may take from its loader to its script.
+    #[serde(deserialize_with = "duration")]
+    pub script_deadline: Duration,
+    /// The start of every IQN.
+    pub iqn_prefix: Option<Iqn>,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(600),
+            generation_ttl: Duration::from_secs(600),
+            start_deadline: Duration::from_secs(60),
+            reconcile_interval: Duration::from_secs(15),
+            retention: Duration::from_secs(90 * 24 * 3600),
+            script_deadline: Duration::from_secs(30),
+            iqn_prefix: None,
+        }
+    }
+}
+
+/// Images.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// The folders below which files may be imported; none: `import` in the data folder.
+    pub import_dirs: Vec<PathBuf>,
+}
+
+/// The log.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// For people or for programs.
+    pub format: LogFormat,
+    /// Which lines: `info`, or a filter such as `info,tftp=debug`.
+    pub level: Option<String>,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Names a section's default backend.
+pub trait DefaultBackend {
+    /// The name.
+    const NAME: &'static str;
+}
+
+macro_rules! default_backend {
+    ($($marker:ident = $name:literal),* $(,)?) => {$(
+        #[doc = concat!("The default backend is `", $name, "`.")]
+        #[derive(Clone, Copy, Debug)]
+        pub struct $marker;
+        impl DefaultBackend for $marker {
+            const NAME: &'static str = $name;
+        }
+    )*};
+}
+default_backend!(
+    Sqlite = "sqlite",
+    Builtin = "builtin",
+    Layers = "layers",
+    Proxy = "proxy",
+    QemuImg = "qemu-img"
+);
+
+/// A port's section: the backend's name and its own settings.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "RawBackend")]
+pub struct Backend<D: DefaultBackend> {
+    /// Which backend.
+    pub backend: String,
+    /// Its own settings.
+    pub settings: Settings,
+    default: std::marker::PhantomData<D>,
+}
+
+#[derive(Deserialize)]
+struct RawBackend {
+    backend: Option<String>,
+    #[serde(flatten)]
+    settings: BTreeMap<String, serde_json::Value>,
+}
+
+impl<D: DefaultBackend> From<RawBackend> for Backend<D> {
+    fn from(raw: RawBackend) -> Self {
+        Self {
+            backend: raw.backend.unwrap_or_else(|| D::NAME.to_owned()),
+            settings: raw.settings.into_iter().collect(),
+            default: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<D: DefaultBackend> Default for Backend<D> {
+    fn default() -> Self {
+        Self {
+            backend: D::NAME.to_owned(),
+            settings: Settings::Object(serde_json::Map::new()),
+            default: std::marker::PhantomData,
+        }
+    }
+}
+
+/// `"90s"`, `"10m"`, `"1h 30m"`, or a number of seconds.
+fn duration<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Duration, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Text {
+        Seconds(u64),
+        Words(String),
+    }
+    match Text::deserialize(d)? {
+        Text::Seconds(s) => Ok(Duration::from_secs(s)),
+        Text::Words(words) => words
+            .parse::<jiff::SignedDuration>()
+            .ok()
+            .and_then(|d| Duration::try_from(d).ok())
+            .ok_or_else(|| {
+                serde::de::Error::custom(format!("{words:?} is not a duration such as \"90s\" or \"10m\""))
+            }),
+    }
+}
+
+impl Config {
+    /// Reads a file. Errors name file, line, column and what is wrong there.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::io(format!("reading the configuration {}", path.display()), e))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Parses a text that came from `origin`.
+    pub fn parse(text: &str, origin: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|e| {
+            let place = e.span().map(|span| {
+                let before = &text[..span.start.min(text.len())];
+                let line = before.matches('\n').count() + 1;
+                let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+                format!("{origin}, line {line}, column {column}")
+            });
+            let place = place.unwrap_or_else(|| origin.to_owned());
+            Error::new(ErrorKind::Invalid, format!("{place}: {}", e.message().trim()))
+                .with_hint("docs/configuration.md lists every key")
+        })
+    }
+
+    /// The folders below which files may be imported.
+    #[must_use]
+    pub fn import_dirs(&self) -> Vec<PathBuf> {
+        if self.images.import_dirs.is_empty() {
+            vec![self.data_dir.join("import")]
+        } else {
+            self.images.import_dirs.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_a_working_configuration_that_answers_on_no_network() {
+        let c = Config::parse("", "x").unwrap();
+        assert!(c.http.listen.ip().is_loopback());
+        assert!(c.network.interfaces.is_empty());
+        assert_eq!((c.target.backend.as_str(), c.store.backend.as_str()), ("builtin", "sqlite"));
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_place() {
+        let e =
+            Config::parse("[http]\nlisten = \"127.0.0.1:1\"\nlisen = 2\n", "g.toml").unwrap_err().to_string();
+        assert!(e.contains("g.toml, line 3, column 1") && e.contains("lisen"), "{e}");
+        let e = Config::parse("[http]\nlisten = \"127.0.0.1\"\n", "g.toml").unwrap_err().to_string();
+        assert!(e.contains("line 2, column 10"), "{e}");
+        let e = Config::parse("[session]\nidle_timeout = \"soon\"\n", "g.toml").unwrap_err().to_string();
+        assert!(e.contains("soon") && e.contains("line 2"), "{e}");
+    }
+
+    #[test]
+    fn a_backends_own_settings_go_to_the_backend() {
+        let c = Config::parse("[target]\nlisten = [\"127.0.0.1:0\"]\n", "x").unwrap();
+        assert_eq!(c.target.settings["listen"][0], "127.0.0.1:0");
+        let c = Config::parse("[session]\nidle_timeout = \"1h 30m\"\ngeneration_ttl = 5\n", "x").unwrap();
+        assert_eq!((c.session.idle_timeout.as_secs(), c.session.generation_ttl.as_secs()), (5400, 5));
+    }
+}

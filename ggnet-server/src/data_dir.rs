@@ -1,0 +1,88 @@
+//! The data folder: made with mode 0700 and locked, so that two servers never share it.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use ggnet_core::{Error, ErrorKind, Result};
+
+/// A locked data folder. The lock goes with the value, and with the process however it dies.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the folder if need be and locks it. `Busy` names the process that holds it.
+    pub fn lock(path: &Path) -> Result<Self> {
+        let doing = |what: &str| format!("{what} the data folder {}", path.display());
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|e| Error::io(doing("making"), e))?;
+        let path = path.canonicalize().map_err(|e| Error::io(doing("finding"), e))?;
+        let lock_path = path.join("lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(|e| Error::io(format!("opening {}", lock_path.display()), e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = lock.read_to_string(&mut holder);
+                let holder = holder.trim();
+                let who = if holder.is_empty() {
+                    "another process".to_owned()
+                } else {
+                    format!("process {holder}")
+                };
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!("The data folder {} is in use by {who}", path.display()),
+                )
+                .retryable(false)
+                .with_hint("Stop that server, or give this one another --data-dir"));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io(doing("locking"), e)),
+        }
+        // The holder's name is for people; it may be stale, the lock never is.
+        let written = lock
+            .set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| writeln!(lock, "{}", std::process::id()));
+        written.map_err(|e| Error::io(format!("writing {}", lock_path.display()), e))?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// The folder, absolute.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_server_is_told_who_holds_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::lock(dir.path()).unwrap();
+        let e = DataDir::lock(dir.path()).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Busy);
+        assert!(e.message().contains(&format!("process {}", std::process::id())), "{e}");
+        drop(first);
+        DataDir::lock(dir.path()).unwrap();
+    }
+}

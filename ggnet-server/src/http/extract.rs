@@ -1,0 +1,147 @@
+//! Extractors whose refusals name the field: JSON bodies, queries, and machines or images by id or name.
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Request},
+    http::request::Parts,
+};
+use ggnet_core::{
+    Error, ErrorKind, Result,
+    nouns::{Image, ImageId, Machine, MachineId, Name},
+    ports::{PageRequest, Store},
+};
+use serde::de::DeserializeOwned;
+
+use super::error::Failure;
+
+/// A JSON body. 422 names the field and the reason.
+pub struct ValidJson<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ValidJson<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|e| Failure::with_status(Error::new(ErrorKind::Invalid, e.body_text()), e.status()))?;
+        // No body at all is an empty object: every field that can be left out is.
+        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        parse(&mut serde_json::Deserializer::from_slice(bytes)).map(Self)
+    }
+}
+
+fn parse<'de, T: DeserializeOwned>(
+    json: &mut serde_json::Deserializer<serde_json::de::SliceRead<'de>>,
+) -> Result<T, Failure> {
+    let parsed = serde_path_to_error::deserialize(&mut *json).map_err(|e| {
+        let path = e.path().to_string();
+        let inner = e.into_inner();
+        let at = if path == "." { String::new() } else { format!("{path}: ") };
+        let failure = Failure::from(Error::new(ErrorKind::Invalid, format!("{at}{inner}")));
+        if path == "." { failure } else { failure.with_field(path) }
+    })?;
+    json.end()
+        .map_err(|e| Failure::from(Error::new(ErrorKind::Invalid, format!("After the JSON body: {e}"))))?;
+    Ok(parsed)
+}
+
+/// Query parameters. 422 names the reason.
+pub struct ValidQuery<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
+        query.map(|q| Self(q.0)).map_err(|e| Error::new(ErrorKind::Invalid, e.body_text()).into())
+    }
+}
+
+/// Parameters of the path. 422 names the reason; axum's own refusal is no problem document.
+pub struct ValidPath<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ValidPath<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        path.map(|p| Self(p.0)).map_err(|e| Error::new(ErrorKind::Invalid, e.body_text()).into())
+    }
+}
+
+/// `?page=…&per_page=…`, checked.
+pub fn page(page: Option<u32>, per_page: Option<u32>) -> Result<PageRequest> {
+    let (page, per_page) = (page.unwrap_or(1), per_page.unwrap_or(100));
+    if page == 0 {
+        return Err(Error::invalid("page", "Pages count from 1"));
+    }
+    if !(1..=1000).contains(&per_page) {
+        return Err(Error::invalid("per_page", "A page has 1 to 1000 items"));
+    }
+    Ok(PageRequest { page, per_page })
+}
+
+/// A machine by id or name.
+pub async fn machine(store: &dyn Store, reference: &str) -> Result<Machine> {
+    let found = match reference.parse::<MachineId>() {
+        Ok(id) => store.machine(id).await?,
+        Err(_) => match reference.parse::<Name>() {
+            Ok(name) => store.machine_by_name(&name).await?,
+            Err(_) => None,
+        },
+    };
+    found.ok_or_else(|| Error::not_found("machine", reference).with_hint("`ggnet machine list` shows all"))
+}
+
+/// An image by id or name.
+pub async fn image(store: &dyn Store, reference: &str) -> Result<Image> {
+    let found = match reference.parse::<ImageId>() {
+        Ok(id) => store.image(id).await?,
+        Err(_) => match reference.parse::<Name>() {
+            Ok(name) => store.image_by_name(&name).await?,
+            Err(_) => None,
+        },
+    };
+    found.ok_or_else(|| Error::not_found("image", reference).with_hint("`ggnet image list` shows all"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{
+        Router,
+        body::{Body, to_bytes},
+        http::{StatusCode, header},
+        response::{IntoResponse as _, Response},
+        routing::get,
+    };
+    use ggnet_core::{
+        api::{CreateMachineRequest, Problem},
+        nouns::ImageVersionId,
+    };
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn problem(response: Response) -> Problem {
+        assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+        serde_json::from_slice(&to_bytes(response.into_body(), 1 << 16).await.unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_refused_body_names_its_field() {
+        let request = Request::new(Body::from(r#"{"name":"pc-1","macs":["52:54:00:aa:00:01","nonsense"]}"#));
+        let refused = ValidJson::<CreateMachineRequest>::from_request(request, &()).await.err().unwrap();
+        let problem = problem(refused.into_response()).await;
+        assert_eq!(problem.field.as_deref(), Some("macs[1]"));
+        assert!(problem.detail.contains("is not a MAC address"), "{}", problem.detail);
+    }
+
+    #[tokio::test]
+    async fn a_refused_path_is_a_problem_document() {
+        let echo = |ValidPath(id): ValidPath<ImageVersionId>| async move { id.to_string() };
+        let app = Router::<()>::new().route("/{id}", get(echo));
+        let response = app.oneshot(Request::get("/nonsense").body(Body::empty()).unwrap()).await.unwrap();
+        assert!(problem(response).await.detail.contains("image version id"));
+    }
+}

@@ -1,0 +1,55 @@
+//! GGnet's server as a library: configuration, wiring of backends, the HTTP API and the boot routes.
+//!
+//! A `main` is ten lines: fill a [`Registry`] with backends (ours by `ggnet_backends::register`, a stranger's
+//! beside them) and hand it to [`main`].
+
+pub mod check;
+pub mod config;
+pub mod data_dir;
+pub mod http;
+pub mod options;
+pub mod serve;
+pub mod token;
+pub mod wiring;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use ggnet_core::{Error, registry::Registry};
+
+use crate::options::{Command, Options, TokenCommand};
+
+/// Parses the command line and does what it says. Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 3 `check` found
+/// something that keeps machines from booting.
+#[must_use]
+pub fn main(registry: &Registry) -> ExitCode {
+    let options = Options::parse();
+    let config = match options.configuration() {
+        Ok(config) => config,
+        Err(e) => return fail(&e, 2),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(&Error::io("starting the runtime", e), 1),
+    };
+    let done = runtime.block_on(async {
+        match options.command.unwrap_or(Command::Serve) {
+            Command::Serve => serve::serve(config, registry).await.map(|()| ExitCode::SUCCESS),
+            Command::Check { lan, json } => check::check(&config, lan.as_deref(), json).await,
+            Command::Token { command: TokenCommand::Reset } => {
+                serve::reset_token(&config, registry).await.map(|()| ExitCode::SUCCESS)
+            }
+        }
+    });
+    // A blocking call that hangs (a dead disk) must not keep a stopped server alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    done.unwrap_or_else(|e| fail(&e, 1))
+}
+
+fn fail(e: &Error, code: u8) -> ExitCode {
+    eprintln!("error: {}", e.report());
+    if let Some(hint) = e.hint() {
+        eprintln!("  what to do: {hint}");
+    }
+    ExitCode::from(code)
+}

@@ -1,0 +1,53 @@
+//! The administrator token: 256 random bits, shown once, stored as its SHA-256.
+//!
+//! A fast hash is right here: the token is random, not chosen, so there is nothing to guess from a dictionary.
+
+use ggnet_core::{
+    Result,
+    nouns::{Actor, AuditRow, Secret, Timestamp},
+    ports::{Batch, Store, Write},
+};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+const SETTING: &str = "admin_token_sha256";
+/// 43 characters of 62 are 256 bits.
+const LENGTH: usize = 43;
+
+/// The stored hash, against which requests are checked.
+#[derive(Clone)]
+pub struct TokenHash(String);
+
+impl TokenHash {
+    /// Whether this is the token; takes the same time for every wrong one.
+    #[must_use]
+    pub fn matches(&self, token: &str) -> bool {
+        hash(token).as_bytes().ct_eq(self.0.as_bytes()).into()
+    }
+
+    /// The stored hash; none before the first start.
+    pub async fn load(store: &dyn Store) -> Result<Option<Self>> {
+        Ok(store.setting(SETTING).await?.map(Self))
+    }
+
+    /// Makes a new token, stores its hash in place of the old one, and returns the token itself, for the only time.
+    pub async fn reset(store: &dyn Store, now: Timestamp) -> Result<(Secret, Self)> {
+        let token = Secret::random(LENGTH)?;
+        let value = hash(token.expose());
+        let row = AuditRow {
+            at: now,
+            actor: Actor::System,
+            action: "token.reset".to_owned(),
+            subject_kind: "token".to_owned(),
+            subject_id: "admin".to_owned(),
+            details: serde_json::Value::Null,
+        };
+        let write = Write::Setting { key: SETTING.to_owned(), value: value.clone() };
+        store.commit(Batch::new().write(write).audit(row)).await?;
+        Ok((token, Self(value)))
+    }
+}
+
+fn hash(token: &str) -> String {
+    Sha256::digest(token.as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,111 @@
+//! Wiring: from a configuration and a registry to the orchestrator over its ports.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use atomic_write_file::AtomicWriteFile;
+
+use ggnet_core::{
+    Error, Result,
+    boot_text::templates::BootTemplates,
+    nouns::InstanceId,
+    orchestrator::{Orchestrator, OrchestratorConfig, Ports},
+    ports::{Store, SystemClock},
+    registry::{Registry, Wiring},
+};
+
+use crate::{config::Config, data_dir::DataDir};
+
+/// What is decided once for all backends.
+pub async fn wiring(config: &Config, data: &DataDir, http_port: u16) -> Result<Wiring> {
+    let instance = instance(data.path()).await?;
+    let images = data.path().join("images");
+    let defaults = OrchestratorConfig::new(instance.clone(), images)?;
+    Ok(Wiring {
+        instance,
+        iqn_prefix: config.session.iqn_prefix.clone().unwrap_or(defaults.iqn_prefix),
+        data_dir: data.path().to_owned(),
+        advertise: config.network.advertise,
+        http_port,
+        interfaces: config.network.interfaces.clone(),
+        clock: Arc::new(SystemClock),
+    })
+}
+
+/// The store alone: also for `token reset`.
+pub async fn store(config: &Config, registry: &Registry, wiring: &Wiring) -> Result<Arc<dyn Store>> {
+    registry.stores.make(&config.store.backend, wiring.clone(), config.store.settings.clone()).await
+}
+
+/// Makes every backend and the orchestrator over them.
+pub async fn orchestrator(
+    config: &Config,
+    registry: &Registry,
+    wiring: &Wiring,
+    store: Arc<dyn Store>,
+) -> Result<Orchestrator> {
+    let images_dir = wiring.data_dir.join("images");
+    for dir in [&images_dir].into_iter().chain(&config.import_dirs()) {
+        tokio::fs::create_dir_all(dir)
+            .await
+            .map_err(|e| Error::io(format!("making {}", dir.display()), e))?;
+    }
+    let (c, w) = (config, || wiring.clone());
+    let ports = Ports {
+        store,
+        target: registry.targets.make(&c.target.backend, w(), c.target.settings.clone()).await?,
+        writeback: registry.writebacks.make(&c.writeback.backend, w(), c.writeback.settings.clone()).await?,
+        dhcp: registry.dhcp.make(&c.dhcp.backend, w(), c.dhcp.settings.clone()).await?,
+        boot_files: registry
+            .boot_files
+            .make(&c.boot_files.backend, w(), c.boot_files.settings.clone())
+            .await?,
+        converter: registry.converters.make(&c.converter.backend, w(), c.converter.settings.clone()).await?,
+        clock: wiring.clock.clone(),
+    };
+    let mut settings = OrchestratorConfig::new(wiring.instance.clone(), images_dir)?;
+    settings.iqn_prefix = wiring.iqn_prefix.clone();
+    settings.idle_timeout = c.session.idle_timeout;
+    settings.generation_ttl = c.session.generation_ttl;
+    settings.start_deadline = c.session.start_deadline;
+    settings.reconcile_interval = c.session.reconcile_interval;
+    settings.retention = c.session.retention;
+    settings.script_deadline = c.session.script_deadline;
+    settings.chain_url = match wiring.advertise {
+        Some(address) => {
+            Some(format!("http://{}", std::net::SocketAddr::new(address, wiring.http_port)).parse()?)
+        }
+        None => None,
+    };
+    let templates = BootTemplates::load(c.templates_dir.as_deref())?;
+    Orchestrator::new(ports, settings, templates)
+}
+
+/// This installation's instance id; made at the first start.
+async fn instance(data: &Path) -> Result<InstanceId> {
+    let path = data.join("instance");
+    match tokio::fs::read_to_string(&path).await {
+        Ok(text) => text.trim().parse(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let id = InstanceId::generate();
+            write_atomically(path, format!("{id}\n")).await?;
+            Ok(id)
+        }
+        Err(e) => Err(Error::io(format!("reading {}", path.display()), e)),
+    }
+}
+
+/// Whole or not at all, and there after a power cut.
+async fn write_atomically(path: PathBuf, text: String) -> Result<()> {
+    let shown = path.display().to_string();
+    let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let mut file = AtomicWriteFile::options().open(&path)?;
+        file.write_all(text.as_bytes())?;
+        file.commit()
+    });
+    let written = written.await.map_err(|e| Error::internal("A blocking task died").with_source(e))?;
+    written.map_err(|e| Error::io(format!("writing {shown}"), e))
+}

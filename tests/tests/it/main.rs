@@ -1,0 +1,10 @@
+//! Whole-system tests: real machines (virtual ones), real daemons, real packets. One binary, one module per subject, so
+//! that the harness is linked once.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
+
+mod boot;
+mod faults;
+mod guest_on_tgt;
+mod load;
+mod pxe;
+mod room;

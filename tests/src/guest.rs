@@ -1,14 +1,17 @@
 //! A virtual PC without a disk: QEMU, its serial line, and a root shell on it.
 //!
 //! States: running → (power_cut, power_off) → off → (power_on) → running. The serial log goes on over all of them, and
-//! `wait_boot` returns each boot once, in order. Everything that was read comes from that log; the socket only carries
-//! what we type (its other direction is drained, or QEMU would stop).
+//! `wait_boot` returns each boot once, in order. A thread per run of QEMU copies the serial line to that log, and everything
+//! that is read comes from the log. Not QEMU's own `logfile=`: it logs a character again each time its socket was full,
+//! which on a busy host doubled characters in the middle of a line.
 
+use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -181,6 +184,7 @@ impl GuestBuilder {
             serial_log,
             qemu: None,
             serial: None,
+            copier: None,
             read_to: 0,
             _slot: slot,
         };
@@ -199,6 +203,8 @@ pub struct Guest {
     qemu_log: PathBuf,
     qemu: Option<Process>,
     serial: Option<UnixStream>,
+    /// Copies the serial line to its log; ends with QEMU.
+    copier: Option<JoinHandle<()>>,
     /// How far into the serial log boots were already reported.
     read_to: usize,
     _slot: Slot,
@@ -258,6 +264,7 @@ impl Guest {
         if self.is_running() {
             return Ok(());
         }
+        self.expect_new_boot();
         let socket = self.dir.path().join("serial");
         let _ = std::fs::remove_file(&socket);
         let command = self.qemu_command(&socket)?;
@@ -266,12 +273,16 @@ impl Guest {
             qemu.check_running()?;
             Ok(UnixStream::connect(&socket).ok())
         })?;
-        let mut drain = stream.try_clone()?;
-        // Ends with the socket, that is with QEMU.
-        std::thread::spawn(move || {
-            let mut sink = [0; 4096];
-            while matches!(drain.read(&mut sink), Ok(n) if n > 0) {}
-        });
+        let mut line = stream.try_clone()?;
+        let mut log = OpenOptions::new().append(true).open(&self.serial_log)?;
+        self.copier = Some(std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = line.read(&mut chunk) {
+                if log.write_all(&chunk[..n]).is_err() {
+                    break;
+                }
+            }
+        }));
         self.serial = Some(stream);
         self.qemu = Some(qemu);
         Ok(())
@@ -320,9 +331,9 @@ impl Guest {
         let rom = if m.option_rom { "" } else { ",romfile=" };
         qemu.arg("-device").arg(format!("{model},netdev=n0,mac={},bootindex=0{rom}", m.mac));
         qemu.arg("-chardev").arg(format!(
-            "socket,id=s0,path={},server=on,wait=off,logfile={},logappend=on",
-            socket.display(),
-            self.serial_log.display()
+            // wait=on: nothing is said before we listen.
+            "socket,id=s0,path={},server=on,wait=on",
+            socket.display()
         ));
         qemu.args(["-serial", "chardev:s0"]).args(&m.extra);
         Ok(qemu)
@@ -330,7 +341,20 @@ impl Guest {
 
     /// Whether the machine is on.
     pub fn is_running(&mut self) -> bool {
-        self.qemu.as_mut().is_some_and(Process::is_running)
+        let on = self.qemu.as_mut().is_some_and(Process::is_running);
+        if !on {
+            self.finish_log();
+        }
+        on
+    }
+
+    /// After QEMU's end: waits until its last words are in the log.
+    fn finish_log(&mut self) {
+        self.serial = None;
+        if let Some(copier) = self.copier.take() {
+            // It has no result, and a panic of it has been printed.
+            let _ = copier.join();
+        }
     }
 
     /// Waits until the serial line has said something that `pattern` matches, since the last boot that was reported, and
@@ -366,8 +390,13 @@ impl Guest {
         let at = text[self.read_to..].find(&line).context("the serial log shrank")?;
         self.read_to += at + line.len();
         ensure!(line.starts_with(boot_line::OK), "{}: {line}\n{}", self.machine.name, self.tail());
-        // Seen once under load: the emulated serial port gave a character twice. The guest keeps the line; ask it again.
-        BootLine::parse(&line).or_else(|_| BootLine::parse(&self.sh("cat /run/ggnet-ok")?))
+        BootLine::parse(&line)
+    }
+
+    /// Forgets what the serial line has said so far: a line that an earlier boot said, or that a command repeated, is no
+    /// announcement of the boot that comes now.
+    fn expect_new_boot(&mut self) {
+        self.read_to = self.serial_text().len();
     }
 
     /// Runs a command in the guest's root shell and returns its output and exit code. Waits for its end: put what should go
@@ -443,6 +472,7 @@ impl Guest {
     /// # Errors
     /// The guest does not react.
     pub fn reboot(&mut self) -> Result<()> {
+        self.expect_new_boot();
         self.type_text("\nreboot\n")?;
         self.wait_for("Requesting system reboot", wait::BOOT).map(drop)
     }
@@ -459,7 +489,7 @@ impl Guest {
                 format!("{}: the serial line ends with:\n{}", self.machine.name, self.tail())
             })?;
         }
-        self.serial = None;
+        self.finish_log();
         Ok(())
     }
 
@@ -468,11 +498,11 @@ impl Guest {
     /// # Errors
     /// The kernel refuses.
     pub fn power_cut(&mut self) -> Result<()> {
-        self.serial = None;
-        match self.qemu.take() {
-            Some(mut qemu) => qemu.kill(),
-            None => Ok(()),
+        if let Some(mut qemu) = self.qemu.take() {
+            qemu.kill()?;
         }
+        self.finish_log();
+        Ok(())
     }
 
     fn qemu_log_text(&self) -> String {

@@ -47,7 +47,7 @@ fn one_image_boots_a_bios_and_a_uefi_machine_each_with_its_own_disk() {
     bios.reboot().unwrap();
     uefi.reboot().unwrap();
     let (clean, kept) = (bios.wait_boot().unwrap(), uefi.wait_boot().unwrap());
-    assert_eq!((clean.boots, kept.boots), (1, 2));
+    assert_eq!((clean.boots, kept.boots), (1, 2), "{clean:?} {kept:?}");
     assert_eq!(bios.shell("test -e /root/mine").unwrap().code, 1);
     assert_eq!(uefi.sh("cat /root/mine").unwrap(), "uefi");
     // Each boot is a generation of its own; nothing of the one before is left.

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 IF ?=
 
-.PHONY: help toolchain demo run run-lan check test bench
+.PHONY: help toolchain demo run run-lan check test bench bench-iscsi
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,3 +38,7 @@ test: toolchain ## Everything, with the time of each part; installs the Debian p
 bench: toolchain ## The benchmarks: reported, never asserted
 	@tests/install-deps all
 	cargo bench -p ggnet-benches
+
+bench-iscsi: toolchain ## The built-in iSCSI target beside tgtd, in interleaved rounds of one run
+	@tests/install-deps all
+	cargo bench --quiet -p ggnet-benches --bench iscsi

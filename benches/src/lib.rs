@@ -7,6 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+pub mod contender;
+pub mod initiator;
+pub mod load;
+
+/// The name under which the load generators log in.
+pub const INITIATOR: &str = "iqn.2024-01.org.example:load";
+
 /// Where and how the numbers came about; goes above every table.
 #[must_use]
 pub fn heading(command: &str) -> String {
@@ -93,11 +100,43 @@ pub fn memory(pid: u32) -> Result<Memory> {
 /// # Errors
 /// There is no such process.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
+    // Fields 14 and 15 of proc_pid_stat(5): its own.
+    stat_ticks(pid, 14, 2)
+}
+
+/// The CPU time of this process and of its children that have ended.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn cpu_time_of_us() -> Result<Duration> {
+    // Fields 14 to 17 of proc_pid_stat(5): its own, and that of children that were waited for.
+    stat_ticks(std::process::id(), 14, 4)
+}
+
+/// The time that all CPUs together were not idle, from `/proc/stat`: also what the kernel does for nobody in particular.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn busy_time() -> Result<Duration> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let first = text.lines().next().context("/proc/stat is empty")?;
+    let ticks: Vec<u64> = first.split_whitespace().skip(1).map(str::parse).collect::<Result<_, _>>()?;
+    // user, nice, system, (idle, iowait,) irq, softirq.
+    Ok(ticks_time([0, 1, 2, 5, 6].iter().filter_map(|at| ticks.get(*at)).sum()))
+}
+
+fn stat_ticks(pid: u32, field: usize, count: usize) -> Result<Duration> {
     let text = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
     let (_, rest) = text.rsplit_once(") ").context("stat")?;
-    // Fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms; field 3 is the first of the rest.
-    let ticks: Vec<u64> = rest.split(' ').skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
-    Ok(Duration::from_millis(ticks.iter().sum::<u64>() * 10))
+    // Field 3 is the first of the rest.
+    let ticks: Vec<u64> =
+        rest.split(' ').skip(field - 3).take(count).map(str::parse).collect::<Result<_, _>>()?;
+    Ok(ticks_time(ticks.iter().sum()))
+}
+
+/// The kernel tells times to people in ticks of 10 ms, on every architecture that we build for.
+fn ticks_time(ticks: u64) -> Duration {
+    Duration::from_millis(ticks * 10)
 }
 
 /// `len` bytes that no file system can make small.

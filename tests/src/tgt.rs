@@ -56,6 +56,12 @@ impl Tgt {
         self.port
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
     /// Serves `disk` (raw) as [`LUN`] of `iqn`, to any initiator that knows the CHAP pair, if there is one.
     ///
     /// # Errors

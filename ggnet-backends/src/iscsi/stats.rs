@@ -30,6 +30,8 @@ pub struct CountersSnapshot {
     pub queue_depth: u32,
     /// Time from a command's arrival to its status, by power of two.
     pub latency: [u64; LATENCY_BUCKETS],
+    /// The sum of those times, in microseconds.
+    pub latency_sum: u64,
 }
 
 /// Live counters.
@@ -44,6 +46,7 @@ pub(crate) struct Counters {
     not_good: AtomicU64,
     queue_depth: AtomicU32,
     latency: [AtomicU64; LATENCY_BUCKETS],
+    latency_sum: AtomicU64,
 }
 
 /// Adds without a locked instruction; see the module's invariant. Returns the value before.
@@ -91,6 +94,7 @@ impl Counters {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = (64 - micros.leading_zeros()) as usize;
         add(&self.latency[bucket.min(LATENCY_BUCKETS - 1)], 1);
+        add(&self.latency_sum, micros);
     }
 
     pub(crate) fn snapshot(&self) -> CountersSnapshot {
@@ -108,6 +112,7 @@ impl Counters {
             not_good: self.not_good.load(Relaxed),
             queue_depth: self.queue_depth.load(Relaxed),
             latency,
+            latency_sum: self.latency_sum.load(Relaxed),
         }
     }
 }
@@ -129,5 +134,6 @@ mod tests {
         let s = c.snapshot();
         assert_eq!((s.reads, s.read_bytes, s.not_good, s.device_errors), (2, 4096, 1, 1));
         assert_eq!((s.latency[0], s.latency[1], s.latency[3], s.latency[LATENCY_BUCKETS - 1]), (1, 1, 1, 1));
+        assert_eq!(s.latency_sum, 1_000_000_006);
     }
 }

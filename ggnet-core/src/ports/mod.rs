@@ -34,7 +34,7 @@ pub use image_converter::{ConvertSpec, Converted, ImageConverter, ImageProbe, Pr
 pub use observer::{NullObserver, Observation, Observer};
 pub use store::{Batch, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store, Write};
 pub use target::{
-    Access, Connection, Login, LoginGate, LoginVerdict, LoginVisibility, LunSpec, TargetBackend,
+    Access, Connection, IoCounters, Login, LoginGate, LoginVerdict, LoginVisibility, LunSpec, TargetBackend,
     TargetCapabilities, TargetEndpoint, TargetSpec,
 };
 pub use writeback::{BaseImage, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore};

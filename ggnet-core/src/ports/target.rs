@@ -135,6 +135,31 @@ pub struct Connection {
     pub bytes_written: u64,
     /// Commands that it has sent.
     pub commands: u64,
+    /// The commands in detail; none where the backend cannot tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io: Option<IoCounters>,
+}
+
+/// What a connection's commands were and how they went, since its login.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoCounters {
+    /// Commands that read the medium.
+    pub reads: u64,
+    /// Commands that wrote it.
+    pub writes: u64,
+    /// All other SCSI commands.
+    pub others: u64,
+    /// Commands that were answered with any status but GOOD. A few are normal: an initiator also learns by being refused.
+    pub not_good: u64,
+    /// Those of them whose disk had failed or was full.
+    pub device_errors: u64,
+    /// Commands open now.
+    pub queue_depth: u32,
+    /// Time from a command's arrival to its status: element *n* counts the commands that took less than 2^n microseconds and are
+    /// not counted by an earlier one; the last counts all that took longer.
+    pub latency_us: Vec<u64>,
+    /// The sum of those times, in microseconds.
+    pub latency_us_total: u64,
 }
 
 /// An authenticated login that waits for a verdict.

@@ -1,6 +1,7 @@
-//! The HTTP server: the API under `/api/v1`, the boot routes under `/boot` and `/files`, health under `/health`. Thin: every rule is core's.
+//! The HTTP server: the API under `/api/v1`, the boot routes under `/boot` and `/files`, health under `/health`,
+//! `/metrics` for Prometheus. Thin: every rule is core's.
 //!
-//! Every `/api` route needs the administrator token; boot routes do not, for a machine that boots has nothing to show.
+//! Every `/api` route and `/metrics` need the administrator token; boot routes do not, for a machine that boots has nothing to show.
 
 mod advertise;
 mod auth;
@@ -12,6 +13,7 @@ mod extract;
 mod health;
 mod images;
 mod machines;
+mod metrics;
 mod sessions;
 mod targets;
 
@@ -87,6 +89,10 @@ pub fn router(app: App) -> Router {
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::no_method)
         .layer(middleware::from_fn_with_state(app.clone(), auth::require_token));
+    // Names of machines and initiators are in it: not for everybody.
+    let metrics = Router::new()
+        .route("/metrics", get(metrics::metrics))
+        .layer(middleware::from_fn_with_state(app.clone(), auth::require_token));
     let boot = Router::new()
         .route("/boot/first.ipxe", get(boot::first))
         .route("/boot/{mac}", get(boot::script))
@@ -98,6 +104,7 @@ pub fn router(app: App) -> Router {
         .nest("/api/v1", api)
         .merge(boot)
         .merge(health)
+        .merge(metrics)
         .fallback(error::no_route)
         .with_state(app)
         .layer(RequestBodyLimitLayer::new(1 << 20))

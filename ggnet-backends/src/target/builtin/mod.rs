@@ -20,8 +20,8 @@ use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{InstanceId, Iqn, ResourceId},
     ports::{
-        Clock, Completeness, Connection, Health, Listed, LoginGate, LoginVisibility, LunSpec, Observer,
-        Removal, SpecDigest, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
+        Clock, Completeness, Connection, Health, IoCounters, Listed, LoginGate, LoginVisibility, LunSpec,
+        Observer, Removal, SpecDigest, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
     },
 };
 use tokio::sync::OwnedMutexGuard;
@@ -155,6 +155,20 @@ impl BuiltinTargets {
     }
 }
 
+/// The module's counters in the port's words.
+fn io(c: &crate::iscsi::CountersSnapshot) -> IoCounters {
+    IoCounters {
+        reads: c.reads,
+        writes: c.writes,
+        others: c.others,
+        not_good: c.not_good,
+        device_errors: c.device_errors,
+        queue_depth: c.queue_depth,
+        latency_us: c.latency.to_vec(),
+        latency_us_total: c.latency_sum,
+    }
+}
+
 /// What a LUN says of itself: from the serial alone, so that it is the same at every boot.
 fn identity(serial: &str) -> Identity {
     let digest = SpecDigest::of([serial.as_bytes()]).short();
@@ -264,6 +278,7 @@ impl TargetBackend for BuiltinTargets {
                 bytes_read: s.counters.read_bytes,
                 bytes_written: s.counters.write_bytes,
                 commands: s.counters.reads + s.counters.writes + s.counters.others,
+                io: Some(io(&s.counters)),
             })
         };
         Ok(self.server.sessions().into_iter().filter_map(connection).collect())

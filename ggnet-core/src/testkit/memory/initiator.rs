@@ -134,6 +134,7 @@ impl Link {
             bytes_read: self.read.load(Ordering::Relaxed),
             bytes_written: self.written.load(Ordering::Relaxed),
             commands: self.commands.load(Ordering::Relaxed),
+            io: None,
         }
     }
 }

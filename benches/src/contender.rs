@@ -1,0 +1,146 @@
+//! Targets that are measured side by side, each a process of its own on a loopback port.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use ggnet_tests::{Process, Tgt, process, wait};
+
+use crate::initiator::Connection;
+use crate::{INITIATOR, cpu_time};
+
+/// A running target server.
+pub struct Contender {
+    /// What it is called in tables.
+    pub name: &'static str,
+    /// Where it listens.
+    pub portal: SocketAddr,
+    /// Its targets' names.
+    pub targets: Vec<String>,
+    /// The LUN of the disk in each target.
+    pub lun: u8,
+    server: Server,
+}
+
+enum Server {
+    Tgt(Tgt),
+    Ours(Process),
+}
+
+impl Contender {
+    /// Debian's `tgtd` with `count` targets, each a door to the same file.
+    ///
+    /// # Errors
+    /// The package is missing or the daemon does not come up.
+    pub fn tgtd(file: &Path, count: usize, cpu: Option<usize>) -> Result<Self> {
+        let mut tgt = Tgt::start()?;
+        let targets: Vec<_> = (0..count).map(|n| format!("iqn.2024-01.org.example:bench{n}")).collect();
+        for target in &targets {
+            tgt.add(target, file, None)?;
+        }
+        if let Some(cpu) = cpu {
+            pin(tgt.pid(), cpu)?;
+        }
+        let portal = SocketAddr::from(([127, 0, 0, 1], tgt.port()));
+        Ok(Self {
+            name: "tgtd",
+            portal,
+            targets,
+            lun: u8::try_from(ggnet_tests::tgt::LUN)?,
+            server: Server::Tgt(tgt),
+        })
+    }
+
+    /// Our target on a raw file, likewise.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn raw(program: &str, file: &Path, count: usize, cpu: Option<usize>, log: &Path) -> Result<Self> {
+        Self::ours("ggnet, raw file", program, count, cpu, &["raw".as_ref(), file], log)
+    }
+
+    /// Our target on `count` layers over one base, in this folder.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn layers(
+        program: &str,
+        base: &Path,
+        folder: &Path,
+        count: usize,
+        cpu: Option<usize>,
+        log: &Path,
+    ) -> Result<Self> {
+        Self::ours("ggnet, layers", program, count, cpu, &["layers".as_ref(), base, folder], log)
+    }
+
+    fn ours(
+        name: &'static str,
+        program: &str,
+        count: usize,
+        cpu: Option<usize>,
+        args: &[&Path],
+        log: &Path,
+    ) -> Result<Self> {
+        let portal = SocketAddr::from(([127, 0, 0, 1], process::free_port()?));
+        let mut command = process::command(program);
+        command.arg(portal.to_string()).arg(count.to_string()).args(args);
+        let mut server = Process::spawn(name, command, log)?;
+        wait::until("the target's names", wait::SHORT, || {
+            server.check_running()?;
+            Ok(server.log_text().contains("ready\n").then_some(()))
+        })?;
+        let said = server.log_text();
+        let targets = said.lines().filter_map(|l| l.strip_prefix("target ")).map(str::to_owned).collect();
+        if let Some(cpu) = cpu {
+            pin(server.pid(), cpu)?;
+        }
+        Ok(Self { name, portal, targets, lun: 0, server: Server::Ours(server) })
+    }
+
+    /// Logs in to a target by its number.
+    ///
+    /// # Errors
+    /// As [`Connection::login`].
+    pub fn login(&self, target: usize) -> Result<Connection> {
+        let name = self.targets.get(target).context("no such target")?;
+        Connection::login(self.portal, name, INITIATOR, self.lun)
+    }
+
+    /// The URL of a target's disk, for libiscsi.
+    #[must_use]
+    pub fn url(&self, target: usize) -> String {
+        format!("iscsi://{}/{}/{}", self.portal, self.targets[target], self.lun)
+    }
+
+    /// The CPU time that its process has used.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        cpu_time(match &self.server {
+            Server::Tgt(tgt) => tgt.pid(),
+            Server::Ours(process) => process.pid(),
+        })
+    }
+}
+
+/// Binds all threads of a process to one CPU.
+fn pin(pid: u32, cpu: usize) -> Result<()> {
+    let tool = process::tool("taskset", "util-linux")?;
+    process::run(process::command(tool).args(["-a", "-c", "-p", &cpu.to_string(), &pid.to_string()]))
+        .map(drop)
+}
+
+/// A file of `len` bytes that no file system can make small, all of it in the page cache.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn noise_file(path: PathBuf, len: usize) -> Result<PathBuf> {
+    let mut file = std::fs::File::create(&path)?;
+    file.write_all(&crate::noise(len))?;
+    file.sync_all()?;
+    Ok(path)
+}

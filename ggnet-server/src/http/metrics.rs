@@ -1,0 +1,260 @@
+//! `GET /metrics`: what the server counts, as OpenMetrics text for Prometheus.
+//!
+//! Nothing is kept for it: each scrape asks the store's counters and the target backend's connections. A machine's counters
+//! begin anew with each of its logins, as a counter of Prometheus may.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use axum::{
+    extract::State,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
+use ggnet_core::{
+    Error, Result,
+    nouns::{MachineId, ResourceId},
+    ports::{Connection, IoCounters, SessionCounts},
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _, MetricEncoder, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+
+use super::{Shared, error::Answer};
+
+/// `GET /metrics`.
+pub async fn metrics(State(app): State<Shared>) -> Answer<Response> {
+    let text = render(scrape(&app).await?)?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(CONTENT_TYPE, kind)], text).into_response())
+}
+
+async fn scrape(app: &Shared) -> Result<Scrape> {
+    let ports = app.orchestrator.ports();
+    let mut names = Names {
+        manual: ports
+            .store
+            .targets()
+            .await?
+            .into_iter()
+            .map(|t| (ResourceId::manual(t.id), t.name.to_string()))
+            .collect(),
+        machines: BTreeMap::new(),
+    };
+    let connections = ports.target.connections().await?;
+    for machine in connections.iter().filter_map(|c| c.target.owner()).map(|(machine, _)| machine) {
+        if !names.machines.contains_key(&machine)
+            && let Some(found) = ports.store.machine(machine).await?
+        {
+            names.machines.insert(machine, found.name.to_string());
+        }
+    }
+    Ok(Scrape {
+        sessions: ports.store.session_counts().await?,
+        online: app.orchestrator.online_count(),
+        serving: app.orchestrator.is_serving(),
+        disks: by_disk(&connections, &names),
+    })
+}
+
+/// What people call the owners of targets.
+struct Names {
+    manual: BTreeMap<ResourceId, String>,
+    machines: BTreeMap<MachineId, String>,
+}
+
+/// The labels of a disk's counters: machine, manual target (one of them is empty), initiator.
+type Labels = [(&'static str, String); 3];
+
+#[derive(Debug, Default)]
+struct Totals {
+    connections: u64,
+    bytes_read: u64,
+    bytes_written: u64,
+    io: IoCounters,
+}
+
+/// Adds up connections that would have the same labels: a series may be there once only.
+fn by_disk(connections: &[Connection], names: &Names) -> BTreeMap<Labels, Totals> {
+    let mut all: BTreeMap<Labels, Totals> = BTreeMap::new();
+    for c in connections {
+        let machine = c.target.owner().and_then(|(m, _)| names.machines.get(&m).cloned());
+        let labels = [
+            ("machine", machine.unwrap_or_default()),
+            ("target", names.manual.get(&c.target).cloned().unwrap_or_default()),
+            ("initiator", c.initiator.clone()),
+        ];
+        let to = all.entry(labels).or_default();
+        to.connections += 1;
+        to.bytes_read += c.bytes_read;
+        to.bytes_written += c.bytes_written;
+        if let Some(io) = &c.io {
+            to.io.reads += io.reads;
+            to.io.writes += io.writes;
+            to.io.others += io.others;
+            to.io.not_good += io.not_good;
+            to.io.device_errors += io.device_errors;
+            to.io.queue_depth += io.queue_depth;
+            to.io.latency_us_total += io.latency_us_total;
+            to.io.latency_us.resize(to.io.latency_us.len().max(io.latency_us.len()), 0);
+            for (sum, n) in to.io.latency_us.iter_mut().zip(&io.latency_us) {
+                *sum += n;
+            }
+        }
+    }
+    all
+}
+
+/// Everything that one answer tells.
+#[derive(Debug)]
+struct Scrape {
+    sessions: SessionCounts,
+    online: u64,
+    serving: bool,
+    disks: BTreeMap<Labels, Totals>,
+}
+
+fn render(scrape: Scrape) -> Result<String> {
+    let mut registry = Registry::with_prefix("ggnet");
+    registry.register_collector(Box::new(scrape));
+    let mut out = String::new();
+    text::encode(&mut out, &registry).map_err(|e| Error::internal("Writing the metrics").with_source(e))?;
+    Ok(out)
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut sessions =
+            out.encode_descriptor("sessions", "Sessions that are remembered", None, MetricType::Gauge)?;
+        let s = &self.sessions;
+        let states = [
+            ("starting", s.starting),
+            ("active", s.active),
+            ("stopping", s.stopping),
+            ("stopped", s.stopped),
+            ("failed", s.failed),
+        ];
+        for (state, n) in states {
+            gauge(sessions.encode_family(&[("state", state)])?, n)?;
+        }
+        gauge(
+            out.encode_descriptor(
+                "online_sessions",
+                "Sessions with an initiator logged in",
+                None,
+                MetricType::Gauge,
+            )?,
+            self.online,
+        )?;
+        let help = "Whether logins and boot scripts are served: the first reconcile has ended";
+        gauge(out.encode_descriptor("serving", help, None, MetricType::Gauge)?, self.serving.into())?;
+
+        type Get = fn(&Totals) -> u64;
+        let gauges: [(&str, &str, Get); 2] = [
+            ("disk_connections", "iSCSI sessions that are logged in", |t| t.connections),
+            ("disk_queue_depth", "Commands open now", |t| t.io.queue_depth.into()),
+        ];
+        for (name, help, get) in gauges {
+            let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (labels, totals) in &self.disks {
+                gauge(family.encode_family(labels)?, get(totals))?;
+            }
+        }
+        let counters: [(&str, &str, Get); 7] = [
+            ("disk_read_bytes", "Bytes that initiators have read", |t| t.bytes_read),
+            ("disk_written_bytes", "Bytes that initiators have written", |t| t.bytes_written),
+            ("disk_reads", "Commands that read the medium", |t| t.io.reads),
+            ("disk_writes", "Commands that wrote the medium", |t| t.io.writes),
+            ("disk_other_commands", "All other SCSI commands", |t| t.io.others),
+            ("disk_not_good", "Commands answered with any status but GOOD", |t| t.io.not_good),
+            ("disk_device_errors", "Commands whose disk had failed or was full", |t| t.io.device_errors),
+        ];
+        for (name, help, get) in counters {
+            let mut family = out.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, totals) in &self.disks {
+                ConstCounter::new(get(totals)).encode(family.encode_family(labels)?)?;
+            }
+        }
+        let help = "Time from a command's arrival to its status";
+        let unit = Some(&prometheus_client::registry::Unit::Seconds);
+        let mut family = out.encode_descriptor("disk_command", help, unit, MetricType::Histogram)?;
+        for (labels, totals) in &self.disks {
+            histogram(family.encode_family(labels)?, &totals.io)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(encoder: MetricEncoder<'_>, value: u64) -> fmt::Result {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder)
+}
+
+fn histogram(mut encoder: MetricEncoder<'_>, io: &IoCounters) -> fmt::Result {
+    let last = io.latency_us.len().saturating_sub(1);
+    let buckets: Vec<(f64, u64)> = (io.latency_us.iter().enumerate())
+        .map(|(n, count)| {
+            let below = if n == last {
+                f64::INFINITY
+            } else {
+                f64::from(u32::try_from(n).unwrap_or(u32::MAX)).exp2() / 1e6
+            };
+            (below, *count)
+        })
+        .collect();
+    let sum = io.latency_us_total as f64 / 1e6;
+    encoder.encode_histogram::<Labels>(sum, io.latency_us.iter().sum(), &buckets, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use ggnet_core::nouns::TargetId;
+
+    use super::*;
+
+    fn connection(target: &ResourceId, initiator: &str, read: u64) -> Connection {
+        Connection {
+            target: target.clone(),
+            initiator: initiator.to_owned(),
+            peer: None,
+            since: None,
+            bytes_read: read,
+            bytes_written: 1,
+            commands: 3,
+            io: Some(IoCounters {
+                reads: 2,
+                latency_us: vec![1, 0, 2],
+                latency_us_total: 1500,
+                ..IoCounters::default()
+            }),
+        }
+    }
+
+    #[test]
+    fn a_series_comes_once_and_names_are_escaped() {
+        let manual = ResourceId::manual(TargetId::generate());
+        let names = Names {
+            manual: BTreeMap::from([(manual.clone(), "a\"b".to_owned())]),
+            machines: BTreeMap::new(),
+        };
+        let disks = by_disk(&[connection(&manual, "iqn.x:a", 10), connection(&manual, "iqn.x:a", 5)], &names);
+        let text =
+            render(Scrape { sessions: SessionCounts::default(), online: 1, serving: true, disks }).unwrap();
+        let labels = r#"machine="",target="a\"b",initiator="iqn.x:a""#;
+        for line in [
+            format!("ggnet_disk_read_bytes_total{{{labels}}} 15"),
+            format!("ggnet_disk_reads_total{{{labels}}} 4"),
+            format!("ggnet_disk_connections{{{labels}}} 2"),
+            format!("ggnet_disk_command_seconds_bucket{{le=\"1e-6\",{labels}}} 2"),
+            format!("ggnet_disk_command_seconds_bucket{{le=\"+Inf\",{labels}}} 6"),
+            format!("ggnet_disk_command_seconds_sum{{{labels}}} 0.003"),
+            "ggnet_sessions{state=\"active\"} 0".to_owned(),
+            "ggnet_online_sessions 1".to_owned(),
+        ] {
+            assert_eq!(text.lines().filter(|l| **l == line).count(), 1, "{line}\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

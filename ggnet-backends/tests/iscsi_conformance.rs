@@ -4,13 +4,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod iscsi_support;
+// Beside the others, because it needs more features than they do.
+#[path = "iscsi_support/layer_disk.rs"]
+mod layer_disk;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ggnet_backends::iscsi::{Chap, Exclusivity, TargetConfig};
-use iscsi_support::file_disk::FileDisk;
 use iscsi_support::{IQN, Policy, Rig, lun, tool};
+use layer_disk::LayerDisk;
 
 /// The reasons that are structural: what the suite says when it skips, and why that is right.
 const STRUCTURAL: &[&str] = &[
@@ -57,16 +60,11 @@ fn count(log: &str) -> Count {
     count
 }
 
-async fn run(read_only: bool, test: Option<&str>) -> Count {
+async fn run(block: u32, read_only: bool, test: Option<&str>) -> Count {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("disk.raw");
-    let file = std::fs::File::options().read(true).write(true).create_new(true).open(path).unwrap();
-    let size = 1 << 30;
-    file.set_len(size).unwrap();
     let two = SocketAddr::from(([127, 0, 0, 1], 0));
     let rig = Rig::with(Policy::accept(Chap::None, Exclusivity::Shared), |c| c.listen = vec![two, two]);
-    let disk = Arc::new(FileDisk { file, size, block: 512, physical: 512 });
-    let mut unit = lun(0, disk);
+    let mut unit = lun(0, Arc::new(LayerDisk::new(folder.path(), 1 << 30, block).await));
     // Removable, so that ejecting and its prevention are tested too.
     (unit.removable, unit.read_only) = (!read_only, read_only);
     rig.server.add_target(TargetConfig { iqn: IQN.into(), luns: vec![unit] }).unwrap();
@@ -88,7 +86,7 @@ async fn run(read_only: bool, test: Option<&str>) -> Count {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_suite() {
-    let count = run(false, None).await;
+    let count = run(4096, false, None).await;
     let unexplained: Vec<_> =
         count.skipped.iter().filter(|(_, reason)| !STRUCTURAL.iter().any(|s| reason.contains(s))).collect();
     assert!(unexplained.is_empty(), "skipped without a reason of ours: {unexplained:?}");
@@ -97,6 +95,6 @@ async fn the_whole_suite() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_unit() {
-    let count = run(true, Some("SCSI.ReadOnly")).await;
+    let count = run(512, true, Some("SCSI.ReadOnly")).await;
     assert_eq!(count.passed.len(), 1, "{:?}", count.skipped);
 }

@@ -93,6 +93,15 @@ impl Api {
         })
     }
 
+    /// What `/metrics` tells.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub fn metrics(&self) -> Result<String> {
+        let request = self.client.get(format!("{}/metrics", self.base)).bearer_auth(&self.token);
+        self.runtime.block_on(async { Ok(request.send().await?.error_for_status()?.text().await?) })
+    }
+
     fn call<T: DeserializeOwned>(&self, method: &Method, path: &str, body: Option<String>) -> Result<T> {
         let shown = format!("{method} {path}");
         let mut request = self.client.request(method.clone(), format!("{}/api/v1{path}", self.base));

@@ -8,6 +8,25 @@ use crate::room::{Room, first_times};
 const BOOT: [BootStage; 4] =
     [BootStage::ScriptRead, BootStage::IscsiLogin, BootStage::FirstRead, BootStage::FirstWrite];
 
+/// What the API and the metrics tell of a machine's disk is what has happened to it.
+fn check_counters(room: &Room, machine: &str) {
+    let targets = room.api.targets().unwrap();
+    let [one, other] = &targets[..] else { panic!("two machines, {} targets", targets.len()) };
+    for target in [one, other] {
+        let [connection] = &target.connections[..] else { panic!("{target:?}") };
+        let io = connection.io.as_ref().unwrap();
+        assert!(io.reads > 0 && io.writes > 0 && io.others > 0 && io.device_errors == 0, "{io:?}");
+        assert!(connection.bytes_read > 1 << 20 && connection.bytes_written > 4096, "{connection:?}");
+        assert!(io.latency_us.iter().sum::<u64>() > 0 && io.latency_us_total > 0, "{io:?}");
+    }
+    assert_eq!(room.api.plain("GET", "/metrics").unwrap().0, 401);
+    let metrics = room.api.metrics().unwrap();
+    let reads =
+        metrics.lines().find(|l| l.starts_with(&format!("ggnet_disk_reads_total{{machine=\"{machine}\"")));
+    assert!(reads.is_some_and(|l| !l.ends_with(" 0")), "{metrics}");
+    assert!(metrics.contains("ggnet_online_sessions 2\n"), "{metrics}");
+}
+
 #[test]
 fn one_image_boots_a_bios_and_a_uefi_machine_each_with_its_own_disk() {
     let room = Room::new("");
@@ -41,6 +60,7 @@ fn one_image_boots_a_bios_and_a_uefi_machine_each_with_its_own_disk() {
     assert_eq!(uefi.sh("cat /root/mine").unwrap(), "uefi");
     assert_eq!(bios.shell("test -e /root/only-uefi").unwrap().code, 1);
     room.check_image();
+    check_counters(&room, "pc-bios");
 
     // A reboot: one starts clean, the other finds what it wrote.
     let before = room.api.cursor().unwrap();

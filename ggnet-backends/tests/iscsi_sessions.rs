@@ -395,12 +395,17 @@ async fn several_units_and_a_resize() {
     let (luns, _) = i.collect().await;
     assert_eq!(luns[..4], [0, 0, 0, 16]);
     assert_eq!((luns[9], luns[17]), (0, 7));
+    let other = Login { isid: [0x80, 2, 2, 2, 2, 2], ..Login::default() };
+    let mut j = Initiator::login(rig.address, other).await.unwrap();
     a.data.write().unwrap().resize(3 * MIB, 0);
     rig.server.resized(IQN);
-    let (_, end) = i.read(0, 1, 512).await;
-    assert_eq!(end.sense(), (6, 0x2a, 0x09));
-    let (data, end) = i.read(5000, 1, 512).await;
-    assert_eq!((data.len(), end.status()), (512, 0));
+    // Every nexus is told, once.
+    for who in [&mut i, &mut j] {
+        let (_, end) = who.read(0, 1, 512).await;
+        assert_eq!(end.sense(), (6, 0x2a, 0x09));
+        let (data, end) = who.read(5000, 1, 512).await;
+        assert_eq!((data.len(), end.status()), (512, 0));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

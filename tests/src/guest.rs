@@ -78,6 +78,7 @@ pub struct GuestBuilder {
     nic: Nic,
     option_rom: bool,
     memory_mib: u32,
+    initrd: Option<PathBuf>,
     slot: Option<Slot>,
     logs: Option<PathBuf>,
     extra: Vec<String>,
@@ -136,6 +137,13 @@ impl GuestBuilder {
     #[must_use]
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// Starts the guest image's kernel with this initramfs, instead of whatever the firmware would boot.
+    #[must_use]
+    pub fn initrd(mut self, initrd: &Path) -> Self {
+        self.initrd = Some(initrd.to_owned());
         self
     }
 
@@ -231,6 +239,7 @@ impl Guest {
             nic: Nic::Virtio,
             option_rom: true,
             memory_mib: 512,
+            initrd: None,
             slot: None,
             logs: None,
             extra: Vec::new(),
@@ -329,7 +338,13 @@ impl Guest {
             process::package_file("/usr/lib/ipxe/qemu/efi-virtio.rom", "ipxe-qemu")?;
         }
         let rom = if m.option_rom { "" } else { ",romfile=" };
-        qemu.arg("-device").arg(format!("{model},netdev=n0,mac={},bootindex=0{rom}", m.mac));
+        // The kernel's loader has the first place in the boot order, where it is used.
+        let boot = if m.initrd.is_some() { "" } else { ",bootindex=0" };
+        qemu.arg("-device").arg(format!("{model},netdev=n0,mac={}{boot}{rom}", m.mac));
+        if let Some(initrd) = &m.initrd {
+            qemu.arg("-kernel").arg(GuestImage::get()?.vmlinuz()).arg("-initrd").arg(initrd);
+            qemu.args(["-append", "console=ttyS0,115200 quiet"]);
+        }
         qemu.arg("-chardev").arg(format!(
             // wait=on: nothing is said before we listen.
             "socket,id=s0,path={},server=on,wait=on",

@@ -63,6 +63,12 @@ impl GuestImage {
         self.dir.join("vmlinuz")
     }
 
+    /// The initramfs inside, by itself: busybox, open-iscsi, drivers.
+    #[must_use]
+    pub fn initrd(&self) -> PathBuf {
+        self.dir.join("initrd")
+    }
+
     /// The folder of the cache that `key`s of the image live in.
     #[must_use]
     pub fn cache(&self) -> &Path {

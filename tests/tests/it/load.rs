@@ -203,7 +203,7 @@ impl<'r> Load<'r> {
 }
 
 /// What the boot script tells a machine.
-fn account(session: &SessionStartResponse, n: usize, port: u16) -> Account {
+pub fn account(session: &SessionStartResponse, n: usize, port: u16) -> Account {
     let word = |key: &str| {
         let line = session.boot_script.lines().find_map(|l| l.trim().strip_prefix(key));
         line.unwrap_or_else(|| panic!("no {key:?} in {}", session.boot_script)).trim().to_owned()
@@ -302,14 +302,16 @@ fn stamped(machine: u64, sector: usize, stamp: u64) -> [u8; SECTOR] {
     out
 }
 
-fn next(x: &mut u64) -> u64 {
+/// The next number of a sequence; it must not begin with zero.
+pub fn next(x: &mut u64) -> u64 {
     *x ^= *x << 13;
     *x ^= *x >> 7;
     *x ^= *x << 17;
     *x
 }
 
-fn random(len: usize, seed: u64) -> Vec<u8> {
+/// Bytes that look like chance and follow from the seed, which must not be zero.
+pub fn random(len: usize, seed: u64) -> Vec<u8> {
     let mut x = seed;
     let mut out = Vec::with_capacity(len);
     while out.len() < len {

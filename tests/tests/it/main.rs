@@ -6,5 +6,6 @@ mod boot;
 mod faults;
 mod guest_on_tgt;
 mod load;
+mod open_iscsi;
 mod pxe;
 mod room;

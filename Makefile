@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 IF ?=
 
-.PHONY: help toolchain demo run run-lan check test bench bench-iscsi
+.PHONY: help toolchain demo run run-lan check test conformance bench bench-iscsi
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -34,6 +34,10 @@ check: toolchain ## The quick ones, for every few minutes: format, lints, unit t
 
 test: toolchain ## Everything, with the time of each part; installs the Debian packages it lacks when it may
 	@tests/parts/all
+
+conformance: toolchain ## libiscsi's suite against the built-in iSCSI target; ends with the count
+	@tests/install-deps all
+	@tests/parts/conformance
 
 bench: toolchain ## The benchmarks: reported, never asserted
 	@tests/install-deps all

@@ -74,8 +74,10 @@ async fn run(block: u32, read_only: bool, test: Option<&str>) -> Count {
     argv.extend(urls.iter().map(String::as_str));
     let said = tool("libiscsi-bin", &argv).await;
     let count = count(&said.text);
+    // A line of its own, wherever the test runner stands; the short run is told apart from the suite.
     println!(
-        "libiscsi: {} passed, {} skipped, {} failed",
+        "\nlibiscsi{}: {} passed, {} skipped, {} failed",
+        test.map_or(String::new(), |t| format!(", {t} alone")),
         count.passed.len(),
         count.skipped.len(),
         count.failed.len()

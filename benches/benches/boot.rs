@@ -11,7 +11,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use ggnet_backends::bootfile::builtin::{BuiltinBootFiles, TftpConfig, loaders::read_loaders};
+use ggnet_backends::bootfile::{
+    builtin::{BuiltinBootFiles, TftpConfig},
+    loaders::read_loaders,
+};
 use ggnet_core::boot_text::{
     san::SanUri,
     templates::{BootTemplates, MachineScript},

@@ -1,7 +1,9 @@
 //! Backends for the ports of `ggnet-core`, one folder per port and one feature per backend.
 
-#[cfg(feature = "bootfile-builtin")]
+#[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa"))]
 pub mod bootfile;
+#[cfg(any(feature = "host-check", feature = "writeback-reflink"))]
+mod cloning;
 #[cfg(feature = "dhcp-proxy")]
 pub mod dhcp;
 #[cfg(feature = "host-check")]
@@ -13,13 +15,15 @@ pub mod iscsi;
 pub mod register;
 #[cfg(feature = "run")]
 pub mod run;
+#[cfg(any(feature = "bootfile-tftpd-hpa", feature = "writeback-layers", feature = "writeback-reflink"))]
+mod slots;
 #[cfg(feature = "store-sqlite")]
 pub mod store;
 #[cfg(feature = "target-builtin")]
 pub mod target;
 #[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy"))]
 mod udp;
-#[cfg(feature = "writeback-layers")]
+#[cfg(any(feature = "writeback-layers", feature = "writeback-reflink"))]
 pub mod writeback;
 
 pub use register::register;

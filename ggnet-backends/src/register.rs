@@ -5,11 +5,13 @@
 use ggnet_core::registry::Registry;
 #[cfg(any(
     feature = "bootfile-builtin",
+    feature = "bootfile-tftpd-hpa",
     feature = "dhcp-proxy",
     feature = "image-qemu-img",
     feature = "store-sqlite",
     feature = "target-builtin",
-    feature = "writeback-layers"
+    feature = "writeback-layers",
+    feature = "writeback-reflink"
 ))]
 use {
     ggnet_core::{
@@ -29,10 +31,14 @@ pub fn register(registry: &mut Registry) {
     registry.targets.add("builtin", builtin_target);
     #[cfg(feature = "writeback-layers")]
     registry.writebacks.add("layers", layers);
+    #[cfg(feature = "writeback-reflink")]
+    registry.writebacks.add(crate::writeback::reflink::NAME, reflink);
     #[cfg(feature = "dhcp-proxy")]
     registry.dhcp.add("proxy", proxy);
     #[cfg(feature = "bootfile-builtin")]
     registry.boot_files.add("builtin", builtin_boot_files);
+    #[cfg(feature = "bootfile-tftpd-hpa")]
+    registry.boot_files.add(crate::bootfile::tftpd_hpa::NAME, tftpd_hpa);
     #[cfg(feature = "image-qemu-img")]
     registry.converters.add("qemu-img", qemu_img);
 }
@@ -76,10 +82,37 @@ async fn layers(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::p
         dir: wiring.data_dir.join("writebacks"),
         instance: wiring.instance,
     };
-    let opened = tokio::task::spawn_blocking(move || crate::writeback::layers::Layers::open(config)).await;
-    Ok(Arc::new(
-        opened.map_err(|e| ggnet_core::Error::internal("Opening the writebacks died").with_source(e))??,
-    ))
+    Ok(Arc::new(opened(move || crate::writeback::layers::Layers::open(config)).await?))
+}
+
+#[cfg(feature = "writeback-reflink")]
+async fn reflink(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::WritebackStore>> {
+    use crate::writeback::reflink::{CopyMode, NAME, Reflink, ReflinkConfig};
+
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Table {
+        /// Where the raw files stand.
+        dir: Option<std::path::PathBuf>,
+        /// What to do where the file system cannot share blocks.
+        #[serde(default)]
+        copy: CopyMode,
+    }
+    let table: Table = settings(NAME, table)?;
+    let config = ReflinkConfig {
+        dir: table.dir.unwrap_or_else(|| wiring.data_dir.join("disks")),
+        images: Some(wiring.data_dir.join("images")),
+        instance: wiring.instance,
+        copy: table.copy,
+    };
+    Ok(Arc::new(opened(move || Reflink::open(config)).await?))
+}
+
+/// Opens a store on a blocking thread.
+#[cfg(any(feature = "writeback-layers", feature = "writeback-reflink"))]
+async fn opened<T: Send + 'static>(open: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.map_err(|e| ggnet_core::Error::internal("Opening the writebacks died").with_source(e))?
 }
 
 #[cfg(feature = "dhcp-proxy")]
@@ -103,7 +136,7 @@ async fn builtin_boot_files(
     wiring: Wiring,
     table: Settings,
 ) -> Result<Arc<dyn ggnet_core::ports::BootFileStore>> {
-    use crate::bootfile::builtin::{BuiltinBootFiles, TftpConfig, loaders::read_loaders};
+    use crate::bootfile::builtin::{BuiltinBootFiles, TftpConfig};
 
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -111,22 +144,42 @@ async fn builtin_boot_files(
         /// Served by TFTP when given, or when an interface is named.
         tftp: Option<TftpConfig>,
         /// Where Debian's package `ipxe` puts its loaders.
-        loaders_dir: Option<std::path::PathBuf>,
+        #[serde(default = "debian")]
+        loaders_dir: std::path::PathBuf,
+    }
+    fn debian() -> std::path::PathBuf {
+        crate::bootfile::loaders::DEBIAN_IPXE_DIR.into()
     }
     let table: Table = settings("builtin", table)?;
     let store = BuiltinBootFiles::new();
-    let dir = table.loaders_dir.unwrap_or_else(|| "/usr/lib/ipxe".into());
-    let found = read_loaders(&dir).await?;
-    if let Some(hint) = &found.hint {
-        tracing::warn!(dir = %dir.display(), missing = ?found.missing, %hint, "boot loaders are missing");
-    }
-    ggnet_core::ports::BootFileStore::ensure(&store, &found.bundle).await?;
+    ensure_loaders(&store, &table.loaders_dir).await?;
     let tftp = table.tftp.or_else(|| (!wiring.interfaces.is_empty()).then(TftpConfig::default));
     if let Some(tftp) = tftp {
         let bound = store.serve_tftp(tftp).await?;
         tracing::info!(?bound, "TFTP is served");
     }
     Ok(Arc::new(store))
+}
+
+#[cfg(feature = "bootfile-tftpd-hpa")]
+async fn tftpd_hpa(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::BootFileStore>> {
+    use crate::bootfile::tftpd_hpa::{NAME, TftpdHpa, TftpdHpaConfig};
+
+    let config: TftpdHpaConfig = settings(NAME, table)?;
+    let loaders = config.loaders_dir.clone();
+    let store = TftpdHpa::open(config, wiring.instance).await?;
+    ensure_loaders(&store, &loaders).await?;
+    Ok(Arc::new(store))
+}
+
+/// Puts the host's loaders into a store: Debian's package `ipxe`, or another folder.
+#[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa"))]
+async fn ensure_loaders(store: &dyn ggnet_core::ports::BootFileStore, dir: &std::path::Path) -> Result<()> {
+    let found = crate::bootfile::loaders::read_loaders(dir).await?;
+    if let Some(hint) = &found.hint {
+        tracing::warn!(dir = %dir.display(), missing = ?found.missing, %hint, "boot loaders are missing");
+    }
+    store.ensure(&found.bundle).await
 }
 
 #[cfg(feature = "image-qemu-img")]

@@ -10,12 +10,15 @@ use std::{
 };
 
 use ggnet_backends::{
+    bootfile::tftpd_hpa::{self, TftpdHpaConfig},
     dhcp::probe,
     host::{self, Finding, Level, Transport},
+    writeback::reflink,
 };
 use ggnet_core::{
     Error, Result,
     ports::{Clock as _, SystemClock},
+    registry::settings,
 };
 
 use crate::config::Config;
@@ -62,6 +65,8 @@ fn look(config: &Config) -> Vec<Finding> {
         port(Transport::Tcp, config.http.listen),
     ];
     findings.extend(iscsi_listen(config).into_iter().map(|at| port(Transport::Tcp, at)));
+    findings.extend(served_folder(config));
+    findings.extend(writebacks(config));
     if config.network.interfaces.is_empty() {
         findings.push(Finding::ok("DHCP and TFTP", "They answer on no network, for no interface is named"));
     } else {
@@ -69,7 +74,9 @@ fn look(config: &Config) -> Vec<Finding> {
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         findings.extend(config.network.interfaces.iter().map(|name| host::interface(name)));
         findings.push(host::low_port(67, &this, Level::Fail));
-        findings.push(host::port(Transport::Udp, any, 69, Level::Fail));
+        if config.boot_files.backend == "builtin" {
+            findings.push(host::port(Transport::Udp, any, 69, Level::Fail));
+        }
         // Shared with a DHCP server on this host on purpose: a holder is worth a word, not a failure.
         findings.push(host::port(Transport::Udp, any, 67, Level::Warn));
         findings.push(host::port(Transport::Udp, any, 4011, Level::Warn));
@@ -89,6 +96,43 @@ fn iscsi_listen(config: &Config) -> Vec<SocketAddr> {
     let listen = config.target.settings.get("listen").cloned();
     let listen = listen.and_then(|l| serde_json::from_value(l).ok());
     listen.unwrap_or_else(|| ggnet_backends::target::builtin::BuiltinTargetConfig::default().listen)
+}
+
+/// What the boot file store "tftpd-hpa" needs.
+fn served_folder(config: &Config) -> Vec<Finding> {
+    if config.boot_files.backend != tftpd_hpa::NAME {
+        return vec![];
+    }
+    let what = format!("settings of {}", tftpd_hpa::NAME);
+    let store: TftpdHpaConfig = match settings(tftpd_hpa::NAME, config.boot_files.settings.clone()) {
+        Ok(store) => store,
+        Err(e) => return vec![Finding::bad(Level::Fail, what, e.message(), "See docs/configuration.md")],
+    };
+    let mut findings = vec![
+        host::program(Path::new("in.tftpd"), "tftpd-hpa", if store.ask { Level::Fail } else { Level::Warn }),
+        host::tftp_folder(&store.root),
+    ];
+    if store.ask {
+        findings.push(host::tftp_server(store.server, &store.root));
+    }
+    let prefix = config.dhcp.settings.get("mac_prefix").and_then(serde_json::Value::as_bool);
+    if config.dhcp.backend == "proxy" && prefix != Some(false) {
+        let why = "DHCP would name loaders as <mac>/<loader>, and in.tftpd knows no such path";
+        findings.push(Finding::bad(Level::Fail, what, why, "Set mac_prefix = false in [dhcp]"));
+    }
+    findings
+}
+
+/// What the writeback store "reflink" needs.
+fn writebacks(config: &Config) -> Option<Finding> {
+    let settings = &config.writeback.settings;
+    let text = |key: &str| settings.get(key).and_then(serde_json::Value::as_str);
+    if config.writeback.backend != reflink::NAME {
+        return None;
+    }
+    let missing = if text("copy") == Some("full") { Level::Warn } else { Level::Fail };
+    let disks = text("dir").map_or_else(|| config.data_dir.join("disks"), Into::into);
+    Some(host::reflinks(&config.data_dir.join("images"), &disks, missing))
 }
 
 fn loader(file: &str, whom: &str) -> Finding {

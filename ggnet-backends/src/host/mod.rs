@@ -10,7 +10,9 @@ mod limits;
 mod port;
 mod privilege;
 mod program;
+mod reflinks;
 mod space;
+mod tftp;
 
 use std::fmt;
 
@@ -22,7 +24,9 @@ pub use limits::open_files;
 pub use port::{Holder, Transport, holders, port};
 pub use privilege::low_port;
 pub use program::{find_program, program};
+pub use reflinks::reflinks;
 pub use space::{Space, free_space, space};
+pub use tftp::{tftp_folder, tftp_server};
 
 /// How good or bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

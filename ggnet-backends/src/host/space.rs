@@ -1,6 +1,9 @@
 //! How much room a folder's file system has.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::{Finding, Level};
 
@@ -20,21 +23,22 @@ pub struct Space {
 /// # Errors
 /// When the file system does not answer.
 pub fn space(dir: &Path) -> io::Result<Space> {
-    let dir = std::path::absolute(dir)?;
-    let mut at = dir.as_path();
-    let stat = loop {
-        match rustix::fs::statvfs(at) {
-            Ok(stat) => break stat,
-            Err(rustix::io::Errno::NOENT) if at.parent().is_some() => at = at.parent().unwrap_or(at),
-            Err(e) => return Err(e.into()),
-        }
-    };
+    let stat = rustix::fs::statvfs(&nearest(dir)?)?;
     Ok(Space {
         total: stat.f_blocks.saturating_mul(stat.f_frsize),
         available: stat.f_bavail.saturating_mul(stat.f_frsize),
         // btrfs and others make inodes as they need them and report none.
         files_available: (stat.f_files > 0).then_some(stat.f_favail),
     })
+}
+
+/// `dir`, or the nearest folder above it that exists.
+pub(super) fn nearest(dir: &Path) -> io::Result<PathBuf> {
+    let dir = std::path::absolute(dir)?;
+    let there = dir
+        .ancestors()
+        .find(|at| !matches!(at.symlink_metadata(), Err(e) if e.kind() == io::ErrorKind::NotFound));
+    Ok(there.unwrap_or(&dir).to_owned())
 }
 
 /// Whether at least `wanted` bytes can be written in `dir`: a warning below it, a failure when next to nothing is left.

@@ -1,4 +1,9 @@
 //! `WritebackStore` backends: a private writable disk on top of an image version.
 
+mod files;
+mod folder;
+
 #[cfg(feature = "writeback-layers")]
 pub mod layers;
+#[cfg(feature = "writeback-reflink")]
+pub mod reflink;

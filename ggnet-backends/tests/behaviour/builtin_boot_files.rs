@@ -51,17 +51,23 @@ impl BootFileFixture for Tftp {
 
     async fn fetch(&self, path: &BootPath) -> Result<Bytes> {
         let at = self.0.lock().unwrap().as_ref().expect("fresh() came before").1;
-        let dir = tempfile::tempdir().unwrap();
-        let (out, path) = (dir.path().join("out"), path.to_string());
-        let (ip, port) = (at.ip().to_string(), at.port().to_string());
-        let argv = ["tftp", "-m", "binary", &ip, &port, "-c", "get", &path, out.to_str().unwrap()];
-        let said = tool("tftp-hpa", &argv).await;
-        if said.ok && said.text.is_empty() {
-            return Ok(std::fs::read(&out).unwrap().into());
-        }
-        let not_found = said.text.contains("Error code 1:");
-        Err(Error::new(if not_found { ErrorKind::NotFound } else { ErrorKind::Internal }, said.text))
+        tftp_get(&[], at, path).await
     }
+}
+
+/// Plays a firmware with tftp-hpa, started by the words of `prefix`.
+pub async fn tftp_get(prefix: &[String], server: SocketAddr, path: &BootPath) -> Result<Bytes> {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, path) = (dir.path().join("out"), path.to_string());
+    let (ip, port) = (server.ip().to_string(), server.port().to_string());
+    let get = ["tftp", "-m", "binary", &ip, &port, "-c", "get", &path, out.to_str().unwrap()];
+    let argv: Vec<&str> = prefix.iter().map(String::as_str).chain(get).collect();
+    let said = tool("tftp-hpa", &argv).await;
+    if said.ok && said.text.is_empty() {
+        return Ok(std::fs::read(&out).unwrap().into());
+    }
+    let not_found = said.text.contains("Error code 1:");
+    Err(Error::new(if not_found { ErrorKind::NotFound } else { ErrorKind::Internal }, said.text))
 }
 
 ggnet_core::boot_file_behaviour!(behaviour, Tftp::default(), not_run: [what_is_not_ours_is_left_alone]);

@@ -90,9 +90,9 @@ impl WritebackFixture for Folders {
 }
 
 /// The files of another instance's writeback, before there were any of ours.
-struct Others {
-    dir: PathBuf,
-    files: BTreeMap<PathBuf, Vec<u8>>,
+pub struct Others {
+    pub dir: PathBuf,
+    pub files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
 #[async_trait]
@@ -103,7 +103,7 @@ impl Foreign for Others {
 }
 
 /// Every file below a folder.
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -116,14 +116,14 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
-/// The store with its file work in a process that can be killed.
-struct InProcess {
-    store: Layers,
-    process: Handle,
+/// A store with its file work in a process that can be killed.
+pub struct InProcess<S> {
+    pub store: S,
+    pub process: Handle,
 }
 
 #[async_trait]
-impl WritebackStore for InProcess {
+impl<S: WritebackStore> WritebackStore for InProcess<S> {
     fn name(&self) -> &'static str {
         self.store.name()
     }

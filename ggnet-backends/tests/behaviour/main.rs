@@ -8,6 +8,10 @@ mod iscsi_support;
 #[expect(clippy::disallowed_methods, reason = "the tools of the host")]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod netns;
+#[path = "../sandbox/mod.rs"]
+#[expect(clippy::disallowed_methods, reason = "the tools of the host")]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod sandbox;
 
 mod builtin_boot_files;
 mod builtin_target;
@@ -15,3 +19,5 @@ mod layers;
 mod process;
 mod proxy_dhcp;
 mod qemu_img;
+mod reflink;
+mod tftpd_hpa;

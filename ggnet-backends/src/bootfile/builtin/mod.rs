@@ -8,7 +8,6 @@
 //! pointers, never across an await). A transfer keeps the bytes it began with, whatever happens to the bundle meanwhile.
 //! Nothing is kept on disk: after a restart the reconciler fills the store again.
 
-pub mod loaders;
 mod tftp;
 
 use std::{

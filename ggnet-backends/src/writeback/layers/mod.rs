@@ -7,7 +7,8 @@
 //! * what is in the folder tells `list` everything (`shelf`, `format`);
 //! * all disks on one version share one open file and one page cache (`chain`).
 //!
-//! Floors: `mod` → `shelf` → `device` → `flush` → `chain` → `map`, `locks`, `format` → `files`.
+//! Floors: `mod` → `shelf` → `device` → `flush` → `chain` → `map`, `locks`, `format` → the folder and
+//! files that all stores share.
 //!
 //! Invariants: at most one `Device` per writeback exists in the process, so nobody else writes its files; it lives as long as
 //! somebody holds the disk that was handed out, and is opened again after that; file work of the port's methods runs on blocking
@@ -16,7 +17,6 @@
 mod base_disk;
 mod chain;
 mod device;
-mod files;
 mod flush;
 mod format;
 mod locks;
@@ -26,14 +26,8 @@ mod shelf;
 mod tests;
 
 use std::{
-    collections::HashMap,
-    fs::DirBuilder,
-    os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
 };
 
 use async_trait::async_trait;
@@ -45,13 +39,14 @@ use ggnet_core::{
         BaseImage, Health, Removal, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
     },
 };
-use tokio::sync::OwnedMutexGuard;
 
 use self::{
     device::{Device, Status},
     files::{Files, OsFiles},
     shelf::Shelf,
 };
+use super::{files, folder};
+use crate::slots::{self, Slots};
 
 const NAME: &str = "layers";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -74,8 +69,7 @@ pub struct Layers {
 
 struct Inner {
     shelf: Shelf,
-    slots: Mutex<HashMap<ResourceId, Arc<tokio::sync::Mutex<Slot>>>>,
-    closed: AtomicBool,
+    slots: Slots<Slot>,
 }
 
 /// One writeback that was asked for; its lock is what makes calls for one id wait for each other.
@@ -89,12 +83,7 @@ impl Layers {
     /// Opens the store. Reads and writes a little, so not for a runtime thread when the disk may be slow. Errors: what the
     /// operating system says of the folder.
     pub fn open(config: LayersConfig) -> Result<Self> {
-        let dir = &config.dir;
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|e| Error::io(format!("Creating {}", dir.display()), e).with_backend(NAME))?;
+        folder::make(&config.dir).map_err(|e| e.with_backend(NAME))?;
         let boot = std::fs::read_to_string(BOOT_ID)
             .map_err(|e| Error::io(format!("Reading {BOOT_ID}"), e).with_backend(NAME))?;
         Self::open_over(Arc::new(OsFiles), config, boot.trim())
@@ -104,16 +93,7 @@ impl Layers {
     fn open_over(files: Arc<dyn Files>, config: LayersConfig, boot: &str) -> Result<Self> {
         let shelf = Shelf::open(files, config.dir, config.instance, boot.to_owned())
             .map_err(|e| e.with_backend(NAME).with_operation("open"))?;
-        Ok(Self { inner: Arc::new(Inner { shelf, slots: Mutex::default(), closed: AtomicBool::new(false) }) })
-    }
-
-    async fn slot(&self, id: &ResourceId) -> Result<OwnedMutexGuard<Slot>> {
-        self.inner.open()?;
-        let slot = self.inner.slots().entry(id.clone()).or_default().clone();
-        let guard = slot.lock_owned().await;
-        // Again: shutdown waits for every slot once, and nothing may begin after that.
-        self.inner.open()?;
-        Ok(guard)
+        Ok(Self { inner: Arc::new(Inner { shelf, slots: Slots::new(NAME) }) })
     }
 
     /// Runs file work on a blocking thread; it ends there even when this future is dropped.
@@ -124,29 +104,11 @@ impl Layers {
         work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .unwrap_or_else(
-                |e| Err(Error::internal("File work of a writeback store panicked").with_source(e)),
-            )
-            .map_err(|e| e.with_backend(NAME).with_operation(operation).with_subject(subject))
+        slots::blocking(NAME, operation, subject, move || work(&inner)).await
     }
 }
 
 impl Inner {
-    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<ResourceId, Arc<tokio::sync::Mutex<Slot>>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(
-                Error::new(ErrorKind::Unavailable, "The writeback store is shut down").with_backend(NAME)
-            );
-        }
-        Ok(())
-    }
-
     fn ensure(&self, slot: &mut Slot, spec: &WritebackSpec) -> Result<Arc<Device>> {
         if let Some(device) = slot.device.upgrade() {
             if slot.status.failed() {
@@ -184,23 +146,10 @@ impl Inner {
         Ok(())
     }
 
-    /// Forgets slots that nobody uses.
-    fn sweep(&self) {
-        self.slots().retain(|_, slot| {
-            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|s| s.device.strong_count() > 0)
-        });
-    }
-
     fn health(&self) -> Health {
         let health = self.shelf.health();
-        let failed: Vec<String> = self
-            .slots()
-            .iter()
-            .filter(|(_, slot)| {
-                slot.try_lock().is_ok_and(|s| s.status.failed() && s.device.strong_count() > 0)
-            })
-            .map(|(id, _)| id.to_string())
-            .collect();
+        let failed = self.slots.which(|s| s.status.failed() && s.device.strong_count() > 0);
+        let failed: Vec<&str> = failed.iter().map(ResourceId::as_str).collect();
         match health {
             Health::Up if !failed.is_empty() => Health::Degraded(format!(
                 "The disk lost writes of {}: look for disk errors in the kernel log",
@@ -227,7 +176,7 @@ impl WritebackStore for Layers {
     }
 
     async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
-        let mut slot = self.slot(&spec.id).await?;
+        let mut slot = self.inner.slots.lock(&spec.id).await?;
         let wanted = spec.clone();
         // Disk before lock, in this order: a caller who drops this future must not meet, in a `remove` right after it, the disk
         // that nobody will ever get.
@@ -240,7 +189,7 @@ impl WritebackStore for Layers {
     }
 
     async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
-        self.inner.open()?;
+        self.inner.slots.check_open()?;
         let wanted = base.clone();
         let subject = base.version.to_string();
         let chain =
@@ -249,19 +198,20 @@ impl WritebackStore for Layers {
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
-        let mut slot = self.slot(id).await?;
+        let mut slot = self.inner.slots.lock(id).await?;
         let gone = id.clone();
         self.blocking("remove", id.as_str(), move |inner| {
             let removed = inner.remove(&mut slot, &gone, how);
             drop(slot);
-            inner.sweep();
+            // A disk that somebody still holds is the one that a later `ensure` must find.
+            inner.slots.sweep(|s| s.device.strong_count() > 0);
             removed
         })
         .await
     }
 
     async fn list(&self) -> Result<Vec<WritebackListed>> {
-        self.inner.open()?;
+        self.inner.slots.check_open()?;
         self.blocking("list", "", |inner| inner.shelf.list()).await
     }
 
@@ -272,10 +222,8 @@ impl WritebackStore for Layers {
     }
 
     async fn shutdown(&self) {
-        self.inner.closed.store(true, Ordering::Release);
-        let slots: Vec<_> = self.inner.slots().drain().collect();
         let mut flushes = tokio::task::JoinSet::new();
-        for (id, slot) in slots {
+        for (id, slot) in self.inner.slots.close() {
             // Waits for a call for this id that is under way.
             let device = slot.lock().await.device.upgrade();
             if let Some(device) = device {

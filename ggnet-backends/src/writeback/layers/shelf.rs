@@ -1,25 +1,21 @@
-//! The folder in which writebacks stand: their names, and how they are made, found again, counted and removed.
+//! The layers in their folder: how they are made, found again and counted. Names, removal and health are `folder`'s.
 //!
 //! ```text
-//!   <dir>/<instance>-<id>/             one writeback, mode 0700; its files 0600
+//!   <dir>/<instance>-<id>/             one writeback
 //!        data                         as long as the disk, sparse
 //!        hot                          header and map, follows every write
 //!        durable                      header and map, follows every flush; not there before the first
 //!        durable.new                  the first durable map, not synced yet; as good as not there
-//!   <dir>/.removed-<instance>-<id>/    one that is being removed
 //! ```
 //! * Made: folder, `data`, `hot` with its header last. A folder without a readable header is *partial*: nothing was ever
 //!   acknowledged in it, so `ensure` begins anew.
 //! * Found: by the same kernel that wrote the hot map (its boot id is in the header), the hot map holds; by another, the durable
 //!   map, and if there is none nothing was ever flushed and the writeback is empty again. A hot map made from the durable one
 //!   gets its header last, too: cut short, it is made again.
-//! * Removed: renamed, `<dir>` synced, then emptied. The sync is what keeps a removed disk from coming back, after a power cut,
-//!   under the name of a new one. Cut short after the rename it is *partial*, and the next `ensure` or `remove` ends it.
 //!
-//! Invariants: what stands under a name of ours is absent, whole or partial; names of other instances are never touched; two
-//! calls for one id do not run at the same time (the caller's locks), and two servers on one folder are kept apart by the server's lock
-//! on the data folder. The boot id speaks for the kernel, not for a file system that loses what it had not written while the
-//! kernel lives on (a disk pulled out, a network mount): such a folder must not be used again before a reboot.
+//! Invariants: what stands under a name of ours is absent, whole or partial; see `folder` for the rest. The boot id speaks for the
+//! kernel, not for a file system that loses what it had not written while the kernel lives on (a disk pulled out, a network mount): such
+//! a folder must not be used again before a reboot.
 
 use std::{
     collections::HashMap,
@@ -39,6 +35,7 @@ use super::{
     device::{Device, Parts},
     files::{Files, Open, RawFile},
     flush::Flusher,
+    folder::{Folder, check_len, check_size, damaged, gone_is_none, other_base},
     format::{FAILED_MARK, FAILED_OFFSET, Header, Kind},
     map::BlockMap,
 };
@@ -52,22 +49,14 @@ pub(super) const DURABLE: &str = "durable";
 /// The first durable map's name until it is synced.
 pub(super) const DURABLE_NEW: &str = "durable.new";
 
-const REMOVED: &str = ".removed-";
-const PROBE: &str = ".probe-";
-const LOW_BYTES: u64 = 1 << 30;
-
 type ChainKey = (ImageVersionId, PathBuf, Vec<PathBuf>);
 
 /// See the module.
 pub(super) struct Shelf {
-    files: Arc<dyn Files>,
-    dir: PathBuf,
-    instance: InstanceId,
+    folder: Folder,
     boot: String,
     punches: bool,
     chains: Mutex<HashMap<ChainKey, Weak<Chain>>>,
-    /// Held while the probe file is there: two at once would remove each other's.
-    probing: Mutex<()>,
 }
 
 /// A map file that is there.
@@ -91,45 +80,15 @@ impl Shelf {
         instance: InstanceId,
         boot: String,
     ) -> Result<Self> {
-        let mut shelf = Self {
-            files,
-            dir,
-            instance,
-            boot,
-            punches: false,
-            chains: Mutex::default(),
-            probing: Mutex::default(),
-        };
-        shelf.punches =
-            shelf.probe().map_err(|e| Error::io(format!("Writing to {}", shelf.dir.display()), e))?;
-        Ok(shelf)
+        let folder = Folder::new(files, dir, instance);
+        let punches =
+            folder.probe().map_err(|e| Error::io(format!("Writing to {}", folder.dir.display()), e))?;
+        Ok(Self { folder, boot, punches, chains: Mutex::default() })
     }
 
     /// Whether discarded blocks go back to the host.
     pub(super) const fn punches(&self) -> bool {
         self.punches
-    }
-
-    /// Writes a file and removes it; whether a hole could be punched into it.
-    fn probe(&self) -> io::Result<bool> {
-        let _one = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.dir.join(format!("{PROBE}{}", self.instance));
-        let file = self.files.open(&path, Open::Create)?;
-        let tried = file.set_size(8192).and_then(|()| file.punch(0, 4096));
-        self.files.remove_file(&path)?;
-        match tried {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(false),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn home(&self, id: &ResourceId) -> PathBuf {
-        self.dir.join(format!("{}-{id}", self.instance))
-    }
-
-    fn grave(&self, id: &ResourceId) -> PathBuf {
-        self.dir.join(format!("{REMOVED}{}-{id}", self.instance))
     }
 
     /// Makes the writeback or finds it again, over `base` with `frozen` layers above it (from the topmost down).
@@ -139,15 +98,10 @@ impl Shelf {
         base: &BaseImage,
         frozen: &[PathBuf],
     ) -> Result<Arc<Device>> {
-        if base.size_bytes == 0 || !base.size_bytes.is_multiple_of(512) {
-            return Err(Error::invalid(
-                "size_bytes",
-                format!("{} bytes are not a whole number of 512-byte sectors", base.size_bytes),
-            ));
-        }
-        let home = self.home(id);
+        check_size(base)?;
+        let home = self.folder.home(id);
         let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
-        self.end_removal(id).map_err(|e| at("Removing what was left of", e))?;
+        self.folder.end_removal(id).map_err(|e| at("Removing what was left of", e))?;
         let durable = self.durable(&home).map_err(|e| at("Reading", e))?;
         let hot = self.hot(&home).map_err(|e| at("Reading", e))?;
         for map in [&durable, &hot].into_iter().flatten() {
@@ -157,13 +111,13 @@ impl Shelf {
         let header = Header {
             kind: Kind::Durable,
             size: base.size_bytes,
-            instance: self.instance.clone(),
+            instance: self.folder.instance.clone(),
             base: base.version,
             id: id.clone(),
             boot: String::new(),
         };
         let Layer { data, hot, map } = self.layer(&home, &header, hot, durable.as_ref())?;
-        let flusher = Flusher::new(self.files.clone(), home, header, durable.map(|d| d.file));
+        let flusher = Flusher::new(self.folder.files.clone(), home, header, durable.map(|d| d.file));
         Ok(Arc::new(Device::new(Parts {
             id: id.clone(),
             size: base.size_bytes,
@@ -207,7 +161,7 @@ impl Shelf {
 
     /// A header must be of this writeback, over this base.
     fn check(&self, id: &ResourceId, base: &BaseImage, header: &Header) -> Result<()> {
-        if header.id != *id || header.instance != self.instance {
+        if header.id != *id || header.instance != self.folder.instance {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!("The folder of writeback {id} holds {}-{}", header.instance, header.id),
@@ -215,14 +169,7 @@ impl Shelf {
             .with_hint("a folder was renamed or copied by hand: put it back or remove it"));
         }
         if header.base != base.version || header.size != base.size_bytes {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!(
-                    "Writeback {id} stands on image version {} and holds what was written to it",
-                    header.base
-                ),
-            )
-            .with_hint("remove the writeback first"));
+            return Err(other_base(id, header.base));
         }
         Ok(())
     }
@@ -238,7 +185,7 @@ impl Shelf {
 
     /// The durable map if it is there; one that is there and does not check is an error.
     fn durable(&self, home: &Path) -> io::Result<Option<MapFile>> {
-        match self.files.open(&home.join(DURABLE), Open::Write) {
+        match self.folder.files.open(&home.join(DURABLE), Open::Write) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
             Ok(file) => match read_header(&*file)? {
@@ -250,7 +197,7 @@ impl Shelf {
 
     /// The hot map if it is there with its header: one without was never finished, or not written out before a power cut.
     fn hot(&self, home: &Path) -> io::Result<Option<MapFile>> {
-        let file = match self.files.open(&home.join(HOT), Open::Write) {
+        let file = match self.folder.files.open(&home.join(HOT), Open::Write) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
@@ -268,16 +215,14 @@ impl Shelf {
             io::ErrorKind::NotFound => damaged(&path, e),
             _ => Error::io(format!("Opening {}", path.display()), e),
         };
-        let data = self.files.open(&path, Open::Write).map_err(opening)?;
-        match data.size().map_err(opening)? {
-            len if len == size => Ok(data),
-            len => Err(damaged(&path, format!("it has {len} bytes instead of {size}"))),
-        }
+        let data = self.folder.files.open(&path, Open::Write).map_err(opening)?;
+        check_len(&path, data.size().map_err(opening)?, size)?;
+        Ok(data)
     }
 
     fn create(&self, home: &Path, header: &Header) -> io::Result<Layer> {
-        self.files.create_dir(home)?;
-        let data = self.files.open(&home.join(DATA), Open::Create)?;
+        self.folder.files.create_dir(home)?;
+        let data = self.folder.files.open(&home.join(DATA), Open::Create)?;
         data.set_size(header.size)?;
         let map = BlockMap::new(header.size);
         let hot = self.new_hot(home, header, &map)?;
@@ -286,7 +231,7 @@ impl Shelf {
 
     /// Makes the hot map file anew, with what is in `map`; its header last.
     fn new_hot(&self, home: &Path, header: &Header, map: &BlockMap) -> io::Result<Arc<dyn RawFile>> {
-        let hot = self.files.open(&home.join(HOT), Open::Create)?;
+        let hot = self.folder.files.open(&home.join(HOT), Open::Create)?;
         hot.set_size(BlockMap::file_len(header.size))?;
         map.mark_differences(None)?;
         BlockMap::write_pages(&*hot, &map.take_dirty())?;
@@ -303,14 +248,12 @@ impl Shelf {
             return Ok(chain);
         }
         let opening = |path: &Path, e| Error::io(format!("Opening {}", path.display()), e);
-        let file = self.files.open(&base.path, Open::Read).map_err(|e| opening(&base.path, e))?;
+        let file = self.folder.files.open(&base.path, Open::Read).map_err(|e| opening(&base.path, e))?;
         let len = file.size().map_err(|e| opening(&base.path, e))?;
-        if len != base.size_bytes {
-            return Err(damaged(&base.path, format!("it has {len} bytes instead of {}", base.size_bytes)));
-        }
+        check_len(&base.path, len, base.size_bytes)?;
         let layers = frozen
             .iter()
-            .map(|dir| FrozenLayer::open(&*self.files, dir, len).map_err(|e| opening(dir, e)))
+            .map(|dir| FrozenLayer::open(&*self.folder.files, dir, len).map_err(|e| opening(dir, e)))
             .collect::<Result<_>>()?;
         let chain = Arc::new(Chain::new(base.version, layers, file));
         chains.retain(|_, c| c.strong_count() > 0);
@@ -320,66 +263,27 @@ impl Shelf {
 
     /// Removes the writeback, whatever is there of it.
     pub(super) fn remove(&self, id: &ResourceId) -> Result<()> {
-        let at = |e| Error::io(format!("Removing {}", self.home(id).display()), e);
-        self.end_removal(id).map_err(at)?;
-        match self.files.rename(&self.home(id), &self.grave(id)) {
-            Ok(()) => self.end_removal(id).map_err(at),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(at(e)),
-        }
-    }
-
-    /// Ends a removal that had got as far as the rename.
-    fn end_removal(&self, id: &ResourceId) -> io::Result<()> {
-        let grave = self.grave(id);
-        let names = match self.files.names(&grave) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
-        self.files.open_dir(&self.dir)?.sync_all()?;
-        for name in names {
-            self.files.remove_file(&grave.join(name))?;
-        }
-        self.files.remove_dir(&grave)
+        self.folder.remove(id)
     }
 
     /// What stands in the folder.
     pub(super) fn list(&self) -> Result<Vec<WritebackListed>> {
-        let names = self
-            .files
-            .names(&self.dir)
-            .map_err(|e| Error::io(format!("Reading {}", self.dir.display()), e))?;
-        let ours = format!("{}-", self.instance);
-        let id_of = |name: &str| name.strip_prefix(&ours).and_then(|id| id.parse::<ResourceId>().ok());
-        let mut out = HashMap::new();
-        for name in &names {
-            let grave = name.strip_prefix(REMOVED);
-            let Some(id) = id_of(grave.unwrap_or(name)) else { continue };
-            let listed = self.describe(&self.dir.join(name), id.clone(), grave.is_some());
-            match listed.map_err(|e| Error::io(format!("Reading {}", self.dir.join(name).display()), e))? {
-                // One under its own name counts, and what is left of a namesake goes with the next call for it.
-                Some(listed) if grave.is_none() => {
-                    out.insert(id, listed);
-                }
-                Some(listed) => {
-                    out.entry(id).or_insert(listed);
-                }
-                None => {}
-            }
-        }
-        Ok(out.into_values().collect())
+        self.folder.list(|home, id, names, removed| self.describe(home, id, names, removed).map(Some))
     }
 
-    /// One folder; none if it was removed meanwhile.
-    fn describe(&self, home: &Path, id: ResourceId, removed: bool) -> io::Result<Option<WritebackListed>> {
-        let names = match self.files.names(home) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        let mut bytes = 0;
-        for name in names {
-            bytes += gone_is_none(self.files.allocated(&home.join(name)))?.unwrap_or(0);
-        }
+    /// How the folder is; waits for the disk.
+    pub(super) fn health(&self) -> Health {
+        self.folder.health()
+    }
+
+    fn describe(
+        &self,
+        home: &Path,
+        id: ResourceId,
+        names: &[String],
+        removed: bool,
+    ) -> io::Result<WritebackListed> {
+        let bytes = self.folder.allocated(home, names)?;
         let durable = match self.durable(home) {
             Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(()),
             other => Ok(other?),
@@ -389,48 +293,23 @@ impl Shelf {
             Some(map) => Some(map.header),
             None => self.hot(home)?.map(|map| map.header),
         };
-        let data = gone_is_none(self.files.open(&home.join(DATA), Open::Read).and_then(|f| f.size()))?;
+        let data = gone_is_none(self.folder.files.open(&home.join(DATA), Open::Read).and_then(|f| f.size()))?;
         let whole = !removed
             && intact
             && header
                 .as_ref()
-                .is_some_and(|h| h.id == id && h.instance == self.instance && Some(h.size) == data);
+                .is_some_and(|h| h.id == id && h.instance == self.folder.instance && Some(h.size) == data);
         let digest = header.as_ref().map(|h| {
             let base = BaseImage { version: h.base, path: PathBuf::new(), size_bytes: h.size };
             WritebackSpec { id: h.id.clone(), base }.digest()
         });
-        Ok(Some(WritebackListed {
+        Ok(WritebackListed {
             id,
             digest,
             completeness: if whole { Completeness::Whole } else { Completeness::Partial },
             base: header.map(|h| h.base),
             bytes,
-        }))
-    }
-
-    /// How the folder is; waits for the disk.
-    pub(super) fn health(&self) -> Health {
-        let dir = self.dir.display();
-        let full =
-            |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        match self.probe() {
-            Ok(_) => {}
-            Err(e) if full(&e) => return Health::Degraded(format!("{dir} is full: free some space")),
-            Err(e) => {
-                return Health::Down(format!(
-                    "{dir} cannot be written: {e}: check its mount and permissions"
-                ));
-            }
-        }
-        match self.files.space(&self.dir) {
-            Err(e) => Health::Down(format!("The file system of {dir} does not answer: {e}")),
-            Ok(s) if s.available < LOW_BYTES || s.available < s.total / 20 => Health::Degraded(format!(
-                "{dir} has {} MiB of {} MiB free: free some space before guests run out of it",
-                s.available >> 20,
-                s.total >> 20
-            )),
-            Ok(_) => Health::Up,
-        }
+        })
     }
 }
 
@@ -438,15 +317,4 @@ impl Shelf {
 pub(super) fn failed(id: &ResourceId) -> Error {
     Error::new(ErrorKind::Corrupt, format!("Writeback {id} failed to reach its disk and cannot be trusted"))
         .with_hint("look for disk errors in the kernel log; remove the writeback, or reboot the host to get what was flushed")
-}
-
-fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("{} cannot be read back: {why}", path.display()))
-}
-
-fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => other.map(Some),
-    }
 }

@@ -1,4 +1,4 @@
-//! The few file operations that the layers need, behind two small traits, and the operating system's implementation.
+//! The few file operations that writebacks need, behind two small traits, and the operating system's implementation.
 //!
 //! They are traits so that the crash tests can run the very same code over a simulated disk that loses, reorders and tears what
 //! was not synced. What an implementation promises:
@@ -6,6 +6,11 @@
 //! * it survives a power cut only after `sync_data`/`sync_all` of that file returned; until then each 512-byte sector is, after
 //!   the cut, any one of the values it had since;
 //! * a name (create, rename, remove) survives a power cut only after `sync_all` of its directory.
+
+#![cfg_attr(
+    not(feature = "writeback-layers"),
+    allow(dead_code, reason = "a plain file needs less than a layer")
+)]
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},

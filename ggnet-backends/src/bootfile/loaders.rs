@@ -14,8 +14,9 @@ use ggnet_core::{
 /// Where Debian's `ipxe` package puts its loaders.
 pub const DEBIAN_IPXE_DIR: &str = "/usr/lib/ipxe";
 
-/// The loaders we look for: BIOS over the card's own driver, UEFI with iPXE's drivers, UEFI over the firmware's driver.
-pub const LOADER_FILES: [&str; 3] = ["undionly.kpxe", "ipxe.efi", "snponly.efi"];
+/// The loaders we look for: BIOS over the card's own driver, UEFI with iPXE's drivers, UEFI over the firmware's driver, and the one
+/// that PXELINUX loads like a kernel.
+pub const LOADER_FILES: [&str; 4] = ["undionly.kpxe", "ipxe.efi", "snponly.efi", "ipxe.lkrn"];
 
 /// The loaders of this host.
 #[derive(Clone, Debug)]

@@ -1,0 +1,250 @@
+//! The served folder, and file work that cannot leave it.
+//!
+//! Every path is resolved by the kernel below the folder's own descriptor (openat2 with `RESOLVE_BENEATH` and
+//! `RESOLVE_NO_SYMLINKS`, Linux 5.6), so that no `..`, no symbolic link that somebody planted and no race with a rename leads out
+//! of it. The last part of a path is only ever named relative to its opened parent, by calls that do not follow it. Why not the
+//! crate cap-std: it would follow the links within the folder, which we want refused, and bring eight crates for what rustix,
+//! already here, does in one call.
+//!
+//! Invariants: no symbolic link is followed, not even one of ours; a new file's name appears when its bytes are on the disk; what
+//! is made here is world-readable whatever our umask is, because in.tftpd serves nothing else.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
+
+use rustix::{
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
+
+const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
+
+/// The folder, open. Paths given to its methods are relative to it and joined by `/`; the empty one is the folder itself.
+pub(super) struct Root(OwnedFd);
+
+/// What stands under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// Nothing.
+    Absent,
+    /// A symbolic link, with its text.
+    Link(String),
+    /// Anything else.
+    Other,
+}
+
+/// A file's bytes.
+pub(super) struct Content {
+    pub(super) bytes: Vec<u8>,
+    /// Whether in.tftpd may read it.
+    pub(super) world_readable: bool,
+}
+
+impl Root {
+    /// Opens the folder; here, and only here, links are followed: the operator may have made one of it.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(rustix::fs::openat(CWD, path, FOLDER, Mode::empty())?))
+    }
+
+    fn open_at(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = if path.is_empty() { "." } else { path };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        loop {
+            match rustix::fs::openat2(&self.0, path, flags, Mode::empty(), resolve) {
+                // The kernel could not tell whether a rename under way led out of the folder.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// The folder that `path` stands in, open, and its last part.
+    fn parent<'a>(&self, path: &'a str) -> io::Result<(OwnedFd, &'a str)> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok((self.open_at(parent, FOLDER)?, name))
+    }
+
+    /// Makes a folder and those above it, mode 0755; those that are there are left as they are.
+    pub(super) fn make_dirs(&self, path: &str) -> io::Result<()> {
+        for (at, _) in path.match_indices('/').chain([(path.len(), "")]).filter(|(at, _)| *at > 0) {
+            let (parent, name) = self.parent(&path[..at])?;
+            match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => rustix::fs::fchmod(self.open_at(&path[..at], FOLDER)?, Mode::from_raw_mode(0o755))?,
+                // Something else than a folder is found out by whoever goes through it.
+                Err(Errno::EXIST) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a regular file.
+    pub(super) fn read(&self, path: &str) -> io::Result<Content> {
+        // NONBLOCK: nobody must hold us up with a FIFO of this name.
+        let fd = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC)?;
+        let stat = rustix::fs::fstat(&fd)?;
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        let world_readable = Mode::from_raw_mode(stat.st_mode).contains(Mode::ROTH);
+        let mut bytes = Vec::new();
+        File::from(fd).read_to_end(&mut bytes)?;
+        Ok(Content { bytes, world_readable })
+    }
+
+    /// Writes a new file, mode 0644, to the disk itself. On an error nothing is left of it.
+    pub(super) fn write_new(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))?);
+        let written = file
+            .write_all(bytes)
+            .and_then(|()| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?))
+            .and_then(|()| file.sync_all());
+        if written.is_err() {
+            // What counts is why the write failed; what is left is cleaned up by the next call.
+            let _ = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
+        }
+        written
+    }
+
+    /// Renames; a file in the way is replaced.
+    pub(super) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let ((from_dir, from), (to_dir, to)) = (self.parent(from)?, self.parent(to)?);
+        Ok(rustix::fs::renameat(from_dir, from, to_dir, to)?)
+    }
+
+    /// What stands under a name; a folder above it that is not there, or is no folder, means nothing.
+    pub(super) fn entry(&self, path: &str) -> io::Result<Entry> {
+        let (parent, name) = match self.parent(path) {
+            Err(e) if is_nothing(&e) => return Ok(Entry::Absent),
+            other => other?,
+        };
+        match rustix::fs::readlinkat(parent, name, Vec::new()) {
+            // A text that is no UTF-8 is not ours: an empty one is of nobody.
+            Ok(text) => Ok(Entry::Link(text.into_string().unwrap_or_default())),
+            Err(Errno::NOENT) => Ok(Entry::Absent),
+            Err(Errno::INVAL) => Ok(Entry::Other),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Makes a symbolic link under a name that is free.
+    pub(super) fn symlink(&self, text: &str, path: &str) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::symlinkat(text, parent, name)?)
+    }
+
+    /// Removes a file or a link; one that is not there is success.
+    pub(super) fn unlink(&self, path: &str) -> io::Result<()> {
+        self.remove(path, AtFlags::empty())
+    }
+
+    /// Removes an empty folder; one that is not there is success.
+    pub(super) fn rmdir(&self, path: &str) -> io::Result<()> {
+        self.remove(path, AtFlags::REMOVEDIR)
+    }
+
+    fn remove(&self, path: &str, flags: AtFlags) -> io::Result<()> {
+        let removed =
+            self.parent(path).and_then(|(parent, name)| Ok(rustix::fs::unlinkat(parent, name, flags)?));
+        match removed {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The names in a folder with what they are; those that are no UTF-8 are left out: they are not ours.
+    pub(super) fn names(&self, path: &str) -> io::Result<Vec<(String, FileType)>> {
+        let mut names = Vec::new();
+        let fd = self.open_at(path, FOLDER)?;
+        for entry in Dir::read_from(fd.as_fd())? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if name == "." || name == ".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                // Some file systems leave it to stat.
+                FileType::Unknown => match rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                    Err(Errno::NOENT) => continue,
+                    Err(e) => return Err(e.into()),
+                },
+                known => known,
+            };
+            names.push((name.to_owned(), kind));
+        }
+        Ok(names)
+    }
+
+    /// The mode of a folder.
+    pub(super) fn folder_mode(&self, path: &str) -> io::Result<Mode> {
+        Ok(Mode::from_raw_mode(rustix::fs::fstat(self.open_at(path, FOLDER)?)?.st_mode))
+    }
+}
+
+/// Whether an error says that a path leads to nothing: a part of it is not there, or is no folder.
+pub(super) fn is_nothing(e: &io::Error) -> bool {
+    matches!(Errno::from_io_error(e), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV))
+}
+
+/// Whether an error says that something stands where a folder should be: a file, or a link that is not followed.
+pub(super) fn is_in_the_way(e: &io::Error) -> bool {
+    matches!(Errno::from_io_error(e), Some(Errno::NOTDIR | Errno::LOOP | Errno::XDEV))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    #[test]
+    fn nothing_leads_out() {
+        let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let secret = outside.path().join("secret");
+        File::create(&secret).unwrap().write_all(b"s").unwrap();
+        symlink(outside.path(), inside.path().join("link")).unwrap();
+        symlink(&secret, inside.path().join("file")).unwrap();
+        symlink("real", inside.path().join("within")).unwrap();
+        std::fs::create_dir(inside.path().join("real")).unwrap();
+        let root = Root::open(inside.path()).unwrap();
+        let outside_name = outside.path().file_name().unwrap().to_str().unwrap();
+        for path in
+            ["link/secret", "file", &format!("../{outside_name}/secret"), "real/../file", "/etc/passwd"]
+        {
+            assert!(root.read(path).is_err(), "{path}");
+            assert!(root.names(path).is_err(), "{path}");
+        }
+        for path in ["link/new", "within/new", "file"] {
+            assert!(root.write_new(path, b"x").is_err(), "{path}");
+            assert!(root.symlink("x", path).is_err(), "{path}");
+        }
+        assert!(is_in_the_way(&root.make_dirs("link/a/b").unwrap_err()));
+        root.unlink("file").unwrap();
+        assert!(root.unlink("link/secret").is_err());
+        assert_eq!(std::fs::read(&secret).unwrap(), b"s");
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_made_is_for_everybody_to_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        root.make_dirs("a/b").unwrap();
+        root.make_dirs("a/b").unwrap();
+        root.write_new("a/b/c", b"x").unwrap();
+        assert_eq!(root.write_new("a/b/c", b"y").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        let mode = |path: &str| dir.path().join(path).metadata().unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("a"), mode("a/b"), mode("a/b/c")), (0o755, 0o755, 0o644));
+        assert!(root.read("a/b/c").unwrap().world_readable);
+        assert!(root.read("a/b").is_err());
+        assert_eq!(root.entry("a/b/c").unwrap(), Entry::Other);
+        assert_eq!(root.entry("a/b/c/d").unwrap(), Entry::Absent);
+    }
+}

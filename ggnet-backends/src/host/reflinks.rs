@@ -1,0 +1,42 @@
+//! Whether image versions can be reflinked to where the writebacks stand.
+
+use std::{io, path::Path};
+
+use super::{Finding, Level, space::nearest};
+use crate::cloning;
+
+/// Whether a file of the folder `images` can be reflinked into the folder `disks` (or the nearest ones above them that exist); else
+/// `missing`. Tries it with files without names, of which nothing is left.
+#[must_use]
+pub fn reflinks(images: &Path, disks: &Path, missing: Level) -> Finding {
+    let what = format!("reflinks to {}", disks.display());
+    let tried = nearest(images).and_then(|from| Ok((from, nearest(disks)?))).and_then(|(from, to)| {
+        let possible = cloning::possible(&from, &to)?;
+        Ok((possible, cloning::file_system(&from), cloning::file_system(&to)))
+    });
+    let why = match tried {
+        Ok((true, _, on)) => return Finding::ok(what, format!("{on} makes them")),
+        Ok((false, of, on)) if of == on => format!("{on} makes none, or these are two file systems"),
+        Ok((false, of, on)) => format!("The images are on {of}, the writebacks on {on}: they must be on one"),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Finding::unknown(what, &e),
+        Err(e) => e.to_string(),
+    };
+    Finding::bad(
+        missing,
+        what,
+        why,
+        "Put the data folder on XFS (mkfs.xfs) or btrfs; or set copy = \"full\" in [writeback]: each session then begins with a copy",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_makes_none_and_the_mend_says_where() {
+        let f = reflinks(Path::new("/dev/shm/not/there"), Path::new("/dev/shm"), Level::Fail);
+        assert_eq!(f.level, Level::Fail, "{f}");
+        assert!(f.why.contains("tmpfs") && f.mend.unwrap().contains("mkfs.xfs"), "{}", f.why);
+    }
+}

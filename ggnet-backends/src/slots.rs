@@ -1,0 +1,122 @@
+//! [`Slots`]: one lock for each object of ours, so that two calls for one id run one after the other, and calls for different ids
+//! do not wait for each other; and [`blocking`], the way to file work. Both outlive a caller who drops his future.
+//!
+//! Invariants: an object's lock is held until its file work has ended, whatever became of the caller (the guard moves into the
+//! work); after [`Slots::close`] nothing begins.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use ggnet_core::{Error, ErrorKind, Result, nouns::ResourceId};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+
+/// The locks, each over what is remembered of its object.
+pub(crate) struct Slots<T> {
+    backend: &'static str,
+    closed: AtomicBool,
+    map: Mutex<HashMap<ResourceId, Arc<AsyncMutex<T>>>>,
+}
+
+impl<T: Default> Slots<T> {
+    /// None yet.
+    pub(crate) fn new(backend: &'static str) -> Self {
+        Self { backend, closed: AtomicBool::new(false), map: Mutex::default() }
+    }
+
+    /// `Unavailable` once it was closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Unavailable, format!("Backend {} is shut down", self.backend))
+                .with_backend(self.backend));
+        }
+        Ok(())
+    }
+
+    /// Waits for the object's lock. Dropped half-way: nothing happened.
+    pub(crate) async fn lock(&self, id: &ResourceId) -> Result<OwnedMutexGuard<T>> {
+        self.check_open()?;
+        let slot = self.map().entry(id.clone()).or_default().clone();
+        let guard = slot.lock_owned().await;
+        // Again: `close` hands out every slot once, and nothing may begin after that.
+        self.check_open()?;
+        Ok(guard)
+    }
+
+    /// Forgets the slots that nobody locks or waits for, unless `keep` says that what is remembered matters.
+    pub(crate) fn sweep(&self, keep: impl Fn(&T) -> bool) {
+        self.map().retain(|_, slot| Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|s| keep(&s)));
+    }
+
+    /// The objects whose slot is not locked now and of which `which` is true.
+    #[cfg(feature = "writeback-layers")]
+    pub(crate) fn which(&self, which: impl Fn(&T) -> bool) -> Vec<ResourceId> {
+        let map = self.map();
+        map.iter().filter(|(_, s)| s.try_lock().is_ok_and(|s| which(&s))).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Lets nothing begin any more and hands out every slot: who locks them all has waited for what was under way.
+    pub(crate) fn close(&self) -> Vec<(ResourceId, Arc<AsyncMutex<T>>)> {
+        self.closed.store(true, Ordering::Release);
+        self.map().drain().collect()
+    }
+
+    fn map(&self) -> MutexGuard<'_, HashMap<ResourceId, Arc<AsyncMutex<T>>>> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs file work on a blocking thread; it ends there even when this future is dropped. Its errors get the context.
+pub(crate) async fn blocking<T: Send + 'static>(
+    backend: &'static str,
+    operation: &'static str,
+    subject: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Error::internal("File work of a backend panicked").with_source(e)))
+        .map_err(|e| e.with_backend(backend).with_operation(operation).with_subject(subject))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_object_waits_and_others_do_not() {
+        let slots = Slots::<u8>::new("test");
+        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let mut held = slots.lock(&a).await.unwrap();
+        *held = 7;
+        slots.lock(&b).await.unwrap();
+        let waiting = slots.lock(&a);
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        slots.sweep(|_| false);
+        drop(held);
+        assert_eq!(*waiting.await.unwrap(), 7, "a slot in use is not forgotten");
+        slots.sweep(|n| *n == 7);
+        assert_eq!(*slots.lock(&a).await.unwrap(), 7, "nor one that matters");
+        slots.sweep(|_| false);
+        assert_eq!(*slots.lock(&a).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn nothing_begins_after_the_end() {
+        let slots = Slots::<u8>::new("test");
+        let a = "a".parse().unwrap();
+        let held = slots.lock(&a).await.unwrap();
+        let late = slots.lock(&a);
+        tokio::pin!(late);
+        assert!(futures_util::poll!(&mut late).is_pending());
+        let all = slots.close();
+        assert_eq!(all.len(), 1);
+        drop(held);
+        assert_eq!(late.await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(slots.lock(&a).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+}

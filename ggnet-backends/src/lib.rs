@@ -15,7 +15,7 @@ pub mod register;
 pub mod run;
 #[cfg(feature = "store-sqlite")]
 pub mod store;
-#[cfg(feature = "target-builtin")]
+#[cfg(any(feature = "target-builtin", feature = "target-lio-configfs"))]
 pub mod target;
 #[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy"))]
 mod udp;

@@ -15,6 +15,7 @@ use ggnet_backends::iscsi::{
     LoginInfo, LoginPolicy, LoginRequest, Lun, ServerConfig, SessionEvent, SessionObserver, TargetConfig,
 };
 
+pub mod client;
 pub mod file_disk;
 pub mod initiator;
 

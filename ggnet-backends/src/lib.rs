@@ -19,7 +19,7 @@ pub mod run;
 mod slots;
 #[cfg(feature = "store-sqlite")]
 pub mod store;
-#[cfg(feature = "target-builtin")]
+#[cfg(any(feature = "target-builtin", feature = "target-lio-configfs"))]
 pub mod target;
 #[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy"))]
 mod udp;

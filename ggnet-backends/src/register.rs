@@ -10,6 +10,7 @@ use ggnet_core::registry::Registry;
     feature = "image-qemu-img",
     feature = "store-sqlite",
     feature = "target-builtin",
+    feature = "target-lio-configfs",
     feature = "writeback-layers",
     feature = "writeback-reflink"
 ))]
@@ -29,6 +30,8 @@ pub fn register(registry: &mut Registry) {
     registry.stores.add("sqlite", sqlite);
     #[cfg(feature = "target-builtin")]
     registry.targets.add("builtin", builtin_target);
+    #[cfg(feature = "target-lio-configfs")]
+    registry.targets.add(crate::target::lio_configfs::NAME, lio_configfs);
     #[cfg(feature = "writeback-layers")]
     registry.writebacks.add("layers", layers);
     #[cfg(feature = "writeback-reflink")]
@@ -73,6 +76,15 @@ async fn builtin_target(
     let config = settings("builtin", table)?;
     let (prefix, instance) = (wiring.iqn_prefix, wiring.instance);
     Ok(Arc::new(crate::target::builtin::BuiltinTargets::start(config, prefix, instance, wiring.clock)?))
+}
+
+#[cfg(feature = "target-lio-configfs")]
+async fn lio_configfs(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::TargetBackend>> {
+    use crate::target::lio_configfs::{LioConfigfs, NAME};
+    let config = settings(NAME, table)?;
+    let start = move || LioConfigfs::start(config, wiring.iqn_prefix, wiring.instance);
+    let started = tokio::task::spawn_blocking(start).await;
+    Ok(Arc::new(started.map_err(|e| ggnet_core::Error::internal("Starting LIO died").with_source(e))??))
 }
 
 #[cfg(feature = "writeback-layers")]

@@ -144,6 +144,7 @@ ggnet_core::target_behaviour!(builtin_like_targets, Targets::builtin(), not_run:
 ggnet_core::target_behaviour!(kernel_like_targets, Targets::kernel(), not_run: [
     what_is_not_ours_is_left_alone,
     a_wrong_secret_is_refused,
+    the_newest_login_of_a_name_wins,
     the_gate_is_asked_after_authentication,
     the_gate_can_put_off_and_refuse,
     no_login_is_served_before_the_gate_serves,

@@ -69,6 +69,12 @@ impl GuestImage {
         self.dir.join("initrd")
     }
 
+    /// An initramfs for the same kernel, with its iSCSI target: see [`kernel`](crate::kernel).
+    #[must_use]
+    pub fn target_initrd(&self) -> PathBuf {
+        self.dir.join("target.initrd")
+    }
+
     /// The folder of the cache that `key`s of the image live in.
     #[must_use]
     pub fn cache(&self) -> &Path {

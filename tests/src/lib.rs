@@ -29,6 +29,7 @@ pub mod guest;
 pub mod http;
 pub mod image;
 pub mod initiator;
+pub mod kernel;
 pub mod lan;
 pub mod netns;
 pub mod open_iscsi;

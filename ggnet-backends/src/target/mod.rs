@@ -1,3 +1,7 @@
 //! `TargetBackend` backends.
 
+#[cfg(feature = "target-builtin")]
 pub mod builtin;
+#[cfg(feature = "target-lio-configfs")]
+pub mod lio_configfs;
+mod turns;

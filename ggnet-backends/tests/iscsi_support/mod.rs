@@ -15,6 +15,7 @@ use ggnet_backends::iscsi::{
 
 pub use self::mem_disk::MemDisk;
 
+pub mod client;
 pub mod file_disk;
 pub mod initiator;
 pub mod mem_disk;

@@ -99,7 +99,8 @@ pub struct TargetEndpoint {
 pub enum LoginVisibility {
     /// It asks the [`LoginGate`] before an authenticated login completes: generations commit exactly at the login.
     Gated,
-    /// It lists connections; the reconciler commits a generation when it sees one.
+    /// It lists connections; the reconciler commits a generation when it sees one. It cannot close the older of two sessions of one
+    /// initiator name either: that one stays until its connection ends.
     Polled,
 }
 

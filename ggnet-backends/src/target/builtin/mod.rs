@@ -7,12 +7,7 @@
 mod device;
 mod policy;
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use ggnet_core::{
@@ -24,12 +19,12 @@ use ggnet_core::{
         Observer, Removal, SpecDigest, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
     },
 };
-use tokio::sync::OwnedMutexGuard;
 
 use self::{
     device::Served,
     policy::{Served as ServedTarget, Targets},
 };
+use super::turns::Turns;
 use crate::iscsi::{
     AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
 };
@@ -59,8 +54,7 @@ pub struct BuiltinTargets {
     prefix: Iqn,
     instance: InstanceId,
     clock: Arc<dyn Clock>,
-    /// One lock per target name; entries exist only while somebody holds or waits.
-    turns: Mutex<HashMap<ResourceId, Arc<tokio::sync::Mutex<()>>>>,
+    turns: Turns,
 }
 
 impl BuiltinTargets {
@@ -79,22 +73,13 @@ impl BuiltinTargets {
                 .with_subject(e.address.to_string())
                 .with_hint("Stop the program that has this port (`ss -ltnp` names it), or set another with --iscsi-listen")
         })?;
-        Ok(Self { server, targets, prefix, instance, clock, turns: Mutex::default() })
+        Ok(Self { server, targets, prefix, instance, clock, turns: Turns::default() })
     }
 
     /// Where it listens, with the ports that the system chose.
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
         self.server.local_addrs()
-    }
-
-    async fn turn(&self, id: &ResourceId) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, lock| Arc::strong_count(lock) > 1);
-            turns.entry(id.clone()).or_default().clone()
-        };
-        lock.lock_owned().await
     }
 
     fn iqn(&self, id: &ResourceId) -> Result<Iqn> {
@@ -209,7 +194,7 @@ impl TargetBackend for BuiltinTargets {
 
     async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
         // Held across awaits: an ensure and a remove of one target are one after the other.
-        let _turn = self.turn(&spec.id).await;
+        let _turn = self.turns.of(&spec.id).await;
         let done = async {
             if self.iqn(&spec.id)? != spec.iqn {
                 return Err(Error::invalid(
@@ -242,7 +227,7 @@ impl TargetBackend for BuiltinTargets {
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
         // Held across awaits, as in `ensure`.
-        let _turn = self.turn(id).await;
+        let _turn = self.turns.of(id).await;
         let done = async {
             let iqn = self.iqn(id)?;
             let closed = self.close(&iqn, how).await;

@@ -217,6 +217,9 @@ pub async fn not_run(f: &impl TargetFixture, case: &str) -> Option<String> {
         "the_gate_can_put_off_and_refuse"
         | "no_login_is_served_before_the_gate_serves"
         | "logins_and_first_accesses_are_observed" => client().or_else(gated),
+        "the_newest_login_of_a_name_wins" => {
+            client().or_else(|| gated().map(|why| format!("{why}: it cannot close the older session")))
+        }
         "what_is_written_reaches_the_disk"
         | "each_target_serves_its_own_disk"
         | "if_idle_is_busy_under_a_live_initiator"
@@ -224,7 +227,6 @@ pub async fn not_run(f: &impl TargetFixture, case: &str) -> Option<String> {
         | "changed_luns_under_a_live_initiator_are_busy"
         | "changed_access_holds_for_new_logins"
         | "another_initiator_is_refused"
-        | "the_newest_login_of_a_name_wins"
         | "a_shared_target_serves_many_and_refuses_writes"
         | "connections_are_listed_while_they_live" => client(),
         "shutdown_closes_connections" => {

@@ -1,0 +1,218 @@
+//! [`Have`]: what is there of a target, read from the tree. Reads only; blocking.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use ggnet_core::{
+    error::{Error, Result},
+    nouns::Secret,
+};
+
+use super::{sessions, tree::Tree, want::Names};
+
+/// The attributes of a portal group that a plan may set.
+pub const GROUP_ATTRIBUTES: [&str; 5] = [
+    "authentication",
+    "generate_node_acls",
+    "cache_dynamic_acls",
+    "demo_mode_write_protect",
+    "demo_mode_discovery",
+];
+
+/// A backstore.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Whether its file or device is open.
+    pub enabled: bool,
+    /// The file's or device's path.
+    pub path: String,
+    /// VPD page 80.
+    pub serial: String,
+    /// Size and mode, where the kernel tells (for a file).
+    pub size: Option<u64>,
+    /// Whether writes go to the page cache, where the kernel tells.
+    pub buffered: Option<bool>,
+}
+
+/// A LUN of the portal group, or one that is mapped to an initiator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lun {
+    /// The names of its links, each with the last two names of what it points to.
+    pub links: BTreeMap<String, String>,
+    /// Whether writes are refused; only of a mapped one.
+    pub write_protect: bool,
+}
+
+/// An initiator that is allowed by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Acl {
+    /// Its LUNs.
+    pub luns: BTreeMap<u64, Lun>,
+    /// Its attribute `authentication`; none in kernels that lack it.
+    pub authentication: Option<String>,
+    /// The user name that it must give.
+    pub user: String,
+    /// The secret that it must know.
+    pub secret: Option<Secret>,
+    /// Whether it is logged in.
+    pub live: bool,
+}
+
+/// The portal group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Whether logins are served.
+    pub enabled: bool,
+    /// The attributes of [`GROUP_ATTRIBUTES`].
+    pub attributes: BTreeMap<String, String>,
+    /// Its LUNs.
+    pub luns: BTreeMap<u64, Lun>,
+    /// Its portals.
+    pub portals: Vec<String>,
+    /// Who is allowed by name.
+    pub acls: BTreeMap<String, Acl>,
+    /// Whether somebody is logged in who is not.
+    pub dynamic: bool,
+}
+
+/// What is there of a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Have {
+    /// Whether the target's folder is there.
+    pub target: bool,
+    /// Its portal group.
+    pub group: Option<Group>,
+    /// Its backstores' adapters (`fileio_7`), each with its devices; also those that are not linked.
+    pub adapters: BTreeMap<String, BTreeMap<String, Device>>,
+}
+
+impl Have {
+    /// Reads it.
+    pub fn of(tree: &Tree, names: &Names) -> Result<Self> {
+        let root = tree.root();
+        let mut have = Self { target: root.join(names.target()).is_dir(), ..Self::default() };
+        for adapter in names_in(&root.join("core"))? {
+            if !names.is_adapter(&adapter) {
+                continue;
+            }
+            let at = root.join("core").join(&adapter);
+            let devices = folders_in(&at)?.into_iter().filter(|d| names.is_device(d));
+            let devices = devices.map(|d| (d.clone(), device(&at.join(&d)))).collect();
+            have.adapters.insert(adapter, devices);
+        }
+        let group_at = root.join(names.group());
+        if group_at.is_dir() {
+            have.group = Some(group(&group_at)?);
+        }
+        Ok(have)
+    }
+
+    /// Whether an initiator is logged in.
+    pub fn is_live(&self) -> bool {
+        self.group.as_ref().is_some_and(|g| g.dynamic || g.acls.values().any(|a| a.live))
+    }
+
+    /// Whether nothing is there.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn device(at: &Path) -> Device {
+    let info = read(&at.join("info"));
+    let serial = read(&at.join("wwn/vpd_unit_serial"));
+    Device {
+        enabled: read(&at.join("enable")) == "1",
+        path: read(&at.join("udev_path")),
+        serial: serial.strip_prefix("T10 VPD Unit Serial Number: ").unwrap_or(&serial).to_owned(),
+        size: word_after(&info, " Size:").and_then(|w| w.parse().ok()),
+        buffered: word_after(&info, "Mode:").map(|w| w == "Buffered-WCE"),
+    }
+}
+
+fn word_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.split_once(key)?.1.split_whitespace().next()
+}
+
+fn group(at: &Path) -> Result<Group> {
+    let mut group = Group { enabled: read(&at.join("enable")) == "1", ..Group::default() };
+    for name in GROUP_ATTRIBUTES {
+        group.attributes.insert(name.to_owned(), read(&at.join("attrib").join(name)));
+    }
+    group.luns = luns(&at.join("lun"))?;
+    group.portals = folders_in(&at.join("np"))?;
+    for name in folders_in(&at.join("acls"))? {
+        group.acls.insert(name.clone(), acl(&at.join("acls").join(name))?);
+    }
+    group.dynamic = !read(&at.join("dynamic_sessions")).is_empty();
+    Ok(group)
+}
+
+fn acl(at: &Path) -> Result<Acl> {
+    let known = |name: &str| Some(read(&at.join("auth").join(name))).filter(|v| !v.is_empty() && v != "NULL");
+    let authentication = at.join("attrib/authentication");
+    Ok(Acl {
+        luns: luns(at)?,
+        authentication: authentication.exists().then(|| read(&authentication)),
+        user: known("userid").unwrap_or_default(),
+        secret: known("password").map(Secret::new),
+        live: sessions::is_logged_in(&read(&at.join("info"))),
+    })
+}
+
+/// The LUNs in a folder, the portal group's or an initiator's.
+fn luns(at: &Path) -> Result<BTreeMap<u64, Lun>> {
+    let mut luns = BTreeMap::new();
+    for name in folders_in(at)? {
+        let Some(number) = name.strip_prefix("lun_").and_then(|n| n.parse().ok()) else { continue };
+        let folder = at.join(name);
+        let mut lun = Lun { write_protect: read(&folder.join("write_protect")) == "1", ..Lun::default() };
+        for link in names_in(&folder)? {
+            if let Ok(to) = fs::read_link(folder.join(&link)) {
+                lun.links.insert(link, last_two(&to));
+            }
+        }
+        luns.insert(number, lun);
+    }
+    Ok(luns)
+}
+
+/// `core/fileio_7/name` → `fileio_7/name`; `tpgt_1/lun/lun_0` → `lun/lun_0`.
+fn last_two(path: &Path) -> String {
+    let mut names: Vec<_> = path.iter().rev().take(2).map(|n| n.to_string_lossy()).collect();
+    names.reverse();
+    names.join("/")
+}
+
+/// An attribute without the newline that the kernel shows; what cannot be read is not set.
+pub fn read(path: &Path) -> String {
+    let mut text = fs::read_to_string(path).unwrap_or_default();
+    text.truncate(text.trim_end_matches(['\n', '\0']).len());
+    text
+}
+
+/// The names in a folder, sorted; none if it is not there.
+pub fn names_in(path: &Path) -> Result<Vec<String>> {
+    entries(path, |_| true)
+}
+
+/// The folders in a folder, without links.
+pub fn folders_in(path: &Path) -> Result<Vec<String>> {
+    entries(path, |entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+}
+
+fn entries(path: &Path, wanted: impl Fn(&fs::DirEntry) -> bool) -> Result<Vec<String>> {
+    let failed = |e| Error::io(format!("Reading {}", path.display()), e);
+    let dir = match fs::read_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        dir => dir.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in dir {
+        let entry = entry.map_err(failed)?;
+        if wanted(&entry) {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,296 @@
+//! The target backend "lio-configfs": the kernel's own iSCSI target (LIO), driven by writing its tree in configfs.
+//!
+//! ```text
+//!  TargetSpec ─ want ─▶ Want ┐
+//!                            ├─ plan ─▶ [Op] ─ tree ─▶ configfs
+//!    configfs ─ have ─▶ Have ┘
+//! ```
+//! Targets live in the kernel: they outlive our process and are found again by their names, which carry the instance's id. There is no
+//! record beside the tree. LIO cannot ask us at a login, so logins are polled, and it lets one initiator name in twice: the older
+//! session goes when its connection does (the kernel pings after 15 s and gives up 30 s later).
+//!
+//! Invariants: nothing of the tree is changed that does not bear a name of ours; calls for one target wait for each other, also when
+//! their futures are dropped (a call that has begun ends); a target of ours that is not enabled is listed as partial.
+
+mod have;
+mod plan;
+mod sessions;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod want;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use ggnet_core::{
+    error::{Error, ErrorKind, Result},
+    nouns::{InstanceId, Iqn, ResourceId},
+    ports::{
+        Completeness, Connection, Health, Listed, LoginGate, LoginVisibility, Observer, Removal,
+        TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
+    },
+};
+
+pub use self::tree::{Hook, Op, Value};
+use self::{
+    have::{Have, folders_in, read},
+    tree::Tree,
+    want::{Names, Want},
+};
+use super::turns::Turns;
+
+/// The backend's name.
+pub const NAME: &str = "lio-configfs";
+
+/// What an operator can set.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LioConfig {
+    /// The portals.
+    pub listen: Vec<SocketAddr>,
+    /// The kernel's tree.
+    pub root: PathBuf,
+    /// Whether a write to a file is acknowledged once it is in the page cache: as fast as the built-in target, and a flush is a flush.
+    /// Without it every write waits for the disk.
+    pub buffered: bool,
+}
+
+impl Default for LioConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 3260))],
+            root: "/sys/kernel/config/target".into(),
+            buffered: true,
+        }
+    }
+}
+
+/// The backend. See the module.
+pub struct LioConfigfs {
+    inner: Arc<Inner>,
+    turns: Turns,
+}
+
+struct Inner {
+    config: LioConfig,
+    prefix: Iqn,
+    instance: InstanceId,
+    tree: Tree,
+}
+
+impl LioConfigfs {
+    /// Looks whether the kernel's tree is there, and has the kernel load its iSCSI target. Blocking.
+    ///
+    /// Errors: `Unavailable` without LIO, `Permission` without the right to change it, `Invalid` for a portal without a port.
+    pub fn start(config: LioConfig, prefix: Iqn, instance: InstanceId) -> Result<Self> {
+        Self::start_hooked(config, prefix, instance, None)
+    }
+
+    /// [`start`](Self::start) with a function that is called before each change of the tree: for tests.
+    #[doc(hidden)]
+    pub fn start_hooked(
+        config: LioConfig,
+        prefix: Iqn,
+        instance: InstanceId,
+        hook: Option<Hook>,
+    ) -> Result<Self> {
+        if let Some(at) = config.listen.iter().find(|at| at.port() == 0) {
+            let message = format!("{at} has no port, and the kernel target cannot choose one");
+            return Err(Error::invalid("listen", message));
+        }
+        let tree = Tree::at(config.root.clone(), hook);
+        let inner = Inner { config, prefix, instance, tree };
+        inner.ready()?;
+        Ok(Self { inner: Arc::new(inner), turns: Turns::default() })
+    }
+
+    /// Runs blocking work that goes on to its end when the caller goes away.
+    async fn run<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.inner);
+        let done = tokio::task::spawn_blocking(move || work(&inner)).await;
+        done.map_err(|e| Error::internal("Work on the kernel's tree died").with_source(e))
+            .flatten()
+            .map_err(|e| e.with_backend(NAME).with_operation(operation))
+    }
+}
+
+impl Inner {
+    /// Makes sure that LIO is there and can be changed.
+    fn ready(&self) -> Result<()> {
+        let root = &self.config.root;
+        let fabric = root.join("iscsi");
+        // The kernel loads iscsi_target_mod when this folder is made.
+        match std::fs::create_dir(&fabric) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                Err(Error::io(format!("Making {}", fabric.display()), e)
+                    .with_hint("The kernel target can be changed by root only"))
+            }
+            Err(e) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("The kernel target is not there: {} cannot be made: {e}", fabric.display()),
+            )
+            .with_source(e)
+            .with_hint(
+                "mount -t configfs configfs /sys/kernel/config; modprobe target_core_mod; modprobe iscsi_target_mod",
+            )),
+        }
+        .map_err(|e| e.with_backend(NAME))
+    }
+
+    fn names(&self, id: &ResourceId) -> Result<Names> {
+        Names::of(&self.prefix, &self.instance, id)
+    }
+
+    /// Where the kernel's targets are. A tree that is not there (configfs was unmounted) is not one without targets.
+    fn fabric(&self) -> Result<PathBuf> {
+        let fabric = self.tree.root().join("iscsi");
+        match std::fs::metadata(&fabric) {
+            Ok(_) => Ok(fabric),
+            Err(e) => {
+                let message = format!("The kernel target is not there: {}", fabric.display());
+                Err(Error::new(ErrorKind::Unavailable, message).with_source(e))
+            }
+        }
+    }
+
+    fn have(&self, names: &Names) -> Result<Have> {
+        self.fabric()?;
+        Have::of(&self.tree, names)
+    }
+
+    fn ensure(&self, spec: &TargetSpec) -> Result<()> {
+        let names = self.names(&spec.id)?;
+        let want = Want::of(spec, names, &self.config)?;
+        let have = self.have(&want.names)?;
+        let ops = plan::converge(&want, &have).map_err(|plan::Busy| {
+            Error::new(ErrorKind::Busy, format!("Target {} has a live session: its disks stay", spec.iqn))
+        })?;
+        self.tree.apply(&ops).inspect_err(|_| self.undo(&want.names))
+    }
+
+    /// After an `ensure` that failed: what nobody can have logged in to goes. A group that was enabled stays, whatever of its access
+    /// has changed: an initiator may live on it.
+    fn undo(&self, names: &Names) {
+        let undone = self.have(names).and_then(|have| {
+            if have.group.as_ref().is_some_and(|g| g.enabled) {
+                return Ok(());
+            }
+            self.tree.apply(&plan::take_down(&names.target(), &have))
+        });
+        if let Err(e) = undone {
+            tracing::warn!(target = %names.iqn, error = %e.report(), "a half-made target of the kernel could not be undone");
+        }
+    }
+
+    fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
+        let names = self.names(id)?;
+        let have = self.have(&names)?;
+        if how == Removal::IfIdle && have.is_live() {
+            return Err(Error::new(ErrorKind::Busy, format!("Target {} has a live session", names.iqn)));
+        }
+        self.tree.apply(&plan::take_down(&names.target(), &have))
+    }
+
+    /// Our targets that are there, whole or in part.
+    fn targets(&self) -> Result<Vec<(ResourceId, PathBuf)>> {
+        let fabric = self.fabric()?;
+        let ours = |name: String| {
+            let id = name.parse::<Iqn>().ok()?.resource(&self.prefix, &self.instance)?;
+            Some((id, fabric.join(name).join("tpgt_1")))
+        };
+        Ok(folders_in(&fabric)?.into_iter().filter_map(ours).collect())
+    }
+
+    fn list(&self) -> Result<Vec<Listed>> {
+        let listed = |(id, group): (ResourceId, PathBuf)| {
+            // Enabled last and disabled first.
+            let whole = read(&group.join("enable")) == "1";
+            let completeness = if whole { Completeness::Whole } else { Completeness::Partial };
+            Listed { id, digest: None, completeness }
+        };
+        Ok(self.targets()?.into_iter().map(listed).collect())
+    }
+
+    fn connections(&self) -> Result<Vec<Connection>> {
+        let mut all = Vec::new();
+        for (id, group) in self.targets()? {
+            all.extend(sessions::of_group(&group, &id)?);
+        }
+        Ok(all)
+    }
+}
+
+#[async_trait]
+impl TargetBackend for LioConfigfs {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> TargetCapabilities {
+        TargetCapabilities {
+            accepts: want::accepts(),
+            chap: true,
+            logins: LoginVisibility::Polled,
+            max_luns: 255,
+            survives_restart: true,
+        }
+    }
+
+    /// The kernel asks nobody and tells nobody.
+    fn attach(&self, _: Arc<dyn LoginGate>, _: Arc<dyn Observer>) {}
+
+    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
+        // Goes into the work: an ensure and a remove of one target are one after the other, also when this future is dropped.
+        let turn = self.turns.of(&spec.id).await;
+        let wanted = spec.clone();
+        let done = self.run("ensure", move |inner| {
+            let _turn = turn;
+            inner.ensure(&wanted)
+        });
+        done.await.map_err(|e| e.with_subject(spec.id.to_string()))?;
+        Ok(TargetEndpoint {
+            iqn: spec.iqn.clone(),
+            listen: self.inner.config.listen.clone(),
+            lun: spec.luns.first().map_or(0, |l| l.number),
+        })
+    }
+
+    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
+        // As in `ensure`.
+        let turn = self.turns.of(id).await;
+        let wanted = id.clone();
+        let done = self.run("remove", move |inner| {
+            let _turn = turn;
+            inner.remove(&wanted, how)
+        });
+        done.await.map_err(|e| e.with_subject(id.to_string()))
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        self.run("list", Inner::list).await
+    }
+
+    async fn connections(&self) -> Result<Vec<Connection>> {
+        self.run("connections", Inner::connections).await
+    }
+
+    async fn health(&self) -> Health {
+        match self.run("health", Inner::ready).await {
+            Ok(()) => Health::Up,
+            Err(e) => {
+                let hint = e.hint().map(|h| format!(" ({h})")).unwrap_or_default();
+                Health::Down(format!("{e}{hint}"))
+            }
+        }
+    }
+
+    /// Nothing to do: the kernel serves on.
+    async fn shutdown(&self) {}
+}

@@ -1,0 +1,290 @@
+//! The plan: a pure function of what should be ([`Want`]) and what is there ([`Have`]) to the ordered list of operations between them.
+//!
+//! Setting up, in this order: the target's folder (from here on `list` shows it), backstores, portal group, attributes, LUNs, portals,
+//! initiators, and the portal group enabled last. Taking down, in the opposite one: disabled first (that closes the sessions),
+//! initiators before LUNs (the kernel lets a LUN go from under a mapped one), and the target's folder last. So whatever a plan was cut
+//! short after, the target is listed, nobody can log in to a half of it, and the next plan begins with what is there.
+//!
+//! Under a live initiator the disks stay as they are. A changed access is not enough to cut it off: an initiator that is no longer
+//! allowed and still logged in keeps its session, and is locked out of the next login; the plan after its session's end removes it.
+
+use ggnet_core::nouns::ChapPair;
+
+use super::{
+    have::{Acl, Device, Group, Have},
+    tree::{Op, Value},
+    want::{Lun, Store, Want, Who},
+};
+
+/// The name of our links.
+const LINK: &str = "ggnet";
+/// What the kernel takes for "no user name" and "no secret".
+const NOTHING: &str = "NULL";
+/// The value of an initiator's `authentication`: as the portal group says, or demanded.
+const INHERITED: &str = "-1";
+const DEMANDED: &str = "1";
+
+/// The LUNs would have to change, and an initiator is logged in.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Busy;
+
+/// What leads from `have` to `want`; nothing where they are the same.
+pub fn converge(want: &Want, have: &Have) -> Result<Vec<Op>, Busy> {
+    let mut ops = Vec::new();
+    let nothing = Have::default();
+    let have = if same_disks(want, have) {
+        have
+    } else if have.is_live() {
+        return Err(Busy);
+    } else {
+        ops.extend(take_down(want.names.target().as_str(), have));
+        &nothing
+    };
+    let none = Group::default();
+    let group = have.group.as_ref().unwrap_or(&none);
+    let at = want.names.group();
+    if !have.target {
+        ops.push(Op::Mkdir(want.names.target()));
+    }
+    if have.group.is_none() {
+        want.luns.iter().for_each(|lun| backstore(&mut ops, want, lun));
+        ops.push(Op::Mkdir(at.clone()));
+    }
+    // Demo mode ends before the first initiator is named, and begins after the last.
+    attributes(&mut ops, want, group, |name, value| name == "generate_node_acls" && value == "0");
+    if have.group.is_none() {
+        for lun in &want.luns {
+            let folder = format!("{at}/lun/lun_{}", lun.number);
+            ops.push(Op::Mkdir(folder.clone()));
+            ops.push(Op::Link(format!("{folder}/{LINK}"), device_at(want, lun)));
+        }
+    }
+    for portal in want.portals.iter().filter(|p| !group.portals.contains(p)) {
+        ops.push(Op::Mkdir(format!("{at}/np/{portal}")));
+    }
+    for portal in group.portals.iter().filter(|p| !want.portals.contains(p)) {
+        ops.push(Op::Rmdir(format!("{at}/np/{portal}")));
+    }
+    initiators(&mut ops, want, group);
+    attributes(&mut ops, want, group, |name, value| !(name == "generate_node_acls" && value == "0"));
+    unlock(&mut ops, want, group);
+    if !group.enabled {
+        ops.push(plain(format!("{at}/enable"), "1"));
+    }
+    Ok(ops)
+}
+
+/// What leads from `have` to nothing; `target` is the target's folder.
+pub fn take_down(target: &str, have: &Have) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let at = format!("{target}/tpgt_1");
+    if let Some(group) = &have.group {
+        if group.enabled {
+            ops.push(plain(format!("{at}/enable"), "0"));
+        }
+        for (name, acl) in &group.acls {
+            remove_acl(&mut ops, &format!("{at}/acls/{name}"), acl);
+        }
+        for portal in &group.portals {
+            ops.push(Op::Rmdir(format!("{at}/np/{portal}")));
+        }
+        for (number, lun) in &group.luns {
+            let folder = format!("{at}/lun/lun_{number}");
+            ops.extend(lun.links.keys().map(|link| Op::Unlink(format!("{folder}/{link}"))));
+            ops.push(Op::Rmdir(folder));
+        }
+        ops.push(Op::Rmdir(at));
+    }
+    for (adapter, devices) in &have.adapters {
+        for (name, device) in devices {
+            if device.enabled {
+                ops.push(Op::Flush(device.path.clone().into()));
+            }
+            ops.push(Op::Rmdir(format!("core/{adapter}/{name}")));
+        }
+        ops.push(Op::Rmdir(format!("core/{adapter}")));
+    }
+    if have.target {
+        ops.push(Op::Rmdir(target.to_owned()));
+    }
+    ops
+}
+
+fn plain(path: String, value: &str) -> Op {
+    Op::Write(path, Value::Plain(value.to_owned()))
+}
+
+fn device_at(want: &Want, lun: &Lun) -> String {
+    format!("{}/{}", want.names.adapter(lun.number, &lun.store), want.names.device(lun.number))
+}
+
+fn backstore(ops: &mut Vec<Op>, want: &Want, lun: &Lun) {
+    let at = device_at(want, lun);
+    let control = match &lun.store {
+        Store::File { path, size, buffered } => {
+            let buffered = if *buffered { ",fd_buffered_io=1" } else { "" };
+            format!("fd_dev_name={path},fd_dev_size={size}{buffered}")
+        }
+        Store::Block { path } if lun.read_only => format!("udev_path={path},readonly=1"),
+        Store::Block { path } => format!("udev_path={path}"),
+    };
+    ops.push(Op::Mkdir(want.names.adapter(lun.number, &lun.store)));
+    ops.push(Op::Mkdir(at.clone()));
+    ops.push(plain(format!("{at}/control"), &control));
+    // targetcli shows and saves this one.
+    ops.push(plain(format!("{at}/udev_path"), lun.store.path()));
+    ops.push(plain(format!("{at}/wwn/vpd_unit_serial"), &lun.serial));
+    // EXTENDED COPY finds its disks by their serial, which the generations of a machine share.
+    ops.push(plain(format!("{at}/attrib/emulate_3pc"), "0"));
+    ops.push(plain(format!("{at}/enable"), "1"));
+}
+
+/// Whether the group's LUNs and their backstores are the wanted ones, all of them whole; a group without LUNs is, if none is wanted.
+fn same_disks(want: &Want, have: &Have) -> bool {
+    let Some(group) = &have.group else { return have.is_nothing() };
+    let devices: usize = have.adapters.values().map(|d| d.len()).sum();
+    group.luns.len() == want.luns.len()
+        && devices == want.luns.len()
+        && have.adapters.len() == want.luns.len()
+        && want.luns.iter().all(|lun| same_disk(want, lun, group, have))
+}
+
+fn same_disk(want: &Want, lun: &Lun, group: &Group, have: &Have) -> bool {
+    let adapter = want.names.adapter(lun.number, &lun.store);
+    let name = want.names.device(lun.number);
+    let (Some(adapter), Some(linked)) =
+        (adapter.strip_prefix("core/"), group.luns.get(&u64::from(lun.number)))
+    else {
+        return false;
+    };
+    let device = have.adapters.get(adapter).and_then(|devices| devices.get(&name));
+    linked.links.len() == 1
+        && linked.links.values().all(|to| *to == format!("{adapter}/{name}"))
+        && device.is_some_and(|device| same_store(lun, device))
+}
+
+fn same_store(lun: &Lun, device: &Device) -> bool {
+    let told = match &lun.store {
+        Store::File { size, buffered, .. } => {
+            device.size.is_none_or(|s| s == *size) && device.buffered.is_none_or(|b| b == *buffered)
+        }
+        Store::Block { .. } => true,
+    };
+    told && device.enabled && device.path == lun.store.path() && device.serial == lun.serial
+}
+
+/// Sets those of the portal group's attributes that differ and that `now` picks.
+fn attributes(ops: &mut Vec<Op>, want: &Want, group: &Group, now: impl Fn(&str, &str) -> bool) {
+    let (chap, all) = match &want.who {
+        Who::One { chap, .. } => (chap.is_some(), false),
+        Who::All => (false, true),
+    };
+    let bit = |so: bool| if so { "1" } else { "0" };
+    let values = [
+        // The kernel demands it unless told otherwise.
+        ("authentication", bit(chap)),
+        ("generate_node_acls", bit(all)),
+        ("cache_dynamic_acls", "0"),
+        ("demo_mode_write_protect", "1"),
+        // Who may not log in does not learn the name.
+        ("demo_mode_discovery", bit(all)),
+    ];
+    for (name, value) in values {
+        if group.attributes.get(name).is_none_or(|have| have != value) && now(name, value) {
+            ops.push(plain(format!("{}/attrib/{name}", want.names.group()), value));
+        }
+    }
+}
+
+/// Locks out or removes those who are no longer allowed, then lets in the one who is.
+fn initiators(ops: &mut Vec<Op>, want: &Want, group: &Group) {
+    let at = |name: &str| format!("{}/acls/{name}", want.names.group());
+    let allowed = match &want.who {
+        Who::One { name, chap } => Some((name, chap)),
+        Who::All => None,
+    };
+    for (name, acl) in group.acls.iter().filter(|(name, _)| allowed.is_none_or(|(n, _)| n != *name)) {
+        if acl.live { lock(ops, &at(name), acl) } else { remove_acl(ops, &at(name), acl) }
+    }
+    let Some((name, chap)) = allowed else { return };
+    let (at, none) = (at(name), Acl::default());
+    let have = group.acls.get(name);
+    if have.is_none() {
+        ops.push(Op::Mkdir(at.clone()));
+        // Not before its LUNs are what they should be.
+        if group.enabled {
+            ops.push(plain(format!("{at}/attrib/authentication"), DEMANDED));
+        }
+    }
+    let acl = have.unwrap_or(&none);
+    let groups = want.names.group();
+    for lun in &want.luns {
+        let folder = format!("{at}/lun_{}", lun.number);
+        let have = acl.luns.get(&u64::from(lun.number));
+        if have.is_none() {
+            ops.push(Op::Mkdir(folder.clone()));
+        }
+        if have.is_none_or(|h| h.links.is_empty()) {
+            let to = format!("{groups}/lun/lun_{}", lun.number);
+            ops.push(Op::Link(format!("{folder}/{LINK}"), to));
+        }
+        if have.is_some_and(|h| h.write_protect) != lun.read_only {
+            ops.push(plain(format!("{folder}/write_protect"), if lun.read_only { "1" } else { "0" }));
+        }
+    }
+    credentials(ops, &at, acl, chap.as_ref());
+}
+
+/// Sets user name and secret where they differ. The secret first when they are taken away, the user name first when they come: between
+/// the two writes nobody passes who would not pass before or after.
+fn credentials(ops: &mut Vec<Op>, at: &str, acl: &Acl, chap: Option<&ChapPair>) {
+    let (user_at, secret_at) = (format!("{at}/auth/userid"), format!("{at}/auth/password"));
+    match chap {
+        Some(pair) => {
+            if acl.user != pair.user {
+                ops.push(plain(user_at, &pair.user));
+            }
+            if acl.secret.as_ref() != Some(&pair.secret) {
+                ops.push(Op::Write(secret_at, Value::Secret(pair.secret.clone())));
+            }
+        }
+        None => {
+            if acl.secret.is_some() {
+                ops.push(plain(secret_at, NOTHING));
+            }
+            if !acl.user.is_empty() {
+                ops.push(plain(user_at, NOTHING));
+            }
+        }
+    }
+}
+
+/// Keeps a session and refuses the next login: CHAP is demanded, and there is no secret that would do.
+fn lock(ops: &mut Vec<Op>, at: &str, acl: &Acl) {
+    if acl.authentication.as_deref() != Some(DEMANDED) {
+        ops.push(plain(format!("{at}/attrib/authentication"), DEMANDED));
+    }
+    credentials(ops, at, acl, None);
+}
+
+/// Lets the allowed initiator in, if it was locked out before or while its LUNs were mapped.
+fn unlock(ops: &mut Vec<Op>, want: &Want, group: &Group) {
+    let Who::One { name, .. } = &want.who else { return };
+    let locked = match group.acls.get(name) {
+        None => group.enabled,
+        Some(acl) => acl.authentication.as_deref().is_some_and(|a| a != INHERITED),
+    };
+    if locked {
+        let at = format!("{}/acls/{name}/attrib/authentication", want.names.group());
+        ops.push(plain(at, INHERITED));
+    }
+}
+
+fn remove_acl(ops: &mut Vec<Op>, at: &str, acl: &Acl) {
+    for (number, lun) in &acl.luns {
+        let folder = format!("{at}/lun_{number}");
+        ops.extend(lun.links.keys().map(|link| Op::Unlink(format!("{folder}/{link}"))));
+        ops.push(Op::Rmdir(folder));
+    }
+    ops.push(Op::Rmdir(at.to_owned()));
+}

@@ -1,0 +1,25 @@
+//! One call at a time for each target: calls for the same one wait for each other, those for different ones do not.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ggnet_core::nouns::ResourceId;
+use tokio::sync::OwnedMutexGuard;
+
+/// One lock per target name; entries exist only while somebody holds or waits.
+#[derive(Default)]
+pub(super) struct Turns(Mutex<HashMap<ResourceId, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    /// Waits for the turn at this target; it ends when the guard is dropped.
+    pub(super) async fn of(&self, id: &ResourceId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, lock| Arc::strong_count(lock) > 1);
+            turns.entry(id.clone()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+}

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "bootfile-builtin")]
 pub mod bootfile;
-#[cfg(feature = "dhcp-proxy")]
+#[cfg(any(feature = "dhcp-proxy", feature = "dhcp-dnsmasq", feature = "dhcp-isc"))]
 pub mod dhcp;
 #[cfg(feature = "host-check")]
 pub mod host;
@@ -13,6 +13,8 @@ pub mod iscsi;
 pub mod register;
 #[cfg(feature = "run")]
 pub mod run;
+#[cfg(feature = "service")]
+pub mod service;
 #[cfg(feature = "store-sqlite")]
 pub mod store;
 #[cfg(feature = "target-builtin")]

@@ -11,7 +11,11 @@ mod netns;
 
 mod builtin_boot_files;
 mod builtin_target;
+mod dnsmasq;
+mod isc_dhcpd;
 mod layers;
+mod machine;
+mod native_dhcp;
 mod process;
 mod proxy_dhcp;
 mod qemu_img;

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "bootfile-builtin")]
 pub mod bootfile;
-#[cfg(any(feature = "dhcp-proxy", feature = "dhcp-dnsmasq", feature = "dhcp-isc"))]
+#[cfg(any(feature = "dhcp-proxy", feature = "dhcp-dnsmasq"))]
 pub mod dhcp;
 #[cfg(feature = "host-check")]
 pub mod host;

@@ -6,7 +6,6 @@ use ggnet_core::registry::Registry;
 #[cfg(any(
     feature = "bootfile-builtin",
     feature = "dhcp-dnsmasq",
-    feature = "dhcp-isc",
     feature = "dhcp-proxy",
     feature = "image-qemu-img",
     feature = "store-sqlite",
@@ -35,8 +34,6 @@ pub fn register(registry: &mut Registry) {
     registry.dhcp.add("proxy", proxy);
     #[cfg(feature = "dhcp-dnsmasq")]
     registry.dhcp.add(crate::dhcp::dnsmasq::NAME, dnsmasq);
-    #[cfg(feature = "dhcp-isc")]
-    registry.dhcp.add(crate::dhcp::isc_dhcpd::NAME, isc_dhcpd);
     #[cfg(feature = "bootfile-builtin")]
     registry.boot_files.add("builtin", builtin_boot_files);
     #[cfg(feature = "image-qemu-img")]
@@ -105,7 +102,7 @@ async fn proxy(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::po
 }
 
 /// The address that machines are told by a backend of which we know no interface's own.
-#[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc"))]
+#[cfg(feature = "dhcp-dnsmasq")]
 fn advertised(wiring: &Wiring) -> Option<std::net::Ipv4Addr> {
     match wiring.advertise {
         Some(std::net::IpAddr::V4(address)) => Some(address),
@@ -125,23 +122,6 @@ async fn dnsmasq(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::
     config.advertise = config.advertise.or_else(|| advertised(&wiring));
     let runner = Arc::new(crate::run::SystemRunner::new()?);
     Ok(Arc::new(Dnsmasq::open(config, &wiring.instance, runner).await?))
-}
-
-#[cfg(feature = "dhcp-isc")]
-async fn isc_dhcpd(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::DhcpBackend>> {
-    use crate::dhcp::isc_dhcpd::{IscDhcpd, IscDhcpdConfig, NAME};
-
-    let names_port = table.get("http_port").is_some();
-    let mut config: IscDhcpdConfig = settings(NAME, table)?;
-    if !names_port {
-        config.http_port = wiring.http_port;
-    }
-    if config.interfaces.is_empty() {
-        config.interfaces.clone_from(&wiring.interfaces);
-    }
-    config.advertise = config.advertise.or_else(|| advertised(&wiring));
-    let runner = Arc::new(crate::run::SystemRunner::new()?);
-    Ok(Arc::new(IscDhcpd::open(config, &wiring.instance, runner).await?))
 }
 
 #[cfg(feature = "bootfile-builtin")]

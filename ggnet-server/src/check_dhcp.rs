@@ -6,10 +6,7 @@ use std::{
 };
 
 use ggnet_backends::{
-    dhcp::{
-        dnsmasq::{self, DnsmasqConfig},
-        isc_dhcpd::{self, IscDhcpdConfig},
-    },
+    dhcp::dnsmasq::{self, DnsmasqConfig},
     host::{self, Finding, Level},
     run::{CommandRunner, SystemRunner},
     service::{Service, State},
@@ -22,7 +19,6 @@ use crate::config::Config;
 pub async fn look(config: &Config) -> Vec<Finding> {
     match config.dhcp.backend.as_str() {
         dnsmasq::NAME => look_at_dnsmasq(config).await,
-        isc_dhcpd::NAME => look_at_dhcpd(config).await,
         _ => return vec![],
     }
     .unwrap_or_else(|e| {
@@ -35,31 +31,6 @@ async fn look_at_dnsmasq(config: &Config) -> Result<Vec<Finding>> {
     let c: DnsmasqConfig = settings(dnsmasq::NAME, config.dhcp.settings.clone())?;
     let dirs = vec![c.hosts_dir.clone(), c.options_dir.clone()];
     let mut findings = files("dnsmasq", "dnsmasq", dirs).await?;
-    findings.push(service(&c.service(runner()?)?).await);
-    Ok(findings)
-}
-
-async fn look_at_dhcpd(config: &Config) -> Result<Vec<Finding>> {
-    let c: IscDhcpdConfig = settings(isc_dhcpd::NAME, config.dhcp.settings.clone())?;
-    let dirs = c.include_file.parent().map(Path::to_owned).into_iter().collect();
-    let mut findings = files("dhcpd", "isc-dhcp-server", dirs).await?;
-    let what = format!("file {}", c.config_file.display());
-    let line = format!("include \"{}\";", c.include_file.display());
-    findings.push(match tokio::fs::read_to_string(&c.config_file).await {
-        Ok(text) if text.contains(&line) => Finding::ok(what, "It includes GGnet's file"),
-        Ok(_) => Finding::bad(
-            Level::Fail,
-            what,
-            "It does not include GGnet's file",
-            format!("add the line: {line}"),
-        ),
-        Err(e) => Finding::bad(
-            Level::Fail,
-            what,
-            format!("It cannot be read: {e}"),
-            "see infra/examples/dhcpd.conf",
-        ),
-    });
     findings.push(service(&c.service(runner()?)?).await);
     Ok(findings)
 }

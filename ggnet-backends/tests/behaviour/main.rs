@@ -12,7 +12,6 @@ mod netns;
 mod builtin_boot_files;
 mod builtin_target;
 mod dnsmasq;
-mod isc_dhcpd;
 mod layers;
 mod machine;
 mod native_dhcp;

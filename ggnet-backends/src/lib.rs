@@ -4,7 +4,7 @@
 pub mod bootfile;
 #[cfg(any(feature = "host-check", feature = "writeback-reflink"))]
 mod cloning;
-#[cfg(feature = "dhcp-proxy")]
+#[cfg(any(feature = "dhcp-proxy", feature = "dhcp-dnsmasq"))]
 pub mod dhcp;
 #[cfg(feature = "host-check")]
 pub mod host;
@@ -15,6 +15,8 @@ pub mod iscsi;
 pub mod register;
 #[cfg(feature = "run")]
 pub mod run;
+#[cfg(feature = "service")]
+pub mod service;
 #[cfg(any(feature = "bootfile-tftpd-hpa", feature = "writeback-layers", feature = "writeback-reflink"))]
 mod slots;
 #[cfg(feature = "store-sqlite")]

@@ -6,6 +6,7 @@ use ggnet_core::registry::Registry;
 #[cfg(any(
     feature = "bootfile-builtin",
     feature = "bootfile-tftpd-hpa",
+    feature = "dhcp-dnsmasq",
     feature = "dhcp-proxy",
     feature = "image-qemu-img",
     feature = "store-sqlite",
@@ -38,6 +39,8 @@ pub fn register(registry: &mut Registry) {
     registry.writebacks.add(crate::writeback::reflink::NAME, reflink);
     #[cfg(feature = "dhcp-proxy")]
     registry.dhcp.add("proxy", proxy);
+    #[cfg(feature = "dhcp-dnsmasq")]
+    registry.dhcp.add(crate::dhcp::dnsmasq::NAME, dnsmasq);
     #[cfg(feature = "bootfile-builtin")]
     registry.boot_files.add("builtin", builtin_boot_files);
     #[cfg(feature = "bootfile-tftpd-hpa")]
@@ -141,6 +144,29 @@ async fn proxy(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::po
         config.advertise = config.interfaces.iter().map(|name| (name.clone(), address)).collect();
     }
     Ok(Arc::new(crate::dhcp::proxy::ProxyDhcp::start(config).await?))
+}
+
+/// The address that machines are told by a backend of which we know no interface's own.
+#[cfg(feature = "dhcp-dnsmasq")]
+fn advertised(wiring: &Wiring) -> Option<std::net::Ipv4Addr> {
+    match wiring.advertise {
+        Some(std::net::IpAddr::V4(address)) => Some(address),
+        _ => None,
+    }
+}
+
+#[cfg(feature = "dhcp-dnsmasq")]
+async fn dnsmasq(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::DhcpBackend>> {
+    use crate::dhcp::dnsmasq::{Dnsmasq, DnsmasqConfig, NAME};
+
+    let names_port = table.get("http_port").is_some();
+    let mut config: DnsmasqConfig = settings(NAME, table)?;
+    if !names_port {
+        config.http_port = wiring.http_port;
+    }
+    config.advertise = config.advertise.or_else(|| advertised(&wiring));
+    let runner = Arc::new(crate::run::SystemRunner::new()?);
+    Ok(Arc::new(Dnsmasq::open(config, &wiring.instance, runner).await?))
 }
 
 #[cfg(feature = "bootfile-builtin")]

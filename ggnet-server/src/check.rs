@@ -21,7 +21,7 @@ use ggnet_core::{
     registry::settings,
 };
 
-use crate::config::Config;
+use crate::{check_dhcp, config::Config};
 
 /// What a room of a few machines needs at least: one image and some writebacks.
 const WANTED_SPACE: u64 = 20 << 30;
@@ -33,6 +33,7 @@ pub async fn check(config: &Config, lan: Option<&str>, json: bool) -> Result<Exi
     let owned = config.clone();
     let looked = tokio::task::spawn_blocking(move || look(&owned)).await;
     let mut findings = looked.map_err(|e| Error::internal("The check died").with_source(e))?;
+    findings.extend(check_dhcp::look(config).await);
     if let Some(interface) = lan {
         findings.extend(ask_network(interface).await);
     }
@@ -73,13 +74,19 @@ fn look(config: &Config) -> Vec<Finding> {
         let this = std::env::current_exe().unwrap_or_else(|_| "ggnet-server".into());
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         findings.extend(config.network.interfaces.iter().map(|name| host::interface(name)));
-        findings.push(host::low_port(67, &this, Level::Fail));
-        if config.boot_files.backend == "builtin" {
+        let proxy = config.dhcp.backend == "proxy";
+        let tftp = config.boot_files.backend == "builtin";
+        if proxy || tftp {
+            findings.push(host::low_port(if proxy { 67 } else { 69 }, &this, Level::Fail));
+        }
+        if tftp {
             findings.push(host::port(Transport::Udp, any, 69, Level::Fail));
         }
-        // Shared with a DHCP server on this host on purpose: a holder is worth a word, not a failure.
-        findings.push(host::port(Transport::Udp, any, 67, Level::Warn));
-        findings.push(host::port(Transport::Udp, any, 4011, Level::Warn));
+        if proxy {
+            // Shared with a DHCP server on this host on purpose: a holder is worth a word, not a failure.
+            findings.push(host::port(Transport::Udp, any, 67, Level::Warn));
+            findings.push(host::port(Transport::Udp, any, 4011, Level::Warn));
+        }
     }
     findings
 }

@@ -4,6 +4,7 @@
 //! beside them) and hand it to [`main`].
 
 pub mod check;
+mod check_dhcp;
 pub mod config;
 pub mod data_dir;
 pub mod http;

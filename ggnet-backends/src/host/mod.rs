@@ -5,6 +5,7 @@
 //! and the disk and may block for milliseconds: call them on a blocking thread.
 
 mod clock;
+mod folder;
 mod interfaces;
 mod limits;
 mod port;
@@ -19,6 +20,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use clock::clock;
+pub use folder::writable_folder;
 pub use interfaces::{Address, Interface, interface, interfaces};
 pub use limits::open_files;
 pub use port::{Holder, Transport, holders, port};

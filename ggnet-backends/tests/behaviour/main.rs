@@ -15,7 +15,10 @@ mod sandbox;
 
 mod builtin_boot_files;
 mod builtin_target;
+mod dnsmasq;
 mod layers;
+mod machine;
+mod native_dhcp;
 mod process;
 mod proxy_dhcp;
 mod qemu_img;

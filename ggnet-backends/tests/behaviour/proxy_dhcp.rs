@@ -1,10 +1,6 @@
 //! The DHCP backend "proxy". What needs no network runs without one; the machines that ask stand on a link of their own.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
-    sync::{Arc, Mutex, Weak},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
 use ggnet_backends::dhcp::proxy::{ProxyDhcp, ProxyDhcpConfig};
@@ -13,9 +9,9 @@ use ggnet_core::{
     ports::{DhcpBackend, DhcpHost, Removal},
     testkit::suite::{DhcpAnswer, DhcpFixture, Fixture, dhcp, run},
 };
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
+    machine::{self, Asks},
     netns::{Link, inside, with_namespaces},
     process::Process,
 };
@@ -110,52 +106,23 @@ impl DhcpFixture for OnLink {
 
 /// What `mac` is told before `LAST` is.
 fn answer(mac: MacAddr) -> DhcpAnswer {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.set_broadcast(true).unwrap();
-    socket.bind_device(Some(b"eth0")).unwrap();
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 68)).into()).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    let socket: UdpSocket = socket.into();
+    let socket = machine::socket();
     for (xid, mac) in [(1, mac), (2, LAST.parse().unwrap())] {
-        socket.send_to(&discover(xid, mac), "255.255.255.255:67").unwrap();
+        let question = machine::discover(xid, mac, Asks::Firmware(7));
+        socket.send_to(&question, "255.255.255.255:67").unwrap();
     }
     let mut told = DhcpAnswer::default();
     loop {
-        let mut buffer = [0; 2048];
-        let (length, _) = socket.recv_from(&mut buffer).expect("no answer");
-        let packet = &buffer[..length];
-        match u32::from_be_bytes(packet[4..8].try_into().unwrap()) {
+        let offer = machine::receive(&socket);
+        match offer.xid {
             1 => {
-                let file: Vec<u8> = packet[108..236].iter().copied().take_while(|b| *b != 0).collect();
-                told.boot_file = (!file.is_empty()).then(|| String::from_utf8(file).unwrap());
-                let address = Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19]);
-                told.address = (!address.is_unspecified()).then(|| address.into());
+                told.boot_file = offer.boot_file();
+                told.address = (!offer.address.is_unspecified()).then(|| offer.address.into());
             }
             2 => return told,
             other => panic!("an answer to question {other}"),
         }
     }
-}
-
-/// DHCPDISCOVER of a PC with UEFI.
-fn discover(xid: u32, mac: MacAddr) -> Vec<u8> {
-    let mut b = vec![0; 240];
-    b[..3].copy_from_slice(&[1, 1, 6]);
-    b[4..8].copy_from_slice(&xid.to_be_bytes());
-    // Answered by broadcast.
-    b[10] = 0x80;
-    b[28..34].copy_from_slice(&mac.octets());
-    b[236..240].copy_from_slice(&[99, 130, 83, 99]);
-    b.extend([53, 1, 1, 55, 7, 1, 3, 6, 43, 60, 66, 67]);
-    let class = b"PXEClient:Arch:00007:UNDI:003016";
-    b.extend([60, u8::try_from(class.len()).unwrap()]);
-    b.extend(class);
-    b.extend([93, 2, 0, 7, 94, 3, 1, 3, 16, 97, 17]);
-    b.extend([5; 17]);
-    b.push(255);
-    b.resize(b.len().max(300), 0);
-    b
 }
 
 /// The cases that need a machine. Together in one test, because a test without root enters its namespaces by its own name.

@@ -3,11 +3,10 @@
 //! Firmware that asks for an address gets two offers: the address from the network's own server, and from us, without an
 //! address, what to boot. Nothing on the other server changes, and nothing is kept here but the table of registered machines.
 //!
-//! `arch` names architectures, `packet` is the codec, `policy` decides, `server` has the sockets.
+//! `packet` is the codec, `policy` decides, `server` has the sockets.
 //!
 //! Invariants: a machine is answered from the moment its `ensure` returns; the table's lock is never held across an await.
 
-pub mod arch;
 pub(super) mod packet;
 mod policy;
 mod server;
@@ -23,13 +22,14 @@ use ggnet_core::{
     Error, Result,
     nouns::{MacAddr, ResourceId},
     ports::{
-        BootPath, Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, NullObserver,
-        Observer, Removal,
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, NullObserver, Observer,
+        Removal,
     },
 };
 use serde::{Deserialize, Serialize};
 
-use arch::Arch;
+pub use super::arch::{self, Arch};
+use super::loaders;
 
 /// The backend's name in the configuration and in errors.
 const NAME: &str = "proxy";
@@ -86,29 +86,14 @@ impl Default for ProxyDhcpConfig {
 }
 
 impl ProxyDhcpConfig {
-    /// The loader for an architecture. Debian's `ipxe` has BIOS and x86-64 UEFI loaders only; the others must be configured.
+    /// The loader for an architecture.
     fn loader(&self, arch: Arch) -> Option<&str> {
-        let default = match arch.0 {
-            0 => "undionly.kpxe",
-            7 | 9 | 16 => "ipxe.efi",
-            _ => "",
-        };
-        Some(self.loaders.get(&arch).map_or(default, String::as_str)).filter(|loader| !loader.is_empty())
+        loaders::loader(&self.loaders, arch)
     }
 
     fn validate(&self) -> Result<()> {
-        for loader in self.loaders.values().filter(|loader| !loader.is_empty() && !loader.contains("://")) {
-            loader.parse::<BootPath>().map_err(|e| Error::invalid("loaders", e.message().to_owned()))?;
-        }
-        // A DHCP option holds 255 bytes; a prefix and a port number take their part of it.
-        if let Some(long) = self.loaders.values().find(|loader| loader.len() > 180) {
-            return Err(Error::invalid("loaders", format!("The loader {long:?} is longer than 180 bytes")));
-        }
-        if !self.http_files.is_empty() && !self.http_files.starts_with('/') || self.http_files.len() > 40 {
-            let message =
-                format!("http_files is {:?}: a short path that starts with a slash", self.http_files);
-            return Err(Error::invalid("http_files", message));
-        }
+        loaders::validate(&self.loaders)?;
+        loaders::validate_http_files(&self.http_files)?;
         for (i, interface) in self.interfaces.iter().enumerate() {
             if self.interfaces[..i].contains(interface) {
                 return Err(Error::invalid(

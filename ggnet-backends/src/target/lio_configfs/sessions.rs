@@ -38,6 +38,7 @@ pub fn of_group(group: &Path, target: &ResourceId) -> Result<Vec<Connection>> {
             bytes_read: counter("txdata_octs"),
             bytes_written: counter("rxdata_octs").max(mapped_written(&at)?),
             commands: counter("cmd_pdus"),
+            io: None,
         });
     }
     for initiator in read(&group.join("dynamic_sessions")).split(['\n', '\0']).filter(|n| !n.is_empty()) {
@@ -49,6 +50,7 @@ pub fn of_group(group: &Path, target: &ResourceId) -> Result<Vec<Connection>> {
             bytes_read: 0,
             bytes_written: 0,
             commands: 0,
+            io: None,
         });
     }
     Ok(found)

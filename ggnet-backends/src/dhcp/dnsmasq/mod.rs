@@ -1,0 +1,410 @@
+//! The `dnsmasq` DHCP backend: a file or two per machine in folders that dnsmasq watches.
+//!
+//! ```text
+//!   ensure, new machine       options file ─▶ hosts file                                dnsmasq reads both by inotify
+//!   ensure, changed machine   marker ─▶ options file ─▶ hosts file ─▶ restart ─▶ marker away
+//!   remove                    marker ─▶ hosts file away ─▶ options file away ─▶ restart ─▶ marker away
+//! ```
+//! dnsmasq takes over a new file as it appears, but keeps what it read from a file that was changed or removed. So whoever takes
+//! something away says so first, by a marker beside the hosts file, and the entry is `Partial` until dnsmasq was told. Why an
+//! addition need not wait: the rename queues the inotify event before it returns, and dnsmasq looks at events before it reads a DHCP
+//! packet.
+//!
+//! Why a restart and no SIGHUP: dnsmasq 2.90 (Debian 12) frees the tags of a `dhcp-hostsdir` line at SIGHUP with all that they were
+//! chained to by the last question of that machine, and dies of it at the next. A restart keeps the leases (they are in a file), takes
+//! some hundredths of a second, and is one for all who come within a window.
+//!
+//! dnsmasq's main file is the operator's; ours are only the files named `ggnet-<instance>-<id>`. `render` writes them.
+//!
+//! Invariants: one call at a time works on one machine's files, in a task that ends its work also when the caller goes away; what is
+//! on disk tells everything, there is no other memory.
+
+mod render;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use ggnet_core::{
+    Error, Result,
+    nouns::{InstanceId, ResourceId},
+    ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio_util::task::TaskTracker;
+
+use super::{arch::Arch, files, loaders};
+use crate::{
+    run::CommandRunner,
+    service::{Batch, Daemon, Service, ServiceConfig, State},
+};
+
+/// The backend's name in the configuration and in errors.
+pub const NAME: &str = "dnsmasq";
+
+/// Debian's dnsmasq.
+const DAEMON: Daemon = Daemon {
+    program: "dnsmasq",
+    install: "apt-get install dnsmasq",
+    unit: "dnsmasq.service",
+    pid_file: "/run/dnsmasq/dnsmasq.pid",
+    command: None,
+};
+
+/// How long a restart waits for others: dnsmasq answers nobody meanwhile, and systemd counts.
+const WINDOW: Duration = Duration::from_millis(100);
+
+/// Whether dnsmasq gives out addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It does: it knows each machine's address, host name and boot files.
+    #[default]
+    Server,
+    /// Another server does, and dnsmasq answers beside it, registered machines only; the boot files stand in its main file.
+    Proxy,
+}
+
+/// Where dnsmasq reads, and what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DnsmasqConfig {
+    /// Whether it gives out addresses; must fit dnsmasq's own `dhcp-range`.
+    pub mode: Mode,
+    /// `dhcp-hostsdir` of dnsmasq's main file; dnsmasq's user must be able to read it.
+    pub hosts_dir: PathBuf,
+    /// `dhcp-optsdir` of dnsmasq's main file.
+    pub options_dir: PathBuf,
+    /// The address that machines are told: next-server, and in URLs. Needed in server mode.
+    pub advertise: Option<Ipv4Addr>,
+    /// The port of our HTTP server, for scripts and HTTP boot.
+    pub http_port: u16,
+    /// Where our HTTP server has the boot files.
+    pub http_files: String,
+    /// Name loaders as `<mac>/<loader>`: the `builtin` boot file store understands it, other TFTP servers do not.
+    pub mac_prefix: bool,
+    /// Loaders by architecture, added to the default ones.
+    pub loaders: BTreeMap<Arch, String>,
+    /// The daemon.
+    pub service: ServiceConfig,
+}
+
+impl Default for DnsmasqConfig {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            hosts_dir: "/var/lib/ggnet-dhcp/dnsmasq/hosts".into(),
+            options_dir: "/var/lib/ggnet-dhcp/dnsmasq/options".into(),
+            advertise: None,
+            http_port: 8080,
+            http_files: "/files".to_owned(),
+            mac_prefix: true,
+            loaders: BTreeMap::new(),
+            service: ServiceConfig::default(),
+        }
+    }
+}
+
+impl DnsmasqConfig {
+    /// The daemon that it names.
+    ///
+    /// # Errors
+    /// As [`Service::new`].
+    pub fn service(&self, runner: Arc<dyn CommandRunner>) -> Result<Service> {
+        Service::new(&self.service, &DAEMON, runner)
+    }
+}
+
+/// dnsmasq, by its files.
+pub struct Dnsmasq {
+    inner: Arc<Inner>,
+    tasks: TaskTracker,
+}
+
+struct Inner {
+    config: DnsmasqConfig,
+    advertise: Ipv4Addr,
+    /// `ggnet-<instance>-`, before a machine's id.
+    prefix: String,
+    service: Arc<Service>,
+    forget: Batch,
+    locks: Mutex<HashMap<ResourceId, Weak<AsyncMutex<()>>>>,
+}
+
+impl Dnsmasq {
+    /// Makes the folders if they are not there, removes what a killed GGnet left half-written, and starts dnsmasq if it is ours to
+    /// start (`service.command`). A dnsmasq that does not run is no error here: [`DhcpBackend::health`] and each `ensure` tell.
+    ///
+    /// # Errors
+    /// `Invalid` configuration; `Permission` or another kind for a folder, which is named; what starting the daemon said.
+    pub async fn open(
+        config: DnsmasqConfig,
+        instance: &InstanceId,
+        runner: Arc<dyn CommandRunner>,
+    ) -> Result<Self> {
+        let named = |e: Error| e.with_backend(NAME).with_operation("open");
+        loaders::validate(&config.loaders).map_err(named)?;
+        loaders::validate_http_files(&config.http_files).map_err(named)?;
+        let advertise = match (config.advertise, config.mode) {
+            (Some(address), _) => address,
+            (None, Mode::Proxy) => Ipv4Addr::UNSPECIFIED,
+            (None, Mode::Server) => {
+                let message = "Machines must be told an IPv4 address to boot from";
+                return Err(named(
+                    Error::invalid("advertise", message)
+                        .with_hint("Set network.advertise, or advertise in the section [dhcp]"),
+                ));
+            }
+        };
+        let service = Arc::new(config.service(runner).map_err(named)?);
+        let prefix = format!("ggnet-{instance}-");
+        let (dirs, leftover) = ([config.hosts_dir.clone(), config.options_dir.clone()], format!(".{prefix}"));
+        blocking(move || dirs.iter().try_for_each(|dir| prepare(dir, &leftover))).await.map_err(named)?;
+        if matches!(service.state().await.map_err(named)?, State::Stopped(_))
+            && config.service.command.is_some()
+        {
+            service.start().await.map_err(named)?;
+        }
+        let told = Arc::clone(&service);
+        let forget = Batch::new(WINDOW, move || {
+            let service = Arc::clone(&told);
+            async move { forget(&service).await }
+        });
+        let inner = Inner { config, advertise, prefix, service, forget, locks: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner), tasks: TaskTracker::new() })
+    }
+
+    /// Runs `work` to its end, also when the caller goes away.
+    async fn whole<T, F, Fut>(&self, operation: &'static str, work: F) -> Result<T>
+    where
+        F: FnOnce(Arc<Inner>) -> Fut,
+        Fut: Future<Output = Result<T>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let done = self.tasks.spawn(work(Arc::clone(&self.inner))).await;
+        let done =
+            done.unwrap_or_else(|e| Err(Error::internal("A task of the DHCP backend died").with_source(e)));
+        done.map_err(|e| e.with_backend(NAME).with_operation(operation))
+    }
+}
+
+/// Makes dnsmasq forget what is gone. One that does not run has nothing to forget.
+async fn forget(service: &Service) -> Result<()> {
+    match service.state().await? {
+        State::Running => service.restart().await,
+        State::Stopped(_) => Ok(()),
+    }
+}
+
+/// The folder, without what an `AtomicWriteFile` of a killed process left in it.
+fn prepare(dir: &Path, leftover: &str) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|e| files::error("Making", dir, e))?;
+    for name in names(dir)? {
+        if name.starts_with(leftover) && !name.ends_with(MARKER) {
+            files::remove(&dir.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The end of a marker's name; it begins with a dot, so dnsmasq does not read it.
+const MARKER: &str = ".untold";
+
+/// The names in a folder; those that are no text are not ours.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(dir).map_err(|e| files::error("Reading", dir, e))?;
+    let name = |entry: std::io::Result<std::fs::DirEntry>| match entry {
+        Ok(entry) => Ok(entry.file_name().into_string().ok()),
+        Err(e) => Err(files::error("Reading", dir, e)),
+    };
+    entries.filter_map(|entry| name(entry).transpose()).collect()
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(Error::internal("A blocking task of the DHCP backend died").with_source(e)))
+}
+
+impl Inner {
+    fn name(&self, id: &ResourceId) -> String {
+        format!("{}{id}", self.prefix)
+    }
+
+    fn hosts(&self, id: &ResourceId) -> PathBuf {
+        self.config.hosts_dir.join(self.name(id))
+    }
+
+    fn options(&self, id: &ResourceId) -> PathBuf {
+        self.config.options_dir.join(self.name(id))
+    }
+
+    fn marker(&self, id: &ResourceId) -> PathBuf {
+        self.config.hosts_dir.join(format!(".{}{MARKER}", self.name(id)))
+    }
+
+    /// Waits for its turn on one machine's files.
+    async fn lock(&self, id: &ResourceId) -> OwnedMutexGuard<()> {
+        let mutex = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let known = locks.get(id).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let new = Arc::new(AsyncMutex::new(()));
+                locks.insert(id.clone(), Arc::downgrade(&new));
+                new
+            })
+        };
+        // Held across awaits on purpose: it orders whole calls.
+        mutex.lock_owned().await
+    }
+
+    async fn ensure(self: Arc<Self>, host: DhcpHost) -> Result<()> {
+        let want = render::render(&host, &self.name(&host.id), &self.config, self.advertise)?;
+        let _turn = self.lock(&host.id).await;
+        self.service.require_running().await?;
+        let (this, id) = (Arc::clone(&self), host.id.clone());
+        let untold = blocking(move || this.write(&id, &want)).await?;
+        self.tell(&host.id, untold).await
+    }
+
+    async fn remove(self: Arc<Self>, id: ResourceId) -> Result<()> {
+        let _turn = self.lock(&id).await;
+        let (this, of) = (Arc::clone(&self), id.clone());
+        let untold = blocking(move || this.erase(&of)).await?;
+        self.tell(&id, untold).await
+    }
+
+    /// Tells dnsmasq, and takes the marker away.
+    async fn tell(self: &Arc<Self>, id: &ResourceId, untold: bool) -> Result<()> {
+        if !untold {
+            return Ok(());
+        }
+        self.forget.join().await?;
+        let marker = self.marker(id);
+        blocking(move || files::remove(&marker)).await
+    }
+
+    /// Makes the files; says whether dnsmasq must be told.
+    fn write(&self, id: &ResourceId, want: &render::Files) -> Result<bool> {
+        let (hosts, options, marker) = (self.hosts(id), self.options(id), self.marker(id));
+        let (old_hosts, old_options) = (files::read(&hosts)?, files::read(&options)?);
+        let differs = |old: &Option<String>, new: Option<&String>| old.is_some() && old.as_ref() != new;
+        let mut untold = marker.exists();
+        if !untold && (differs(&old_hosts, Some(&want.hosts)) || differs(&old_options, want.options.as_ref()))
+        {
+            files::write(&marker, "")?;
+            untold = true;
+        }
+        // The options first: a machine that dnsmasq knows has its boot files.
+        match &want.options {
+            Some(text) if old_options.as_ref() != Some(text) => files::write(&options, text)?,
+            Some(_) => {}
+            None => files::remove(&options)?,
+        }
+        if old_hosts.as_ref() != Some(&want.hosts) {
+            files::write(&hosts, &want.hosts)?;
+        }
+        Ok(untold)
+    }
+
+    /// Removes the files; says whether dnsmasq must be told.
+    fn erase(&self, id: &ResourceId) -> Result<bool> {
+        let (hosts, options, marker) = (self.hosts(id), self.options(id), self.marker(id));
+        if !marker.exists() {
+            if !hosts.exists() && !options.exists() {
+                return Ok(false);
+            }
+            files::write(&marker, "")?;
+        }
+        files::remove(&hosts)?;
+        files::remove(&options)?;
+        Ok(true)
+    }
+
+    fn list(&self) -> Result<Vec<Listed>> {
+        let mut ids = BTreeSet::new();
+        for name in names(&self.config.hosts_dir)?.iter().chain(&names(&self.config.options_dir)?) {
+            let plain = name.strip_prefix('.').and_then(|n| n.strip_suffix(MARKER)).unwrap_or(name);
+            ids.extend(plain.strip_prefix(&self.prefix).and_then(|id| id.parse::<ResourceId>().ok()));
+        }
+        ids.into_iter().map(|id| self.look(id)).collect()
+    }
+
+    /// Whole is: dnsmasq was told of everything, and both files are what this configuration makes of the spec in the first.
+    fn look(&self, id: ResourceId) -> Result<Listed> {
+        let hosts = files::read(&self.hosts(&id))?;
+        let spec = hosts.as_deref().and_then(render::spec).filter(|spec| spec.id == id);
+        let want =
+            spec.as_ref().and_then(|s| render::render(s, &self.name(&id), &self.config, self.advertise).ok());
+        let whole = match (want, hosts) {
+            (Some(want), Some(hosts)) => {
+                hosts == want.hosts
+                    && files::read(&self.options(&id))? == want.options
+                    && !self.marker(&id).exists()
+            }
+            _ => false,
+        };
+        let completeness = if whole { Completeness::Whole } else { Completeness::Partial };
+        Ok(Listed { id, digest: spec.map(|spec| spec.digest()), completeness })
+    }
+}
+
+#[async_trait]
+impl DhcpBackend for Dnsmasq {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> DhcpCapabilities {
+        DhcpCapabilities { leases: self.inner.config.mode == Mode::Server, observes: false }
+    }
+
+    /// dnsmasq tells nobody what it answers.
+    fn attach(&self, _: Arc<dyn Observer>) {}
+
+    /// Dropped half-way: it goes on to its end.
+    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
+        let host = host.clone();
+        self.whole("ensure", |inner| inner.ensure(host)).await
+    }
+
+    /// Dropped half-way: it goes on to its end.
+    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
+        let id = id.clone();
+        self.whole("remove", |inner| inner.remove(id)).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        self.whole("list", |inner| blocking(move || inner.list())).await
+    }
+
+    async fn health(&self) -> Health {
+        let inner = &self.inner;
+        match inner.service.state().await {
+            Ok(State::Running) => {}
+            Ok(State::Stopped(why)) => return Health::Down(why),
+            Err(e) => return Health::Down(e.report()),
+        }
+        for dir in [&inner.config.hosts_dir, &inner.config.options_dir] {
+            let may = rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
+            if let Err(e) = may {
+                return Health::Down(files::error("Writing in", dir, e.into()).report());
+            }
+        }
+        Health::Up
+    }
+
+    /// dnsmasq goes on: it is not ours, and running machines have leases from it.
+    async fn shutdown(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.inner.forget.finish().await;
+    }
+}

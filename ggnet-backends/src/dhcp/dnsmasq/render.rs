@@ -1,0 +1,203 @@
+//! What dnsmasq reads about one machine: a line in a hosts file, a few in an options file. Pure text.
+//!
+//! ```text
+//! <instance>-<id> in hosts/             # {…the spec, as JSON…}
+//!                                       52:54:00:aa:00:01,set:ggnet,set:ggnet-<instance>-<id>,192.0.2.11,pc-1
+//! <instance>-<id> in options/           tag:ggnet-…,tag:ggnet-bios,tag:!ggnet-ipxe,option:bootfile-name,"undionly.kpxe"
+//! ```
+//! The tags `ggnet-ipxe` and `ggnet-arch-<option 93>` are set by the operator's configuration (`infra/examples/dnsmasq.conf`): dnsmasq
+//! reads matches from its main file only.
+//!
+//! Invariants: dnsmasq cuts lines at 1024 bytes and would take the rest for a line of its own, so no line of ours is that long; every
+//! text stands in quotes, escaped; from the hosts file alone the spec can be read back.
+
+use std::{fmt::Write as _, net::IpAddr, net::Ipv4Addr};
+
+use ggnet_core::{Error, Result, ports::DhcpHost};
+
+use super::{DnsmasqConfig, Mode, loaders};
+use crate::dhcp::arch::Arch;
+
+/// The first line of every file of ours.
+const HEAD: &str = "# Made by GGnet, which writes and removes it.\n# ";
+/// dnsmasq reads at most 1024 bytes as one line.
+const LONGEST_LINE: usize = 1000;
+/// Option 93 of firmware that boots over HTTP.
+const HTTP: std::ops::RangeInclusive<u16> = 15..=19;
+
+/// The two files of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Files {
+    pub(super) hosts: String,
+    /// None in proxy mode, where dnsmasq takes boot files from its main file alone.
+    pub(super) options: Option<String>,
+}
+
+/// The files of `host`; `name` is its files' name, which is its tag too.
+///
+/// # Errors
+/// `Invalid`: an address that is no IPv4 address, or a text that does not fit.
+pub(super) fn render(
+    host: &DhcpHost,
+    name: &str,
+    config: &DnsmasqConfig,
+    advertise: Ipv4Addr,
+) -> Result<Files> {
+    let spec = serde_json::to_string(host)
+        .map_err(|e| Error::internal("A DHCP entry has no JSON").with_source(e))?;
+    let mut hosts = format!("{HEAD}{spec}\n");
+    for mac in &host.macs {
+        // `write!` to a String cannot fail.
+        let _ = write!(hosts, "{mac},");
+    }
+    let _ = write!(hosts, "set:ggnet,set:{name}");
+    if config.mode == Mode::Server {
+        match host.fixed_address {
+            Some(IpAddr::V4(address)) => {
+                let _ = write!(hosts, ",{address}");
+            }
+            Some(IpAddr::V6(address)) => {
+                let message = format!(
+                    "{address} is no IPv4 address, and dnsmasq gives machines an IPv4 address to boot"
+                );
+                return Err(Error::invalid("fixed_address", message));
+            }
+            None => {}
+        }
+        let _ = write!(hosts, ",{}", host.name);
+    }
+    hosts.push('\n');
+    let options =
+        (config.mode == Mode::Server).then(|| options(host, name, config, advertise)).transpose()?;
+    let files = Files { hosts, options };
+    let all = files.hosts.lines().chain(files.options.iter().flat_map(|o| o.lines()));
+    if all.clone().any(|line| line.len() > LONGEST_LINE) {
+        return Err(Error::invalid(
+            "macs",
+            format!("The DHCP entry of {} is too long for dnsmasq", host.name),
+        ));
+    }
+    Ok(files)
+}
+
+fn options(host: &DhcpHost, name: &str, config: &DnsmasqConfig, advertise: Ipv4Addr) -> Result<String> {
+    let mut text = format!("{HEAD}The boot files of {}\n", host.name);
+    let mut line = |tags: &str, option: &str| {
+        let _ = writeln!(text, "tag:{name},{tags}{option}");
+    };
+    line("", &format!("option:server-ip-address,{advertise}"));
+    line("", &format!("option:tftp-server,{}", quoted(&advertise.to_string())?));
+    // One card: name it, so that server and log tell it apart. Several: the script that asks with the card that booted.
+    let mac = if let [mac] = host.macs.as_slice() { Some(mac.hyphenated()) } else { None };
+    let base = format!("http://{advertise}:{}", config.http_port);
+    let script = format!("{base}/boot/{}.ipxe", mac.as_deref().unwrap_or("first"));
+    line("tag:ggnet-ipxe,", &format!("option:bootfile-name,{}", quoted(&script)?));
+    for arch in archs(config) {
+        let Some(loader) = loaders::loader(&config.loaders, arch) else { continue };
+        let http = HTTP.contains(&arch.0);
+        let path = match &mac {
+            Some(mac) if config.mac_prefix => format!("{mac}/{loader}"),
+            _ => loader.to_owned(),
+        };
+        let file = match (loader.contains("://"), http) {
+            (true, _) => loader.to_owned(),
+            (false, true) => format!("{base}{}/{path}", config.http_files),
+            (false, false) => path,
+        };
+        let tags = format!("tag:ggnet-arch-{},tag:!ggnet-ipxe,", arch.0);
+        line(&tags, &format!("option:bootfile-name,{}", quoted(&file)?));
+        if http {
+            line(&tags, "option:vendor-class,HTTPClient");
+        }
+    }
+    Ok(text)
+}
+
+/// Every architecture that may have a loader.
+fn archs(config: &DnsmasqConfig) -> impl Iterator<Item = Arch> {
+    let mut archs = vec![Arch(0), Arch(7), Arch(9), Arch(16)];
+    archs.extend(config.loaders.keys().copied());
+    archs.sort_unstable();
+    archs.dedup();
+    archs.into_iter()
+}
+
+/// The spec that a hosts file of ours was made from.
+pub(super) fn spec(hosts: &str) -> Option<DhcpHost> {
+    let json = hosts.strip_prefix(HEAD)?.lines().next()?;
+    serde_json::from_str(json).ok()
+}
+
+/// As one value of an option: dnsmasq takes what stands in quotes as it is, but for the backslash.
+fn quoted(text: &str) -> Result<String> {
+    if let Some(bad) = text.chars().find(|c| c.is_control()) {
+        return Err(Error::invalid(
+            "loaders",
+            format!("{text:?} holds {bad:?}, which dnsmasq cannot be told"),
+        ));
+    }
+    Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use ggnet_core::nouns::DeviceType;
+
+    use super::*;
+
+    fn host(macs: usize) -> DhcpHost {
+        DhcpHost {
+            id: "m1".parse().unwrap(),
+            name: "pc-1".parse().unwrap(),
+            macs: (0..macs).map(|n| format!("52:54:00:aa:00:{n:02x}").parse().unwrap()).collect(),
+            fixed_address: Some("192.0.2.11".parse().unwrap()),
+            device_type: DeviceType::X64,
+        }
+    }
+
+    fn files(host: &DhcpHost, config: &DnsmasqConfig) -> Result<Files> {
+        render(host, "ggnet-0ddba11e-m1", config, Ipv4Addr::new(192, 0, 2, 1))
+    }
+
+    #[test]
+    fn a_machine_has_a_line_and_its_boot_files_and_is_read_back() {
+        let config = DnsmasqConfig::default();
+        let written = files(&host(1), &config).unwrap();
+        assert!(
+            written.hosts.ends_with("}\n52:54:00:aa:00:00,set:ggnet,set:ggnet-0ddba11e-m1,192.0.2.11,pc-1\n"),
+            "{written:?}"
+        );
+        assert_eq!(spec(&written.hosts), Some(host(1)));
+        let options = written.options.unwrap();
+        for line in [
+            "tag:ggnet-0ddba11e-m1,option:server-ip-address,192.0.2.1",
+            "tag:ggnet-0ddba11e-m1,tag:ggnet-ipxe,option:bootfile-name,\"http://192.0.2.1:8080/boot/52-54-00-aa-00-00.ipxe\"",
+            "tag:ggnet-0ddba11e-m1,tag:ggnet-arch-0,tag:!ggnet-ipxe,option:bootfile-name,\"52-54-00-aa-00-00/undionly.kpxe\"",
+            "tag:ggnet-0ddba11e-m1,tag:ggnet-arch-16,tag:!ggnet-ipxe,option:bootfile-name,\"http://192.0.2.1:8080/files/52-54-00-aa-00-00/ipxe.efi\"",
+        ] {
+            assert!(options.lines().any(|l| l == line), "{line}\n{options}");
+        }
+        let proxy = files(&host(1), &DnsmasqConfig { mode: Mode::Proxy, ..config }).unwrap();
+        assert!(proxy.options.is_none() && proxy.hosts.ends_with(",set:ggnet-0ddba11e-m1\n"), "{proxy:?}");
+    }
+
+    #[test]
+    fn the_largest_machine_fits_and_several_cards_share_a_script() {
+        let mut largest = host(16);
+        largest.name = "x".repeat(63).parse().unwrap();
+        largest.id = "y".repeat(64).parse().unwrap();
+        let written = files(&largest, &DnsmasqConfig::default()).unwrap();
+        assert_eq!(spec(&written.hosts), Some(largest));
+        assert!(written.options.unwrap().contains("/boot/first.ipxe\""));
+        assert_eq!(files(&host(60), &DnsmasqConfig::default()).unwrap_err().field(), Some("macs"));
+    }
+
+    #[test]
+    fn what_cannot_be_said_is_refused_and_the_rest_is_quoted() {
+        let mut six = host(1);
+        six.fixed_address = Some("2001:db8::1".parse().unwrap());
+        assert_eq!(files(&six, &DnsmasqConfig::default()).unwrap_err().field(), Some("fixed_address"));
+        assert_eq!(quoted("a,\"b\\").unwrap(), r#""a,\"b\\""#);
+        assert_eq!(quoted("a\nb").unwrap_err().field(), Some("loaders"));
+    }
+}

@@ -1,0 +1,51 @@
+//! Files that a daemon of another user reads: written whole or not at all, and readable to all.
+
+use std::{
+    fs::Permissions,
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
+
+use atomic_write_file::AtomicWriteFile;
+use ggnet_core::{Error, Result};
+
+/// Writes `text` aside and renames it to `path`. The daemon reads it as another user, whatever our umask.
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = AtomicWriteFile::options().open(path)?;
+        file.set_permissions(Permissions::from_mode(0o644))?;
+        file.write_all(text.as_bytes())?;
+        file.commit()
+    };
+    write().map_err(|e| error("Writing", path, e))
+}
+
+/// What `path` holds; nothing, if it is not there. Bytes that are no text are replaced: ours never have any.
+pub(super) fn read(path: &Path) -> Result<Option<String>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(error("Reading", path, e)),
+    }
+}
+
+/// Removes `path`, if it is there.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error("Removing", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// An error that names the path, and what to do about it.
+pub(super) fn error(doing: &str, path: &Path, e: io::Error) -> Error {
+    let denied = matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
+    let error = Error::io(format!("{doing} {}", path.display()), e).with_subject(path.display().to_string());
+    match path.parent().filter(|_| denied) {
+        Some(parent) => {
+            error.with_hint(format!("The server's user must be able to write in {}", parent.display()))
+        }
+        None => error,
+    }
+}

@@ -1,0 +1,45 @@
+//! Which boot file firmware gets, by its architecture; the same for every DHCP backend.
+
+use std::collections::BTreeMap;
+
+use ggnet_core::{Error, Result, ports::BootPath};
+
+use super::arch::Arch;
+
+/// The loader for an architecture. Debian's `ipxe` has BIOS and x86-64 UEFI loaders only; the others must be configured, and an
+/// empty text takes a default away.
+pub(super) fn loader(loaders: &BTreeMap<Arch, String>, arch: Arch) -> Option<&str> {
+    let default = match arch.0 {
+        0 => "undionly.kpxe",
+        7 | 9 | 16 => "ipxe.efi",
+        _ => "",
+    };
+    Some(loaders.get(&arch).map_or(default, String::as_str)).filter(|loader| !loader.is_empty())
+}
+
+/// Refuses what no boot file can be called.
+///
+/// # Errors
+/// `Invalid`, field `loaders`.
+pub(super) fn validate(loaders: &BTreeMap<Arch, String>) -> Result<()> {
+    for loader in loaders.values().filter(|loader| !loader.is_empty() && !loader.contains("://")) {
+        loader.parse::<BootPath>().map_err(|e| Error::invalid("loaders", e.message().to_owned()))?;
+    }
+    // A DHCP option holds 255 bytes; a prefix and a port number take their part of it.
+    if let Some(long) = loaders.values().find(|loader| loader.len() > 180) {
+        return Err(Error::invalid("loaders", format!("The loader {long:?} is longer than 180 bytes")));
+    }
+    Ok(())
+}
+
+/// Refuses what cannot stand between the port and the file of an HTTP boot URL.
+///
+/// # Errors
+/// `Invalid`, field `http_files`.
+pub(super) fn validate_http_files(http_files: &str) -> Result<()> {
+    if !http_files.is_empty() && !http_files.starts_with('/') || http_files.len() > 40 {
+        let message = format!("http_files is {http_files:?}: a short path that starts with a slash");
+        return Err(Error::invalid("http_files", message));
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! Whether a folder is there and we may write in it.
+
+use std::path::Path;
+
+use rustix::fs::{Access, access};
+
+use super::{Finding, Level};
+
+/// Whether `dir` is a folder that our user may write in; else `missing`, with the line that makes it so.
+#[must_use]
+pub fn writable_folder(dir: &Path, missing: Level) -> Finding {
+    let shown = dir.display();
+    let what = format!("folder {shown}");
+    let mend = format!("sudo install -d -o ggnet {shown}    # or another user that the server runs as");
+    if !dir.is_dir() {
+        return Finding::bad(missing, what, "It is not there", mend);
+    }
+    match access(dir, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => Finding::ok(what, "We may write in it"),
+        Err(e) => Finding::bad(missing, what, format!("We may not write in it: {e}"), mend),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(writable_folder(dir.path(), Level::Fail).level, Level::Ok);
+        let missing = writable_folder(&dir.path().join("x"), Level::Warn);
+        assert_eq!(missing.level, Level::Warn);
+        assert!(missing.mend.is_some_and(|m| m.contains("install -d")));
+    }
+}

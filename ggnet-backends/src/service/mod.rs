@@ -1,0 +1,235 @@
+//! [`Service`]: a daemon of the host that a backend needs: is it running, start it, restart it, make it read its files again.
+//!
+//! ```text
+//!            state                      start            restart                      reload
+//!   systemd  ActiveState of the unit    StartUnit        RestartUnit, paced (limit)   KillUnit main SIGHUP
+//!   process  pid file + /proc           fixed argv       SIGTERM, wait, fixed argv    SIGHUP
+//! ```
+//! Where systemd runs the host it is asked by D-Bus; elsewhere (containers, other init systems, tests) the daemon is found by its
+//! pid file. It is never a child of ours: a daemon that gives out addresses must outlive our crashes and upgrades, so it is started
+//! as it starts itself (it goes to the background and writes its pid file), and the next GGnet finds it there.
+//!
+//! Invariants: a signal only ever goes to a process that bears the daemon's name, through a handle that pins it (a recycled process
+//! id is never hit); every error names the unit or the pid file.
+
+mod batch;
+mod limit;
+mod process;
+#[cfg(feature = "service-systemd")]
+mod systemd;
+
+use std::{path::PathBuf, sync::Arc};
+
+use ggnet_core::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+pub use batch::Batch;
+
+use crate::run::CommandRunner;
+
+/// Who manages the daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Manager {
+    /// systemd where it runs the host, else the pid file.
+    #[default]
+    Auto,
+    /// systemd, by D-Bus.
+    Systemd,
+    /// Its pid file.
+    Process,
+}
+
+/// How the configuration says where a daemon is. What is left out is the backend's default, which is Debian's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// Who manages it.
+    pub manager: Manager,
+    /// systemd's name for it.
+    pub unit: Option<String>,
+    /// The file that holds its process id, where systemd does not manage it.
+    pub pid_file: Option<PathBuf>,
+    /// Starts it, where systemd does not manage it: a program and its arguments; it must go to the background by itself.
+    /// Without it the daemon is never started by us.
+    pub command: Option<Vec<String>>,
+}
+
+/// What a backend knows of its daemon.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    /// The program's name, as the kernel shows it.
+    pub program: &'static str,
+    /// The line that installs it.
+    pub install: &'static str,
+    /// Its unit on Debian.
+    pub unit: &'static str,
+    /// Its pid file on Debian.
+    pub pid_file: &'static str,
+    /// The command that starts it, if the backend knows one.
+    pub command: Option<Vec<String>>,
+}
+
+/// Whether a daemon runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It runs.
+    Running,
+    /// It does not; why, in words that name the unit or the pid file.
+    Stopped(String),
+}
+
+/// A daemon of the host. Nothing here keeps it running or stops it when this is dropped.
+pub struct Service {
+    kind: Kind,
+    program: &'static str,
+}
+
+enum Kind {
+    Process(process::Process),
+    #[cfg(feature = "service-systemd")]
+    Systemd(systemd::Unit),
+}
+
+impl Service {
+    /// The daemon that `config` names. Asks nobody yet.
+    ///
+    /// # Errors
+    /// `Unsupported` when systemd is asked for and was not compiled in; `Invalid` for a command without a program.
+    pub fn new(config: &ServiceConfig, daemon: &Daemon, runner: Arc<dyn CommandRunner>) -> Result<Self> {
+        let systemd = match config.manager {
+            Manager::Systemd => true,
+            Manager::Process => false,
+            // What sd_booted(3) looks at. Whoever names a pid file or a command does not mean systemd.
+            Manager::Auto => {
+                config.pid_file.is_none()
+                    && config.command.is_none()
+                    && cfg!(feature = "service-systemd")
+                    && std::path::Path::new("/run/systemd/system").is_dir()
+            }
+        };
+        let kind = if systemd {
+            Self::unit(config.unit.as_deref().unwrap_or(daemon.unit))?
+        } else {
+            let command = config.command.as_ref().or(daemon.command.as_ref());
+            if command.is_some_and(|argv| argv.first().is_none_or(String::is_empty)) {
+                return Err(Error::invalid("service.command", "The command of the service names no program"));
+            }
+            Kind::Process(process::Process {
+                program: daemon.program,
+                install: daemon.install,
+                pid_file: config.pid_file.clone().unwrap_or_else(|| daemon.pid_file.into()),
+                command: command.cloned(),
+                runner,
+            })
+        };
+        Ok(Self { kind, program: daemon.program })
+    }
+
+    #[cfg(feature = "service-systemd")]
+    fn unit(name: &str) -> Result<Kind> {
+        Ok(Kind::Systemd(systemd::Unit::new(name)?))
+    }
+
+    #[cfg(not(feature = "service-systemd"))]
+    fn unit(name: &str) -> Result<Kind> {
+        let message = format!("Unit {name} cannot be managed: this build has no support for systemd");
+        Err(Error::new(ErrorKind::Unsupported, message).with_hint("Set service.manager to \"process\""))
+    }
+
+    /// "unit dnsmasq.service" or "pid file /run/…": what messages name.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match &self.kind {
+            Kind::Process(process) => process.label(),
+            #[cfg(feature = "service-systemd")]
+            Kind::Systemd(unit) => unit.label(),
+        }
+    }
+
+    /// Whether it runs now.
+    ///
+    /// # Errors
+    /// When nobody can tell: `Permission`, or `Unavailable` where D-Bus does not answer.
+    pub async fn state(&self) -> Result<State> {
+        let state = match &self.kind {
+            Kind::Process(process) => process.state(),
+            #[cfg(feature = "service-systemd")]
+            Kind::Systemd(unit) => unit.state().await,
+        };
+        state.map_err(|e| e.with_subject(self.label()))
+    }
+
+    /// Nothing, if it runs.
+    ///
+    /// # Errors
+    /// `Unavailable`, naming the unit or the pid file, if it does not; as [`Service::state`] else.
+    pub async fn require_running(&self) -> Result<()> {
+        match self.state().await? {
+            State::Running => Ok(()),
+            State::Stopped(why) => Err(self.stopped(why)),
+        }
+    }
+
+    /// Whether [`Service::start`] can work.
+    #[must_use]
+    pub fn can_start(&self) -> bool {
+        match &self.kind {
+            Kind::Process(process) => process.command.is_some(),
+            #[cfg(feature = "service-systemd")]
+            Kind::Systemd(_) => true,
+        }
+    }
+
+    /// Starts it, if it does not run; when this returns it runs. Dropped half-way: it starts, or it does not.
+    ///
+    /// # Errors
+    /// `Unavailable` with what the program or systemd said; `Permission`; `Unsupported` without a command.
+    pub async fn start(&self) -> Result<()> {
+        let done = match &self.kind {
+            Kind::Process(process) => process.start().await,
+            #[cfg(feature = "service-systemd")]
+            Kind::Systemd(unit) => unit.start().await,
+        };
+        done.map_err(|e| e.with_subject(self.label()))
+    }
+
+    /// Stops it, if it runs, and starts it; when this returns the new one runs. Under systemd it first waits for as long as
+    /// systemd's start limit demands. Dropped half-way: it may be stopped; a second call starts it.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub async fn restart(&self) -> Result<()> {
+        let done = match &self.kind {
+            Kind::Process(process) => process.restart().await,
+            #[cfg(feature = "service-systemd")]
+            Kind::Systemd(unit) => unit.restart().await,
+        };
+        done.map_err(|e| e.with_subject(self.label()))
+    }
+
+    /// Sends SIGHUP to its main process. What it means is the daemon's.
+    ///
+    /// # Errors
+    /// `Unavailable` if it does not run; `Permission` if we may not.
+    pub async fn reload(&self) -> Result<()> {
+        let done = match &self.kind {
+            Kind::Process(process) => process.reload(),
+            #[cfg(feature = "service-systemd")]
+            Kind::Systemd(unit) => unit.reload().await,
+        };
+        done.map_err(|e| e.with_subject(self.label()))
+    }
+
+    fn stopped(&self, why: String) -> Error {
+        Error::new(ErrorKind::Unavailable, why).with_subject(self.label()).with_hint(match &self.kind {
+            Kind::Process(_) => {
+                format!("Start {} (ps -C {} shows whether it runs)", self.program, self.program)
+            }
+            #[cfg(feature = "service-systemd")]
+            Kind::Systemd(unit) => {
+                format!("systemctl start {0}; systemctl status {0} says why it stopped", unit.name())
+            }
+        })
+    }
+}

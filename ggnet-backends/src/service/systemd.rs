@@ -1,0 +1,187 @@
+//! [`Unit`]: a daemon that systemd manages, asked by D-Bus (org.freedesktop.systemd1).
+//!
+//! A start or restart is a job: the call returns at once, and the job is over when the unit's `Job` is 0. Whether it worked is the
+//! unit's `ActiveState` then. A unit that failed before is reset first, because systemd may have given up on it; how often we
+//! restart is paced by what the unit itself declares as its start limit.
+
+use std::time::{Duration, Instant};
+
+use ggnet_core::{Error, ErrorKind, Result};
+use tokio::sync::{Mutex, OnceCell};
+use zbus::{Connection, OwnedObjectPath};
+
+use super::{State, limit::StartLimit};
+
+/// How long a job may take; Debian's dhcpd script alone sleeps two seconds.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How often a job is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// SIGHUP.
+const HANGUP: i32 = 1;
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1"
+)]
+trait Manager {
+    fn load_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
+    fn kill_unit(&self, name: &str, whom: &str, signal: i32) -> zbus::Result<()>;
+}
+
+// Nothing is cached: a state that systemd has not told us of yet would be a wrong one.
+#[zbus::proxy(interface = "org.freedesktop.systemd1.Unit", default_service = "org.freedesktop.systemd1")]
+trait UnitObject {
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn active_state(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn load_state(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn job(&self) -> zbus::Result<(u32, OwnedObjectPath)>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn start_limit_burst(&self) -> zbus::Result<u32>;
+    #[zbus(property(emits_changed_signal = "false"), name = "StartLimitIntervalUSec")]
+    fn start_limit_interval(&self) -> zbus::Result<u64>;
+}
+
+pub(super) struct Unit {
+    name: String,
+    bus: OnceCell<Connection>,
+    /// Held over a restart: the next one must count it.
+    limit: Mutex<StartLimit>,
+}
+
+impl Unit {
+    pub(super) fn new(name: &str) -> Result<Self> {
+        let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.@\\:".contains(&b);
+        if name.is_empty() || name.len() > 255 || !name.bytes().all(good) || !name.contains('.') {
+            let message = format!("{name:?} is not a systemd unit's name, such as dnsmasq.service");
+            return Err(Error::invalid("service.unit", message));
+        }
+        Ok(Self { name: name.to_owned(), bus: OnceCell::new(), limit: Mutex::default() })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn label(&self) -> String {
+        format!("unit {}", self.name)
+    }
+
+    async fn bus(&self) -> Result<&Connection> {
+        self.bus.get_or_try_init(Connection::system).await.map_err(|e| {
+            Error::new(ErrorKind::Unavailable, format!("The system's D-Bus does not answer: {e}"))
+                .with_hint("apt-get install dbus; or set service.manager to \"process\"")
+        })
+    }
+
+    async fn manager(&self) -> Result<ManagerProxy<'_>> {
+        ManagerProxy::new(self.bus().await?).await.map_err(|e| self.failed("reaching systemd", e))
+    }
+
+    async fn object(&self) -> Result<UnitObjectProxy<'_>> {
+        let path = self.manager().await?.load_unit(&self.name).await;
+        let path = path.map_err(|e| self.failed("loading it", e))?;
+        let proxy = UnitObjectProxy::builder(self.bus().await?).path(path).build().await;
+        proxy.map_err(|e| self.failed("loading it", e))
+    }
+
+    pub(super) async fn state(&self) -> Result<State> {
+        let object = self.object().await?;
+        let state = object.active_state().await.map_err(|e| self.failed("asking its state", e))?;
+        if state == "active" || state == "reloading" {
+            return Ok(State::Running);
+        }
+        let loaded = object.load_state().await.map_err(|e| self.failed("asking its state", e))?;
+        Ok(State::Stopped(match loaded.as_str() {
+            "loaded" => format!("Unit {} is {state}", self.name),
+            other => format!("Unit {} is {other}", self.name),
+        }))
+    }
+
+    pub(super) async fn start(&self) -> Result<()> {
+        if self.state().await? == State::Running {
+            return Ok(());
+        }
+        self.change(false).await
+    }
+
+    pub(super) async fn restart(&self) -> Result<()> {
+        self.change(true).await
+    }
+
+    pub(super) async fn reload(&self) -> Result<()> {
+        if let State::Stopped(why) = self.state().await? {
+            return Err(Error::new(ErrorKind::Unavailable, why));
+        }
+        let sent = self.manager().await?.kill_unit(&self.name, "main", HANGUP).await;
+        sent.map_err(|e| self.failed("sending it SIGHUP", e))
+    }
+
+    /// Starts or restarts it within its start limit, and waits for the job's end.
+    async fn change(&self, restart: bool) -> Result<()> {
+        let mut limit = self.limit.lock().await;
+        let (manager, object) = (self.manager().await?, self.object().await?);
+        let asking = |e| self.failed("asking its start limit", e);
+        let burst = object.start_limit_burst().await.map_err(asking)?;
+        let interval = Duration::from_micros(object.start_limit_interval().await.map_err(asking)?);
+        let wait = limit.wait(Instant::now(), burst, interval);
+        if !wait.is_zero() {
+            tracing::info!(unit = self.name, ?wait, "waiting for systemd's start limit");
+            tokio::time::sleep(wait).await;
+        }
+        if object.active_state().await.map_err(asking)? == "failed" {
+            let reset = manager.reset_failed_unit(&self.name).await;
+            reset.map_err(|e| self.failed("resetting its failure", e))?;
+        }
+        limit.started(Instant::now());
+        let job = if restart {
+            manager.restart_unit(&self.name, "replace").await
+        } else {
+            manager.start_unit(&self.name, "replace").await
+        };
+        job.map_err(|e| self.failed("starting it", e))?;
+        let end = Instant::now() + PATIENCE;
+        while object.job().await.map_err(|e| self.failed("waiting for its start", e))?.0 != 0 {
+            if Instant::now() > end {
+                let message = format!("Unit {} did not start within {PATIENCE:?}", self.name);
+                return Err(Error::new(ErrorKind::Timeout, message));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        match self.state().await? {
+            State::Running => Ok(()),
+            State::Stopped(why) => Err(Error::new(ErrorKind::Unavailable, format!("{why} after its start"))
+                .with_hint(format!("systemctl status {0}; journalctl -u {0} says why", self.name))),
+        }
+    }
+
+    fn failed(&self, doing: &str, e: zbus::Error) -> Error {
+        let denied = matches!(&e, zbus::Error::MethodError(name, ..)
+            if name.ends_with(".AccessDenied") || name.ends_with(".InteractiveAuthorizationRequired"));
+        let kind = if denied { ErrorKind::Permission } else { ErrorKind::Unavailable };
+        let error = Error::new(kind, format!("Unit {}: {doing} failed: {e}", self.name)).with_source(e);
+        if denied {
+            error.with_hint("Run the server as root, or let its user manage this unit by a polkit rule")
+        } else {
+            error
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_units_name_is_taken() {
+        assert!(Unit::new("isc-dhcp-server.service").is_ok());
+        for bad in ["", "dnsmasq", "a b.service", "../x.service", "x.service;reboot"] {
+            assert_eq!(Unit::new(bad).err().and_then(|e| e.field()), Some("service.unit"), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What the tests of the backends that write for a daemon have in common: a link with a daemon's network, and the suite's cases on it.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ggnet_backends::run::SystemRunner;
+use ggnet_core::{
+    nouns::{DeviceType, MacAddr},
+    ports::DhcpHost,
+};
+
+use crate::{
+    machine::{self, Asks, Offer},
+    netns::{Link, inside, run},
+    process::Process,
+};
+
+/// The server's address in the examples of `infra/examples`.
+pub const US: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// A link whose server has the address of the examples.
+pub fn link() -> Link {
+    let link = Link::new();
+    for arguments in ["addr flush dev br0", "addr add 192.0.2.1/24 dev br0"] {
+        let line = format!("-n {} {arguments}", link.server);
+        run("iproute2", "ip", &line.split(' ').collect::<Vec<_>>());
+    }
+    link
+}
+
+/// An example of `infra/examples` with the interface and the folder of a test in it; nothing else of it is changed.
+pub fn example(name: &str, folder: &str, dir: &Path) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../infra/examples").join(name);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(folder), "{name} names {folder}");
+    let text = text.replace(folder, dir.to_str().unwrap()).replace("interface=eth0", "interface=br0");
+    write(&dir.join(name), &text)
+}
+
+/// A file of a test.
+pub fn write(path: &Path, text: &str) -> PathBuf {
+    std::io::Write::write_all(&mut std::fs::File::create(path).unwrap(), text.as_bytes()).unwrap();
+    path.to_owned()
+}
+
+/// Something that starts programs in the namespace that `process` stands in.
+pub async fn runner(process: &Process) -> Arc<SystemRunner> {
+    // Programs inherit the namespace of the thread that asks for the first one.
+    Arc::new(process.handle().spawn(async { SystemRunner::new() }).await.unwrap().unwrap())
+}
+
+/// A machine's answer on the link's client.
+pub fn ask(link: &Link, mac: MacAddr, asks: Asks) -> Offer {
+    let xid = rand::random();
+    inside(&link.client, move || machine::offered(xid, mac, asks))
+}
+
+/// A machine by its number.
+pub fn host(n: u8) -> DhcpHost {
+    DhcpHost {
+        id: format!("m{n}").parse().unwrap(),
+        name: format!("pc-{n}").parse().unwrap(),
+        macs: vec![MacAddr::new([0x52, 0x54, 0, 0xaa, 0, n]).unwrap()],
+        fixed_address: Some(Ipv4Addr::new(192, 0, 2, n).into()),
+        device_type: DeviceType::X64,
+    }
+}
+
+/// Kills the daemon of a pid file, if it runs, and waits for its end.
+pub fn kill_daemon(pid_file: &Path) {
+    let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
+    let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else { return };
+    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let runs =
+        || std::fs::read_to_string(&stat).is_ok_and(|s| s.contains("(dnsmasq)") || s.contains("(dhcpd)"));
+    if runs() {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    while runs() && std::fs::read_to_string(&stat).is_ok_and(|s| !s.contains(") Z")) {
+        std::thread::yield_now();
+    }
+}
+
+/// The text of an option.
+pub fn text(offer: &Offer, option: u8) -> String {
+    String::from_utf8(offer.options.get(&option).cloned().unwrap_or_default()).unwrap()
+}
+
+/// What each kind of firmware is told, of a machine that is registered: address, host name, next-server and boot file.
+pub fn assert_boots(link: &Link, host: &DhcpHost) {
+    let mac = host.macs[0];
+    let dashed = mac.hyphenated();
+    for (asks, file) in [
+        (Asks::Firmware(0), format!("{dashed}/undionly.kpxe")),
+        (Asks::Firmware(7), format!("{dashed}/ipxe.efi")),
+        (Asks::Http(16), format!("http://{US}:8080/files/{dashed}/ipxe.efi")),
+        (Asks::Ipxe(0), format!("http://{US}:8080/boot/{dashed}.ipxe")),
+        (Asks::Ipxe(7), format!("http://{US}:8080/boot/{dashed}.ipxe")),
+    ] {
+        let offer = ask(link, mac, asks);
+        assert_eq!(offer.boot_file(), Some(file), "{asks:?}: {offer:?}");
+        assert_eq!(Some(offer.address.into()), host.fixed_address, "{asks:?}");
+        assert_eq!(offer.next_server, US, "{asks:?}");
+        assert_eq!(text(&offer, 12), host.name.as_str(), "{asks:?}");
+        if let Asks::Http(_) = asks {
+            assert_eq!(text(&offer, 60), "HTTPClient");
+        }
+    }
+    // A wrong loader would hang it.
+    assert_eq!(ask(link, mac, Asks::Firmware(11)).boot_file(), None);
+}
+
+/// A machine that is not registered gets an address and nothing to boot.
+pub fn assert_does_not_boot(link: &Link, mac: MacAddr) {
+    for asks in [Asks::Firmware(0), Asks::Firmware(7), Asks::Ipxe(7)] {
+        let offer = ask(link, mac, asks);
+        assert_eq!(offer.boot_file(), None, "{asks:?}");
+        assert!(!offer.address.is_unspecified());
+    }
+}
+
+/// The suite's cases, each as a test of its own in namespaces of its own, and none left out but for the named reason.
+macro_rules! suite_on_a_link {
+    ($module:literal, $fixture:expr, [$($case:ident),* $(,)?], not_run: [$($left_out:ident),*]) => {
+        $(
+            #[test]
+            fn $case() {
+                crate::netns::with_namespaces(concat!($module, "::", stringify!($case)), || {
+                    ggnet_core::testkit::suite::run(async {
+                        ggnet_core::testkit::suite::dhcp::$case(&$fixture).await;
+                    });
+                });
+            }
+        )*
+
+        #[test]
+        fn nothing_of_the_suite_is_left_out() {
+            crate::netns::with_namespaces(concat!($module, "::nothing_of_the_suite_is_left_out"), || {
+                ggnet_core::testkit::suite::run(async {
+                    let fixture = $fixture;
+                    for case in [$(stringify!($case)),*] {
+                        let why = ggnet_core::testkit::suite::dhcp::not_run(&fixture, case).await;
+                        assert_eq!(why, None, "{case}");
+                    }
+                    for case in [$(stringify!($left_out)),*] {
+                        let why = ggnet_core::testkit::suite::dhcp::not_run(&fixture, case).await;
+                        assert!(why.is_some(), "{case}");
+                    }
+                });
+            });
+        }
+    };
+}
+pub(crate) use suite_on_a_link;
+
+/// Every answer to one question, once there are `count` of them.
+pub fn offers(link: &Link, mac: MacAddr, asks: Asks, count: usize) -> Vec<Offer> {
+    let xid = rand::random();
+    inside(&link.client, move || {
+        let socket = machine::socket();
+        let mut offers: Vec<Offer> = Vec::new();
+        // A server that has only just started may have missed the first question.
+        while offers.len() < count {
+            socket.send_to(&machine::discover(xid, mac, asks), "255.255.255.255:67").unwrap();
+            for _ in 0..count {
+                let offer = machine::receive(&socket);
+                if offer.xid == xid && !offers.iter().any(|o| o.address == offer.address) {
+                    offers.push(offer);
+                }
+            }
+        }
+        offers
+    })
+}
+
+/// The address that udhcpc gets with this hardware address.
+pub fn lease(link: &Link, mac: MacAddr, dir: &Path) -> Ipv4Addr {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let script = write(
+        &dir.join("udhcpc.sh"),
+        "#!/bin/sh\n[ \"$1\" = bound ] && echo \"$ip\" >\"${0%.sh}.ip\"\nexit 0\n",
+    );
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = script.to_str().unwrap().to_owned();
+    let set = format!("-n {} link set eth0 address {mac}", link.client);
+    run("iproute2", "ip", &set.split(' ').collect::<Vec<_>>());
+    inside(&link.client, move || {
+        run("udhcpc", "udhcpc", &["-i", "eth0", "-f", "-q", "-n", "-t", "20", "-T", "1", "-s", &path]);
+    });
+    std::fs::read_to_string(dir.join("udhcpc.ip")).unwrap().trim().parse().unwrap()
+}

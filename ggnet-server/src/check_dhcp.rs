@@ -1,0 +1,62 @@
+//! What `ggnet-server check` says about a DHCP server of this host that GGnet writes for: program, files, service.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ggnet_backends::{
+    dhcp::dnsmasq::{self, DnsmasqConfig},
+    host::{self, Finding, Level},
+    run::{CommandRunner, SystemRunner},
+    service::{Service, State},
+};
+use ggnet_core::{Error, Result, registry::settings};
+
+use crate::config::Config;
+
+/// Looks at the daemon of the configured DHCP backend; says nothing about a backend that needs none.
+pub async fn look(config: &Config) -> Vec<Finding> {
+    match config.dhcp.backend.as_str() {
+        dnsmasq::NAME => look_at_dnsmasq(config).await,
+        _ => return vec![],
+    }
+    .unwrap_or_else(|e| {
+        let mend = e.hint().unwrap_or("see docs/configuration.md").to_owned();
+        vec![Finding::bad(Level::Fail, "section [dhcp]", e.report(), mend)]
+    })
+}
+
+async fn look_at_dnsmasq(config: &Config) -> Result<Vec<Finding>> {
+    let c: DnsmasqConfig = settings(dnsmasq::NAME, config.dhcp.settings.clone())?;
+    let dirs = vec![c.hosts_dir.clone(), c.options_dir.clone()];
+    let mut findings = files("dnsmasq", "dnsmasq", dirs).await?;
+    findings.push(service(&c.service(runner()?)?).await);
+    Ok(findings)
+}
+
+fn runner() -> Result<Arc<dyn CommandRunner>> {
+    Ok(Arc::new(SystemRunner::new()?))
+}
+
+async fn files(program: &'static str, package: &'static str, dirs: Vec<PathBuf>) -> Result<Vec<Finding>> {
+    let looked = tokio::task::spawn_blocking(move || {
+        let program = host::program(Path::new(program), package, Level::Fail);
+        std::iter::once(program)
+            .chain(dirs.iter().map(|dir| host::writable_folder(dir, Level::Fail)))
+            .collect()
+    });
+    looked.await.map_err(|e| Error::internal("The check died").with_source(e))
+}
+
+async fn service(service: &Service) -> Finding {
+    let what = service.label();
+    match service.state().await {
+        Ok(State::Running) => Finding::ok(what, "It runs"),
+        // GGnet starts what it has a command for; else nobody answers.
+        Ok(State::Stopped(why)) => Finding::bad(Level::Warn, what, why, "start it, before the machines ask"),
+        Err(e) => {
+            Finding::bad(Level::Warn, what, e.report(), e.hint().unwrap_or("see the message").to_owned())
+        }
+    }
+}

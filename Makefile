@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export CARGO_TERM_COLOR ?= auto
 IF ?=
+TIME ?= 60
 
-.PHONY: help toolchain demo run run-lan check test bench
+.PHONY: help toolchain demo run run-lan check test bench fuzz
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,3 +39,6 @@ test: toolchain ## Everything, with the time of each part; installs the Debian p
 bench: toolchain ## The benchmarks: reported, never asserted
 	@tests/install-deps all
 	cargo bench -p ggnet-benches
+
+fuzz: toolchain ## Fuzz every parser of network input: make fuzz TIME=60 (seconds for each target)
+	@tests/parts/fuzz "$(TIME)"

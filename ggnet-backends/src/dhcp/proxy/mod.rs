@@ -8,6 +8,9 @@
 //! Invariants: a machine is answered from the moment its `ensure` returns; the table's lock is never held across an await.
 
 pub mod arch;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub(super) mod packet;
 mod policy;
 mod server;

@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export CARGO_TERM_COLOR ?= auto
 IF ?=
+TIME ?= 60
 
-.PHONY: help toolchain demo run run-lan check test conformance bench bench-iscsi
+.PHONY: help toolchain demo run run-lan check test conformance bench bench-iscsi fuzz
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -46,3 +47,6 @@ bench: toolchain ## The benchmarks: reported, never asserted
 bench-iscsi: toolchain ## The built-in iSCSI target beside tgtd, in interleaved rounds of one run
 	@tests/install-deps all
 	cargo bench --quiet -p ggnet-benches --bench iscsi
+
+fuzz: toolchain ## Fuzz every parser of network input: make fuzz TIME=60 (seconds for each target)
+	@tests/parts/fuzz "$(TIME)"

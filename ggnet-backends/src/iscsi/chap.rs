@@ -173,7 +173,7 @@ impl Exchange {
 }
 
 /// MD5 over identifier, secret and challenge (RFC 1994 section 4.1).
-fn md5_response(id: u8, secret: &Secret, challenge: &[u8]) -> [u8; RESPONSE_LEN] {
+pub(super) fn md5_response(id: u8, secret: &Secret, challenge: &[u8]) -> [u8; RESPONSE_LEN] {
     let mut md5 = Md5::new();
     md5.update([id]);
     md5.update(secret.0.as_slice());

@@ -239,6 +239,15 @@ impl LoginMachine {
         }
     }
 
+    /// Bytes of memory that requests have made it hold.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn held(&self) -> usize {
+        let names = self.names.as_ref();
+        self.collected.capacity()
+            + self.answer.capacity()
+            + names.map_or(0, |n| n.initiator.capacity() + n.target.as_ref().map_or(0, String::capacity))
+    }
+
     fn read_names(&self) -> Result<Names, Status> {
         let pairs = text::parse(&self.collected).map_err(|_| Status::INITIATOR_ERROR)?;
         let get = |key: &str| pairs.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);

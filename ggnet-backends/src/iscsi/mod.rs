@@ -29,6 +29,9 @@ mod bytes;
 mod chap;
 mod conn;
 mod digest;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod login;
 mod negotiate;
 mod pdu;

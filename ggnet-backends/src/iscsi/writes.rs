@@ -365,7 +365,7 @@ impl Session {
 }
 
 /// Writes what was put together (the rest of its last block is kept) and flushes.
-fn finish_stream(unit: &LogicalUnit, buf: &[u8], offset: u64, flush: bool) -> io::Result<()> {
+pub(super) fn finish_stream(unit: &LogicalUnit, buf: &[u8], offset: u64, flush: bool) -> io::Result<()> {
     let block = unit.block_len();
     if !buf.is_empty() {
         // Part of a block at either end means reading, changing and writing it while nobody else writes.

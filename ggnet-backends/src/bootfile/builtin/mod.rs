@@ -28,6 +28,9 @@ use ggnet_core::{
 };
 
 pub use tftp::TftpConfig;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use tftp::fuzzing;
 
 /// The store's name in the configuration and in errors.
 const NAME: &str = "builtin";

@@ -7,6 +7,9 @@
 //!
 //! Invariants: a machine is answered from the moment its `ensure` returns; the table's lock is never held across an await.
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub(super) mod packet;
 mod policy;
 mod server;

@@ -234,7 +234,9 @@ fn check(s: &Segment, nexus: &Nexus) -> Result<(), Reply> {
     }
     check_range(&s.from, s.from_lba, s.bytes >> s.from.shift()).map_err(|_| Sense::COPY_ABORTED)?;
     check_range(&s.to, s.to_lba, s.bytes >> s.to.shift()).map_err(|_| Sense::COPY_ABORTED)?;
-    if !s.bytes.is_multiple_of(s.to.block_len() as u64) || s.bytes > u64::from(MAX_SEGMENT_BYTES) {
+    // Counted in the blocks of one unit, they need not be whole blocks of the other.
+    let whole = |unit: &LogicalUnit| s.bytes.is_multiple_of(unit.block_len() as u64);
+    if !whole(&s.from) || !whole(&s.to) || s.bytes > u64::from(MAX_SEGMENT_BYTES) {
         return Err(Sense::parameter(16).into());
     }
     Ok(())

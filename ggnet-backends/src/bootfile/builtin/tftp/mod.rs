@@ -3,6 +3,8 @@
 //! `packet` is the codec, `options` the negotiation, `transfer` the state machine of one transfer, `server` the sockets and
 //! tasks around it. Every request is logged under the target `tftp` with peer, path, options and outcome.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod options;
 mod packet;
 mod server;

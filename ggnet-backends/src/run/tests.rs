@@ -89,8 +89,10 @@ async fn limits_hold() {
 #[tokio::test]
 async fn background_work_is_niced() {
     let runner = SystemRunner::new().unwrap();
+    // Ours may be another than 0: `nice make test` is a fair way to run this.
+    let own = rustix::process::getpriority_process(None).unwrap();
     let out = runner.run(program("nice").in_background()).await.unwrap();
-    assert_eq!(&out.stdout[..], b"10\n");
+    assert_eq!(std::str::from_utf8(&out.stdout).unwrap(), format!("{}\n", (own + 10).min(19)));
 }
 
 #[tokio::test]

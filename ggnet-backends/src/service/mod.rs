@@ -13,6 +13,7 @@
 //! id is never hit); every error names the unit or the pid file.
 
 mod batch;
+#[cfg(feature = "service-systemd")]
 mod limit;
 mod process;
 #[cfg(feature = "service-systemd")]

@@ -24,6 +24,9 @@ const SCSI_COMMAND: u8 = 0x01;
 const LOGIN: u8 = 0x43;
 const LOGOUT: u8 = 0x06;
 const SCSI_RESPONSE: u8 = 0x21;
+const NOP_OUT: u8 = 0x00;
+const NOP_IN: u8 = 0x20;
+const IMMEDIATE: u8 = 0x40;
 const DATA_IN: u8 = 0x25;
 const LOGOUT_RESPONSE: u8 = 0x26;
 /// Login stages in the flags: security to itself, security to operational, operational to full feature.
@@ -146,7 +149,7 @@ impl Client {
         self.wire.send(bhs, data).await.map_err(broken)?;
         let mut read = Vec::new();
         loop {
-            let pdu = self.wire.receive().await.map_err(broken)?;
+            let pdu = self.answer().await?;
             match pdu.opcode() {
                 SCSI_RESPONSE => return Ok((read, pdu)),
                 DATA_IN => {
@@ -157,6 +160,26 @@ impl Client {
                     }
                 }
                 other => return Err(protocol(format!("opcode {other:#x} instead of an answer"))),
+            }
+        }
+    }
+
+    /// The next PDU that is no ping. The kernel's target pings a session that was idle for 15 s, and closes one that does not answer.
+    async fn answer(&mut self) -> Result<Pdu> {
+        loop {
+            let pdu = self.wire.receive().await.map_err(broken)?;
+            if pdu.opcode() != NOP_IN {
+                return Ok(pdu);
+            }
+            if pdu.word(20) != u32::MAX {
+                let mut pong = [0; 48];
+                (pong[0], pong[1]) = (NOP_OUT | IMMEDIATE, 0x80);
+                pong[8..16].copy_from_slice(&pdu.bhs[8..16]);
+                pong[16..20].fill(0xff);
+                pong[20..24].copy_from_slice(&pdu.bhs[20..24]);
+                pong[24..28].copy_from_slice(&self.wire.cmd_sn.to_be_bytes());
+                pong[28..32].copy_from_slice(&self.wire.exp_stat_sn.to_be_bytes());
+                self.wire.send(pong, &[]).await.map_err(broken)?;
             }
         }
     }
@@ -200,10 +223,10 @@ impl TargetClient for Connected {
     }
 
     async fn logout(self: Box<Self>) -> Result<()> {
-        let wire = &mut self.0.into_inner().wire;
-        let bhs = wire.request(LOGOUT, 0x80);
-        wire.send(bhs, &[]).await.map_err(broken)?;
-        let answer = wire.receive().await.map_err(broken)?;
+        let mut client = self.0.into_inner();
+        let bhs = client.wire.request(LOGOUT, 0x80);
+        client.wire.send(bhs, &[]).await.map_err(broken)?;
+        let answer = client.answer().await?;
         if (answer.opcode(), answer.bhs[2]) != (LOGOUT_RESPONSE, 0) {
             return Err(protocol(format!("Logout was answered {:02x?}", answer.bhs)));
         }

@@ -247,7 +247,7 @@ mod tests {
             format!("ggnet_disk_read_bytes_total{{{labels}}} 15"),
             format!("ggnet_disk_reads_total{{{labels}}} 4"),
             format!("ggnet_disk_connections{{{labels}}} 2"),
-            format!("ggnet_disk_command_seconds_bucket{{le=\"1e-6\",{labels}}} 2"),
+            format!("ggnet_disk_command_seconds_bucket{{le=\"0.000001\",{labels}}} 2"),
             format!("ggnet_disk_command_seconds_bucket{{le=\"+Inf\",{labels}}} 6"),
             format!("ggnet_disk_command_seconds_sum{{{labels}}} 0.003"),
             "ggnet_sessions{state=\"active\"} 0".to_owned(),

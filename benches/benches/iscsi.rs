@@ -5,7 +5,7 @@
 //! The server's CPU time is told twice: as its process's own, and as the machine's busy time less the client's, which also
 //! has what the kernel does for it elsewhere (and what else runs on the machine: keep it quiet). Nothing is asserted.
 //!
-//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [PART…]]`, parts: shared, own-cores, others.
+//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [PART…]]`, parts: shared, own-cores, others, scale, threads, lio.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "programs of others run here, beside no runtime")]
 
@@ -13,11 +13,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ggnet_benches::contender::{Contender, noise_file};
+use ggnet_benches::initiator::Connection;
 use ggnet_benches::initiator::Direction::{self, Read, Write};
 use ggnet_benches::load::{self, Load, Order, Place};
-use ggnet_benches::{INITIATOR, busy_time, cpu_time_of_us, heading};
-use ggnet_tests::{Process, process, wait};
+use ggnet_benches::{INITIATOR, busy_time, cpu_time_of_us, heading, spread};
+use ggnet_tests::{Process, kernel, process, wait};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_bench-target");
 const DISK: usize = 512 << 20;
 const MIB: u64 = 1 << 20;
 /// Clients at once in the workloads with many.
@@ -61,6 +63,23 @@ fn main() {
     if part("others") {
         println!("## Other initiators\n");
         others(&options);
+    }
+    if part("scale") {
+        println!("## Many targets, many connections\n");
+        scale(&options);
+    }
+    if part("threads") {
+        println!("## One thread for all connections, or one for each core\n");
+        threads(&options);
+    }
+    if part("lio") {
+        println!("## Beside the kernel's target (LIO), both in one emulated machine\n");
+        // It has no network and no other disk; its own clock and counters are what is read.
+        let program = Path::new(env!("CARGO_BIN_EXE_bench-lio"));
+        let ended = kernel::run(program, &[&options.rounds.to_string()], Duration::from_secs(3600)).unwrap();
+        let table: Vec<&str> = ended.text.lines().filter(|l| l.starts_with('|')).collect();
+        assert!(ended.code == 0 && table.len() > 2, "{}", ended.text);
+        println!("{}\n", table.join("\n"));
     }
 }
 
@@ -140,13 +159,12 @@ impl House {
     fn open(options: &Options, cpu: Option<usize>) -> Self {
         let dir = tempfile::Builder::new().prefix("ggnet-bench-iscsi-").tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let program = env!("CARGO_BIN_EXE_bench-target");
         let noise = |name: &str| noise_file(at(name), DISK).unwrap();
         let count = FRESH + options.rounds * 2;
         let contenders = [
             Contender::tgtd(&noise("tgtd.raw"), MANY, cpu).unwrap(),
-            Contender::raw(program, &noise("raw.raw"), MANY, cpu, &at("raw.log")).unwrap(),
-            Contender::layers(program, &noise("base.raw"), &at("layers"), count, cpu, &at("layers.log"))
+            Contender::raw(PROGRAM, &noise("raw.raw"), MANY, cpu, &at("raw.log")).unwrap(),
+            Contender::layers(PROGRAM, &noise("base.raw"), &at("layers"), count, cpu, &at("layers.log"))
                 .unwrap(),
         ];
         let house = Self { dir, contenders };
@@ -256,24 +274,95 @@ fn loads(options: &Options, workloads: &[Workload], cpu: Option<usize>) {
     }
 }
 
-/// Median (least to most).
-fn spread(values: impl Iterator<Item = f64>) -> String {
-    let mut v: Vec<f64> = values.collect();
-    v.sort_by(f64::total_cmp);
-    let show = |x: f64| match x {
-        x if x.is_nan() => "-".to_owned(),
-        x if x >= 100.0 => format!("{x:.0}"),
-        x if x >= 10.0 => format!("{x:.1}"),
-        x => format!("{x:.2}"),
-    };
-    format!("{} ({} to {})", show(v[v.len() / 2]), show(v[0]), show(v[v.len() - 1]))
-}
-
 /// Binds this process's threads to come to core 0.
 fn pin_us() {
     let mut set = rustix::thread::CpuSet::new();
     set.set(0);
     rustix::thread::sched_setaffinity(None, &set).unwrap();
+}
+
+/// What a request costs when ten times as many targets are exported, and what a connection costs that does nothing.
+fn scale(options: &Options) {
+    const BUSY: usize = 100;
+    const IDLE: usize = 500;
+    let dir = tempfile::Builder::new().prefix("ggnet-bench-iscsi-").tempdir().unwrap();
+    let base = noise_file(dir.path().join("base.raw"), DISK).unwrap();
+    let [few, many] = [BUSY, 10 * BUSY].map(|count| {
+        let at = |what: &str| dir.path().join(format!("{what}-{count}"));
+        Contender::layers(PROGRAM, &base, &at("layers"), count, None, &at("log")).unwrap()
+    });
+    println!("{BUSY} clients: read, random, 4 KiB, depth 1, each on a layer of its own\n");
+    println!("| | {BUSY} exported | {} exported | ratio |\n|---|---|---|---|", 10 * BUSY);
+    let mut rows: [Vec<(f64, f64)>; 2] = Default::default();
+    for round in 0..options.rounds {
+        for (row, c) in rows.iter_mut().zip([&few, &many]) {
+            // Spread over all that are exported.
+            let step = c.targets.len() / BUSY;
+            let place = |n| Place { start: 0, seed: (round * BUSY + n) as u64 };
+            let clients = (0..BUSY).map(|n| (c.login(n * step).unwrap(), place(n))).collect();
+            row.push(random_reads(c, clients, 1, options.time));
+        }
+    }
+    compared("CPU µs per request, process", &rows, |s| s.0);
+    compared("IOPS", &rows, |s| s.1);
+
+    let before = few.memory().unwrap();
+    let idle: Vec<_> = (0..IDLE).map(|n| few.login(n % BUSY).unwrap()).collect();
+    let after = few.memory().unwrap();
+    let (cpu, begun) = (few.cpu_time().unwrap(), Instant::now());
+    std::thread::sleep(Duration::from_secs(10));
+    let used = (few.cpu_time().unwrap() - cpu).as_secs_f64() / begun.elapsed().as_secs_f64();
+    println!(
+        "\n{IDLE} logged in that do nothing: {:.1} KiB of anonymous memory each, {:.2} % of one core for all of them\n",
+        (after.anon_kib.saturating_sub(before.anon_kib)) as f64 / IDLE as f64,
+        used * 100.0
+    );
+    drop(idle);
+}
+
+/// A design tried: one worker thread for all connections beside the runtime's default of one for each core.
+fn threads(options: &Options) {
+    let dir = tempfile::Builder::new().prefix("ggnet-bench-iscsi-").tempdir().unwrap();
+    let file = noise_file(dir.path().join("raw.raw"), DISK).unwrap();
+    let [all, one] = [None, Some(1)].map(|workers| {
+        let log = dir.path().join(format!("log-{workers:?}"));
+        Contender::raw_with_workers(PROGRAM, &file, MANY, workers, &log).unwrap()
+    });
+    println!("| | one for each core | one | ratio |\n|---|---|---|---|");
+    for (clients, depth) in [(1, 1), (1, 32), (MANY, 1), (MANY, 32)] {
+        let mut rows: [Vec<(f64, f64)>; 2] = Default::default();
+        for round in 0..options.rounds {
+            for (row, c) in rows.iter_mut().zip([&all, &one]) {
+                let place = |n| Place { start: 0, seed: (round * MANY + n) as u64 };
+                let clients = (0..clients).map(|n| (c.login(n).unwrap(), place(n))).collect();
+                row.push(random_reads(c, clients, depth, options.time));
+            }
+        }
+        let what = format!("{clients} clients, read, random, 4 KiB, depth {depth}");
+        compared(&format!("{what}: CPU µs per request, process"), &rows, |s| s.0);
+        compared(&format!("{what}: IOPS"), &rows, |s| s.1);
+    }
+    println!();
+}
+
+/// Microseconds of the server's CPU a request, and requests a second.
+fn random_reads(c: &Contender, clients: Vec<(Connection, Place)>, depth: u32, time: Duration) -> (f64, f64) {
+    let load = Load { direction: Read, bytes: 4 * KIB, depth, order: Order::Random, span: DISK as u64, time };
+    let before = c.cpu_time().unwrap();
+    let outcome = load::run(clients, load).unwrap();
+    let cpu = (c.cpu_time().unwrap() - before).as_secs_f64();
+    (cpu * 1e6 / outcome.commands as f64, outcome.rate())
+}
+
+/// A row: the first, the second, and the second by the first.
+fn compared(what: &str, [a, b]: &[Vec<(f64, f64)>; 2], get: fn(&(f64, f64)) -> f64) {
+    let ratio = b.iter().zip(a).map(|(b, a)| get(b) / get(a));
+    println!(
+        "| {what} | {} | {} | {} |",
+        spread(a.iter().map(get)),
+        spread(b.iter().map(get)),
+        spread(ratio)
+    );
 }
 
 /// Programs that others wrote, against the same targets: they check our own load generator.
@@ -325,7 +414,7 @@ fn perf(c: &Contender, time: Duration, args: &[&str]) -> f64 {
     let mut command = std::process::Command::new(process::tool("iscsi-perf", "libiscsi-bin").unwrap());
     command.args(["-i", INITIATOR, "-t", &time.as_secs().max(1).to_string()]).args(args).arg(c.url(0));
     let said = process::run(&mut command).unwrap().replace('\r', "\n");
-    let average = regex_lite::Regex::new(r"(\d+) iops average").unwrap();
+    let average = regex_lite::Regex::new(r"iops average (\d+)").unwrap();
     let found = average.captures_iter(&said).last().unwrap_or_else(|| panic!("iscsi-perf said: {said}"));
     found[1].parse::<f64>().unwrap() * time.as_secs().max(1) as f64
 }

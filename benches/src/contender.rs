@@ -3,13 +3,14 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ggnet_tests::{Process, Tgt, process, wait};
 
 use crate::initiator::Connection;
-use crate::{INITIATOR, cpu_time};
+use crate::{INITIATOR, Memory, cpu_time, memory};
 
 /// A running target server.
 pub struct Contender {
@@ -58,7 +59,25 @@ impl Contender {
     /// # Errors
     /// It does not come up.
     pub fn raw(program: &str, file: &Path, count: usize, cpu: Option<usize>, log: &Path) -> Result<Self> {
-        Self::ours("ggnet, raw file", program, count, cpu, &["raw".as_ref(), file], log)
+        Self::ours("ggnet, raw file", process::command(program), count, cpu, &["raw".as_ref(), file], log)
+    }
+
+    /// The same with this number of the runtime's worker threads; by default one for each core.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn raw_with_workers(
+        program: &str,
+        file: &Path,
+        count: usize,
+        workers: Option<usize>,
+        log: &Path,
+    ) -> Result<Self> {
+        let mut command = process::command(program);
+        if let Some(workers) = workers {
+            command.env("TOKIO_WORKER_THREADS", workers.to_string());
+        }
+        Self::ours("ggnet, raw file", command, count, None, &["raw".as_ref(), file], log)
     }
 
     /// Our target on `count` layers over one base, in this folder.
@@ -73,19 +92,25 @@ impl Contender {
         cpu: Option<usize>,
         log: &Path,
     ) -> Result<Self> {
-        Self::ours("ggnet, layers", program, count, cpu, &["layers".as_ref(), base, folder], log)
+        Self::ours(
+            "ggnet, layers",
+            process::command(program),
+            count,
+            cpu,
+            &["layers".as_ref(), base, folder],
+            log,
+        )
     }
 
     fn ours(
         name: &'static str,
-        program: &str,
+        mut command: Command,
         count: usize,
         cpu: Option<usize>,
         args: &[&Path],
         log: &Path,
     ) -> Result<Self> {
         let portal = SocketAddr::from(([127, 0, 0, 1], process::free_port()?));
-        let mut command = process::command(program);
         command.arg(portal.to_string()).arg(count.to_string()).args(args);
         let mut server = Process::spawn(name, command, log)?;
         wait::until("the target's names", wait::SHORT, || {
@@ -120,10 +145,22 @@ impl Contender {
     /// # Errors
     /// It is gone.
     pub fn cpu_time(&self) -> Result<Duration> {
-        cpu_time(match &self.server {
+        cpu_time(self.pid())
+    }
+
+    /// Its process's memory.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn memory(&self) -> Result<Memory> {
+        memory(self.pid())
+    }
+
+    fn pid(&self) -> u32 {
+        match &self.server {
             Server::Tgt(tgt) => tgt.pid(),
             Server::Ours(process) => process.pid(),
-        })
+        }
     }
 }
 

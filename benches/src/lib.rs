@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 pub mod contender;
 pub mod initiator;
 pub mod load;
+pub mod target;
 
 /// The name under which the load generators log in.
 pub const INITIATOR: &str = "iqn.2024-01.org.example:load";
@@ -137,6 +138,20 @@ fn stat_ticks(pid: u32, field: usize, count: usize) -> Result<Duration> {
 /// The kernel tells times to people in ticks of 10 ms, on every architecture that we build for.
 fn ticks_time(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 10)
+}
+
+/// Median (least to most) of some values.
+#[must_use]
+pub fn spread(values: impl Iterator<Item = f64>) -> String {
+    let mut v: Vec<f64> = values.collect();
+    v.sort_by(f64::total_cmp);
+    let show = |x: f64| match x {
+        x if x.is_nan() => "-".to_owned(),
+        x if x >= 100.0 => format!("{x:.0}"),
+        x if x >= 10.0 => format!("{x:.1}"),
+        x => format!("{x:.2}"),
+    };
+    format!("{} ({} to {})", show(v[v.len() / 2]), show(v[0]), show(v[v.len() - 1]))
 }
 
 /// `len` bytes that no file system can make small.

@@ -69,7 +69,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Lets the range read as zeros and gives its space back where [`BlockInfo::discard`] says so.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// The runs of mapped and unmapped blocks from `offset` on, at most `limit` of them, covering at most `len` bytes.
+    /// The runs of mapped and unmapped blocks from `offset` on, at most `limit` of them, covering at most `len` bytes. Neighbours may
+    /// be alike: a device need not look on for where the like ends.
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
         let _ = (offset, limit);
         Ok(vec![BlockRun { len, mapped: true }])

@@ -73,7 +73,7 @@ pub trait BlockDevice: Send + Sync {
     /// [`BlockInfo::discard`] is set; parts smaller than `physical_block` may be zeroed instead.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// How the blocks from `offset` are stored: the first run, at most `len` bytes long. May block.
+    /// How the blocks from `offset` are stored: the first run, at most `len` bytes long; what follows may be alike. May block.
     fn block_status(&self, offset: u64, len: u64) -> io::Result<BlockRun> {
         let _ = offset;
         Ok(BlockRun { len, mapped: true })

@@ -378,17 +378,11 @@ impl BlockDevice for Device {
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
         self.alive()?;
         self.range(offset, to_usize(len))?;
-        let (mut at, end) = (offset, offset + len);
-        let mut runs: Vec<BlockRun> = Vec::new();
-        while at < end {
+        let (mut at, end, mut runs) = (offset, offset + len, Vec::new());
+        // Neighbours that are alike stay apart: in a layer of scattered blocks the end of the like may be a hundred thousand away.
+        while at < end && runs.len() < limit {
             let (mapped, stop) = run_through(&self.map, self.chain.below(), at, end)?;
-            let len = stop - at;
-            let full = runs.len() == limit;
-            match runs.last_mut() {
-                Some(last) if last.mapped == mapped => last.len += len,
-                _ if full => break,
-                _ => runs.push(BlockRun { len, mapped }),
-            }
+            runs.push(BlockRun { len: stop - at, mapped });
             at = stop;
         }
         Ok(runs)

@@ -5,7 +5,7 @@
 //! The server's CPU time is told twice: as its process's own, and as the machine's busy time less the client's, which also
 //! has what the kernel does for it elsewhere (and what else runs on the machine: keep it quiet). Nothing is asserted.
 //!
-//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [PART…]]`, parts: shared, own-cores, others, scale, threads, lio.
+//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [PART…]]`, parts: shared, own-cores, others, scale, threads.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "programs of others run here, beside no runtime")]
 
@@ -17,7 +17,7 @@ use ggnet_benches::initiator::Connection;
 use ggnet_benches::initiator::Direction::{self, Read, Write};
 use ggnet_benches::load::{self, Load, Order, Place};
 use ggnet_benches::{INITIATOR, busy_time, cpu_time_of_us, heading, spread};
-use ggnet_tests::{Process, kernel, process, wait};
+use ggnet_tests::{Process, process, wait};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_bench-target");
 const DISK: usize = 512 << 20;
@@ -71,15 +71,6 @@ fn main() {
     if part("threads") {
         println!("## One thread for all connections, or one for each core\n");
         threads(&options);
-    }
-    if part("lio") {
-        println!("## Beside the kernel's target (LIO), both in one emulated machine\n");
-        // It has no network and no other disk; its own clock and counters are what is read.
-        let program = Path::new(env!("CARGO_BIN_EXE_bench-lio"));
-        let ended = kernel::run(program, &[&options.rounds.to_string()], Duration::from_secs(3600)).unwrap();
-        let table: Vec<&str> = ended.text.lines().filter(|l| l.starts_with('|')).collect();
-        assert!(ended.code == 0 && table.len() > 2, "{}", ended.text);
-        println!("{}\n", table.join("\n"));
     }
 }
 

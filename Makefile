@@ -6,7 +6,13 @@ export CARGO_TERM_COLOR ?= auto
 IF ?=
 TIME ?= 60
 
-.PHONY: help toolchain demo run run-lan check test conformance bench bench-iscsi fuzz
+PREFIX ?= /usr
+DESTDIR ?=
+SYSCONFDIR ?= /etc
+# Where the built binaries are.
+BIN_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
+
+.PHONY: help toolchain demo run run-lan check test conformance e2e-native bench bench-iscsi fuzz install uninstall
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -40,6 +46,11 @@ conformance: toolchain ## libiscsi's suite against the built-in iSCSI target; en
 	@tests/install-deps all
 	@tests/parts/conformance
 
+e2e-native: toolchain ## Boot machines from a virtual Debian server: kernel target, dnsmasq or ISC's dhcpd, tftpd-hpa, make install
+	@tests/install-deps all
+	cargo build --quiet --workspace --all-features --bins
+	cargo test --workspace --all-features --test native room::
+
 bench: toolchain ## The benchmarks: reported, never asserted
 	@tests/install-deps all
 	cargo bench -p ggnet-benches
@@ -50,3 +61,10 @@ bench-iscsi: toolchain ## The built-in iSCSI target beside tgtd, in interleaved 
 
 fuzz: toolchain ## Fuzz every parser of network input: make fuzz TIME=60 (seconds for each target)
 	@tests/parts/fuzz "$(TIME)"
+
+# Nothing is built here: first, as yourself, `cargo build --release -p ggnet-server -p ggnet-cli`.
+install: ## Install binaries, units and their folders' descriptions: [PREFIX=/usr] [DESTDIR=] [BIN_DIR=target/release]
+	@infra/install install "$(BIN_DIR)" "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)"
+
+uninstall: ## Remove what install put there; configuration and data stay
+	@infra/install uninstall "$(BIN_DIR)" "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)"

@@ -1,17 +1,23 @@
-//! Backends for the ports of `ggnet-core`, one folder per port and one feature per backend.
+//! Backends for the ports of `ggnet-core`, one folder per port (and one for the programs of others) and one feature per backend.
 
-#[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa"))]
+#[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa", feature = "external"))]
 pub mod bootfile;
 #[cfg(any(feature = "host-check", feature = "writeback-reflink"))]
 mod cloning;
-#[cfg(any(feature = "dhcp-proxy", feature = "dhcp-dnsmasq"))]
+#[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd", feature = "dhcp-proxy"))]
 pub mod dhcp;
+#[cfg(feature = "external")]
+pub mod external;
+#[cfg(feature = "helper")]
+pub mod helper;
 #[cfg(feature = "host-check")]
 pub mod host;
 #[cfg(feature = "image-qemu-img")]
 pub mod image;
 #[cfg(feature = "iscsi")]
 pub mod iscsi;
+#[cfg(feature = "target-lio-configfs")]
+pub mod owner;
 pub mod register;
 #[cfg(feature = "run")]
 pub mod run;
@@ -23,6 +29,13 @@ mod slots;
 pub mod store;
 #[cfg(any(feature = "target-builtin", feature = "target-lio-configfs"))]
 pub mod target;
+#[cfg(any(
+    feature = "dhcp-dnsmasq",
+    feature = "dhcp-isc-dhcpd",
+    feature = "target-builtin",
+    feature = "target-lio-configfs"
+))]
+mod turns;
 #[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy"))]
 mod udp;
 #[cfg(any(feature = "writeback-layers", feature = "writeback-reflink"))]

@@ -7,7 +7,9 @@ use ggnet_core::registry::Registry;
     feature = "bootfile-builtin",
     feature = "bootfile-tftpd-hpa",
     feature = "dhcp-dnsmasq",
+    feature = "dhcp-isc-dhcpd",
     feature = "dhcp-proxy",
+    feature = "external",
     feature = "image-qemu-img",
     feature = "store-sqlite",
     feature = "target-builtin",
@@ -41,10 +43,18 @@ pub fn register(registry: &mut Registry) {
     registry.dhcp.add("proxy", proxy);
     #[cfg(feature = "dhcp-dnsmasq")]
     registry.dhcp.add(crate::dhcp::dnsmasq::NAME, dnsmasq);
+    #[cfg(feature = "dhcp-isc-dhcpd")]
+    registry.dhcp.add(crate::dhcp::isc_dhcpd::NAME, isc_dhcpd);
     #[cfg(feature = "bootfile-builtin")]
     registry.boot_files.add("builtin", builtin_boot_files);
     #[cfg(feature = "bootfile-tftpd-hpa")]
     registry.boot_files.add(crate::bootfile::tftpd_hpa::NAME, tftpd_hpa);
+    #[cfg(feature = "external")]
+    {
+        registry.dhcp.add(crate::external::NAME, external_dhcp);
+        registry.boot_files.add(crate::external::NAME, external_boot_files);
+        registry.writebacks.add(crate::external::NAME, external_writebacks);
+    }
     #[cfg(feature = "image-qemu-img")]
     registry.converters.add("qemu-img", qemu_img);
 }
@@ -147,7 +157,7 @@ async fn proxy(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::po
 }
 
 /// The address that machines are told by a backend of which we know no interface's own.
-#[cfg(feature = "dhcp-dnsmasq")]
+#[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]
 fn advertised(wiring: &Wiring) -> Option<std::net::Ipv4Addr> {
     match wiring.advertise {
         Some(std::net::IpAddr::V4(address)) => Some(address),
@@ -167,6 +177,20 @@ async fn dnsmasq(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::
     config.advertise = config.advertise.or_else(|| advertised(&wiring));
     let runner = Arc::new(crate::run::SystemRunner::new()?);
     Ok(Arc::new(Dnsmasq::open(config, &wiring.instance, runner).await?))
+}
+
+#[cfg(feature = "dhcp-isc-dhcpd")]
+async fn isc_dhcpd(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::DhcpBackend>> {
+    use crate::dhcp::isc_dhcpd::{IscDhcpd, IscDhcpdConfig, NAME};
+
+    let names_port = table.get("http_port").is_some();
+    let mut config: IscDhcpdConfig = settings(NAME, table)?;
+    if !names_port {
+        config.http_port = wiring.http_port;
+    }
+    config.advertise = config.advertise.or_else(|| advertised(&wiring));
+    let runner = Arc::new(crate::run::SystemRunner::new()?);
+    Ok(Arc::new(IscDhcpd::open(config, &wiring.instance, runner).await?))
 }
 
 #[cfg(feature = "bootfile-builtin")]
@@ -210,8 +234,34 @@ async fn tftpd_hpa(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core
     Ok(Arc::new(store))
 }
 
+#[cfg(feature = "external")]
+async fn external_dhcp(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::DhcpBackend>> {
+    let config = settings(crate::external::NAME, table)?;
+    Ok(Arc::new(crate::external::ExternalDhcp::open(config, wiring.instance).await?))
+}
+
+#[cfg(feature = "external")]
+async fn external_boot_files(
+    wiring: Wiring,
+    table: Settings,
+) -> Result<Arc<dyn ggnet_core::ports::BootFileStore>> {
+    let (config, loaders) = crate::external::boot_file_settings(table)?;
+    let store = crate::external::ExternalBootFiles::open(config, wiring.instance).await?;
+    ensure_loaders(&store, &loaders).await?;
+    Ok(Arc::new(store))
+}
+
+#[cfg(feature = "external")]
+async fn external_writebacks(
+    wiring: Wiring,
+    table: Settings,
+) -> Result<Arc<dyn ggnet_core::ports::WritebackStore>> {
+    let config = settings(crate::external::NAME, table)?;
+    Ok(Arc::new(crate::external::ExternalWritebacks::open(config, wiring.instance).await?))
+}
+
 /// Puts the host's loaders into a store: Debian's package `ipxe`, or another folder.
-#[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa"))]
+#[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa", feature = "external"))]
 async fn ensure_loaders(store: &dyn ggnet_core::ports::BootFileStore, dir: &std::path::Path) -> Result<()> {
     let found = crate::bootfile::loaders::read_loaders(dir).await?;
     if let Some(hint) = &found.hint {

@@ -10,7 +10,7 @@ use std::io;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use ggnet_backends::{bootfile::builtin, dhcp::proxy, iscsi};
+use ggnet_backends::{bootfile::builtin, dhcp::proxy, external, helper, iscsi};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -18,8 +18,10 @@ use rand::{Rng, SeedableRng};
 type Property = fn(&[u8]);
 
 /// The targets, as fuzz/Cargo.toml names them, and how many mutations of each are run: a second or two in a debug build.
-const TARGETS: [(&str, Property, usize); 6] = [
+const TARGETS: [(&str, Property, usize); 8] = [
     ("dhcp_packet", proxy::fuzzing::packet, 10_000),
+    ("external_line", external::fuzzing::line, 10_000),
+    ("helper_request", helper::fuzzing::request, 10_000),
     ("iscsi_cdb", iscsi::fuzzing::cdb, 2_000),
     ("iscsi_login", iscsi::fuzzing::login, 10_000),
     ("iscsi_pdu", iscsi::fuzzing::pdu, 2_000),
@@ -35,6 +37,16 @@ const MAX_BYTES: usize = 300 << 10;
 #[test]
 fn dhcp_packet_holds_on_its_corpus_and_near_it() {
     holds("dhcp_packet");
+}
+
+#[test]
+fn external_line_holds_on_its_corpus_and_near_it() {
+    holds("external_line");
+}
+
+#[test]
+fn helper_request_holds_on_its_corpus_and_near_it() {
+    holds("helper_request");
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The kind's name as it stands in logs, in problem documents and in the exec protocol.
+    /// The kind's name as it stands in logs, in problem documents and between us and a backend in another process.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

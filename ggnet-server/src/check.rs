@@ -21,7 +21,7 @@ use ggnet_core::{
     registry::settings,
 };
 
-use crate::{check_dhcp, config::Config};
+use crate::{check_dhcp, check_external, check_host, config::Config};
 
 /// What a room of a few machines needs at least: one image and some writebacks.
 const WANTED_SPACE: u64 = 20 << 30;
@@ -34,6 +34,8 @@ pub async fn check(config: &Config, lan: Option<&str>, json: bool) -> Result<Exi
     let looked = tokio::task::spawn_blocking(move || look(&owned)).await;
     let mut findings = looked.map_err(|e| Error::internal("The check died").with_source(e))?;
     findings.extend(check_dhcp::look(config).await);
+    findings.extend(check_external::look(config).await);
+    findings.extend(check_host::firewall(config, &iscsi_listen(config)).await);
     if let Some(interface) = lan {
         findings.extend(ask_network(interface).await);
     }
@@ -66,6 +68,7 @@ fn look(config: &Config) -> Vec<Finding> {
         port(Transport::Tcp, config.http.listen),
     ];
     findings.extend(iscsi_listen(config).into_iter().map(|at| port(Transport::Tcp, at)));
+    findings.extend(check_host::kernel_target(config));
     findings.extend(served_folder(config));
     findings.extend(writebacks(config));
     if config.network.interfaces.is_empty() {

@@ -6,8 +6,11 @@ use std::{
 };
 
 use ggnet_backends::{
-    dhcp::dnsmasq::{self, DnsmasqConfig},
-    host::{self, Finding, Level},
+    dhcp::{
+        dnsmasq::{self, DnsmasqConfig},
+        isc_dhcpd::{self, IscDhcpdConfig},
+    },
+    host::{self, Finding, Level, Transport},
     run::{CommandRunner, SystemRunner},
     service::{Service, State},
 };
@@ -19,6 +22,7 @@ use crate::config::Config;
 pub async fn look(config: &Config) -> Vec<Finding> {
     match config.dhcp.backend.as_str() {
         dnsmasq::NAME => look_at_dnsmasq(config).await,
+        isc_dhcpd::NAME => look_at_isc_dhcpd(config).await,
         _ => return vec![],
     }
     .unwrap_or_else(|e| {
@@ -31,6 +35,26 @@ async fn look_at_dnsmasq(config: &Config) -> Result<Vec<Finding>> {
     let c: DnsmasqConfig = settings(dnsmasq::NAME, config.dhcp.settings.clone())?;
     let dirs = vec![c.hosts_dir.clone(), c.options_dir.clone()];
     let mut findings = files("dnsmasq", "dnsmasq", dirs).await?;
+    let dirs = vec![c.hosts_dir.clone(), c.options_dir.clone()];
+    findings.extend(confined(host::DNSMASQ, dirs).await?);
+    findings.push(service(&c.service(runner()?)?).await);
+    Ok(findings)
+}
+
+async fn look_at_isc_dhcpd(config: &Config) -> Result<Vec<Finding>> {
+    let c: IscDhcpdConfig = settings(isc_dhcpd::NAME, config.dhcp.settings.clone())?;
+    let dirs = vec![c.hosts_file.parent().unwrap_or(Path::new("/")).to_owned()];
+    let mut findings = files("dhcpd", "isc-dhcp-server", dirs.clone()).await?;
+    findings.extend(confined(host::DHCPD, dirs).await?);
+    let (main, hosts) = (c.main_file.clone(), c.hosts_file.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        [
+            host::dhcpd_includes(&main, &hosts, Level::Fail),
+            // Another one may serve another interface.
+            host::port_of("dhcpd", Transport::Udp, 67, Level::Warn),
+        ]
+    });
+    findings.extend(looked.await.map_err(died)?);
     findings.push(service(&c.service(runner()?)?).await);
     Ok(findings)
 }
@@ -46,6 +70,15 @@ async fn files(program: &'static str, package: &'static str, dirs: Vec<PathBuf>)
             .chain(dirs.iter().map(|dir| host::writable_folder(dir, Level::Fail)))
             .collect()
     });
+    looked.await.map_err(died)
+}
+
+fn died(e: tokio::task::JoinError) -> Error {
+    Error::internal("The check died").with_source(e)
+}
+
+async fn confined(daemon: host::Confined, dirs: Vec<PathBuf>) -> Result<Option<Finding>> {
+    let looked = tokio::task::spawn_blocking(move || host::apparmor(&daemon, &dirs, Level::Warn));
     looked.await.map_err(|e| Error::internal("The check died").with_source(e))
 }
 

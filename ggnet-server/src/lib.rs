@@ -5,8 +5,11 @@
 
 pub mod check;
 mod check_dhcp;
+mod check_external;
+mod check_host;
 pub mod config;
 pub mod data_dir;
+pub mod helper;
 pub mod http;
 pub mod options;
 pub mod serve;
@@ -36,6 +39,7 @@ pub fn main(registry: &Registry) -> ExitCode {
     let done = runtime.block_on(async {
         match options.command.unwrap_or(Command::Serve) {
             Command::Serve => serve::serve(config, registry).await.map(|()| ExitCode::SUCCESS),
+            Command::Helper(options) => helper::helper(&config, &options).await.map(|()| ExitCode::SUCCESS),
             Command::Check { lan, json } => check::check(&config, lan.as_deref(), json).await,
             Command::Token { command: TokenCommand::Reset } => {
                 serve::reset_token(&config, registry).await.map(|()| ExitCode::SUCCESS)

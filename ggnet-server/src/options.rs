@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use ggnet_core::Result;
 use serde_json::json;
 
@@ -67,12 +67,31 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// As root: do for a server that is not root what needs root, and nothing else.
+    Helper(HelperOptions),
     /// The administrator token.
     Token {
         /// What to do with it.
         #[command(subcommand)]
         command: TokenCommand,
     },
+}
+
+/// What the helper does, beside what the configuration says of the target.
+#[derive(Debug, Args)]
+pub struct HelperOptions {
+    /// The user that the server runs as. It and root are answered, and its rights open disks.
+    #[arg(long, default_value = "ggnet", value_name = "USER")]
+    pub user: String,
+    /// A unit that may be asked for, started and restarted.
+    #[arg(long = "unit", value_name = "UNIT")]
+    pub units: Vec<String>,
+    /// Another folder below which disks may stand.
+    #[arg(long = "disks", value_name = "DIR")]
+    pub disks: Vec<PathBuf>,
+    /// Where to listen; left out: the socket that systemd hands over.
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// What to do with the token.

@@ -128,7 +128,8 @@ fn say_what_is_off(config: &Config) {
     }
 }
 
-fn log(log: &Log) -> Result<()> {
+/// Log lines to standard error, as configured.
+pub(crate) fn log(log: &Log) -> Result<()> {
     let level = log.level.as_deref().unwrap_or("info");
     let filter = EnvFilter::try_new(level)
         .map_err(|e| Error::invalid("log.level", format!("{level:?} is not a log filter: {e}")))?;

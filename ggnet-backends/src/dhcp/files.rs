@@ -49,3 +49,22 @@ pub(super) fn error(doing: &str, path: &Path, e: io::Error) -> Error {
         None => error,
     }
 }
+
+/// The names in a folder; those that are no text are not ours.
+pub(super) fn names(dir: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(dir).map_err(|e| error("Reading", dir, e))?;
+    let name = |entry: std::io::Result<std::fs::DirEntry>| match entry {
+        Ok(entry) => Ok(entry.file_name().into_string().ok()),
+        Err(e) => Err(error("Reading", dir, e)),
+    };
+    entries.filter_map(|entry| name(entry).transpose()).collect()
+}
+
+/// Runs file work on a blocking thread; it ends there even when this future is dropped.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(Error::internal("A blocking task of the DHCP backend died").with_source(e)))
+}

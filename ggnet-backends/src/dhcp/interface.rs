@@ -88,8 +88,8 @@ fn bind_error(interface: &str, address: SocketAddrV4, source: io::Error) -> Erro
     }
     let hint = match source.kind() {
         io::ErrorKind::PermissionDenied => Some(
-            "DHCP's ports and one interface alone need capabilities: setcap \
-             'cap_net_bind_service,cap_net_raw=+ep' on the server's binary, or AmbientCapabilities= in its unit"
+            "DHCP's ports need a capability: setcap 'cap_net_bind_service=+ep' on the server's binary, or \
+             AmbientCapabilities=CAP_NET_BIND_SERVICE in its unit (before Linux 5.7 also CAP_NET_RAW)"
                 .to_owned(),
         ),
         io::ErrorKind::AddrInUse => Some(format!(

@@ -1,15 +1,19 @@
 //! `DhcpBackend` backends, and a look at which DHCP servers a network has.
 //!
-//! `proxy` answers itself; `dnsmasq` writes what a daemon of the host reads. `arch` and `loaders` are what they have in common: who gets
-//! which boot file. `files` is how the latter writes.
+//! `proxy` answers itself; `dnsmasq` and `isc_dhcpd` write what a daemon of the host reads. `arch` and `loaders` are what they have in
+//! common: who gets which boot file. `boot_files` and `files` are what the latter two share: what a machine is told, and how they write.
 
 pub mod arch;
+#[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]
+mod boot_files;
 #[cfg(feature = "dhcp-dnsmasq")]
 pub mod dnsmasq;
-#[cfg(feature = "dhcp-dnsmasq")]
+#[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]
 mod files;
 #[cfg(feature = "dhcp-proxy")]
 mod interface;
+#[cfg(feature = "dhcp-isc-dhcpd")]
+pub mod isc_dhcpd;
 mod loaders;
 #[cfg(feature = "dhcp-proxy")]
 pub mod probe;

@@ -4,9 +4,13 @@
 //! and the line that mends it. What a finding means for a start-up is the caller's to decide. All of them read files of `/proc`, `/sys`
 //! and the disk and may block for milliseconds: call them on a blocking thread.
 
+mod apparmor;
 mod clock;
+mod dhcpd;
+mod firewall;
 mod folder;
 mod interfaces;
+mod kernel_target;
 mod limits;
 mod port;
 mod privilege;
@@ -19,11 +23,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use apparmor::{Confined, DHCPD, DNSMASQ, apparmor};
 pub use clock::clock;
+pub use dhcpd::dhcpd_includes;
+pub use firewall::firewall;
 pub use folder::writable_folder;
 pub use interfaces::{Address, Interface, interface, interfaces};
+pub use kernel_target::kernel_target;
 pub use limits::open_files;
-pub use port::{Holder, Transport, holders, port};
+pub use port::{Holder, Transport, holders, port, port_of};
 pub use privilege::low_port;
 pub use program::{find_program, program};
 pub use reflinks::reflinks;

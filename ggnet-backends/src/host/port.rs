@@ -9,7 +9,7 @@ use std::{
 use super::{Finding, Level};
 
 /// The kind of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
     /// TCP; only listening sockets count.
     Tcp,
@@ -107,6 +107,26 @@ pub fn port(transport: Transport, address: IpAddr, port: u16, taken: Level) -> F
         ),
     };
     Finding::bad(taken, what, format!("It is held by {}", all.join(" and by ")), mend)
+}
+
+/// Whether `port` is held by `program` alone, or by nobody yet; else `taken`, naming who holds it.
+#[must_use]
+pub fn port_of(program: &str, transport: Transport, port: u16, taken: Level) -> Finding {
+    let what = format!("{transport} port {port}");
+    let holders = match holders(transport, IpAddr::V4(Ipv4Addr::UNSPECIFIED), port) {
+        Ok(holders) => holders,
+        Err(e) => return Finding::unknown(what, &e),
+    };
+    let others: Vec<String> =
+        holders.iter().filter(|h| h.command.as_deref() != Some(program)).map(ToString::to_string).collect();
+    if others.is_empty() {
+        let why =
+            if holders.is_empty() { "Nobody holds it".to_owned() } else { format!("{program} holds it") };
+        return Finding::ok(what, why);
+    }
+    let why = format!("It is held by {}, which is not {program}", others.join(" and by "));
+    let mend = format!("One DHCP server for one network: sudo ss -ulnp 'sport = :{port}' shows who is there");
+    Finding::bad(taken, what, why, mend)
 }
 
 /// Whether two sockets bound to these addresses would be in each other's way: same address, or one of them bound to all. `[::]`
@@ -222,6 +242,18 @@ mod tests {
         );
         let all = TcpListener::bind("0.0.0.0:0").unwrap();
         is_ours(Transport::Tcp, all.local_addr().unwrap(), &["127.0.0.1", "0.0.0.0", "10.1.2.3"], &["::1"]);
+    }
+
+    #[test]
+    fn a_port_of_one_program() {
+        let s = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let port = s.local_addr().unwrap().port();
+        let us = fs::read_to_string("/proc/self/comm").unwrap();
+        assert_eq!(port_of(us.trim(), Transport::Udp, port, Level::Warn).level, Level::Ok);
+        let f = port_of("dhcpd", Transport::Udp, port, Level::Warn);
+        assert!(f.level == Level::Warn && f.why.contains(&std::process::id().to_string()), "{f}");
+        drop(s);
+        assert_eq!(port_of("dhcpd", Transport::Udp, port, Level::Warn).level, Level::Ok);
     }
 
     #[test]

@@ -47,17 +47,21 @@ impl Arg {
         if self.hidden {
             return "<hidden>".to_owned();
         }
-        let text = self.value.to_string_lossy();
-        let mut shown = String::new();
-        for (n, c) in text.chars().enumerate() {
-            if n == 300 {
-                shown.push('…');
-                break;
-            }
-            if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-        }
-        shown
+        shown(&self.value.to_string_lossy())
     }
+}
+
+/// A text that is not ours, as logs and errors may show it: control characters escaped, cut to 300 characters.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown = String::new();
+    for (n, c) in text.chars().enumerate() {
+        if n == 300 {
+            shown.push('…');
+            break;
+        }
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 impl fmt::Debug for Arg {

@@ -1,4 +1,5 @@
-//! [`CommandRunner`]: the one place that starts external programs.
+//! The one place that starts external programs: [`CommandRunner`] for those that run to their end, [`SystemRunner::start`] for one
+//! that runs on beside us ([`Coprocess`]).
 //!
 //! ```text
 //!   Invocation ──▶ resolve program ──▶ spawn in a group of its own ──▶ read stdout, stderr ──▶ wait ──▶ Output
@@ -7,11 +8,12 @@
 //! ```
 //! Invariants:
 //! * No shell: a fixed argv, an empty environment but for `PATH` and `LC_ALL=C`, stdin never inherited.
-//! * A program never outlives its call: it is killed with its group at the time limit and when the future is dropped, and the
+//! * A program never outlives its call (or its [`Coprocess`]): it is killed with its group at the time limit and when the future is dropped, and the
 //!   kernel kills it when our process dies (`setpriv --pdeathsig`).
 //! * Nothing is kept without a bound: stdout up to a limit, of stderr the last lines.
 //! * Resource limits are set by `prlimit` of util-linux as a prefix of the argv, so that no code of ours runs between fork and exec.
 
+mod coprocess;
 mod invocation;
 mod output;
 mod spawn;
@@ -22,6 +24,9 @@ mod tests;
 use async_trait::async_trait;
 use ggnet_core::error::Result;
 
+pub use coprocess::{Coprocess, Pipes};
+#[cfg(feature = "external")]
+pub(crate) use invocation::shown;
 pub use invocation::{Arg, Invocation, Limits, LineSink, Stdin};
 pub use output::Output;
 pub use system::SystemRunner;

@@ -25,7 +25,7 @@ use super::{CommandRunner, Invocation, LineSink, Output, Stdin, output::Tail, sp
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long a killed program may take to be gone; longer means that it hangs in the kernel, and waiting does not help.
-const REAP: Duration = Duration::from_secs(5);
+pub(super) const REAP: Duration = Duration::from_secs(5);
 
 /// Runs programs of this host. Dropping it kills what it still runs.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl SystemRunner {
     }
 
     /// The executable file that `program` means.
-    async fn resolve(&self, program: &Path, install_hint: &str) -> Result<PathBuf> {
+    pub(crate) async fn resolve(&self, program: &Path, install_hint: &str) -> Result<PathBuf> {
         let candidates: Vec<PathBuf> = if program.components().count() > 1 || program.is_absolute() {
             vec![program.to_owned()]
         } else {
@@ -79,7 +79,7 @@ impl SystemRunner {
     }
 
     /// The whole argv: what ties the program to us and limits it, then the program itself.
-    async fn full_argv(&self, invocation: &Invocation) -> Result<Vec<OsString>> {
+    pub(super) async fn full_argv(&self, invocation: &Invocation) -> Result<Vec<OsString>> {
         let program = self.resolve(&invocation.program, &invocation.install_hint).await?;
         let mut argv: Vec<OsString> = Vec::new();
         let mut push = |program: PathBuf, args: &[&str]| {
@@ -112,7 +112,7 @@ impl SystemRunner {
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the CommandRunner that everything else must use")]
-    fn command(&self, argv: &[OsString], invocation: &Invocation) -> Result<Command> {
+    pub(super) fn command(&self, argv: &[OsString], invocation: &Invocation) -> Result<Command> {
         let [program, args @ ..] = argv else {
             return Err(Error::internal("An argv without a program"));
         };
@@ -139,6 +139,15 @@ impl SystemRunner {
             .kill_on_drop(true);
         Ok(command)
     }
+
+    /// Starts it; the error names the program.
+    pub(super) async fn spawn(&self, command: Command, argv: &[String]) -> Result<Child> {
+        self.spawner.spawn(command).await.map_err(|e| {
+            let subject = argv.first().map_or("", String::as_str);
+            let tool = ToolFailure { argv: argv.to_vec(), exit_code: None, stderr_tail: String::new() };
+            Error::io(format_args!("starting {subject}"), e).with_tool(tool)
+        })
+    }
 }
 
 #[async_trait]
@@ -148,13 +157,7 @@ impl CommandRunner for SystemRunner {
         let subject = argv.first().cloned().unwrap_or_default();
         let command = self.command(&self.full_argv(&invocation).await?, &invocation)?;
         tracing::debug!(?invocation, "starting a program");
-        let mut child = self.spawner.spawn(command).await.map_err(|e| {
-            Error::io(format_args!("starting {subject}"), e).with_tool(ToolFailure {
-                argv: argv.clone(),
-                exit_code: None,
-                stderr_tail: String::new(),
-            })
-        })?;
+        let mut child = self.spawn(command, &argv).await?;
         // Declared after the child, so dropped before it: the group gets its signal while the child is unreaped and its id ours.
         let mut group = Group::of(&child);
         let mut streams = Streams { tail: Tail::default(), kept: Vec::new(), cut: false };
@@ -192,21 +195,21 @@ impl CommandRunner for SystemRunner {
 }
 
 /// Kills a process group when dropped, unless its leader was reaped (its id may then be another's).
-struct Group(Option<Pid>);
+pub(super) struct Group(Option<Pid>);
 
 impl Group {
-    fn of(child: &Child) -> Self {
+    pub(super) fn of(child: &Child) -> Self {
         Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
     }
 
-    fn kill(&self) {
+    pub(super) fn kill(&self) {
         if let Some(pid) = self.0 {
             // The only possible failure is that nobody is left.
             let _ = kill_process_group(pid, Signal::KILL);
         }
     }
 
-    fn disarm(&mut self) {
+    pub(super) fn disarm(&mut self) {
         self.0 = None;
     }
 }

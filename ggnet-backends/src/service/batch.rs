@@ -1,7 +1,7 @@
 //! [`Batch`]: many callers at once, one run of an action for all of them.
 //!
 //! ```text
-//!   caller ──▶ waiting ──(window)──▶ one run of the action ──▶ the same outcome for all who waited when it began
+//!   caller ──▶ waiting ──(window without another)──▶ one run of the action ──▶ the same outcome for all who waited when it began
 //!                 ▲                          │ callers who come during a run wait for the next one
 //!                 └──────────────────────────┘
 //! ```
@@ -20,37 +20,42 @@ use ggnet_core::{Error, Result};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-type Action = dyn Fn() -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync;
+type Action<T> = dyn Fn(Vec<T>) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync;
 
-/// Many callers at once, one run for all.
-#[derive(Clone)]
-pub struct Batch(Arc<Inner>);
+/// Many callers at once, one run for all; each brings a `T`.
+pub struct Batch<T = ()>(Arc<Inner<T>>);
 
-struct Inner {
-    action: Box<Action>,
-    window: Duration,
-    tasks: TaskTracker,
-    state: Mutex<Waiting>,
+impl<T> Clone for Batch<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
 }
 
-#[derive(Default)]
-struct Waiting {
-    callers: Vec<oneshot::Sender<Result<()>>>,
+struct Inner<T> {
+    action: Box<Action<T>>,
+    window: Duration,
+    tasks: TaskTracker,
+    state: Mutex<Waiting<T>>,
+}
+
+struct Waiting<T> {
+    callers: Vec<(T, oneshot::Sender<Result<()>>)>,
     at_work: bool,
 }
 
-impl Batch {
-    /// Runs `action` at most once for all who come within `window`.
+impl<T: Send + 'static> Batch<T> {
+    /// Runs `action` once for all who come with less than `window` between them, with what they brought, in the order in which they
+    /// came; nobody waits for more than ten windows.
     pub fn new<F, Fut>(window: Duration, action: F) -> Self
     where
-        F: Fn() -> Fut + Send + Sync + 'static,
+        F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<()>> + Send + 'static,
     {
         Self(Arc::new(Inner {
-            action: Box::new(move || Box::pin(action())),
+            action: Box::new(move |brought| Box::pin(action(brought))),
             window,
             tasks: TaskTracker::new(),
-            state: Mutex::default(),
+            state: Mutex::new(Waiting { callers: Vec::new(), at_work: false }),
         }))
     }
 
@@ -58,11 +63,11 @@ impl Batch {
     ///
     /// # Errors
     /// The action's, the same for all who waited for this run.
-    pub async fn join(&self) -> Result<()> {
+    pub async fn join(&self, brings: T) -> Result<()> {
         let (told, outcome) = oneshot::channel();
         {
             let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.callers.push(told);
+            state.callers.push((brings, told));
             if !state.at_work {
                 state.at_work = true;
                 self.0.tasks.spawn(Arc::clone(&self.0).work());
@@ -79,19 +84,32 @@ impl Batch {
     }
 }
 
-impl Inner {
+impl<T: Send + 'static> Inner<T> {
+    /// Waits until nobody has come for a window, at most ten of them: many at once may take longer than one to come.
+    async fn gather(&self) {
+        let waiting = || self.state.lock().unwrap_or_else(PoisonError::into_inner).callers.len();
+        let mut before = waiting();
+        for _ in 0..10 {
+            tokio::time::sleep(self.window).await;
+            match waiting() {
+                now if now == before => return,
+                now => before = now,
+            }
+        }
+    }
+
     async fn work(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(self.window).await;
-            let callers = {
+            self.gather().await;
+            let (brought, callers): (Vec<T>, Vec<_>) = {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if state.callers.is_empty() {
                     state.at_work = false;
                     return;
                 }
-                take(&mut state.callers)
+                take(&mut state.callers).into_iter().unzip()
             };
-            let outcome = (self.action)().await;
+            let outcome = (self.action)(brought).await;
             for caller in callers {
                 // A caller that went away needs no answer.
                 let _ = caller.send(match &outcome {
@@ -135,13 +153,14 @@ mod tests {
     async fn a_hundred_callers_at_once_are_one_run_and_share_its_failure() {
         let runs = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&runs);
-        let batch = Batch::new(Duration::from_millis(1), move || {
+        let batch = Batch::new(Duration::from_millis(1), move |brought: Vec<u32>| {
             counted.fetch_add(1, Ordering::Relaxed);
-            async {
+            async move {
+                assert!(brought == (0..100).collect::<Vec<_>>() || brought == [7], "{brought:?}");
                 Err(Error::new(ErrorKind::Unavailable, "It is off").with_subject("unit x").with_hint("on"))
             }
         });
-        for outcome in join_all((0..100).map(|_| batch.join())).await {
+        for outcome in join_all((0..100).map(|n| batch.join(n))).await {
             let e = outcome.unwrap_err();
             assert_eq!(
                 (e.kind(), e.subject(), e.hint()),
@@ -150,7 +169,7 @@ mod tests {
         }
         batch.finish().await;
         assert_eq!(runs.load(Ordering::Relaxed), 1);
-        assert!(batch.join().await.is_err(), "and again after that");
+        assert!(batch.join(7).await.is_err(), "and again after that");
         assert_eq!(runs.load(Ordering::Relaxed), 2);
     }
 
@@ -158,7 +177,7 @@ mod tests {
     async fn who_comes_during_a_run_waits_for_the_next_and_a_dropped_caller_stops_none() {
         let (runs, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let (counted, closed) = (Arc::clone(&runs), Arc::clone(&gate));
-        let batch = Batch::new(Duration::ZERO, move || {
+        let batch = Batch::new(Duration::ZERO, move |_| {
             counted.fetch_add(1, Ordering::Relaxed);
             let closed = Arc::clone(&closed);
             async move {
@@ -168,14 +187,14 @@ mod tests {
         });
         let first = tokio::spawn({
             let batch = batch.clone();
-            async move { batch.join().await }
+            async move { batch.join(()).await }
         });
         while runs.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
         let second = tokio::spawn({
             let batch = batch.clone();
-            async move { batch.join().await }
+            async move { batch.join(()).await }
         });
         first.abort();
         gate.add_permits(2);

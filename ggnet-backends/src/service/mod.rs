@@ -1,18 +1,21 @@
-//! [`Service`]: a daemon of the host that a backend needs: is it running, start it, restart it, make it read its files again.
+//! [`Service`]: a daemon of the host that a backend needs: is it running, start it, restart it.
 //!
 //! ```text
-//!            state                      start            restart                      reload
-//!   systemd  ActiveState of the unit    StartUnit        RestartUnit, paced (limit)   KillUnit main SIGHUP
-//!   process  pid file + /proc           fixed argv       SIGTERM, wait, fixed argv    SIGHUP
+//!            state                      start            restart
+//!   systemd  ActiveState of the unit    StartUnit        RestartUnit, paced (limit)
+//!   process  pid file + /proc           fixed argv       SIGTERM, wait, fixed argv
+//!   helper   asked of the helper        the same         the same
 //! ```
-//! Where systemd runs the host it is asked by D-Bus; elsewhere (containers, other init systems, tests) the daemon is found by its
-//! pid file. It is never a child of ours: a daemon that gives out addresses must outlive our crashes and upgrades, so it is started
+//! Where systemd runs the host it is asked by D-Bus, which grants changes to root; the helper is root's process that asks for us;
+//! elsewhere (containers, other init systems, tests) the daemon is found by its pid file. It is never a child of ours: a daemon that gives out addresses must outlive our crashes and upgrades, so it is started
 //! as it starts itself (it goes to the background and writes its pid file), and the next GGnet finds it there.
 //!
 //! Invariants: a signal only ever goes to a process that bears the daemon's name, through a handle that pins it (a recycled process
 //! id is never hit); every error names the unit or the pid file.
 
 mod batch;
+#[cfg(feature = "helper")]
+mod helped;
 #[cfg(feature = "service-systemd")]
 mod limit;
 mod process;
@@ -39,6 +42,8 @@ pub enum Manager {
     Systemd,
     /// Its pid file.
     Process,
+    /// systemd, asked by the helper: for a server that is not root.
+    Helper,
 }
 
 /// How the configuration says where a daemon is. What is left out is the backend's default, which is Debian's.
@@ -54,6 +59,8 @@ pub struct ServiceConfig {
     /// Starts it, where systemd does not manage it: a program and its arguments; it must go to the background by itself.
     /// Without it the daemon is never started by us.
     pub command: Option<Vec<String>>,
+    /// The helper's socket, where the helper manages it.
+    pub helper: Option<PathBuf>,
 }
 
 /// What a backend knows of its daemon.
@@ -72,7 +79,8 @@ pub struct Daemon {
 }
 
 /// Whether a daemon runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum State {
     /// It runs.
     Running,
@@ -90,15 +98,21 @@ enum Kind {
     Process(process::Process),
     #[cfg(feature = "service-systemd")]
     Systemd(systemd::Unit),
+    #[cfg(feature = "helper")]
+    Helped(helped::Helped),
 }
 
 impl Service {
     /// The daemon that `config` names. Asks nobody yet.
     ///
     /// # Errors
-    /// `Unsupported` when systemd is asked for and was not compiled in; `Invalid` for a command without a program.
+    /// `Unsupported` when systemd or the helper is asked for and was not compiled in; `Invalid` for a command without a program.
     pub fn new(config: &ServiceConfig, daemon: &Daemon, runner: Arc<dyn CommandRunner>) -> Result<Self> {
+        let unit = config.unit.as_deref().unwrap_or(daemon.unit);
         let systemd = match config.manager {
+            Manager::Helper => {
+                return Ok(Self { kind: Self::helped(config, unit)?, program: daemon.program });
+            }
             Manager::Systemd => true,
             Manager::Process => false,
             // What sd_booted(3) looks at. Whoever names a pid file or a command does not mean systemd.
@@ -110,7 +124,7 @@ impl Service {
             }
         };
         let kind = if systemd {
-            Self::unit(config.unit.as_deref().unwrap_or(daemon.unit))?
+            Self::unit(unit)?
         } else {
             let command = config.command.as_ref().or(daemon.command.as_ref());
             if command.is_some_and(|argv| argv.first().is_none_or(String::is_empty)) {
@@ -138,6 +152,17 @@ impl Service {
         Err(Error::new(ErrorKind::Unsupported, message).with_hint("Set service.manager to \"process\""))
     }
 
+    #[cfg(feature = "helper")]
+    fn helped(config: &ServiceConfig, unit: &str) -> Result<Kind> {
+        Ok(Kind::Helped(helped::Helped::new(config.helper.as_deref(), unit)))
+    }
+
+    #[cfg(not(feature = "helper"))]
+    fn helped(_: &ServiceConfig, unit: &str) -> Result<Kind> {
+        let message = format!("Unit {unit} cannot be managed: this build has no helper");
+        Err(Error::new(ErrorKind::Unsupported, message).with_hint("Set service.manager to \"process\""))
+    }
+
     /// "unit dnsmasq.service" or "pid file /run/…": what messages name.
     #[must_use]
     pub fn label(&self) -> String {
@@ -145,6 +170,8 @@ impl Service {
             Kind::Process(process) => process.label(),
             #[cfg(feature = "service-systemd")]
             Kind::Systemd(unit) => unit.label(),
+            #[cfg(feature = "helper")]
+            Kind::Helped(unit) => unit.label(),
         }
     }
 
@@ -157,6 +184,8 @@ impl Service {
             Kind::Process(process) => process.state(),
             #[cfg(feature = "service-systemd")]
             Kind::Systemd(unit) => unit.state().await,
+            #[cfg(feature = "helper")]
+            Kind::Helped(unit) => unit.state().await,
         };
         state.map_err(|e| e.with_subject(self.label()))
     }
@@ -179,6 +208,8 @@ impl Service {
             Kind::Process(process) => process.command.is_some(),
             #[cfg(feature = "service-systemd")]
             Kind::Systemd(_) => true,
+            #[cfg(feature = "helper")]
+            Kind::Helped(_) => true,
         }
     }
 
@@ -191,6 +222,8 @@ impl Service {
             Kind::Process(process) => process.start().await,
             #[cfg(feature = "service-systemd")]
             Kind::Systemd(unit) => unit.start().await,
+            #[cfg(feature = "helper")]
+            Kind::Helped(unit) => unit.start().await,
         };
         done.map_err(|e| e.with_subject(self.label()))
     }
@@ -205,19 +238,8 @@ impl Service {
             Kind::Process(process) => process.restart().await,
             #[cfg(feature = "service-systemd")]
             Kind::Systemd(unit) => unit.restart().await,
-        };
-        done.map_err(|e| e.with_subject(self.label()))
-    }
-
-    /// Sends SIGHUP to its main process. What it means is the daemon's.
-    ///
-    /// # Errors
-    /// `Unavailable` if it does not run; `Permission` if we may not.
-    pub async fn reload(&self) -> Result<()> {
-        let done = match &self.kind {
-            Kind::Process(process) => process.reload(),
-            #[cfg(feature = "service-systemd")]
-            Kind::Systemd(unit) => unit.reload().await,
+            #[cfg(feature = "helper")]
+            Kind::Helped(unit) => unit.restart().await,
         };
         done.map_err(|e| e.with_subject(self.label()))
     }
@@ -228,9 +250,15 @@ impl Service {
                 format!("Start {} (ps -C {} shows whether it runs)", self.program, self.program)
             }
             #[cfg(feature = "service-systemd")]
-            Kind::Systemd(unit) => {
-                format!("systemctl start {0}; systemctl status {0} says why it stopped", unit.name())
-            }
+            Kind::Systemd(unit) => by_hand(unit.name()),
+            #[cfg(feature = "helper")]
+            Kind::Helped(unit) => by_hand(unit.name()),
         })
     }
+}
+
+/// What an operator types for a unit.
+#[cfg(any(feature = "helper", feature = "service-systemd"))]
+fn by_hand(unit: &str) -> String {
+    format!("systemctl start {unit}; systemctl status {unit} says why it stopped")
 }

@@ -112,13 +112,6 @@ impl Process {
         })
     }
 
-    pub(super) fn reload(&self) -> Result<()> {
-        match self.find()? {
-            Ok(pinned) => self.signal(&pinned, Signal::HUP),
-            Err(why) => Err(Error::new(ErrorKind::Unavailable, why)),
-        }
-    }
-
     pub(super) async fn restart(&self) -> Result<()> {
         if let Ok(pinned) = self.find()? {
             self.signal(&pinned, Signal::TERM)?;
@@ -140,6 +133,9 @@ impl Process {
             return Err(Error::new(ErrorKind::Unsupported, message)
                 .with_hint(format!("Start {}, or name the command in service.command", self.program)));
         };
+        // What is left of one that has ended: dhcpd takes whatever bears that number now, even a zombie, for another dhcpd.
+        // Where only the daemon's user may remove it, the daemon decides.
+        let _ = std::fs::remove_file(&self.pid_file);
         let invocation = Invocation::new(program, self.install).args(args).time_limit(PATIENCE);
         let failed = format!("{} did not start ({})", self.program, self.label());
         self.runner.run(invocation).await?.require_success(ErrorKind::Unavailable, &failed)?;

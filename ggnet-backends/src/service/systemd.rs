@@ -16,8 +16,6 @@ use super::{State, limit::StartLimit};
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How often a job is looked at.
 const LOOK: Duration = Duration::from_millis(20);
-/// SIGHUP.
-const HANGUP: i32 = 1;
 
 #[zbus::proxy(
     interface = "org.freedesktop.systemd1.Manager",
@@ -29,7 +27,6 @@ trait Manager {
     fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
-    fn kill_unit(&self, name: &str, whom: &str, signal: i32) -> zbus::Result<()>;
 }
 
 // Nothing is cached: a state that systemd has not told us of yet would be a wrong one.
@@ -114,14 +111,6 @@ impl Unit {
         self.change(true).await
     }
 
-    pub(super) async fn reload(&self) -> Result<()> {
-        if let State::Stopped(why) = self.state().await? {
-            return Err(Error::new(ErrorKind::Unavailable, why));
-        }
-        let sent = self.manager().await?.kill_unit(&self.name, "main", HANGUP).await;
-        sent.map_err(|e| self.failed("sending it SIGHUP", e))
-    }
-
     /// Starts or restarts it within its start limit, and waits for the job's end.
     async fn change(&self, restart: bool) -> Result<()> {
         let mut limit = self.limit.lock().await;
@@ -166,7 +155,7 @@ impl Unit {
         let kind = if denied { ErrorKind::Permission } else { ErrorKind::Unavailable };
         let error = Error::new(kind, format!("Unit {}: {doing} failed: {e}", self.name)).with_source(e);
         if denied {
-            error.with_hint("Run the server as root, or let its user manage this unit by a polkit rule")
+            error.with_hint("Set service.manager to \"helper\", or run the server as root")
         } else {
             error
         }

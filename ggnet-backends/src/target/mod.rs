@@ -4,4 +4,3 @@
 pub mod builtin;
 #[cfg(feature = "target-lio-configfs")]
 pub mod lio_configfs;
-mod turns;

@@ -20,7 +20,9 @@ use tempfile::TempDir;
 
 use crate::{
     machine::Asks,
-    native_dhcp::{self, US, ask, assert_boots, assert_does_not_boot, example, host, suite_on_a_link},
+    native_dhcp::{
+        self, InProcess, US, ask, assert_boots, assert_does_not_boot, example, host, suite_on_a_link,
+    },
     netns::{Link, Running, inside, with_namespaces},
     process::Process,
 };
@@ -28,15 +30,15 @@ use crate::{
 const FOLDER: &str = "/var/lib/ggnet-dhcp/dnsmasq";
 
 /// A link with dnsmasq on it, in an empty world.
-struct OnLink {
-    link: Link,
+pub struct OnLink {
+    pub link: Link,
     dir: TempDir,
     process: Mutex<Option<Process>>,
     mode: Mode,
 }
 
 impl OnLink {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with(Mode::Server)
     }
 
@@ -44,11 +46,11 @@ impl OnLink {
         Self { link: native_dhcp::link(), dir: tempfile::tempdir().unwrap(), process: Mutex::default(), mode }
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn config(&self) -> DnsmasqConfig {
+    pub fn config(&self) -> DnsmasqConfig {
         let name = if self.mode == Mode::Server { "dnsmasq.conf" } else { "dnsmasq-proxy.conf" };
         let conf = example(name, FOLDER, self.dir.path());
         // Unprivileged namespaces let nobody change user or group, so it keeps its own.
@@ -78,7 +80,7 @@ impl OnLink {
         }
     }
 
-    async fn open(&self, config: DnsmasqConfig) -> ggnet_core::Result<Dnsmasq> {
+    pub async fn open(&self, config: DnsmasqConfig) -> ggnet_core::Result<InProcess<Dnsmasq>> {
         let old = self.process.lock().unwrap().take();
         if let Some(old) = old {
             old.kill().await;
@@ -87,15 +89,16 @@ impl OnLink {
         let runner = native_dhcp::runner(&process).await;
         let opened = process.handle().spawn(async move { Dnsmasq::open(config, &instance(), runner).await });
         let opened = opened.await.unwrap();
+        let handle = process.handle();
         *self.process.lock().unwrap() = Some(process);
-        opened
+        opened.map(|backend| InProcess { backend: Arc::new(backend), process: handle })
     }
 
-    fn kill_daemon(&self) {
+    pub fn kill_daemon(&self) {
         native_dhcp::kill_daemon(&self.at("pid"));
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.at("log")).unwrap()
     }
 
@@ -182,31 +185,9 @@ impl DhcpFixture for OnLink {
     }
 }
 
-suite_on_a_link!("dnsmasq", OnLink::new(), [
-    an_empty_backend_lists_nothing,
-    ensure_twice_equals_once,
-    list_shows_exactly_what_was_ensured,
-    remove_of_nothing_is_success,
-    what_was_removed_can_be_made_again,
-    a_changed_spec_converges_or_is_busy,
-    fifty_ensures_at_once_of_different_names,
-    fifty_ensures_at_once_of_one_name,
-    ensures_and_removes_at_once_of_one_name,
-    a_dropped_ensure_is_completed_by_the_next,
-    a_dropped_ensure_is_undone_by_remove,
-    a_dropped_remove_is_completed_by_the_next,
-    a_dropped_change_is_completed_by_the_next,
-    what_exists_is_adopted_after_a_crash,
-    a_crash_within_a_call_is_mended,
-    what_is_not_ours_is_left_alone,
-    an_ensured_machine_is_answered,
-    a_removed_machine_is_answered_no_more,
-    every_card_of_a_machine_is_answered,
-    a_replaced_card_is_answered_no_more,
-    a_reserved_address_is_given,
-], not_run: [what_is_answered_is_observed]);
+suite_on_a_link!("dnsmasq", OnLink::new(), not_run: [what_is_answered_is_observed]);
 
-fn on_link(test: &str, mode: Mode, body: impl AsyncFnOnce(&OnLink, Dnsmasq)) {
+fn on_link(test: &str, mode: Mode, body: impl AsyncFnOnce(&OnLink, InProcess<Dnsmasq>)) {
     with_namespaces(&format!("dnsmasq::{test}"), || {
         run(async {
             let on_link = OnLink::with(mode);

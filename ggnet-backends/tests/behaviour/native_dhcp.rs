@@ -6,16 +6,19 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
 use ggnet_backends::run::SystemRunner;
 use ggnet_core::{
-    nouns::{DeviceType, MacAddr},
-    ports::DhcpHost,
+    Result,
+    nouns::{DeviceType, MacAddr, ResourceId},
+    ports::{DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
 };
+use tokio::runtime::Handle;
 
 use crate::{
     machine::{self, Asks, Offer},
     netns::{Link, inside, run},
-    process::Process,
+    process::{Process, within},
 };
 
 /// The server's address in the examples of `infra/examples`.
@@ -31,10 +34,14 @@ pub fn link() -> Link {
     link
 }
 
+/// Where an example of `infra/examples` is.
+pub fn example_path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../infra/examples").join(name).canonicalize().unwrap()
+}
+
 /// An example of `infra/examples` with the interface and the folder of a test in it; nothing else of it is changed.
 pub fn example(name: &str, folder: &str, dir: &Path) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../infra/examples").join(name);
-    let text = std::fs::read_to_string(&path).unwrap();
+    let text = std::fs::read_to_string(example_path(name)).unwrap();
     assert!(text.contains(folder), "{name} names {folder}");
     let text = text.replace(folder, dir.to_str().unwrap()).replace("interface=eth0", "interface=br0");
     write(&dir.join(name), &text)
@@ -50,6 +57,49 @@ pub fn write(path: &Path, text: &str) -> PathBuf {
 pub async fn runner(process: &Process) -> Arc<SystemRunner> {
     // Programs inherit the namespace of the thread that asks for the first one.
     Arc::new(process.handle().spawn(async { SystemRunner::new() }).await.unwrap().unwrap())
+}
+
+/// A backend with its work in a process that can be killed, and that stands in a namespace.
+pub struct InProcess<B> {
+    pub backend: Arc<B>,
+    pub process: Handle,
+}
+
+#[async_trait]
+impl<B: DhcpBackend> DhcpBackend for InProcess<B> {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn capabilities(&self) -> DhcpCapabilities {
+        self.backend.capabilities()
+    }
+
+    fn attach(&self, observer: Arc<dyn Observer>) {
+        self.backend.attach(observer);
+    }
+
+    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
+        within(&self.process, self.backend.ensure(host)).await
+    }
+
+    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
+        within(&self.process, self.backend.remove(id, how)).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        within(&self.process, self.backend.list()).await
+    }
+
+    /// On a thread of the process: health asks the network by itself.
+    async fn health(&self) -> Health {
+        let backend = Arc::clone(&self.backend);
+        self.process.spawn(async move { backend.health().await }).await.unwrap()
+    }
+
+    async fn shutdown(&self) {
+        within(&self.process, self.backend.shutdown()).await;
+    }
 }
 
 /// A machine's answer on the link's client.
@@ -122,12 +172,23 @@ pub fn assert_does_not_boot(link: &Link, mac: MacAddr) {
     }
 }
 
-/// The suite's cases, each as a test of its own in namespaces of its own, and none left out but for the named reason.
+/// The suite's cases, each as a test of its own in namespaces of its own, and none left out but the named ones.
 macro_rules! suite_on_a_link {
-    ($module:literal, $fixture:expr, [$($case:ident),* $(,)?], not_run: [$($left_out:ident),*]) => {
+    ($module:literal, $fixture:expr, not_run: [$($left_out:ident),*]) => {
+        ggnet_core::dhcp_cases!([crate::native_dhcp::cases_on_a_link] $module, $fixture, [$($left_out),*],);
+    };
+}
+pub(crate) use suite_on_a_link;
+
+/// What [`suite_on_a_link`] makes of the cases.
+macro_rules! cases_on_a_link {
+    ($module:literal, $fixture:expr, $left_out:tt, [$($case:ident),* $(,)?]) => {
         $(
             #[test]
             fn $case() {
+                if crate::native_dhcp::left_out!($left_out).contains(&stringify!($case)) {
+                    return;
+                }
                 crate::netns::with_namespaces(concat!($module, "::", stringify!($case)), || {
                     ggnet_core::testkit::suite::run(async {
                         ggnet_core::testkit::suite::dhcp::$case(&$fixture).await;
@@ -137,24 +198,31 @@ macro_rules! suite_on_a_link {
         )*
 
         #[test]
-        fn nothing_of_the_suite_is_left_out() {
-            crate::netns::with_namespaces(concat!($module, "::nothing_of_the_suite_is_left_out"), || {
+        fn undeclared_capabilities() {
+            crate::netns::with_namespaces(concat!($module, "::undeclared_capabilities"), || {
                 ggnet_core::testkit::suite::run(async {
                     let fixture = $fixture;
+                    let mut not_run: Vec<(&'static str, String)> = Vec::new();
                     for case in [$(stringify!($case)),*] {
                         let why = ggnet_core::testkit::suite::dhcp::not_run(&fixture, case).await;
-                        assert_eq!(why, None, "{case}");
+                        not_run.extend(why.map(|why| (case, why)));
                     }
-                    for case in [$(stringify!($left_out)),*] {
-                        let why = ggnet_core::testkit::suite::dhcp::not_run(&fixture, case).await;
-                        assert!(why.is_some(), "{case}");
-                    }
+                    let expected = crate::native_dhcp::left_out!($left_out);
+                    ggnet_core::testkit::suite::report($module, &not_run, Some(expected));
                 });
             });
         }
     };
 }
-pub(crate) use suite_on_a_link;
+pub(crate) use cases_on_a_link;
+
+/// Names as texts.
+macro_rules! left_out {
+    ([$($case:ident),*]) => {
+        &[$(stringify!($case)),*]
+    };
+}
+pub(crate) use left_out;
 
 /// Every answer to one question, once there are `count` of them.
 pub fn offers(link: &Link, mac: MacAddr, asks: Asks, count: usize) -> Vec<Offer> {

@@ -24,7 +24,7 @@ use ggnet_core::{
     testkit::suite::{Fixture, Foreign, TargetClient, TargetFixture, instance, iqn_prefix},
 };
 
-use crate::iscsi_support::client;
+use crate::{helped::Helped, iscsi_support::client};
 
 const ROOT: &str = "/sys/kernel/config/target";
 
@@ -49,6 +49,7 @@ impl Life {
 pub struct Kernel {
     dir: tempfile::TempDir,
     devices: Option<Mutex<BTreeMap<String, PathBuf>>>,
+    helped: Option<Helped>,
     life: Mutex<Option<Life>>,
 }
 
@@ -61,6 +62,13 @@ impl Kernel {
         Self::new(Some(Mutex::default()))
     }
 
+    /// As a server that is not root has it.
+    pub fn by_the_helper() -> Self {
+        let mut kernel = Self::new(None);
+        kernel.helped = Some(Helped::start(kernel.dir.path()));
+        kernel
+    }
+
     fn new(devices: Option<Mutex<BTreeMap<String, PathBuf>>>) -> Self {
         assert!(
             Path::new(ROOT).is_dir(),
@@ -69,7 +77,7 @@ impl Kernel {
         wipe(&instance());
         wipe(&other_instance());
         assert_same(&tree(), &pristine(), "the last test left nothing");
-        Self { dir: tempfile::tempdir().unwrap(), devices, life: Mutex::default() }
+        Self { dir: tempfile::tempdir().unwrap(), devices, helped: None, life: Mutex::default() }
     }
 
     fn open(&self) -> Arc<dyn TargetBackend> {
@@ -79,13 +87,19 @@ impl Kernel {
             let _held = &token;
             if dead.load(Ordering::SeqCst) { Err(io::Error::other("the process is dead")) } else { Ok(()) }
         });
-        Arc::new(backend(instance(), Some(hook)))
+        match &self.helped {
+            Some(helped) => helped.open(hook),
+            None => Arc::new(backend(instance(), Some(hook))),
+        }
     }
 
     fn file(&self, key: &str, size: u64) -> PathBuf {
         let path = self.dir.path().join(key);
         if !path.exists() {
             File::create(&path).unwrap().set_len(size).unwrap();
+            if self.helped.is_some() {
+                Helped::own(&path);
+            }
         }
         path
     }

@@ -1,5 +1,6 @@
-//! The target backend "lio-configfs" on a real kernel: the port's whole behaviour suite on files and on block devices, a room of
-//! targets at once, a process that is killed between any two changes, and what the kernel tells of sessions.
+//! The target backend "lio-configfs" on a real kernel: the port's whole behaviour suite on files, on block devices and, for a server
+//! that is not root, by the helper; a room of targets at once, a process that is killed between any two changes, and what the kernel
+//! tells of sessions.
 //!
 //! `--test native` of the package `ggnet-tests` runs this program in a virtual machine whose kernel has LIO: as root, with nothing else
 //! using LIO, and one test at a time, for all of them share the kernel's one tree.
@@ -9,6 +10,7 @@
 mod iscsi_support;
 
 mod crash;
+mod helped;
 mod kernel;
 mod room;
 mod sessions;
@@ -31,6 +33,18 @@ ggnet_core::target_behaviour!(on_files, Kernel::with_files(), not_run: [
 ]);
 
 ggnet_core::target_behaviour!(on_devices, Kernel::with_devices(), not_run: [
+    chap_it_cannot_demand_is_unsupported,
+    too_many_luns_are_refused,
+    remove_lets_go_of_the_disks,
+    the_newest_login_of_a_name_wins,
+    the_gate_is_asked_after_authentication,
+    the_gate_can_put_off_and_refuse,
+    no_login_is_served_before_the_gate_serves,
+    logins_and_first_accesses_are_observed,
+    shutdown_closes_connections,
+]);
+
+ggnet_core::target_behaviour!(by_the_helper, Kernel::by_the_helper(), not_run: [
     chap_it_cannot_demand_is_unsupported,
     too_many_luns_are_refused,
     remove_lets_go_of_the_disks,

@@ -22,7 +22,7 @@ pub mod store;
 pub mod target;
 pub mod writeback;
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -39,7 +39,7 @@ pub use target::{
 };
 pub use writeback::{BaseImage, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore};
 
-use crate::nouns::ResourceId;
+use crate::{error::Error, nouns::ResourceId};
 
 /// How hard to remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -84,6 +84,33 @@ impl SpecDigest {
     }
 }
 
+/// The whole digest, as 64 hexadecimal digits: for a backend that writes it down or passes it on.
+impl fmt::Display for SpecDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for SpecDigest {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        let bad =
+            || Error::invalid("digest", format!("{s:?} is no digest: 64 lower-case hexadecimal digits"));
+        let lower = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
+        if s.len() != 64 || !s.as_bytes().iter().all(lower) {
+            return Err(bad());
+        }
+        let mut digest = [0; 32];
+        for (n, byte) in digest.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&s[2 * n..2 * n + 2], 16).map_err(|_| bad())?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+crate::nouns::id::string_serde!(SpecDigest);
+
 impl fmt::Debug for SpecDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.short())
@@ -91,7 +118,7 @@ impl fmt::Debug for SpecDigest {
 }
 
 /// One object of ours in a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// Its name.
     pub id: ResourceId,
@@ -111,4 +138,28 @@ pub enum Health {
     Degraded(String),
     /// It does not work; the reason names the unit, path or port and what to do.
     Down(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_survives_its_text() {
+        let digest = SpecDigest::of([b"a spec".as_slice()]);
+        let text = digest.to_string();
+        assert!(text.len() == 64 && text.starts_with(&digest.short()), "{text}");
+        assert_eq!(text.parse::<SpecDigest>().unwrap(), digest);
+        let long = format!("{text}0");
+        for bad in [
+            "",
+            &text[1..],
+            &long,
+            &text.to_uppercase(),
+            &text.replacen(&text[..1], "é", 1),
+            &"+1".repeat(32),
+        ] {
+            assert_eq!(bad.parse::<SpecDigest>().unwrap_err().field(), Some("digest"), "{bad:?}");
+        }
+    }
 }

@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::nouns::{Firmware, Iqn, MacAddr, ResourceId};
 
 /// Something a backend saw.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Observation {
     /// A PXE or HTTP boot request was answered with a boot file.

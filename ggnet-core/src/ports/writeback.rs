@@ -55,7 +55,7 @@ pub struct WritebackCapabilities {
 }
 
 /// One writeback of ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WritebackListed {
     /// Its name.
     pub id: ResourceId,

@@ -5,6 +5,7 @@
 mod boot;
 mod faults;
 mod guest_on_tgt;
+mod install;
 mod load;
 mod open_iscsi;
 mod pxe;

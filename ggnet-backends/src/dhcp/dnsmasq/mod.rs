@@ -22,10 +22,10 @@
 mod render;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,13 +36,13 @@ use ggnet_core::{
     ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio_util::task::TaskTracker;
 
-use super::{arch::Arch, files, loaders};
+use super::{arch::Arch, boot_files, files, loaders};
 use crate::{
     run::CommandRunner,
     service::{Batch, Daemon, Service, ServiceConfig, State},
+    turns::{Turn, Turns},
 };
 
 /// The backend's name in the configuration and in errors.
@@ -134,7 +134,7 @@ struct Inner {
     prefix: String,
     service: Arc<Service>,
     forget: Batch,
-    locks: Mutex<HashMap<ResourceId, Weak<AsyncMutex<()>>>>,
+    turns: Turns,
 }
 
 impl Dnsmasq {
@@ -151,32 +151,34 @@ impl Dnsmasq {
         let named = |e: Error| e.with_backend(NAME).with_operation("open");
         loaders::validate(&config.loaders).map_err(named)?;
         loaders::validate_http_files(&config.http_files).map_err(named)?;
-        let advertise = match (config.advertise, config.mode) {
-            (Some(address), _) => address,
-            (None, Mode::Proxy) => Ipv4Addr::UNSPECIFIED,
-            (None, Mode::Server) => {
-                let message = "Machines must be told an IPv4 address to boot from";
-                return Err(named(
-                    Error::invalid("advertise", message)
-                        .with_hint("Set network.advertise, or advertise in the section [dhcp]"),
-                ));
-            }
+        let advertise = match config.mode {
+            Mode::Server => boot_files::require_advertise(config.advertise).map_err(named)?,
+            // Boot files stand in dnsmasq's own file.
+            Mode::Proxy => Ipv4Addr::UNSPECIFIED,
         };
         let service = Arc::new(config.service(runner).map_err(named)?);
         let prefix = format!("ggnet-{instance}-");
         let (dirs, leftover) = ([config.hosts_dir.clone(), config.options_dir.clone()], format!(".{prefix}"));
-        blocking(move || dirs.iter().try_for_each(|dir| prepare(dir, &leftover))).await.map_err(named)?;
-        if matches!(service.state().await.map_err(named)?, State::Stopped(_))
-            && config.service.command.is_some()
-        {
-            service.start().await.map_err(named)?;
+        files::blocking(move || dirs.iter().try_for_each(|dir| prepare(dir, &leftover)))
+            .await
+            .map_err(named)?;
+        if config.service.command.is_some() {
+            // A killed GGnet may have told dnsmasq to end and not started it again: it may be ending as we look.
+            let (dir, ours) = (config.hosts_dir.clone(), format!(".{prefix}"));
+            let untold =
+                move || Ok(files::names(&dir)?.iter().any(|n| n.starts_with(&ours) && n.ends_with(MARKER)));
+            if files::blocking(untold).await.map_err(named)? {
+                service.restart().await.map_err(named)?;
+            } else if matches!(service.state().await.map_err(named)?, State::Stopped(_)) {
+                service.start().await.map_err(named)?;
+            }
         }
         let told = Arc::clone(&service);
-        let forget = Batch::new(WINDOW, move || {
+        let forget = Batch::new(WINDOW, move |_: Vec<()>| {
             let service = Arc::clone(&told);
             async move { forget(&service).await }
         });
-        let inner = Inner { config, advertise, prefix, service, forget, locks: Mutex::default() };
+        let inner = Inner { config, advertise, prefix, service, forget, turns: Turns::default() };
         Ok(Self { inner: Arc::new(inner), tasks: TaskTracker::new() })
     }
 
@@ -205,7 +207,7 @@ async fn forget(service: &Service) -> Result<()> {
 /// The folder, without what an `AtomicWriteFile` of a killed process left in it.
 fn prepare(dir: &Path, leftover: &str) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| files::error("Making", dir, e))?;
-    for name in names(dir)? {
+    for name in files::names(dir)? {
         if name.starts_with(leftover) && !name.ends_with(MARKER) {
             files::remove(&dir.join(name))?;
         }
@@ -215,22 +217,6 @@ fn prepare(dir: &Path, leftover: &str) -> Result<()> {
 
 /// The end of a marker's name; it begins with a dot, so dnsmasq does not read it.
 const MARKER: &str = ".untold";
-
-/// The names in a folder; those that are no text are not ours.
-fn names(dir: &Path) -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(dir).map_err(|e| files::error("Reading", dir, e))?;
-    let name = |entry: std::io::Result<std::fs::DirEntry>| match entry {
-        Ok(entry) => Ok(entry.file_name().into_string().ok()),
-        Err(e) => Err(files::error("Reading", dir, e)),
-    };
-    entries.filter_map(|entry| name(entry).transpose()).collect()
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(Error::internal("A blocking task of the DHCP backend died").with_source(e)))
-}
 
 impl Inner {
     fn name(&self, id: &ResourceId) -> String {
@@ -249,35 +235,17 @@ impl Inner {
         self.config.hosts_dir.join(format!(".{}{MARKER}", self.name(id)))
     }
 
-    /// Waits for its turn on one machine's files.
-    async fn lock(&self, id: &ResourceId) -> OwnedMutexGuard<()> {
-        let mutex = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| lock.strong_count() > 0);
-            let known = locks.get(id).and_then(Weak::upgrade);
-            known.unwrap_or_else(|| {
-                let new = Arc::new(AsyncMutex::new(()));
-                locks.insert(id.clone(), Arc::downgrade(&new));
-                new
-            })
-        };
-        // Held across awaits on purpose: it orders whole calls.
-        mutex.lock_owned().await
-    }
-
-    async fn ensure(self: Arc<Self>, host: DhcpHost) -> Result<()> {
+    async fn ensure(self: Arc<Self>, host: DhcpHost, _turn: Turn) -> Result<()> {
         let want = render::render(&host, &self.name(&host.id), &self.config, self.advertise)?;
-        let _turn = self.lock(&host.id).await;
         self.service.require_running().await?;
         let (this, id) = (Arc::clone(&self), host.id.clone());
-        let untold = blocking(move || this.write(&id, &want)).await?;
+        let untold = files::blocking(move || this.write(&id, &want)).await?;
         self.tell(&host.id, untold).await
     }
 
-    async fn remove(self: Arc<Self>, id: ResourceId) -> Result<()> {
-        let _turn = self.lock(&id).await;
+    async fn remove(self: Arc<Self>, id: ResourceId, _turn: Turn) -> Result<()> {
         let (this, of) = (Arc::clone(&self), id.clone());
-        let untold = blocking(move || this.erase(&of)).await?;
+        let untold = files::blocking(move || this.erase(&of)).await?;
         self.tell(&id, untold).await
     }
 
@@ -286,9 +254,9 @@ impl Inner {
         if !untold {
             return Ok(());
         }
-        self.forget.join().await?;
+        self.forget.join(()).await?;
         let marker = self.marker(id);
-        blocking(move || files::remove(&marker)).await
+        files::blocking(move || files::remove(&marker)).await
     }
 
     /// Makes the files; says whether dnsmasq must be told.
@@ -330,7 +298,9 @@ impl Inner {
 
     fn list(&self) -> Result<Vec<Listed>> {
         let mut ids = BTreeSet::new();
-        for name in names(&self.config.hosts_dir)?.iter().chain(&names(&self.config.options_dir)?) {
+        for name in
+            files::names(&self.config.hosts_dir)?.iter().chain(&files::names(&self.config.options_dir)?)
+        {
             let plain = name.strip_prefix('.').and_then(|n| n.strip_suffix(MARKER)).unwrap_or(name);
             ids.extend(plain.strip_prefix(&self.prefix).and_then(|id| id.parse::<ResourceId>().ok()));
         }
@@ -372,17 +342,21 @@ impl DhcpBackend for Dnsmasq {
     /// Dropped half-way: it goes on to its end.
     async fn ensure(&self, host: &DhcpHost) -> Result<()> {
         let host = host.clone();
-        self.whole("ensure", |inner| inner.ensure(host)).await
+        // Goes into the work: an ensure and a remove of one machine are one after the other, also when this future is dropped.
+        let turn = self.inner.turns.of(&host.id).await;
+        self.whole("ensure", |inner| inner.ensure(host, turn)).await
     }
 
     /// Dropped half-way: it goes on to its end.
     async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
         let id = id.clone();
-        self.whole("remove", |inner| inner.remove(id)).await
+        // As in `ensure`.
+        let turn = self.inner.turns.of(&id).await;
+        self.whole("remove", |inner| inner.remove(id, turn)).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
-        self.whole("list", |inner| blocking(move || inner.list())).await
+        self.whole("list", |inner| files::blocking(move || inner.list())).await
     }
 
     async fn health(&self) -> Health {

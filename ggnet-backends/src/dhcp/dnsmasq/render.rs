@@ -15,15 +15,13 @@ use std::{fmt::Write as _, net::IpAddr, net::Ipv4Addr};
 
 use ggnet_core::{Error, Result, ports::DhcpHost};
 
-use super::{DnsmasqConfig, Mode, loaders};
-use crate::dhcp::arch::Arch;
+use super::{DnsmasqConfig, Mode};
+use crate::dhcp::boot_files::{BootFiles, boots_over_http};
 
 /// The first line of every file of ours.
 const HEAD: &str = "# Made by GGnet, which writes and removes it.\n# ";
 /// dnsmasq reads at most 1024 bytes as one line.
 const LONGEST_LINE: usize = 1000;
-/// Option 93 of firmware that boots over HTTP.
-const HTTP: std::ops::RangeInclusive<u16> = 15..=19;
 
 /// The two files of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,39 +85,22 @@ fn options(host: &DhcpHost, name: &str, config: &DnsmasqConfig, advertise: Ipv4A
     };
     line("", &format!("option:server-ip-address,{advertise}"));
     line("", &format!("option:tftp-server,{}", quoted(&advertise.to_string())?));
-    // One card: name it, so that server and log tell it apart. Several: the script that asks with the card that booted.
-    let mac = if let [mac] = host.macs.as_slice() { Some(mac.hyphenated()) } else { None };
-    let base = format!("http://{advertise}:{}", config.http_port);
-    let script = format!("{base}/boot/{}.ipxe", mac.as_deref().unwrap_or("first"));
-    line("tag:ggnet-ipxe,", &format!("option:bootfile-name,{}", quoted(&script)?));
-    for arch in archs(config) {
-        let Some(loader) = loaders::loader(&config.loaders, arch) else { continue };
-        let http = HTTP.contains(&arch.0);
-        let path = match &mac {
-            Some(mac) if config.mac_prefix => format!("{mac}/{loader}"),
-            _ => loader.to_owned(),
-        };
-        let file = match (loader.contains("://"), http) {
-            (true, _) => loader.to_owned(),
-            (false, true) => format!("{base}{}/{path}", config.http_files),
-            (false, false) => path,
-        };
+    let boot = BootFiles {
+        advertise,
+        http_port: config.http_port,
+        http_files: &config.http_files,
+        mac_prefix: config.mac_prefix,
+        loaders: &config.loaders,
+    };
+    line("tag:ggnet-ipxe,", &format!("option:bootfile-name,{}", quoted(&boot.script(host))?));
+    for (arch, file) in boot.loaders(host) {
         let tags = format!("tag:ggnet-arch-{},tag:!ggnet-ipxe,", arch.0);
         line(&tags, &format!("option:bootfile-name,{}", quoted(&file)?));
-        if http {
+        if boots_over_http(arch) {
             line(&tags, "option:vendor-class,HTTPClient");
         }
     }
     Ok(text)
-}
-
-/// Every architecture that may have a loader.
-fn archs(config: &DnsmasqConfig) -> impl Iterator<Item = Arch> {
-    let mut archs = vec![Arch(0), Arch(7), Arch(9), Arch(16)];
-    archs.extend(config.loaders.keys().copied());
-    archs.sort_unstable();
-    archs.dedup();
-    archs.into_iter()
 }
 
 /// The spec that a hosts file of ours was made from.

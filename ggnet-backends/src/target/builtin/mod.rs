@@ -24,10 +24,10 @@ use self::{
     device::Served,
     policy::{Served as ServedTarget, Targets},
 };
-use super::turns::Turns;
 use crate::iscsi::{
     AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
 };
+use crate::turns::Turns;
 
 const NAME: &str = "builtin";
 /// How long a shutdown waits for requests in flight and the last flush.

@@ -49,12 +49,28 @@ pub struct Acl {
     pub luns: BTreeMap<u64, Lun>,
     /// Its attribute `authentication`; none in kernels that lack it.
     pub authentication: Option<String>,
-    /// The user name that it must give.
-    pub user: String,
-    /// The secret that it must know.
-    pub secret: Option<Secret>,
+    /// What it must give; none where we may not know.
+    pub auth: Option<Auth>,
     /// Whether it is logged in.
     pub live: bool,
+}
+
+/// What an initiator must give.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Auth {
+    /// Its user name; empty for none.
+    pub user: String,
+    /// Its secret.
+    pub secret: Option<Secret>,
+}
+
+/// How much of the tree is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// All of it.
+    All,
+    /// What the kernel shows to everybody.
+    WithoutSecrets,
 }
 
 /// The portal group.
@@ -87,7 +103,7 @@ pub struct Have {
 
 impl Have {
     /// Reads it.
-    pub fn of(tree: &Tree, names: &Names) -> Result<Self> {
+    pub fn of(tree: &Tree, names: &Names, shown: Shown) -> Result<Self> {
         let root = tree.root();
         let mut have = Self { target: root.join(names.target()).is_dir(), ..Self::default() };
         for adapter in names_in(&root.join("core"))? {
@@ -101,7 +117,7 @@ impl Have {
         }
         let group_at = root.join(names.group());
         if group_at.is_dir() {
-            have.group = Some(group(&group_at)?);
+            have.group = Some(group(&group_at, shown)?);
         }
         Ok(have)
     }
@@ -133,7 +149,7 @@ fn word_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.split_once(key)?.1.split_whitespace().next()
 }
 
-fn group(at: &Path) -> Result<Group> {
+fn group(at: &Path, shown: Shown) -> Result<Group> {
     let mut group = Group { enabled: read(&at.join("enable")) == "1", ..Group::default() };
     for name in GROUP_ATTRIBUTES {
         group.attributes.insert(name.to_owned(), read(&at.join("attrib").join(name)));
@@ -141,20 +157,22 @@ fn group(at: &Path) -> Result<Group> {
     group.luns = luns(&at.join("lun"))?;
     group.portals = folders_in(&at.join("np"))?;
     for name in folders_in(&at.join("acls"))? {
-        group.acls.insert(name.clone(), acl(&at.join("acls").join(name))?);
+        group.acls.insert(name.clone(), acl(&at.join("acls").join(name), shown)?);
     }
     group.dynamic = !read(&at.join("dynamic_sessions")).is_empty();
     Ok(group)
 }
 
-fn acl(at: &Path) -> Result<Acl> {
+fn acl(at: &Path, shown: Shown) -> Result<Acl> {
     let known = |name: &str| Some(read(&at.join("auth").join(name))).filter(|v| !v.is_empty() && v != "NULL");
     let authentication = at.join("attrib/authentication");
     Ok(Acl {
         luns: luns(at)?,
         authentication: authentication.exists().then(|| read(&authentication)),
-        user: known("userid").unwrap_or_default(),
-        secret: known("password").map(Secret::new),
+        auth: (shown == Shown::All).then(|| Auth {
+            user: known("userid").unwrap_or_default(),
+            secret: known("password").map(Secret::new),
+        }),
         live: sessions::is_logged_in(&read(&at.join("info"))),
     })
 }

@@ -6,19 +6,19 @@
 //!    configfs ─ have ─▶ Have ┘
 //! ```
 //! Targets live in the kernel: they outlive our process and are found again by their names, which carry the instance's id. There is no
-//! record beside the tree. LIO cannot ask us at a login, so logins are polled, and it lets one initiator name in twice: the older
+//! record beside the tree. Whoever is not root reads the tree and has the helper write it. LIO cannot ask us at a login, so logins are polled, and it lets one initiator name in twice: the older
 //! session goes when its connection does (the kernel pings after 15 s and gives up 30 s later).
 //!
 //! Invariants: nothing of the tree is changed that does not bear a name of ours; calls for one target wait for each other, also when
 //! their futures are dropped (a call that has begun ends); a target of ours that is not enabled is listed as partial.
 
-mod have;
-mod plan;
+pub(crate) mod have;
+pub(crate) mod plan;
 mod sessions;
 #[cfg(test)]
-mod tests;
-mod tree;
-mod want;
+pub(crate) mod tests;
+pub(crate) mod tree;
+pub(crate) mod want;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -34,11 +34,13 @@ use ggnet_core::{
 
 pub use self::tree::{Hook, Op, Value};
 use self::{
-    have::{Have, folders_in, read},
+    have::{Have, Shown, folders_in, read},
     tree::Tree,
     want::{Names, Want},
 };
-use super::turns::Turns;
+#[cfg(feature = "helper")]
+use crate::helper::Helper;
+use crate::turns::Turns;
 
 /// The backend's name.
 pub const NAME: &str = "lio-configfs";
@@ -54,6 +56,8 @@ pub struct LioConfig {
     /// Whether a write to a file is acknowledged once it is in the page cache: as fast as the built-in target, and a flush is a flush.
     /// Without it every write waits for the disk.
     pub buffered: bool,
+    /// The helper's socket, for a server that is not root; none: we change the tree ourselves.
+    pub helper: Option<PathBuf>,
 }
 
 impl Default for LioConfig {
@@ -62,6 +66,7 @@ impl Default for LioConfig {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 3260))],
             root: "/sys/kernel/config/target".into(),
             buffered: true,
+            helper: None,
         }
     }
 }
@@ -77,12 +82,16 @@ struct Inner {
     prefix: Iqn,
     instance: InstanceId,
     tree: Tree,
+    /// Who changes the tree; none: we do.
+    #[cfg(feature = "helper")]
+    helper: Option<Helper>,
 }
 
 impl LioConfigfs {
     /// Looks whether the kernel's tree is there, and has the kernel load its iSCSI target. Blocking.
     ///
-    /// Errors: `Unavailable` without LIO, `Permission` without the right to change it, `Invalid` for a portal without a port.
+    /// Errors: `Unavailable` without LIO or its helper, `Permission` without the right to change it, `Invalid` for a portal without a
+    /// port, `Unsupported` for a helper that was not compiled in.
     pub fn start(config: LioConfig, prefix: Iqn, instance: InstanceId) -> Result<Self> {
         Self::start_hooked(config, prefix, instance, None)
     }
@@ -99,8 +108,19 @@ impl LioConfigfs {
             let message = format!("{at} has no port, and the kernel target cannot choose one");
             return Err(Error::invalid("listen", message));
         }
-        let tree = Tree::at(config.root.clone(), hook);
-        let inner = Inner { config, prefix, instance, tree };
+        #[cfg(not(feature = "helper"))]
+        if let Some(socket) = &config.helper {
+            let message = format!("The helper on {} cannot be used: this build has none", socket.display());
+            return Err(Error::new(ErrorKind::Unsupported, message).with_backend(NAME));
+        }
+        let inner = Inner {
+            prefix,
+            instance,
+            tree: Tree::at(config.root.clone(), hook),
+            #[cfg(feature = "helper")]
+            helper: config.helper.clone().map(Helper::at),
+            config,
+        };
         inner.ready()?;
         Ok(Self { inner: Arc::new(inner), turns: Turns::default() })
     }
@@ -122,15 +142,19 @@ impl LioConfigfs {
 impl Inner {
     /// Makes sure that LIO is there and can be changed.
     fn ready(&self) -> Result<()> {
-        let root = &self.config.root;
-        let fabric = root.join("iscsi");
+        let fabric = self.tree.root().join("iscsi");
+        #[cfg(feature = "helper")]
+        if let Some(helper) = &self.helper {
+            let asked = if fabric.is_dir() { Ok(()) } else { helper.load_target() };
+            return asked.map_err(|e| e.with_backend(NAME));
+        }
         // The kernel loads iscsi_target_mod when this folder is made.
         match std::fs::create_dir(&fabric) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 Err(Error::io(format!("Making {}", fabric.display()), e)
-                    .with_hint("The kernel target can be changed by root only"))
+                    .with_hint("The kernel target can be changed by root only: set helper in [target], or run the server as root"))
             }
             Err(e) => Err(Error::new(
                 ErrorKind::Unavailable,
@@ -162,7 +186,24 @@ impl Inner {
 
     fn have(&self, names: &Names) -> Result<Have> {
         self.fabric()?;
-        Have::of(&self.tree, names)
+        Have::of(&self.tree, names, self.shows())
+    }
+
+    /// What the kernel shows us: CHAP's attributes to root alone.
+    fn shows(&self) -> Shown {
+        if self.config.helper.is_some() { Shown::WithoutSecrets } else { Shown::All }
+    }
+
+    /// Has the tree changed.
+    fn apply(&self, id: &ResourceId, ops: &[Op]) -> Result<()> {
+        #[cfg(feature = "helper")]
+        if let Some(helper) = &self.helper {
+            self.tree.before(ops)?;
+            return helper.apply(id, ops);
+        }
+        // The id is what the helper tells names by.
+        let _ = id;
+        self.tree.apply(ops)
     }
 
     fn ensure(&self, spec: &TargetSpec) -> Result<()> {
@@ -172,17 +213,17 @@ impl Inner {
         let ops = plan::converge(&want, &have).map_err(|plan::Busy| {
             Error::new(ErrorKind::Busy, format!("Target {} has a live session: its disks stay", spec.iqn))
         })?;
-        self.tree.apply(&ops).inspect_err(|_| self.undo(&want.names))
+        self.apply(&spec.id, &ops).inspect_err(|_| self.undo(&spec.id, &want.names))
     }
 
     /// After an `ensure` that failed: what nobody can have logged in to goes. A group that was enabled stays, whatever of its access
     /// has changed: an initiator may live on it.
-    fn undo(&self, names: &Names) {
+    fn undo(&self, id: &ResourceId, names: &Names) {
         let undone = self.have(names).and_then(|have| {
             if have.group.as_ref().is_some_and(|g| g.enabled) {
                 return Ok(());
             }
-            self.tree.apply(&plan::take_down(&names.target(), &have))
+            self.apply(id, &plan::take_down(&names.target(), &have))
         });
         if let Err(e) = undone {
             tracing::warn!(target = %names.iqn, error = %e.report(), "a half-made target of the kernel could not be undone");
@@ -195,7 +236,7 @@ impl Inner {
         if how == Removal::IfIdle && have.is_live() {
             return Err(Error::new(ErrorKind::Busy, format!("Target {} has a live session", names.iqn)));
         }
-        self.tree.apply(&plan::take_down(&names.target(), &have))
+        self.apply(id, &plan::take_down(&names.target(), &have))
     }
 
     /// Our targets that are there, whole or in part.
@@ -235,7 +276,7 @@ impl TargetBackend for LioConfigfs {
 
     fn capabilities(&self) -> TargetCapabilities {
         TargetCapabilities {
-            accepts: want::accepts(),
+            accepts: want::accepts(self.inner.config.helper.is_some()),
             chap: true,
             logins: LoginVisibility::Polled,
             max_luns: 255,

@@ -11,15 +11,15 @@
 use ggnet_core::nouns::ChapPair;
 
 use super::{
-    have::{Acl, Device, Group, Have},
+    have::{Acl, Auth, Device, Group, Have},
     tree::{Op, Value},
     want::{Lun, Store, Want, Who},
 };
 
 /// The name of our links.
-const LINK: &str = "ggnet";
+pub const LINK: &str = "ggnet";
 /// What the kernel takes for "no user name" and "no secret".
-const NOTHING: &str = "NULL";
+pub const NOTHING: &str = "NULL";
 /// The value of an initiator's `authentication`: as the portal group says, or demanded.
 const INHERITED: &str = "-1";
 const DEMANDED: &str = "1";
@@ -232,27 +232,30 @@ fn initiators(ops: &mut Vec<Op>, want: &Want, group: &Group) {
             ops.push(plain(format!("{folder}/write_protect"), if lun.read_only { "1" } else { "0" }));
         }
     }
-    credentials(ops, &at, acl, chap.as_ref());
+    // Of one that is new we know that nothing is set, and that it may not log in yet.
+    let nothing = Auth::default();
+    let auth = if have.is_none() { Some(&nothing) } else { acl.auth.as_ref() };
+    credentials(ops, &at, auth, chap.as_ref());
 }
 
-/// Sets user name and secret where they differ. The secret first when they are taken away, the user name first when they come: between
+/// Sets user name and secret where they differ, or where we cannot know whether they do. The secret first when they are taken away, the user name first when they come: between
 /// the two writes nobody passes who would not pass before or after.
-fn credentials(ops: &mut Vec<Op>, at: &str, acl: &Acl, chap: Option<&ChapPair>) {
+fn credentials(ops: &mut Vec<Op>, at: &str, have: Option<&Auth>, chap: Option<&ChapPair>) {
     let (user_at, secret_at) = (format!("{at}/auth/userid"), format!("{at}/auth/password"));
     match chap {
         Some(pair) => {
-            if acl.user != pair.user {
+            if have.is_none_or(|have| have.user != pair.user) {
                 ops.push(plain(user_at, &pair.user));
             }
-            if acl.secret.as_ref() != Some(&pair.secret) {
+            if have.is_none_or(|have| have.secret.as_ref() != Some(&pair.secret)) {
                 ops.push(Op::Write(secret_at, Value::Secret(pair.secret.clone())));
             }
         }
         None => {
-            if acl.secret.is_some() {
+            if have.is_none_or(|have| have.secret.is_some()) {
                 ops.push(plain(secret_at, NOTHING));
             }
-            if !acl.user.is_empty() {
+            if have.is_none_or(|have| !have.user.is_empty()) {
                 ops.push(plain(user_at, NOTHING));
             }
         }
@@ -264,7 +267,7 @@ fn lock(ops: &mut Vec<Op>, at: &str, acl: &Acl) {
     if acl.authentication.as_deref() != Some(DEMANDED) {
         ops.push(plain(format!("{at}/attrib/authentication"), DEMANDED));
     }
-    credentials(ops, at, acl, None);
+    credentials(ops, at, acl.auth.as_ref(), None);
 }
 
 /// Lets the allowed initiator in, if it was locked out before or while its LUNs were mapped.

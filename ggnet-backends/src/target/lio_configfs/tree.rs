@@ -21,18 +21,36 @@ use ggnet_core::{
     nouns::Secret,
 };
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::owner::Owner;
 
 /// How often and after which pause the kernel is asked again.
 const ATTEMPTS: u32 = 60;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// What is written into an attribute.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Value {
     /// Anything that may be shown.
     Plain(String),
     /// A CHAP secret.
-    Secret(Secret),
+    Secret(#[serde(with = "exposed")] Secret),
+}
+
+/// A secret on its way to whoever writes it: the one place where it is text.
+mod exposed {
+    use ggnet_core::nouns::Secret;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(secret: &Secret, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(secret.expose())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Secret, D::Error> {
+        String::deserialize(d).map(Secret::new)
+    }
 }
 
 impl Value {
@@ -54,7 +72,8 @@ impl fmt::Debug for Value {
 }
 
 /// One change. Paths are relative to the root of the tree, but for [`Op::Flush`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Op {
     /// Makes an object.
     Mkdir(String),
@@ -78,12 +97,19 @@ pub type Hook = Arc<dyn Fn(&Op) -> io::Result<()> + Send + Sync>;
 pub struct Tree {
     root: PathBuf,
     hook: Option<Hook>,
+    backing: Option<Owner>,
 }
 
 impl Tree {
     /// The tree below `root`.
     pub fn at(root: PathBuf, hook: Option<Hook>) -> Self {
-        Self { root, hook }
+        Self { root, hook, backing: None }
+    }
+
+    /// With the rights of `owner`, and not ours, the kernel opens the files of backstores.
+    #[cfg(feature = "helper")]
+    pub fn with_backing(self, owner: Owner) -> Self {
+        Self { backing: Some(owner), ..self }
     }
 
     /// Where it is.
@@ -105,10 +131,21 @@ impl Tree {
         unflushed.map_or(Ok(()), Err)
     }
 
-    fn one(&self, op: &Op) -> Result<()> {
-        if let Some(hook) = &self.hook {
-            hook(op).map_err(|e| failed(op, e))?;
+    /// Asks the hook about operations that another process will apply.
+    #[cfg(feature = "helper")]
+    pub fn before(&self, ops: &[Op]) -> Result<()> {
+        ops.iter().try_for_each(|op| self.ask_hook(op))
+    }
+
+    fn ask_hook(&self, op: &Op) -> Result<()> {
+        match &self.hook {
+            Some(hook) => hook(op).map_err(|e| failed(op, e)),
+            None => Ok(()),
         }
+    }
+
+    fn one(&self, op: &Op) -> Result<()> {
+        self.ask_hook(op)?;
         for attempt in 1.. {
             match self.once(op) {
                 Err(e) if attempt < ATTEMPTS && is_not_yet(op, &e) => pause(),
@@ -128,12 +165,24 @@ impl Tree {
                 if is_adapter(path) { accept(done, Io::DirectoryNotEmpty) } else { done }
             }
             Op::Write(path, value) => {
-                OpenOptions::new().write(true).open(at(path))?.write_all(value.expose().as_bytes())
+                let mut attribute = OpenOptions::new().write(true).open(at(path))?;
+                let mut write = || attribute.write_all(value.expose().as_bytes());
+                if opens_backing(path) { self.with_rights(write) } else { write() }
             }
             Op::Link(path, to) => accept(std::os::unix::fs::symlink(at(to), at(path)), Io::AlreadyExists),
             Op::Unlink(path) => accept(fs::remove_file(at(path)), Io::NotFound),
             // A file that was deleted under its target needs no flush.
-            Op::Flush(path) => accept(File::open(path).and_then(|f| f.sync_data()), Io::NotFound),
+            Op::Flush(path) => {
+                accept(self.with_rights(|| File::open(path).and_then(|f| f.sync_data())), Io::NotFound)
+            }
+        }
+    }
+
+    /// What opens the file of a backstore: the kernel asks for the rights of the thread that has it opened.
+    fn with_rights(&self, open: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+        match &self.backing {
+            Some(owner) => owner.run(open),
+            None => open(),
         }
     }
 }
@@ -145,6 +194,11 @@ fn accept(done: io::Result<()>, already: Io) -> io::Result<()> {
 
 fn is_adapter(path: &str) -> bool {
     path.strip_prefix("core/").is_some_and(|rest| !rest.contains('/'))
+}
+
+/// Whether a write to this attribute has the kernel open a backstore's file.
+fn opens_backing(path: &str) -> bool {
+    path.starts_with("core/") && path.ends_with("/enable")
 }
 
 fn is_portal(path: &str) -> bool {

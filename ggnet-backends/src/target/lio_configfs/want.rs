@@ -151,7 +151,7 @@ impl Want {
         if names.iqn != spec.iqn.as_str() {
             return Err(Error::invalid("iqn", format!("{} is not the name of target {}", spec.iqn, spec.id)));
         }
-        let luns = spec.luns.iter().map(|l| lun(l, config.buffered)).collect::<Result<Vec<_>>>()?;
+        let luns = spec.luns.iter().map(|l| lun(l, config)).collect::<Result<Vec<_>>>()?;
         let mut numbers: Vec<u8> = luns.iter().map(|l| l.number).collect();
         numbers.sort_unstable();
         if numbers.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -174,8 +174,7 @@ impl Want {
 
 /// A text that the kernel keeps as it is: it has no way to quote, takes a newline for a part of it, and `NULL` for nothing.
 fn credential(field: &'static str, text: &str) -> Result<()> {
-    let graphic = text.bytes().all(|b| b.is_ascii_graphic());
-    if text.is_empty() || text.len() > MAX_TEXT || !graphic || text.starts_with("NULL") {
+    if !is_credential(text) {
         return Err(Error::invalid(
             field,
             format!(
@@ -186,9 +185,18 @@ fn credential(field: &'static str, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn lun(spec: &LunSpec, buffered: bool) -> Result<Lun> {
-    let serial_fits = !spec.serial.is_empty() && spec.serial.len() <= MAX_TEXT;
-    if !serial_fits || !spec.serial.bytes().all(|b| b.is_ascii_graphic()) {
+/// Whether a text can be a user name or a secret.
+pub fn is_credential(text: &str) -> bool {
+    is_text(text) && !text.starts_with("NULL")
+}
+
+/// Whether a text can be an attribute's value as it is.
+pub fn is_text(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_TEXT && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+fn lun(spec: &LunSpec, config: &LioConfig) -> Result<Lun> {
+    if !is_text(&spec.serial) {
         return Err(Error::invalid("serial", format!("{:?} cannot be a unit's serial number", spec.serial)));
     }
     let store = match &spec.disk {
@@ -196,7 +204,10 @@ fn lun(spec: &LunSpec, buffered: bool) -> Result<Lun> {
             let path = plain_path(path)?;
             // Looked at first: the kernel would make a file that is not there, and an empty one.
             let meta = std::fs::metadata(&path).map_err(|e| Error::io(format!("Looking at {path}"), e))?;
-            Store::File { path, size: meta.len(), buffered }
+            Store::File { path, size: meta.len(), buffered: config.buffered }
+        }
+        Disk::Device { .. } if config.helper.is_some() => {
+            return Err(unsupported("The helper serves files, not block devices".to_owned()));
         }
         Disk::Device { path } => Store::Block { path: plain_path(path)? },
         Disk::File { format, .. } => {
@@ -213,16 +224,19 @@ fn unsupported(message: String) -> Error {
         .with_hint("Choose a writeback store whose disks are files or devices")
 }
 
+/// What ends or splits a word for the kernel, or for whoever reads its tree.
+fn is_cutting(c: char) -> bool {
+    c.is_control() || c.is_whitespace() || [',', '"', '\\'].contains(&c)
+}
+
 /// What the kernel can be told as a path: its control line is cut at commas and white space.
-fn plain_path(path: &Path) -> Result<String> {
-    let text = path.to_str().filter(|t| {
-        path.is_absolute() && t.len() <= MAX_PATH && !t.contains([',', '\n', '"', '\\', ' ', '\t'])
-    });
+pub fn plain_path(path: &Path) -> Result<String> {
+    let text = path.to_str().filter(|t| path.is_absolute() && t.len() <= MAX_PATH && !t.contains(is_cutting));
     text.map(str::to_owned).ok_or_else(|| {
         Error::invalid(
             "disk",
             format!(
-                "{} cannot be named to the kernel target: an absolute path without comma, blank, quote or backslash, at most \
+                "{} cannot be named to the kernel target: an absolute path without comma, blank, control character, quote or backslash, at most \
                  {MAX_PATH} bytes",
                 path.display()
             ),
@@ -230,7 +244,7 @@ fn plain_path(path: &Path) -> Result<String> {
     })
 }
 
-/// The forms of disk that can be served.
-pub fn accepts() -> Vec<DiskForm> {
-    vec![DiskForm::File, DiskForm::Device]
+/// The forms of disk that can be served; by the helper files only.
+pub fn accepts(helped: bool) -> Vec<DiskForm> {
+    if helped { vec![DiskForm::File] } else { vec![DiskForm::File, DiskForm::Device] }
 }

@@ -31,7 +31,19 @@ macro_rules! dhcp_behaviour {
         $crate::dhcp_behaviour!(@ $module, $fixture, Some(&[$(stringify!($case)),*]));
     };
     (@ $module:ident, $fixture:expr, $expected:expr) => {
-        $crate::__behaviour!($module, $fixture, dhcp, $expected, [
+        $crate::dhcp_cases!([$crate::__behaviour] $module, $fixture, dhcp, $expected,);
+    };
+}
+
+/// Hands the suite's cases to another macro, after its own arguments: for fixtures whose cases must run in surroundings of their own.
+///
+/// ```text
+/// ggnet_core::dhcp_cases!([my_macro] arguments,);        // my_macro!(arguments, [an_empty_backend_lists_nothing, …]);
+/// ```
+#[macro_export]
+macro_rules! dhcp_cases {
+    ([$($macro:tt)*] $($arguments:tt)*) => {
+        $($macro)*!($($arguments)* [
             an_empty_backend_lists_nothing,
             ensure_twice_equals_once,
             list_shows_exactly_what_was_ensured,

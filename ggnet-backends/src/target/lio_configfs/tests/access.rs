@@ -93,3 +93,28 @@ fn a_portal_that_was_configured_away_is_removed() {
     let ops = lines(&lab.ensure(&spec), &lab.want(&spec));
     assert_eq!(ops, ["mkdir TPG/np/[::1]:3261", "rmdir TPG/np/127.0.0.1:3260"]);
 }
+
+#[test]
+fn what_cannot_be_read_is_written_again_and_a_lock_is_one_all_the_same() {
+    let mut lab = Lab::new();
+    let spec = lab.spec(chap(1, "TopSecret1234567"));
+    lab.ensure(&spec);
+    lab.shown = Shown::WithoutSecrets;
+    let want = lab.want(&spec);
+    let again = [
+        "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/userid \"user-1\"",
+        "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/password Secret(…)",
+    ];
+    assert_eq!(lines(&lab.plan(&want), &want), again);
+    let away = [
+        "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/password \"NULL\"",
+        "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/userid \"NULL\"",
+    ];
+    let open = lab.want(&lab.spec(only(1)));
+    assert_eq!(lines(&lab.plan(&open), &open)[..2], away);
+    lab.log_in(&want, &initiator(1));
+    let other = lab.want(&lab.spec(only(2)));
+    let ops = lines(&lab.plan(&other), &other);
+    assert_eq!(ops[0], "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/attrib/authentication \"1\"");
+    assert_eq!(ops[1..3], away);
+}

@@ -15,7 +15,7 @@ use ggnet_core::{
 
 use super::{
     LioConfig,
-    have::Have,
+    have::{Have, Shown},
     plan,
     tree::{Op, Tree, Value},
     want::{Names, Want},
@@ -24,17 +24,23 @@ use super::{
 const INFO: &str = "info";
 const LIVE: &str = "InitiatorName: x\nSession State: TARG_SESS_STATE_LOGGED_IN\n";
 
+/// What applies an operation for a target.
+pub(crate) type Apply = Box<dyn Fn(&ResourceId, &Op) -> ggnet_core::Result<()>>;
+
 /// A folder as the root of the tree, with a disk beside it.
-struct Lab {
-    dir: tempfile::TempDir,
-    tree: Tree,
-    prefix: Iqn,
-    instance: InstanceId,
+pub(crate) struct Lab {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) tree: Tree,
+    pub(crate) prefix: Iqn,
+    pub(crate) instance: InstanceId,
     config: LioConfig,
+    /// Who changes the tree; none: we do.
+    pub(crate) apply: Option<Apply>,
+    pub(crate) shown: Shown,
 }
 
 impl Lab {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("target");
         for folder in ["core/alua", "iscsi/discovery_auth"] {
@@ -46,11 +52,13 @@ impl Lab {
             prefix: "iqn.2026-11.local.ggnet".parse().unwrap(),
             instance: "0ddba11e".parse().unwrap(),
             config: LioConfig { root, ..LioConfig::default() },
+            apply: None,
+            shown: Shown::All,
             dir,
         }
     }
 
-    fn id(&self) -> ResourceId {
+    pub(crate) fn id(&self) -> ResourceId {
         let machine: MachineId = "0196f0d2-0000-7000-8000-000000000001".parse().unwrap();
         ResourceId::generation(machine, 7)
     }
@@ -59,7 +67,7 @@ impl Lab {
         Disk::File { path: self.dir.path().join("disk"), format: ImageFormat::Raw }
     }
 
-    fn spec(&self, access: Access) -> TargetSpec {
+    pub(crate) fn spec(&self, access: Access) -> TargetSpec {
         let id = self.id();
         let lun = LunSpec {
             number: 0,
@@ -72,24 +80,24 @@ impl Lab {
         TargetSpec { id, iqn, luns: vec![lun], access }
     }
 
-    fn names(&self, id: &ResourceId) -> Names {
+    pub(crate) fn names(&self, id: &ResourceId) -> Names {
         Names::of(&self.prefix, &self.instance, id).unwrap()
     }
 
-    fn want(&self, spec: &TargetSpec) -> Want {
+    pub(crate) fn want(&self, spec: &TargetSpec) -> Want {
         Want::of(spec, self.names(&spec.id), &self.config).unwrap()
     }
 
-    fn have(&self, want: &Want) -> Have {
-        Have::of(&self.tree, &want.names).unwrap()
+    pub(crate) fn have(&self, want: &Want) -> Have {
+        Have::of(&self.tree, &want.names, self.shown).unwrap()
     }
 
-    fn plan(&self, want: &Want) -> Vec<Op> {
+    pub(crate) fn plan(&self, want: &Want) -> Vec<Op> {
         plan::converge(want, &self.have(want)).unwrap()
     }
 
     /// Applies, and does to the folder what the kernel does by itself: attributes are there, and go with their folder.
-    fn apply(&self, ops: &[Op]) {
+    pub(crate) fn apply(&self, ops: &[Op]) {
         for op in ops {
             match op {
                 Op::Mkdir(path) => {
@@ -103,11 +111,14 @@ impl Lab {
                 Op::Rmdir(path) => clear(&self.tree.root().join(path)),
                 _ => {}
             }
-            self.tree.apply(std::slice::from_ref(op)).unwrap();
+            match &self.apply {
+                Some(apply) => apply(&self.id(), op).unwrap(),
+                None => self.tree.apply(std::slice::from_ref(op)).unwrap(),
+            }
         }
     }
 
-    fn ensure(&self, spec: &TargetSpec) -> Vec<Op> {
+    pub(crate) fn ensure(&self, spec: &TargetSpec) -> Vec<Op> {
         let want = self.want(spec);
         let ops = self.plan(&want);
         self.apply(&ops);
@@ -116,7 +127,7 @@ impl Lab {
     }
 
     /// Everything in the tree, for comparison.
-    fn everything(&self) -> Vec<String> {
+    pub(crate) fn everything(&self) -> Vec<String> {
         let mut all = Vec::new();
         walk(self.tree.root(), &mut all);
         all.sort();
@@ -124,7 +135,7 @@ impl Lab {
     }
 
     /// Says that an initiator is logged in, as the kernel would.
-    fn log_in(&self, want: &Want, initiator: &str) {
+    pub(crate) fn log_in(&self, want: &Want, initiator: &str) {
         let at = self.tree.root().join(want.names.group()).join("acls").join(initiator).join(INFO);
         fs::File::create(&at).unwrap();
         self.tree
@@ -166,21 +177,21 @@ fn walk(at: &Path, all: &mut Vec<String>) {
     }
 }
 
-fn initiator(n: u32) -> String {
+pub(crate) fn initiator(n: u32) -> String {
     format!("iqn.2026-11.local.ggnet:pc-{n}")
 }
 
-fn only(n: u32) -> Access {
+pub(crate) fn only(n: u32) -> Access {
     Access::Initiator { name: initiator(n).parse().unwrap(), chap: None }
 }
 
-fn chap(n: u32, secret: &str) -> Access {
+pub(crate) fn chap(n: u32, secret: &str) -> Access {
     let pair = ChapPair { user: format!("user-{n}"), secret: Secret::new(secret) };
     Access::Initiator { name: initiator(n).parse().unwrap(), chap: Some(pair) }
 }
 
 /// The operations as lines, without what is the same in all of them.
-fn lines(ops: &[Op], want: &Want) -> Vec<String> {
+pub(crate) fn lines(ops: &[Op], want: &Want) -> Vec<String> {
     let group = want.names.group();
     let line = |op: &Op| {
         let text = match op {

@@ -127,7 +127,7 @@ fn what_the_kernel_would_misread_is_refused() {
     for secret in ["", "NULLhunter123456", "hunter2\n", "hunter 2"] {
         assert_eq!(refused(lab.spec(chap(1, secret))), ErrorKind::Invalid, "{secret:?}");
     }
-    for path in ["relative", "/a,fd_dev_size=1", "/a\nb", "/a b"] {
+    for path in ["relative", "/a,fd_dev_size=1", "/a\nb", "/a b", "/a\0b", "/a\u{7f}"] {
         let mut spec = lab.spec(only(1));
         spec.luns[0].disk = Disk::File { path: path.into(), format: ImageFormat::Raw };
         assert_eq!(refused(spec), ErrorKind::Invalid, "{path:?}");

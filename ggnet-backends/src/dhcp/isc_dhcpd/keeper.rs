@@ -1,0 +1,286 @@
+//! [`Keeper`]: the file that dhcpd includes, the two beside it, and how dhcpd comes to know of a change.
+//!
+//! ```text
+//!   changes ─▶ hosts ─▶ dhcpd -t ─▶ untold ─▶ checked ─▶ dhcpd is told ─▶ untold away
+//!                          │                               │ restart
+//!                          │ refused                       │   └─ fails ─▶ hosts, checked as before ─▶ restart
+//!                          ▼                               │ OMAPI: what is untold is removed, and added as it stands in hosts
+//!              hosts as in checked; dhcpd goes on          │   └─ fails ─▶ stays untold; the next change tells it again
+//! ```
+//! * `hosts`: what dhcpd's main file includes.
+//! * `hosts.checked`: the last text that `dhcpd -t` took; what is restored.
+//! * `hosts.untold`: names of declarations of which nobody knows whether dhcpd has them as they stand in `checked`.
+//!
+//! Why the file holds the declarations under OMAPI too: dhcpd keeps in its lease file what came by OMAPI, and a lease file may get lost.
+//! At its start it reads its main file, then the lease file's changes over it: a name that both have is as the main file has it, and a
+//! name that OMAPI removed is gone from either. So both agree as long as each change is made in both, and a declaration that OMAPI
+//! removed can come back by OMAPI only. That is why a file that was told by OMAPI once says so, and is refused without it.
+//!
+//! Invariants: whenever no change is under way, `hosts` is `checked`; killed at any place, everything that dhcpd may not know as it
+//! stands is in `untold`, or differs between `hosts` and `checked`; one change at a time.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ggnet_core::{Error, ErrorKind, Result, nouns::ResourceId};
+
+use super::{
+    omapi::Omapi,
+    text::{Blocks, Text},
+};
+use crate::{
+    dhcp::files,
+    run::{CommandRunner, Invocation},
+    service::{Service, State},
+};
+
+/// The line that installs dhcpd.
+pub(super) const INSTALL: &str = "apt-get install isc-dhcp-server";
+/// In `untold`, for ever: the lease file has, or had, what came by OMAPI.
+const BY_OMAPI: &str = "# told by OMAPI";
+
+/// A machine's new lines; none: it goes.
+pub(super) struct Change {
+    pub(super) id: ResourceId,
+    pub(super) block: Option<String>,
+}
+
+/// What stands on disk.
+pub(super) struct OnDisk {
+    text: Option<String>,
+    pub(super) hosts: Blocks,
+    pub(super) checked: Blocks,
+    /// Names of declarations.
+    untold: BTreeSet<String>,
+    by_omapi: bool,
+}
+
+impl OnDisk {
+    /// The machines that dhcpd may not know as they stand.
+    pub(super) fn untold(&self, text: &Text) -> BTreeSet<ResourceId> {
+        self.untold.iter().filter_map(|name| text.id(name)).collect()
+    }
+
+    /// Adds every name of a machine whose lines `a` and `b` do not have alike.
+    fn differ(&mut self, text: &Text, a: &Blocks, b: &Blocks) {
+        let ids: BTreeSet<_> = a.keys().chain(b.keys()).filter(|id| a.get(*id) != b.get(*id)).collect();
+        let blocks = ids.into_iter().flat_map(|id| a.get(id).into_iter().chain(b.get(id)));
+        self.untold.extend(blocks.flat_map(|block| text.names(block)));
+    }
+}
+
+/// The files and dhcpd.
+pub(super) struct Keeper {
+    pub(super) text: Text,
+    hosts: PathBuf,
+    checked: PathBuf,
+    untold: PathBuf,
+    main_file: PathBuf,
+    pub(super) service: Service,
+    pub(super) omapi: Option<Omapi>,
+    runner: Arc<dyn CommandRunner>,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        text: Text,
+        (hosts, main_file): (PathBuf, PathBuf),
+        service: Service,
+        omapi: Option<Omapi>,
+        runner: Arc<dyn CommandRunner>,
+    ) -> Self {
+        let beside = |end: &str| {
+            let mut name = hosts.clone().into_os_string();
+            name.push(end);
+            PathBuf::from(name)
+        };
+        let (checked, untold) = (beside(".checked"), beside(".untold"));
+        Self { text, checked, untold, hosts, main_file, service, omapi, runner }
+    }
+
+    /// The folder of the files.
+    pub(super) fn dir(&self) -> &Path {
+        self.hosts.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Makes the folder and the file if they are not there (dhcpd refuses to include what is not there), removes what a killed GGnet
+    /// left half-written, and takes back what it had not checked. Blocking.
+    ///
+    /// # Errors
+    /// `Conflict` for a file of somebody else; `Invalid` for one that was told by OMAPI, without OMAPI; what the files give.
+    pub(super) fn prepare(&self) -> Result<()> {
+        let dir = self.dir();
+        std::fs::create_dir_all(dir).map_err(|e| files::error("Making", dir, e))?;
+        let hosts = self.hosts.file_name().unwrap_or_default().to_string_lossy();
+        for name in files::names(dir)?.iter().filter(|name| name.starts_with(&format!(".{hosts}."))) {
+            files::remove(&dir.join(name))?;
+        }
+        let shown = self.hosts.display();
+        if files::read(&self.hosts)?.is_some_and(|text| !self.text.is_ours(&text)) {
+            let message = format!("{shown} was not made by this GGnet");
+            return Err(Error::new(ErrorKind::Conflict, message)
+                .with_hint("Move it away, or name another file in hosts_file and in dhcpd's main file"));
+        }
+        let mut disk = self.look()?;
+        if disk.by_omapi && self.omapi.is_none() {
+            let message =
+                format!("The machines in {shown} were told to dhcpd by OMAPI, which is not configured");
+            return Err(Error::invalid("omapi", message).with_hint(format!(
+                "Configure omapi again; or stop dhcpd, remove the blocks \"host ggnet-…\" from its lease file \
+                 (/var/lib/dhcp/dhcpd.leases), remove {}, and start dhcpd",
+                self.untold.display()
+            )));
+        }
+        let (hosts, checked) = (disk.hosts.clone(), disk.checked.clone());
+        disk.differ(&self.text, &hosts, &checked);
+        self.note(&disk)?;
+        self.put(&disk, &checked)
+    }
+
+    /// What stands on disk. Blocking.
+    pub(super) fn look(&self) -> Result<OnDisk> {
+        let text = files::read(&self.hosts)?;
+        let parsed = |text: Option<&String>| self.text.parse(text.map_or("", String::as_str));
+        let untold = files::read(&self.untold)?.unwrap_or_default();
+        Ok(OnDisk {
+            hosts: parsed(text.as_ref()),
+            checked: parsed(files::read(&self.checked)?.as_ref()),
+            untold: untold.lines().filter(|line| *line != BY_OMAPI).map(str::to_owned).collect(),
+            by_omapi: untold.lines().any(|line| line == BY_OMAPI),
+            text,
+        })
+    }
+
+    /// Writes `hosts`, if it is another.
+    fn put(&self, disk: &OnDisk, blocks: &Blocks) -> Result<()> {
+        let text = self.text.file(blocks);
+        if disk.text.as_ref() == Some(&text) { Ok(()) } else { files::write(&self.hosts, &text) }
+    }
+
+    /// Writes `untold`, or removes it when there is nothing to say.
+    fn note(&self, disk: &OnDisk) -> Result<()> {
+        let by_omapi = (disk.by_omapi || self.omapi.is_some()).then_some(BY_OMAPI);
+        let lines: Vec<&str> = by_omapi.into_iter().chain(disk.untold.iter().map(String::as_str)).collect();
+        match lines.as_slice() {
+            [] => files::remove(&self.untold),
+            lines => files::write(&self.untold, &(lines.join("\n") + "\n")),
+        }
+    }
+
+    /// Makes the changes, and tells dhcpd of all that it does not know. One at a time; not to be dropped half-way.
+    ///
+    /// # Errors
+    /// `Invalid` with dhcpd's words when it refuses the text, and nothing has changed; `Unavailable` when it does not run or does not
+    /// come up, `Permission`, and what the files give.
+    pub(super) async fn apply(self: Arc<Self>, changes: Vec<Change>) -> Result<()> {
+        let runs = self.service.state().await? == State::Running;
+        // One that does not run has nothing to forget, but for what its lease file says.
+        if !runs && (self.omapi.is_some() || changes.iter().any(|change| change.block.is_some())) {
+            return self.service.require_running().await;
+        }
+        let (disk, want) = self.blocking(move |this| this.begin(changes)).await?;
+        if disk.untold.is_empty() && want == disk.checked {
+            return Ok(());
+        }
+        if runs && let Err(e) = self.check().await {
+            self.blocking(|this| this.look().and_then(|disk| this.put(&disk, &disk.checked))).await?;
+            return Err(e);
+        }
+        let before = disk.checked.clone();
+        let disk = self.blocking(move |this| this.accept(disk, want)).await?;
+        match (&self.omapi, runs) {
+            (Some(omapi), _) => self.tell(omapi, &disk).await?,
+            (None, true) => {
+                if let Err(e) = self.service.restart().await {
+                    self.take_back(before).await;
+                    return Err(e);
+                }
+            }
+            (None, false) => {}
+        }
+        self.blocking(|this| this.all_is_told(disk)).await
+    }
+
+    /// Writes `hosts` as it shall be, and says what dhcpd does not know then.
+    fn begin(&self, changes: Vec<Change>) -> Result<(OnDisk, Blocks)> {
+        let mut disk = self.look()?;
+        let (hosts, checked) = (disk.hosts.clone(), disk.checked.clone());
+        let mut want = checked.clone();
+        for change in changes {
+            match change.block {
+                Some(block) => want.insert(change.id, block),
+                None => want.remove(&change.id),
+            };
+        }
+        disk.differ(&self.text, &hosts, &checked);
+        disk.differ(&self.text, &checked, &want);
+        self.put(&disk, &want)?;
+        Ok((disk, want))
+    }
+
+    /// What was written is what shall be.
+    fn accept(&self, disk: OnDisk, want: Blocks) -> Result<OnDisk> {
+        self.note(&disk)?;
+        files::write(&self.checked, &self.text.file(&want))?;
+        Ok(OnDisk { checked: want, ..disk })
+    }
+
+    fn all_is_told(&self, disk: OnDisk) -> Result<()> {
+        self.note(&OnDisk { untold: BTreeSet::new(), ..disk })
+    }
+
+    /// Whether dhcpd takes its configuration as it stands.
+    ///
+    /// # Errors
+    /// `Invalid` with its last lines; `Unavailable` where there is no dhcpd.
+    pub(super) async fn check(&self) -> Result<()> {
+        let check = Invocation::new("dhcpd", INSTALL).args(["-4", "-t", "-cf"]).arg(&self.main_file);
+        let refused = format!("dhcpd refuses its configuration {}", self.main_file.display());
+        self.runner.run(check).await?.require_success(ErrorKind::Invalid, &refused)?;
+        Ok(())
+    }
+
+    /// Makes what is untold as it stands in `checked`, while dhcpd runs.
+    async fn tell(&self, omapi: &Omapi, disk: &OnDisk) -> Result<()> {
+        let mut session = omapi.connect().await?;
+        for name in &disk.untold {
+            session.remove(name).await?;
+        }
+        for id in disk.untold(&self.text) {
+            let Some(block) = disk.checked.get(&id) else { continue };
+            let Some(host) = self.text.spec(&id, block) else { continue };
+            for declaration in self.text.declarations(&host)? {
+                session.add(&declaration).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// dhcpd did not come up again: the text with which it ran, and another try. What fails here is for the next change to mend.
+    async fn take_back(self: &Arc<Self>, before: Blocks) {
+        let restored = self.blocking(move |this| {
+            let disk = this.look()?;
+            this.put(&disk, &before)?;
+            this.accept(disk, before)
+        });
+        let back = async {
+            let disk = restored.await?;
+            self.service.restart().await?;
+            self.blocking(|this| this.all_is_told(disk)).await
+        };
+        if let Err(e) = back.await {
+            tracing::error!(error = e.report(), "dhcpd did not come up with its last configuration either");
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let this = Arc::clone(self);
+        files::blocking(move || work(&this)).await
+    }
+}

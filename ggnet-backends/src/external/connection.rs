@@ -1,0 +1,294 @@
+//! [`Connection`]: a port's way to its program, which is started when there is none.
+//!
+//! ```text
+//!   none ──call, or open──▶ started ──hello fits──▶ alive ──▶ calls
+//!    ▲ │                       └──it does not──┐      └──ended──┐
+//!    │ └──call before its time: `Unavailable`  ▼                ▼
+//!    └──────────── not again before: at once after a life that was of use, else 1, 2, 4 … 60 seconds
+//! ```
+//! Invariants: at most one program runs; what it can do is what it said at the first hello, and one that says otherwise later is refused;
+//! after the shutdown none is started.
+
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use ggnet_core::{
+    error::{Error, ErrorKind, Result},
+    nouns::InstanceId,
+    ports::{Health, Listed, Observer},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tokio::{sync::Mutex, time::Instant};
+
+use super::{
+    ExternalConfig, NAME,
+    session::{Attached, Session},
+    wire::{Hello, HelloAnswer, Nothing, PROTOCOL},
+};
+use crate::run::{Invocation, SystemRunner, shown};
+
+/// What an operator is told when the program cannot be started.
+const HINT: &str = "see `command` in the configuration";
+
+/// See the module.
+pub(super) struct Connection {
+    config: ExternalConfig,
+    port: &'static str,
+    instance: InstanceId,
+    check: bool,
+    runner: SystemRunner,
+    observer: Attached,
+    capabilities: OnceLock<Value>,
+    // Held while a program is started, on purpose: the others wait for the same one.
+    current: Mutex<Current>,
+}
+
+#[derive(Default)]
+struct Current {
+    session: Option<Arc<Session>>,
+    /// Lives and starts in a row that were of no use.
+    failures: u32,
+    /// When the next start may be, and why not now.
+    again: Option<(Instant, String)>,
+    closed: bool,
+}
+
+impl Current {
+    fn failed(&mut self, proven: bool, why: &Error) {
+        self.failures = if proven { 1 } else { self.failures.saturating_add(1) };
+        let wait = back_off(self.failures);
+        tracing::warn!(error = %why.report(), ?wait, "a backend's program is started again by the next call");
+        self.again = Some((Instant::now() + wait, why.message().to_owned()));
+    }
+}
+
+/// How long after this many failures in a row no new start is made.
+fn back_off(failures: u32) -> Duration {
+    match failures {
+        0 | 1 => Duration::ZERO,
+        n => Duration::from_secs(2_u64.saturating_pow(n - 2).min(60)),
+    }
+}
+
+impl Connection {
+    /// Starts the program and hears what it can do.
+    ///
+    /// # Errors
+    /// `Invalid` settings; `NotFound` when there is no such program; `Unsupported` when it speaks another version of the protocol or is for
+    /// another port; what it refuses the hello with; `Timeout`, `Unavailable` when it does not answer or dies.
+    pub(super) async fn open(
+        config: ExternalConfig,
+        port: &'static str,
+        instance: InstanceId,
+    ) -> Result<Self> {
+        Self::open_for(config, port, instance, false).await
+    }
+
+    async fn open_for(
+        config: ExternalConfig,
+        port: &'static str,
+        instance: InstanceId,
+        check: bool,
+    ) -> Result<Self> {
+        let (program, _) = config.program()?;
+        let runner = SystemRunner::new()?;
+        if let Err(e) = runner.resolve(Path::new(program), HINT).await
+            && e.kind() == ErrorKind::Unavailable
+        {
+            return Err(Error::new(ErrorKind::NotFound, format!("There is no program {}", shown(program)))
+                .with_backend(NAME)
+                .with_hint(HINT));
+        }
+        let connection = Self {
+            config,
+            port,
+            instance,
+            check,
+            runner,
+            observer: Attached::default(),
+            capabilities: OnceLock::new(),
+            current: Mutex::default(),
+        };
+        connection.session().await.map_err(|e| e.with_backend(NAME).with_operation("hello"))?;
+        Ok(connection)
+    }
+
+    /// What it said that it can do.
+    pub(super) fn capabilities<T: DeserializeOwned>(&self) -> Result<T> {
+        let said = self.capabilities.get().cloned().unwrap_or_default();
+        serde_json::from_value(said).map_err(|e| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("The capabilities of the program are wrong: {}", shown(&e.to_string())),
+            )
+            .with_backend(NAME)
+            .with_operation("hello")
+        })
+    }
+
+    /// Who is told of what it sees. The first one is.
+    pub(super) fn attach(&self, observer: Arc<dyn Observer>) {
+        // A second call is against the ports' contract and changes nothing.
+        let _ = self.observer.set(observer);
+    }
+
+    /// Makes a request, on a new program if there is none.
+    ///
+    /// # Errors
+    /// The program's own; `Timeout`; `Unavailable` when it has died or cannot be started now; `Internal` when its answer has another form
+    /// than this method's.
+    ///
+    /// # Cancellation
+    /// The request was not made, or goes on in the program, which is told.
+    pub(super) async fn call<T: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        subject: &str,
+        params: impl Serialize,
+    ) -> Result<T> {
+        let called = async {
+            let session = self.session().await?;
+            let answer = session.call(method, params, self.config.deadline()).await?;
+            serde_json::from_value(answer).map_err(|e| {
+                Error::internal(format!(
+                    "The program's answer to {method} is wrong: {}",
+                    shown(&e.to_string())
+                ))
+            })
+        };
+        called.await.map_err(|e| {
+            let e = if e.subject().is_none() && !subject.is_empty() { e.with_subject(subject) } else { e };
+            e.with_backend(NAME).with_operation(method)
+        })
+    }
+
+    /// A call whose answer says nothing but that it is done.
+    pub(super) async fn tell(
+        &self,
+        method: &'static str,
+        subject: &str,
+        params: impl Serialize,
+    ) -> Result<()> {
+        self.call::<Value>(method, subject, params).await.map(|_| ())
+    }
+
+    /// What it lists.
+    pub(super) async fn list(&self) -> Result<Vec<Listed>> {
+        self.call("list", "", Nothing {}).await
+    }
+
+    /// How it says it is; down when it does not.
+    pub(super) async fn health(&self) -> Health {
+        self.call("health", "", Nothing {}).await.unwrap_or_else(|e| {
+            let hint = e.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+            Health::Down(format!("{}{hint}", e.message()))
+        })
+    }
+
+    /// Ends the program, and lets none be started any more.
+    pub(super) async fn shut_down(&self) {
+        let session = {
+            let mut current = self.current.lock().await;
+            current.closed = true;
+            current.session.take()
+        };
+        if let Some(session) = session {
+            session.shut_down(Duration::from_secs(self.config.shutdown_s)).await;
+        }
+    }
+
+    async fn session(&self) -> Result<Arc<Session>> {
+        let mut current = self.current.lock().await;
+        if current.closed {
+            return Err(Error::new(ErrorKind::Unavailable, format!("Backend {NAME} is shut down")));
+        }
+        if let Some(session) = current.session.take() {
+            if session.is_alive() {
+                return Ok(Arc::clone(current.session.insert(session)));
+            }
+            let why = session.gone().await;
+            current.failed(session.is_proven(), &why);
+        }
+        if let Some((at, why)) = &current.again {
+            let left = at.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                let message = format!("{why}; it is not started again for another {} s", left.as_secs() + 1);
+                return Err(Error::new(ErrorKind::Unavailable, message));
+            }
+        }
+        match self.start().await {
+            Ok(session) => Ok(Arc::clone(current.session.insert(Arc::new(session)))),
+            Err(e) => {
+                current.failed(false, &e);
+                Err(e)
+            }
+        }
+    }
+
+    async fn start(&self) -> Result<Session> {
+        let (program, arguments) = self.config.program()?;
+        let invocation = Invocation::new(program, HINT).args(arguments);
+        let observer = Arc::clone(&self.observer);
+        let session = Session::start(&self.runner, &invocation, observer, self.config.max_line).await?;
+        let hello = Hello {
+            protocol: PROTOCOL,
+            port: self.port,
+            instance: &self.instance,
+            config: &self.config.config,
+            check: self.check,
+        };
+        let answer = session.call("hello", hello, self.config.deadline()).await?;
+        let refused = |why: String| {
+            Err(Error::new(ErrorKind::Unsupported, format!("Program {}: {why}", shown(program)))
+                .with_hint(HINT))
+        };
+        let answer: HelloAnswer = match serde_json::from_value(answer) {
+            Ok(answer) => answer,
+            Err(e) => return refused(format!("its answer to hello is wrong: {}", shown(&e.to_string()))),
+        };
+        if answer.protocol != PROTOCOL {
+            return refused(format!(
+                "it speaks version {} of the protocol, and we speak {PROTOCOL}",
+                answer.protocol
+            ));
+        }
+        if answer.port != self.port {
+            return refused(format!(
+                "it is for the port {}, and was asked for {}",
+                shown(&answer.port),
+                self.port
+            ));
+        }
+        if *self.capabilities.get_or_init(|| answer.capabilities.clone()) != answer.capabilities {
+            return refused(
+                "it can do other things than when it was first started; restart GGnet".to_owned(),
+            );
+        }
+        Ok(session)
+    }
+}
+
+/// Starts a program for its hello alone and ends it: what it says that it can do. For a check beside a server that may run.
+///
+/// # Errors
+/// What a server would refuse it with at its start.
+pub async fn look(config: ExternalConfig, port: &'static str, instance: InstanceId) -> Result<Value> {
+    let connection = Connection::open_for(config, port, instance, true).await?;
+    connection.shut_down().await;
+    Ok(connection.capabilities.get().cloned().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_start_again_is_at_once_and_later_ones_wait_longer() {
+        let seconds: Vec<u64> = (0..10).chain([99]).map(|n| back_off(n).as_secs()).collect();
+        assert_eq!(seconds, [0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    }
+}

@@ -1,0 +1,129 @@
+//! The writeback store "external": its disks are files or block devices, for a target that takes such.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use ggnet_core::{
+    block::{Disk, DiskForm},
+    error::{Error, ErrorKind, Result},
+    nouns::{ImageFormat, InstanceId, ResourceId},
+    ports::{
+        BaseImage, Health, Removal, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
+    },
+};
+use serde::Deserialize;
+
+use super::{
+    ExternalConfig, NAME,
+    connection::Connection,
+    wire::{EnsureWriteback, Nothing, OpenBase, Remove},
+};
+
+/// Private writable disks that a program of somebody else's makes. See the module above.
+pub struct ExternalWritebacks {
+    connection: Connection,
+    capabilities: WritebackCapabilities,
+}
+
+/// Where a disk is, as a program says it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(any(test, feature = "fuzzing"), derive(serde::Serialize))]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum Place {
+    /// A plain file.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Its format.
+        format: ImageFormat,
+    },
+    /// A block device of the kernel.
+    Device {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+impl Place {
+    /// The disk that is there; `Internal` for a path that starts at no root: it would mean another file to everybody.
+    pub(super) fn into_disk(self) -> Result<Disk> {
+        let disk = match self {
+            Self::File { path, format } => Disk::File { path, format },
+            Self::Device { path } => Disk::Device { path },
+        };
+        match &disk {
+            Disk::File { path, .. } | Disk::Device { path } if path.is_absolute() => Ok(disk),
+            _ => Err(Error::internal("The program's disk has no absolute path")),
+        }
+    }
+}
+
+impl ExternalWritebacks {
+    /// Starts the program and hears what it can do. Dropped half-way: the program is killed.
+    ///
+    /// # Errors
+    /// As [`ExternalDhcp::open`](super::ExternalDhcp::open).
+    pub async fn open(config: ExternalConfig, instance: InstanceId) -> Result<Self> {
+        let connection = Connection::open(config, "writeback", instance).await?;
+        let capabilities: WritebackCapabilities = connection.capabilities()?;
+        if capabilities.provides == DiskForm::Blocks {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "The program provides blocks; a program can provide a file or a device",
+            )
+            .with_backend(NAME)
+            .with_operation("hello"));
+        }
+        Ok(Self { connection, capabilities })
+    }
+
+    /// Checks that a disk has the form that was promised: the target was chosen by it.
+    fn handed_out(&self, place: Place) -> Result<Disk> {
+        let disk = place.into_disk()?;
+        let promised = self.capabilities.provides;
+        if disk.form() == promised {
+            Ok(disk)
+        } else {
+            Err(Error::internal(format!("The program provides a {promised:?} and handed out {disk:?}")))
+        }
+    }
+}
+
+#[async_trait]
+impl WritebackStore for ExternalWritebacks {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> WritebackCapabilities {
+        self.capabilities.clone()
+    }
+
+    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
+        let wanted = EnsureWriteback { digest: spec.digest(), id: &spec.id, base: &spec.base };
+        let place = self.connection.call("ensure", spec.id.as_str(), wanted).await?;
+        self.handed_out(place).map_err(|e| e.with_backend(NAME).with_operation("ensure"))
+    }
+
+    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
+        let version = base.version.to_string();
+        let place = self.connection.call("open_base", &version, OpenBase { base }).await?;
+        self.handed_out(place).map_err(|e| e.with_backend(NAME).with_operation("open_base"))
+    }
+
+    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
+        self.connection.tell("remove", id.as_str(), Remove { id, how }).await
+    }
+
+    async fn list(&self) -> Result<Vec<WritebackListed>> {
+        self.connection.call("list", "", Nothing {}).await
+    }
+
+    async fn health(&self) -> Health {
+        self.connection.health().await
+    }
+
+    async fn shutdown(&self) {
+        self.connection.shut_down().await;
+    }
+}

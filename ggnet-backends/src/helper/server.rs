@@ -1,0 +1,271 @@
+//! The answering end: takes connections, looks who asks, and does what [`Duties`] allow.
+//!
+//! ```text
+//!   accept ─▶ who? ─▶ a whole line within READ ─▶ allowed? ─▶ done ─▶ the answer within WRITE ─▶ closed
+//!               └ a stranger ─────────────────────┴ no ──▶ a refusal, nothing changed
+//! ```
+//! Changes of one target wait for each other, those of different ones do not. A change that has begun ends, whether or not who asked
+//! is still there.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use ggnet_core::{
+    error::{Error, ErrorKind, Result},
+    nouns::{InstanceId, Iqn, ResourceId},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use zeroize::Zeroizing;
+
+use super::{
+    fence,
+    protocol::{Action, Answer, Failure, MAX_REQUEST, Request, decode, encode, too_long},
+};
+use crate::{
+    owner::Owner,
+    service::Service,
+    target::lio_configfs::{Op, tree::Tree, want::Names},
+    turns::Turns,
+};
+
+/// How long a question may take to come, and an answer to be taken.
+const READ: Duration = Duration::from_secs(10);
+const WRITE: Duration = Duration::from_secs(10);
+/// Connections at once; the next ones wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+/// Pause after a failed accept, so that a lack of file descriptors does not spin a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a helper does, and for whom.
+pub struct Duties {
+    /// The server's user: it and root may ask, and its rights open disks.
+    pub owner: Owner,
+    /// The kernel's target; none: nothing of it is touched.
+    pub target: Option<TargetDuty>,
+    /// The daemons that may be asked for and (re)started, by their units' names.
+    pub units: BTreeMap<String, Service>,
+}
+
+/// What of the kernel's target may be changed.
+pub struct TargetDuty {
+    root: PathBuf,
+    iqn_prefix: Iqn,
+    instance_file: PathBuf,
+    disks: Vec<PathBuf>,
+    instance: OnceLock<InstanceId>,
+    turns: Turns,
+}
+
+impl TargetDuty {
+    /// Targets below `root` whose names begin with `iqn_prefix` and the instance that `instance_file` holds when it is first needed,
+    /// with disks below the folders `disks`.
+    #[must_use]
+    pub fn new(root: PathBuf, iqn_prefix: Iqn, instance_file: PathBuf, disks: Vec<PathBuf>) -> Self {
+        let (instance, turns) = (OnceLock::new(), Turns::default());
+        Self { root, iqn_prefix, instance_file, disks, instance, turns }
+    }
+
+    /// This GGnet among others on the host. Read once: the file is the server's, who would otherwise be another's tomorrow.
+    fn instance(&self, owner: &Owner) -> Result<&InstanceId> {
+        if let Some(instance) = self.instance.get() {
+            return Ok(instance);
+        }
+        let path = &self.instance_file;
+        let text = owner
+            .run(|| read_short(path))
+            .map_err(|e| Error::io(format!("Reading {}", path.display()), e))?;
+        let read = text.trim().parse()?;
+        Ok(self.instance.get_or_init(|| read))
+    }
+
+    fn load(&self) -> Result<()> {
+        let fabric = self.root.join("iscsi");
+        match std::fs::create_dir(&fabric) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("The kernel target is not there: {} cannot be made: {e}", fabric.display()),
+                )
+                .with_source(e)
+                .with_hint("mount -t configfs configfs /sys/kernel/config; modprobe target_core_mod; modprobe iscsi_target_mod"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn apply(&self, owner: &Owner, target: &ResourceId, ops: &[Op]) -> Result<()> {
+        let names = Names::of(&self.iqn_prefix, self.instance(owner)?, target)?;
+        for op in ops {
+            fence::judge(&names, &self.disks, op)?;
+        }
+        fence::look(&self.root, &self.disks, owner, ops)?;
+        Tree::at(self.root.clone(), None).with_backing(*owner).apply(ops)
+    }
+}
+
+/// A file of a few bytes; no link, and nothing that would keep us waiting.
+fn read_short(path: &Path) -> io::Result<String> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let mut text = String::new();
+    file.take(64).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Answers on `listener` until `stop`; then what is under way is finished.
+pub async fn serve(listener: UnixListener, duties: Duties, stop: CancellationToken) {
+    let (duties, places, tasks) =
+        (Arc::new(duties), Arc::new(Semaphore::new(CONNECTIONS)), TaskTracker::new());
+    let take = async {
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let duties = Arc::clone(&duties);
+                    tasks.spawn(async move {
+                        let _place = place;
+                        converse(stream, &duties).await;
+                    });
+                }
+                Err(e) => {
+                    tracing::warn!(target: "helper", error = %e, "no connection could be taken");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = take => {}
+        () = stop.cancelled() => {}
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+/// One question, one answer.
+async fn converse(mut stream: UnixStream, duties: &Arc<Duties>) {
+    let answer = match question(&mut stream, duties).await {
+        Ok(Some(request)) => {
+            let shown = summary(&request);
+            let done = duties.perform(request).await;
+            match &done {
+                Ok(_) => tracing::info!(target: "helper", "{shown}"),
+                Err(e) => tracing::warn!(target: "helper", error = %e.report(), "{shown}"),
+            }
+            done
+        }
+        // Gone without a word.
+        Ok(None) => return,
+        Err(e) => {
+            tracing::warn!(target: "helper", error = %e.report(), "a question was refused");
+            Err(e)
+        }
+    };
+    let answer = answer.unwrap_or_else(|e| Answer::Failed(Failure::from(&e)));
+    let Ok(line) = encode(&answer) else { return };
+    // Who does not wait for the answer needs none.
+    let _ = timeout(WRITE, async {
+        stream.write_all(&line).await?;
+        stream.shutdown().await
+    })
+    .await;
+}
+
+async fn question(stream: &mut UnixStream, duties: &Duties) -> Result<Option<Request>> {
+    let peer = stream.peer_cred().map_err(|e| Error::io("Asking who asks", e))?;
+    if peer.uid() != 0 && peer.uid() != duties.owner.uid.as_raw() {
+        let message = format!("User id {} may not ask the helper", peer.uid());
+        return Err(Error::new(ErrorKind::Permission, message)
+            .with_hint("It answers root and the server's user (--user of ggnet-helper.service)"));
+    }
+    let mut line = Zeroizing::new(Vec::with_capacity(16 << 10));
+    match timeout(READ, read_line(stream, &mut line)).await {
+        Err(_) => Err(Error::new(ErrorKind::Timeout, format!("No whole question came within {READ:?}"))),
+        Ok(Err(e)) => Err(Error::new(ErrorKind::Invalid, format!("The question is broken: {e}"))),
+        Ok(Ok(())) if line.is_empty() => Ok(None),
+        Ok(Ok(())) => decode(&line).map(Some),
+    }
+}
+
+/// Up to the first newline, or to the end; what came behind the newline stays on, and is refused.
+async fn read_line(stream: &mut UnixStream, line: &mut Vec<u8>) -> io::Result<()> {
+    let mut seen = 0;
+    while stream.read_buf(line).await? > 0 {
+        if line[seen..].contains(&b'\n') {
+            break;
+        }
+        if line.len() >= MAX_REQUEST {
+            return Err(too_long(MAX_REQUEST));
+        }
+        seen = line.len();
+    }
+    Ok(())
+}
+
+/// What is logged of a question: no value of any attribute.
+fn summary(request: &Request) -> String {
+    match request {
+        Request::LoadTarget => "load the kernel's iSCSI target".to_owned(),
+        Request::Apply { target, ops } => format!("{} changes of target {target}", ops.len()),
+        Request::Unit { unit, action } => format!("{action:?} of unit {unit:?}"),
+    }
+}
+
+impl Duties {
+    async fn perform(self: &Arc<Self>, request: Request) -> Result<Answer> {
+        match request {
+            Request::LoadTarget => {
+                self.blocking(|_, duty| duty.load()).await?;
+                Ok(Answer::Done)
+            }
+            Request::Apply { target, ops } => {
+                // Held to the end: the next list of changes of this target begins with what this one left.
+                let _turn = self.target()?.turns.of(&target).await;
+                self.blocking(move |owner, duty| duty.apply(owner, &target, &ops)).await?;
+                Ok(Answer::Done)
+            }
+            Request::Unit { unit, action } => {
+                let service = self.units.get(&unit).ok_or_else(|| not_ours(&unit))?;
+                match action {
+                    Action::State => return Ok(Answer::State(service.state().await?)),
+                    Action::Start => service.start().await?,
+                    Action::Restart => service.restart().await?,
+                }
+                Ok(Answer::Done)
+            }
+        }
+    }
+
+    fn target(&self) -> Result<&TargetDuty> {
+        self.target.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Permission, "This helper changes nothing of the kernel's target")
+                .with_hint("Its configuration names no [target] backend = \"lio-configfs\"; after a change: systemctl restart ggnet-helper")
+        })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Owner, &TargetDuty) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let duties = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&duties.owner, duties.target()?)).await;
+        done.map_err(|e| Error::internal("Work of the helper died").with_source(e))?
+    }
+}
+
+fn not_ours(unit: &str) -> Error {
+    Error::new(ErrorKind::Permission, format!("The helper does not manage unit {unit:?}"))
+        .with_hint("systemctl edit ggnet-helper: name it by --unit in ExecStart=")
+}

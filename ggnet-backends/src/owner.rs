@@ -1,0 +1,82 @@
+//! [`Owner`]: work that root does with the rights of another user.
+//!
+//! Linux keeps user, groups and capabilities per thread. So the work runs in a thread of its own that gives its rights up for good and
+//! ends: nothing has to be restored, and nothing can fail to be.
+
+use std::io;
+
+use rustix::{
+    process::geteuid,
+    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+};
+
+pub use rustix::fs::{Gid, Uid};
+
+/// A user whose rights are enough for some work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user.
+    pub uid: Uid,
+    /// Its only group.
+    pub gid: Gid,
+}
+
+impl Owner {
+    /// The user and group of these numbers.
+    #[must_use]
+    pub fn new(uid: u32, gid: u32) -> Self {
+        Self { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) }
+    }
+
+    /// Runs `work` with this user's rights and no capability; as we are, if we are that user. Blocking.
+    ///
+    /// # Errors
+    /// The work's; `PermissionDenied` where we may not become that user.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        if geteuid() == self.uid {
+            return work();
+        }
+        let Self { uid, gid } = *self;
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("owner".to_owned());
+            let running = thread.spawn_scoped(scope, move || {
+                set_thread_groups(&[])?;
+                set_thread_res_gid(gid, gid, gid)?;
+                set_thread_res_uid(uid, uid, uid)?;
+                work()
+            })?;
+            running.join().unwrap_or_else(|_| Err(io::Error::other("work for another user died")))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use super::*;
+
+    #[test]
+    fn work_has_the_users_rights_and_ours_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::File::create(&secret).unwrap();
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let me = dir.path().metadata().unwrap();
+        // Root becomes somebody else and can no longer read it; anybody else can only be itself.
+        let (owner, expected) = if me.uid() == 0 {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+            (Owner::new(65_534, 65_534), Some(io::ErrorKind::PermissionDenied))
+        } else {
+            (Owner::new(me.uid(), me.gid()), None)
+        };
+        let opened = owner.run(|| std::fs::File::open(&secret));
+        assert_eq!(opened.err().map(|e| e.kind()), expected);
+        std::fs::File::open(&secret).unwrap();
+        if me.uid() != 0 {
+            let other = Owner::new(me.uid() + 1, me.gid());
+            let refused = other.run(|| Ok(())).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        }
+    }
+}

@@ -1,0 +1,626 @@
+//! The DHCP backend "isc-dhcpd" on a link with the real dhcpd, which runs the example configuration, and machines that ask it: with
+//! restarts, and over OMAPI.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use ggnet_backends::{
+    dhcp::isc_dhcpd::{IscDhcpd, IscDhcpdConfig, OmapiConfig},
+    run::{CommandRunner, Invocation, Output, SystemRunner},
+    service::{Manager, ServiceConfig},
+};
+use ggnet_core::{
+    ErrorKind, Result,
+    nouns::MacAddr,
+    ports::{Completeness, DhcpBackend, DhcpHost, Health, Removal},
+    testkit::suite::{DhcpAnswer, DhcpFixture, Fixture, Foreign, instance, run},
+};
+use tempfile::TempDir;
+
+use crate::{
+    machine::Asks,
+    native_dhcp::{self, InProcess, US, ask, assert_boots, assert_does_not_boot, host, suite_on_a_link},
+    netns::{Link, with_namespaces},
+    process::Process,
+};
+
+/// The lines of the example that name files: a test has its own.
+const HOSTS: &str = "\ninclude \"/etc/dhcp/ggnet/hosts.conf\";";
+const OMAPI: &str = "\n#include \"/etc/dhcp/ggnet-omapi.conf\";";
+
+fn include(path: &Path) -> String {
+    format!("include \"{}\";", path.display())
+}
+
+/// How dhcpd is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Restart,
+    Omapi,
+}
+
+/// Counts what it runs.
+struct Counting {
+    runner: Arc<SystemRunner>,
+    checks: AtomicUsize,
+    starts: AtomicUsize,
+}
+
+#[async_trait]
+impl CommandRunner for Counting {
+    async fn run(&self, invocation: Invocation) -> Result<Output> {
+        let is_check = invocation.args.iter().any(|arg| arg.value() == "-t");
+        if is_check { &self.checks } else { &self.starts }.fetch_add(1, Ordering::Relaxed);
+        self.runner.run(invocation).await
+    }
+}
+
+/// A link with dhcpd on it, in an empty world.
+struct OnLink {
+    link: Link,
+    dir: TempDir,
+    process: Mutex<Option<Process>>,
+    runner: Mutex<Option<Arc<Counting>>>,
+    by: By,
+}
+
+impl OnLink {
+    fn new(by: By) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (process, runner) = (Mutex::default(), Mutex::default());
+        let on_link = Self { link: native_dhcp::link(), dir, process, runner, by };
+        std::fs::create_dir(on_link.at("hosts")).unwrap();
+        on_link.write_main("");
+        on_link
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// dhcpd's main file, with something at its end.
+    fn write_main(&self, end: &str) {
+        let text = std::fs::read_to_string(native_dhcp::example_path("dhcpd.conf")).unwrap();
+        let omapi = native_dhcp::example_path("ggnet-omapi.conf");
+        let mut changes = vec![(HOSTS, format!("\n{}", include(&self.at("hosts/hosts.conf"))))];
+        if self.by == By::Omapi {
+            changes.push((OMAPI, format!("\n{}", include(&omapi))));
+        }
+        let text = changes.into_iter().fold(text, |text, (line, mine)| {
+            assert_eq!(text.matches(line).count(), 1, "{line}");
+            text.replace(line, &mine)
+        });
+        native_dhcp::write(&self.at("dhcpd.conf"), &(text + end));
+    }
+
+    fn config(&self) -> IscDhcpdConfig {
+        let leases = self.at("leases");
+        // dhcpd makes none.
+        std::fs::File::options().append(true).create(true).open(&leases).unwrap();
+        let command = vec![
+            "dhcpd".to_owned(),
+            "-4".to_owned(),
+            "-cf".to_owned(),
+            self.at("dhcpd.conf").display().to_string(),
+            "-lf".to_owned(),
+            leases.display().to_string(),
+            "-pf".to_owned(),
+            self.at("pid").display().to_string(),
+            "br0".to_owned(),
+        ];
+        let omapi = (self.by == By::Omapi).then(|| {
+            let text = std::fs::read_to_string(native_dhcp::example_path("ggnet-omapi.conf")).unwrap();
+            let secret = text.split_once("secret \"").unwrap().1.split_once('"').unwrap().0;
+            OmapiConfig {
+                address: "127.0.0.1:7911".parse().unwrap(),
+                key_name: "ggnet".to_owned(),
+                key_file: native_dhcp::write(&self.at("omapi.key"), &format!("{secret}\n")),
+                algorithm: ggnet_backends::dhcp::isc_dhcpd::KeyAlgorithm::default(),
+            }
+        });
+        IscDhcpdConfig {
+            main_file: self.at("dhcpd.conf"),
+            hosts_file: self.at("hosts/hosts.conf"),
+            advertise: Some(US),
+            omapi,
+            service: ServiceConfig {
+                manager: Manager::Process,
+                pid_file: Some(self.at("pid")),
+                command: Some(command),
+                ..ServiceConfig::default()
+            },
+            ..IscDhcpdConfig::default()
+        }
+    }
+
+    async fn open(&self, config: IscDhcpdConfig) -> Result<InProcess<IscDhcpd>> {
+        let old = self.process.lock().unwrap().take();
+        if let Some(old) = old {
+            old.kill().await;
+        }
+        let process = Process::start_in(&self.link.server);
+        let runner = Arc::new(Counting {
+            runner: native_dhcp::runner(&process).await,
+            checks: AtomicUsize::new(0),
+            starts: AtomicUsize::new(0),
+        });
+        *self.runner.lock().unwrap() = Some(Arc::clone(&runner));
+        let opened = process.handle().spawn(async move { IscDhcpd::open(config, &instance(), runner).await });
+        let opened = opened.await.unwrap();
+        let handle = process.handle();
+        *self.process.lock().unwrap() = Some(process);
+        opened.map(|backend| InProcess { backend: Arc::new(backend), process: handle })
+    }
+
+    /// Checks and starts since the last time.
+    fn counted(&self) -> (usize, usize) {
+        let runner = self.runner.lock().unwrap().clone().unwrap();
+        (runner.checks.swap(0, Ordering::Relaxed), runner.starts.swap(0, Ordering::Relaxed))
+    }
+
+    fn kill_daemon(&self) {
+        native_dhcp::kill_daemon(&self.at("pid"));
+    }
+
+    fn hosts(&self) -> String {
+        std::fs::read_to_string(self.at("hosts/hosts.conf")).unwrap()
+    }
+
+    fn put(&self, end: &str, text: &str) {
+        native_dhcp::write(&self.at(&format!("hosts/hosts.conf{end}")), text);
+    }
+}
+
+impl Drop for OnLink {
+    fn drop(&mut self) {
+        self.kill_daemon();
+        if std::thread::panicking() {
+            for name in ["hosts/hosts.conf", "hosts/hosts.conf.checked", "hosts/hosts.conf.untold", "leases"]
+            {
+                eprintln!("--- {name}\n{}", std::fs::read_to_string(self.at(name)).unwrap_or_default());
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Fixture<dyn DhcpBackend> for OnLink {
+    async fn fresh(&self) -> Arc<dyn DhcpBackend> {
+        self.kill_daemon();
+        for name in ["", ".checked", ".untold"] {
+            let _ = std::fs::remove_file(self.at(&format!("hosts/hosts.conf{name}")));
+        }
+        let _ = std::fs::remove_file(self.at("leases"));
+        self.reopen().await
+    }
+
+    /// dhcpd outlives our crash.
+    async fn reopen(&self) -> Arc<dyn DhcpBackend> {
+        Arc::new(self.open(self.config()).await.unwrap())
+    }
+
+    /// Files beside ours, with names like ours, and dhcpd's own.
+    async fn foreign(&self) -> Option<Box<dyn Foreign>> {
+        let text = "host ggnet-0ddba11f-m1 { hardware ethernet 52:54:00:bb:00:01; }\n";
+        let mut kept = Vec::new();
+        for name in ["hosts/ggnet-0ddba11f.conf", "hosts/hosts.conf.operators", "hosts/.operators"] {
+            kept.push((native_dhcp::write(&self.at(name), text), text.to_owned()));
+        }
+        let main = self.at("dhcpd.conf");
+        kept.push((main.clone(), std::fs::read_to_string(main).unwrap()));
+        Some(Box::new(Theirs(kept)))
+    }
+
+    fn has_foreign(&self) -> bool {
+        true
+    }
+}
+
+struct Theirs(Vec<(PathBuf, String)>);
+
+#[async_trait]
+impl Foreign for Theirs {
+    async fn check(&self) -> Result<(), String> {
+        for (path, text) in &self.0 {
+            let now = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+            if now != *text {
+                return Err(format!("{}: {now}", path.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl DhcpFixture for OnLink {
+    fn can_ask(&self) -> bool {
+        true
+    }
+
+    /// It gives everybody an address, so an answer always comes.
+    async fn ask(&self, mac: MacAddr) -> DhcpAnswer {
+        let offer = tokio::task::block_in_place(|| ask(&self.link, mac, Asks::Firmware(7)));
+        let address = (!offer.address.is_unspecified()).then(|| offer.address.into());
+        DhcpAnswer { boot_file: offer.boot_file(), address }
+    }
+}
+
+mod by_restart {
+    use super::{By, OnLink, suite_on_a_link};
+
+    suite_on_a_link!("isc_dhcpd::by_restart", OnLink::new(By::Restart), not_run: [what_is_answered_is_observed]);
+}
+
+mod by_omapi {
+    use super::{By, OnLink, suite_on_a_link};
+
+    suite_on_a_link!("isc_dhcpd::by_omapi", OnLink::new(By::Omapi), not_run: [what_is_answered_is_observed]);
+}
+
+fn on_link(test: &str, by: By, body: impl AsyncFnOnce(&OnLink, InProcess<IscDhcpd>)) {
+    with_namespaces(&format!("isc_dhcpd::{test}"), || {
+        run(async {
+            let on_link = OnLink::new(by);
+            let backend = on_link.open(on_link.config()).await.unwrap();
+            body(&on_link, backend).await;
+        });
+    });
+}
+
+async fn each_kind_of_firmware(on_link: &OnLink, backend: InProcess<IscDhcpd>) {
+    let (one, mut two) = (host(11), host(12));
+    // Words of dhcpd's own language, and pieces that look like numbers.
+    two.id = "0.host.subnet-1.9e9".parse().unwrap();
+    backend.ensure(&one).await.unwrap();
+    backend.ensure(&two).await.unwrap();
+    tokio::task::block_in_place(|| {
+        assert_boots(&on_link.link, &one);
+        assert_boots(&on_link.link, &two);
+    });
+    backend.remove(&one.id, Removal::IfIdle).await.unwrap();
+    tokio::task::block_in_place(|| {
+        assert_does_not_boot(&on_link.link, one.macs[0]);
+        assert_boots(&on_link.link, &two);
+        // An operating system's client, over the whole exchange.
+        let leased = native_dhcp::lease(&on_link.link, two.macs[0], on_link.dir.path());
+        assert_eq!(Some(leased.into()), two.fixed_address);
+    });
+}
+
+#[test]
+fn each_kind_of_firmware_gets_its_boot_file_and_a_removed_machine_gets_none() {
+    on_link(
+        "each_kind_of_firmware_gets_its_boot_file_and_a_removed_machine_gets_none",
+        By::Restart,
+        async |on_link, backend| each_kind_of_firmware(on_link, backend).await,
+    );
+}
+
+#[test]
+fn each_kind_of_firmware_gets_its_boot_file_by_omapi_too() {
+    on_link("each_kind_of_firmware_gets_its_boot_file_by_omapi_too", By::Omapi, async |on_link, backend| {
+        each_kind_of_firmware(on_link, backend).await;
+    });
+}
+
+/// Their addresses lie outside of the example's range.
+fn a_hundred() -> Vec<DhcpHost> {
+    (2..=99).chain(200..=201).map(host).collect()
+}
+
+#[test]
+fn a_hundred_at_once_are_one_check_and_one_restart() {
+    on_link("a_hundred_at_once_are_one_check_and_one_restart", By::Restart, async |on_link, backend| {
+        let hosts = a_hundred();
+        on_link.counted();
+        join_all(hosts.iter().map(|host| backend.ensure(host))).await.into_iter().for_each(Result::unwrap);
+        assert_eq!(on_link.counted(), (1, 1));
+        tokio::task::block_in_place(|| assert_boots(&on_link.link, &hosts[99]));
+        join_all(hosts.iter().map(|host| backend.ensure(host))).await.into_iter().for_each(Result::unwrap);
+        assert_eq!(on_link.counted(), (0, 0), "nothing has changed");
+        let removals = hosts[..99].iter().map(|host| backend.remove(&host.id, Removal::Force));
+        join_all(removals).await.into_iter().for_each(Result::unwrap);
+        assert_eq!(on_link.counted(), (1, 1));
+        tokio::task::block_in_place(|| {
+            assert_boots(&on_link.link, &hosts[99]);
+            assert_does_not_boot(&on_link.link, hosts[0].macs[0]);
+        });
+    });
+}
+
+#[test]
+fn by_omapi_a_hundred_at_once_are_no_restart_and_a_restart_forgets_none() {
+    on_link(
+        "by_omapi_a_hundred_at_once_are_no_restart_and_a_restart_forgets_none",
+        By::Omapi,
+        async |on_link, backend| {
+            let hosts = a_hundred();
+            on_link.counted();
+            join_all(hosts.iter().map(|host| backend.ensure(host)))
+                .await
+                .into_iter()
+                .for_each(Result::unwrap);
+            let (checks, starts) = on_link.counted();
+            assert!((1..=3).contains(&checks) && starts == 0, "{checks} checks, {starts} starts");
+            let mut moved = hosts[0].clone();
+            moved.fixed_address = Some("192.0.2.240".parse().unwrap());
+            backend.ensure(&moved).await.unwrap();
+            backend.remove(&hosts[1].id, Removal::Force).await.unwrap();
+            backend.remove(&hosts[2].id, Removal::Force).await.unwrap();
+            backend.ensure(&hosts[2]).await.unwrap();
+            let right = || {
+                tokio::task::block_in_place(|| {
+                    assert_boots(&on_link.link, &moved);
+                    assert_does_not_boot(&on_link.link, hosts[1].macs[0]);
+                    assert_boots(&on_link.link, &hosts[2]);
+                    assert_boots(&on_link.link, &hosts[99]);
+                });
+            };
+            right();
+            for lease_file in ["kept", "kept", "lost"] {
+                on_link.kill_daemon();
+                if lease_file == "lost" {
+                    std::fs::remove_file(on_link.at("leases")).unwrap();
+                }
+                let backend = on_link.open(on_link.config()).await.unwrap();
+                right();
+                let listed = backend.list().await.unwrap();
+                assert!(listed.iter().all(|l| l.completeness == Completeness::Whole), "{listed:?}");
+                assert_eq!(listed.len(), 99);
+                // What the main file declares and the lease file does not is changed by OMAPI all the same.
+                let mut elsewhere = hosts[3].clone();
+                elsewhere.fixed_address = Some("192.0.2.241".parse().unwrap());
+                backend.ensure(&elsewhere).await.unwrap();
+                tokio::task::block_in_place(|| assert_boots(&on_link.link, &elsewhere));
+                backend.ensure(&hosts[3]).await.unwrap();
+                tokio::task::block_in_place(|| assert_boots(&on_link.link, &hosts[3]));
+            }
+        },
+    );
+}
+
+#[test]
+fn a_refused_configuration_leaves_the_others_served_and_dhcpd_untouched() {
+    on_link(
+        "a_refused_configuration_leaves_the_others_served_and_dhcpd_untouched",
+        By::Restart,
+        async |on_link, backend| {
+            backend.ensure(&host(11)).await.unwrap();
+            let (text, pid) = (on_link.hosts(), std::fs::read_to_string(on_link.at("pid")).unwrap());
+            on_link.write_main("\nnonsense {\n");
+            assert!(
+                matches!(backend.health().await, Health::Degraded(why) if why.contains("dhcpd.conf")),
+                "an operator's mistake shows before it bites"
+            );
+            for call in ["ensure", "change", "remove"] {
+                let done = match call {
+                    "ensure" => backend.ensure(&host(12)).await,
+                    "change" => {
+                        let mut changed = host(11);
+                        changed.fixed_address = None;
+                        backend.ensure(&changed).await
+                    }
+                    _ => backend.remove(&host(11).id, Removal::Force).await,
+                };
+                let e = done.unwrap_err();
+                assert_eq!(e.kind(), ErrorKind::Invalid, "{call}: {}", e.report());
+                assert!(e.to_string().contains("nonsense"), "dhcpd's words: {e}");
+                assert_eq!(on_link.hosts(), text, "{call}");
+                assert_eq!(std::fs::read_to_string(on_link.at("pid")).unwrap(), pid);
+                assert_eq!(backend.list().await.unwrap().len(), 1);
+            }
+            tokio::task::block_in_place(|| {
+                assert_boots(&on_link.link, &host(11));
+                assert_does_not_boot(&on_link.link, host(12).macs[0]);
+            });
+            on_link.write_main("");
+            backend.ensure(&host(12)).await.unwrap();
+            assert_eq!(backend.health().await, Health::Up);
+            tokio::task::block_in_place(|| assert_boots(&on_link.link, &host(12)));
+        },
+    );
+}
+
+#[test]
+fn a_restart_that_fails_is_taken_back() {
+    on_link("a_restart_that_fails_is_taken_back", By::Restart, async |on_link, backend| {
+        backend.ensure(&host(11)).await.unwrap();
+        let text = on_link.hosts();
+        // dhcpd -t says nothing about a lease file, and without one dhcpd does not start.
+        let leases = on_link.at("leases");
+        std::fs::remove_file(&leases).unwrap();
+        let e = backend.ensure(&host(12)).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Unavailable, "{}", e.report());
+        assert!(e.to_string().contains(leases.to_str().unwrap()), "dhcpd's words: {e}");
+        assert_eq!(on_link.hosts(), text);
+        let listed = backend.list().await.unwrap();
+        assert!(listed.iter().any(|l| l.id == host(12).id && l.completeness == Completeness::Partial));
+        let backend = on_link.open(on_link.config()).await.unwrap();
+        backend.ensure(&host(12)).await.unwrap();
+        tokio::task::block_in_place(|| {
+            assert_boots(&on_link.link, &host(11));
+            assert_boots(&on_link.link, &host(12));
+        });
+    });
+}
+
+/// Puts the files as a kill after each write leaves them, and has the next process mend it.
+async fn killed_between_any_two_writes(on_link: &OnLink, backend: InProcess<IscDhcpd>) {
+    let (bystander, old, mut new) = (host(10), host(11), host(11));
+    new.macs = host(21).macs;
+    new.macs.extend(host(22).macs);
+    backend.ensure(&bystander).await.unwrap();
+    let mut texts = Vec::new();
+    for spec in [Some(&new), Some(&old), None] {
+        match spec {
+            Some(spec) => backend.ensure(spec).await.unwrap(),
+            None => backend.remove(&old.id, Removal::Force).await.unwrap(),
+        }
+        texts.push(on_link.hosts());
+    }
+    let names: String = ["m11", "m11_2"].map(|name| format!("ggnet-0ddba11e-{name}\n")).concat();
+    let by = if on_link.by == By::Omapi { "# told by OMAPI\n" } else { "" };
+    let mut backend = backend;
+    // From `old` to `new`, and from `old` to nothing: hosts; untold; checked; told. And from nothing to `new`.
+    for (from, to) in [(Some(&old), Some(&new)), (Some(&old), None), (None, Some(&new))] {
+        let text = if to.is_some() { &texts[0] } else { &texts[2] };
+        for steps in 1..=3 {
+            match from {
+                Some(spec) => backend.ensure(spec).await.unwrap(),
+                None => backend.remove(&old.id, Removal::Force).await.unwrap(),
+            }
+            on_link.put("", text);
+            if steps > 1 {
+                on_link.put(".untold", &format!("{by}{names}"));
+            }
+            if steps > 2 {
+                on_link.put(".checked", text);
+            }
+            let at = format!("step {steps} to {:?}", to.map(|to| &to.macs));
+            let listed = backend.list().await.unwrap();
+            let ours = listed.iter().find(|l| l.id == old.id).unwrap_or_else(|| panic!("{at}"));
+            assert_eq!(ours.completeness, Completeness::Partial, "{at}");
+            backend = on_link.open(on_link.config()).await.unwrap();
+            match to {
+                Some(spec) => backend.ensure(spec).await.unwrap(),
+                None => backend.remove(&old.id, Removal::Force).await.unwrap(),
+            }
+            let listed = backend.list().await.unwrap();
+            assert!(listed.iter().all(|l| l.completeness == Completeness::Whole), "{at}: {listed:?}");
+            assert_eq!(on_link.hosts(), *text, "{at}");
+            tokio::task::block_in_place(|| {
+                assert_does_not_boot(&on_link.link, old.macs[0]);
+                assert_boots(&on_link.link, &bystander);
+                for mac in &new.macs {
+                    let boots = ask(&on_link.link, *mac, Asks::Firmware(7)).boot_file().is_some();
+                    assert_eq!(boots, to.is_some(), "{at}: {mac}");
+                }
+            });
+        }
+    }
+    // Half a write that nobody renamed is swept up by the next process.
+    let half = native_dhcp::write(&on_link.at("hosts/.hosts.conf.Xy12z"), "host ");
+    on_link.open(on_link.config()).await.unwrap();
+    assert!(!half.exists());
+}
+
+#[test]
+fn killed_between_any_two_writes_ensure_and_remove_mend_it() {
+    on_link(
+        "killed_between_any_two_writes_ensure_and_remove_mend_it",
+        By::Restart,
+        async |on_link, backend| killed_between_any_two_writes(on_link, backend).await,
+    );
+}
+
+#[test]
+fn killed_between_any_two_writes_omapi_mends_it_too() {
+    on_link("killed_between_any_two_writes_omapi_mends_it_too", By::Omapi, async |on_link, backend| {
+        killed_between_any_two_writes(on_link, backend).await;
+    });
+}
+
+#[test]
+fn a_stopped_dhcpd_is_unavailable_and_names_its_pid_file() {
+    on_link(
+        "a_stopped_dhcpd_is_unavailable_and_names_its_pid_file",
+        By::Restart,
+        async |on_link, backend| {
+            backend.ensure(&host(11)).await.unwrap();
+            assert_eq!(backend.health().await, Health::Up);
+            on_link.kill_daemon();
+            let e = backend.ensure(&host(12)).await.unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::Unavailable, "{}", e.report());
+            let pid_file = on_link.at("pid").to_str().unwrap().to_owned();
+            assert!(e.to_string().contains(&pid_file), "{e}");
+            assert!(matches!(backend.health().await, Health::Down(why) if why.contains(&pid_file)));
+            assert_eq!(backend.list().await.unwrap().len(), 1, "nothing was begun");
+            backend.remove(&host(11).id, Removal::Force).await.unwrap();
+            assert!(backend.list().await.unwrap().is_empty());
+            let backend = on_link.open(on_link.config()).await.unwrap();
+            backend.ensure(&host(12)).await.unwrap();
+            tokio::task::block_in_place(|| {
+                assert_boots(&on_link.link, &host(12));
+                assert_does_not_boot(&on_link.link, host(11).macs[0]);
+            });
+        },
+    );
+}
+
+#[test]
+fn a_missing_program_and_files_that_are_not_ours_are_named() {
+    on_link(
+        "a_missing_program_and_files_that_are_not_ours_are_named",
+        By::Restart,
+        async |on_link, backend| {
+            drop(backend);
+            // Where root may write anything, /proc still lets nobody make a folder.
+            let config = IscDhcpdConfig { hosts_file: "/proc/ggnet/hosts.conf".into(), ..on_link.config() };
+            let e = on_link.open(config).await.err().unwrap();
+            assert!(e.to_string().contains("/proc/ggnet"), "{e}");
+            let e = on_link.open(IscDhcpdConfig { advertise: None, ..on_link.config() }).await.err().unwrap();
+            assert_eq!(e.field(), Some("advertise"));
+            let others = on_link.hosts().replace("0ddba11e", "0ddba11f");
+            let hosts_file = native_dhcp::write(&on_link.at("hosts/others.conf"), &others);
+            let config = IscDhcpdConfig { hosts_file: hosts_file.clone(), ..on_link.config() };
+            let e = on_link.open(config).await.err().unwrap();
+            assert!(e.kind() == ErrorKind::Conflict && e.to_string().contains("others.conf"), "{e}");
+            assert_eq!(std::fs::read_to_string(hosts_file).unwrap(), others);
+            let nothing = Arc::new(SystemRunner::with_path("/nonexistent").unwrap());
+            let backend = IscDhcpd::open(on_link.config(), &instance(), nothing).await.unwrap();
+            let e = backend.ensure(&host(11)).await.unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::Unavailable);
+            assert!(
+                e.to_string().contains("dhcpd") && e.hint().is_some_and(|h| h.contains("apt-get")),
+                "{e}"
+            );
+            assert!(matches!(backend.health().await, Health::Down(why) if why.contains("dhcpd")));
+            assert!(backend.list().await.unwrap().is_empty(), "it was taken back");
+        },
+    );
+}
+
+#[test]
+fn a_wrong_key_and_a_closed_port_are_named_and_omapi_is_not_left_silently() {
+    on_link(
+        "a_wrong_key_and_a_closed_port_are_named_and_omapi_is_not_left_silently",
+        By::Omapi,
+        async |on_link, backend| {
+            backend.ensure(&host(11)).await.unwrap();
+            assert_eq!(backend.health().await, Health::Up);
+            let with = |change: &dyn Fn(&mut OmapiConfig)| {
+                let mut config = on_link.config();
+                change(config.omapi.as_mut().unwrap());
+                config
+            };
+            let wrong = native_dhcp::write(&on_link.at("wrong.key"), "d3JvbmcK");
+            for (config, kind) in [
+                (with(&|omapi| omapi.key_file = wrong.clone()), ErrorKind::Permission),
+                (with(&|omapi| omapi.key_name = "other".into()), ErrorKind::Permission),
+                (with(&|omapi| omapi.address.set_port(7912)), ErrorKind::Unavailable),
+            ] {
+                let backend = on_link.open(config).await.unwrap();
+                let e = backend.ensure(&host(12)).await.unwrap_err();
+                assert_eq!(e.kind(), kind, "{}", e.report());
+                assert!(!e.report().contains("d3JvbmcK"), "{e}");
+                assert!(matches!(backend.health().await, Health::Down(_)));
+                let listed = backend.list().await.unwrap();
+                assert!(
+                    listed.iter().any(|l| l.id == host(12).id && l.completeness == Completeness::Partial)
+                );
+            }
+            let backend = on_link.open(on_link.config()).await.unwrap();
+            backend.ensure(&host(12)).await.unwrap();
+            tokio::task::block_in_place(|| assert_boots(&on_link.link, &host(12)));
+            let e = on_link.open(IscDhcpdConfig { omapi: None, ..on_link.config() }).await.err().unwrap();
+            assert_eq!(e.field(), Some("omapi"), "{e}");
+        },
+    );
+}

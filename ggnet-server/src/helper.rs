@@ -1,0 +1,138 @@
+//! `ggnet-server helper`: the small process that is root, for a server that is not.
+//!
+//! It reads the server's configuration, which is the operator's file, for what it must hold the server to: the IQN prefix, the folders
+//! that disks stand in, and whether the kernel's target is used at all. Units and user come by its own command line.
+
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ggnet_backends::{
+    helper::{Duties, TargetDuty, serve},
+    owner::Owner,
+    run::SystemRunner,
+    service::{Daemon, Manager, Service, ServiceConfig},
+    target::lio_configfs::{self, LioConfig},
+};
+use ggnet_core::{
+    Error, ErrorKind, Result, nouns::InstanceId, orchestrator::OrchestratorConfig, registry::settings,
+};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Config, options::HelperOptions, serve::log};
+
+/// Answers until SIGTERM or Ctrl-C, and finishes what is under way then.
+pub async fn helper(config: &Config, options: &HelperOptions) -> Result<()> {
+    log(&config.log)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::io("catching SIGTERM", e))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::io("catching SIGINT", e))?;
+    let owner = user(&options.user)?;
+    let duties = Duties { owner, target: target(config, &options.disks)?, units: units(&options.units)? };
+    let listener = listener(options.socket.as_deref(), &owner)?;
+    tracing::info!(
+        user = options.user,
+        units = ?options.units,
+        target = duties.target.is_some(),
+        "the helper answers"
+    );
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(serve(listener, duties, stop.clone()));
+    // No socket of systemd's is no error.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    serving.await.map_err(|e| Error::internal("The helper's task died").with_source(e))
+}
+
+fn user(name: &str) -> Result<Owner> {
+    let failed = |e| Error::io(format!("looking for user {name}"), std::io::Error::from(e));
+    match nix::unistd::User::from_name(name).map_err(failed)? {
+        Some(user) => Ok(Owner::new(user.uid.as_raw(), user.gid.as_raw())),
+        None => {
+            Err(Error::not_found("user", name)
+                .with_hint("systemd-sysusers makes ggnet; --user names another"))
+        }
+    }
+}
+
+/// What of the kernel's target may be changed; nothing, where the configuration does not use it by the helper.
+fn target(config: &Config, more: &[PathBuf]) -> Result<Option<TargetDuty>> {
+    if config.target.backend != lio_configfs::NAME {
+        return Ok(None);
+    }
+    let lio: LioConfig = settings(lio_configfs::NAME, config.target.settings.clone())?;
+    if lio.helper.is_none() {
+        return Ok(None);
+    }
+    // The server knows its folders by their real names.
+    let real = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let data = real(&config.data_dir);
+    if !data.is_absolute() {
+        let message =
+            format!("data_dir {} is no absolute path, and the helper stands elsewhere", data.display());
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    let default = OrchestratorConfig::new(InstanceId::generate(), data.join("images"))?;
+    let prefix = config.session.iqn_prefix.clone().unwrap_or(default.iqn_prefix);
+    let chosen = config.writeback.settings.get("dir").and_then(serde_json::Value::as_str);
+    let disks = chosen.map_or_else(|| data.join("disks"), |dir| real(Path::new(dir)));
+    let mut folders = vec![data.join("images"), disks];
+    folders.extend(more.iter().map(|dir| real(dir)));
+    Ok(Some(TargetDuty::new(lio.root, prefix, data.join("instance"), folders)))
+}
+
+fn units(names: &[String]) -> Result<BTreeMap<String, Service>> {
+    let runner = Arc::new(SystemRunner::new()?);
+    let unit = |name: &String| {
+        // Only the unit counts: systemd knows the rest.
+        let daemon = Daemon { program: "", install: "", unit: "", pid_file: "", command: None };
+        let config =
+            ServiceConfig { manager: Manager::Systemd, unit: Some(name.clone()), ..ServiceConfig::default() };
+        Ok((name.clone(), Service::new(&config, &daemon, runner.clone())?))
+    };
+    names.iter().map(unit).collect()
+}
+
+/// systemd's socket, or one of our own at `path`, for root and the owner's group.
+fn listener(path: Option<&Path>, owner: &Owner) -> Result<UnixListener> {
+    let Some(path) = path else {
+        let handed = listenfd::ListenFd::from_env().take_unix_listener(0);
+        let handed =
+            handed.map_err(|e| Error::io("taking the socket from systemd", e))?.ok_or_else(|| {
+                Error::new(ErrorKind::Invalid, "systemd hands over no socket, and no --socket is named")
+                    .with_hint(
+                        "systemctl start ggnet-helper.socket; elsewhere: --socket /run/ggnet/helper.sock",
+                    )
+            })?;
+        handed.set_nonblocking(true).map_err(|e| Error::io("preparing the socket", e))?;
+        return UnixListener::from_std(handed).map_err(|e| Error::io("listening", e));
+    };
+    let failed = |e| Error::io(format!("listening on {}", path.display()), e);
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            let message = format!("Another helper listens on {}", path.display());
+            return Err(Error::new(ErrorKind::Busy, message).retryable(false));
+        }
+        // Left by one that is gone.
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(failed)?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    // Whoever was faster than these lines is asked for its user, too.
+    std::os::unix::fs::chown(path, None, Some(owner.gid.as_raw())).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    Ok(listener)
+}

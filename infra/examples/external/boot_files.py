@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""A boot file store for GGnet as a program of its own: a folder that a TFTP or HTTP server of yours serves.
+
+    [boot_files]
+    backend = "external"
+    command = ["/usr/lib/ggnet/boot_files.py"]
+    config = { root = "/srv/tftp" }
+
+    <root>/machines/52-….ipxe                          a link to the file below: what a client asks for
+    <root>/.ggnet-<instance>/<id>/machines/52-….ipxe   the file; the folder says whose it is
+    <root>/.ggnet-<instance>/<id>/.digest              written last: a bundle without it is partial
+
+One request is handled after the other, so nothing here runs at the same time. Killed at any place, the next `ensure` completes and the
+next `remove` removes what is there. The protocol is in docs/backend-authors.md. Standard library only; copy it.
+"""
+import base64, errno, fcntl, json, os, shutil, sys
+from pathlib import Path
+
+
+class Refused(Exception):
+    def __init__(self, kind, message, hint=None):
+        self.error = {"kind": kind, "message": message, "hint": hint}
+
+
+class Store:
+    def __init__(self, protocol, port, instance, config, check):
+        if protocol != 1 or port != "boot_files":
+            raise Refused("unsupported", f"This is a boot_files backend for protocol 1, not {port} for {protocol}")
+        if "root" not in config:
+            raise Refused("invalid", "The folder is not named", 'config = { root = "/srv/tftp" }')
+        self.root = Path(config["root"])
+        self.ours = f".ggnet-{instance}"
+        if not self.root.is_dir():
+            raise Refused("not_found", f"There is no folder {self.root}", f"sudo install -d -o USER {self.root}")
+        if not check:  # `ggnet-server check` only looks, while another of us may run
+            (self.root / self.ours).mkdir(exist_ok=True)
+            # A predecessor that was killed may still be in its last system call.
+            self.lock = open(self.root / self.ours / ".lock", "w")
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
+
+    def ensure(self, id, digest, files):
+        for path in files:
+            if self.owner(path) not in (None, id):
+                raise Refused("conflict", f"{self.root / path} belongs to somebody else")
+        home = self.root / self.ours / id
+        home.mkdir(parents=True, exist_ok=True)
+        (home / ".digest").unlink(missing_ok=True)
+        for path in bundle_files(home) - set(files):
+            self.drop(id, path)
+        for path, content in files.items():
+            write(home, path, base64.b64decode(content))
+            self.link(id, path)
+        write(home, ".digest", digest.encode())
+
+    def remove(self, id, how):
+        home = self.root / self.ours / id
+        if not home.is_dir():
+            return
+        (home / ".digest").unlink(missing_ok=True)
+        for path in bundle_files(home):
+            self.drop(id, path)
+        shutil.rmtree(home)
+
+    def list(self):
+        for home in sorted((self.root / self.ours).iterdir()):
+            if home.name.startswith("."):
+                continue
+            try:
+                yield {"id": home.name, "digest": (home / ".digest").read_text(), "completeness": "whole"}
+            except FileNotFoundError:
+                yield {"id": home.name, "completeness": "partial"}
+
+    def read(self, path):
+        id = self.owner(path)
+        if not id or id == OTHERS:
+            raise Refused("not_found", f"No boot file {path}")
+        content = (self.root / self.ours / id / path).read_bytes()
+        return {"content": base64.b64encode(content).decode()}
+
+    def health(self):
+        if os.access(self.root / self.ours, os.W_OK):
+            return {"status": "up"}
+        return {"status": "down", "reason": f"{self.root / self.ours} cannot be written"}
+
+    def owner(self, path):
+        """The bundle that a path belongs to; None: it is free; OTHERS: something stands there that is not ours."""
+        try:
+            text = os.readlink(self.root / path)
+        except FileNotFoundError:
+            return None
+        except OSError:  # a file, a folder, or below a file
+            return OTHERS
+        start, end = "../" * path.count("/") + self.ours + "/", "/" + path
+        if not (text.startswith(start) and text.endswith(end)):
+            return OTHERS
+        id = text[len(start) : -len(end)]
+        return id if (self.root / self.ours / id / path).is_file() else None
+
+    def link(self, id, path):
+        link = self.root / path
+        if self.owner(path) is None:
+            link.unlink(missing_ok=True)  # it led to nothing
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to("../" * path.count("/") + f"{self.ours}/{id}/{path}")
+
+    def drop(self, id, path):
+        """The link before the file, so that no client meets a link that leads nowhere."""
+        link = self.root / path
+        if self.owner(path) == id:
+            link.unlink()
+        (self.root / self.ours / id / path).unlink()
+        for folder in list(link.parents)[: path.count("/")]:
+            try:
+                folder.rmdir()
+            except OSError:  # not empty
+                break
+
+
+OTHERS = "somebody else"
+METHODS = {m: getattr(Store, m) for m in ("ensure", "remove", "list", "read", "health")}
+KINDS = {errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EACCES: "permission", errno.EPERM: "permission", errno.EROFS: "permission"}
+
+
+def bundle_files(home):
+    names = [Path(folder, name) for folder, _, names in os.walk(home) for name in names if not name.startswith(".")]
+    return {str(name.relative_to(home)) for name in names}
+
+
+def write(home, path, content):
+    """A reader gets the old file or the new one, whole."""
+    file = home / path
+    if file.is_file() and file.read_bytes() == content:
+        return
+    with open(home / ".new", "wb") as new:
+        new.write(content)
+        new.flush()
+        os.fsync(new.fileno())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(home / ".new", file)
+
+
+def main():
+    os.umask(0o022)  # the server that sends the files is another user
+    store = None
+    for line in sys.stdin.buffer:
+        message = json.loads(line)
+        method, params = message["method"], message["params"]
+        if method == "shutdown":
+            break
+        if method == "cancel":  # what it means was done before this was read
+            continue
+        answer = {"id": message["id"]}
+        try:
+            if method == "hello":
+                store = Store(**params)
+                answer["result"] = {"protocol": 1, "port": "boot_files"}
+            elif method in METHODS:
+                result = METHODS[method](store, **params)
+                answer["result"] = [*result] if method == "list" else result
+            else:
+                raise Refused("unsupported", f"There is no method {method}")
+        except Refused as e:
+            answer["error"] = e.error
+        except OSError as e:
+            answer["error"] = {"kind": KINDS.get(e.errno, "unavailable"), "message": str(e)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+main()

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""A DHCP backend for GGnet as a program of its own: it keeps an ethers file (ethers(5)) for a DHCP server of yours that reads one.
+
+    [dhcp]
+    backend = "external"
+    command = ["/usr/lib/ggnet/ethers.py"]
+    config = { path = "/etc/ethers" }
+
+    52:54:00:00:00:01 pc-17 # ggnet <instance> <id> <digest>
+
+The lines tell whose they are; others' lines stay as they are. The file is replaced by a rename, so it is always the old or the new one,
+wherever this is killed. The protocol is in docs/backend-authors.md. Standard library only; copy it.
+"""
+import json, os, sys
+
+
+class Refused(Exception):
+    def __init__(self, kind, message, hint=None):
+        self.error = {"kind": kind, "message": message, "hint": hint}
+
+
+class Ethers:
+    def __init__(self, protocol, port, instance, config, check):
+        if protocol != 1 or port != "dhcp":
+            raise Refused("unsupported", f"This is a dhcp backend for protocol 1, not {port} for {protocol}")
+        if "path" not in config:
+            raise Refused("invalid", "The file is not named", 'config = { path = "/etc/ethers" }')
+        self.path, self.mark = config["path"], f" # ggnet {instance} "
+
+    def ensure(self, id, digest, name, macs, fixed_address, device_type):
+        self.put(id, [f"{mac} {name}{self.mark}{id} {digest}\n" for mac in macs])
+
+    def remove(self, id, how):
+        self.put(id, [])
+
+    def list(self):
+        ours = {id: digest for id, digest in map(self.parse, self.lines()) if id}
+        return [{"id": id, "digest": digest, "completeness": "whole"} for id, digest in ours.items()]
+
+    def health(self):
+        self.lines()
+        return {"status": "up"}
+
+    def lines(self):
+        try:
+            with open(self.path) as file:
+                return file.readlines()
+        except FileNotFoundError:
+            return []
+
+    def parse(self, line):
+        """Id and digest of a line of ours; else nothing."""
+        id, _, digest = line.rstrip("\n").partition(self.mark)[2].partition(" ")
+        return id, digest
+
+    def put(self, id, new):
+        old = self.lines()
+        lines = [line for line in old if self.parse(line)[0] != id] + new
+        if lines == old:
+            return
+        with open(self.path + ".ggnet-new", "w") as file:
+            file.writelines(line if line.endswith("\n") else line + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.path + ".ggnet-new", self.path)
+
+
+METHODS = {m: getattr(Ethers, m) for m in ("ensure", "remove", "list", "health")}
+
+
+def main():
+    ethers = None
+    for line in sys.stdin.buffer:
+        message = json.loads(line)
+        method, params = message["method"], message["params"]
+        if method == "shutdown":
+            break
+        if method == "cancel":  # what it means was done before this was read
+            continue
+        answer = {"id": message["id"]}
+        try:
+            if method == "hello":
+                ethers = Ethers(**params)
+                capabilities = {"leases": False, "observes": False}
+                answer["result"] = {"protocol": 1, "port": "dhcp", "capabilities": capabilities}
+            elif method in METHODS:
+                answer["result"] = METHODS[method](ethers, **params)
+            else:
+                raise Refused("unsupported", f"There is no method {method}")
+        except Refused as e:
+            answer["error"] = e.error
+        except OSError as e:
+            answer["error"] = {"kind": "permission" if e.errno == 13 else "unavailable", "message": str(e)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+main()

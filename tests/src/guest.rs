@@ -59,6 +59,14 @@ enum Network {
     },
 }
 
+/// What is started instead of whatever the firmware would boot.
+#[derive(Debug, Clone)]
+struct Kernel {
+    vmlinuz: PathBuf,
+    initrd: PathBuf,
+    append: String,
+}
+
 /// What a command in the guest said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -78,7 +86,7 @@ pub struct GuestBuilder {
     nic: Nic,
     option_rom: bool,
     memory_mib: u32,
-    initrd: Option<PathBuf>,
+    kernel: Option<Kernel>,
     slot: Option<Slot>,
     logs: Option<PathBuf>,
     extra: Vec<String>,
@@ -140,10 +148,12 @@ impl GuestBuilder {
         self
     }
 
-    /// Starts the guest image's kernel with this initramfs, instead of whatever the firmware would boot.
+    /// Starts this kernel with this initramfs and command line, instead of whatever the firmware would boot. The serial line must
+    /// be named in the command line.
     #[must_use]
-    pub fn initrd(mut self, initrd: &Path) -> Self {
-        self.initrd = Some(initrd.to_owned());
+    pub fn kernel(mut self, vmlinuz: &Path, initrd: &Path, append: &str) -> Self {
+        let (vmlinuz, initrd) = (vmlinuz.to_owned(), initrd.to_owned());
+        self.kernel = Some(Kernel { vmlinuz, initrd, append: append.to_owned() });
         self
     }
 
@@ -239,7 +249,7 @@ impl Guest {
             nic: Nic::Virtio,
             option_rom: true,
             memory_mib: 512,
-            initrd: None,
+            kernel: None,
             slot: None,
             logs: None,
             extra: Vec::new(),
@@ -339,11 +349,11 @@ impl Guest {
         }
         let rom = if m.option_rom { "" } else { ",romfile=" };
         // The kernel's loader has the first place in the boot order, where it is used.
-        let boot = if m.initrd.is_some() { "" } else { ",bootindex=0" };
+        let boot = if m.kernel.is_some() { "" } else { ",bootindex=0" };
         qemu.arg("-device").arg(format!("{model},netdev=n0,mac={}{boot}{rom}", m.mac));
-        if let Some(initrd) = &m.initrd {
-            qemu.arg("-kernel").arg(GuestImage::get()?.vmlinuz()).arg("-initrd").arg(initrd);
-            qemu.args(["-append", "console=ttyS0,115200 quiet"]);
+        if let Some(kernel) = &m.kernel {
+            qemu.arg("-kernel").arg(&kernel.vmlinuz).arg("-initrd").arg(&kernel.initrd);
+            qemu.args(["-append", &kernel.append]);
         }
         qemu.arg("-chardev").arg(format!(
             // wait=on: nothing is said before we listen.

@@ -66,7 +66,7 @@ impl Lan {
         let mut server = Process::spawn("ggnet-server", command, &dir.path().join("server.log"))?;
 
         let port = process::free_port()?;
-        let relay = relay(&ns, port, dir.path())?;
+        let relay = relay(&ns, SERVER, port, dir.path())?;
         let url = format!("http://127.0.0.1:{port}");
         let ready = wait::until("the server to be ready", wait::SHORT, || {
             server.check_running()?;
@@ -183,11 +183,14 @@ fn router(ns: &Netns, dir: &Path) -> Result<Process> {
     Ok(process)
 }
 
-/// The server's HTTP port on a port of the host's loopback.
-fn relay(ns: &Netns, port: u16, dir: &Path) -> Result<Process> {
+/// A server's HTTP port in a namespace on a port of the host's loopback.
+///
+/// # Errors
+/// socat is missing, or does not start.
+pub fn relay(ns: &Netns, server: &str, port: u16, dir: &Path) -> Result<Process> {
     let socat = process::tool("socat", "socat")?;
     let mut enter = ns.command(&socat);
-    enter.args(["STDIO", &format!("TCP:{SERVER}:8080")]);
+    enter.args(["STDIO", &format!("TCP:{server}:8080")]);
     let mut command = process::command(socat);
     command.arg(format!("TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr"));
     command.arg(format!("EXEC:{}", words(&enter)));

@@ -43,7 +43,9 @@ impl OpenIscsi {
         let dir = tempfile::Builder::new().prefix("ggnet-initrd-").tempdir()?;
         let initrd = dir.path().join("initrd");
         write_initrd(&initrd)?;
-        let mut guest = Guest::builder(name).user_network("").memory_mib(640).initrd(&initrd).boot()?;
+        let vmlinuz = GuestImage::get()?.vmlinuz();
+        let machine = Guest::builder(name).user_network("").memory_mib(640);
+        let mut guest = machine.kernel(&vmlinuz, &initrd, "console=ttyS0,115200 quiet").boot()?;
         guest.wait_for("GGNET-INITIATOR-UP\n", wait::BOOT)?;
         guest.sh(&format!(
             "echo InitiatorName={initiator} >/etc/iscsi/initiatorname.iscsi; iscsid -f >/run/iscsid.log 2>&1 & \

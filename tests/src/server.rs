@@ -231,7 +231,10 @@ pub fn script_path(mac: &str) -> String {
 }
 
 /// The server's binary.
-pub(crate) fn binary() -> Result<PathBuf> {
+///
+/// # Errors
+/// It was not built: the error says how.
+pub fn binary() -> Result<PathBuf> {
     beside("ggnet-server", "ggnet-server")
 }
 

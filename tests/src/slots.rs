@@ -48,6 +48,19 @@ pub fn reserve(n: usize) -> Result<Vec<Slot>> {
     Ok(slots)
 }
 
+/// Waits until the host's one place for a server machine is free. It does not count as one of [`MACHINES`]: the machines that it
+/// serves wait for it most of the time, and take their own.
+///
+/// # Errors
+/// As [`reserve`].
+pub fn reserve_server() -> Result<Slot> {
+    let file = lock_file(&std::env::temp_dir().join("ggnet-vm-server.lock"))?;
+    wait::until("the place for a server machine", Duration::from_secs(3000), || {
+        Ok(file.try_lock().is_ok().then_some(()))
+    })?;
+    Ok(Slot(file))
+}
+
 /// Another user's file in a sticky folder can be read but not opened with O_CREAT, hence the two steps.
 fn lock_file(path: &Path) -> Result<File> {
     match File::open(path) {

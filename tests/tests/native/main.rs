@@ -1,6 +1,8 @@
 //! What needs a kernel with an iSCSI target of its own, in a virtual machine that has one.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
+mod room;
+
 use std::time::Duration;
 
 use ggnet_tests::kernel;

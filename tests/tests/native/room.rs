@@ -1,0 +1,188 @@
+//! A room on the native backends: the kernel's target, a daemon's DHCP and in.tftpd, by the product as it is installed, under its unit.
+//!
+//! One test for each DHCP server. Its steps share the server machine, because an emulated one takes a minute to come up.
+
+use std::thread;
+
+use ggnet_core::nouns::{ImageId, Machine, SessionState, WritebackPolicy};
+use ggnet_tests::native_room::{IMAGE, SERVER};
+use ggnet_tests::{Api, BootLine, Firmware, Guest, NativeRoom, reserve, wait};
+
+/// What both rooms have in common; the section `[dhcp]` comes after it.
+const CONFIG: &str = r#"
+data_dir = "/var/lib/ggnet"
+[http]
+listen = "0.0.0.0:8080"
+[network]
+advertise = "10.79.0.1"
+[images]
+import_dirs = ["/product/import"]
+[session]
+reconcile_interval = "2s"
+start_deadline = "10m"
+[target]
+backend = "lio-configfs"
+listen = ["0.0.0.0:3260"]
+helper = "/run/ggnet/helper.sock"
+[writeback]
+backend = "reflink"
+[boot_files]
+backend = "tftpd-hpa"
+"#;
+
+#[test]
+fn with_dnsmasq() {
+    let mut room = NativeRoom::new(&[]).unwrap();
+    let example = "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dnsmasq.conf >/etc/dnsmasq.d/ggnet.conf";
+    room.server.sh(example).unwrap();
+    room.server
+        .sh("systemctl enable --now ggnet-helper.socket && systemctl start dnsmasq tftpd-hpa")
+        .unwrap();
+    let dhcp = "[dhcp]\nbackend = \"dnsmasq\"\nmac_prefix = false\nservice = { manager = \"helper\" }\n";
+    let api = room.start(&format!("{CONFIG}{dhcp}")).unwrap();
+    let image = import(&api);
+    two_boot_at_once(&mut room, &api, image);
+    fifty_at_once(&mut room, &api, image);
+    a_stopped_daemon_is_named(&mut room, &api, image, "dnsmasq.service");
+}
+
+#[test]
+fn with_iscs_dhcpd() {
+    let mut room = NativeRoom::new(&[]).unwrap();
+    let example =
+        "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dhcpd.conf >/etc/dhcp/dhcpd.conf";
+    room.server.sh(example).unwrap();
+    room.server
+        .sh("echo 'INTERFACESv4=\"eth0\"' >/etc/default/isc-dhcp-server && touch /etc/dhcp/ggnet/hosts.conf")
+        .unwrap();
+    room.server
+        .sh("systemctl enable --now ggnet-helper.socket && systemctl start isc-dhcp-server tftpd-hpa")
+        .unwrap();
+    let dhcp = "[dhcp]\nbackend = \"isc-dhcpd\"\nmac_prefix = false\nservice = { manager = \"helper\" }\n";
+    let api = room.start(&format!("{CONFIG}{dhcp}")).unwrap();
+    let image = import(&api);
+    two_boot_at_once(&mut room, &api, image);
+    a_stopped_daemon_is_named(&mut room, &api, image, "isc-dhcp-server.service");
+}
+
+fn import(api: &Api) -> ImageId {
+    api.import_and_wait("golden", IMAGE.as_ref(), |_| {}).unwrap().version.image
+}
+
+/// A BIOS and a UEFI machine from one image; the server is killed under them.
+fn two_boot_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    let sum = "sha256sum /var/lib/ggnet/images/*.raw";
+    let before = room.server.sh(sum).unwrap();
+    let add = |name: &str, mac: &str| api.add_machine(name, mac, image, WritebackPolicy::Discard).unwrap();
+    let [(bios, bios_mac), (uefi, uefi_mac)] =
+        [("pc-bios", "52:54:00:dd:00:01"), ("pc-uefi", "52:54:00:dd:00:02")];
+    let (one, two) = (add(bios, bios_mac), add(uefi, uefi_mac));
+    // dnsmasq knows registered machines alone, from their session on.
+    for machine in [&one, &two] {
+        api.start_session(machine.id).unwrap();
+    }
+    let mut slots = reserve(2).unwrap();
+    let mut boot = |name: &str, mac: &str, firmware: Firmware| {
+        // Without the card's ROM OVMF's own PXE client asks, and gets iPXE from in.tftpd; the BIOS machine's ROM is iPXE.
+        let pc = Guest::builder(name).mac(mac).firmware(firmware).option_rom(firmware == Firmware::Bios);
+        pc.slot(slots.pop().unwrap()).tap(room.ns(), &room.tap().unwrap()).boot().unwrap()
+    };
+    let mut pcs = [boot(bios, bios_mac, Firmware::Bios), boot(uefi, uefi_mac, Firmware::Uefi)];
+    for (pc, (machine, firmware)) in pcs.iter_mut().zip([(&one, "bios"), (&two, "uefi")]) {
+        let line = match pc.wait_boot() {
+            Ok(line) => line,
+            Err(e) => panic!("{e:?}\n{}", room.journal().unwrap()),
+        };
+        assert_eq!(line.firmware, firmware);
+        check_boot(api, machine, &line);
+    }
+    // Each has a disk of its own.
+    let [bios, uefi] = &mut pcs;
+    bios.sh("echo mine >/root/mine && sync").unwrap();
+    assert_ne!(uefi.shell("cat /root/mine").unwrap().code, 0);
+
+    // The kernel serves on when the server is killed, and the next one knows what is there.
+    room.server.sh("systemctl kill --signal=KILL ggnet-server").unwrap();
+    assert_eq!(bios.sh("echo 3 >/proc/sys/vm/drop_caches; cat /root/mine").unwrap(), "mine");
+    let session = api_after_restart(room, api, &one);
+    assert_eq!(session, SessionState::Active);
+    uefi.sh("echo 3 >/proc/sys/vm/drop_caches; ls -R /etc >/dev/null && echo more >/root/more && sync")
+        .unwrap();
+
+    drop(pcs);
+    for machine in [&one, &two] {
+        let session = api.active(machine.id).unwrap().session.id;
+        api.stop_session(session, true).unwrap();
+    }
+    assert_eq!(room.server.sh(sum).unwrap(), before, "the image was changed");
+    assert_eq!(targets(room), 0);
+}
+
+fn api_after_restart(room: &mut NativeRoom, api: &Api, machine: &Machine) -> SessionState {
+    room.ready(api).unwrap();
+    api.active(machine.id).unwrap().session.state
+}
+
+fn check_boot(api: &Api, machine: &Machine, line: &BootLine) {
+    assert_eq!((line.transport.as_str(), line.net.as_str()), ("iscsi", "ibft"), "{line:?}");
+    assert_eq!((line.boots, line.writable, line.iscsid), (1, true, true), "{line:?}");
+    assert_eq!(line.portal, format!("{SERVER}:3260"));
+    assert!(line.chap.is_some(), "logged in without CHAP: {line:?}");
+    let target = wait::until("the login to be seen", wait::SHORT, || {
+        let session = api.active(machine.id)?;
+        Ok((session.target_iqn.to_string() == line.target && session.online).then_some(()))
+    });
+    target.unwrap_or_else(|e| panic!("{e:?}: {line:?}"));
+}
+
+/// How many targets the kernel has.
+fn targets(room: &mut NativeRoom) -> usize {
+    room.server.sh("ls /sys/kernel/config/target/iscsi | grep -c ^iqn || true").unwrap().parse().unwrap()
+}
+
+/// Fifty sessions at once are fifty targets with a disk each; stopped, none.
+fn fifty_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    let machines: Vec<Machine> = (0..50)
+        .map(|n| {
+            let mac = format!("52:54:00:de:00:{n:02x}");
+            api.add_machine(&format!("many-{n}"), &mac, image, WritebackPolicy::Discard).unwrap()
+        })
+        .collect();
+    let together = |what: &(dyn Fn(&Machine) + Sync)| {
+        thread::scope(|scope| {
+            for machine in &machines {
+                scope.spawn(move || what(machine));
+            }
+        });
+    };
+    together(&|machine| drop(api.start_session(machine.id).unwrap()));
+    assert_eq!(targets(room), 50);
+    let files = "cat /sys/kernel/config/target/core/fileio_*/*/udev_path | sort -u | wc -l";
+    assert_eq!(room.server.sh(files).unwrap(), "50");
+    let enabled = "cat /sys/kernel/config/target/iscsi/*/tpgt_1/enable | grep -c 1";
+    assert_eq!(room.server.sh(enabled).unwrap(), "50");
+    together(&|machine| {
+        let session = api.active(machine.id).unwrap().session.id;
+        api.stop_session(session, false).unwrap();
+    });
+    assert_eq!(targets(room), 0);
+    let left = "ls -d /sys/kernel/config/target/core/fileio_* /var/lib/ggnet/disks/*-* 2>/dev/null | wc -l";
+    assert_eq!(room.server.sh(left).unwrap(), "0");
+}
+
+/// A daemon that does not run: starts fail and say which, nothing is left, and the server says that it is not ready.
+fn a_stopped_daemon_is_named(room: &mut NativeRoom, api: &Api, image: ImageId, unit: &str) {
+    let machine = api.add_machine("late", "52:54:00:df:00:01", image, WritebackPolicy::Discard).unwrap();
+    room.server.sh(&format!("systemctl stop {unit}")).unwrap();
+    let refused = ggnet_tests::refusal(api.start_session(machine.id)).unwrap();
+    assert!(refused.to_string().contains(unit), "{refused}");
+    let not_ready =
+        wait::until("the server to be not ready", wait::SHORT, || Ok((!api.is_ready()).then_some(())));
+    not_ready.unwrap();
+    assert_eq!(targets(room), 0);
+    room.server.sh(&format!("systemctl start {unit}")).unwrap();
+    room.ready(api).unwrap();
+    let session = api.start_session(machine.id).unwrap().session.session.id;
+    assert_eq!(targets(room), 1);
+    api.stop_session(session, false).unwrap();
+}

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result};
 pub mod contender;
 pub mod initiator;
 pub mod load;
-pub mod target;
 
 /// The name under which the load generators log in.
 pub const INITIATOR: &str = "iqn.2024-01.org.example:load";

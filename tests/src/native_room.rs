@@ -62,7 +62,7 @@ pub struct NativeRoom {
     relay_port: u16,
     _relay: Process,
     ns: Netns,
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
 impl NativeRoom {
@@ -99,7 +99,7 @@ impl NativeRoom {
         server.sh("systemd-sysusers && systemd-tmpfiles --create ggnet.conf && systemctl daemon-reload")?;
         let relay_port = process::free_port()?;
         let relay = relay(&ns, SERVER, relay_port, dir.path())?;
-        Ok(Self { server, taps: AtomicU32::new(0), relay_port, _relay: relay, ns, dir })
+        Ok(Self { server, taps: AtomicU32::new(0), relay_port, _relay: relay, ns, _dir: dir })
     }
 
     /// Writes a file in the server machine.
@@ -122,7 +122,6 @@ impl NativeRoom {
     /// It does not become ready: the error holds its journal.
     pub fn start(&mut self, config: &str) -> Result<Api> {
         self.write(CONFIG, config)?;
-        // Readable by the server alone where the installation made it so; the content is the test's.
         self.server
             .sh("systemctl daemon-reload && systemctl start ggnet-server")
             .map_err(|e| e.context(self.journal().unwrap_or_default()))?;
@@ -161,12 +160,6 @@ impl NativeRoom {
     #[must_use]
     pub fn ns(&self) -> &Netns {
         &self.ns
-    }
-
-    /// Where the machines' logs may stand: gone with the room.
-    #[must_use]
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
     }
 
     /// A new tap on the bridge; returns its name.

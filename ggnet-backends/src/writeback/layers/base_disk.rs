@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use ggnet_core::block::{BlockDevice, BlockInfo, BlockRun};
 
-use super::chain::{Chain, Wait};
+use super::chain::{Chain, Wait, runs};
 
 /// A chain as a read-only disk.
 pub(super) struct BaseDisk {
@@ -65,12 +65,6 @@ impl BlockDevice for BaseDisk {
 
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
         self.check(offset, len)?;
-        let (mut at, end, mut runs) = (offset, offset + len, Vec::new());
-        while at < end && runs.len() < limit {
-            let (mapped, stop) = self.chain.below().run(at, end)?;
-            runs.push(BlockRun { len: stop - at, mapped });
-            at = stop;
-        }
-        Ok(runs)
+        runs(offset, len, limit, |at, end| self.chain.below().run(at, end))
     }
 }

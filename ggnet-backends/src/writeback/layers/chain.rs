@@ -6,7 +6,7 @@
 
 use std::{io, path::Path, sync::Arc};
 
-use ggnet_core::nouns::ImageVersionId;
+use ggnet_core::{block::BlockRun, nouns::ImageVersionId};
 
 use super::{
     files::{Files, Open, RawFile},
@@ -157,6 +157,23 @@ pub(super) fn run_through(
         State::Present => Ok((true, stop)),
         State::Absent => below.run(offset, stop),
     }
+}
+
+/// The runs from `offset` on, at most `limit` of them and `len` bytes, by what `run` tells of one place. Neighbours that are alike stay
+/// apart: in a layer of scattered blocks the end of the like may be a hundred thousand away.
+pub(super) fn runs(
+    offset: u64,
+    len: u64,
+    limit: usize,
+    run: impl Fn(u64, u64) -> io::Result<(bool, u64)>,
+) -> io::Result<Vec<BlockRun>> {
+    let (mut at, end, mut runs) = (offset, offset + len, Vec::new());
+    while at < end && runs.len() < limit {
+        let (mapped, stop) = run(at, end)?;
+        runs.push(BlockRun { len: stop - at, mapped });
+        at = stop;
+    }
+    Ok(runs)
 }
 
 fn read_file(file: &dyn RawFile, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<bool> {

@@ -42,7 +42,7 @@ use ggnet_core::{
 };
 
 use super::{
-    chain::{Chain, Wait, read_through, run_through},
+    chain::{Chain, Wait, read_through, run_through, runs},
     files::RawFile,
     flush::Flusher,
     format::{BLOCK, FAILED_MARK, FAILED_OFFSET},
@@ -378,13 +378,6 @@ impl BlockDevice for Device {
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
         self.alive()?;
         self.range(offset, to_usize(len))?;
-        let (mut at, end, mut runs) = (offset, offset + len, Vec::new());
-        // Neighbours that are alike stay apart: in a layer of scattered blocks the end of the like may be a hundred thousand away.
-        while at < end && runs.len() < limit {
-            let (mapped, stop) = run_through(&self.map, self.chain.below(), at, end)?;
-            runs.push(BlockRun { len: stop - at, mapped });
-            at = stop;
-        }
-        Ok(runs)
+        runs(offset, len, limit, |at, end| run_through(&self.map, self.chain.below(), at, end))
     }
 }

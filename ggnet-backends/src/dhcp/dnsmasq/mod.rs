@@ -36,13 +36,16 @@ use ggnet_core::{
     ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
 };
 use serde::{Deserialize, Serialize};
-use tokio_util::task::TaskTracker;
 
-use super::{arch::Arch, boot_files, files, loaders};
+use super::{
+    arch::Arch,
+    boot_files,
+    calls::{self, Calls},
+    files, loaders,
+};
 use crate::{
     run::CommandRunner,
     service::{Batch, Daemon, Service, ServiceConfig, State},
-    turns::{Turn, Turns},
 };
 
 /// The backend's name in the configuration and in errors.
@@ -124,7 +127,7 @@ impl DnsmasqConfig {
 /// dnsmasq, by its files.
 pub struct Dnsmasq {
     inner: Arc<Inner>,
-    tasks: TaskTracker,
+    calls: Calls,
 }
 
 struct Inner {
@@ -134,7 +137,6 @@ struct Inner {
     prefix: String,
     service: Arc<Service>,
     forget: Batch,
-    turns: Turns,
 }
 
 impl Dnsmasq {
@@ -178,21 +180,8 @@ impl Dnsmasq {
             let service = Arc::clone(&told);
             async move { forget(&service).await }
         });
-        let inner = Inner { config, advertise, prefix, service, forget, turns: Turns::default() };
-        Ok(Self { inner: Arc::new(inner), tasks: TaskTracker::new() })
-    }
-
-    /// Runs `work` to its end, also when the caller goes away.
-    async fn whole<T, F, Fut>(&self, operation: &'static str, work: F) -> Result<T>
-    where
-        F: FnOnce(Arc<Inner>) -> Fut,
-        Fut: Future<Output = Result<T>> + Send + 'static,
-        T: Send + 'static,
-    {
-        let done = self.tasks.spawn(work(Arc::clone(&self.inner))).await;
-        let done =
-            done.unwrap_or_else(|e| Err(Error::internal("A task of the DHCP backend died").with_source(e)));
-        done.map_err(|e| e.with_backend(NAME).with_operation(operation))
+        let inner = Inner { config, advertise, prefix, service, forget };
+        Ok(Self { inner: Arc::new(inner), calls: Calls::of(NAME) })
     }
 }
 
@@ -235,7 +224,7 @@ impl Inner {
         self.config.hosts_dir.join(format!(".{}{MARKER}", self.name(id)))
     }
 
-    async fn ensure(self: Arc<Self>, host: DhcpHost, _turn: Turn) -> Result<()> {
+    async fn ensure(self: Arc<Self>, host: DhcpHost) -> Result<()> {
         let want = render::render(&host, &self.name(&host.id), &self.config, self.advertise)?;
         self.service.require_running().await?;
         let (this, id) = (Arc::clone(&self), host.id.clone());
@@ -243,7 +232,7 @@ impl Inner {
         self.tell(&host.id, untold).await
     }
 
-    async fn remove(self: Arc<Self>, id: ResourceId, _turn: Turn) -> Result<()> {
+    async fn remove(self: Arc<Self>, id: ResourceId) -> Result<()> {
         let (this, of) = (Arc::clone(&self), id.clone());
         let untold = files::blocking(move || this.erase(&of)).await?;
         self.tell(&id, untold).await
@@ -341,44 +330,30 @@ impl DhcpBackend for Dnsmasq {
 
     /// Dropped half-way: it goes on to its end.
     async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        let host = host.clone();
-        // Goes into the work: an ensure and a remove of one machine are one after the other, also when this future is dropped.
-        let turn = self.inner.turns.of(&host.id).await;
-        self.whole("ensure", |inner| inner.ensure(host, turn)).await
+        let work = Arc::clone(&self.inner).ensure(host.clone());
+        self.calls.in_turn("ensure", &host.id, work).await
     }
 
     /// Dropped half-way: it goes on to its end.
     async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
-        let id = id.clone();
-        // As in `ensure`.
-        let turn = self.inner.turns.of(&id).await;
-        self.whole("remove", |inner| inner.remove(id, turn)).await
+        let work = Arc::clone(&self.inner).remove(id.clone());
+        self.calls.in_turn("remove", id, work).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
-        self.whole("list", |inner| files::blocking(move || inner.list())).await
+        let inner = Arc::clone(&self.inner);
+        self.calls.whole("list", files::blocking(move || inner.list())).await
     }
 
     async fn health(&self) -> Health {
         let inner = &self.inner;
-        match inner.service.state().await {
-            Ok(State::Running) => {}
-            Ok(State::Stopped(why)) => return Health::Down(why),
-            Err(e) => return Health::Down(e.report()),
-        }
-        for dir in [&inner.config.hosts_dir, &inner.config.options_dir] {
-            let may = rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
-            if let Err(e) = may {
-                return Health::Down(files::error("Writing in", dir, e.into()).report());
-            }
-        }
-        Health::Up
+        let folders = [inner.config.hosts_dir.as_path(), inner.config.options_dir.as_path()];
+        calls::trouble(&inner.service, &folders).await.unwrap_or(Health::Up)
     }
 
     /// dnsmasq goes on: it is not ours, and running machines have leases from it.
     async fn shutdown(&self) {
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.calls.finish().await;
         self.inner.forget.finish().await;
     }
 }

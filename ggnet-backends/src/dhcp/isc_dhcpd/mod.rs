@@ -26,23 +26,26 @@ use std::{
 
 use async_trait::async_trait;
 use ggnet_core::{
-    Error, ErrorKind, Result,
+    ErrorKind, Result,
     nouns::{InstanceId, ResourceId},
     ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
 };
 use serde::{Deserialize, Serialize};
-use tokio_util::task::TaskTracker;
 
 use self::{
     keeper::{Change, Keeper, OnDisk},
     omapi::Omapi,
     text::Text,
 };
-use super::{arch::Arch, boot_files, files, loaders};
+use super::{
+    arch::Arch,
+    boot_files,
+    calls::{self, Calls},
+    files, loaders,
+};
 use crate::{
     run::CommandRunner,
     service::{Batch, Daemon, Service, ServiceConfig, State},
-    turns::{Turn, Turns},
 };
 
 pub use omapi::{KeyAlgorithm, OmapiConfig};
@@ -118,13 +121,12 @@ impl IscDhcpdConfig {
 /// ISC's dhcpd, by the file that it includes.
 pub struct IscDhcpd {
     inner: Arc<Inner>,
-    tasks: TaskTracker,
+    calls: Calls,
 }
 
 struct Inner {
     keeper: Arc<Keeper>,
     changes: Batch<Change>,
-    turns: Turns,
 }
 
 impl IscDhcpd {
@@ -167,32 +169,19 @@ impl IscDhcpd {
         }
         let changed = Arc::clone(&keeper);
         let changes = Batch::new(window, move |changes| Arc::clone(&changed).apply(changes));
-        let inner = Inner { keeper, changes, turns: Turns::default() };
-        Ok(Self { inner: Arc::new(inner), tasks: TaskTracker::new() })
-    }
-
-    /// Runs `work` to its end, also when the caller goes away.
-    async fn whole<T, F, Fut>(&self, operation: &'static str, work: F) -> Result<T>
-    where
-        F: FnOnce(Arc<Inner>) -> Fut,
-        Fut: Future<Output = Result<T>> + Send + 'static,
-        T: Send + 'static,
-    {
-        let done = self.tasks.spawn(work(Arc::clone(&self.inner))).await;
-        let done =
-            done.unwrap_or_else(|e| Err(Error::internal("A task of the DHCP backend died").with_source(e)));
-        done.map_err(|e| e.with_backend(NAME).with_operation(operation))
+        let inner = Inner { keeper, changes };
+        Ok(Self { inner: Arc::new(inner), calls: Calls::of(NAME) })
     }
 }
 
 impl Inner {
-    async fn ensure(self: Arc<Self>, host: DhcpHost, _turn: Turn) -> Result<()> {
+    async fn ensure(self: Arc<Self>, host: DhcpHost) -> Result<()> {
         let block = self.keeper.text.block(&host)?;
         self.keeper.service.require_running().await?;
         self.change(host.id, Some(block)).await
     }
 
-    async fn remove(self: Arc<Self>, id: ResourceId, _turn: Turn) -> Result<()> {
+    async fn remove(self: Arc<Self>, id: ResourceId) -> Result<()> {
         self.change(id, None).await
     }
 
@@ -253,35 +242,24 @@ impl DhcpBackend for IscDhcpd {
 
     /// Dropped half-way: it goes on to its end.
     async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        let host = host.clone();
-        // Goes into the work: an ensure and a remove of one machine are one after the other, also when this future is dropped.
-        let turn = self.inner.turns.of(&host.id).await;
-        self.whole("ensure", |inner| inner.ensure(host, turn)).await
+        let work = Arc::clone(&self.inner).ensure(host.clone());
+        self.calls.in_turn("ensure", &host.id, work).await
     }
 
     /// Dropped half-way: it goes on to its end.
     async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
-        let id = id.clone();
-        // As in `ensure`.
-        let turn = self.inner.turns.of(&id).await;
-        self.whole("remove", |inner| inner.remove(id, turn)).await
+        let work = Arc::clone(&self.inner).remove(id.clone());
+        self.calls.in_turn("remove", id, work).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
-        self.whole("list", Inner::list).await
+        self.calls.whole("list", Arc::clone(&self.inner).list()).await
     }
 
     async fn health(&self) -> Health {
         let keeper = &self.inner.keeper;
-        match keeper.service.state().await {
-            Ok(State::Running) => {}
-            Ok(State::Stopped(why)) => return Health::Down(why),
-            Err(e) => return Health::Down(e.report()),
-        }
-        let may =
-            rustix::fs::access(keeper.dir(), rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
-        if let Err(e) = may {
-            return Health::Down(files::error("Writing in", keeper.dir(), e.into()).report());
+        if let Some(down) = calls::trouble(&keeper.service, &[keeper.dir()]).await {
+            return down;
         }
         if let Some(omapi) = &keeper.omapi
             && let Err(e) = omapi.connect().await
@@ -298,8 +276,7 @@ impl DhcpBackend for IscDhcpd {
 
     /// dhcpd goes on: it is not ours, and running machines have leases from it.
     async fn shutdown(&self) {
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.calls.finish().await;
         self.inner.changes.finish().await;
     }
 }

@@ -11,6 +11,9 @@ use serde_json::json;
 
 use crate::failure::{Failure, Result};
 
+/// Fewer columns than any terminal of a person's.
+const NARROW: u16 = 20;
+
 /// The form of results and errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -151,7 +154,11 @@ impl Output {
 
     fn table(self) -> Table {
         let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(presets::NOTHING);
+        // A serial console says that it has no columns at all: better long lines than a letter in each.
+        if table.width().is_none_or(|columns| columns >= NARROW) {
+            table.set_content_arrangement(ContentArrangement::Dynamic);
+        }
         if !self.color {
             // Keeps the terminal's width and drops the styles.
             let width = table.width();

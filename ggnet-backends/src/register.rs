@@ -35,6 +35,8 @@ pub fn register(registry: &mut Registry) {
     registry.targets.add("builtin", builtin_target);
     #[cfg(feature = "target-lio-configfs")]
     registry.targets.add(crate::target::lio_configfs::NAME, lio_configfs);
+    #[cfg(feature = "target-lio-targetcli")]
+    registry.targets.add(crate::target::lio_targetcli::NAME, lio_targetcli);
     #[cfg(feature = "writeback-layers")]
     registry.writebacks.add("layers", layers);
     #[cfg(feature = "writeback-reflink")]
@@ -96,6 +98,16 @@ async fn lio_configfs(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_c
     use crate::target::lio_configfs::{LioConfigfs, NAME};
     let config = settings(NAME, table)?;
     let start = move || LioConfigfs::start(config, wiring.iqn_prefix, wiring.instance);
+    let started = tokio::task::spawn_blocking(start).await;
+    Ok(Arc::new(started.map_err(|e| ggnet_core::Error::internal("Starting LIO died").with_source(e))??))
+}
+
+#[cfg(feature = "target-lio-targetcli")]
+async fn lio_targetcli(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::TargetBackend>> {
+    use crate::target::lio_targetcli::{NAME, start};
+    let config = settings(NAME, table)?;
+    let home = wiring.data_dir.join("targetcli");
+    let start = move || start(config, wiring.iqn_prefix, wiring.instance, &home);
     let started = tokio::task::spawn_blocking(start).await;
     Ok(Arc::new(started.map_err(|e| ggnet_core::Error::internal("Starting LIO died").with_source(e))??))
 }

@@ -50,6 +50,7 @@ impl Targets {
         let builtin = MemoryTargets::new().capabilities();
         Self::with(TargetCapabilities {
             chap: false,
+            mutual_chap: false,
             logins: LoginVisibility::Polled,
             max_luns: 2,
             survives_restart: true,
@@ -119,7 +120,7 @@ impl TargetFixture for Targets {
         let targets = self.now.lock().unwrap().clone().unwrap();
         let (name, chap) = match access {
             Access::Shared => ("iqn.2026-11.local.ggnet:anybody".parse()?, None),
-            Access::Initiator { name, chap } => (name.clone(), chap.as_ref()),
+            Access::Initiator { name, chap, .. } => (name.clone(), chap.as_ref()),
         };
         let resource = endpoint.iqn.resource(&iqn_prefix(), &instance()).unwrap();
         let peer = SocketAddr::from(([192, 0, 2, 9], 40_000));
@@ -140,10 +141,12 @@ impl TargetFixture for Targets {
 ggnet_core::target_behaviour!(builtin_like_targets, Targets::builtin(), not_run: [
     what_is_not_ours_is_left_alone,
     chap_it_cannot_demand_is_unsupported,
+    the_target_proves_itself,
 ]);
 ggnet_core::target_behaviour!(kernel_like_targets, Targets::kernel(), not_run: [
     what_is_not_ours_is_left_alone,
     a_wrong_secret_is_refused,
+    the_target_proves_itself,
     the_newest_login_of_a_name_wins,
     the_gate_is_asked_after_authentication,
     the_gate_can_put_off_and_refuse,

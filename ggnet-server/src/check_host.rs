@@ -1,33 +1,51 @@
 //! What `ggnet-server check` says about the host around the server: the kernel's target, the helper, the firewall.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path};
 
 use ggnet_backends::{
     helper::Helper,
     host::{self, Finding, Level, Transport},
     run::{CommandRunner as _, Invocation, SystemRunner},
-    target::lio_configfs::{self, LioConfig},
+    target::{
+        lio_configfs::{self, LioConfig},
+        lio_targetcli::{self, TargetcliConfig},
+    },
 };
 use ggnet_core::{ErrorKind, registry::settings};
 
 use crate::config::Config;
 
-/// What the target "lio-configfs" needs of the kernel and of the helper. Blocking.
+/// What the kernel's target needs of the kernel, and of the helper or the tool. Blocking.
 pub fn kernel_target(config: &Config) -> Vec<Finding> {
-    if config.target.backend != lio_configfs::NAME {
-        return vec![];
-    }
-    let lio: LioConfig = match settings(lio_configfs::NAME, config.target.settings.clone()) {
-        Ok(lio) => lio,
-        Err(e) => {
-            return vec![Finding::bad(
-                Level::Fail,
-                "section [target]",
-                e.message(),
-                "See docs/configuration.md",
-            )];
-        }
+    let table = config.target.settings.clone();
+    let needs = match config.target.backend.as_str() {
+        lio_configfs::NAME => settings(lio_configfs::NAME, table).map(by_configfs),
+        lio_targetcli::NAME => settings(lio_targetcli::NAME, table).map(|lio| by_targetcli(&lio)),
+        _ => return vec![],
     };
+    needs.unwrap_or_else(|e| {
+        vec![Finding::bad(Level::Fail, "section [target]", e.message(), "See docs/configuration.md")]
+    })
+}
+
+fn by_targetcli(lio: &TargetcliConfig) -> Vec<Finding> {
+    let root = if nix::unistd::geteuid().is_root() {
+        Finding::ok("targetcli's user", "We are root, as it wants")
+    } else {
+        let mend = "infra/examples/ggnet-server-targetcli.conf, for the unit; and run this check as root";
+        Finding::bad(
+            Level::Fail,
+            "targetcli's user",
+            "We are not root, and it changes nothing for others",
+            mend,
+        )
+    };
+    let tool = host::program(Path::new("targetcli"), "targetcli-fb", Level::Fail);
+    // The tool has the modules loaded.
+    vec![host::kernel_target(&lio.root, Level::Warn), tool, root]
+}
+
+fn by_configfs(lio: LioConfig) -> Vec<Finding> {
     let Some(socket) = lio.helper else { return vec![host::kernel_target(&lio.root, Level::Fail)] };
     let what = format!("helper on {}", socket.display());
     let reached = match Helper::at(socket).reach() {
@@ -40,9 +58,15 @@ pub fn kernel_target(config: &Config) -> Vec<Finding> {
 
 /// The ports that machines must reach; `builtin` are those of the built-in target.
 fn ports(config: &Config, builtin: &[SocketAddr]) -> BTreeSet<(Transport, u16)> {
-    let lio = (config.target.backend == lio_configfs::NAME)
-        .then(|| settings::<LioConfig>(lio_configfs::NAME, config.target.settings.clone()).ok());
-    let portals = lio.flatten().map_or_else(|| builtin.to_vec(), |lio| lio.listen);
+    let table = config.target.settings.clone();
+    let lio = match config.target.backend.as_str() {
+        lio_configfs::NAME => settings(lio_configfs::NAME, table).map(|lio: LioConfig| lio.listen).ok(),
+        lio_targetcli::NAME => {
+            settings(lio_targetcli::NAME, table).map(|lio: TargetcliConfig| lio.listen).ok()
+        }
+        _ => None,
+    };
+    let portals = lio.unwrap_or_else(|| builtin.to_vec());
     let mut ports: BTreeSet<_> = portals.iter().map(|at| (Transport::Tcp, at.port())).collect();
     ports.insert((Transport::Tcp, config.http.listen.port()));
     // Whoever serves them, GGnet or a daemon of this host.

@@ -118,7 +118,7 @@ impl Options {
             if config.http.listen == crate::config::Http::default().listen {
                 config.http.listen = SocketAddr::from(([0, 0, 0, 0], 8080));
             }
-            let ours = ["builtin", "lio-configfs"].contains(&config.target.backend.as_str());
+            let ours = ["builtin", "lio-configfs", "lio-targetcli"].contains(&config.target.backend.as_str());
             if ours && config.target.settings.get("listen").is_none() {
                 config.target.settings["listen"] = json!(["0.0.0.0:3260"]);
             }

@@ -147,7 +147,7 @@ async fn main() -> Result<()> {
             serial: format!("bench{n}"),
             read_only: false,
         };
-        let access = Access::Initiator { name: INITIATOR.parse()?, chap: None };
+        let access = Access::Initiator { name: INITIATOR.parse()?, chap: None, mutual: None };
         targets.ensure(&TargetSpec { id, iqn: iqn.clone(), luns: vec![lun], access }).await?;
         println!("target {iqn}");
     }

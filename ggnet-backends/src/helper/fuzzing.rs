@@ -67,7 +67,7 @@ fn allowed(names: &Names, op: &Op) {
         }
         Op::Write(path, value) => {
             ours(names, path);
-            let secret = path.ends_with("/auth/password");
+            let secret = path.ends_with("/auth/password") || path.ends_with("/auth/password_mutual");
             match value {
                 Value::Plain(text) => {
                     assert!(!secret || text == "NULL", "a secret in the open");

@@ -458,7 +458,7 @@ fn without_the_right_to_read_them_secrets_are_written_again_through_it() {
     lab.shown = Shown::WithoutSecrets;
     let want = lab.want(&lab.spec(chap(1, "Other12345678901")));
     let ops = lab.plan(&want);
-    assert_eq!(ops.len(), 2, "{ops:?}");
+    assert_eq!(ops.len(), 4, "{ops:?}");
     root.client().apply(&lab.id(), &ops).unwrap();
     let at = lab.tree.root().join(want.names.group()).join("acls").join(initiator(1)).join("auth/password");
     assert_eq!(fs::read_to_string(at).unwrap(), "Other12345678901");

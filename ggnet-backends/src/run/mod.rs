@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use ggnet_core::error::Result;
 
 pub use coprocess::{Coprocess, Pipes};
-#[cfg(feature = "external")]
+#[cfg(any(feature = "external", feature = "target-lio-targetcli"))]
 pub(crate) use invocation::shown;
 pub use invocation::{Arg, Invocation, Limits, LineSink, Stdin};
 pub use output::Output;

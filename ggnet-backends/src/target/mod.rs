@@ -4,3 +4,5 @@
 pub mod builtin;
 #[cfg(feature = "target-lio-configfs")]
 pub mod lio_configfs;
+#[cfg(feature = "target-lio-targetcli")]
+pub mod lio_targetcli;

@@ -68,5 +68,6 @@ impl TargetFixture for Portal {
 ggnet_core::target_behaviour!(behaviour, Portal::default(), not_run: [
     what_is_not_ours_is_left_alone,
     chap_it_cannot_demand_is_unsupported,
+    mutual_chap_it_cannot_do_is_unsupported,
     too_many_luns_are_refused,
 ]);

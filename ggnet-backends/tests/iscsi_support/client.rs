@@ -42,14 +42,24 @@ const UNIT_ATTENTION: u8 = 6;
 
 /// Logs in as `access` says; any name where everybody may.
 pub async fn log_in(endpoint: &TargetEndpoint, access: &Access) -> Result<Box<dyn TargetClient>> {
-    let (name, chap) = match access {
-        Access::Initiator { name, chap } => (name.to_string(), chap.as_ref()),
-        Access::Shared => ("iqn.2026-11.local.ggnet:anybody".to_owned(), None),
+    let (name, chap, mutual) = match access {
+        Access::Initiator { name, chap, mutual } => (name.to_string(), chap.as_ref(), mutual.as_ref()),
+        Access::Shared => ("iqn.2026-11.local.ggnet:anybody".to_owned(), None, None),
     };
     let wire = Initiator::connect(endpoint.listen[0]).await.map_err(broken)?;
     let mut client = Client { wire, lun: endpoint.lun };
-    client.login(&name, endpoint.iqn.as_str(), chap).await?;
+    client.login(&name, endpoint.iqn.as_str(), chap, mutual).await?;
     Ok(Box::new(Connected(AsyncMutex::new(client))))
+}
+
+/// What proves that one knows a secret (RFC 1994 section 4.1).
+fn response(id: u8, pair: &ChapPair, challenge: &str) -> String {
+    let hash = Md5::new()
+        .chain_update([id])
+        .chain_update(pair.secret.expose())
+        .chain_update(from_hex(challenge))
+        .finalize();
+    hash.iter().fold("0x".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 fn broken(e: std::io::Error) -> Error {
@@ -67,7 +77,14 @@ struct Client {
 }
 
 impl Client {
-    async fn login(&mut self, name: &str, target: &str, chap: Option<&ChapPair>) -> Result<()> {
+    /// With `mutual` the target is asked for its proof, and left without the right one.
+    async fn login(
+        &mut self,
+        name: &str,
+        target: &str,
+        chap: Option<&ChapPair>,
+        mutual: Option<&ChapPair>,
+    ) -> Result<()> {
         static NEXT: AtomicU8 = AtomicU8::new(1);
         let isid = [0x80, 0, 0, 0, 0, NEXT.fetch_add(1, Ordering::Relaxed)];
         let mut say = format!("InitiatorName={name}\0TargetName={target}\0SessionType=Normal\0");
@@ -81,14 +98,23 @@ impl Client {
                 return Err(protocol(format!("no challenge: {asked:?}")));
             };
             let id: u8 = id.parse().map_err(|_| protocol("the challenge's number"))?;
-            let response = Md5::new()
-                .chain_update([id])
-                .chain_update(pair.secret.expose())
-                .chain_update(from_hex(challenge))
-                .finalize();
-            let response: String = response.iter().map(|b| format!("{b:02x}")).collect();
-            let proof = format!("CHAP_N={}\0CHAP_R=0x{response}\0", pair.user);
-            self.stage(TO_OPERATIONAL, isid, &proof).await?;
+            let response = response(id, pair, challenge);
+            let mut proof = format!("CHAP_N={}\0CHAP_R={response}\0", pair.user);
+            // Another one than it gave: else it could have its own answered.
+            let ours = format!("0x{}", "5a".repeat(16));
+            if mutual.is_some() {
+                proof.push_str(&format!("CHAP_I=7\0CHAP_C={ours}\0"));
+            }
+            let answer = self.stage(TO_OPERATIONAL, isid, &proof).await?;
+            if let Some(own) = mutual {
+                let given = (answer.get("CHAP_N"), answer.get("CHAP_R").map(|r| r.to_lowercase()));
+                if given != (Some(&own.user), Some(self::response(7, own, &ours))) {
+                    return Err(Error::new(
+                        ErrorKind::Permission,
+                        format!("The target did not prove itself: {answer:?}"),
+                    ));
+                }
+            }
             say = String::new();
         }
         self.stage(TO_FULL_FEATURE, isid, &(say + OPERATIONAL)).await?;

@@ -15,13 +15,16 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ggnet_backends::target::lio_configfs::{Hook, LioConfig, LioConfigfs};
+use ggnet_backends::target::{
+    lio_configfs::{Hook, LioConfig, LioConfigfs},
+    lio_targetcli::{self, TargetcliConfig},
+};
 use ggnet_core::{
     block::Disk,
     error::Result,
     nouns::{ChapPair, ImageFormat, InstanceId, Iqn, MachineId, ResourceId, Secret},
     ports::{Access, LunSpec, Removal, TargetBackend, TargetEndpoint, TargetSpec},
-    testkit::suite::{Fixture, Foreign, TargetClient, TargetFixture, instance, iqn_prefix},
+    testkit::suite::{Effort, Fixture, Foreign, TargetClient, TargetFixture, instance, iqn_prefix},
 };
 
 use crate::{helped::Helped, iscsi_support::client};
@@ -50,6 +53,7 @@ pub struct Kernel {
     dir: tempfile::TempDir,
     devices: Option<Mutex<BTreeMap<String, PathBuf>>>,
     helped: Option<Helped>,
+    by_tool: bool,
     life: Mutex<Option<Life>>,
 }
 
@@ -69,6 +73,13 @@ impl Kernel {
         kernel
     }
 
+    /// On files, changed by targetcli.
+    pub fn by_targetcli() -> Self {
+        let mut kernel = Self::new(None);
+        kernel.by_tool = true;
+        kernel
+    }
+
     fn new(devices: Option<Mutex<BTreeMap<String, PathBuf>>>) -> Self {
         assert!(
             Path::new(ROOT).is_dir(),
@@ -77,7 +88,13 @@ impl Kernel {
         wipe(&instance());
         wipe(&other_instance());
         assert_same(&tree(), &pristine(), "the last test left nothing");
-        Self { dir: tempfile::tempdir().unwrap(), devices, helped: None, life: Mutex::default() }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            devices,
+            helped: None,
+            by_tool: false,
+            life: Mutex::default(),
+        }
     }
 
     fn open(&self) -> Arc<dyn TargetBackend> {
@@ -89,8 +106,14 @@ impl Kernel {
         });
         match &self.helped {
             Some(helped) => helped.open(hook),
+            None if self.by_tool => Arc::new(by_targetcli(instance(), &self.home(), Some(hook))),
             None => Arc::new(backend(instance(), Some(hook))),
         }
+    }
+
+    /// Where targetcli has its settings.
+    fn home(&self) -> PathBuf {
+        self.dir.path().join("tool")
     }
 
     fn file(&self, key: &str, size: u64) -> PathBuf {
@@ -112,6 +135,15 @@ impl Drop for Kernel {
         }
         wipe(&instance());
         wipe(&other_instance());
+        if self.by_tool && !std::thread::panicking() {
+            let kept =
+                fs::read_dir(self.home()).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap());
+            let secret = b"password=";
+            assert!(
+                kept.into_iter().all(|file| !file.windows(secret.len()).any(|w| w == secret)),
+                "a log of secrets"
+            );
+        }
         for device in self.devices.iter().flat_map(|d| d.lock().unwrap().clone().into_values()) {
             Command::new("losetup").arg("-d").arg(device).status().unwrap();
         }
@@ -140,13 +172,23 @@ impl Fixture<dyn TargetBackend> for Kernel {
         spec.iqn = Iqn::target(&iqn_prefix(), &other_instance(), &spec.id).unwrap();
         other.ensure(&spec).await.unwrap();
         // An operator's own, as targetcli makes them.
-        fs::create_dir_all(format!("{ROOT}/core/fileio_3/operators")).unwrap();
+        let backstore = format!("{ROOT}/core/fileio_3/operators");
+        fs::create_dir_all(&backstore).unwrap();
+        let disk = self.file("operators", 1 << 20).display().to_string();
+        let attribute = |name: &str, value: &str| fs::write(format!("{backstore}/{name}"), value).unwrap();
+        attribute("control", &format!("fd_dev_name={disk},fd_dev_size=1048576"));
+        attribute("udev_path", &disk);
+        attribute("enable", "1");
         fs::create_dir_all(format!("{ROOT}/iscsi/iqn.2003-01.org.linux-iscsi.host:disk/tpgt_1")).unwrap();
         Some(Box::new(Others(tree())))
     }
 
     fn has_foreign(&self) -> bool {
         true
+    }
+
+    fn effort(&self) -> Effort {
+        if self.by_tool { Effort::Less } else { Effort::Full }
     }
 }
 
@@ -198,6 +240,14 @@ impl TargetFixture for Kernel {
     }
 }
 
+/// "lio-targetcli", as the server makes it, but for the hook and the patience.
+fn by_targetcli(instance: InstanceId, home: &Path, hook: Option<Hook>) -> LioConfigfs {
+    let config = TargetcliConfig { time_limit_s: 600, ..TargetcliConfig::default() };
+    // It makes its programs in this runtime, and waits for them.
+    tokio::task::block_in_place(|| lio_targetcli::start_hooked(config, iqn_prefix(), instance, home, hook))
+        .unwrap()
+}
+
 /// Another GGnet on the same host.
 pub fn other_instance() -> InstanceId {
     "f0e1d2c3".parse().unwrap()
@@ -217,7 +267,7 @@ pub fn spec(file: &Path, n: u32, secret: Option<&str>) -> TargetSpec {
     let lun = LunSpec { number: 0, disk, disk_key, serial: format!("5e71a1{n:04x}"), read_only: false };
     let name = format!("iqn.2026-11.local.ggnet:pc-{n}").parse().unwrap();
     let chap = secret.map(|s| ChapPair { user: format!("pc-{n}"), secret: Secret::new(s) });
-    TargetSpec { id, iqn, luns: vec![lun], access: Access::Initiator { name, chap } }
+    TargetSpec { id, iqn, luns: vec![lun], access: Access::Initiator { name, chap, mutual: None } }
 }
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -260,7 +310,9 @@ fn walk(at: &Path, all: &mut Vec<String>) {
         } else if kind.is_symlink() {
             all.push(format!("{} → {}", path.display(), fs::read_link(&path).unwrap().display()));
         } else if !["info", "hba_info", "dynamic_sessions"].contains(&name.as_str()) {
-            let value = fs::read(&path).map(|v| String::from_utf8_lossy(&v).trim().to_owned());
+            // The kernel's word for no name and no secret; targetcli's restoreconfig writes it also where nothing was.
+            let none = |text: String| if text == "NULL" { String::new() } else { text };
+            let value = fs::read(&path).map(|v| none(String::from_utf8_lossy(&v).trim().to_owned()));
             all.push(format!("{} = {value:?}", path.display()));
         }
     }

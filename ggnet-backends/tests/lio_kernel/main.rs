@@ -2,13 +2,15 @@
 //! that is not root, by the helper; a room of targets at once, a process that is killed between any two changes, and what the kernel
 //! tells of sessions.
 //!
-//! `--test native` of the package `ggnet-tests` runs this program in a virtual machine whose kernel has LIO: as root, with nothing else
-//! using LIO, and one test at a time, for all of them share the kernel's one tree.
+//! `--test native` of the package `ggnet-tests` runs this program in virtual machines whose kernel has LIO: as root, with nothing else
+//! using LIO, and one test at a time, for all of them share the kernel's one tree. Those with "targetcli" in their names, which need that
+//! program, run in a Debian; the others in a machine that has nothing else.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 #[path = "../iscsi_support/mod.rs"]
 mod iscsi_support;
 
+mod beside_targetcli;
 mod crash;
 mod helped;
 mod kernel;
@@ -17,41 +19,30 @@ mod sessions;
 
 use kernel::Kernel;
 
-ggnet_core::target_behaviour!(on_files, Kernel::with_files(), not_run: [
-    // What the backend can: CHAP, and as many LUNs as a spec can have.
-    chap_it_cannot_demand_is_unsupported,
-    too_many_luns_are_refused,
-    // It takes no disk of our process.
-    remove_lets_go_of_the_disks,
-    // The kernel asks nobody at a login, and serves on when our process ends.
-    the_newest_login_of_a_name_wins,
-    the_gate_is_asked_after_authentication,
-    the_gate_can_put_off_and_refuse,
-    no_login_is_served_before_the_gate_serves,
-    logins_and_first_accesses_are_observed,
-    shutdown_closes_connections,
-]);
+/// The port's suite on each of them.
+macro_rules! behaviour {
+    ($($module:ident: $fixture:expr;)*) => {$(
+        ggnet_core::target_behaviour!($module, $fixture, not_run: [
+            // What the backend can: CHAP, and as many LUNs as a spec can have.
+            chap_it_cannot_demand_is_unsupported,
+            mutual_chap_it_cannot_do_is_unsupported,
+            too_many_luns_are_refused,
+            // It takes no disk of our process.
+            remove_lets_go_of_the_disks,
+            // The kernel asks nobody at a login, and serves on when our process ends.
+            the_newest_login_of_a_name_wins,
+            the_gate_is_asked_after_authentication,
+            the_gate_can_put_off_and_refuse,
+            no_login_is_served_before_the_gate_serves,
+            logins_and_first_accesses_are_observed,
+            shutdown_closes_connections,
+        ]);
+    )*};
+}
 
-ggnet_core::target_behaviour!(on_devices, Kernel::with_devices(), not_run: [
-    chap_it_cannot_demand_is_unsupported,
-    too_many_luns_are_refused,
-    remove_lets_go_of_the_disks,
-    the_newest_login_of_a_name_wins,
-    the_gate_is_asked_after_authentication,
-    the_gate_can_put_off_and_refuse,
-    no_login_is_served_before_the_gate_serves,
-    logins_and_first_accesses_are_observed,
-    shutdown_closes_connections,
-]);
-
-ggnet_core::target_behaviour!(by_the_helper, Kernel::by_the_helper(), not_run: [
-    chap_it_cannot_demand_is_unsupported,
-    too_many_luns_are_refused,
-    remove_lets_go_of_the_disks,
-    the_newest_login_of_a_name_wins,
-    the_gate_is_asked_after_authentication,
-    the_gate_can_put_off_and_refuse,
-    no_login_is_served_before_the_gate_serves,
-    logins_and_first_accesses_are_observed,
-    shutdown_closes_connections,
-]);
+behaviour! {
+    on_files: Kernel::with_files();
+    on_devices: Kernel::with_devices();
+    by_the_helper: Kernel::by_the_helper();
+    by_targetcli: Kernel::by_targetcli();
+}

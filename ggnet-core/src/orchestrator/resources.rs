@@ -68,7 +68,11 @@ impl Orchestrator {
                 serial: SpecDigest::of([session.machine.simple().as_bytes(), b"lun0"]).short(),
                 read_only: false,
             }],
-            access: Access::Initiator { name: session.initiator.clone(), chap: generation.chap.clone() },
+            access: Access::Initiator {
+                name: session.initiator.clone(),
+                chap: generation.chap.clone(),
+                mutual: None,
+            },
         })
     }
 
@@ -162,7 +166,7 @@ impl Orchestrator {
                 read_only: true,
             }],
             access: match &target.initiator {
-                Some(name) => Access::Initiator { name: name.clone(), chap: None },
+                Some(name) => Access::Initiator { name: name.clone(), chap: None, mutual: None },
                 None => Access::Shared,
             },
             id,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Health, Listed, Removal, SpecDigest};
 use crate::{
     block::{Disk, DiskForm},
-    error::Result,
+    error::{Error, Result},
     nouns::{ChapPair, Iqn, ResourceId, Timestamp},
     ports::Observer,
 };
@@ -39,9 +39,33 @@ pub enum Access {
         name: Iqn,
         /// What it must know.
         chap: Option<ChapPair>,
+        /// What the target proves to know to an initiator that asks for it (mutual CHAP, RFC 7143 section 12.1.3); only with `chap`, and
+        /// with another secret. Whether one that does not ask is let in is the backend's own.
+        mutual: Option<ChapPair>,
     },
     /// Every initiator, many at once; only for read-only LUNs.
     Shared,
+}
+
+impl Access {
+    /// Refuses mutual CHAP that cannot be: without one-way CHAP, or with the initiator's own secret, which would let anybody who is asked
+    /// have it answered by the other side.
+    ///
+    /// # Errors
+    /// `Invalid`, naming `mutual`.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::Initiator { mutual: Some(_), chap: None, .. } => {
+                Err(Error::invalid("mutual", "Mutual CHAP needs one-way CHAP beside it"))
+            }
+            Self::Initiator { mutual: Some(target), chap: Some(initiator), .. }
+                if target.secret == initiator.secret =>
+            {
+                Err(Error::invalid("mutual", "The target's secret must not be the initiator's"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a target should be.
@@ -69,11 +93,11 @@ impl TargetSpec {
         }
         match &self.access {
             Access::Shared => fields.push(b"shared".into()),
-            Access::Initiator { name, chap } => {
+            Access::Initiator { name, chap, mutual } => {
                 fields.push(name.as_str().into());
-                if let Some(chap) = chap {
-                    fields.push(chap.user.as_bytes().into());
-                    fields.push(chap.secret.expose().as_bytes().into());
+                for pair in chap.iter().chain(mutual) {
+                    fields.push(pair.user.as_bytes().into());
+                    fields.push(pair.secret.expose().as_bytes().into());
                 }
             }
         }
@@ -111,6 +135,8 @@ pub struct TargetCapabilities {
     pub accepts: Vec<DiskForm>,
     /// Whether it can demand CHAP.
     pub chap: bool,
+    /// Whether it can prove itself by mutual CHAP.
+    pub mutual_chap: bool,
     /// How much it sees of logins.
     pub logins: LoginVisibility,
     /// How many LUNs a target can have.

@@ -105,7 +105,11 @@ async fn an_old_target_that_still_stands_refuses() {
             serial: "1".to_owned(),
             read_only: false,
         }],
-        access: ggnet_core::ports::Access::Initiator { name: session.initiator.clone(), chap: None },
+        access: ggnet_core::ports::Access::Initiator {
+            name: session.initiator.clone(),
+            chap: None,
+            mutual: None,
+        },
     };
     p.targets.ensure(&spec).await.unwrap();
     assert_eq!(p.login(&spec.id, &machine).await.unwrap_err(), LoginError::AuthorizationFailure);

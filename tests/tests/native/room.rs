@@ -44,6 +44,7 @@ fn with_dnsmasq() {
     two_boot_at_once(&mut room, &api, image);
     fifty_at_once(&mut room, &api, image);
     a_stopped_daemon_is_named(&mut room, &api, image, "dnsmasq.service");
+    five_by_targetcli(&mut room, &api, image, dhcp);
 }
 
 #[test]
@@ -62,6 +63,8 @@ fn with_iscs_dhcpd() {
     let api = room.start(&format!("{CONFIG}{dhcp}")).unwrap();
     let image = import(&api);
     two_boot_at_once(&mut room, &api, image);
+    what_dhcpd_refuses_changes_nothing(&mut room, &api, image);
+    an_upgrade_leaves_a_session_alone(&mut room, &api, image);
     a_stopped_daemon_is_named(&mut room, &api, image, "isc-dhcp-server.service");
 }
 
@@ -148,26 +151,129 @@ fn fifty_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
             api.add_machine(&format!("many-{n}"), &mac, image, WritebackPolicy::Discard).unwrap()
         })
         .collect();
-    let together = |what: &(dyn Fn(&Machine) + Sync)| {
-        thread::scope(|scope| {
-            for machine in &machines {
-                scope.spawn(move || what(machine));
-            }
-        });
-    };
-    together(&|machine| drop(api.start_session(machine.id).unwrap()));
+    together(&machines, |machine| drop(api.start_session(machine.id).unwrap()));
     assert_eq!(targets(room), 50);
     let files = "cat /sys/kernel/config/target/core/fileio_*/*/udev_path | sort -u | wc -l";
     assert_eq!(room.server.sh(files).unwrap(), "50");
     let enabled = "cat /sys/kernel/config/target/iscsi/*/tpgt_1/enable | grep -c 1";
     assert_eq!(room.server.sh(enabled).unwrap(), "50");
-    together(&|machine| {
+    together(&machines, |machine| {
         let session = api.active(machine.id).unwrap().session.id;
         api.stop_session(session, false).unwrap();
     });
     assert_eq!(targets(room), 0);
+    assert_nothing_left(room);
+}
+
+/// The same server with the tool in place of configfs, as the example for its unit says.
+fn five_by_targetcli(room: &mut NativeRoom, api: &Api, image: ImageId, dhcp: &str) {
+    let unit = "/etc/systemd/system/ggnet-server.service.d";
+    let example = "/product/infra/examples/ggnet-server-targetcli.conf";
+    room.server
+        .sh(&format!("systemctl stop ggnet-server && mkdir -p {unit} && cp {example} {unit}/targetcli.conf"))
+        .unwrap();
+    let helper = "helper = \"/run/ggnet/helper.sock\"\n";
+    assert!(CONFIG.contains("lio-configfs") && CONFIG.contains(helper));
+    let config = CONFIG.replace("lio-configfs", "lio-targetcli").replace(helper, "");
+    room.start(&format!("{config}{dhcp}")).unwrap();
+    let machines: Vec<Machine> = (1..=5)
+        .map(|n| {
+            let mac = format!("52:54:00:dc:00:{n:02x}");
+            api.add_machine(&format!("tool-{n}"), &mac, image, WritebackPolicy::Discard).unwrap()
+        })
+        .collect();
+    together(&machines, |machine| drop(api.start_session(machine.id).unwrap()));
+    assert_eq!(targets(room), 5);
+    let enabled = "cat /sys/kernel/config/target/iscsi/*/tpgt_1/enable | grep -c 1";
+    assert_eq!(room.server.sh(enabled).unwrap(), "5");
+    let shown = room.server.sh("targetcli ls /iscsi").unwrap();
+    for machine in &machines {
+        let target = api.active(machine.id).unwrap().target_iqn.to_string();
+        assert!(shown.contains(&target), "{target} is not in {shown}");
+    }
+    together(&machines, |machine| {
+        let session = api.active(machine.id).unwrap().session.id;
+        api.stop_session(session, false).unwrap();
+    });
+    assert_eq!(targets(room), 0);
+    assert_nothing_left(room);
+}
+
+fn together(machines: &[Machine], what: impl Fn(&Machine) + Sync) {
+    thread::scope(|scope| {
+        for machine in machines {
+            let what = &what;
+            scope.spawn(move || what(machine));
+        }
+    });
+}
+
+/// No backstore and no disk.
+fn assert_nothing_left(room: &mut NativeRoom) {
     let left = "ls -d /sys/kernel/config/target/core/fileio_* /var/lib/ggnet/disks/*-* 2>/dev/null | wc -l";
     assert_eq!(room.server.sh(left).unwrap(), "0");
+}
+
+/// The main file was spoilt: a start fails and names it, and the daemon serves on what it has.
+fn what_dhcpd_refuses_changes_nothing(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    let add = |name: &str, mac: &str| api.add_machine(name, mac, image, WritebackPolicy::Discard).unwrap();
+    let first = add("before", "52:54:00:de:00:01");
+    api.start_session(first.id).unwrap();
+    let state = "systemctl show -p ActiveState -p MainPID isc-dhcp-server; cat /etc/dhcp/ggnet/hosts.conf";
+    let before = room.server.sh(state).unwrap();
+    assert!(before.contains("ActiveState=active") && before.contains("52:54:00:de:00:01"), "{before}");
+
+    room.server.sh("cp /etc/dhcp/dhcpd.conf /root/good && echo spoilt >>/etc/dhcp/dhcpd.conf").unwrap();
+    let second = add("after", "52:54:00:de:00:02");
+    let refused = ggnet_tests::refusal(api.start_session(second.id)).unwrap();
+    assert!(refused.to_string().contains("dhcpd"), "{refused}");
+    assert_eq!(room.server.sh(state).unwrap(), before);
+    assert_eq!(targets(room), 1);
+
+    room.server.sh("cp /root/good /etc/dhcp/dhcpd.conf").unwrap();
+    api.start_session(second.id).unwrap();
+    let after = room.server.sh(state).unwrap();
+    for mac in ["52:54:00:de:00:01", "52:54:00:de:00:02"] {
+        assert!(after.contains(mac), "{after}");
+    }
+    for machine in [&first, &second] {
+        api.stop_session(api.active(machine.id).unwrap().session.id, false).unwrap();
+    }
+    assert_eq!(targets(room), 0);
+}
+
+/// The guide's commands for an upgrade, and for targets by hand.
+fn an_upgrade_leaves_a_session_alone(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    let machine = api.add_machine("upgraded", "52:54:00:de:00:03", image, WritebackPolicy::Discard).unwrap();
+    let session = api.start_session(machine.id).unwrap().session.session.id;
+    let tree = "find /sys/kernel/config/target/iscsi -path '*ggnet*' | grep -v stat | sort | sha256sum";
+    let before = room.server.sh(tree).unwrap();
+    for command in [
+        "systemctl stop ggnet-server",
+        "make --no-print-directory -C /product install BIN_DIR=/product/bin && systemctl daemon-reload",
+        "systemctl try-restart ggnet-helper",
+    ] {
+        room.server.sh(command).unwrap();
+        assert_eq!(room.server.sh(tree).unwrap(), before, "after {command}");
+    }
+    room.server.sh("systemctl start ggnet-server").unwrap();
+    room.ready(api).unwrap();
+    assert_eq!(api.active(machine.id).unwrap().session.state, SessionState::Active);
+    assert_eq!(room.server.sh(tree).unwrap(), before);
+
+    // Somebody took the target away while the server was off: it is made again.
+    room.server.sh("systemctl stop ggnet-server").unwrap();
+    room.server.sh("targetcli clearconfig confirm=True").unwrap();
+    assert_eq!(targets(room), 0);
+    room.server.sh("systemctl start ggnet-server").unwrap();
+    room.ready(api).unwrap();
+    let made = wait::until("the target to be made again", wait::SHORT, || {
+        Ok((room.server.sh("cat /sys/kernel/config/target/iscsi/*ggnet*/tpgt_1/enable; true")?.trim() == "1")
+            .then_some(()))
+    });
+    made.unwrap();
+    api.stop_session(session, false).unwrap();
+    assert_eq!(targets(room), 0);
 }
 
 /// A daemon that does not run: starts fail and say which, nothing is left, and the server says that it is not ready.

@@ -182,6 +182,7 @@ impl TargetBackend for BuiltinTargets {
         TargetCapabilities {
             accepts: vec![DiskForm::Blocks],
             chap: true,
+            mutual_chap: true,
             logins: LoginVisibility::Gated,
             max_luns: 255,
             survives_restart: false,
@@ -202,6 +203,7 @@ impl TargetBackend for BuiltinTargets {
                     format!("{} is not the name of target {}", spec.iqn, spec.id),
                 ));
             }
+            spec.access.check()?;
             let disks = disks_digest(spec);
             match self.targets.get(&spec.iqn) {
                 Some(have) if have.disks == disks && self.server.has_target(spec.iqn.as_str()) => {

@@ -63,6 +63,10 @@ impl Targets {
     }
 }
 
+fn pair(pair: &ggnet_core::nouns::ChapPair) -> ChapPair {
+    ChapPair { user: pair.user.clone(), secret: Secret::new(pair.secret.expose()) }
+}
+
 #[async_trait]
 impl LoginPolicy for Targets {
     async fn decide(&self, request: &LoginRequest) -> LoginDecision {
@@ -81,13 +85,13 @@ impl LoginPolicy for Targets {
             Some(Access::Initiator { name, .. }) if name.as_str() != request.initiator => {
                 LoginDecision::Refused
             }
-            Some(Access::Initiator { chap, .. }) => LoginDecision::Accept {
-                chap: chap.map_or(Chap::None, |pair| {
-                    Chap::OneWay(ChapPair {
-                        user: pair.user.clone(),
-                        secret: Secret::new(pair.secret.expose()),
-                    })
-                }),
+            Some(Access::Initiator { chap, mutual, .. }) => LoginDecision::Accept {
+                chap: match (chap.as_ref().map(pair), mutual.as_ref().map(pair)) {
+                    (Some(initiator), Some(target)) => Chap::Mutual { initiator, target },
+                    (Some(initiator), None) => Chap::OneWay(initiator),
+                    // What has no secret of the initiator has none of the target: `Access::check`.
+                    (None, _) => Chap::None,
+                },
                 exclusivity: Exclusivity::ByInitiatorName,
             },
         }

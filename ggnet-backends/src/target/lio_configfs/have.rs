@@ -55,12 +55,21 @@ pub struct Acl {
     pub live: bool,
 }
 
-/// What an initiator must give.
+/// What both sides of an initiator's login must prove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Auth {
-    /// Its user name; empty for none.
+    /// What it proves.
+    pub initiator: Known,
+    /// What the target proves to it.
+    pub target: Known,
+}
+
+/// A name and a secret, as far as they are set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The user name; empty for none.
     pub user: String,
-    /// Its secret.
+    /// The secret.
     pub secret: Option<Secret>,
 }
 
@@ -102,23 +111,32 @@ pub struct Have {
 }
 
 impl Have {
-    /// Reads it.
-    pub fn of(tree: &Tree, names: &Names, shown: Shown) -> Result<Self> {
+    /// Reads it. Backstores are looked for in the adapters that we give to this target and in those that its LUNs lead to (targetcli's
+    /// `restoreconfig` gives others); with `everywhere` in all.
+    pub fn of(tree: &Tree, names: &Names, shown: Shown, everywhere: bool) -> Result<Self> {
         let root = tree.root();
         let mut have = Self { target: root.join(names.target()).is_dir(), ..Self::default() };
-        for adapter in names_in(&root.join("core"))? {
-            if !names.is_adapter(&adapter) {
-                continue;
-            }
-            let at = root.join("core").join(&adapter);
-            let devices = folders_in(&at)?.into_iter().filter(|d| names.is_device(d));
-            let devices = devices.map(|d| (d.clone(), device(&at.join(&d)))).collect();
-            have.adapters.insert(adapter, devices);
-        }
         let group_at = root.join(names.group());
         if group_at.is_dir() {
             have.group = Some(group(&group_at, shown)?);
         }
+        let links = have.group.iter().flat_map(|g| g.luns.values()).flat_map(|lun| lun.links.values());
+        let led_to: Vec<&str> =
+            links.filter_map(|to| to.split_once('/')).map(|(adapter, _)| adapter).collect();
+        let mut adapters = BTreeMap::new();
+        for adapter in names_in(&root.join("core"))? {
+            let ours = names.is_adapter(&adapter);
+            if !ours && !everywhere && !led_to.contains(&adapter.as_str()) {
+                continue;
+            }
+            let at = root.join("core").join(&adapter);
+            let devices = folders_in(&at)?.into_iter().filter(|d| names.is_device(d));
+            let devices: BTreeMap<_, _> = devices.map(|d| (d.clone(), device(&at.join(&d)))).collect();
+            if ours || !devices.is_empty() {
+                adapters.insert(adapter, devices);
+            }
+        }
+        have.adapters = adapters;
         Ok(have)
     }
 
@@ -170,8 +188,14 @@ fn acl(at: &Path, shown: Shown) -> Result<Acl> {
         luns: luns(at)?,
         authentication: authentication.exists().then(|| read(&authentication)),
         auth: (shown == Shown::All).then(|| Auth {
-            user: known("userid").unwrap_or_default(),
-            secret: known("password").map(Secret::new),
+            initiator: Known {
+                user: known("userid").unwrap_or_default(),
+                secret: known("password").map(Secret::new),
+            },
+            target: Known {
+                user: known("userid_mutual").unwrap_or_default(),
+                secret: known("password_mutual").map(Secret::new),
+            },
         }),
         live: sessions::is_logged_in(&read(&at.join("info"))),
     })

@@ -6,8 +6,9 @@
 //!    configfs ─ have ─▶ Have ┘
 //! ```
 //! Targets live in the kernel: they outlive our process and are found again by their names, which carry the instance's id. There is no
-//! record beside the tree. Whoever is not root reads the tree and has the helper write it. LIO cannot ask us at a login, so logins are polled, and it lets one initiator name in twice: the older
-//! session goes when its connection does (the kernel pings after 15 s and gives up 30 s later).
+//! record beside the tree. Whoever is not root reads the tree and has the helper write it; the backend "lio-targetcli" has a program
+//! write it ([`Hands`]). LIO cannot ask us at a login, so logins are polled, and it lets one initiator name in twice: the older session
+//! goes when its connection does (the kernel pings after 15 s and gives up 30 s later).
 //!
 //! Invariants: nothing of the tree is changed that does not bear a name of ours; calls for one target wait for each other, also when
 //! their futures are dropped (a call that has begun ends); a target of ours that is not enabled is listed as partial.
@@ -32,11 +33,14 @@ use ggnet_core::{
     },
 };
 
-pub use self::tree::{Hook, Op, Value};
 use self::{
     have::{Have, Shown, folders_in, read},
     tree::Tree,
     want::{Names, Want},
+};
+pub use self::{
+    plan::NOTHING,
+    tree::{Hook, Op, Value},
 };
 #[cfg(feature = "helper")]
 use crate::helper::Helper;
@@ -77,7 +81,26 @@ pub struct LioConfigfs {
     turns: Turns,
 }
 
+/// Somebody else who changes the tree for us, and may stop half-way without saying so: what came of it is read from the tree. Blocking.
+pub trait Hands: Send + Sync + 'static {
+    /// Applies operations, but for flushes; `before` is asked about each change that is made, and its error ends it.
+    ///
+    /// # Errors
+    /// It could not begin, or was ended.
+    fn apply(&self, ops: &[Op], before: &(dyn Fn(&Op) -> Result<()> + Sync)) -> Result<()>;
+
+    /// Whether it could begin; if the kernel's iSCSI target is not `loaded`, has it loaded.
+    ///
+    /// # Errors
+    /// It could not.
+    fn ready(&self, loaded: bool) -> Result<()>;
+
+    /// The error of operations that were applied and not done, with what is known about why.
+    fn not_done(&self, message: String) -> Error;
+}
+
 struct Inner {
+    name: &'static str,
     config: LioConfig,
     prefix: Iqn,
     instance: InstanceId,
@@ -85,6 +108,7 @@ struct Inner {
     /// Who changes the tree; none: we do.
     #[cfg(feature = "helper")]
     helper: Option<Helper>,
+    hands: Option<Box<dyn Hands>>,
 }
 
 impl LioConfigfs {
@@ -104,6 +128,29 @@ impl LioConfigfs {
         instance: InstanceId,
         hook: Option<Hook>,
     ) -> Result<Self> {
+        Self::start_with(config, prefix, instance, hook, NAME, None)
+    }
+
+    /// The same for a sister with a name and hands of its own.
+    #[cfg(feature = "target-lio-targetcli")]
+    pub(crate) fn start_by(
+        config: LioConfig,
+        prefix: Iqn,
+        instance: InstanceId,
+        hook: Option<Hook>,
+        (name, hands): (&'static str, Box<dyn Hands>),
+    ) -> Result<Self> {
+        Self::start_with(config, prefix, instance, hook, name, Some(hands))
+    }
+
+    fn start_with(
+        config: LioConfig,
+        prefix: Iqn,
+        instance: InstanceId,
+        hook: Option<Hook>,
+        name: &'static str,
+        hands: Option<Box<dyn Hands>>,
+    ) -> Result<Self> {
         if let Some(at) = config.listen.iter().find(|at| at.port() == 0) {
             let message = format!("{at} has no port, and the kernel target cannot choose one");
             return Err(Error::invalid("listen", message));
@@ -114,6 +161,8 @@ impl LioConfigfs {
             return Err(Error::new(ErrorKind::Unsupported, message).with_backend(NAME));
         }
         let inner = Inner {
+            name,
+            hands,
             prefix,
             instance,
             tree: Tree::at(config.root.clone(), hook),
@@ -131,11 +180,11 @@ impl LioConfigfs {
         operation: &'static str,
         work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let inner = Arc::clone(&self.inner);
+        let (inner, name) = (Arc::clone(&self.inner), self.inner.name);
         let done = tokio::task::spawn_blocking(move || work(&inner)).await;
         done.map_err(|e| Error::internal("Work on the kernel's tree died").with_source(e))
             .flatten()
-            .map_err(|e| e.with_backend(NAME).with_operation(operation))
+            .map_err(|e| e.with_backend(name).with_operation(operation))
     }
 }
 
@@ -143,6 +192,10 @@ impl Inner {
     /// Makes sure that LIO is there and can be changed.
     fn ready(&self) -> Result<()> {
         let fabric = self.tree.root().join("iscsi");
+        if let Some(hands) = &self.hands {
+            let ready = hands.ready(fabric.is_dir());
+            return ready.and_then(|()| self.fabric().map(drop)).map_err(|e| e.with_backend(self.name));
+        }
         #[cfg(feature = "helper")]
         if let Some(helper) = &self.helper {
             let asked = if fabric.is_dir() { Ok(()) } else { helper.load_target() };
@@ -186,7 +239,7 @@ impl Inner {
 
     fn have(&self, names: &Names) -> Result<Have> {
         self.fabric()?;
-        Have::of(&self.tree, names, self.shows())
+        Have::of(&self.tree, names, self.shows(), self.hands.is_some())
     }
 
     /// What the kernel shows us: CHAP's attributes to root alone.
@@ -196,9 +249,14 @@ impl Inner {
 
     /// Has the tree changed.
     fn apply(&self, id: &ResourceId, ops: &[Op]) -> Result<()> {
+        if let Some(hands) = &self.hands {
+            hands.apply(ops, &|op| self.tree.before(op))?;
+            let flushes: Vec<Op> = ops.iter().filter(|op| matches!(op, Op::Flush(_))).cloned().collect();
+            return self.tree.apply(&flushes);
+        }
         #[cfg(feature = "helper")]
         if let Some(helper) = &self.helper {
-            self.tree.before(ops)?;
+            ops.iter().try_for_each(|op| self.tree.before(op))?;
             return helper.apply(id, ops);
         }
         // The id is what the helper tells names by.
@@ -206,14 +264,34 @@ impl Inner {
         self.tree.apply(ops)
     }
 
+    /// Has the tree changed by `ops`. Where that was not by us, looks what is `left` to do then; a portal group is enabled when nothing
+    /// else is.
+    fn apply_all(&self, id: &ResourceId, ops: Vec<Op>, left: impl Fn() -> Result<Vec<Op>>) -> Result<()> {
+        let Some(hands) = &self.hands else { return self.apply(id, &ops) };
+        let (enabling, rest): (Vec<Op>, Vec<Op>) = ops.into_iter().partition(is_enabling);
+        self.apply(id, &rest)?;
+        let mut undone = left()?;
+        if undone == enabling && !undone.is_empty() {
+            self.apply(id, &enabling)?;
+            undone = left()?;
+        }
+        match undone.first() {
+            None => Ok(()),
+            Some(first) => {
+                Err(hands.not_done(format!("{} changes were not made, first {first:?}", undone.len())))
+            }
+        }
+    }
+
     fn ensure(&self, spec: &TargetSpec) -> Result<()> {
         let names = self.names(&spec.id)?;
         let want = Want::of(spec, names, &self.config)?;
-        let have = self.have(&want.names)?;
-        let ops = plan::converge(&want, &have).map_err(|plan::Busy| {
-            Error::new(ErrorKind::Busy, format!("Target {} has a live session: its disks stay", spec.iqn))
-        })?;
-        self.apply(&spec.id, &ops).inspect_err(|_| self.undo(&spec.id, &want.names))
+        let left = || {
+            plan::converge(&want, &self.have(&want.names)?).map_err(|plan::Busy| {
+                Error::new(ErrorKind::Busy, format!("Target {} has a live session: its disks stay", spec.iqn))
+            })
+        };
+        self.apply_all(&spec.id, left()?, left).inspect_err(|_| self.undo(&spec.id, &want.names))
     }
 
     /// After an `ensure` that failed: what nobody can have logged in to goes. A group that was enabled stays, whatever of its access
@@ -236,7 +314,8 @@ impl Inner {
         if how == Removal::IfIdle && have.is_live() {
             return Err(Error::new(ErrorKind::Busy, format!("Target {} has a live session", names.iqn)));
         }
-        self.apply(id, &plan::take_down(&names.target(), &have))
+        let left = || Ok(plan::take_down(&names.target(), &self.have(&names)?));
+        self.apply_all(id, plan::take_down(&names.target(), &have), left)
     }
 
     /// Our targets that are there, whole or in part.
@@ -268,16 +347,22 @@ impl Inner {
     }
 }
 
+/// Whether it lets initiators log in.
+fn is_enabling(op: &Op) -> bool {
+    matches!(op, Op::Write(path, value) if path.ends_with("/tpgt_1/enable") && value.expose() == "1")
+}
+
 #[async_trait]
 impl TargetBackend for LioConfigfs {
     fn name(&self) -> &'static str {
-        NAME
+        self.inner.name
     }
 
     fn capabilities(&self) -> TargetCapabilities {
         TargetCapabilities {
             accepts: want::accepts(self.inner.config.helper.is_some()),
             chap: true,
+            mutual_chap: true,
             logins: LoginVisibility::Polled,
             max_luns: 255,
             survives_restart: true,

@@ -11,7 +11,7 @@
 use ggnet_core::nouns::ChapPair;
 
 use super::{
-    have::{Acl, Auth, Device, Group, Have},
+    have::{Acl, Auth, Device, Group, Have, Known},
     tree::{Op, Value},
     want::{Lun, Store, Want, Who},
 };
@@ -150,17 +150,16 @@ fn same_disks(want: &Want, have: &Have) -> bool {
 }
 
 fn same_disk(want: &Want, lun: &Lun, group: &Group, have: &Have) -> bool {
-    let adapter = want.names.adapter(lun.number, &lun.store);
     let name = want.names.device(lun.number);
-    let (Some(adapter), Some(linked)) =
-        (adapter.strip_prefix("core/"), group.luns.get(&u64::from(lun.number)))
-    else {
+    let devices = have.adapters.iter().find_map(|(adapter, devices)| Some((adapter, devices.get(&name)?)));
+    let (Some((adapter, device)), Some(linked)) = (devices, group.luns.get(&u64::from(lun.number))) else {
         return false;
     };
-    let device = have.adapters.get(adapter).and_then(|devices| devices.get(&name));
-    linked.links.len() == 1
+    // The adapter's number is whoever made it's own: targetcli gives other ones than we.
+    adapter.starts_with(lun.store.plugin())
+        && linked.links.len() == 1
         && linked.links.values().all(|to| *to == format!("{adapter}/{name}"))
-        && device.is_some_and(|device| same_store(lun, device))
+        && same_store(lun, device)
 }
 
 fn same_store(lun: &Lun, device: &Device) -> bool {
@@ -184,7 +183,8 @@ fn attributes(ops: &mut Vec<Op>, want: &Want, group: &Group, now: impl Fn(&str, 
         // The kernel demands it unless told otherwise.
         ("authentication", bit(chap)),
         ("generate_node_acls", bit(all)),
-        ("cache_dynamic_acls", "0"),
+        // The kernel sets it with the one before, and takes no 0 while that one is set.
+        ("cache_dynamic_acls", bit(all)),
         ("demo_mode_write_protect", "1"),
         // Who may not log in does not learn the name.
         ("demo_mode_discovery", bit(all)),
@@ -200,13 +200,13 @@ fn attributes(ops: &mut Vec<Op>, want: &Want, group: &Group, now: impl Fn(&str, 
 fn initiators(ops: &mut Vec<Op>, want: &Want, group: &Group) {
     let at = |name: &str| format!("{}/acls/{name}", want.names.group());
     let allowed = match &want.who {
-        Who::One { name, chap } => Some((name, chap)),
+        Who::One { name, chap, mutual } => Some((name, chap, mutual)),
         Who::All => None,
     };
-    for (name, acl) in group.acls.iter().filter(|(name, _)| allowed.is_none_or(|(n, _)| n != *name)) {
+    for (name, acl) in group.acls.iter().filter(|(name, _)| allowed.is_none_or(|(n, ..)| n != *name)) {
         if acl.live { lock(ops, &at(name), acl) } else { remove_acl(ops, &at(name), acl) }
     }
-    let Some((name, chap)) = allowed else { return };
+    let Some((name, chap, mutual)) = allowed else { return };
     let (at, none) = (at(name), Acl::default());
     let have = group.acls.get(name);
     if have.is_none() {
@@ -235,14 +235,38 @@ fn initiators(ops: &mut Vec<Op>, want: &Want, group: &Group) {
     // Of one that is new we know that nothing is set, and that it may not log in yet.
     let nothing = Auth::default();
     let auth = if have.is_none() { Some(&nothing) } else { acl.auth.as_ref() };
-    credentials(ops, &at, auth, chap.as_ref());
+    credentials(ops, &at, auth, chap.as_ref(), mutual.as_ref());
 }
 
-/// Sets user name and secret where they differ, or where we cannot know whether they do. The secret first when they are taken away, the user name first when they come: between
-/// the two writes nobody passes who would not pass before or after.
-fn credentials(ops: &mut Vec<Op>, at: &str, have: Option<&Auth>, chap: Option<&ChapPair>) {
-    let (user_at, secret_at) = (format!("{at}/auth/userid"), format!("{at}/auth/password"));
-    match chap {
+/// Sets what both sides prove. The target's own goes first and comes last: without CHAP of the initiator there is none of the target.
+fn credentials(
+    ops: &mut Vec<Op>,
+    at: &str,
+    have: Option<&Auth>,
+    chap: Option<&ChapPair>,
+    mutual: Option<&ChapPair>,
+) {
+    let initiator = (format!("{at}/auth/userid"), format!("{at}/auth/password"));
+    let target = (format!("{at}/auth/userid_mutual"), format!("{at}/auth/password_mutual"));
+    let own = |ops: &mut Vec<Op>| pair(ops, target, have.map(|h| &h.target), mutual);
+    if mutual.is_none() {
+        own(ops);
+        pair(ops, initiator, have.map(|h| &h.initiator), chap);
+    } else {
+        pair(ops, initiator, have.map(|h| &h.initiator), chap);
+        own(ops);
+    }
+}
+
+/// Sets user name and secret where they differ, or where we cannot know whether they do. The secret first when they are taken away, the
+/// user name first when they come: between the two writes nobody passes who would not pass before or after.
+fn pair(
+    ops: &mut Vec<Op>,
+    (user_at, secret_at): (String, String),
+    have: Option<&Known>,
+    want: Option<&ChapPair>,
+) {
+    match want {
         Some(pair) => {
             if have.is_none_or(|have| have.user != pair.user) {
                 ops.push(plain(user_at, &pair.user));
@@ -267,7 +291,7 @@ fn lock(ops: &mut Vec<Op>, at: &str, acl: &Acl) {
     if acl.authentication.as_deref() != Some(DEMANDED) {
         ops.push(plain(format!("{at}/attrib/authentication"), DEMANDED));
     }
-    credentials(ops, at, acl.auth.as_ref(), None);
+    credentials(ops, at, acl.auth.as_ref(), None, None);
 }
 
 /// Lets the allowed initiator in, if it was locked out before or while its LUNs were mapped.

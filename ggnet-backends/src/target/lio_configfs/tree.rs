@@ -54,7 +54,8 @@ mod exposed {
 }
 
 impl Value {
-    fn expose(&self) -> &str {
+    /// The text itself. Keep it out of logs and errors.
+    pub fn expose(&self) -> &str {
         match self {
             Self::Plain(text) => text,
             Self::Secret(secret) => secret.expose(),
@@ -131,13 +132,8 @@ impl Tree {
         unflushed.map_or(Ok(()), Err)
     }
 
-    /// Asks the hook about operations that another process will apply.
-    #[cfg(feature = "helper")]
-    pub fn before(&self, ops: &[Op]) -> Result<()> {
-        ops.iter().try_for_each(|op| self.ask_hook(op))
-    }
-
-    fn ask_hook(&self, op: &Op) -> Result<()> {
+    /// Asks the hook about an operation; those that another process applies come here alone.
+    pub fn before(&self, op: &Op) -> Result<()> {
         match &self.hook {
             Some(hook) => hook(op).map_err(|e| failed(op, e)),
             None => Ok(()),
@@ -145,7 +141,7 @@ impl Tree {
     }
 
     fn one(&self, op: &Op) -> Result<()> {
-        self.ask_hook(op)?;
+        self.before(op)?;
         for attempt in 1.. {
             match self.once(op) {
                 Err(e) if attempt < ATTEMPTS && is_not_yet(op, &e) => pause(),

@@ -75,6 +75,8 @@ pub enum Who {
         name: String,
         /// What it must know.
         chap: Option<ChapPair>,
+        /// What the target proves to know.
+        mutual: Option<ChapPair>,
     },
     /// Everybody; nobody may write.
     All,
@@ -151,6 +153,7 @@ impl Want {
         if names.iqn != spec.iqn.as_str() {
             return Err(Error::invalid("iqn", format!("{} is not the name of target {}", spec.iqn, spec.id)));
         }
+        spec.access.check()?;
         let luns = spec.luns.iter().map(|l| lun(l, config)).collect::<Result<Vec<_>>>()?;
         let mut numbers: Vec<u8> = luns.iter().map(|l| l.number).collect();
         numbers.sort_unstable();
@@ -159,12 +162,16 @@ impl Want {
         }
         let who = match &spec.access {
             Access::Shared => Who::All,
-            Access::Initiator { name, chap } => {
+            Access::Initiator { name, chap, mutual } => {
                 if let Some(pair) = chap {
                     credential("chap.user", &pair.user)?;
                     credential("chap.secret", pair.secret.expose())?;
                 }
-                Who::One { name: name.to_string(), chap: chap.clone() }
+                if let Some(pair) = mutual {
+                    credential("mutual.user", &pair.user)?;
+                    credential("mutual.secret", pair.secret.expose())?;
+                }
+                Who::One { name: name.to_string(), chap: chap.clone(), mutual: mutual.clone() }
             }
         };
         let portals = config.listen.iter().map(ToString::to_string).collect();

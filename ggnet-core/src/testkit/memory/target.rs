@@ -75,6 +75,7 @@ impl MemoryTargets {
         let capabilities = TargetCapabilities {
             accepts: vec![DiskForm::Blocks, DiskForm::File],
             chap: true,
+            mutual_chap: false,
             logins: LoginVisibility::Gated,
             max_luns: 16,
             survives_restart: false,
@@ -168,7 +169,7 @@ impl MemoryTargets {
         let target = target.ok_or(LoginError::NoSuchTarget)?;
         match &target.spec.access {
             Access::Shared => Ok((target.disks.clone(), false)),
-            Access::Initiator { name, chap: wanted } => {
+            Access::Initiator { name, chap: wanted, .. } => {
                 if wanted.is_some() && wanted.as_ref() != chap {
                     Err(LoginError::AuthenticationFailure)
                 } else if name != initiator {
@@ -247,6 +248,9 @@ impl MemoryTargets {
         }
         if !self.capabilities.chap && matches!(spec.access, Access::Initiator { chap: Some(_), .. }) {
             return unsupported(format!("{id} demands CHAP"));
+        }
+        if matches!(spec.access, Access::Initiator { mutual: Some(_), .. }) {
+            return unsupported(format!("{id} is to prove itself by CHAP"));
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio::sync::Barrier;
 
 use super::{
-    Fixture,
+    Effort, Fixture,
     cut::{Cut, timed},
 };
 use crate::{
@@ -194,7 +194,7 @@ fn removing<K: Declarative>(port: &Arc<K::Port>, id: ResourceId) -> impl Future<
 pub async fn fifty_ensures_at_once_of_different_names<K: Declarative>(f: &impl Specs<K>) {
     let port = fresh::<K>(f).await;
     let mut specs = Vec::new();
-    for _ in 0..50 {
+    for _ in 0..f.effort().callers() {
         specs.push(f.spec(&id(), 0).await);
     }
     at_once(specs.iter().map(|spec| ensuring::<K>(&port, spec)).collect()).await;
@@ -206,7 +206,7 @@ pub async fn fifty_ensures_at_once_of_different_names<K: Declarative>(f: &impl S
 pub async fn fifty_ensures_at_once_of_one_name<K: Declarative>(f: &impl Specs<K>) {
     let port = fresh::<K>(f).await;
     let spec = f.spec(&id(), 0).await;
-    let mut answers = at_once((0..50).map(|_| ensuring::<K>(&port, &spec)).collect()).await;
+    let mut answers = at_once((0..f.effort().callers()).map(|_| ensuring::<K>(&port, &spec)).collect()).await;
     answers.dedup();
     assert_eq!(answers.len(), 1, "every caller is told the same: {answers:?}");
     assert_whole::<K>(&port, &[spec]).await;
@@ -225,7 +225,7 @@ pub async fn ensures_and_removes_at_once_of_one_name<K: Declarative>(f: &impl Sp
             }
         }
     };
-    at_once((0..50).map(call).collect()).await;
+    at_once((0..f.effort().callers()).map(call).collect()).await;
     // As one after the other, in some order: there or not, but never half.
     if !listed::<K>(&port).await.is_empty() {
         assert_whole::<K>(&port, std::slice::from_ref(&spec)).await;
@@ -249,7 +249,7 @@ pub async fn a_dropped_ensure_is_completed_by_the_next<K: Declarative>(f: &impl 
     let bystander = f.spec(&id(), 0).await;
     let (usual, _) = timed(ensure::<K>(&port, &bystander)).await;
     let mut through = false;
-    for cut in Cut::all(usual) {
+    for cut in f.effort().cuts(usual) {
         if through && cut.is_polls() {
             continue;
         }
@@ -269,7 +269,7 @@ pub async fn a_dropped_ensure_is_undone_by_remove<K: Declarative>(f: &impl Specs
     let bystander = f.spec(&id(), 0).await;
     let (usual, _) = timed(ensure::<K>(&port, &bystander)).await;
     let mut through = false;
-    for cut in Cut::all(usual) {
+    for cut in f.effort().cuts(usual) {
         if through && cut.is_polls() {
             continue;
         }
@@ -288,7 +288,7 @@ pub async fn a_dropped_remove_is_completed_by_the_next<K: Declarative>(f: &impl 
     ensure::<K>(&port, &probe).await;
     let (usual, ()) = timed(remove::<K>(&port, &K::id(&probe))).await;
     let mut through = false;
-    for (n, cut) in Cut::all(usual).into_iter().enumerate() {
+    for (n, cut) in f.effort().cuts(usual).into_iter().enumerate() {
         if through && cut.is_polls() {
             continue;
         }
@@ -312,7 +312,7 @@ pub async fn a_dropped_change_is_completed_by_the_next<K: Declarative>(f: &impl 
     let bystander = f.spec(&id(), 0).await;
     let (usual, _) = timed(ensure::<K>(&port, &bystander)).await;
     let mut through = false;
-    for cut in Cut::all(usual) {
+    for cut in f.effort().cuts(usual) {
         if through && cut.is_polls() {
             continue;
         }
@@ -369,7 +369,7 @@ pub async fn a_crash_within_a_call_is_mended<K: Declarative>(f: &impl Specs<K>) 
     let spec = f.spec(&id(), 0).await;
     let (usual, _) = timed(ensure::<K>(&port, &spec)).await;
     remove::<K>(&port, &K::id(&spec)).await;
-    for (n, cut) in Cut::some(usual).into_iter().enumerate() {
+    for (n, cut) in Effort::Less.cuts(usual).into_iter().enumerate() {
         let (a, b) = (f.spec(&id(), 0).await, f.spec(&id(), 0).await);
         ensure::<K>(&port, &b).await;
         // How they ended does not matter: the drop is what is tested.

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::Effort;
+
 /// Polls `call` at most `polls` times, then drops it. `Some`: it completed first.
 pub async fn cut_after<T>(polls: usize, call: impl Future<Output = T>) -> Option<T> {
     let mut call = Box::pin(call);
@@ -50,16 +52,29 @@ impl Cut {
     pub(super) fn is_polls(self) -> bool {
         matches!(self, Self::Polls(_))
     }
+}
 
-    /// Every cut to try on a call that takes about `usual`: poll counts rising to 40, then moments spread over its duration.
-    pub(super) fn all(usual: Duration) -> Vec<Self> {
-        let moments = (0..12).map(|n| Self::Time(usual * n / 10));
-        (0..=40).map(Self::Polls).chain(moments).collect()
+impl Effort {
+    /// How many call at once.
+    pub(super) fn callers(self) -> usize {
+        match self {
+            Self::Full => 50,
+            Self::Less => 5,
+        }
     }
 
-    /// A few, for cases in which every cut costs a new process.
-    pub(super) fn some(usual: Duration) -> Vec<Self> {
-        vec![Self::Polls(1), Self::Polls(2), Self::Polls(3), Self::Time(usual / 3), Self::Time(usual * 2 / 3)]
+    /// The cuts to try on a call that takes about `usual`: poll counts rising to 40, then moments spread over its duration; or a few.
+    pub(super) fn cuts(self, usual: Duration) -> Vec<Cut> {
+        match self {
+            Self::Full => {
+                let moments = (0..12).map(|n| Cut::Time(usual * n / 10));
+                (0..=40).map(Cut::Polls).chain(moments).collect()
+            }
+            Self::Less => {
+                let moments = [1, 2].map(|n| Cut::Time(usual * n / 3));
+                (1..=3).map(Cut::Polls).chain(moments).collect()
+            }
+        }
     }
 }
 

@@ -83,6 +83,21 @@ pub trait Fixture<P: ?Sized>: Send + Sync {
     fn has_foreign(&self) -> bool {
         false
     }
+
+    /// How often a case does the same again.
+    fn effort(&self) -> Effort {
+        Effort::Full
+    }
+}
+
+/// How often a case does the same again: fifty callers at once, and a call dropped at every place; or less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Effort {
+    /// What a case's name promises.
+    #[default]
+    Full,
+    /// Five callers, and a call dropped at a few places: for a backend whose every call takes seconds because another program does it.
+    Less,
 }
 
 /// An object in the backend's world that is not ours.

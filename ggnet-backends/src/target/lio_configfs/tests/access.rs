@@ -17,8 +17,8 @@ fn change(lab: &Lab, old: Access, new: Access, live: Option<u32>) -> Vec<String>
 fn want_access(want: &Want) -> Access {
     match &want.who {
         super::super::want::Who::All => Access::Shared,
-        super::super::want::Who::One { name, chap } => {
-            Access::Initiator { name: name.parse().unwrap(), chap: chap.clone() }
+        super::super::want::Who::One { name, chap, mutual } => {
+            Access::Initiator { name: name.parse().unwrap(), chap: chap.clone(), mutual: mutual.clone() }
         }
     }
 }
@@ -68,6 +68,27 @@ fn a_new_secret_is_two_writes_and_no_secret_is_open_again() {
 }
 
 #[test]
+fn what_the_target_proves_comes_last_and_goes_first() {
+    let lab = Lab::new();
+    let mutual = |secret: &str| Some(ChapPair { user: "disk".into(), secret: Secret::new(secret) });
+    let with = |mutual| match chap(1, "TopSecret1234567") {
+        Access::Initiator { name, chap, .. } => Access::Initiator { name, chap, mutual },
+        Access::Shared => unreachable!(),
+    };
+    let at = "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth";
+    let come = [format!("{at}/userid_mutual \"disk\""), format!("{at}/password_mutual Secret(…)")];
+    assert_eq!(change(&lab, with(None), with(mutual("TargetSecret1234")), None), come);
+    assert_eq!(
+        change(&lab, with(mutual("TargetSecret1234")), with(mutual("OtherSecret12345")), None),
+        come[1..]
+    );
+    let gone: Vec<String> = ["password_mutual", "userid_mutual", "password", "userid"]
+        .map(|name| format!("{at}/{name} \"NULL\""))
+        .into();
+    assert_eq!(change(&lab, with(mutual("OtherSecret12345")), only(1), None)[..4], gone);
+}
+
+#[test]
 fn changed_disks_are_busy_under_a_session_and_made_anew_without_one() {
     let lab = Lab::new();
     let mut spec = lab.spec(only(1));
@@ -102,19 +123,23 @@ fn what_cannot_be_read_is_written_again_and_a_lock_is_one_all_the_same() {
     lab.shown = Shown::WithoutSecrets;
     let want = lab.want(&spec);
     let again = [
+        "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/password_mutual \"NULL\"",
+        "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/userid_mutual \"NULL\"",
         "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/userid \"user-1\"",
         "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/password Secret(…)",
     ];
     assert_eq!(lines(&lab.plan(&want), &want), again);
     let away = [
+        "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/password_mutual \"NULL\"",
+        "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/userid_mutual \"NULL\"",
         "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/password \"NULL\"",
         "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/auth/userid \"NULL\"",
     ];
     let open = lab.want(&lab.spec(only(1)));
-    assert_eq!(lines(&lab.plan(&open), &open)[..2], away);
+    assert_eq!(lines(&lab.plan(&open), &open)[..4], away);
     lab.log_in(&want, &initiator(1));
     let other = lab.want(&lab.spec(only(2)));
     let ops = lines(&lab.plan(&other), &other);
     assert_eq!(ops[0], "write TPG/acls/iqn.2026-11.local.ggnet:pc-1/attrib/authentication \"1\"");
-    assert_eq!(ops[1..3], away);
+    assert_eq!(ops[1..5], away);
 }

@@ -26,17 +26,19 @@ fn cut_everywhere(old: Option<&Access>, new: Option<&Access>) {
             let names = lab.names(&lab.id());
             let ops = match new {
                 Some(new) => lab.plan(&lab.want(&lab.spec(new.clone()))),
-                None => plan::take_down(&names.target(), &Have::of(&lab.tree, &names, lab.shown).unwrap()),
+                None => {
+                    plan::take_down(&names.target(), &Have::of(&lab.tree, &names, lab.shown, false).unwrap())
+                }
             };
             whole |= n >= ops.len();
             lab.apply(&ops[..n.min(ops.len())]);
             let listed = lab.tree.root().join(names.target()).is_dir();
-            let rest = Have::of(&lab.tree, &names, lab.shown).unwrap();
+            let rest = Have::of(&lab.tree, &names, lab.shown, false).unwrap();
             assert!(listed || rest.is_nothing(), "after {n} something is there that is not listed: {rest:?}");
             if finish {
                 lab.ensure(&lab.spec(new.or(old).unwrap().clone()));
             }
-            let rest = Have::of(&lab.tree, &names, lab.shown).unwrap();
+            let rest = Have::of(&lab.tree, &names, lab.shown, false).unwrap();
             lab.apply(&plan::take_down(&names.target(), &rest));
             assert_eq!(lab.everything(), before, "after {n}, finished: {finish}");
             assert_eq!(lab.plan(&lab.want(&beside)), [], "the bystander is whole");

@@ -89,7 +89,7 @@ impl Lab {
     }
 
     pub(crate) fn have(&self, want: &Want) -> Have {
-        Have::of(&self.tree, &want.names, self.shown).unwrap()
+        Have::of(&self.tree, &want.names, self.shown, false).unwrap()
     }
 
     pub(crate) fn plan(&self, want: &Want) -> Vec<Op> {
@@ -182,12 +182,12 @@ pub(crate) fn initiator(n: u32) -> String {
 }
 
 pub(crate) fn only(n: u32) -> Access {
-    Access::Initiator { name: initiator(n).parse().unwrap(), chap: None }
+    Access::Initiator { name: initiator(n).parse().unwrap(), chap: None, mutual: None }
 }
 
 pub(crate) fn chap(n: u32, secret: &str) -> Access {
     let pair = ChapPair { user: format!("user-{n}"), secret: Secret::new(secret) };
-    Access::Initiator { name: initiator(n).parse().unwrap(), chap: Some(pair) }
+    Access::Initiator { name: initiator(n).parse().unwrap(), chap: Some(pair), mutual: None }
 }
 
 /// The operations as lines, without what is the same in all of them.

@@ -31,12 +31,40 @@ pub async fn another_initiator_is_refused(f: &impl TargetFixture) {
 /// Only with the secret.
 pub async fn a_wrong_secret_is_refused(f: &impl TargetFixture) {
     let served = serve(f).await;
-    let with = |chap| Access::Initiator { name: initiator(1), chap };
+    let with = |chap| Access::Initiator { name: initiator(1), chap, mutual: None };
     let spec = spec(f, &id(), with(Some(chap(false)))).await;
     let endpoint = served.port.ensure(&spec).await.expect("ensure");
     assert_eq!(refused(f, &endpoint, &with(Some(chap(true)))).await, ErrorKind::Permission);
     assert_eq!(refused(f, &endpoint, &with(None)).await, ErrorKind::Permission);
     connect(f, &endpoint, &spec.access).await.logout().await.expect("logout");
+}
+
+/// By mutual CHAP, to an initiator that asks for it and holds it to the secret; and no more when the spec says so no more.
+pub async fn the_target_proves_itself(f: &impl TargetFixture) {
+    let served = serve(f).await;
+    let with = |mutual| Access::Initiator { name: initiator(1), chap: Some(chap(false)), mutual };
+    let pair = |secret: &str| ChapPair { user: "disk-1".into(), secret: Secret::new(secret) };
+    let (right, wrong) = (pair("TargetSecret1234"), pair("OtherSecret12345"));
+    let id = id();
+    let proving = spec(f, &id, with(Some(right.clone()))).await;
+    let endpoint = served.port.ensure(&proving).await.expect("ensure");
+    connect(f, &endpoint, &proving.access).await.logout().await.expect("logout");
+    refused(f, &endpoint, &with(Some(wrong.clone()))).await;
+
+    served.port.ensure(&spec(f, &id, with(Some(wrong.clone()))).await).await.expect("another secret");
+    connect(f, &endpoint, &with(Some(wrong))).await.logout().await.expect("logout");
+    refused(f, &endpoint, &proving.access).await;
+
+    served.port.ensure(&spec(f, &id, with(None)).await).await.expect("one-way again");
+    connect(f, &endpoint, &with(None)).await.logout().await.expect("logout");
+    refused(f, &endpoint, &proving.access).await;
+
+    let none = Access::Initiator { name: initiator(1), chap: None, mutual: Some(right) };
+    let e = served.port.ensure(&spec(f, &id, none).await).await.expect_err("without one-way CHAP");
+    assert_eq!(e.kind(), ErrorKind::Invalid, "{}", e.report());
+    let same = with(Some(ChapPair { user: "disk-1".into(), ..chap(false) }));
+    let e = served.port.ensure(&spec(f, &id, same).await).await.expect_err("the initiator's own secret");
+    assert_eq!(e.kind(), ErrorKind::Invalid, "{}", e.report());
 }
 
 /// The kernel takes over from iPXE, which never logs out.
@@ -94,7 +122,7 @@ pub async fn connections_are_listed_while_they_live(f: &impl TargetFixture) {
 /// Who does not know the secret cannot make a generation commit.
 pub async fn the_gate_is_asked_after_authentication(f: &impl TargetFixture) {
     let served = serve(f).await;
-    let with = |chap| Access::Initiator { name: initiator(1), chap };
+    let with = |chap| Access::Initiator { name: initiator(1), chap, mutual: None };
     let spec = spec(f, &id(), with(Some(chap(false)))).await;
     let endpoint = served.port.ensure(&spec).await.expect("ensure");
     refused(f, &endpoint, &with(Some(chap(true)))).await;

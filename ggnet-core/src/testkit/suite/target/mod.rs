@@ -57,6 +57,7 @@ macro_rules! target_behaviour {
             the_endpoint_names_the_target_and_its_first_lun,
             a_disk_form_it_does_not_take_is_unsupported,
             chap_it_cannot_demand_is_unsupported,
+            mutual_chap_it_cannot_do_is_unsupported,
             too_many_luns_are_refused,
             remove_lets_go_of_the_disks,
             what_is_written_reaches_the_disk,
@@ -67,6 +68,7 @@ macro_rules! target_behaviour {
             changed_access_holds_for_new_logins,
             another_initiator_is_refused,
             a_wrong_secret_is_refused,
+            the_target_proves_itself,
             the_newest_login_of_a_name_wins,
             a_shared_target_serves_many_and_refuses_writes,
             connections_are_listed_while_they_live,
@@ -173,7 +175,7 @@ fn chap(wrong: bool) -> ChapPair {
 }
 
 fn only(n: u32) -> Access {
-    Access::Initiator { name: initiator(n), chap: None }
+    Access::Initiator { name: initiator(n), chap: None, mutual: None }
 }
 
 async fn spec(f: &impl TargetFixture, id: &ResourceId, access: Access) -> TargetSpec {
@@ -210,6 +212,8 @@ pub async fn not_run(f: &impl TargetFixture, case: &str) -> Option<String> {
         "remove_lets_go_of_the_disks" => {
             lacks(can.accepts.contains(&DiskForm::Blocks), "it takes no disk of our process")
         }
+        "mutual_chap_it_cannot_do_is_unsupported" => lacks(!can.mutual_chap, "it can do mutual CHAP"),
+        "the_target_proves_itself" => client().or_else(|| lacks(can.mutual_chap, "it cannot do mutual CHAP")),
         "a_wrong_secret_is_refused" => client().or_else(|| lacks(can.chap, "it cannot demand CHAP")),
         "the_gate_is_asked_after_authentication" => {
             client().or_else(gated).or_else(|| lacks(can.chap, "it cannot demand CHAP"))
@@ -347,13 +351,25 @@ pub async fn a_disk_form_it_does_not_take_is_unsupported(f: &impl TargetFixture)
 /// Refused as declared: a target without the secret that was asked for would be open to all.
 pub async fn chap_it_cannot_demand_is_unsupported(f: &impl TargetFixture) {
     let served = serve(f).await;
-    let access = Access::Initiator { name: initiator(1), chap: Some(chap(false)) };
+    let access = Access::Initiator { name: initiator(1), chap: Some(chap(false)), mutual: None };
     let e = served.port.ensure(&spec(f, &id(), access).await).await.expect_err("CHAP that it cannot demand");
     assert_eq!(e.kind(), ErrorKind::Unsupported, "{}", e.report());
     assert!(listed::<Targets>(served.port.as_ref()).await.is_empty());
 }
 
 /// One more than declared is refused; as many as declared are not (up to 8 are tried).
+pub async fn mutual_chap_it_cannot_do_is_unsupported(f: &impl TargetFixture) {
+    let served = serve(f).await;
+    let pair = ChapPair { user: "disk-1".into(), secret: Secret::new("TargetSecret1234") };
+    // Without CHAP itself it is that which is refused.
+    let chap = served.port.capabilities().chap.then(|| chap(false));
+    let access = Access::Initiator { name: initiator(1), chap, mutual: Some(pair) };
+    let e = served.port.ensure(&spec(f, &id(), access).await).await.expect_err("mutual CHAP");
+    assert!(matches!(e.kind(), ErrorKind::Unsupported), "{}", e.report());
+    assert!(listed::<Targets>(served.port.as_ref()).await.is_empty());
+}
+
+/// More LUNs than it can.
 pub async fn too_many_luns_are_refused(f: &impl TargetFixture) {
     let served = serve(f).await;
     let max = served.port.capabilities().max_luns;

@@ -1,0 +1,220 @@
+//! [`Tool`]: the program targetcli, started when there is something to say to it, and ended when there has been nothing for a while.
+//!
+//! ```text
+//!            ┌──────────── LINGER without a command ────────────┐
+//!            ▼                                                  │
+//!   not running ──say──▶ starting ──prompt──▶ busy ──prompt──▶ idle ──say──▶ busy
+//!            ▲              │ (waits for the lock of another)  │
+//!            └──────────────┴── it ended, or its time is up ───┘
+//! ```
+//! A start costs the tool several times what a command does (it loads its libraries and reads the whole tree), and a target's way takes
+//! a dozen commands. It holds its lock while it runs; so it does not stay.
+//!
+//! Invariants: one command at a time, the next only after the prompt that follows the last; of what it says on stdout nothing is kept but
+//! whether the prompt is there, because it repeats the secrets that it was told; a command that was cut short leaves no program behind.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ggnet_core::error::{Error, ErrorKind, Result};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::Mutex as Turn,
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::words::Command;
+use crate::run::{Coprocess, Invocation, Pipes, SystemRunner};
+
+const PROGRAM: &str = "targetcli";
+const INSTALL: &str = "apt-get install targetcli-fb";
+/// What it says when it waits for a command and stands at the root of its tree, where we leave it.
+const PROMPT: &[u8] = b"/> ";
+/// How long it waits for the next command before it goes, and its lock with it.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long it may take to end when it was told to.
+const LEAVING: Duration = Duration::from_secs(5);
+/// Said first. Nothing is made that was not asked for; nothing is saved, because after a restart of the host GGnet makes its targets
+/// again; and nothing is logged: by default every command with its secrets goes into a file that everybody may read.
+const SETTINGS: &str = "set global loglevel_file=critical auto_save_on_exit=false auto_add_mapped_luns=false \
+    auto_add_default_portal=false auto_enable_tpgt=false auto_cd_after_create=false export_backstore_name_as_model=false \
+    color_mode=false";
+
+/// The program. See the module.
+pub(super) struct Tool {
+    home: PathBuf,
+    time_limit: Duration,
+    runner: SystemRunner,
+    running: Arc<Turn<Option<Running>>>,
+    /// Ends it when it has been idle; a new one takes the place of the last.
+    leaving: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+struct Running {
+    program: Coprocess,
+    pipes: Pipes,
+}
+
+impl Tool {
+    /// One with its own folder `home`, which is made.
+    pub(super) fn new(home: &Path, time_limit: Duration) -> Result<Self> {
+        // What is in it is the tool's: its settings, and a log that we switch off.
+        match fs::DirBuilder::new().mode(0o700).create(home) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io(format!("Making {}", home.display()), e)),
+        }
+        Ok(Self {
+            home: home.to_owned(),
+            time_limit,
+            runner: SystemRunner::new()?,
+            running: Arc::default(),
+            leaving: Mutex::default(),
+        })
+    }
+
+    /// Whether it is installed.
+    pub(super) async fn is_there(&self) -> Result<()> {
+        self.runner.resolve(Path::new(PROGRAM), INSTALL).await.map(drop)
+    }
+
+    /// Says the commands, each after `before` was asked about its number. An error is one of saying: whether the tool did what it was
+    /// told, the kernel's tree tells.
+    ///
+    /// # Cancellation
+    /// When the future is dropped, or its time is up, the program is killed within a command or between two.
+    pub(super) async fn say(
+        &self,
+        commands: &[Command],
+        before: &(dyn Fn(usize) -> Result<()> + Sync),
+    ) -> Result<()> {
+        // Held across awaits: it is the turn at the tool.
+        let mut running = self.running.lock().await;
+        // Taken out: whatever ends this half-way ends the program.
+        let mut now = running.take();
+        let saying = async {
+            let tool = match &mut now {
+                Some(tool) => tool,
+                None => now.insert(self.start().await?),
+            };
+            for command in commands {
+                before(command.op)?;
+                if let Err(lost) = tool.command(command.text.expose()).await {
+                    return Err(lost.error(tool).await);
+                }
+            }
+            Ok(())
+        };
+        let said = timeout(self.time_limit, saying).await.unwrap_or_else(|_elapsed| {
+            let message = format!("targetcli took longer than {:?} and was killed", self.time_limit);
+            Err(Error::new(ErrorKind::Timeout, message)
+                .with_hint("Somebody's own targetcli may be open: it holds /var/run/targetcli.lock"))
+        });
+        if said.is_ok() {
+            *running = now;
+            self.linger();
+        }
+        said
+    }
+
+    /// Ends it, and makes an error of its last words: the tree is not what it was told to make it.
+    pub(super) async fn blamed(&self, message: String) -> Error {
+        let ended = match self.running.lock().await.take() {
+            Some(running) => Some(running.end().await),
+            None => None,
+        };
+        let Some((_, tool)) = ended else { return Error::internal(message) };
+        let words = tool.stderr_tail.lines().map(str::trim).collect::<Vec<_>>().join("; ");
+        Error::new(ErrorKind::Internal, format!("{message}: {words}")).with_tool(tool)
+    }
+
+    async fn start(&self) -> Result<Running> {
+        self.is_there().await?;
+        let invocation = Invocation::new("env", "apt-get install coreutils")
+            .arg(format!("TARGETCLI_HOME={}", self.home.display()))
+            .arg(PROGRAM);
+        let complaint = |line: &str| tracing::debug!("targetcli: {}", crate::run::shown(line));
+        let (program, pipes) = self.runner.start(&invocation, Arc::new(complaint)).await?;
+        let mut running = Running { program, pipes };
+        let started = match running.prompt().await {
+            Ok(()) => running.command(SETTINGS).await,
+            lost => lost,
+        };
+        match started {
+            Ok(()) => Ok(running),
+            Err(lost) => Err(lost.error(&mut running).await),
+        }
+    }
+
+    /// Ends it later, unless something is said meanwhile.
+    fn linger(&self) {
+        let running = Arc::clone(&self.running);
+        let leaving = tokio::spawn(async move {
+            sleep(LINGER).await;
+            if let Some(running) = running.lock().await.take() {
+                running.end().await;
+            }
+        });
+        // Ends the one before, which would be too early.
+        *self.leaving.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(leaving));
+    }
+}
+
+/// It does not answer any more.
+struct Lost(Option<io::Error>);
+
+impl Lost {
+    async fn error(self, running: &mut Running) -> Error {
+        let (how, tool) = running.program.end(LEAVING).await;
+        let error = Error::new(ErrorKind::Unavailable, format!("Program targetcli is gone: {how}"));
+        let error = match self.0 {
+            Some(e) => error.with_source(e),
+            None => error,
+        };
+        error.with_tool(tool).with_hint("Run `targetcli ls` as root; it also needs the system's D-Bus")
+    }
+}
+
+impl Running {
+    /// One command, to its end.
+    async fn command(&mut self, text: &str) -> std::result::Result<(), Lost> {
+        let line = zeroize::Zeroizing::new(format!("{text}\n"));
+        let stdin = &mut self.pipes.stdin;
+        stdin.write_all(line.as_bytes()).await.map_err(|e| Lost(Some(e)))?;
+        stdin.flush().await.map_err(|e| Lost(Some(e)))?;
+        self.prompt().await
+    }
+
+    /// Reads up to the prompt: the last that it says before it waits.
+    async fn prompt(&mut self) -> std::result::Result<(), Lost> {
+        let mut end: Vec<u8> = Vec::new();
+        let mut buffer = zeroize::Zeroizing::new([0_u8; 4096]);
+        while !end.ends_with(PROMPT) {
+            let n = self.pipes.stdout.read(buffer.as_mut_slice()).await.map_err(|e| Lost(Some(e)))?;
+            if n == 0 {
+                return Err(Lost(None));
+            }
+            end.extend_from_slice(&buffer[..n]);
+            let surplus = end.len().saturating_sub(PROMPT.len());
+            end.drain(..surplus);
+        }
+        Ok(())
+    }
+
+    /// Tells it to go, and waits until it has gone, and its lock with it.
+    async fn end(mut self) -> (String, ggnet_core::error::ToolFailure) {
+        // A program that does not take it is ended in another way.
+        let _ = self.pipes.stdin.write_all(b"exit\n").await;
+        let Pipes { stdin, mut stdout } = self.pipes;
+        drop(stdin);
+        // It stops for ever at a full pipe.
+        let _ = timeout(LEAVING, tokio::io::copy(&mut stdout, &mut tokio::io::sink())).await;
+        self.program.end(LEAVING).await
+    }
+}

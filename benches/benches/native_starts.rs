@@ -1,0 +1,157 @@
+//! How long a session's start takes on the native backends, all of them in one virtual server: the kernel's target by configfs (also by
+//! the helper) and by targetcli; dnsmasq, ISC's dhcpd by restart and by OMAPI; reflinked files on XFS and tftpd-hpa in all.
+//!
+//! The server is what `make install` puts there, under its unit; the time is that of the API call, seen from outside of the machine. An
+//! emulated machine is slow, so only how the rows compare means something. Nothing is asserted about time.
+//!
+//! `cargo build --release -p ggnet-server -p ggnet-cli` comes first: the product in the machine is the one beside this program.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a bench fails by panicking")]
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ggnet_benches::{TABLE, Times, heading};
+use ggnet_core::nouns::{Machine, WritebackPolicy};
+use ggnet_tests::native_room::IMAGE;
+use ggnet_tests::{Api, NativeRoom};
+
+const SINGLE: usize = 20;
+const AT_ONCE: usize = 100;
+
+const COMMON: &str = r#"
+data_dir = "/var/lib/ggnet"
+[http]
+listen = "0.0.0.0:8080"
+[network]
+advertise = "10.79.0.1"
+[images]
+import_dirs = ["/product/import"]
+[session]
+start_deadline = "30m"
+[writeback]
+backend = "reflink"
+[boot_files]
+backend = "tftpd-hpa"
+"#;
+
+const HELPER: &str = "[target]\nbackend = \"lio-configfs\"\nlisten = [\"0.0.0.0:3260\"]\nhelper = \"/run/ggnet/helper.sock\"\n";
+const CONFIGFS: &str = "[target]\nbackend = \"lio-configfs\"\nlisten = [\"0.0.0.0:3260\"]\n";
+const TARGETCLI: &str = "[target]\nbackend = \"lio-targetcli\"\nlisten = [\"0.0.0.0:3260\"]\n";
+const DNSMASQ: &str = "[dhcp]\nbackend = \"dnsmasq\"\nmac_prefix = false\n";
+const DHCPD: &str = "[dhcp]\nbackend = \"isc-dhcpd\"\nmac_prefix = false\n";
+const BY_HELPER: &str = "service = { manager = \"helper\" }\n";
+const OMAPI: &str = "[dhcp.omapi]\nkey_name = \"ggnet\"\nkey_file = \"/etc/ggnet/omapi.key\"\n";
+
+/// Prepared by hand for both daemons; each case starts one.
+const PREPARE: [&str; 6] = [
+    "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dnsmasq.conf >/etc/dnsmasq.d/ggnet.conf",
+    "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dhcpd.conf >/etc/dhcp/plain.conf",
+    "echo 'INTERFACESv4=\"eth0\"' >/etc/default/isc-dhcp-server && touch /etc/dhcp/ggnet/hosts.conf",
+    "head -c 32 /dev/urandom | base64 >/etc/ggnet/omapi.key && chown ggnet /etc/ggnet/omapi.key && chmod 600 /etc/ggnet/omapi.key",
+    "sed \"s|secret .*|secret $(cat /etc/ggnet/omapi.key);|\" /product/infra/examples/ggnet-omapi.conf >/etc/dhcp/ggnet-omapi.conf",
+    "systemctl enable --now ggnet-helper.socket && systemctl start tftpd-hpa",
+];
+
+struct Case {
+    name: &'static str,
+    target: &'static str,
+    dhcp: String,
+    /// Commands that have its daemon run.
+    daemon: &'static str,
+}
+
+fn main() {
+    println!("{}", heading("cargo bench -p ggnet-benches --bench native_starts"));
+    let mut room = NativeRoom::new(&[]).unwrap();
+    for line in PREPARE {
+        room.server.sh(line).unwrap();
+    }
+    let dnsmasq = "systemctl stop isc-dhcp-server; systemctl start dnsmasq";
+    let restart = "systemctl stop dnsmasq; cp /etc/dhcp/plain.conf /etc/dhcp/dhcpd.conf; systemctl restart isc-dhcp-server";
+    let omapi = "systemctl stop isc-dhcp-server; cat /etc/dhcp/ggnet-omapi.conf /etc/dhcp/plain.conf >/etc/dhcp/dhcpd.conf; \
+                 : >/etc/dhcp/ggnet/hosts.conf; systemctl start isc-dhcp-server";
+    let case = |name, target, dhcp: &str, daemon| Case { name, target, dhcp: dhcp.to_owned(), daemon };
+    // The one whose server is not root comes first: root's files would be in its way.
+    let first = case("configfs by the helper, dnsmasq", HELPER, &format!("{DNSMASQ}{BY_HELPER}"), dnsmasq);
+    let api = begin(&mut room, &first);
+    let image = api.import_and_wait("golden", IMAGE.as_ref(), |_| {}).unwrap().version.image;
+    let machines: Vec<Machine> = (0..AT_ONCE)
+        .map(|n| {
+            let mac = format!("52:54:00:dd:00:{n:02x}");
+            api.add_machine(&format!("pc-{n}"), &mac, image, WritebackPolicy::Discard).unwrap()
+        })
+        .collect();
+    println!("\n{TABLE}");
+    measure(&api, &first, &machines);
+    end(&mut room);
+    let unit = "/etc/systemd/system/ggnet-server.service.d";
+    let example = "/product/infra/examples/ggnet-server-targetcli.conf";
+    room.server.sh(&format!("mkdir -p {unit} && cp {example} {unit}/root.conf")).unwrap();
+    for case in [
+        case("configfs, dnsmasq", CONFIGFS, DNSMASQ, dnsmasq),
+        case("targetcli, dnsmasq", TARGETCLI, DNSMASQ, dnsmasq),
+        case("configfs, dhcpd by restart", CONFIGFS, DHCPD, restart),
+        case("configfs, dhcpd by OMAPI", CONFIGFS, &format!("{DHCPD}{OMAPI}"), omapi),
+    ] {
+        let api = begin(&mut room, &case);
+        measure(&api, &case, &machines);
+        end(&mut room);
+    }
+}
+
+fn begin(room: &mut NativeRoom, case: &Case) -> Api {
+    room.server.sh(case.daemon).unwrap();
+    room.start(&format!("{COMMON}{}{}", case.target, case.dhcp)).unwrap()
+}
+
+fn end(room: &mut NativeRoom) {
+    room.server.sh("systemctl stop ggnet-server").unwrap();
+}
+
+fn measure(api: &Api, case: &Case, machines: &[Machine]) {
+    let mut alone = [Vec::new(), Vec::new()];
+    for machine in machines.iter().take(SINGLE) {
+        alone[0].push(timed(|| start(api, machine)));
+        alone[1].push(timed(|| stop(api, machine)));
+    }
+    let [starts, stops] = alone;
+    let begun = Instant::now();
+    let at_once = together(machines, |machine| start(api, machine));
+    let all = begun.elapsed();
+    let begun = Instant::now();
+    let stopped = together(machines, |machine| stop(api, machine));
+    let all_stopped = begun.elapsed();
+    for (what, times) in [
+        ("start", starts),
+        ("stop", stops),
+        ("100 starts at once, each", at_once),
+        ("100 starts at once, all", vec![all]),
+        ("100 stops at once, each", stopped),
+        ("100 stops at once, all", vec![all_stopped]),
+    ] {
+        println!("{}", Times::new(times).row(&format!("{}: {what}", case.name), "-"));
+    }
+}
+
+fn start(api: &Api, machine: &Machine) {
+    api.start_session(machine.id).unwrap();
+}
+
+fn stop(api: &Api, machine: &Machine) {
+    api.stop_session(api.active(machine.id).unwrap().session.id, false).unwrap();
+}
+
+fn timed(call: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    call();
+    begun.elapsed()
+}
+
+fn together(machines: &[Machine], call: impl Fn(&Machine) + Sync) -> Vec<Duration> {
+    thread::scope(|scope| {
+        let call = &call;
+        let started: Vec<_> =
+            machines.iter().map(|machine| scope.spawn(move || timed(|| call(machine)))).collect();
+        started.into_iter().map(|one| one.join().unwrap()).collect()
+    })
+}

@@ -28,6 +28,7 @@ use tokio::runtime::Handle;
 
 use self::tool::Tool;
 use super::lio_configfs::{Hands, Hook, LioConfig, LioConfigfs, Op};
+use crate::run::SystemRunner;
 
 /// The backend's name.
 pub const NAME: &str = "lio-targetcli";
@@ -72,7 +73,8 @@ pub fn start_hooked(
     hook: Option<Hook>,
 ) -> Result<LioConfigfs> {
     let time_limit = Duration::from_secs(config.time_limit_s);
-    let tool = Tool::new(home, time_limit).map_err(|e| e.with_backend(NAME))?;
+    let tool = SystemRunner::new().and_then(|runner| Tool::new(home, time_limit, runner));
+    let tool = tool.map_err(|e| e.with_backend(NAME))?;
     let TargetcliConfig { listen, root, buffered, .. } = config;
     let config = LioConfig { listen, root, buffered, helper: None };
     let hands = Targetcli { tool, runtime: Handle::current() };

@@ -63,7 +63,7 @@ struct Running {
 
 impl Tool {
     /// One with its own folder `home`, which is made.
-    pub(super) fn new(home: &Path, time_limit: Duration) -> Result<Self> {
+    pub(super) fn new(home: &Path, time_limit: Duration, runner: SystemRunner) -> Result<Self> {
         // What is in it is the tool's: its settings, and a log that we switch off.
         match fs::DirBuilder::new().mode(0o700).create(home) {
             Ok(()) => {}
@@ -73,7 +73,7 @@ impl Tool {
         Ok(Self {
             home: home.to_owned(),
             time_limit,
-            runner: SystemRunner::new()?,
+            runner,
             running: Arc::default(),
             leaving: Mutex::default(),
         })
@@ -216,5 +216,143 @@ impl Running {
         // It stops for ever at a full pipe.
         let _ = timeout(LEAVING, tokio::io::copy(&mut stdout, &mut tokio::io::sink())).await;
         self.program.end(LEAVING).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt as _, process};
+
+    use ggnet_core::nouns::Secret;
+
+    use super::*;
+
+    /// Speaks as the real one does, and writes down what it is told; the real one is in `--test native`.
+    const SPEAKER: &str = r#"#!/bin/sh
+echo "started $$" >>"$TARGETCLI_HOME/heard"
+printf 'targetcli shell\n\n/> '
+while read -r line; do
+  echo "$line" >>"$TARGETCLI_HOME/heard"
+  case $line in
+    exit) echo "left $$" >>"$TARGETCLI_HOME/heard"; exit 0 ;;
+    *hang*) sleep 600 ;;
+    *die*) echo 'a reason' >&2; exit 1 ;;
+    *complain*) echo 'Error: not that' >&2 ;;
+  esac
+  printf 'Parameter is now %s\n/> ' "$line"
+done
+"#;
+
+    struct Lab {
+        dir: tempfile::TempDir,
+        tool: Tool,
+    }
+
+    impl Lab {
+        fn with(program: Option<&str>, time_limit: Duration) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            if let Some(text) = program {
+                let path = dir.path().join(PROGRAM);
+                fs::write(&path, text).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            let path = format!("{}:/usr/bin:/bin", dir.path().display());
+            let runner = SystemRunner::with_path(path).unwrap();
+            let tool = Tool::new(&dir.path().join("home"), time_limit, runner).unwrap();
+            Self { dir, tool }
+        }
+
+        async fn say(&self, lines: &[&str]) -> Result<()> {
+            let command = |(op, line): (usize, &&str)| Command { text: Secret::new(*line), op };
+            let commands: Vec<Command> = lines.iter().enumerate().map(command).collect();
+            self.tool.say(&commands, &|_| Ok(())).await
+        }
+
+        fn heard(&self) -> Vec<String> {
+            let text = fs::read_to_string(self.dir.path().join("home/heard")).unwrap_or_default();
+            text.lines().map(str::to_owned).collect()
+        }
+
+        fn starts(&self) -> usize {
+            self.heard().iter().filter(|line| line.starts_with("started")).count()
+        }
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn one_program_is_told_what_many_calls_say_and_goes_when_nobody_has_more() {
+        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        lab.say(&["one", "two"]).await.unwrap();
+        lab.say(&["three"]).await.unwrap();
+        assert_eq!(lab.heard()[1..], [SETTINGS, "one", "two", "three"]);
+        while !lab.heard().last().unwrap().starts_with("left") {
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(lab.starts(), 1);
+        lab.say(&["four"]).await.unwrap();
+        assert_eq!(lab.starts(), 2);
+    }
+
+    #[tokio::test]
+    async fn its_folder_is_nobody_elses() {
+        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let mode = fs::metadata(lab.dir.path().join("home")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        // Again, as after a restart.
+        Tool::new(&lab.dir.path().join("home"), PATIENCE, SystemRunner::new().unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_the_program_the_line_that_installs_it() {
+        let lab = Lab::with(None, PATIENCE);
+        for e in [lab.tool.is_there().await.unwrap_err(), lab.say(&["one"]).await.unwrap_err()] {
+            assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
+            assert_eq!(e.hint(), Some(INSTALL));
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_answer_is_killed_and_the_next_call_has_another() {
+        let lab = Lab::with(Some(SPEAKER), Duration::from_secs(3));
+        let e = lab.say(&["hang", "never"]).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Timeout, "{e}");
+        assert!(e.hint().unwrap().contains("targetcli.lock"), "{e:?}");
+        lab.say(&["two"]).await.unwrap();
+        assert_eq!(lab.starts(), 2);
+        assert!(!lab.heard().contains(&"never".to_owned()), "{:?}", lab.heard());
+        let first = lab.heard()[0].strip_prefix("started ").unwrap().to_owned();
+        assert_ne!(first, process::id().to_string());
+        while Path::new("/proc").join(&first).join("exe").exists() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_ended_is_named_with_its_last_words() {
+        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let e = lab.say(&["die"]).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
+        assert!(e.to_string().contains("exit code 1") && e.report().contains("a reason"), "{}", e.report());
+        lab.say(&["one"]).await.unwrap();
+        assert_eq!(lab.starts(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_it_complained_of_is_the_reason_of_what_was_not_done() {
+        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        lab.say(&["complain"]).await.unwrap();
+        let e = lab.tool.blamed("1 changes were not made".to_owned()).await;
+        assert!(e.to_string().contains("not made: Error: not that"), "{e}");
+        assert!(lab.heard().last().unwrap().starts_with("left"), "{:?}", lab.heard());
+    }
+
+    #[tokio::test]
+    async fn who_is_asked_before_a_command_can_end_it() {
+        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let commands = ["one", "two"].map(|line| Command { text: Secret::new(line), op: line.len() });
+        let e = lab.tool.say(&commands, &|op| Err(Error::internal(format!("at {op}")))).await.unwrap_err();
+        assert!(e.to_string().contains("at 3"), "{e}");
+        assert_eq!(lab.heard()[1..], [SETTINGS]);
     }
 }

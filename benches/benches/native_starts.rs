@@ -6,6 +6,7 @@
 //!
 //! `cargo build --release -p ggnet-server -p ggnet-cli` comes first: the product in the machine is the one beside this program.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "no runtime is blocked here")]
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -134,11 +135,23 @@ fn measure(api: &Api, case: &Case, machines: &[Machine]) {
 }
 
 fn start(api: &Api, machine: &Machine) {
-    api.start_session(machine.id).unwrap();
+    until_done(|| api.start_session(machine.id).map(drop));
 }
 
 fn stop(api: &Api, machine: &Machine) {
-    api.stop_session(api.active(machine.id).unwrap().session.id, false).unwrap();
+    let session = until_done(|| api.active(machine.id).map(|active| active.session.id));
+    until_done(|| api.stop_session(session, false).map(drop));
+}
+
+/// Asks again as a machine does: who is told to come later (409, 503), or was not answered in a minute, has not been served yet.
+fn until_done<T>(call: impl Fn() -> anyhow::Result<T>) -> T {
+    for _ in 0..200 {
+        if let Ok(done) = call() {
+            return done;
+        }
+        thread::sleep(Duration::from_millis(500));
+    }
+    call().unwrap()
 }
 
 fn timed(call: impl FnOnce()) -> Duration {

@@ -220,6 +220,7 @@ impl Running {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a program that is thrown away")]
 mod tests {
     use std::{os::unix::fs::PermissionsExt as _, process};
 

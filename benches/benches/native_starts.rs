@@ -145,11 +145,11 @@ fn stop(api: &Api, machine: &Machine) {
 
 /// Asks again as a machine does: who is told to come later (409, 503), or was not answered in a minute, has not been served yet.
 fn until_done<T>(call: impl Fn() -> anyhow::Result<T>) -> T {
-    for _ in 0..200 {
+    for _ in 0..300 {
         if let Ok(done) = call() {
             return done;
         }
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_secs(2));
     }
     call().unwrap()
 }

@@ -1,10 +1,11 @@
 //! How long a session's start takes on the native backends, all of them in one virtual server: the kernel's target by configfs (also by
-//! the helper) and by targetcli; dnsmasq, ISC's dhcpd by restart and by OMAPI; reflinked files on XFS and tftpd-hpa in all.
+//! the helper) and by targetcli; dnsmasq, reflinked files on XFS and tftpd-hpa in all. What the DHCP daemons differ in is
+//! `native_dhcp`'s.
 //!
 //! The server is what `make install` puts there, under its unit; the time is that of the API call, seen from outside of the machine. An
 //! emulated machine is slow, so only how the rows compare means something. Nothing is asserted about time.
 //!
-//! Words after `--` choose cases by a part of their names (`-- OMAPI`); all by default.
+//! Words after `--` choose cases by a part of their names (`-- targetcli`); all by default.
 //!
 //! `cargo build --release -p ggnet-server -p ggnet-cli` comes first: the product in the machine is the one beside this program.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench fails by panicking")]
@@ -43,26 +44,17 @@ const HELPER: &str = "[target]\nbackend = \"lio-configfs\"\nlisten = [\"0.0.0.0:
 const CONFIGFS: &str = "[target]\nbackend = \"lio-configfs\"\nlisten = [\"0.0.0.0:3260\"]\n";
 const TARGETCLI: &str = "[target]\nbackend = \"lio-targetcli\"\nlisten = [\"0.0.0.0:3260\"]\n";
 const DNSMASQ: &str = "[dhcp]\nbackend = \"dnsmasq\"\nmac_prefix = false\n";
-const DHCPD: &str = "[dhcp]\nbackend = \"isc-dhcpd\"\nmac_prefix = false\n";
 const BY_HELPER: &str = "service = { manager = \"helper\" }\n";
-const OMAPI: &str = "[dhcp.omapi]\nkey_name = \"ggnet\"\nkey_file = \"/etc/ggnet/omapi.key\"\n";
 
-/// Prepared by hand for both daemons; each case starts one.
-const PREPARE: [&str; 6] = [
+const PREPARE: [&str; 2] = [
     "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dnsmasq.conf >/etc/dnsmasq.d/ggnet.conf",
-    "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dhcpd.conf >/etc/dhcp/plain.conf",
-    "echo 'INTERFACESv4=\"eth0\"' >/etc/default/isc-dhcp-server && touch /etc/dhcp/ggnet/hosts.conf",
-    "head -c 32 /dev/urandom | base64 >/etc/ggnet/omapi.key && chown ggnet /etc/ggnet/omapi.key && chmod 600 /etc/ggnet/omapi.key",
-    "sed \"s|secret .*|secret $(cat /etc/ggnet/omapi.key);|\" /product/infra/examples/ggnet-omapi.conf >/etc/dhcp/ggnet-omapi.conf",
-    "systemctl enable --now ggnet-helper.socket && systemctl start tftpd-hpa",
+    "systemctl enable --now ggnet-helper.socket && systemctl start dnsmasq tftpd-hpa",
 ];
 
 struct Case {
     name: &'static str,
     target: &'static str,
     dhcp: String,
-    /// Commands that have its daemon run.
-    daemon: &'static str,
 }
 
 fn main() {
@@ -71,13 +63,9 @@ fn main() {
     for line in PREPARE {
         room.server.sh(line).unwrap();
     }
-    let dnsmasq = "systemctl stop isc-dhcp-server; systemctl start dnsmasq";
-    let restart = "systemctl stop dnsmasq; cp /etc/dhcp/plain.conf /etc/dhcp/dhcpd.conf; systemctl restart isc-dhcp-server";
-    let omapi = "systemctl stop isc-dhcp-server; cat /etc/dhcp/ggnet-omapi.conf /etc/dhcp/plain.conf >/etc/dhcp/dhcpd.conf; \
-                 : >/etc/dhcp/ggnet/hosts.conf; systemctl start isc-dhcp-server";
-    let case = |name, target, dhcp: &str, daemon| Case { name, target, dhcp: dhcp.to_owned(), daemon };
     // The one whose server is not root comes first: root's files would be in its way.
-    let first = case("configfs by the helper, dnsmasq", HELPER, &format!("{DNSMASQ}{BY_HELPER}"), dnsmasq);
+    let first =
+        Case { name: "configfs by the helper", target: HELPER, dhcp: format!("{DNSMASQ}{BY_HELPER}") };
     let api = begin(&mut room, &first);
     let image = api.import_and_wait("golden", IMAGE.as_ref(), |_| {}).unwrap().version.image;
     let machines: Vec<Machine> = (0..AT_ONCE)
@@ -96,12 +84,8 @@ fn main() {
     let unit = "/etc/systemd/system/ggnet-server.service.d";
     let example = "/product/infra/examples/ggnet-server-targetcli.conf";
     room.server.sh(&format!("mkdir -p {unit} && cp {example} {unit}/root.conf")).unwrap();
-    let cases = [
-        case("configfs, dnsmasq", CONFIGFS, DNSMASQ, dnsmasq),
-        case("configfs, dhcpd by restart", CONFIGFS, DHCPD, restart),
-        case("configfs, dhcpd by OMAPI", CONFIGFS, &format!("{DHCPD}{OMAPI}"), omapi),
-        case("targetcli, dnsmasq", TARGETCLI, DNSMASQ, dnsmasq),
-    ];
+    let cases = [("configfs", CONFIGFS), ("targetcli", TARGETCLI)];
+    let cases = cases.map(|(name, target)| Case { name, target, dhcp: DNSMASQ.to_owned() });
     for case in cases.into_iter().filter(is_chosen) {
         let api = begin(&mut room, &case);
         measure(&api, &case, &machines);
@@ -110,7 +94,6 @@ fn main() {
 }
 
 fn begin(room: &mut NativeRoom, case: &Case) -> Api {
-    room.server.sh(case.daemon).unwrap();
     room.start(&format!("{COMMON}{}{}", case.target, case.dhcp)).unwrap()
 }
 

@@ -21,7 +21,8 @@ use ggnet_tests::{Api, NativeRoom};
 
 const SINGLE: usize = 10;
 const AT_ONCE: usize = 100;
-/// The tool looks at every object of the host for each new one: a hundred take it hours in an emulated machine.
+/// The tool looks at every object of the host for each new one: a hundred were not through after twenty minutes in an emulated
+/// machine.
 const AT_ONCE_BY_TOOL: usize = 10;
 
 const COMMON: &str = r#"

@@ -21,7 +21,8 @@ use tempfile::TempDir;
 use crate::{
     machine::Asks,
     native_dhcp::{
-        self, InProcess, US, ask, assert_boots, assert_does_not_boot, example, host, suite_on_a_link,
+        self, InProcess, Theirs, US, answer, ask, assert_boots, assert_does_not_boot, example, host,
+        suite_on_a_link,
     },
     netns::{Link, Running, inside, with_namespaces},
     process::Process,
@@ -146,28 +147,13 @@ impl Fixture<dyn DhcpBackend> for OnLink {
             ("hosts", "ggnet-0ddba11e", "52:54:00:bb:00:02,operators\n"),
             ("hosts", "ggnet-0ddba11e-NOT AN ID", "52:54:00:bb:00:03,operators3\n"),
         ] {
-            kept.push((native_dhcp::write(&self.at(dir).join(name), text), text));
+            kept.push((native_dhcp::write(&self.at(dir).join(name), text), text.to_owned()));
         }
         Some(Box::new(Theirs(kept)))
     }
 
     fn has_foreign(&self) -> bool {
         true
-    }
-}
-
-struct Theirs(Vec<(PathBuf, &'static str)>);
-
-#[async_trait]
-impl Foreign for Theirs {
-    async fn check(&self) -> Result<(), String> {
-        for (path, text) in &self.0 {
-            let now = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-            if now != *text {
-                return Err(format!("{}: {now}", path.display()));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -179,9 +165,7 @@ impl DhcpFixture for OnLink {
 
     /// It gives everybody an address, so an answer always comes.
     async fn ask(&self, mac: MacAddr) -> DhcpAnswer {
-        let offer = tokio::task::block_in_place(|| ask(&self.link, mac, Asks::Firmware(7)));
-        let address = (!offer.address.is_unspecified()).then(|| offer.address.into());
-        DhcpAnswer { boot_file: offer.boot_file(), address }
+        answer(&self.link, mac)
     }
 }
 

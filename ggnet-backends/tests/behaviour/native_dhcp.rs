@@ -12,6 +12,7 @@ use ggnet_core::{
     Result,
     nouns::{DeviceType, MacAddr, ResourceId},
     ports::{DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
+    testkit::suite::{DhcpAnswer, Foreign},
 };
 use tokio::runtime::Handle;
 
@@ -100,6 +101,29 @@ impl<B: DhcpBackend> DhcpBackend for InProcess<B> {
     async fn shutdown(&self) {
         within(&self.process, self.backend.shutdown()).await;
     }
+}
+
+/// Files that are not ours, with their texts.
+pub struct Theirs(pub Vec<(PathBuf, String)>);
+
+#[async_trait]
+impl Foreign for Theirs {
+    async fn check(&self) -> Result<(), String> {
+        for (path, text) in &self.0 {
+            let now = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+            if now != *text {
+                return Err(format!("{}: {now}", path.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a UEFI machine is answered by a daemon that gives out addresses.
+pub fn answer(link: &Link, mac: MacAddr) -> DhcpAnswer {
+    let offer = tokio::task::block_in_place(|| ask(link, mac, Asks::Firmware(7)));
+    let address = (!offer.address.is_unspecified()).then(|| offer.address.into());
+    DhcpAnswer { boot_file: offer.boot_file(), address }
 }
 
 /// A machine's answer on the link's client.

@@ -268,6 +268,9 @@ impl Inner {
     /// else is.
     fn apply_all(&self, id: &ResourceId, ops: Vec<Op>, left: impl Fn() -> Result<Vec<Op>>) -> Result<()> {
         let Some(hands) = &self.hands else { return self.apply(id, &ops) };
+        if ops.is_empty() {
+            return Ok(());
+        }
         let (enabling, rest): (Vec<Op>, Vec<Op>) = ops.into_iter().partition(is_enabling);
         self.apply(id, &rest)?;
         let mut undone = left()?;

@@ -29,7 +29,9 @@ use tempfile::TempDir;
 
 use crate::{
     machine::Asks,
-    native_dhcp::{self, InProcess, US, ask, assert_boots, assert_does_not_boot, host, suite_on_a_link},
+    native_dhcp::{
+        self, InProcess, Theirs, US, answer, ask, assert_boots, assert_does_not_boot, host, suite_on_a_link,
+    },
     netns::{Link, with_namespaces},
     process::Process,
 };
@@ -226,21 +228,6 @@ impl Fixture<dyn DhcpBackend> for OnLink {
     }
 }
 
-struct Theirs(Vec<(PathBuf, String)>);
-
-#[async_trait]
-impl Foreign for Theirs {
-    async fn check(&self) -> Result<(), String> {
-        for (path, text) in &self.0 {
-            let now = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-            if now != *text {
-                return Err(format!("{}: {now}", path.display()));
-            }
-        }
-        Ok(())
-    }
-}
-
 #[async_trait]
 impl DhcpFixture for OnLink {
     fn can_ask(&self) -> bool {
@@ -249,9 +236,7 @@ impl DhcpFixture for OnLink {
 
     /// It gives everybody an address, so an answer always comes.
     async fn ask(&self, mac: MacAddr) -> DhcpAnswer {
-        let offer = tokio::task::block_in_place(|| ask(&self.link, mac, Asks::Firmware(7)));
-        let address = (!offer.address.is_unspecified()).then(|| offer.address.into());
-        DhcpAnswer { boot_file: offer.boot_file(), address }
+        answer(&self.link, mac)
     }
 }
 
@@ -300,6 +285,11 @@ async fn each_kind_of_firmware(on_link: &OnLink, backend: InProcess<IscDhcpd>) {
 /// Their addresses lie outside of the example's range.
 fn a_hundred() -> Vec<DhcpHost> {
     (2..=99).chain(200..=201).map(host).collect()
+}
+
+async fn ensure_all(backend: &InProcess<IscDhcpd>, hosts: &[DhcpHost]) {
+    let made = join_all(hosts.iter().map(|host| backend.ensure(host))).await;
+    made.into_iter().for_each(Result::unwrap);
 }
 
 /// Puts the files as a kill after each write leaves them, and has the next process mend it.

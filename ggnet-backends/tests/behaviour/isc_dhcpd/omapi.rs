@@ -21,10 +21,7 @@ fn by_omapi_a_hundred_at_once_are_no_restart_and_a_restart_forgets_none() {
         async |on_link, backend| {
             let hosts = a_hundred();
             on_link.counted();
-            join_all(hosts.iter().map(|host| backend.ensure(host)))
-                .await
-                .into_iter()
-                .for_each(Result::unwrap);
+            ensure_all(&backend, &hosts).await;
             let (checks, starts) = on_link.counted();
             assert!((1..=3).contains(&checks) && starts == 0, "{checks} checks, {starts} starts");
             let mut moved = hosts[0].clone();

@@ -19,16 +19,10 @@ fn a_hundred_at_once_are_one_check_and_one_restart() {
         async |on_link, backend| {
             let hosts = a_hundred();
             on_link.counted();
-            join_all(hosts.iter().map(|host| backend.ensure(host)))
-                .await
-                .into_iter()
-                .for_each(Result::unwrap);
+            ensure_all(&backend, &hosts).await;
             assert_eq!(on_link.counted(), (1, 1));
             tokio::task::block_in_place(|| assert_boots(&on_link.link, &hosts[99]));
-            join_all(hosts.iter().map(|host| backend.ensure(host)))
-                .await
-                .into_iter()
-                .for_each(Result::unwrap);
+            ensure_all(&backend, &hosts).await;
             assert_eq!(on_link.counted(), (0, 0), "nothing has changed");
             let removals = hosts[..99].iter().map(|host| backend.remove(&host.id, Removal::Force));
             join_all(removals).await.into_iter().for_each(Result::unwrap);

@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
+use tokio::sync::Semaphore;
 
 use super::{Orchestrator, StopRequest};
 use crate::{
@@ -23,6 +24,9 @@ use crate::{
 
 /// How many machines are worked on at once.
 const PARALLEL: usize = 16;
+/// How many of them the DHCP server is told of at once. Far more: a daemon that is restarted for a change is then restarted for all
+/// of them together. With sixteen at a time a hundred machines were seven restarts of dhcpd.
+const TOLD: usize = 256;
 /// How often old rows are forgotten.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
@@ -173,10 +177,10 @@ impl Orchestrator {
         let mut work: HashSet<MachineId> = sessions.iter().map(|s| s.machine).collect();
         work.extend(machines.iter().filter(|m| Self::wants_boot(m, false)).map(|m| m.id));
         work.extend(world.owners());
-        let world = &world;
-        let rounds =
-            stream::iter(work).map(|machine| async move { self.reconcile_machine(machine, world).await });
-        let rounds: Vec<_> = rounds.buffer_unordered(PARALLEL).collect().await;
+        let (world, slots) = (&world, &Semaphore::new(PARALLEL));
+        let rounds = stream::iter(work)
+            .map(|machine| async move { self.reconcile_machine(machine, world, slots).await });
+        let rounds: Vec<_> = rounds.buffer_unordered(TOLD).collect().await;
         rounds.into_iter().for_each(|r| report.add(r));
         self.reconcile_manual_targets(world, &mut report).await;
         if report.made + report.removed + report.ended > 0 && self.is_serving() {
@@ -228,8 +232,9 @@ impl Orchestrator {
         world
     }
 
-    async fn reconcile_machine(&self, id: MachineId, world: &World) -> ReconcileReport {
+    async fn reconcile_machine(&self, id: MachineId, world: &World, slots: &Semaphore) -> ReconcileReport {
         let mut report = ReconcileReport::default();
+        let slot = slots.acquire().await;
         // A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
         let guard = match self.inner.locks.try_lock(id) {
             None if !self.is_serving() => Some(self.inner.locks.lock(id).await),
@@ -237,16 +242,22 @@ impl Orchestrator {
         };
         let Some(_guard) = guard else { return report };
         let done = self.reconcile_locked(id, world, &mut report).await;
+        drop(slot);
+        let done = match done {
+            Ok(wanted) => self.reconcile_dhcp(id, wanted, world, &mut report).await,
+            Err(e) => Err(e),
+        };
         report.note(&format!("machine {id}"), done);
         report
     }
 
+    /// All but the DHCP server; returns the machine if it should be known there.
     async fn reconcile_locked(
         &self,
         id: MachineId,
         world: &World,
         report: &mut ReconcileReport,
-    ) -> Result<()> {
+    ) -> Result<Option<Machine>> {
         let store = &self.inner.ports.store;
         let machine = store.machine(id).await?;
         let mut session = store.live_session(id).await?;
@@ -260,10 +271,14 @@ impl Orchestrator {
             }
             (_, None) => {}
         }
-        if let Some(machine) = &machine {
-            self.reconcile_boot(machine, session.is_some(), world, report).await?;
+        let wanted = machine.as_ref().filter(|machine| Self::wants_boot(machine, session.is_some())).cloned();
+        if let Some(machine) = &wanted {
+            self.reconcile_boot_files(machine, world, report).await?;
         }
-        self.remove_orphans(id, machine.as_ref(), session.as_ref(), world, report).await
+        // What cannot be removed keeps no machine from booting.
+        let removed = self.remove_orphans(id, machine.as_ref(), session.as_ref(), world, report).await;
+        report.note(&format!("machine {id}"), removed);
+        Ok(wanted)
     }
 
     /// Returns the session if it is still live.
@@ -378,29 +393,40 @@ impl Orchestrator {
         session.policy == WritebackPolicy::Discard && !connected && offline >= self.inner.config.idle_timeout
     }
 
-    async fn reconcile_boot(
+    async fn reconcile_boot_files(
         &self,
         machine: &Machine,
-        live: bool,
         world: &World,
         report: &mut ReconcileReport,
     ) -> Result<()> {
-        if !Self::wants_boot(machine, live) {
-            return Ok(());
-        }
-        let id = ResourceId::machine(machine.id);
         let bundle = self.boot_bundle(machine)?;
-        let having = Having::of(world.boot_files.as_ref(), &id, bundle.digest());
+        let having = Having::of(world.boot_files.as_ref(), &ResourceId::machine(machine.id), bundle.digest());
         if having != Having::Same {
             self.inner.ports.boot_files.ensure(&bundle).await?;
         }
         report.made += u64::from(having == Having::Other);
-        let host = Self::dhcp_host(machine);
-        let having = Having::of(world.dhcp.as_ref(), &id, host.digest());
-        if having != Having::Same {
-            self.inner.ports.dhcp.ensure(&host).await?;
+        Ok(())
+    }
+
+    async fn reconcile_dhcp(
+        &self,
+        id: MachineId,
+        wanted: Option<Machine>,
+        world: &World,
+        report: &mut ReconcileReport,
+    ) -> Result<()> {
+        let (id, dhcp) = (ResourceId::machine(id), &self.inner.ports.dhcp);
+        if let Some(machine) = wanted {
+            let host = Self::dhcp_host(&machine);
+            let having = Having::of(world.dhcp.as_ref(), &id, host.digest());
+            if having != Having::Same {
+                dhcp.ensure(&host).await?;
+            }
+            report.made += u64::from(having == Having::Other);
+        } else if world.dhcp.as_ref().is_some_and(|d| d.contains_key(&id)) {
+            dhcp.remove(&id, Removal::Force).await?;
+            report.removed += 1;
         }
-        report.made += u64::from(having == Having::Other);
         Ok(())
     }
 
@@ -441,10 +467,6 @@ impl Orchestrator {
             return Ok(());
         }
         let whole = ResourceId::machine(id);
-        if world.dhcp.as_ref().is_some_and(|d| d.contains_key(&whole)) {
-            p.dhcp.remove(&whole, Removal::Force).await?;
-            report.removed += 1;
-        }
         if world.boot_files.as_ref().is_some_and(|b| b.contains_key(&whole)) {
             p.boot_files.remove(&whole, Removal::Force).await?;
             report.removed += 1;

@@ -247,3 +247,23 @@ async fn a_reconcile_beside_a_start_harms_nothing() {
         p.assert_whole("together").await;
     }
 }
+
+/// In paused time, where a daemon that takes all callers at once takes as long as for one.
+#[tokio::test(start_paused = true)]
+async fn the_dhcp_server_is_told_of_a_whole_room_at_once() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    for n in 1..=100 {
+        p.machine(n, image, |_| ()).await;
+    }
+    for listed in p.dhcp.list().await.unwrap() {
+        p.dhcp.remove(&listed.id, Removal::Force).await.unwrap();
+    }
+    let restart = Duration::from_secs(4);
+    p.plan.add(Fault::on("dhcp.ensure").is_delayed(restart));
+    let begun = tokio::time::Instant::now();
+    let report = p.o.reconcile().await;
+    assert_eq!((report.made, report.trouble), (100, vec![]));
+    assert_eq!(begun.elapsed().as_secs(), restart.as_secs());
+}

@@ -19,7 +19,7 @@ pub mod wiring;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use ggnet_core::{Error, registry::Registry};
+use ggnet_core::{Error, ErrorKind, registry::Registry};
 
 use crate::options::{Command, Options, TokenCommand};
 
@@ -48,7 +48,8 @@ pub fn main(registry: &Registry) -> ExitCode {
     });
     // A blocking call that hangs (a dead disk) must not keep a stopped server alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
-    done.unwrap_or_else(|e| fail(&e, 1))
+    // What is wrong in the configuration gets no better by another start; the unit knows this code.
+    done.unwrap_or_else(|e| fail(&e, if e.kind() == ErrorKind::Invalid { 2 } else { 1 }))
 }
 
 fn fail(e: &Error, code: u8) -> ExitCode {

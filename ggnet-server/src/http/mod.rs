@@ -98,12 +98,15 @@ pub fn router(app: App) -> Router {
         .route("/boot/{mac}", get(boot::script))
         .route("/boot/{mac}/report", get(boot::report))
         .route("/files/{*path}", get(boot::file));
-    let health =
-        Router::new().route("/health/live", get(health::live)).route("/health/ready", get(health::ready));
+    // Watchers ask every few seconds: "not ready" is an answer and no failure to log each time.
+    let health = Router::new()
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .with_state(app.clone())
+        .layer(CatchPanicLayer::custom(error::panicked));
     Router::new()
         .nest("/api/v1", api)
         .merge(boot)
-        .merge(health)
         .merge(metrics)
         .fallback(error::no_route)
         .with_state(app)
@@ -113,4 +116,5 @@ pub fn router(app: App) -> Router {
         .layer(PropagateRequestIdLayer::new(request_id.clone()))
         .layer(TraceLayer::new_for_http().make_span_with(error::request_span))
         .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
+        .merge(health)
 }

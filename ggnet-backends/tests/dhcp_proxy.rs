@@ -25,7 +25,7 @@ use ggnet_backends::{
 };
 use ggnet_core::{
     nouns::{DeviceType, Firmware, MacAddr},
-    ports::{BootBundle, BootFileStore, DhcpBackend, DhcpHost, Observation, Observer},
+    ports::{BootBundle, BootFileStore, DhcpBackend, DhcpHost, Health, Observation, Observer},
 };
 use netns::{Link, Running, inside, run, with_namespaces};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -391,6 +391,33 @@ fn the_boot_server_port_acknowledges_and_the_loader_comes_by_tftp() {
                 if mac.to_string() == KNOWN && path == "undionly.kpxe"),
             "{sent:?}"
         );
+    });
+}
+
+#[test]
+fn an_interface_without_an_address_is_said() {
+    with_namespaces("an_interface_without_an_address_is_said", || {
+        let link = Link::new();
+        run("iproute2", "ip", &["-n", &link.server, "link", "add", "bare", "type", "bridge"]);
+        run("iproute2", "ip", &["-n", &link.server, "link", "set", "bare", "up"]);
+        let health = |interfaces: &[&str]| {
+            let interfaces = interfaces.iter().map(|name| (*name).to_owned()).collect();
+            inside(&link.server, move || {
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+                    let dhcp = ProxyDhcp::start(ProxyDhcpConfig { interfaces, ..config() }).await.unwrap();
+                    let health = dhcp.health().await;
+                    dhcp.shutdown().await;
+                    health
+                })
+            })
+        };
+        let said = |why: &str| why.contains("Interface bare has no IPv4 address");
+        let down = health(&["bare"]);
+        assert!(matches!(&down, Health::Down(why) if said(why)), "{down:?}");
+        let degraded = health(&["br0", "bare"]);
+        assert!(matches!(&degraded, Health::Degraded(why) if said(why)), "{degraded:?}");
+        run("iproute2", "ip", &["-n", &link.server, "addr", "add", "10.99.0.1/24", "dev", "bare"]);
+        assert_eq!(health(&["br0", "bare"]), Health::Up);
     });
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
 };
 
 use ggnet_core::{Error, ErrorKind, Result, nouns::MacAddr};
@@ -27,14 +27,19 @@ pub(super) fn open(interface: &str, address: SocketAddrV4) -> Result<PktinfoSock
     open().map_err(|e| bind_error(interface, address, e))
 }
 
-/// The address that the host sends from on this interface. It is asked anew each time: DHCP may change it.
+/// The address that the host sends from on this interface, one of the interface's own. It is asked anew each time: DHCP may change it.
 pub(super) fn address(interface: &str) -> Result<Ipv4Addr> {
     check_name(interface)?;
     let ask = || -> io::Result<Option<Ipv4Addr>> {
         // Connecting a UDP socket sends nothing: the kernel picks the source address and we read it.
         let socket = on_device(interface)?;
         socket.connect(&SocketAddr::from((Ipv4Addr::BROADCAST, 67)).into())?;
-        Ok(socket.local_addr()?.as_socket_ipv4().map(|a| *a.ip()).filter(|ip| !ip.is_unspecified()))
+        let picked = socket.local_addr()?.as_socket_ipv4().map(|a| *a.ip());
+        // For an interface without an address it borrows another's, which does not lead to us from there. A label (`eth0:1`) may stand
+        // in place of the name.
+        let known = if_addrs::get_if_addrs()?;
+        let own = |k: &&if_addrs::Interface| k.name.split(':').next() == Some(interface);
+        Ok(picked.filter(|ip| known.iter().filter(own).any(|k| k.ip() == IpAddr::V4(*ip))))
     };
     match ask() {
         Ok(Some(ip)) => Ok(ip),

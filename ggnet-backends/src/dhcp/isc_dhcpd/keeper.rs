@@ -25,7 +25,7 @@ use std::{
     sync::Arc,
 };
 
-use ggnet_core::{Error, ErrorKind, Result, nouns::ResourceId};
+use ggnet_core::{Error, ErrorKind, Result, error::ToolFailure, nouns::ResourceId};
 
 use super::{
     omapi::Omapi,
@@ -235,12 +235,13 @@ impl Keeper {
     /// Whether dhcpd takes its configuration as it stands.
     ///
     /// # Errors
-    /// `Invalid` with its last lines; `Unavailable` where there is no dhcpd.
+    /// `Invalid` with where dhcpd found what wrong; `Unavailable` where there is no dhcpd.
     pub(super) async fn check(&self) -> Result<()> {
         let check = Invocation::new("dhcpd", INSTALL).args(["-4", "-t", "-cf"]).arg(&self.main_file);
         let refused = format!("dhcpd refuses its configuration {}", self.main_file.display());
-        self.runner.run(check).await?.require_success(ErrorKind::Invalid, &refused)?;
-        Ok(())
+        let done = self.runner.run(check).await?.require_success(ErrorKind::Invalid, &refused);
+        let hint = format!("`dhcpd -4 -t -cf {}` shows the line", self.main_file.display());
+        done.map(drop).map_err(|e| without_quotations(e).with_hint(hint))
     }
 
     /// Makes what is untold as it stands in `checked`, while dhcpd runs.
@@ -283,4 +284,12 @@ impl Keeper {
         let this = Arc::clone(self);
         files::blocking(move || work(&this)).await
     }
+}
+
+/// dhcpd quotes the line that it does not understand, and that may be its OMAPI key's: only where and why is kept.
+fn without_quotations(error: Error) -> Error {
+    let Some(tool) = error.tool() else { return error };
+    let said = tool.stderr_tail.lines().filter(|line| line.contains(" line "));
+    let tool = ToolFailure { stderr_tail: said.collect::<Vec<_>>().join("\n"), ..tool.clone() };
+    error.with_tool(tool)
 }

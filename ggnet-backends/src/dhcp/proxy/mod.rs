@@ -220,10 +220,7 @@ impl DhcpBackend for ProxyDhcp {
     }
 
     async fn health(&self) -> Health {
-        match self.server.trouble() {
-            Some(trouble) => Health::Down(trouble),
-            None => Health::Up,
-        }
+        self.server.health()
     }
 
     async fn shutdown(&self) {

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use ggnet_core::Result;
+use ggnet_core::{Result, ports::Health};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -89,15 +89,30 @@ impl Server {
         Ok(Self { shared })
     }
 
-    /// What is wrong, if anything.
-    pub(super) fn trouble(&self) -> Option<String> {
+    /// Down when it cannot receive or knows no address to tell, degraded when that is so on a part of the interfaces.
+    pub(super) fn health(&self) -> Health {
+        let config = &self.shared.config;
         let failing = self.shared.failing.load(Ordering::Relaxed);
-        (failing > 0).then(|| {
-            format!(
+        if failing > 0 {
+            return Health::Down(format!(
                 "ProxyDHCP cannot receive on {failing} socket(s) of the interfaces {:?}; are they up?",
-                self.shared.config.interfaces
-            )
-        })
+                config.interfaces
+            ));
+        }
+        let asked = |name: &&String| !config.advertise.contains_key(*name);
+        let lost: Vec<String> = config
+            .interfaces
+            .iter()
+            .filter(asked)
+            .filter_map(|name| {
+                interface::address(name).err().map(|e| format!("{e}: {}", e.hint().unwrap_or_default()))
+            })
+            .collect();
+        match lost.len() {
+            0 => Health::Up,
+            n if n == config.interfaces.len() => Health::Down(lost.join("; ")),
+            _ => Health::Degraded(lost.join("; ")),
+        }
     }
 
     /// Ends every task and waits for them.

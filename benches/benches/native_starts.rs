@@ -1,11 +1,14 @@
 //! How long a session's start takes on the native backends, all of them in one virtual server: the kernel's target by configfs (also by
-//! the helper) and by targetcli; dnsmasq, reflinked files on XFS and tftpd-hpa in all. What the DHCP daemons differ in is
-//! `native_dhcp`'s.
+//! the helper) and by targetcli; dnsmasq, ISC's dhcpd by restart and by OMAPI; reflinked files on XFS and tftpd-hpa in all. The calls of
+//! the DHCP servers alone are `native_dhcp`'s.
+//!
+//! A machine with auto start is told to the DHCP server when it is registered, so its start waits for no daemon: that is the case "told
+//! before". In the others the machines have none: each start tells the daemon of its machine, and each stop takes it away again.
 //!
 //! The server is what `make install` puts there, under its unit; the time is that of the API call, seen from outside of the machine. An
 //! emulated machine is slow, so only how the rows compare means something. Nothing is asserted about time.
 //!
-//! Words after `--` choose cases by a part of their names (`-- targetcli`); all by default.
+//! Words after `--` choose cases by a part of their names (`-- OMAPI`); all by default.
 //!
 //! `cargo build --release -p ggnet-server -p ggnet-cli` comes first: the product in the machine is the one beside this program.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench fails by panicking")]
@@ -15,91 +18,78 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ggnet_benches::{TABLE, Times, heading};
+use ggnet_core::api::UpdateMachineRequest;
 use ggnet_core::nouns::{Machine, SessionState, WritebackPolicy};
-use ggnet_tests::native_room::IMAGE;
+use ggnet_tests::native_room::{BY_CONFIGFS, BY_HELPER, BY_TARGETCLI, COMMON, Dhcp, IMAGE};
 use ggnet_tests::{Api, NativeRoom};
 
-const SINGLE: usize = 10;
-const AT_ONCE: usize = 100;
-/// The tool looks at every object of the host for each new one: a hundred were not through after twenty minutes in an emulated
-/// machine.
-const AT_ONCE_BY_TOOL: usize = 10;
+const SINGLE: usize = 20;
+const AT_ONCE: &[usize] = &[100];
+/// The tool looks at every object of the host for each new one, so its time grows faster than their number.
+const AT_ONCE_BY_TOOL: &[usize] = &[10, 30, 100];
 
-const COMMON: &str = r#"
-data_dir = "/var/lib/ggnet"
-[http]
-listen = "0.0.0.0:8080"
-[network]
-advertise = "10.79.0.1"
-[images]
-import_dirs = ["/product/import"]
-[session]
-start_deadline = "30m"
-[writeback]
-backend = "reflink"
-[boot_files]
-backend = "tftpd-hpa"
-"#;
-
-const HELPER: &str = "[target]\nbackend = \"lio-configfs\"\nlisten = [\"0.0.0.0:3260\"]\nhelper = \"/run/ggnet/helper.sock\"\n";
-const CONFIGFS: &str = "[target]\nbackend = \"lio-configfs\"\nlisten = [\"0.0.0.0:3260\"]\n";
-const TARGETCLI: &str = "[target]\nbackend = \"lio-targetcli\"\nlisten = [\"0.0.0.0:3260\"]\n";
-const DNSMASQ: &str = "[dhcp]\nbackend = \"dnsmasq\"\nmac_prefix = false\n";
-const BY_HELPER: &str = "service = { manager = \"helper\" }\n";
-
-const PREPARE: [&str; 2] = [
-    "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dnsmasq.conf >/etc/dnsmasq.d/ggnet.conf",
-    "systemctl enable --now ggnet-helper.socket && systemctl start dnsmasq tftpd-hpa",
-];
+const TOLD_BEFORE: &str = "configfs, dnsmasq, told before";
 
 struct Case {
     name: &'static str,
     target: &'static str,
-    dhcp: String,
+    dhcp: Dhcp,
 }
+
+/// The one whose server is not root comes first: root's files would be in its way.
+const CASES: [Case; 6] = [
+    Case { name: "configfs by the helper, dnsmasq", target: BY_HELPER, dhcp: Dhcp::Dnsmasq },
+    Case { name: "configfs, dnsmasq", target: BY_CONFIGFS, dhcp: Dhcp::Dnsmasq },
+    Case { name: TOLD_BEFORE, target: BY_CONFIGFS, dhcp: Dhcp::Dnsmasq },
+    Case { name: "configfs, dhcpd by restart", target: BY_CONFIGFS, dhcp: Dhcp::Dhcpd },
+    Case { name: "configfs, dhcpd by OMAPI", target: BY_CONFIGFS, dhcp: Dhcp::DhcpdByOmapi },
+    Case { name: "targetcli, dnsmasq", target: BY_TARGETCLI, dhcp: Dhcp::Dnsmasq },
+];
 
 fn main() {
     println!("{}", heading("cargo bench -p ggnet-benches --bench native_starts"));
     let mut room = NativeRoom::new(&[]).unwrap();
-    for line in PREPARE {
-        room.server.sh(line).unwrap();
-    }
-    // The one whose server is not root comes first: root's files would be in its way.
-    let first =
-        Case { name: "configfs by the helper", target: HELPER, dhcp: format!("{DNSMASQ}{BY_HELPER}") };
-    let api = begin(&mut room, &first);
+    let api = begin(&mut room, &CASES[0]);
     let image = api.import_and_wait("golden", IMAGE.as_ref(), |_| {}).unwrap().version.image;
-    let machines: Vec<Machine> = (0..AT_ONCE)
+    let machines: Vec<Machine> = (0..100)
         .map(|n| {
             let mac = format!("52:54:00:dd:00:{n:02x}");
             api.add_machine(&format!("pc-{n}"), &mac, image, WritebackPolicy::Discard).unwrap()
         })
         .collect();
+    tell_before(&api, &machines, false);
+    room.stop().unwrap();
     println!("\n{TABLE}");
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let is_chosen = |case: &Case| chosen.is_empty() || chosen.iter().any(|word| case.name.contains(word));
-    if is_chosen(&first) {
-        measure(&api, &first, &machines);
-    }
-    end(&mut room);
-    let unit = "/etc/systemd/system/ggnet-server.service.d";
-    let example = "/product/infra/examples/ggnet-server-targetcli.conf";
-    room.server.sh(&format!("mkdir -p {unit} && cp {example} {unit}/root.conf")).unwrap();
-    let cases = [("configfs", CONFIGFS), ("targetcli", TARGETCLI)];
-    let cases = cases.map(|(name, target)| Case { name, target, dhcp: DNSMASQ.to_owned() });
-    for case in cases.into_iter().filter(is_chosen) {
+    for case in CASES {
+        if !chosen.is_empty() && !chosen.iter().any(|word| case.name.contains(word)) {
+            continue;
+        }
+        if case.target != BY_HELPER {
+            room.become_root().unwrap();
+        }
         let api = begin(&mut room, &case);
+        if case.name == TOLD_BEFORE {
+            tell_before(&api, &machines, true);
+        }
         measure(&api, &case, &machines);
-        end(&mut room);
+        if case.name == TOLD_BEFORE {
+            tell_before(&api, &machines, false);
+        }
+        room.stop().unwrap();
     }
+}
+
+/// Whether the DHCP server knows the machines before their sessions start.
+fn tell_before(api: &Api, machines: &[Machine], auto_start: bool) {
+    let change = UpdateMachineRequest { auto_start: Some(auto_start), ..UpdateMachineRequest::default() };
+    together(machines, |machine| drop(api.update_machine(machine.id, &change).unwrap()));
 }
 
 fn begin(room: &mut NativeRoom, case: &Case) -> Api {
-    room.start(&format!("{COMMON}{}{}", case.target, case.dhcp)).unwrap()
-}
-
-fn end(room: &mut NativeRoom) {
-    room.server.sh("systemctl stop ggnet-server").unwrap();
+    room.daemons(case.dhcp).unwrap();
+    let by_helper = case.target == BY_HELPER;
+    room.start(&format!("{COMMON}{}{}", case.target, case.dhcp.config(by_helper))).unwrap()
 }
 
 fn measure(api: &Api, case: &Case, machines: &[Machine]) {
@@ -113,14 +103,14 @@ fn measure(api: &Api, case: &Case, machines: &[Machine]) {
     let [starts, stops] = alone;
     print("start", starts);
     print("stop", stops);
-    let many = if case.target == TARGETCLI { AT_ONCE_BY_TOOL } else { AT_ONCE };
-    let machines = &machines[..many];
-    for (verb, call) in [("starts", start as fn(&Api, &Machine)), ("stops", stop)] {
-        let begun = Instant::now();
-        let each = together(machines, |machine| call(api, machine));
-        let all = begun.elapsed();
-        print(&format!("{many} {verb} at once, each"), each);
-        print(&format!("{many} {verb} at once, all"), vec![all]);
+    for &many in if case.target == BY_TARGETCLI { AT_ONCE_BY_TOOL } else { AT_ONCE } {
+        for (verb, call) in [("starts", start as fn(&Api, &Machine)), ("stops", stop)] {
+            let begun = Instant::now();
+            let each = together(&machines[..many], |machine| call(api, machine));
+            let all = begun.elapsed();
+            print(&format!("{many} {verb} at once, each"), each);
+            print(&format!("{many} {verb} at once, all"), vec![all]);
+        }
     }
 }
 

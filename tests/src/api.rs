@@ -138,6 +138,14 @@ impl Api {
             .is_some_and(|h| h.ready)
     }
 
+    /// What the server says of each backend.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn health(&self) -> Result<String> {
+        self.plain("GET", "/health/ready").map(|(_, text)| text)
+    }
+
     /// Registers a machine.
     ///
     /// # Errors

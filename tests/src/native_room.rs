@@ -31,8 +31,84 @@ use crate::{slots, wait};
 pub const SERVER: &str = "10.79.0.1";
 /// Where the image that machines boot stands in the server machine.
 pub const IMAGE: &str = "/product/import/guest.qcow2";
+/// What every configuration here begins with; `[target]` and `[dhcp]` come after it.
+pub const COMMON: &str = r#"
+data_dir = "/var/lib/ggnet"
+[http]
+listen = "0.0.0.0:8080"
+[network]
+advertise = "10.79.0.1"
+[images]
+import_dirs = ["/product/import"]
+[session]
+reconcile_interval = "2s"
+start_deadline = "30m"
+[writeback]
+backend = "reflink"
+[boot_files]
+backend = "tftpd-hpa"
+"#;
+/// The kernel's target by the helper.
+pub const BY_HELPER: &str = "[target]\nbackend = \"lio-configfs\"\nlisten = [\"0.0.0.0:3260\"]\nhelper = \"/run/ggnet/helper.sock\"\n";
+/// The kernel's target by a server that is root.
+pub const BY_CONFIGFS: &str = "[target]\nbackend = \"lio-configfs\"\nlisten = [\"0.0.0.0:3260\"]\n";
+/// The kernel's target by `targetcli`, by a server that is root.
+pub const BY_TARGETCLI: &str = "[target]\nbackend = \"lio-targetcli\"\nlisten = [\"0.0.0.0:3260\"]\n";
 /// Where the server looks for its configuration.
 const CONFIG: &str = "/etc/ggnet/ggnet-server.toml";
+
+/// Which DHCP server runs in the server machine, and how GGnet tells it of machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dhcp {
+    /// dnsmasq.
+    Dnsmasq,
+    /// ISC's dhcpd, restarted for each change.
+    Dhcpd,
+    /// ISC's dhcpd, told over its OMAPI port.
+    DhcpdByOmapi,
+}
+
+impl Dhcp {
+    /// Its unit.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        if self == Self::Dnsmasq { "dnsmasq.service" } else { "isc-dhcp-server.service" }
+    }
+
+    /// The section `[dhcp]` for it; `by_helper` for a server that is not root.
+    #[must_use]
+    pub fn config(self, by_helper: bool) -> String {
+        let backend = if self == Self::Dnsmasq { "dnsmasq" } else { "isc-dhcpd" };
+        let service = if by_helper { "service = { manager = \"helper\" }\n" } else { "" };
+        let omapi = if self == Self::DhcpdByOmapi {
+            "[dhcp.omapi]\nkey_name = \"ggnet\"\nkey_file = \"/etc/ggnet/omapi.key\"\n"
+        } else {
+            ""
+        };
+        format!("[dhcp]\nbackend = \"{backend}\"\nmac_prefix = false\n{service}{omapi}")
+    }
+
+    /// The commands of the operators' guide for its own configuration, out of `infra/examples`.
+    fn set_up(self) -> Vec<&'static str> {
+        const DNSMASQ: &str = "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dnsmasq.conf >/etc/dnsmasq.d/ggnet.conf";
+        const DHCPD: [&str; 2] = [
+            "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dhcpd.conf >/etc/dhcp/dhcpd.conf",
+            "echo 'INTERFACESv4=\"eth0\"' >/etc/default/isc-dhcp-server && touch /etc/dhcp/ggnet/hosts.conf",
+        ];
+        const OMAPI: [&str; 4] = [
+            "(umask 027; head -c 32 /dev/urandom | base64 >/etc/ggnet/omapi.key)",
+            "(umask 027; sed \"s|secret .*|secret \\\"$(cat /etc/ggnet/omapi.key)\\\";|\" /product/infra/examples/ggnet-omapi.conf \
+             >/etc/dhcp/ggnet-omapi.conf)",
+            "chgrp ggnet /etc/ggnet/omapi.key /etc/dhcp/ggnet-omapi.conf",
+            "sed -i 's|^#include \"/etc/dhcp/ggnet-omapi.conf\"|include \"/etc/dhcp/ggnet-omapi.conf\"|' /etc/dhcp/dhcpd.conf",
+        ];
+        match self {
+            Self::Dnsmasq => vec![DNSMASQ],
+            Self::Dhcpd => DHCPD.to_vec(),
+            Self::DhcpdByOmapi => [&DHCPD[..], &OMAPI[..]].concat(),
+        }
+    }
+}
 
 /// The server machine's Debian, built once by `tests/server-vm/build` and shared.
 #[derive(Debug, Clone)]
@@ -116,6 +192,39 @@ impl NativeRoom {
         self.server.sh(&format!("mv {path}.new {path}")).map(drop)
     }
 
+    /// Has this DHCP server run, and in.tftpd and the helper's socket; the other DHCP server is stopped.
+    ///
+    /// # Errors
+    /// As [`Guest::sh`].
+    pub fn daemons(&mut self, dhcp: Dhcp) -> Result<()> {
+        for command in dhcp.set_up() {
+            self.server.sh(command)?;
+        }
+        let unit = dhcp.unit();
+        self.server.sh(&format!(
+            "systemctl stop dnsmasq isc-dhcp-server; systemctl start {unit} tftpd-hpa && systemctl enable -q --now ggnet-helper.socket"
+        ))?;
+        Ok(())
+    }
+
+    /// From its next start on the server is root, as the example for its unit says; it must not run now.
+    ///
+    /// # Errors
+    /// As [`Guest::sh`].
+    pub fn become_root(&mut self) -> Result<()> {
+        let unit = "/etc/systemd/system/ggnet-server.service.d";
+        let example = "/product/infra/examples/ggnet-server-targetcli.conf";
+        self.server.sh(&format!("mkdir -p {unit} && cp {example} {unit}/targetcli.conf")).map(drop)
+    }
+
+    /// Stops the server's unit.
+    ///
+    /// # Errors
+    /// As [`Guest::sh`].
+    pub fn stop(&mut self) -> Result<()> {
+        self.server.sh("systemctl stop ggnet-server").map(drop)
+    }
+
     /// Starts the server's unit with this configuration and waits until machines can boot.
     ///
     /// # Errors
@@ -139,7 +248,10 @@ impl NativeRoom {
         let ready = wait::until("the server to be ready", Duration::from_secs(120), || {
             Ok(api.is_ready().then_some(()))
         });
-        ready.map_err(|e| e.context(self.journal().unwrap_or_default()))
+        ready.map_err(|e| {
+            e.context(self.journal().unwrap_or_default())
+                .context(format!("the server says: {:?}", api.health()))
+        })
     }
 
     /// The administrator token that the server's first start has printed.

@@ -5,67 +5,35 @@
 use std::thread;
 
 use ggnet_core::nouns::{ImageId, Machine, SessionState, WritebackPolicy};
-use ggnet_tests::native_room::{IMAGE, SERVER};
+use ggnet_tests::native_room::{BY_HELPER, BY_TARGETCLI, COMMON, Dhcp, IMAGE, SERVER};
 use ggnet_tests::{Api, BootLine, Firmware, Guest, NativeRoom, reserve, wait};
-
-/// What both rooms have in common; the section `[dhcp]` comes after it.
-const CONFIG: &str = r#"
-data_dir = "/var/lib/ggnet"
-[http]
-listen = "0.0.0.0:8080"
-[network]
-advertise = "10.79.0.1"
-[images]
-import_dirs = ["/product/import"]
-[session]
-reconcile_interval = "2s"
-start_deadline = "10m"
-[target]
-backend = "lio-configfs"
-listen = ["0.0.0.0:3260"]
-helper = "/run/ggnet/helper.sock"
-[writeback]
-backend = "reflink"
-[boot_files]
-backend = "tftpd-hpa"
-"#;
 
 #[test]
 fn with_dnsmasq() {
-    let mut room = NativeRoom::new(&[]).unwrap();
-    let example = "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dnsmasq.conf >/etc/dnsmasq.d/ggnet.conf";
-    room.server.sh(example).unwrap();
-    room.server
-        .sh("systemctl enable --now ggnet-helper.socket && systemctl start dnsmasq tftpd-hpa")
-        .unwrap();
-    let dhcp = "[dhcp]\nbackend = \"dnsmasq\"\nmac_prefix = false\nservice = { manager = \"helper\" }\n";
-    let api = room.start(&format!("{CONFIG}{dhcp}")).unwrap();
+    let (mut room, api) = start(Dhcp::Dnsmasq);
     let image = import(&api);
     two_boot_at_once(&mut room, &api, image);
     fifty_at_once(&mut room, &api, image);
-    a_stopped_daemon_is_named(&mut room, &api, image, "dnsmasq.service");
-    five_by_targetcli(&mut room, &api, image, dhcp);
+    a_stopped_daemon_is_named(&mut room, &api, image, Dhcp::Dnsmasq.unit());
+    five_by_targetcli(&mut room, &api, image);
 }
 
 #[test]
 fn with_iscs_dhcpd() {
-    let mut room = NativeRoom::new(&[]).unwrap();
-    let example =
-        "sed -e 's/192\\.0\\.2\\./10.79.0./g' /product/infra/examples/dhcpd.conf >/etc/dhcp/dhcpd.conf";
-    room.server.sh(example).unwrap();
-    room.server
-        .sh("echo 'INTERFACESv4=\"eth0\"' >/etc/default/isc-dhcp-server && touch /etc/dhcp/ggnet/hosts.conf")
-        .unwrap();
-    room.server
-        .sh("systemctl enable --now ggnet-helper.socket && systemctl start isc-dhcp-server tftpd-hpa")
-        .unwrap();
-    let dhcp = "[dhcp]\nbackend = \"isc-dhcpd\"\nmac_prefix = false\nservice = { manager = \"helper\" }\n";
-    let api = room.start(&format!("{CONFIG}{dhcp}")).unwrap();
+    let (mut room, api) = start(Dhcp::Dhcpd);
     let image = import(&api);
     two_boot_at_once(&mut room, &api, image);
     what_dhcpd_refuses_changes_nothing(&mut room, &api, image);
     an_upgrade_leaves_a_session_alone(&mut room, &api, image);
-    a_stopped_daemon_is_named(&mut room, &api, image, "isc-dhcp-server.service");
+    a_stopped_daemon_is_named(&mut room, &api, image, Dhcp::Dhcpd.unit());
+    by_omapi_without_a_restart(&mut room, &api, image);
+}
+
+fn start(dhcp: Dhcp) -> (NativeRoom, Api) {
+    let mut room = NativeRoom::new(&[]).unwrap();
+    room.daemons(dhcp).unwrap();
+    let api = room.start(&format!("{COMMON}{BY_HELPER}{}", dhcp.config(true))).unwrap();
+    (room, api)
 }
 
 fn import(api: &Api) -> ImageId {
@@ -166,16 +134,10 @@ fn fifty_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
 }
 
 /// The same server with the tool in place of configfs, as the example for its unit says.
-fn five_by_targetcli(room: &mut NativeRoom, api: &Api, image: ImageId, dhcp: &str) {
-    let unit = "/etc/systemd/system/ggnet-server.service.d";
-    let example = "/product/infra/examples/ggnet-server-targetcli.conf";
-    room.server
-        .sh(&format!("systemctl stop ggnet-server && mkdir -p {unit} && cp {example} {unit}/targetcli.conf"))
-        .unwrap();
-    let helper = "helper = \"/run/ggnet/helper.sock\"\n";
-    assert!(CONFIG.contains("lio-configfs") && CONFIG.contains(helper));
-    let config = CONFIG.replace("lio-configfs", "lio-targetcli").replace(helper, "");
-    room.start(&format!("{config}{dhcp}")).unwrap();
+fn five_by_targetcli(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    room.stop().unwrap();
+    room.become_root().unwrap();
+    room.start(&format!("{COMMON}{BY_TARGETCLI}{}", Dhcp::Dnsmasq.config(false))).unwrap();
     let machines: Vec<Machine> = (1..=5)
         .map(|n| {
             let mac = format!("52:54:00:dc:00:{n:02x}");
@@ -239,6 +201,27 @@ fn what_dhcpd_refuses_changes_nothing(room: &mut NativeRoom, api: &Api, image: I
     for machine in [&first, &second] {
         api.stop_session(api.active(machine.id).unwrap().session.id, false).unwrap();
     }
+    assert_eq!(targets(room), 0);
+}
+
+/// The same dhcpd told over OMAPI, set up as the guide says: it knows the machine and was not restarted.
+fn by_omapi_without_a_restart(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    let mac = "52:54:00:de:00:04";
+    let machine = api.add_machine("told", mac, image, WritebackPolicy::Discard).unwrap();
+    room.stop().unwrap();
+    room.daemons(Dhcp::DhcpdByOmapi).unwrap();
+    room.start(&format!("{COMMON}{BY_HELPER}{}", Dhcp::DhcpdByOmapi.config(true))).unwrap();
+    let pid = "systemctl show -p ActiveState isc-dhcp-server; pidof dhcpd";
+    let before = room.server.sh(pid).unwrap();
+    assert!(before.starts_with("ActiveState=active"), "{before}");
+
+    let leases = "cat /var/lib/dhcp/dhcpd.leases";
+    assert!(!room.server.sh(leases).unwrap().contains(mac));
+    let session = api.start_session(machine.id).unwrap().session.session.id;
+    let told = room.server.sh(leases).unwrap();
+    assert!(told.contains(mac), "dhcpd was not told: {told}");
+    api.stop_session(session, false).unwrap();
+    assert_eq!(room.server.sh(pid).unwrap(), before);
     assert_eq!(targets(room), 0);
 }
 

@@ -4,10 +4,13 @@
 //! unit's `ActiveState` then. A unit that failed before is reset first, because systemd may have given up on it; how often we
 //! restart is paced by what the unit itself declares as its start limit.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 use ggnet_core::{Error, ErrorKind, Result};
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
 use zbus::{Connection, OwnedObjectPath};
 
 use super::{State, limit::StartLimit};
@@ -46,7 +49,8 @@ trait UnitObject {
 
 pub(super) struct Unit {
     name: String,
-    bus: OnceCell<Connection>,
+    /// The last connection that worked.
+    bus: std::sync::Mutex<Option<Connection>>,
     /// Held over a restart: the next one must count it.
     limit: Mutex<StartLimit>,
 }
@@ -58,7 +62,7 @@ impl Unit {
             let message = format!("{name:?} is not a systemd unit's name, such as dnsmasq.service");
             return Err(Error::invalid("service.unit", message));
         }
-        Ok(Self { name: name.to_owned(), bus: OnceCell::new(), limit: Mutex::default() })
+        Ok(Self { name: name.to_owned(), bus: std::sync::Mutex::default(), limit: Mutex::default() })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -69,26 +73,36 @@ impl Unit {
         format!("unit {}", self.name)
     }
 
-    async fn bus(&self) -> Result<&Connection> {
-        self.bus.get_or_try_init(Connection::system).await.map_err(|e| {
+    /// The manager and the unit, over the connection that is there. That one ends with the D-Bus that it was made to: when it fails,
+    /// another one says what is really the matter.
+    async fn reach(&self) -> Result<(ManagerProxy<'static>, UnitObjectProxy<'static>)> {
+        let last = self.bus.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(bus) = last
+            && let Ok(reached) = self.reach_over(&bus).await
+        {
+            return Ok(reached);
+        }
+        let bus = Connection::system().await.map_err(|e| {
             Error::new(ErrorKind::Unavailable, format!("The system's D-Bus does not answer: {e}"))
                 .with_hint("apt-get install dbus; or set service.manager to \"process\"")
-        })
+        })?;
+        let reached = self.reach_over(&bus).await?;
+        *self.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(bus);
+        Ok(reached)
     }
 
-    async fn manager(&self) -> Result<ManagerProxy<'_>> {
-        ManagerProxy::new(self.bus().await?).await.map_err(|e| self.failed("reaching systemd", e))
-    }
-
-    async fn object(&self) -> Result<UnitObjectProxy<'_>> {
-        let path = self.manager().await?.load_unit(&self.name).await;
-        let path = path.map_err(|e| self.failed("loading it", e))?;
-        let proxy = UnitObjectProxy::builder(self.bus().await?).path(path).build().await;
-        proxy.map_err(|e| self.failed("loading it", e))
+    async fn reach_over(
+        &self,
+        bus: &Connection,
+    ) -> Result<(ManagerProxy<'static>, UnitObjectProxy<'static>)> {
+        let manager = ManagerProxy::new(bus).await.map_err(|e| self.failed("reaching systemd", e))?;
+        let path = manager.load_unit(&self.name).await.map_err(|e| self.failed("loading it", e))?;
+        let object = UnitObjectProxy::builder(bus).path(path).build().await;
+        Ok((manager, object.map_err(|e| self.failed("loading it", e))?))
     }
 
     pub(super) async fn state(&self) -> Result<State> {
-        let object = self.object().await?;
+        let (_, object) = self.reach().await?;
         let state = object.active_state().await.map_err(|e| self.failed("asking its state", e))?;
         if state == "active" || state == "reloading" {
             return Ok(State::Running);
@@ -114,7 +128,7 @@ impl Unit {
     /// Starts or restarts it within its start limit, and waits for the job's end.
     async fn change(&self, restart: bool) -> Result<()> {
         let mut limit = self.limit.lock().await;
-        let (manager, object) = (self.manager().await?, self.object().await?);
+        let (manager, object) = self.reach().await?;
         let asking = |e| self.failed("asking its start limit", e);
         let burst = object.start_limit_burst().await.map_err(asking)?;
         let interval = Duration::from_micros(object.start_limit_interval().await.map_err(asking)?);

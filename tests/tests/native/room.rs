@@ -204,24 +204,24 @@ fn what_dhcpd_refuses_changes_nothing(room: &mut NativeRoom, api: &Api, image: I
     assert_eq!(targets(room), 0);
 }
 
-/// The same dhcpd told over OMAPI, set up as the guide says: it knows the machine and was not restarted.
+/// The same dhcpd told over OMAPI, set up as the guide says: it knows a new machine and was not restarted.
 fn by_omapi_without_a_restart(room: &mut NativeRoom, api: &Api, image: ImageId) {
-    let mac = "52:54:00:de:00:04";
-    let machine = api.add_machine("told", mac, image, WritebackPolicy::Discard).unwrap();
     room.stop().unwrap();
     room.daemons(Dhcp::DhcpdByOmapi).unwrap();
     room.start(&format!("{COMMON}{BY_HELPER}{}", Dhcp::DhcpdByOmapi.config(true))).unwrap();
-    let pid = "systemctl show -p ActiveState isc-dhcp-server; pidof dhcpd";
-    let before = room.server.sh(pid).unwrap();
+    let state = "systemctl show -p ActiveState isc-dhcp-server; pidof dhcpd";
+    let before = room.server.sh(state).unwrap();
     assert!(before.starts_with("ActiveState=active"), "{before}");
 
-    let leases = "cat /var/lib/dhcp/dhcpd.leases";
+    let (mac, leases) = ("52:54:00:de:00:04", "cat /var/lib/dhcp/dhcpd.leases");
     assert!(!room.server.sh(leases).unwrap().contains(mac));
-    let session = api.start_session(machine.id).unwrap().session.session.id;
+    let machine = api.add_machine("told", mac, image, WritebackPolicy::Discard).unwrap();
     let told = room.server.sh(leases).unwrap();
     assert!(told.contains(mac), "dhcpd was not told: {told}");
+    let session = api.start_session(machine.id).unwrap().session.session.id;
+    assert_eq!(targets(room), 1);
     api.stop_session(session, false).unwrap();
-    assert_eq!(room.server.sh(pid).unwrap(), before);
+    assert_eq!(room.server.sh(state).unwrap(), before);
     assert_eq!(targets(room), 0);
 }
 
@@ -259,7 +259,8 @@ fn an_upgrade_leaves_a_session_alone(room: &mut NativeRoom, api: &Api, image: Im
     assert_eq!(targets(room), 0);
 }
 
-/// A daemon that does not run: starts fail and say which, nothing is left, and the server says that it is not ready.
+/// A daemon that does not run: starts fail and say which, nothing is left, and the server says that it is not ready. A D-Bus that was
+/// restarted is found again.
 fn a_stopped_daemon_is_named(room: &mut NativeRoom, api: &Api, image: ImageId, unit: &str) {
     let machine = api.add_machine("late", "52:54:00:df:00:01", image, WritebackPolicy::Discard).unwrap();
     room.server.sh(&format!("systemctl stop {unit}")).unwrap();
@@ -269,7 +270,7 @@ fn a_stopped_daemon_is_named(room: &mut NativeRoom, api: &Api, image: ImageId, u
         wait::until("the server to be not ready", wait::SHORT, || Ok((!api.is_ready()).then_some(())));
     not_ready.unwrap();
     assert_eq!(targets(room), 0);
-    room.server.sh(&format!("systemctl start {unit}")).unwrap();
+    room.server.sh(&format!("systemctl start {unit} && systemctl restart dbus")).unwrap();
     room.ready(api).unwrap();
     let session = api.start_session(machine.id).unwrap().session.session.id;
     assert_eq!(targets(room), 1);

@@ -12,7 +12,7 @@
 //! new version of a file is renamed over the old one, so a client at any time gets one of the two whole, and one that is being sent is
 //! sent to its end.
 //!
-//! * Made: `.changing`, all new files (synced) beside the old ones, renames, links, then what the bundle no longer has, link before
+//! * Made: `.changing` (a new folder comes with it, from `.removed-…`), all new files (synced) beside the old ones, renames, links, then what the bundle no longer has, link before
 //!   file; at last `.changing` goes. An error before the renames leaves everything as it was.
 //! * Removed: links, then the folder is renamed to `.removed-…`, then emptied.
 //!
@@ -189,9 +189,11 @@ impl Bundles {
         {
             return Ok(());
         }
-        self.write(&root, bundle, &found).inspect_err(|e| {
+        let begun = if was_there { self.mark(&root, &home, &found) } else { self.begin(&root, &bundle.id) };
+        begun.and_then(|()| self.write(&root, bundle, &found)).inspect_err(|e| {
             // A new bundle goes again, so that a start that failed leaves nothing. What exists is left to the next call.
-            if !was_there && let Err(left) = self.remove_in(&root, &bundle.id) {
+            let undo = || self.end_removal(&root, &bundle.id).and_then(|()| self.remove_in(&root, &bundle.id));
+            if !was_there && let Err(left) = undo() {
                 tracing::warn!(bundle = %bundle.id, error = %left.report(), after = %e.report(), "not undone");
             }
         })
@@ -211,26 +213,38 @@ impl Bundles {
         Ok(true)
     }
 
-    fn write(&self, root: &Root, bundle: &BootBundle, found: &Found) -> Result<()> {
-        let home = self.home(&bundle.id);
-        root.make_dirs(&home).map_err(|e| self.failed("Making", &home, e))?;
+    /// Marks a bundle that is there as being changed.
+    fn mark(&self, root: &Root, home: &str, found: &Found) -> Result<()> {
         for name in &found.leftovers {
             root.unlink(name).map_err(|e| self.failed("Removing", name, e))?;
         }
         let changing = format!("{home}/{CHANGING}");
+        root.write_new(&changing, b"").map_err(|e| self.failed("Writing", &changing, e))
+    }
+
+    /// A new bundle's folder. It has the mark from its first moment, for without one it would be a bundle without files; until then
+    /// it is one that is being removed.
+    fn begin(&self, root: &Root, id: &ResourceId) -> Result<()> {
+        let (home, grave) = (self.home(id), self.grave(id));
+        root.make_dirs(&grave)
+            .and_then(|()| root.write_new(&format!("{grave}/{CHANGING}"), b""))
+            .and_then(|()| root.rename(&grave, &home))
+            .map_err(|e| self.failed("Making", &home, e))
+    }
+
+    fn write(&self, root: &Root, bundle: &BootBundle, found: &Found) -> Result<()> {
+        let home = self.home(&bundle.id);
+        let changing = format!("{home}/{CHANGING}");
         let changed: Vec<_> =
             bundle.files.iter().filter(|(path, bytes)| found.files.get(path) != Some(bytes)).collect();
         let news: Vec<String> = (0..changed.len()).map(|n| format!("{home}/{NEW}{n}")).collect();
-        let prepared =
-            root.write_new(&changing, b"").map_err(|e| self.failed("Writing", &changing, e)).and_then(|()| {
-                changed.iter().zip(&news).try_for_each(|((path, bytes), new)| {
-                    let file = format!("{home}/{path}");
-                    let parent = file.rsplit_once('/').map_or("", |(parent, _)| parent);
-                    root.make_dirs(parent)
-                        .and_then(|()| root.write_new(new, bytes))
-                        .map_err(|e| self.failed("Writing", &file, e))
-                })
-            });
+        let prepared = changed.iter().zip(&news).try_for_each(|((path, bytes), new)| {
+            let file = format!("{home}/{path}");
+            let parent = file.rsplit_once('/').map_or("", |(parent, _)| parent);
+            root.make_dirs(parent)
+                .and_then(|()| root.write_new(new, bytes))
+                .map_err(|e| self.failed("Writing", &file, e))
+        });
         if let Err(e) = prepared {
             // Nothing was renamed: without these the bundle is as it was.
             for name in news.iter().chain([&changing]) {

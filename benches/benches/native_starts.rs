@@ -89,7 +89,9 @@ fn tell_before(api: &Api, machines: &[Machine], auto_start: bool) {
 fn begin(room: &mut NativeRoom, case: &Case) -> Api {
     room.daemons(case.dhcp).unwrap();
     let by_helper = case.target == BY_HELPER;
-    room.start(&format!("{COMMON}{}{}", case.target, case.dhcp.config(by_helper))).unwrap()
+    // By the tool the last of many waits for all before it.
+    let common = COMMON.replace("start_deadline = \"10m\"", "start_deadline = \"30m\"");
+    room.start(&format!("{common}{}{}", case.target, case.dhcp.config(by_helper))).unwrap()
 }
 
 fn measure(api: &Api, case: &Case, machines: &[Machine]) {

@@ -42,7 +42,7 @@ advertise = "10.79.0.1"
 import_dirs = ["/product/import"]
 [session]
 reconcile_interval = "2s"
-start_deadline = "30m"
+start_deadline = "10m"
 [writeback]
 backend = "reflink"
 [boot_files]

@@ -29,7 +29,8 @@ use ggnet_core::{
 
 use crate::{helped::Helped, iscsi_support::client};
 
-const ROOT: &str = "/sys/kernel/config/target";
+/// Where the kernel's tree is.
+pub const ROOT: &str = "/sys/kernel/config/target";
 
 /// What the suite's `crash` ends: a backend whose every further change is refused.
 struct Life {
@@ -236,7 +237,10 @@ impl TargetFixture for Kernel {
     }
 
     async fn connect(&self, endpoint: &TargetEndpoint, access: &Access) -> Result<Box<dyn TargetClient>> {
-        client::log_in(endpoint, access).await
+        let client = client::log_in(endpoint, access).await?;
+        // The kernel answers a login before it counts the session among its initiator's; what is sent over it comes after that.
+        client.read(0, 512).await?;
+        Ok(client)
     }
 }
 

@@ -1,12 +1,17 @@
 //! What the kernel tells of sessions, and what the disk tells of itself.
 
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
 use ggnet_core::{
     block::Disk,
-    ports::{Connection, TargetBackend},
+    ports::{Connection, TargetBackend, TargetEndpoint},
     testkit::suite::{Fixture as _, TargetFixture as _},
 };
 
-use crate::kernel::{Kernel, block_on, spec};
+use crate::{
+    iscsi_support::initiator::Initiator,
+    kernel::{Kernel, ROOT, block_on, spec},
+};
 
 async fn only_one(port: &dyn TargetBackend) -> Connection {
     let mut all = port.connections().await.unwrap();
@@ -59,5 +64,52 @@ fn an_initiator_that_is_no_longer_allowed_goes_with_its_session() {
         port.ensure(&old).await.unwrap();
         kernel.connect(&endpoint, &old.access).await.unwrap().logout().await.unwrap();
         client.read(0, 512).await.expect("and it was served all the time");
+    });
+}
+
+/// How initiator `n` begins a login.
+fn who(n: u32, endpoint: &TargetEndpoint) -> String {
+    format!("InitiatorName=iqn.2026-11.local.ggnet:pc-{n}\0TargetName={}\0SessionType=Normal\0", endpoint.iqn)
+}
+
+/// One request of a login in the operational stage; whether it was granted.
+async fn login_step(wire: &mut Initiator, flags: u8, keys: &str) -> bool {
+    let mut bhs = [0; 48];
+    (bhs[0], bhs[1], bhs[8], bhs[13]) = (0x43, flags, 0x80, 1);
+    bhs[24..28].copy_from_slice(&wire.cmd_sn.to_be_bytes());
+    bhs[28..32].copy_from_slice(&wire.exp_stat_sn.to_be_bytes());
+    let sent = wire.send(bhs, keys.as_bytes()).await;
+    let Ok(answer) = sent.and(wire.receive().await) else { return false };
+    wire.exp_stat_sn = answer.word(24).wrapping_add(1);
+    (answer.bhs[36], answer.bhs[1]) == (0, flags)
+}
+
+#[test]
+fn a_login_under_way_does_not_outlive_the_rule_that_it_came_by() {
+    let kernel = Kernel::with_files();
+    block_on(async {
+        let port = kernel.fresh().await;
+        let Disk::File { path, .. } = kernel.disk("changed", 1 << 20).await else { panic!("a file") };
+        let (old, mut new) = (spec(&path, 1, None), spec(&path, 2, None));
+        (new.id, new.iqn, new.luns) = (old.id.clone(), old.iqn.clone(), old.luns.clone());
+        let endpoint = port.ensure(&old).await.unwrap();
+        let mut wire = Initiator::connect(endpoint.listen[0]).await.unwrap();
+        assert!(login_step(&mut wire, 0x04, &who(1, &endpoint)).await, "the first half of a login");
+        assert!(port.connections().await.unwrap().is_empty(), "the kernel shows no session yet");
+
+        let (changing, wanted) = (Arc::clone(&port), new.clone());
+        let changing = tokio::spawn(async move { changing.ensure(&wanted).await });
+        let group = Path::new(ROOT).join("iscsi").join(old.iqn.to_string()).join("tpgt_1");
+        let as_before = || {
+            group.join("acls/iqn.2026-11.local.ggnet:pc-1").exists()
+                && fs::read_to_string(group.join("enable")).unwrap().trim() == "1"
+        };
+        while as_before() && !changing.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Granted, it would be a session by nobody's rule, and the change would wait for its end.
+        assert!(!login_step(&mut wire, 0x87, "").await, "who is no longer allowed has got in");
+        changing.await.unwrap().unwrap();
+        kernel.connect(&endpoint, &new.access).await.unwrap().logout().await.unwrap();
     });
 }

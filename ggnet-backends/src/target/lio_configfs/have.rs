@@ -99,6 +99,13 @@ pub struct Group {
     pub dynamic: bool,
 }
 
+impl Group {
+    /// Whether an initiator is logged in.
+    pub fn is_live(&self) -> bool {
+        self.dynamic || self.acls.values().any(|a| a.live)
+    }
+}
+
 /// What is there of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Have {
@@ -142,7 +149,7 @@ impl Have {
 
     /// Whether an initiator is logged in.
     pub fn is_live(&self) -> bool {
-        self.group.as_ref().is_some_and(|g| g.dynamic || g.acls.values().any(|a| a.live))
+        self.group.as_ref().is_some_and(Group::is_live)
     }
 
     /// Whether nothing is there.

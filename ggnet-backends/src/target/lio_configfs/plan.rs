@@ -5,8 +5,10 @@
 //! initiators before LUNs (the kernel lets a LUN go from under a mapped one), and the target's folder last. So whatever a plan was cut
 //! short after, the target is listed, nobody can log in to a half of it, and the next plan begins with what is there.
 //!
-//! Under a live initiator the disks stay as they are. A changed access is not enough to cut it off: an initiator that is no longer
-//! allowed and still logged in keeps its session, and is locked out of the next login; the plan after its session's end removes it.
+//! Under a live initiator the disks stay as they are. A changed access is not enough to cut it off: while somebody is logged in, an
+//! initiator that is no longer allowed keeps its session, if it has one, and is locked out of the next login; a plan that finds nobody
+//! logged in removes it. The kernel waits, and lets no target be changed, until the last session of an initiator that is removed has
+//! ended, and a login that it is just answering is a session that it does not show yet: so the portal group is disabled for that.
 
 use ggnet_core::nouns::ChapPair;
 
@@ -40,9 +42,13 @@ pub fn converge(want: &Want, have: &Have) -> Result<Vec<Op>, Busy> {
         ops.extend(take_down(want.names.target().as_str(), have));
         &nothing
     };
-    let none = Group::default();
-    let group = have.group.as_ref().unwrap_or(&none);
     let at = want.names.group();
+    let mut group = have.group.clone().unwrap_or_default();
+    if group.enabled && !group.is_live() && locked_out(want, &group).next().is_some() {
+        ops.push(plain(format!("{at}/enable"), "0"));
+        group.enabled = false;
+    }
+    let group = &group;
     if !have.target {
         ops.push(Op::Mkdir(want.names.target()));
     }
@@ -196,17 +202,19 @@ fn attributes(ops: &mut Vec<Op>, want: &Want, group: &Group, now: impl Fn(&str, 
     }
 }
 
+/// The initiators that are there and not allowed.
+fn locked_out<'a>(want: &'a Want, group: &'a Group) -> impl Iterator<Item = (&'a String, &'a Acl)> {
+    let allowed = |name: &String| matches!(&want.who, Who::One { name: one, .. } if one == name);
+    group.acls.iter().filter(move |(name, _)| !allowed(name))
+}
+
 /// Locks out or removes those who are no longer allowed, then lets in the one who is.
 fn initiators(ops: &mut Vec<Op>, want: &Want, group: &Group) {
     let at = |name: &str| format!("{}/acls/{name}", want.names.group());
-    let allowed = match &want.who {
-        Who::One { name, chap, mutual } => Some((name, chap, mutual)),
-        Who::All => None,
-    };
-    for (name, acl) in group.acls.iter().filter(|(name, _)| allowed.is_none_or(|(n, ..)| n != *name)) {
-        if acl.live { lock(ops, &at(name), acl) } else { remove_acl(ops, &at(name), acl) }
+    for (name, acl) in locked_out(want, group) {
+        if group.enabled { lock(ops, &at(name), acl) } else { remove_acl(ops, &at(name), acl) }
     }
-    let Some((name, chap, mutual)) = allowed else { return };
+    let Who::One { name, chap, mutual } = &want.who else { return };
     let (at, none) = (at(name), Acl::default());
     let have = group.acls.get(name);
     if have.is_none() {

@@ -26,15 +26,16 @@ fn want_access(want: &Want) -> Access {
 #[test]
 fn another_initiator_replaces_one_that_is_not_there() {
     let lab = Lab::new();
+    // Disabled first, for a login may be under way: the kernel would wait for the end of its session, and all targets with it.
     let expected = [
+        "write TPG/enable \"0\"",
         "unlink TPG/acls/iqn.2026-11.local.ggnet:pc-1/lun_0/ggnet",
         "rmdir TPG/acls/iqn.2026-11.local.ggnet:pc-1/lun_0",
         "rmdir TPG/acls/iqn.2026-11.local.ggnet:pc-1",
         "mkdir TPG/acls/iqn.2026-11.local.ggnet:pc-2",
-        "write TPG/acls/iqn.2026-11.local.ggnet:pc-2/attrib/authentication \"1\"",
         "mkdir TPG/acls/iqn.2026-11.local.ggnet:pc-2/lun_0",
         "link TPG/acls/iqn.2026-11.local.ggnet:pc-2/lun_0/ggnet → TPG/lun/lun_0",
-        "write TPG/acls/iqn.2026-11.local.ggnet:pc-2/attrib/authentication \"-1\"",
+        "write TPG/enable \"1\"",
     ];
     assert_eq!(change(&lab, only(1), only(2), None), expected);
 }

@@ -60,6 +60,30 @@ fn a_server_that_is_gone_is_5_and_a_broken_file_is_2() {
 }
 
 #[test]
+fn a_new_database_beside_images_is_refused_and_costs_neither_images_nor_the_token() {
+    let mut server = Server::logged_in();
+    let path = server.raw_image("golden.raw", 4);
+    server.run(&format!("image import golden {path}")).ends(0);
+    server.kill();
+    let (images, aside) = (server.data().join("images"), server.data().join("aside"));
+    let version = std::fs::read_dir(&images).unwrap().next().unwrap().unwrap().path();
+    for entry in std::fs::read_dir(server.data()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("ggnet.db") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    // However often the unit starts it.
+    for _ in 0..2 {
+        let ran = server.over_again().ends(2).says("The database is new").says("what to do:");
+        assert!(ran.stderr.contains(version.to_str().unwrap()), "{ran:#?}");
+        assert!(version.exists());
+    }
+    std::fs::rename(&images, &aside).unwrap();
+    server.over_again().ends(0).shows("The administrator token");
+}
+
+#[test]
 fn machines_from_registration_to_removal() {
     let server = Server::logged_in();
     server.run("machine list").ends(0).says("Nothing there");

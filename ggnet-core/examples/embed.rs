@@ -36,6 +36,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         converter: Arc::new(MemoryConverter::new()),
         clock: Arc::new(SystemClock),
     };
+    ports.check_store(&images).await?;
     let config = OrchestratorConfig::new(InstanceId::generate(), images)?;
     let ggnet = Orchestrator::new(ports, config, BootTemplates::load(None)?)?;
     let mut events = ggnet.subscribe();

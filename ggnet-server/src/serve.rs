@@ -1,12 +1,19 @@
 //! Serving: from a configuration to a running server, until it is told to stop.
 //!
-//! Order of the start: lock the data folder → store → bind HTTP → backends (iSCSI binds) → orchestrator → serve. Whatever fails says what
-//! and leaves nothing behind. Order of the stop: no new HTTP requests → those under way are answered → orchestrator's tasks → backends.
+//! Order of the start: lock the data folder → bind HTTP → store → backends (iSCSI binds) → orchestrator → token → serve. Whatever fails
+//! says what and leaves nothing behind. Order of the stop: no new HTTP requests → those under way are answered → orchestrator's tasks →
+//! backends.
 
 use std::{io::IsTerminal as _, net::SocketAddr, time::Duration};
 
 use ggnet_backends::host::{Transport, holders};
-use ggnet_core::{Error, Result, orchestrator::Orchestrator, registry::Registry};
+use ggnet_core::{
+    Error, Result,
+    nouns::{Secret, Timestamp},
+    orchestrator::Orchestrator,
+    ports::Store,
+    registry::Registry,
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -30,7 +37,7 @@ pub struct Server {
     /// The orchestrator it serves.
     pub orchestrator: Orchestrator,
     /// The administrator token, when this start made it.
-    pub new_token: Option<ggnet_core::nouns::Secret>,
+    pub new_token: Option<Secret>,
     stopping: CancellationToken,
     http_task: JoinHandle<std::io::Result<()>>,
     // Last, so that the lock outlives everything.
@@ -45,14 +52,15 @@ impl Server {
         let http = listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
         let wiring = wiring::wiring(config, &data, http.port()).await?;
         let store = wiring::store(config, registry, &wiring).await?;
-        let (new_token, token) = match TokenHash::load(store.as_ref()).await? {
-            Some(token) => (None, token),
-            None => {
-                let (token, hash) = TokenHash::reset(store.as_ref(), wiring.clock.now()).await?;
-                (Some(token), hash)
+        let orchestrator = wiring::orchestrator(config, registry, &wiring, store.clone()).await?;
+        // After all that can fail: a token that is made in a start that fails would never be shown.
+        let (new_token, token) = match token(store.as_ref(), wiring.clock.now()).await {
+            Ok(token) => token,
+            Err(e) => {
+                orchestrator.shutdown().await;
+                return Err(e);
             }
         };
-        let orchestrator = wiring::orchestrator(config, registry, &wiring, store).await?;
         let stopping = CancellationToken::new();
         let app = App {
             orchestrator: orchestrator.clone(),
@@ -78,6 +86,15 @@ impl Server {
         }
         self.orchestrator.shutdown().await;
     }
+}
+
+/// The administrator token, made now if there is none.
+async fn token(store: &dyn Store, now: Timestamp) -> Result<(Option<Secret>, TokenHash)> {
+    if let Some(hash) = TokenHash::load(store).await? {
+        return Ok((None, hash));
+    }
+    let (token, hash) = TokenHash::reset(store, now).await?;
+    Ok((Some(token), hash))
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener> {

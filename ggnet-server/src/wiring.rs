@@ -40,7 +40,7 @@ pub async fn store(config: &Config, registry: &Registry, wiring: &Wiring) -> Res
     registry.stores.make(&config.store.backend, wiring.clone(), config.store.settings.clone()).await
 }
 
-/// Makes every backend and the orchestrator over them.
+/// Makes every backend, refuses a store that is not the data folder's, and makes the orchestrator over them.
 pub async fn orchestrator(
     config: &Config,
     registry: &Registry,
@@ -66,6 +66,7 @@ pub async fn orchestrator(
         converter: registry.converters.make(&c.converter.backend, w(), c.converter.settings.clone()).await?,
         clock: wiring.clock.clone(),
     };
+    ports.check_store(&images_dir).await?;
     let mut settings = OrchestratorConfig::new(wiring.instance.clone(), images_dir)?;
     settings.iqn_prefix = wiring.iqn_prefix.clone();
     settings.idle_timeout = c.session.idle_timeout;

@@ -106,6 +106,24 @@ fn server_binary() -> PathBuf {
     path
 }
 
+/// The server in this folder, which logs to a file there.
+fn serve(folder: &Path, address: &str) -> Command {
+    let mut command = Command::new(server_binary());
+    command.arg("--config").arg(folder.join("empty.toml"));
+    command.arg("--data-dir").arg(folder.join("data"));
+    command.arg("--import-dir").arg(folder.join("import"));
+    let iscsi = format!("127.0.0.1:{}", free_port());
+    command.args(["--http-listen", address, "--iscsi-listen", &iscsi, "--log", "info"]);
+    let log = File::create(folder.join("log")).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command
+}
+
+/// The token, if this is the line that shows it.
+fn token_in(line: &str) -> Option<&str> {
+    line.strip_prefix("    ").map(str::trim)
+}
+
 impl Server {
     /// A server, ready, nobody logged in.
     pub fn start() -> Self {
@@ -115,45 +133,42 @@ impl Server {
 
     fn try_start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let in_folder = |name: &str| folder.path().join(name);
-        std::fs::create_dir(in_folder("import")).unwrap();
-        File::create(in_folder("empty.toml")).unwrap();
+        std::fs::create_dir(folder.path().join("import")).unwrap();
+        File::create(folder.path().join("empty.toml")).unwrap();
         let address = format!("127.0.0.1:{}", free_port());
-        let mut process = Command::new(server_binary())
-            .arg("--config")
-            .arg(in_folder("empty.toml"))
-            .arg("--data-dir")
-            .arg(in_folder("data"))
-            .arg("--import-dir")
-            .arg(in_folder("import"))
-            .args([
-                "--http-listen",
-                &address,
-                "--iscsi-listen",
-                &format!("127.0.0.1:{}", free_port()),
-                "--log",
-                "info",
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(File::create(in_folder("log")).unwrap())
-            .spawn()
-            .unwrap();
+        let mut process = serve(folder.path(), &address).spawn().unwrap();
         let mut stdout = BufReader::new(process.stdout.take().unwrap());
         let mut line = String::new();
         let token = loop {
             line.clear();
             if stdout.read_line(&mut line).unwrap() == 0 {
                 let _ = process.wait();
-                eprintln!("{}", std::fs::read_to_string(in_folder("log")).unwrap());
+                eprintln!("{}", std::fs::read_to_string(folder.path().join("log")).unwrap());
                 return None;
             }
-            if let Some(token) = line.strip_prefix("    ") {
-                break token.trim().to_owned();
+            if let Some(token) = token_in(&line) {
+                break token.to_owned();
             }
         };
         let server = Self { process, _stdout: stdout, address, token, folder };
         Some(server)
+    }
+
+    /// Kills it and starts it again over its folder: what it says until it ends by itself, or shows a new token.
+    pub fn over_again(&mut self) -> Ran {
+        self.kill();
+        self.process = serve(self.folder.path(), &self.address).spawn().unwrap();
+        let mut said = String::new();
+        let mut stdout = BufReader::new(self.process.stdout.take().unwrap());
+        while stdout.read_line(&mut said).unwrap() > 0 && !said.lines().any(|l| token_in(l).is_some()) {}
+        let code = if said.is_empty() { self.process.wait().unwrap().code().unwrap() } else { 0 };
+        self._stdout = stdout;
+        Ran { code, stdout: said, stderr: std::fs::read_to_string(self.folder.path().join("log")).unwrap() }
+    }
+
+    /// Its data folder.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// A server, ready, and logged in.

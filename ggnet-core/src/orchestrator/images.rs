@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -391,33 +391,36 @@ impl Orchestrator {
             self.record(Batch::new().write(Write::Version(version)).event(event)).await?;
         }
         self.inner.ports.converter.clean(dir).await?;
-        let mut entries = match tokio::fs::read_dir(dir).await {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(Error::io(format!("reading {}", dir.display()), e)),
-        };
-        while let Some(entry) =
-            entries.next_entry().await.map_err(|e| Error::io(format!("reading {}", dir.display()), e))?
-        {
-            let name = entry.file_name();
-            let id = name
-                .to_str()
-                .and_then(|n| n.strip_suffix(".raw"))
-                .and_then(|n| n.parse::<ImageVersionId>().ok());
-            let Some(id) = id else { continue };
+        for (path, id) in version_files(dir).await? {
             // A failed one has no file, unless its converter was cut off and went on to its end unheard.
             let version = self.inner.ports.store.version(id).await?;
             if version.is_none_or(|v| v.state == VersionState::Failed) {
-                tracing::info!(file = %entry.path().display(), "removing a file that no version explains");
-                remove_file(&entry.path()).await;
+                tracing::info!(file = %path.display(), "removing a file that no version explains");
+                remove_file(&path).await;
             }
         }
         Ok(())
     }
 }
 
+/// The files of image versions in a folder; none if it is not there.
+pub(super) async fn version_files(dir: &Path) -> Result<Vec<(PathBuf, ImageVersionId)>> {
+    let failed = |e| Error::io(format!("reading {}", dir.display()), e);
+    let mut entries = match tokio::fs::read_dir(dir).await {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    while let Some(entry) = entries.next_entry().await.map_err(failed)? {
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|n| n.strip_suffix(".raw")).and_then(|n| n.parse().ok());
+        found.extend(id.map(|id| (entry.path(), id)));
+    }
+    Ok(found)
+}
+
 /// Removes a file that nothing refers to any more; one that cannot be removed is found again at the next start.
-async fn remove_file(path: &std::path::Path) {
+async fn remove_file(path: &Path) {
     match tokio::fs::remove_file(path).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), error = %e, "could not remove");

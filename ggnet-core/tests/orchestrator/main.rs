@@ -17,3 +17,4 @@ mod observed;
 mod reconcile;
 mod sessions;
 mod shutdown;
+mod wrong_store;

@@ -1,0 +1,44 @@
+//! A store that is not the one that images and kept writes belong to: what it does not explain would be removed.
+
+use std::{fs::File, sync::Arc};
+
+use ggnet_core::{
+    ErrorKind, Result,
+    nouns::{ImageVersionId, WritebackPolicy},
+    orchestrator::Ports,
+    ports::Removal,
+    testkit::memory::MemoryStore,
+};
+
+use crate::house::House;
+
+fn refused(result: Result<()>, what: &str) {
+    let e = result.expect_err(what);
+    assert_eq!(e.kind(), ErrorKind::Invalid, "{}", e.report());
+    let said = e.report();
+    assert!(said.contains(what), "no {what:?} in {said}");
+}
+
+#[tokio::test]
+async fn a_new_one_is_refused_beside_images_and_beside_kept_writes() {
+    let house = House::new();
+    let p = house.open().await;
+    let images = &house.config.images_dir;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
+    drop(p.power_on(&machine).await);
+    p.stop(&p.session(&machine).await, true).await.unwrap();
+    let kept = p.left().await["writeback"].first().cloned().expect("kept writes");
+    let version = images.join(format!("{}.raw", ImageVersionId::generate()));
+    File::create(&version).unwrap();
+
+    let new = Ports { store: Arc::new(MemoryStore::new()), ..p.o.ports().clone() };
+    refused(new.check_store(images).await, version.to_str().unwrap());
+    p.o.ports().check_store(images).await.expect("their own store");
+    std::fs::remove_file(&version).unwrap();
+    refused(new.check_store(images).await, kept.as_str());
+    p.o.ports().writeback.remove(&kept, Removal::Force).await.unwrap();
+    File::create(images.join("an-operators.txt")).unwrap();
+    new.check_store(images).await.expect("nothing is there that it would have to know");
+    new.check_store(&images.join("not-there")).await.expect("a first start");
+}

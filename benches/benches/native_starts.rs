@@ -25,7 +25,7 @@ use ggnet_tests::{Api, NativeRoom};
 
 const SINGLE: usize = 20;
 const AT_ONCE: &[usize] = &[100];
-/// The tool looks at every object of the host for each new one, so its time grows faster than their number.
+/// The tool makes one after the other: how long for, by how many wait for it.
 const AT_ONCE_BY_TOOL: &[usize] = &[10, 30, 100];
 
 /// The last of a hundred by the tool waits for half an hour and longer; what takes twice that has gone wrong.

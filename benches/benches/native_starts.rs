@@ -28,7 +28,7 @@ const AT_ONCE: &[usize] = &[100];
 /// The tool makes one after the other: how long for, by how many wait for it.
 const AT_ONCE_BY_TOOL: &[usize] = &[10, 30, 100];
 
-/// The last of a hundred by the tool waits for half an hour and longer; what takes twice that has gone wrong.
+/// The last of a hundred by the tool waits for minutes, beside other work for much longer; what takes this long has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
 
 const TOLD_BEFORE: &str = "configfs, dnsmasq, told before";

@@ -48,6 +48,7 @@ impl Ports {
         )
         .with_hint("Choose a writeback store and a target backend that fit each other in the configuration"))
     }
+
     /// Refuses a store that has never recorded a thing where images or kept writes are: it is not the one they belong to, and the
     /// reconciler removes what its store does not explain. Call it before [`Orchestrator::new`](super::Orchestrator::new). A store that
     /// is merely older than they are passes.

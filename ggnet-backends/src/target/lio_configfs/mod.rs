@@ -8,9 +8,9 @@
 //! Targets live in the kernel: they outlive our process and are found again by their names, which carry the instance's id. There is no
 //! record beside the tree. Whoever is not root reads the tree and has the helper write it; the backend "lio-targetcli" has a program
 //! write it ([`Hands`]). LIO cannot ask us at a login, so logins are polled, and it lets one initiator name in twice: the older session
-//! goes when its connection does (the kernel pings after 15 s and gives up 30 s later). Before
-//! Linux 6.4 (commit "target: iscsi: fix hang in the iSCSI login code") it never gives up a login whose machine loses its power half-way:
-//! all other logins, and the removal of that target, wait until the connection ends, and nothing in its tree ends it.
+//! goes when its connection does (the kernel pings after 15 s and gives up 30 s later). Before Linux 6.4 (commit "target: iscsi: fix hang in
+//! the iSCSI login code") it never gives up a login whose machine loses its power half-way: all other logins, and the removal of that
+//! target, wait until the connection ends, and nothing in its tree ends it.
 //!
 //! Invariants: nothing of the tree is changed that does not bear a name of ours; calls for one target wait for each other, also when
 //! their futures are dropped (a call that has begun ends); a target of ours that is not enabled is listed as partial.

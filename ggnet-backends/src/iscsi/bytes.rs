@@ -1,4 +1,4 @@
-//! Big-endian fields of wire structures.
+//! Big-endian fields of wire structures, and comparing and joining blocks.
 //!
 //! Invariant: nothing here panics. A read outside the slice yields zero and a write outside is dropped, so that a
 //! length check forgotten elsewhere is a wrong answer to one initiator and never the end of a room.
@@ -58,6 +58,29 @@ pub(crate) fn index(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
+/// Where two slices first differ, as far as both go.
+pub(crate) fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    // A slice at once is one memcmp; only the one that differs is looked at byte by byte.
+    const PIECE: usize = 512;
+    let at = a
+        .chunks(PIECE)
+        .zip(b.chunks(PIECE))
+        .position(|(a, b)| a[..a.len().min(b.len())] != b[..b.len().min(a.len())])?;
+    let at = at * PIECE;
+    a[at..].iter().zip(&b[at..]).position(|(a, b)| a != b).map(|n| at + n)
+}
+
+/// Sets in `to` every bit that is set in `from`, as far as both go.
+pub(crate) fn or_into(to: &mut [u8], from: &[u8]) {
+    let both = to.len().min(from.len());
+    let ((words, rest), (from_words, from_rest)) =
+        (to[..both].as_chunks_mut::<8>(), from[..both].as_chunks::<8>());
+    for (word, from) in words.iter_mut().zip(from_words) {
+        *word = (u64::from_ne_bytes(*word) | u64::from_ne_bytes(*from)).to_ne_bytes();
+    }
+    rest.iter_mut().zip(from_rest).for_each(|(byte, from)| *byte |= from);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +96,29 @@ mod tests {
         put(&mut b, 6, &[9; 4]);
         assert_eq!(b, [0, 0, 1, 2, 3, 4, 0, 0]);
         assert_eq!((be16(&b, 7), be24(&b, 6), be32(&b, 5), be64(&b, 1), u8at(&b, 8)), (0, 0, 0, 0, 0));
+    }
+
+    #[test]
+    fn the_first_difference_is_found_wherever_it_is() {
+        let a: Vec<u8> = (0..2000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        assert_eq!(first_difference(&a, &a), None);
+        for at in [0, 1, 511, 512, 513, 1024, 1999] {
+            let mut b = a.clone();
+            b[at] ^= 1;
+            b[1999] ^= 2;
+            assert_eq!(first_difference(&a, &b), Some(at));
+            assert_eq!(first_difference(&a[..at], &b), None);
+        }
+        assert_eq!(first_difference(&a, &a[..700]), None);
+    }
+
+    #[test]
+    fn every_bit_is_joined() {
+        for len in [0, 1, 7, 8, 9, 515] {
+            let from: Vec<u8> = (0..len).map(|n: u32| n.to_le_bytes()[0]).collect();
+            let mut to = vec![0x50; from.len()];
+            or_into(&mut to, &from);
+            assert!(to.iter().zip(&from).all(|(to, from)| *to == 0x50 | from), "{to:x?}");
+        }
     }
 }

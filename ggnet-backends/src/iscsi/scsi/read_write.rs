@@ -6,7 +6,7 @@
 
 use std::sync::PoisonError;
 
-use super::super::bytes::{be16, be24, be32, be64, index};
+use super::super::bytes::{be16, be24, be32, be64, first_difference, index, or_into};
 use super::lu::LogicalUnit;
 use super::sense::Sense;
 use super::{Action, Plan, Reply};
@@ -147,7 +147,7 @@ pub(crate) fn verify(lu: &LogicalUnit, lba: u64, count: u64, one_block: bool, da
             let Some(want) = data.get(at..at + block) else {
                 return Reply::check(Sense::PARAMETER_LIST_LENGTH);
             };
-            if let Some(offset) = got.iter().zip(want).position(|(a, b)| a != b) {
+            if let Some(offset) = first_difference(got, want) {
                 return Reply::check(Sense::miscompare((at + offset) as u64));
             }
         }
@@ -183,7 +183,7 @@ pub(crate) fn compare_and_write(lu: &LogicalUnit, lba: u64, count: u64, flush: b
         return Reply::check(Sense::PARAMETER_LIST_LENGTH);
     }
     let (compare, write) = (&data[..len], &data[len..len * 2]);
-    replace(lu, lba, len, flush, |current| match current.iter().zip(compare).position(|(a, b)| a != b) {
+    replace(lu, lba, len, flush, |current| match first_difference(current, compare) {
         Some(offset) => Err(Sense::miscompare(offset as u64)),
         None => {
             current.copy_from_slice(write);
@@ -220,7 +220,7 @@ pub(crate) fn or_write(lu: &LogicalUnit, lba: u64, count: u64, flush: bool, data
         return Reply::check(Sense::PARAMETER_LIST_LENGTH);
     }
     replace(lu, lba, len, flush, |current| {
-        current.iter_mut().zip(data).for_each(|(a, b)| *a |= b);
+        or_into(current, data);
         Ok(())
     })
 }

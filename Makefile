@@ -5,6 +5,8 @@ SHELL := /bin/bash
 export CARGO_TERM_COLOR ?= auto
 IF ?=
 TIME ?= 60
+FUZZ ?= 2
+PARTS ?=
 
 PREFIX ?= /usr
 DESTDIR ?=
@@ -12,7 +14,7 @@ SYSCONFDIR ?= /etc
 # Where the built binaries are.
 BIN_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help toolchain demo run run-lan check test conformance e2e-native bench bench-iscsi fuzz install uninstall
+.PHONY: help toolchain demo run run-lan check test test-long conformance e2e-native bench bench-iscsi fuzz install uninstall
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -39,8 +41,11 @@ run-lan: toolchain ## Serve a real network: make run-lan IF=eth0
 check: toolchain ## The quick ones, for every few minutes: format, lints, unit tests
 	@tests/parts/check
 
-test: toolchain ## Everything, with the time of each part; installs the Debian packages it lacks when it may
+test: toolchain ## The quick tier: every claim, each part's time beside its budget; installs the Debian packages it lacks when it may
 	@tests/parts/all
+
+test-long: toolchain ## The long tier: whole suites, kills, fuzzing; [PARTS="rooms kills"] [FUZZ=2] (minutes for each fuzz target)
+	@FUZZ_MINUTES=$(FUZZ) tests/parts/long $(PARTS)
 
 conformance: toolchain ## libiscsi's suite against the built-in iSCSI target; ends with the count
 	@tests/install-deps all
@@ -49,7 +54,7 @@ conformance: toolchain ## libiscsi's suite against the built-in iSCSI target; en
 e2e-native: toolchain ## Boot machines from a virtual Debian server: kernel target, dnsmasq or ISC's dhcpd, tftpd-hpa, make install
 	@tests/install-deps all
 	cargo build --quiet --workspace --all-features --bins
-	cargo test --workspace --all-features --test native room::
+	cargo test --workspace --all-features --test native -- a_room_ --nocapture
 
 bench: toolchain ## The benchmarks: reported, never asserted
 	@tests/install-deps all

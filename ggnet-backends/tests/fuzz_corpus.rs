@@ -11,6 +11,7 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use ggnet_backends::{bootfile::builtin, dhcp::proxy, external, helper, iscsi};
+use ggnet_core::testkit::tier::rounds;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -116,7 +117,7 @@ fn holds(name: &str) {
         run(property, input, &path.display().to_string());
     }
     let mut rng = StdRng::seed_from_u64(0x6767_6e65_745f_667a);
-    for i in 0..mutations {
+    for i in 0..rounds(mutations, mutations * 20) {
         let mut input = corpus[rng.random_range(0..corpus.len())].1.clone();
         for _ in 0..rng.random_range(1..6) {
             mutate(&mut input, &corpus, &mut rng);

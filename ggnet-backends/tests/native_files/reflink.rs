@@ -12,7 +12,7 @@ use ggnet_core::{
     error::ErrorKind,
     nouns::{ImageFormat, ImageVersionId},
     ports::{BaseImage, Completeness, Health, Removal, WritebackSpec, WritebackStore as _},
-    testkit::suite::instance,
+    testkit::{suite::instance, tier::rounds},
 };
 
 use crate::{
@@ -233,7 +233,7 @@ async fn a_reflink_is_whole_whenever_the_server_is_killed() {
     }
     let dir = xfs().path().join("killed");
     let test = "reflink::a_reflink_is_whole_whenever_the_server_is_killed";
-    is_whole_whenever_killed(test, &dir, CopyMode::Reflink, 20).await;
+    is_whole_whenever_killed(test, &dir, CopyMode::Reflink, rounds(20, 200)).await;
 }
 
 #[tokio::test]
@@ -243,5 +243,5 @@ async fn a_full_copy_is_whole_whenever_the_server_is_killed() {
     }
     let dir = ext4().path().join("killed");
     let test = "reflink::a_full_copy_is_whole_whenever_the_server_is_killed";
-    is_whole_whenever_killed(test, &dir, CopyMode::Full, 30).await;
+    is_whole_whenever_killed(test, &dir, CopyMode::Full, rounds(30, 300)).await;
 }

@@ -19,7 +19,7 @@ use ggnet_core::{
     },
     error::ErrorKind,
     ports::{BootBundle, BootFileStore as _, Completeness, Health, Removal},
-    testkit::suite::instance,
+    testkit::{suite::instance, tier::rounds},
 };
 use tempfile::TempDir;
 
@@ -311,7 +311,7 @@ async fn whoever_is_killed_within_a_call_leaves_nothing_that_is_not_mended() {
         }
     }
     let dir = folder();
-    for round in 0..40 {
+    for round in 0..rounds(40, 400) {
         let test = "tftpd::whoever_is_killed_within_a_call_leaves_nothing_that_is_not_mended";
         run_and_kill(test, dir.path(), Duration::from_micros(round * 700));
         // What a client sees is whole: one of the two, or nothing.

@@ -18,7 +18,10 @@ use ggnet_core::{
     ErrorKind,
     nouns::SessionState,
     ports::{Batch, Health, PageRequest, Store, Write},
-    testkit::suite::store::{audit, event, image, mac, machine, seen, session, version},
+    testkit::{
+        suite::store::{audit, event, image, mac, machine, seen, session, version},
+        tier::rounds,
+    },
 };
 
 use super::{config, open};
@@ -87,7 +90,6 @@ async fn whole_batches(store: &SqliteStore) -> u32 {
 #[test]
 fn a_kill_in_the_middle_of_commits_loses_nothing() {
     const NAME: &str = "killed";
-    const ROUNDS: u32 = 220;
     if let Some(folder) = role(NAME) {
         block_on(async {
             let store = open(&folder).await;
@@ -101,7 +103,8 @@ fn a_kill_in_the_middle_of_commits_loses_nothing() {
     }
     let folder = tempfile::tempdir().unwrap();
     let (mut kept, mut unsaid, mut checked) = (0, 0, 0);
-    for round in 0..ROUNDS {
+    let rounds = rounds(220, 2000);
+    for round in 0..rounds {
         let mut child = command(std::env::current_exe().unwrap().to_str().unwrap());
         as_role(&mut child, NAME, "crash::a_kill_in_the_middle_of_commits_loses_nothing", folder.path());
         let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -121,7 +124,7 @@ fn a_kill_in_the_middle_of_commits_loses_nothing() {
             kept = said(&line).unwrap_or(kept);
         }
         // Every few rounds by a store that is then closed properly; in the others the next child finds what the kill left.
-        if round % 4 == 3 || round + 1 == ROUNDS {
+        if round % 4 == 3 || round + 1 == rounds {
             block_on(async {
                 let store = open(folder.path()).await;
                 let there = whole_batches(&store).await;
@@ -136,7 +139,7 @@ fn a_kill_in_the_middle_of_commits_loses_nothing() {
         }
     }
     println!(
-        "{ROUNDS} kills, {} batches, {checked} whole checks, {unsaid} times one more than was said",
+        "{rounds} kills, {} batches, {checked} whole checks, {unsaid} times one more than was said",
         kept + 1
     );
 }

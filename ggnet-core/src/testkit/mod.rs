@@ -4,6 +4,7 @@
 //!   *world* that outlives it, so that a test can kill "our process" and open the world again.
 //! * [`suite`]: one behaviour suite per port. A backend is right when its suite passes: start at [`suite`] when you write one.
 //! * [`flaky`]: wraps any port so that calls fail, lose their answer, hang or are cut short, as a test plans it.
+//! * [`tier`]: how often a test repeats something, in the quick tier and in the long one.
 //! * [`disk`]: opens any [`Disk`](crate::block::Disk) as a [`BlockDevice`](crate::block::BlockDevice).
 //!
 //! Behind the feature `testkit`. A crate that implements a port depends on `ggnet-core` with that feature in its
@@ -14,3 +15,5 @@ pub mod flaky;
 pub mod memory;
 #[expect(clippy::panic, reason = "a suite fails by panicking, as a test does")]
 pub mod suite;
+#[expect(clippy::panic, reason = "a misspelt tier ends the test")]
+pub mod tier;

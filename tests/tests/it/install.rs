@@ -383,7 +383,7 @@ fn every_message_that_the_troubleshooting_page_quotes_is_one_of_ours() {
         for path in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
             if path.is_dir() {
                 folders.push(path);
-            } else {
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
                 source.push_str(&fs::read_to_string(path).unwrap());
             }
         }

@@ -8,7 +8,7 @@
 //! cannot be tried on the host that runs the tests; it is proven over simulated files, with the same device and the same
 //! flush, by `a_flushed_write_survives_a_power_cut_and_nothing_is_invented` and its sisters in
 //! `ggnet-backends/src/writeback/layers/tests/power.rs`. `every_acknowledged_write_survives_kill_9` in `kill.rs` beside it
-//! kills a bare process a thousand times.
+//! kills a bare process a thousand times, ten thousand in the long tier.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,6 +18,7 @@ use ggnet_backends::iscsi::{
     Secret, ServerConfig, SessionEvent, SessionObserver, TargetConfig,
 };
 use ggnet_core::nouns::WritebackPolicy;
+use ggnet_core::testkit::tier::rounds;
 use ggnet_tests::open_iscsi::{LOGIN_FATAL, NOT_AUTHENTICATED};
 use ggnet_tests::{Answer, GgnetServer, OpenIscsi, ServerOptions, process, wait};
 use sha2::{Digest as _, Sha256};
@@ -388,8 +389,6 @@ impl FioRounds {
     }
 }
 
-/// How often the server is killed while it serves; now and then once more while the guest logs in again.
-const KILLS: u64 = 6;
 const IMAGE_MIB: usize = 16;
 /// What fio writes of it, from the start.
 const FIO_MIB: usize = 4;
@@ -428,7 +427,9 @@ fn fio_finds_every_write_it_made_although_the_server_is_killed_at_random_moments
     let disk = linux.disk(account.lun.into()).unwrap();
     let fio = FioRounds::start(&mut linux, &disk, FIO_MIB);
     let mut kills = 0;
-    for _ in 0..KILLS {
+    // While it serves; now and then once more while the guest logs in again.
+    let wanted = rounds(6, 60);
+    for _ in 0..wanted {
         wait_served(&mut linux, &disk);
         std::thread::sleep(Duration::from_millis(next(&mut dice) % 3000));
         kill_and_start(&mut server, &mut dice);
@@ -451,7 +452,7 @@ fn fio_finds_every_write_it_made_although_the_server_is_killed_at_random_moments
     let recovered: u64 =
         linux.guest.sh("grep -c 'operational after recovery' /run/iscsid.log").unwrap().parse().unwrap();
     println!("{} kills, {recovered} recoveries, {rounds} rounds of fio", kills + 1);
-    assert!(recovered > KILLS, "a kill was not noticed");
+    assert!(recovered > wanted, "a kill was not noticed");
     assert_eq!(linux.complaints().unwrap(), "");
     // Where fio did not write, the image shines through; and the image itself is what it was.
     let rest = IMAGE_MIB - FIO_MIB;

@@ -1,61 +1,40 @@
-//! What needs a kernel with an iSCSI target of its own, in a virtual machine that has one.
+//! What needs a kernel with an iSCSI target of its own, in virtual machines that have one: the target's behaviour suite, and a room
+//! whose server is such a machine with systemd, the product installed in it.
+//!
+//! What is in `long` is the long tier's; the quick tier runs the rest.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
-mod room;
+mod long;
+mod steps;
+mod suite;
 
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
-
-use ggnet_tests::{NativeRoom, kernel, wait};
-
-/// Emulated on a busy host it takes a quarter of an hour. No test asserts a time: this only ends one that would never end.
-const LIMIT: Duration = Duration::from_secs(5400);
-/// In the names of those that need the program.
-const TARGETCLI: &str = "targetcli";
+use ggnet_tests::NativeRoom;
+use ggnet_tests::native_room::Dhcp;
 
 #[test]
 fn the_kernel_target_driven_through_configfs_behaves_as_every_target_must() {
-    let program = kernel::test_program("lio_kernel").unwrap();
-    // One at a time: there is one tree.
-    let ended = kernel::run(&program, &["--test-threads=1", "--skip", TARGETCLI], LIMIT).unwrap();
-    println!("{}", ended.text);
-    assert_all_passed(&ended.text, &program, |name| !name.contains(TARGETCLI));
-    assert_eq!(ended.code, 0, "{}", ended.text);
+    suite::by_configfs();
 }
 
+/// The server machine is booted once for all of it. `long::rooms` has a machine for each DHCP server, and two booting machines with each.
 #[test]
-fn the_kernel_target_driven_by_targetcli_behaves_as_every_target_must() {
-    let program = kernel::test_program("lio_kernel").unwrap();
-    let mut room = NativeRoom::new(&[("lio_kernel", &program)]).unwrap();
-    // A unit of its own: it takes longer than an answer on the serial line may.
-    let run = format!(
-        "modprobe -a target_core_mod iscsi_target_mod && systemd-run -q --unit=suite --working-directory=/tmp \
-         -p StandardOutput=file:/run/suite -p StandardError=inherit -p Environment=RUST_BACKTRACE=1 \
-         /product/bin/lio_kernel --test-threads=1 {TARGETCLI}"
-    );
-    room.server.sh(&run).unwrap();
-    wait::until("the suite's end in the machine", LIMIT, || {
-        let state = room.server.shell("sleep 5; systemctl is-active suite")?.text;
-        Ok((!matches!(state.trim(), "active" | "activating")).then_some(()))
-    })
-    .unwrap_or_else(|e| panic!("{e:?}\n{}", room.server.sh("cat /run/suite").unwrap()));
-    let text = room.server.sh("cat /run/suite").unwrap();
-    println!("{text}");
-    assert_all_passed(&text, &program, |name| name.contains(TARGETCLI));
-}
+fn a_room_with_dnsmasq_then_with_iscs_dhcpd_then_by_targetcli() {
+    let mut room = NativeRoom::new(&[("lio_kernel", &suite::program())]).unwrap();
+    let api = steps::start(&mut room, Dhcp::Dnsmasq);
+    let image = steps::import(&api);
+    steps::two_boot_at_once(&mut room, &api, image);
+    steps::fifty_at_once(&mut room, &api, image);
+    steps::a_stopped_daemon_is_named(&mut room, &api, image, Dhcp::Dnsmasq);
 
-/// Fails unless every test of the program that `is_meant` has passed, and none was ignored.
-fn assert_all_passed(text: &str, program: &Path, is_meant: impl Fn(&str) -> bool) {
-    let output = Command::new(program).arg("--list").output().unwrap();
-    let list = String::from_utf8(output.stdout).unwrap();
-    let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
-    let meant = names.filter(|name| is_meant(name)).count();
-    assert!(meant > 20, "{list}");
-    let result =
-        text.lines().find(|l| l.starts_with("test result:")).unwrap_or_else(|| panic!("no result:\n{text}"));
-    let all_passed = format!("test result: ok. {meant} passed; 0 failed; 0 ignored;");
-    // Said once more at the very end: what is above is long, and a log that is cut keeps its end.
-    let failures = text.split_once("\nfailures:\n").map_or("", |(_, failures)| failures);
-    assert!(result.starts_with(&all_passed), "{result}\n{failures}");
+    room.stop().unwrap();
+    let api = steps::start(&mut room, Dhcp::Dhcpd);
+    steps::a_uefi_machine_boots(&mut room, &api, image);
+    steps::what_dhcpd_refuses_changes_nothing(&mut room, &api, image);
+    steps::an_upgrade_leaves_a_session_alone(&mut room, &api, image);
+    steps::a_stopped_daemon_is_named(&mut room, &api, image, Dhcp::Dhcpd);
+    steps::by_omapi_without_a_restart(&mut room, &api, image);
+
+    steps::five_by_targetcli(&mut room, &api, image);
+    room.stop().unwrap();
+    suite::what_differs_by_targetcli(&mut room);
 }

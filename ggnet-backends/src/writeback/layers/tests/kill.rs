@@ -9,11 +9,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use ggnet_core::testkit::tier::rounds as rounds_of_tier;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
 
-const ROUNDS: u64 = 1000;
 const ROUNDS_PER_DISK: u64 = 50;
 const SECTORS: u64 = 900 * 8 + 5;
 /// Stands for a request that is done; the test harness prints only text.
@@ -171,10 +171,11 @@ fn rounds(numbers: std::ops::Range<u64>) {
 
 #[test]
 fn every_acknowledged_write_survives_kill_9() {
-    let half = ROUNDS / 2 / ROUNDS_PER_DISK * ROUNDS_PER_DISK;
+    let all = rounds_of_tier(1000, 10_000);
+    let half = all / 2 / ROUNDS_PER_DISK * ROUNDS_PER_DISK;
     std::thread::scope(|s| {
         let first = s.spawn(|| rounds(0..half));
-        rounds(half..ROUNDS);
+        rounds(half..all);
         first.join().unwrap();
     });
 }

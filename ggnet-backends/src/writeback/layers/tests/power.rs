@@ -9,11 +9,10 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
+use ggnet_core::testkit::tier::rounds;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::{super::device::Device, sim::Sim, *};
-
-const ROUNDS: u64 = 1200;
 
 /// The values that one sector may have; a value stands for a sector filled with it.
 #[derive(Debug)]
@@ -260,7 +259,7 @@ fn round(seed: u64) {
 
 #[test]
 fn a_flushed_write_survives_a_power_cut_and_nothing_is_invented() {
-    for seed in 0..ROUNDS {
+    for seed in 0..rounds(1200, 20_000) {
         if let Err(panic) = std::panic::catch_unwind(|| round(seed)) {
             eprintln!("failed with seed {seed}");
             std::panic::resume_unwind(panic);

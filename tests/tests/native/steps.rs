@@ -1,91 +1,123 @@
-//! A room on the native backends: the kernel's target, a daemon's DHCP and in.tftpd, by the product as it is installed, under its unit.
+//! What is done in a room on the native backends, step by step: the kernel's target, a daemon's DHCP and in.tftpd, by the product as it
+//! is installed, under its unit.
 //!
-//! One test for each DHCP server. Its steps share the server machine, because an emulated one takes a minute to come up.
+//! Each step leaves the server machine without sessions and targets, so that the next one can share it: an emulated one takes a minute to
+//! come up.
 
+use std::sync::LazyLock;
 use std::thread;
+use std::time::Instant;
 
 use ggnet_core::nouns::{ImageId, Machine, SessionState, WritebackPolicy};
 use ggnet_tests::native_room::{BY_HELPER, BY_TARGETCLI, COMMON, Dhcp, IMAGE, SERVER};
+use ggnet_tests::slots::Slot;
 use ggnet_tests::{Api, BootLine, Firmware, Guest, NativeRoom, reserve, wait};
 
-#[test]
-fn with_dnsmasq() {
-    let (mut room, api) = start(Dhcp::Dnsmasq);
-    let image = import(&api);
-    two_boot_at_once(&mut room, &api, image);
-    fifty_at_once(&mut room, &api, image);
-    a_stopped_daemon_is_named(&mut room, &api, image, Dhcp::Dnsmasq.unit());
-    five_by_targetcli(&mut room, &api, image);
+/// Says which step begins, and when: a room takes minutes.
+fn begins(step: &str) {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    println!("{:4} s  {step}", FIRST.elapsed().as_secs());
 }
 
-#[test]
-fn with_iscs_dhcpd() {
-    let (mut room, api) = start(Dhcp::Dhcpd);
-    let image = import(&api);
-    two_boot_at_once(&mut room, &api, image);
-    what_dhcpd_refuses_changes_nothing(&mut room, &api, image);
-    an_upgrade_leaves_a_session_alone(&mut room, &api, image);
-    a_stopped_daemon_is_named(&mut room, &api, image, Dhcp::Dhcpd.unit());
-    by_omapi_without_a_restart(&mut room, &api, image);
-}
-
-fn start(dhcp: Dhcp) -> (NativeRoom, Api) {
-    let mut room = NativeRoom::new(&[]).unwrap();
+/// The server runs with this DHCP server and the kernel's target by the helper; it must not run yet.
+pub fn start(room: &mut NativeRoom, dhcp: Dhcp) -> Api {
+    begins(dhcp.unit());
     room.daemons(dhcp).unwrap();
-    let api = room.start(&format!("{COMMON}{BY_HELPER}{}", dhcp.config(true))).unwrap();
-    (room, api)
+    room.start(&format!("{COMMON}{BY_HELPER}{}", dhcp.config(true))).unwrap()
 }
 
-fn import(api: &Api) -> ImageId {
+pub fn import(api: &Api) -> ImageId {
     api.import_and_wait("golden", IMAGE.as_ref(), |_| {}).unwrap().version.image
 }
 
-/// A BIOS and a UEFI machine from one image; the server is killed under them.
-fn two_boot_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
-    let sum = "sha256sum /var/lib/ggnet/images/*.raw";
-    let before = room.server.sh(sum).unwrap();
-    let add = |name: &str, mac: &str| api.add_machine(name, mac, image, WritebackPolicy::Discard).unwrap();
-    let [(bios, bios_mac), (uefi, uefi_mac)] =
-        [("pc-bios", "52:54:00:dd:00:01"), ("pc-uefi", "52:54:00:dd:00:02")];
-    let (one, two) = (add(bios, bios_mac), add(uefi, uefi_mac));
-    // dnsmasq knows registered machines alone, from their session on.
-    for machine in [&one, &two] {
+/// The sum of the image's file.
+fn image_sum(room: &mut NativeRoom) -> String {
+    room.server.sh("sha256sum /var/lib/ggnet/images/*.raw").unwrap()
+}
+
+/// A machine that boots in the room.
+struct Pc {
+    machine: Machine,
+    firmware: Firmware,
+    guest: Guest,
+}
+
+impl Pc {
+    /// Registers it and switches it on.
+    fn boot(
+        room: &NativeRoom,
+        api: &Api,
+        image: ImageId,
+        name: &str,
+        mac: &str,
+        firmware: Firmware,
+        slot: Slot,
+    ) -> Self {
+        let machine = api.add_machine(name, mac, image, WritebackPolicy::Discard).unwrap();
+        // DHCP servers know registered machines alone, from their session on.
         api.start_session(machine.id).unwrap();
-    }
-    let mut slots = reserve(2).unwrap();
-    let mut boot = |name: &str, mac: &str, firmware: Firmware| {
         // Without the card's ROM OVMF's own PXE client asks, and gets iPXE from in.tftpd; the BIOS machine's ROM is iPXE.
-        let pc = Guest::builder(name).mac(mac).firmware(firmware).option_rom(firmware == Firmware::Bios);
-        pc.slot(slots.pop().unwrap()).tap(room.ns(), &room.tap().unwrap()).boot().unwrap()
-    };
-    let mut pcs = [boot(bios, bios_mac, Firmware::Bios), boot(uefi, uefi_mac, Firmware::Uefi)];
-    for (pc, (machine, firmware)) in pcs.iter_mut().zip([(&one, "bios"), (&two, "uefi")]) {
-        let line = match pc.wait_boot() {
+        let guest = Guest::builder(name).mac(mac).firmware(firmware).option_rom(firmware == Firmware::Bios);
+        let guest = guest.slot(slot).tap(room.ns(), &room.tap().unwrap()).boot().unwrap();
+        Self { machine, firmware, guest }
+    }
+
+    /// Waits until it is up, from its own disk.
+    fn wait(&mut self, room: &mut NativeRoom, api: &Api) {
+        let line = match self.guest.wait_boot() {
             Ok(line) => line,
             Err(e) => panic!("{e:?}\n{}", room.journal().unwrap()),
         };
-        assert_eq!(line.firmware, firmware);
-        check_boot(api, machine, &line);
+        assert_eq!(line.firmware, if self.firmware == Firmware::Bios { "bios" } else { "uefi" });
+        check_boot(api, &self.machine, &line);
     }
+
+    /// Switches it off and stops its session.
+    fn stop(self, api: &Api) {
+        drop(self.guest);
+        let session = api.active(self.machine.id).unwrap().session.id;
+        api.stop_session(session, true).unwrap();
+    }
+}
+
+/// A BIOS and a UEFI machine from one image; the server is killed under them.
+pub fn two_boot_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    begins("a BIOS and a UEFI machine boot at once");
+    let before = image_sum(room);
+    let mut slots = reserve(2).unwrap().into_iter();
+    let mut slot = || slots.next().unwrap();
+    let mut bios = Pc::boot(room, api, image, "pc-bios", "52:54:00:dd:00:01", Firmware::Bios, slot());
+    let mut uefi = Pc::boot(room, api, image, "pc-uefi", "52:54:00:dd:00:02", Firmware::Uefi, slot());
+    bios.wait(room, api);
+    uefi.wait(room, api);
     // Each has a disk of its own.
-    let [bios, uefi] = &mut pcs;
-    bios.sh("echo mine >/root/mine && sync").unwrap();
-    assert_ne!(uefi.shell("cat /root/mine").unwrap().code, 0);
+    bios.guest.sh("echo mine >/root/mine && sync").unwrap();
+    assert_ne!(uefi.guest.shell("cat /root/mine").unwrap().code, 0);
 
     // The kernel serves on when the server is killed, and the next one knows what is there.
     room.server.sh("systemctl kill --signal=KILL ggnet-server").unwrap();
-    assert_eq!(bios.sh("echo 3 >/proc/sys/vm/drop_caches; cat /root/mine").unwrap(), "mine");
-    let session = api_after_restart(room, api, &one);
+    assert_eq!(bios.guest.sh("echo 3 >/proc/sys/vm/drop_caches; cat /root/mine").unwrap(), "mine");
+    let session = api_after_restart(room, api, &bios.machine);
     assert_eq!(session, SessionState::Active);
-    uefi.sh("echo 3 >/proc/sys/vm/drop_caches; ls -R /etc >/dev/null && echo more >/root/more && sync")
+    uefi.guest
+        .sh("echo 3 >/proc/sys/vm/drop_caches; ls -R /etc >/dev/null && echo more >/root/more && sync")
         .unwrap();
 
-    drop(pcs);
-    for machine in [&one, &two] {
-        let session = api.active(machine.id).unwrap().session.id;
-        api.stop_session(session, true).unwrap();
-    }
-    assert_eq!(room.server.sh(sum).unwrap(), before, "the image was changed");
+    bios.stop(api);
+    uefi.stop(api);
+    assert_eq!(image_sum(room), before, "the image was changed");
+    assert_eq!(targets(room), 0);
+}
+
+/// One machine by its firmware's own PXE client, which asks the DHCP server for more than a BIOS machine with iPXE in its card.
+pub fn a_uefi_machine_boots(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    begins("a UEFI machine boots");
+    let before = image_sum(room);
+    let slot = reserve(1).unwrap().remove(0);
+    let mut pc = Pc::boot(room, api, image, "pc-alone", "52:54:00:dd:00:03", Firmware::Uefi, slot);
+    pc.wait(room, api);
+    pc.stop(api);
+    assert_eq!(image_sum(room), before, "the image was changed");
     assert_eq!(targets(room), 0);
 }
 
@@ -112,7 +144,8 @@ fn targets(room: &mut NativeRoom) -> usize {
 }
 
 /// Fifty sessions at once are fifty targets with a disk each; stopped, none.
-fn fifty_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
+pub fn fifty_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    begins("fifty sessions at once");
     let machines: Vec<Machine> = (0..50)
         .map(|n| {
             let mac = format!("52:54:00:de:00:{n:02x}");
@@ -134,9 +167,11 @@ fn fifty_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
 }
 
 /// The same server with the tool in place of configfs, as the example for its unit says.
-fn five_by_targetcli(room: &mut NativeRoom, api: &Api, image: ImageId) {
+pub fn five_by_targetcli(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    begins("five sessions by targetcli");
     room.stop().unwrap();
     room.become_root().unwrap();
+    room.daemons(Dhcp::Dnsmasq).unwrap();
     room.start(&format!("{COMMON}{BY_TARGETCLI}{}", Dhcp::Dnsmasq.config(false))).unwrap();
     let machines: Vec<Machine> = (1..=5)
         .map(|n| {
@@ -177,16 +212,17 @@ fn assert_nothing_left(room: &mut NativeRoom) {
 }
 
 /// The main file was spoilt: a start fails and names it, and the daemon serves on what it has.
-fn what_dhcpd_refuses_changes_nothing(room: &mut NativeRoom, api: &Api, image: ImageId) {
+pub fn what_dhcpd_refuses_changes_nothing(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    begins("a configuration that dhcpd refuses");
     let add = |name: &str, mac: &str| api.add_machine(name, mac, image, WritebackPolicy::Discard).unwrap();
-    let first = add("before", "52:54:00:de:00:01");
+    let first = add("before", "52:54:00:db:00:01");
     api.start_session(first.id).unwrap();
     let state = "systemctl show -p ActiveState -p MainPID isc-dhcp-server; cat /etc/dhcp/ggnet/hosts.conf";
     let before = room.server.sh(state).unwrap();
-    assert!(before.contains("ActiveState=active") && before.contains("52:54:00:de:00:01"), "{before}");
+    assert!(before.contains("ActiveState=active") && before.contains("52:54:00:db:00:01"), "{before}");
 
     room.server.sh("cp /etc/dhcp/dhcpd.conf /root/good && echo spoilt >>/etc/dhcp/dhcpd.conf").unwrap();
-    let second = add("after", "52:54:00:de:00:02");
+    let second = add("after", "52:54:00:db:00:02");
     let refused = ggnet_tests::refusal(api.start_session(second.id)).unwrap();
     assert!(refused.to_string().contains("dhcpd"), "{refused}");
     assert_eq!(room.server.sh(state).unwrap(), before);
@@ -195,7 +231,7 @@ fn what_dhcpd_refuses_changes_nothing(room: &mut NativeRoom, api: &Api, image: I
     room.server.sh("cp /root/good /etc/dhcp/dhcpd.conf").unwrap();
     api.start_session(second.id).unwrap();
     let after = room.server.sh(state).unwrap();
-    for mac in ["52:54:00:de:00:01", "52:54:00:de:00:02"] {
+    for mac in ["52:54:00:db:00:01", "52:54:00:db:00:02"] {
         assert!(after.contains(mac), "{after}");
     }
     for machine in [&first, &second] {
@@ -205,7 +241,8 @@ fn what_dhcpd_refuses_changes_nothing(room: &mut NativeRoom, api: &Api, image: I
 }
 
 /// The same dhcpd told over OMAPI, set up as the guide says: it knows a new machine and was not restarted.
-fn by_omapi_without_a_restart(room: &mut NativeRoom, api: &Api, image: ImageId) {
+pub fn by_omapi_without_a_restart(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    begins("a machine told by OMAPI");
     room.stop().unwrap();
     room.daemons(Dhcp::DhcpdByOmapi).unwrap();
     room.start(&format!("{COMMON}{BY_HELPER}{}", Dhcp::DhcpdByOmapi.config(true))).unwrap();
@@ -213,7 +250,7 @@ fn by_omapi_without_a_restart(room: &mut NativeRoom, api: &Api, image: ImageId) 
     let before = room.server.sh(state).unwrap();
     assert!(before.starts_with("ActiveState=active"), "{before}");
 
-    let (mac, leases) = ("52:54:00:de:00:04", "cat /var/lib/dhcp/dhcpd.leases");
+    let (mac, leases) = ("52:54:00:db:00:04", "cat /var/lib/dhcp/dhcpd.leases");
     assert!(!room.server.sh(leases).unwrap().contains(mac));
     let machine = api.add_machine("told", mac, image, WritebackPolicy::Discard).unwrap();
     let told = room.server.sh(leases).unwrap();
@@ -226,8 +263,9 @@ fn by_omapi_without_a_restart(room: &mut NativeRoom, api: &Api, image: ImageId) 
 }
 
 /// The guide's commands for an upgrade, and for targets by hand.
-fn an_upgrade_leaves_a_session_alone(room: &mut NativeRoom, api: &Api, image: ImageId) {
-    let machine = api.add_machine("upgraded", "52:54:00:de:00:03", image, WritebackPolicy::Discard).unwrap();
+pub fn an_upgrade_leaves_a_session_alone(room: &mut NativeRoom, api: &Api, image: ImageId) {
+    begins("an upgrade under a session");
+    let machine = api.add_machine("upgraded", "52:54:00:db:00:03", image, WritebackPolicy::Discard).unwrap();
     let session = api.start_session(machine.id).unwrap().session.session.id;
     let tree = "find /sys/kernel/config/target/iscsi -path '*ggnet*' | grep -v stat | sort | sha256sum";
     let before = room.server.sh(tree).unwrap();
@@ -261,8 +299,14 @@ fn an_upgrade_leaves_a_session_alone(room: &mut NativeRoom, api: &Api, image: Im
 
 /// A daemon that does not run: starts fail and say which, nothing is left, and the server says that it is not ready. A D-Bus that was
 /// restarted is found again.
-fn a_stopped_daemon_is_named(room: &mut NativeRoom, api: &Api, image: ImageId, unit: &str) {
-    let machine = api.add_machine("late", "52:54:00:df:00:01", image, WritebackPolicy::Discard).unwrap();
+pub fn a_stopped_daemon_is_named(room: &mut NativeRoom, api: &Api, image: ImageId, dhcp: Dhcp) {
+    begins("a stopped daemon");
+    let unit = dhcp.unit();
+    let (name, mac) = match dhcp {
+        Dhcp::Dnsmasq => ("late-dnsmasq", "52:54:00:df:00:01"),
+        Dhcp::Dhcpd | Dhcp::DhcpdByOmapi => ("late-dhcpd", "52:54:00:df:00:02"),
+    };
+    let machine = api.add_machine(name, mac, image, WritebackPolicy::Discard).unwrap();
     room.server.sh(&format!("systemctl stop {unit}")).unwrap();
     let refused = ggnet_tests::refusal(api.start_session(machine.id)).unwrap();
     assert!(refused.to_string().contains(unit), "{refused}");

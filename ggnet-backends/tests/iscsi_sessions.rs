@@ -330,7 +330,6 @@ async fn the_command_window_holds_and_unknown_requests_are_rejected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_connection_touches_nothing_and_limits_hold() {
     let rig = Rig::with(Policy::accept(Chap::None, Exclusivity::Shared), |c| {
-        c.limits.max_connections_per_source = 2;
         c.limits.login_timeout = Duration::from_millis(300);
     });
     let disk = MemDisk::new(MIB, 512);
@@ -343,11 +342,9 @@ async fn a_dead_connection_touches_nothing_and_limits_hold() {
     until("it is gone", || rig.server.sessions().is_empty()).await;
     assert_eq!((disk.writes.load(SeqCst), disk.flushes.load(SeqCst)), (0, 0));
     assert_eq!(rig.events.names(), ["login", "write", "ConnectionLost"]);
-    // Two silent connections fill the source's share; a third is closed at once; then their time is over.
+    // Silent connections end when their time is over.
     let mut silent =
         [Initiator::connect(rig.address).await.unwrap(), Initiator::connect(rig.address).await.unwrap()];
-    let mut third = Initiator::connect(rig.address).await.unwrap();
-    assert!(third.receive().await.is_err());
     for s in &mut silent {
         assert!(s.receive().await.is_err());
     }

@@ -73,9 +73,7 @@ impl Session {
 
     /// Bookkeeping at the end of a command.
     pub(super) fn ended(&mut self, command: &Command) {
-        if !command.immediate {
-            self.command_ended();
-        }
+        self.command_ended(command.immediate);
         // Commands that end in the turn they came in share one look at the clock with their arrival.
         let took = if command.started == self.now { self.now.elapsed() } else { command.started.elapsed() };
         self.counters().latency(took);

@@ -52,6 +52,17 @@ impl InBuf {
         &mut self.buf[end..end + want]
     }
 
+    /// Room for what is missing of a PDU of `need` bytes, and no more: in the login phase nobody has shown yet that it is worth a buffer.
+    pub(crate) fn space_for(&mut self, need: usize) -> &mut [u8] {
+        let have = self.end - self.start;
+        self.buf.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, have);
+        if self.buf.len() < need.max(have + 1) {
+            self.buf.resize(need.max(have + 1), 0);
+        }
+        &mut self.buf[have..]
+    }
+
     pub(crate) fn filled_by(&mut self, n: usize) {
         self.end += n;
     }

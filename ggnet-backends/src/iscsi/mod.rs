@@ -35,6 +35,7 @@ pub mod fuzzing;
 mod login;
 mod negotiate;
 mod pdu;
+mod places;
 mod reads;
 mod scsi;
 mod server;
@@ -44,10 +45,12 @@ mod target;
 mod tasks;
 mod text;
 mod tmf;
+mod workers;
 mod writes;
 
 pub use block::{BlockDevice, BlockInfo, BlockRun};
 pub use chap::{Chap, ChapPair, Secret};
+pub use places::Occupancy;
 pub use server::{AddError, BindError, IscsiServer, Removal, RemoveError};
 pub use stats::{CountersSnapshot, LATENCY_BUCKETS};
 
@@ -106,21 +109,30 @@ impl Default for Keepalive {
 /// Bounds on what the network may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; one more is closed at once.
+    /// Sessions at once that have proved by CHAP who they are; the login of one more is put off (status 0301).
     pub max_connections: usize,
-    /// Connections at once from one address.
-    pub max_connections_per_source: usize,
+    /// Sessions at once that had to prove nothing: discovery, and targets without CHAP.
+    pub max_open: usize,
+    /// Connections at once whose login is under way. For one more the oldest of the source that has most is closed.
+    pub max_waiting: usize,
+    /// Time from the connection to the proof, and for each of its requests to come whole.
+    pub proof_timeout: Duration,
     /// Time from the connection to the end of the login.
     pub login_timeout: Duration,
+    /// How long a discovery session may last.
+    pub discovery_timeout: Duration,
     /// Longest data segment we take, in bytes (MaxRecvDataSegmentLength).
     pub max_data_segment: u32,
     /// Longest text of one login or text request, in bytes.
     pub max_text: usize,
     /// Commands a session may have open (the command window).
     pub queue_depth: u32,
+    /// Immediate commands, which stand outside the window, that a session may have open; one more is rejected.
+    pub immediate_commands: u32,
     /// Bytes of collected command data a session may hold before it is told TASK SET FULL.
     pub max_staged: usize,
-    /// Device calls at once on the blocking pool, of all sessions together.
+    /// Reads and writes at once on the blocking pool, of all sessions together; one session has at most a quarter of them. Flushes
+    /// have half as many places of their own, and commands over many blocks four.
     pub blocking_jobs: usize,
 }
 
@@ -128,11 +140,15 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 4096,
-            max_connections_per_source: 1024,
+            max_open: 1024,
+            max_waiting: 512,
+            proof_timeout: Duration::from_secs(10),
             login_timeout: Duration::from_secs(30),
+            discovery_timeout: Duration::from_secs(30),
             max_data_segment: 256 << 10,
             max_text: 16 << 10,
             queue_depth: 128,
+            immediate_commands: 16,
             max_staged: 64 << 20,
             blocking_jobs: 64,
         }

@@ -15,6 +15,7 @@ use super::scsi::lu::LogicalUnit;
 use super::scsi::sense::Sense;
 use super::session::{OUT_HIGH, Session};
 use super::tasks::{Command, Done, JOB_READ};
+use super::workers::Queue;
 
 /// A read that is not yet answered.
 pub(super) struct ReadTask {
@@ -91,11 +92,13 @@ impl Session {
         let block = task.unit.block_len();
         // Whole blocks are read even where the transfer ends inside one.
         let len = task.left.next_multiple_of(block).min(JOB_READ);
-        let ticket = self.ticket(&task.command);
+        let (ticket, cancel) = self.ticket(&task.command);
         self.job_bytes += len;
         let device = Arc::clone(&task.unit);
         let offset = task.offset;
         self.spawn(
+            Queue::Data,
+            Some(cancel),
             move || {
                 let mut buf = vec![0; len];
                 device.device.read_at(&mut buf, offset).map(|()| buf)

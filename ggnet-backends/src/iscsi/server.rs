@@ -10,15 +10,15 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,10 +27,12 @@ use super::conn::InBuf;
 use super::login::{LoginMachine, Status, Step, valid_name};
 use super::negotiate::Wishes;
 use super::pdu::{BHS_LEN, Bhs, Digests, Framing, frame, opcode, padded};
+use super::places::{Occupancy, Place, Places, Standing};
 use super::scsi::Units;
 use super::scsi::lu::LogicalUnit;
 use super::session::{Session, Surroundings};
 use super::target::{SessionParts, SessionShared, Target};
+use super::workers::Workers;
 use super::{
     CloseReason, Exclusivity, LoginAbort, LoginDecision, LoginInfo, LoginPolicy, LoginRequest, ServerConfig,
     SessionEvent, SessionId, SessionInfo, SessionObserver, TargetConfig,
@@ -115,11 +117,10 @@ struct Inner {
     local: Vec<SocketAddr>,
     targets: RwLock<HashMap<Arc<str>, Arc<Target>>>,
     sessions: Mutex<HashMap<SessionId, Arc<SessionShared>>>,
-    connections: AtomicUsize,
-    per_source: Mutex<HashMap<IpAddr, usize>>,
+    places: Arc<Places>,
     next_session: AtomicU64,
     next_tsih: AtomicU16,
-    blocking: Arc<Semaphore>,
+    workers: Workers,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -144,7 +145,8 @@ impl IscsiServer {
             listeners.push(listen(address).map_err(|source| BindError { address, source })?);
         }
         let local = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-        let blocking = Arc::new(Semaphore::new(config.limits.blocking_jobs.max(1)));
+        let workers = Workers::new(config.limits.blocking_jobs);
+        let places = Places::new(&config.limits);
         let inner = Arc::new(Inner {
             config,
             policy,
@@ -152,11 +154,10 @@ impl IscsiServer {
             local,
             targets: RwLock::default(),
             sessions: Mutex::default(),
-            connections: AtomicUsize::new(0),
-            per_source: Mutex::default(),
+            places,
             next_session: AtomicU64::new(1),
             next_tsih: AtomicU16::new(1),
-            blocking,
+            workers,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -257,6 +258,11 @@ impl IscsiServer {
         target.map(|t| t.sessions().iter().map(|s| s.info()).collect()).unwrap_or_default()
     }
 
+    /// How many connections there are, by what they have shown, and how many were turned away.
+    pub fn occupancy(&self) -> Occupancy {
+        self.0.places.occupancy()
+    }
+
     /// Looks at the sizes of a target's devices again and tells every initiator of those that have changed.
     pub fn resized(&self, iqn: &str) {
         if let Some(target) = self.0.target(&iqn.to_lowercase()) {
@@ -337,57 +343,14 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                // Over a limit: the connection is closed by being dropped.
-                let Some(place) = Place::take(&inner, peer.ip()) else {
-                    tracing::warn!(%peer, "connection refused: too many");
-                    continue;
-                };
-                let task = Arc::clone(&inner);
-                inner.tasks.spawn(async move {
-                    let _place = place;
-                    connection(task, stream, peer).await;
-                });
+                let place = inner.places.take(peer.ip());
+                inner.tasks.spawn(connection(Arc::clone(&inner), stream, peer, place));
             }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-}
-
-/// A place among the connections; given back when dropped.
-struct Place {
-    inner: Arc<Inner>,
-    source: IpAddr,
-}
-
-impl Place {
-    fn take(inner: &Arc<Inner>, source: IpAddr) -> Option<Self> {
-        let limits = &inner.config.limits;
-        let mut per_source = lock(&inner.per_source);
-        let here = per_source.get(&source).copied().unwrap_or(0);
-        let all = inner.connections.load(Ordering::Relaxed);
-        if here >= limits.max_connections_per_source || all >= limits.max_connections {
-            return None;
-        }
-        per_source.insert(source, here + 1);
-        inner.connections.fetch_add(1, Ordering::Relaxed);
-        drop(per_source);
-        Some(Self { inner: Arc::clone(inner), source })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut per_source = lock(&self.inner.per_source);
-        if let Some(n) = per_source.get_mut(&self.source) {
-            *n -= 1;
-            if *n == 0 {
-                per_source.remove(&self.source);
-            }
-        }
-        self.inner.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -417,15 +380,17 @@ struct LoggedIn {
     request: LoginRequest,
 }
 
-async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr) {
+async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, mut place: Place) {
     let Ok(local) = stream.local_addr() else { return };
     if let Err(error) = prepare(&stream, &inner.config) {
         tracing::debug!(%peer, %error, "socket options");
     }
     let mut input = InBuf::default();
-    let login = login(&inner, &mut stream, &mut input, peer, local);
+    let go = place.go();
+    let login = login(&inner, &mut stream, &mut input, (peer, local), &mut place);
     let logged_in = tokio::select! {
         () = inner.stop.cancelled() => return,
+        () = go.cancelled() => return tracing::debug!(%peer, "closed before its login: others wait, too"),
         logged_in = tokio::time::timeout(inner.config.limits.login_timeout, login) => logged_in,
     };
     let LoggedIn { listed, control, machine, request } = match logged_in {
@@ -438,7 +403,7 @@ async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr) 
     let around = Surroundings {
         limits: inner.config.limits,
         nop_interval: inner.config.nop_interval,
-        blocking: Arc::clone(&inner.blocking),
+        workers: inner.workers.share(),
         observer: Arc::clone(&inner.observer),
         policy: Arc::clone(&inner.policy),
         address: format!(
@@ -454,9 +419,14 @@ async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr) 
         tracing::info!(session = me.id.0, initiator = %me.initiator, target = me.target.as_deref(), %peer, "logged in");
         inner.observer.observe(SessionEvent::LoggedIn(me.info()));
     }
-    let reason = Session::new(Arc::clone(&me), around, machine.established())
-        .run(&mut stream, &mut input, control)
-        .await;
+    let session = Session::new(Arc::clone(&me), around, machine.established());
+    let run = session.run(&mut stream, &mut input, control);
+    let reason = if normal {
+        run.await
+    } else {
+        // A discovery is a question and its answer; dropped half-way it touches no device.
+        tokio::time::timeout(inner.config.limits.discovery_timeout, run).await.unwrap_or(CloseReason::Silent)
+    };
     drop(listed);
     if normal {
         tracing::info!(session = me.id.0, ?reason, "disconnected");
@@ -476,10 +446,11 @@ async fn login(
     inner: &Arc<Inner>,
     stream: &mut TcpStream,
     input: &mut InBuf,
-    peer: SocketAddr,
-    local: SocketAddr,
+    (peer, local): (SocketAddr, SocketAddr),
+    place: &mut Place,
 ) -> io::Result<Option<LoggedIn>> {
     let limits = &inner.config.limits;
+    let proof_by = Instant::now() + limits.proof_timeout;
     let wishes = Wishes { max_data: limits.max_data_segment, max_burst: MAX_BURST, first_burst: FIRST_BURST };
     let mut machine =
         LoginMachine::new(wishes, inner.config.portal_group, limits.queue_depth, limits.max_text);
@@ -490,7 +461,9 @@ async fn login(
         let next = match step.take() {
             Some(step) => step,
             None => {
-                let (bhs, data) = read_login_pdu(stream, input).await?;
+                let request = read_login_pdu(stream, input);
+                let request = tokio::time::timeout_at(proof_by, request).await;
+                let (bhs, data) = request.map_err(|_| io::ErrorKind::TimedOut)??;
                 if bhs.opcode() != opcode::LOGIN {
                     // Nothing but login requests before the full feature phase: close without a word.
                     return Ok(None);
@@ -521,6 +494,12 @@ async fn login(
             }
             Step::Commit => {
                 let Some((request, chap, exclusivity, target)) = &accepted else { return Ok(None) };
+                let proven = matches!(chap, Chap::OneWay(_) | Chap::Mutual { .. });
+                if !place.stand(if proven { Standing::Proven } else { Standing::Open }) {
+                    tracing::warn!(%peer, initiator = %request.initiator, "login put off: too many sessions");
+                    step = Some(machine.committed(Err(Status::UNAVAILABLE)));
+                    continue;
+                }
                 let commit = Commit { request, chap, exclusivity: *exclusivity, target: target.clone() };
                 step = Some(match commit.run(inner, &machine).await {
                     Ok(done) => {
@@ -639,7 +618,7 @@ async fn read_login_pdu(stream: &mut TcpStream, input: &mut InBuf) -> io::Result
             }
             Framing::Need(need) => need,
         };
-        let n = stream.read(input.space(need)).await?;
+        let n = stream.read(input.space_for(need)).await?;
         if n == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

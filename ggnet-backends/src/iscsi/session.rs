@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::conn::{InBuf, OutBuf};
@@ -40,6 +40,7 @@ use super::target::{Control, SessionShared};
 use super::tasks::{Done, Running};
 use super::text;
 use super::tmf::PendingTmf;
+use super::workers::Share;
 use super::writes::WriteTable;
 use super::{CloseReason, Limits, LoginPolicy, LoginRequest, NOP_MISSES, SessionEvent, SessionObserver};
 
@@ -60,7 +61,7 @@ pub(super) type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
 pub(super) struct Surroundings {
     pub(super) limits: Limits,
     pub(super) nop_interval: Option<Duration>,
-    pub(super) blocking: Arc<Semaphore>,
+    pub(super) workers: Share,
     pub(super) observer: Arc<dyn SessionObserver>,
     pub(super) policy: Arc<dyn LoginPolicy>,
     /// What discovery tells as address of every target.
@@ -89,7 +90,9 @@ pub(super) struct Session {
     pub(super) out: OutBuf,
     pub(super) exp_cmd_sn: u32,
     pub(super) stat_sn: u32,
+    /// Commands in the window, and immediate ones beside it.
     pub(super) open: u32,
+    open_immediate: u32,
     pub(super) writes: WriteTable,
     pub(super) reads: VecDeque<ReadTask>,
     pub(super) jobs: FuturesUnordered<Job>,
@@ -102,6 +105,8 @@ pub(super) struct Session {
     pub(super) now: Instant,
     text_in: Vec<u8>,
     text_out: Option<TextOut>,
+    /// A discovery waits for the policy.
+    discovering: bool,
     logout: Option<Bhs>,
     ping: Ping,
 }
@@ -148,6 +153,8 @@ impl Session {
             stat_sn: established.stat_sn,
             params: established.params,
             open: 0,
+            open_immediate: 0,
+            discovering: false,
             writes: WriteTable::default(),
             reads: VecDeque::new(),
             jobs: FuturesUnordered::new(),
@@ -267,7 +274,16 @@ impl Session {
             }
         }
         match op {
-            opcode::SCSI_COMMAND if self.around.target.is_some() => self.scsi_command(bhs, data),
+            opcode::SCSI_COMMAND if self.around.target.is_some() => {
+                if bhs.immediate() {
+                    if self.open_immediate >= self.around.limits.immediate_commands {
+                        self.reject(bhs, reject::TOO_MANY_IMMEDIATE);
+                        return Ok(());
+                    }
+                    self.open_immediate += 1;
+                }
+                self.scsi_command(bhs, data);
+            }
             opcode::DATA_OUT if self.around.target.is_some() => self.data_out(bhs, data),
             opcode::TASK_MANAGEMENT if self.around.target.is_some() => self.task_management(bhs)?,
             opcode::NOP_OUT => self.nop_out(bhs, data),
@@ -276,9 +292,7 @@ impl Session {
             opcode::SNACK => self.reject(bhs, reject::NOT_SUPPORTED),
             _ => {
                 self.reject(bhs, reject::NOT_SUPPORTED);
-                if !bhs.immediate() {
-                    self.command_ended();
-                }
+                self.request_ended(bhs);
             }
         }
         Ok(())
@@ -289,10 +303,22 @@ impl Session {
         self.around.limits.queue_depth.saturating_sub(self.open)
     }
 
-    /// A non-immediate command has ended: its place in the window is free.
-    pub(super) fn command_ended(&mut self) {
-        self.open = self.open.saturating_sub(1);
-        self.me.counters.depth(self.open);
+    /// A SCSI command has ended: its place in the window, or beside it, is free.
+    pub(super) fn command_ended(&mut self, immediate: bool) {
+        if immediate {
+            self.open_immediate = self.open_immediate.saturating_sub(1);
+        } else {
+            self.open = self.open.saturating_sub(1);
+            self.me.counters.depth(self.open);
+        }
+    }
+
+    /// A request that is no SCSI command is dealt with. Immediate ones are not counted: they are answered at once, or have limits of
+    /// their own.
+    pub(super) fn request_ended(&mut self, bhs: &Bhs) {
+        if !bhs.immediate() {
+            self.command_ended(false);
+        }
     }
 
     /// Fills in StatSN (advancing it when the PDU carries status), ExpCmdSN and MaxCmdSN.
@@ -329,9 +355,7 @@ impl Session {
             self.ping.answered_once = true;
             self.ping.missed = 0;
         } else {
-            if !bhs.immediate() {
-                self.command_ended();
-            }
+            self.request_ended(bhs);
             let mut r = Bhs::new(opcode::NOP_IN, FINAL);
             r.set(8, &bhs.lun());
             r.set_word(16, bhs.itt());
@@ -352,9 +376,7 @@ impl Session {
             // Connection recovery is not supported.
             _ => 2,
         };
-        if !bhs.immediate() {
-            self.command_ended();
-        }
+        self.request_ended(bhs);
         let mut r = Bhs::new(opcode::LOGOUT_RESPONSE, FINAL);
         r.0[2] = response;
         r.set_word(16, bhs.itt());
@@ -368,10 +390,12 @@ impl Session {
     }
 
     fn text_request(&mut self, bhs: &Bhs, data: &[u8]) {
-        if !bhs.immediate() {
-            self.command_ended();
-        }
+        self.request_ended(bhs);
         let more = bhs.flags() & 0x40 != 0;
+        if self.discovering {
+            // One negotiation at a time (RFC 7143 section 11.10.3).
+            return self.reject(bhs, reject::PROTOCOL_ERROR);
+        }
         if bhs.ttt() != NO_TAG {
             match self.text_out.take() {
                 Some(rest) if rest.ttt == bhs.ttt() && data.is_empty() && !more => {
@@ -419,6 +443,7 @@ impl Session {
                 self.send_text(itt, TextOut { ttt: 1, data: answer, at: 0 });
             }
             (Some(name), None) => {
+                self.discovering = true;
                 let (policy, request) = (Arc::clone(&self.around.policy), self.around.request.clone());
                 self.jobs.push(Box::pin(async move {
                     let mut targets = policy.discover(&request).await;
@@ -433,6 +458,7 @@ impl Session {
 
     /// The policy has said what discovery may tell.
     pub(super) fn discovered(&mut self, itt: u32, mut answer: Vec<u8>, targets: &[String]) {
+        self.discovering = false;
         for target in targets {
             self.push_target(&mut answer, target);
         }
@@ -545,6 +571,8 @@ impl Session {
     async fn finish(&mut self, stream: &mut TcpStream, reason: CloseReason) {
         self.reads.clear();
         self.writes.keep_complete();
+        // Nobody will read what they find. Writes that have all their data go on.
+        self.running.iter().for_each(|r| r.cancel.cancel());
         while let Some(done) = self.jobs.next().await {
             self.on_done(done);
         }

@@ -25,6 +25,7 @@ use super::reads::ReadTask;
 use super::scsi::sense::Sense;
 use super::scsi::{Plan, Reply, decode, lun_number, no_unit};
 use super::session::{Job, Session};
+use super::workers::{Cancel, Queue};
 use super::writes::Sink;
 
 /// Most bytes that one job reads.
@@ -48,15 +49,18 @@ pub(super) struct Running {
     pub(super) ticket: u64,
     pub(super) itt: u32,
     pub(super) lun: u16,
+    pub(super) immediate: bool,
     pub(super) aborted: bool,
+    /// For its job, where that can end early.
+    pub(super) cancel: Cancel,
 }
 
 /// The end of a job.
 pub(super) enum Done {
     /// A read of the next bytes of a task.
     Read { ticket: u64, task: Box<ReadTask>, result: io::Result<Vec<u8>> },
-    /// A piece of a write.
-    Piece { ticket: u64, tag: u32, bytes: usize, result: io::Result<()> },
+    /// A piece of a write, of so many bytes at this place of the disk.
+    Piece { ticket: u64, tag: u32, offset: u64, bytes: usize, result: io::Result<()> },
     /// An action, or the last step of a write.
     Replied { ticket: u64, command: Command, asked: u64, staged: usize, reply: Reply },
     /// Another session has ended its tasks for us.
@@ -87,10 +91,7 @@ impl Session {
         {
             // Not agreed on, or more than announced: nothing of it is used (the task fails for lack of data).
             self.reject(bhs, reject::PROTOCOL_ERROR);
-            if !command.immediate {
-                self.command_ended();
-            }
-            return;
+            return self.command_ended(command.immediate);
         }
         let cdb = bhs.cdb();
         let found = number.and_then(|n| Some((self.units.get(n)?, self.nexuses.get(n)?.as_ref()?)));
@@ -145,23 +146,30 @@ impl Session {
         }
     }
 
-    pub(super) fn ticket(&mut self, command: &Command) -> u64 {
+    pub(super) fn ticket(&mut self, command: &Command) -> (u64, Cancel) {
         self.next_ticket += 1;
-        let Command { itt, lun, .. } = *command;
-        self.running.push(Running { ticket: self.next_ticket, itt, lun, aborted: false });
-        self.next_ticket
+        let Command { itt, lun, immediate, .. } = *command;
+        let cancel = Cancel::default();
+        let running =
+            Running { ticket: self.next_ticket, itt, lun, immediate, aborted: false, cancel: cancel.clone() };
+        self.running.push(running);
+        (self.next_ticket, cancel)
     }
 
-    /// Runs `work` on the blocking pool, as soon as the server's bound admits it.
+    /// Runs `work` on the blocking pool when its turn has come; not at all when it is cancelled before.
     pub(super) fn spawn<T: Send + LostJob + 'static>(
         &self,
+        queue: Queue,
+        cancel: Option<Cancel>,
         work: impl FnOnce() -> T + Send + 'static,
         done: impl FnOnce(T) -> Done + Send + 'static,
     ) {
-        let blocking = Arc::clone(&self.around.blocking);
+        let share = self.around.workers.clone();
         let job: Job = Box::pin(async move {
-            // The semaphore is never closed; were it, the work would still be done, only unbounded.
-            let _permit = blocking.acquire().await.ok();
+            let _turn = share.turn(queue).await;
+            if cancel.is_some_and(|c| c.is_cancelled()) {
+                return done(T::cancelled());
+            }
             let result = tokio::task::spawn_blocking(work).await;
             done(result.unwrap_or_else(|e| T::lost(&e)))
         });
@@ -178,7 +186,7 @@ impl Session {
                     self.read_done(*task, result);
                 }
             }
-            Done::Piece { ticket, tag, bytes, result } => {
+            Done::Piece { ticket, tag, offset, bytes, result } => {
                 self.job_bytes = self.job_bytes.saturating_sub(bytes);
                 if self.still_wanted(ticket) {
                     let failed = match result {
@@ -186,7 +194,10 @@ impl Session {
                             self.counters().taken(bytes);
                             None
                         }
-                        Err(e) => Some(self.write_error(0, 0, &e)),
+                        Err(e) => {
+                            let lun = self.writes.get(tag).map_or(u16::MAX, |t| t.command.lun);
+                            Some(self.write_error(lun, offset, &e))
+                        }
                     };
                     if let Some(task) = self.writes.get(tag) {
                         task.jobs -= 1;
@@ -235,16 +246,14 @@ impl Session {
         let mut tickets = Vec::new();
         for running in self.running.iter_mut().filter(|r| !r.aborted && f(r.itt, r.lun)) {
             running.aborted = true;
+            running.cancel.cancel();
             tickets.push(running.ticket);
             if !hit.iter().any(|(itt, _)| *itt == running.itt) {
-                // Jobs of immediate commands are rare enough that their window place is not worth a field.
-                hit.push((running.itt, false));
+                hit.push((running.itt, running.immediate));
             }
         }
         for (_, immediate) in &hit {
-            if !immediate {
-                self.command_ended();
-            }
+            self.command_ended(*immediate);
         }
         (hit.len(), tickets)
     }
@@ -253,11 +262,18 @@ impl Session {
 /// What a job that was lost (it panicked, or the runtime is going down) counts as: an error of the device.
 pub(super) trait LostJob {
     fn lost(error: &tokio::task::JoinError) -> Self;
+
+    /// The job was cancelled before its turn: nobody looks at this.
+    fn cancelled() -> Self;
 }
 
 impl<T> LostJob for io::Result<T> {
     fn lost(error: &tokio::task::JoinError) -> Self {
         Err(io::Error::other(error.to_string()))
+    }
+
+    fn cancelled() -> Self {
+        Err(io::ErrorKind::Interrupted.into())
     }
 }
 
@@ -265,5 +281,9 @@ impl LostJob for Reply {
     fn lost(error: &tokio::task::JoinError) -> Self {
         tracing::error!(%error, "a device call was lost");
         Reply::check(Sense::WRITE_ERROR)
+    }
+
+    fn cancelled() -> Self {
+        Reply::check(Sense::COMMAND_ABORTED)
     }
 }

@@ -55,9 +55,7 @@ pub(super) struct PendingTmf {
 
 impl Session {
     pub(super) fn task_management(&mut self, bhs: &Bhs) -> Result<(), Stop> {
-        if !bhs.immediate() {
-            self.command_ended();
-        }
+        self.request_ended(bhs);
         if self.tmf.len() >= MAX_PENDING {
             self.reject(bhs, reject::TOO_MANY_IMMEDIATE);
             return Ok(());

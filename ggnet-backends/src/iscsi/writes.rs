@@ -1,8 +1,8 @@
 //! Writes, and actions that need data: from the input buffer into the device.
 //!
 //! Invariants: data arrives in order (DataPDUInOrder and DataSequenceInOrder are always Yes), and a PDU out of order ends
-//! its command; at most one R2T is open per command; a piece goes to the device as it comes where it consists of whole
-//! blocks, and is put together first where it does not; what is staged is counted.
+//! its command; at most one R2T is open per command; of a stream no more than a part of one block is ever kept: whole
+//! blocks go to the device as they come; what is staged is counted.
 
 use std::io;
 use std::sync::{Arc, PoisonError, TryLockError};
@@ -15,6 +15,7 @@ use super::scsi::sense::Sense;
 use super::scsi::{Action, Reply};
 use super::session::Session;
 use super::tasks::{Command, Done};
+use super::workers::{Cancel, Queue};
 
 /// What becomes of a write's data.
 pub(super) enum Sink {
@@ -42,9 +43,8 @@ pub(super) struct WriteTask {
     pub(super) r2t_end: Option<usize>,
     pub(super) r2t_sn: u32,
     pub(super) data_sn: u32,
-    /// Collected data; for a stream: what came since the data stopped being aligned, from `buf_at` on.
+    /// Collected data; for a stream: the part of a block that came last, and always less than a block.
     pub(super) buf: Vec<u8>,
-    pub(super) buf_at: usize,
     /// Pieces on the blocking pool.
     pub(super) jobs: u32,
     pub(super) failed: Option<Reply>,
@@ -134,7 +134,6 @@ impl Session {
             r2t_sn: 0,
             data_sn: 0,
             buf: Vec::new(),
-            buf_at: 0,
             jobs: 0,
             failed: None,
         };
@@ -238,33 +237,52 @@ impl Session {
             return;
         }
         let block = task.unit.block_len();
-        if !task.buf.is_empty() || at % block != 0 || !useful.len().is_multiple_of(block) {
-            // Pieces that do not end on a block are put together first.
-            if task.buf.is_empty() {
-                task.buf_at = at;
+        let mut to = offset + (at - task.buf.len()) as u64;
+        let mut rest = useful;
+        if !task.buf.is_empty() {
+            // The block that the last piece ended in is put together first.
+            let (head, others) = rest.split_at(rest.len().min(block - task.buf.len()));
+            task.buf.extend_from_slice(head);
+            if task.buf.len() < block {
+                return;
             }
-            task.buf.extend_from_slice(useful);
-            return;
+            let whole = std::mem::take(&mut task.buf);
+            self.put(tag, to, &whole);
+            to += block as u64;
+            rest = others;
         }
-        let to = offset + at as u64;
+        let (blocks, tail) = rest.split_at(rest.len() - rest.len() % block);
+        if !blocks.is_empty() {
+            self.put(tag, to, blocks);
+        }
+        if let Some(task) = self.writes.get(tag).filter(|_| !tail.is_empty()) {
+            task.buf.extend_from_slice(tail);
+        }
+    }
+
+    /// Writes whole blocks of a stream to the device: at once, or by a job where the device would wait.
+    fn put(&mut self, tag: u32, to: u64, blocks: &[u8]) {
+        let Some(task) = self.writes.get(tag).filter(|t| t.failed.is_none()) else { return };
         let written = match task.unit.gate.try_read() {
-            Ok(_gate) => task.unit.device.try_write_at(useful, to),
+            Ok(_gate) => task.unit.device.try_write_at(blocks, to),
             Err(TryLockError::Poisoned(_)) | Err(TryLockError::WouldBlock) => Ok(false),
         };
         match written {
-            Ok(true) => self.me.counters.taken(useful.len()),
+            Ok(true) => self.me.counters.taken(blocks.len()),
             Ok(false) => {
                 task.jobs += 1;
-                let (unit, command, piece) = (Arc::clone(&task.unit), task.command, useful.to_vec());
-                let ticket = self.ticket(&command);
+                let (unit, command, piece) = (Arc::clone(&task.unit), task.command, blocks.to_vec());
+                let (ticket, _) = self.ticket(&command);
                 let bytes = piece.len();
                 self.job_bytes += bytes;
                 self.spawn(
+                    Queue::Data,
+                    None,
                     move || {
                         let _writer = unit.gate.read().unwrap_or_else(PoisonError::into_inner);
                         unit.device.write_at(&piece, to)
                     },
-                    move |result| Done::Piece { ticket, tag, bytes, result },
+                    move |result| Done::Piece { ticket, tag, offset: to, bytes, result },
                 );
             }
             Err(e) => {
@@ -311,7 +329,7 @@ impl Session {
     /// All data is there (or the command failed): the last step.
     pub(super) fn end_write(&mut self, tag: u32) {
         let Some(task) = self.writes.remove(tag) else { return };
-        let WriteTask { command, unit, nexus, sink, asked, buf, buf_at, failed, want, .. } = task;
+        let WriteTask { command, unit, nexus, sink, asked, buf, failed, want, .. } = task;
         if let Some(reply) = failed {
             if matches!(sink, Sink::Collect(_)) {
                 self.staged -= want;
@@ -324,10 +342,12 @@ impl Session {
                 self.answer(&command, Reply::good(), Some(asked));
             }
             Sink::Stream { offset, flush } => {
-                let ticket = self.ticket(&command);
+                let (ticket, _) = self.ticket(&command);
                 self.counters().taken(buf.len());
                 self.spawn(
-                    move || match finish_stream(&unit, &buf, offset + buf_at as u64, flush) {
+                    if flush { Queue::Flush } else { Queue::Data },
+                    None,
+                    move || match finish_stream(&unit, &buf, offset + (want - buf.len()) as u64, flush) {
                         Ok(()) => Reply::good(),
                         Err(e) => {
                             tracing::warn!(lun = command.lun, error = %e, "write or flush failed");
@@ -353,31 +373,29 @@ impl Session {
         let (asked, staged) = collected.unwrap_or((0, 0));
         if action.quick() {
             self.staged -= staged;
-            let reply = action.run(&unit, &nexus, &self.units, &data);
+            let reply = action.run(&unit, &nexus, &self.units, &data, &Cancel::default());
             return self.answer(&command, reply, collected.map(|(asked, _)| asked));
         }
-        let (ticket, units) = (self.ticket(&command), self.units.clone());
+        let ((ticket, cancel), units) = (self.ticket(&command), self.units.clone());
+        let queue = if action == Action::Flush { Queue::Flush } else { Queue::Long };
         self.spawn(
-            move || action.run(&unit, &nexus, &units, &data),
+            queue,
+            Some(cancel.clone()),
+            move || action.run(&unit, &nexus, &units, &data, &cancel),
             move |reply| Done::Replied { ticket, command, asked, staged, reply },
         );
     }
 }
 
-/// Writes what was put together (the rest of its last block is kept) and flushes.
-pub(super) fn finish_stream(unit: &LogicalUnit, buf: &[u8], offset: u64, flush: bool) -> io::Result<()> {
-    let block = unit.block_len();
-    if !buf.is_empty() {
-        // Part of a block at either end means reading, changing and writing it while nobody else writes.
-        let lead = index(offset % block as u64);
-        let start = offset - lead as u64;
+/// Writes the part of a block that a stream ends with (the rest of that block is kept) and flushes. `offset` is the block's.
+pub(super) fn finish_stream(unit: &LogicalUnit, tail: &[u8], offset: u64, flush: bool) -> io::Result<()> {
+    if !tail.is_empty() {
+        // Reading, changing and writing it while nobody else writes.
         let _alone = unit.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let mut whole = vec![0; (lead + buf.len()).next_multiple_of(block)];
-        if lead != 0 || !buf.len().is_multiple_of(block) {
-            unit.device.read_at(&mut whole, start)?;
-        }
-        whole[lead..lead + buf.len()].copy_from_slice(buf);
-        unit.device.write_at(&whole, start)?;
+        let mut whole = vec![0; unit.block_len()];
+        unit.device.read_at(&mut whole, offset)?;
+        whole[..tail.len()].copy_from_slice(tail);
+        unit.device.write_at(&whole, offset)?;
     }
     if flush { unit.device.flush() } else { Ok(()) }
 }

@@ -23,6 +23,8 @@ pub struct MemDisk {
     pub flushes: AtomicUsize,
     /// Device calls that write, ever.
     pub writes: AtomicUsize,
+    /// Device calls that read and may block, ever.
+    pub reads: AtomicUsize,
 }
 
 impl MemDisk {
@@ -38,6 +40,7 @@ impl MemDisk {
             broken: AtomicBool::new(false),
             flushes: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
+            reads: AtomicUsize::new(0),
         })
     }
 
@@ -108,6 +111,7 @@ impl BlockDevice for MemDisk {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.reads.fetch_add(1, SeqCst);
         self.wait();
         self.get(buf, offset)
     }

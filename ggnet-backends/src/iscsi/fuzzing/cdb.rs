@@ -15,6 +15,7 @@ use super::super::scsi::lu::{Attention, LogicalUnit, Nexus, Port};
 use super::super::scsi::read_write::{MAX_COLLECTED, MAX_COMPARE_BLOCKS};
 use super::super::scsi::sense::{Sense, status};
 use super::super::scsi::{Action, Plan, Reply, Units, decode, no_unit};
+use super::super::workers::Cancel;
 use super::super::writes::finish_stream;
 use super::super::{Identity, Lun};
 use super::Input;
@@ -132,7 +133,7 @@ impl Rig {
         let protected = unit.write_protected();
         let reply = match decode(unit, nexus, &self.units, cdb) {
             Plan::Reply(reply) => reply,
-            Plan::Run(action) => action.run(unit, nexus, &self.units, &[]),
+            Plan::Run(action) => action.run(unit, nexus, &self.units, &[], &Cancel::default()),
             Plan::Read { offset, len } => {
                 let asked = named(cdb).filter(|_| matches!(cdb[0], 0x08 | 0x28 | 0x88 | 0xa8));
                 same_extent(unit, asked, offset, len);
@@ -144,7 +145,10 @@ impl Rig {
                 assert!(!protected, "a write to a protected unit");
                 same_extent(unit, named(cdb), offset, len);
                 let data = fitted(data, index(len), fit);
-                let written = finish_stream(unit, &data, offset, flush);
+                let (blocks, tail) = data.split_at(data.len() - data.len() % unit.block_len());
+                let written = if blocks.is_empty() { Ok(()) } else { unit.device.write_at(blocks, offset) };
+                let written =
+                    written.and_then(|()| finish_stream(unit, tail, offset + blocks.len() as u64, flush));
                 written.map_or_else(|e| Reply::check(Sense::from_write(&e)), |()| Reply::good())
             }
             Plan::Out { len, action } => {
@@ -162,7 +166,7 @@ impl Rig {
     }
 
     fn run(&self, action: Action, unit: &LogicalUnit, nexus: &Arc<Nexus>, data: &[u8]) -> Reply {
-        let reply = action.run(unit, nexus, &self.units, data);
+        let reply = action.run(unit, nexus, &self.units, data, &Cancel::default());
         assert!(reply.data.is_empty(), "data both ways");
         reply
     }

@@ -7,6 +7,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::super::bytes::{be16, be32, be64, index, put, sat32, u8at};
+use super::super::workers::Cancel;
 use super::lu::{LogicalUnit, Nexus};
 use super::read_write::check_range;
 use super::reserve::Access;
@@ -14,9 +15,12 @@ use super::sense::Sense;
 use super::{Action, Plan, Reply, Units, allocation32};
 
 const MAX_TARGETS: u16 = 2;
-const MAX_SEGMENTS: u16 = 16;
-const MAX_LIST: usize = TARGET_LEN * 2 + SEGMENT_LEN * 16;
-const MAX_SEGMENT_BYTES: u32 = 32 << 20;
+/// With `MAX_SEGMENT_BYTES` what one command may copy: 64 MiB.
+const MAX_SEGMENTS: u16 = 4;
+const MAX_LIST: usize = TARGET_LEN * 2 + SEGMENT_LEN * 4;
+const MAX_SEGMENT_BYTES: u32 = 16 << 20;
+/// Copied at once.
+const STEP: u64 = 1 << 20;
 const TARGET_LEN: usize = 32;
 const SEGMENT_LEN: usize = 28;
 
@@ -118,7 +122,7 @@ impl CopyResults {
 }
 
 /// Executes EXTENDED COPY.
-pub(crate) fn extended_copy(nexus: &Nexus, units: &Units, data: &[u8]) -> Reply {
+pub(crate) fn extended_copy(nexus: &Nexus, units: &Units, data: &[u8], cancel: &Cancel) -> Reply {
     let segments = match parse(nexus, units, data) {
         Ok(segments) => segments,
         Err(reply) => return reply,
@@ -126,7 +130,7 @@ pub(crate) fn extended_copy(nexus: &Nexus, units: &Units, data: &[u8]) -> Reply 
     let mut result = CopyResult { list: u8at(data, 0), failed: false, segments: 0, bytes: 0 };
     let mut reply = Reply::good();
     for segment in &segments {
-        if let Err(sense) = run(segment) {
+        if let Err(sense) = run(segment, cancel) {
             result.failed = true;
             reply = Reply::check(sense);
             break;
@@ -242,12 +246,22 @@ fn check(s: &Segment, nexus: &Nexus) -> Result<(), Reply> {
     Ok(())
 }
 
-fn run(s: &Segment) -> Result<(), Sense> {
-    let mut buf = vec![0; index(s.bytes)];
+fn run(s: &Segment, cancel: &Cancel) -> Result<(), Sense> {
+    let mut buf = vec![0; index(s.bytes.min(STEP))];
     let (from, to) = (s.from_lba << s.from.shift(), s.to_lba << s.to.shift());
-    s.from.device.read_at(&mut buf, from).map_err(|e| Sense::from_read(&e))?;
-    let _writer = s.to.gate.read().unwrap_or_else(PoisonError::into_inner);
-    s.to.device.write_at(&buf, to).map_err(|e| Sense::from_write(&e))?;
+    let steps = s.bytes.div_ceil(STEP);
+    // From the end where the destination lies behind the source, so that a step never overwrites what is still to be read.
+    let backwards = Arc::ptr_eq(&s.from, &s.to) && to > from;
+    for n in 0..steps {
+        if cancel.is_cancelled() {
+            return Err(Sense::COMMAND_ABORTED);
+        }
+        let at = if backwards { steps - 1 - n } else { n } * STEP;
+        let part = &mut buf[..index((s.bytes - at).min(STEP))];
+        s.from.device.read_at(part, from + at).map_err(|e| Sense::from_read(&e))?;
+        let _writer = s.to.gate.read().unwrap_or_else(PoisonError::into_inner);
+        s.to.device.write_at(part, to + at).map_err(|e| Sense::from_write(&e))?;
+    }
     if s.to.write_through() {
         s.to.device.flush().map_err(|e| Sense::from_write(&e))?;
     }

@@ -18,6 +18,7 @@ use self::lu::{LogicalUnit, Nexus};
 use self::reserve::Access;
 use self::sense::{Sense, status};
 use super::bytes::{be16, be32, index, u8at};
+use super::workers::Cancel;
 
 pub(crate) mod capacity;
 pub(crate) mod copy;
@@ -133,23 +134,34 @@ impl Action {
         matches!(self, Self::WriteSame { .. } | Self::CompareAndWrite { .. } | Self::OrWrite { .. })
     }
 
-    /// Executes it. `units` are all logical units of the target, for copies between them.
-    pub(crate) fn run(self, lu: &LogicalUnit, nexus: &Arc<Nexus>, units: &Units, data: &[u8]) -> Reply {
+    /// Executes it. `units` are all logical units of the target, for copies between them. What goes over many blocks ends early when
+    /// it is cancelled.
+    pub(crate) fn run(
+        self,
+        lu: &LogicalUnit,
+        nexus: &Arc<Nexus>,
+        units: &Units,
+        data: &[u8],
+        cancel: &Cancel,
+    ) -> Reply {
         match self {
             Self::Flush => read_write::flush(lu),
-            Self::Unmap => provision::unmap(lu, data),
+            Self::Unmap => provision::unmap(lu, data, cancel),
             Self::WriteSame { lba, count, unmap, zeros } => {
-                provision::write_same(lu, lba, count, unmap, zeros, data)
+                let same = provision::Same { lba, count, unmap, zeros };
+                provision::write_same(lu, &same, data, cancel)
             }
             Self::CompareAndWrite { lba, count, flush } => {
                 read_write::compare_and_write(lu, lba, count, flush, data)
             }
             Self::OrWrite { lba, count, flush } => read_write::or_write(lu, lba, count, flush, data),
-            Self::Verify { lba, count, one_block } => read_write::verify(lu, lba, count, one_block, data),
+            Self::Verify { lba, count, one_block } => {
+                read_write::verify(lu, lba, count, one_block, data, cancel)
+            }
             Self::LbaStatus { lba, allocation } => capacity::lba_status(lu, lba, allocation),
             Self::ModeSelect { ten, page_format } => mode::select(lu, nexus, ten, page_format, data),
             Self::PersistentReserve { action, kind } => reserve::write(lu, nexus, action, kind, data),
-            Self::ExtendedCopy => copy::extended_copy(nexus, units, data),
+            Self::ExtendedCopy => copy::extended_copy(nexus, units, data, cancel),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::PoisonError;
 
 use super::super::block::BlockDevice;
 use super::super::bytes::{be16, be32, be64, index};
+use super::super::workers::Cancel;
 use super::lu::LogicalUnit;
 use super::read_write::check_range;
 use super::sense::Sense;
@@ -40,7 +41,7 @@ pub(crate) fn decode_unmap(lu: &LogicalUnit, cdb: &[u8; 16]) -> Result<Plan, Rep
 }
 
 /// Executes UNMAP.
-pub(crate) fn unmap(lu: &LogicalUnit, data: &[u8]) -> Reply {
+pub(crate) fn unmap(lu: &LogicalUnit, data: &[u8], cancel: &Cancel) -> Reply {
     if data.len() < 8 {
         return Reply::check(Sense::PARAMETER_LIST_LENGTH);
     }
@@ -61,6 +62,9 @@ pub(crate) fn unmap(lu: &LogicalUnit, data: &[u8]) -> Reply {
     }
     let _writer = lu.gate.read().unwrap_or_else(PoisonError::into_inner);
     for (lba, count) in ranges.into_iter().filter(|(_, count)| *count > 0) {
+        if cancel.is_cancelled() {
+            return Reply::check(Sense::COMMAND_ABORTED);
+        }
         if let Err(e) = lu.device.discard(lba << lu.shift(), count << lu.shift()) {
             return Reply::check(Sense::from_write(&e));
         }
@@ -103,15 +107,17 @@ pub(crate) fn decode_write_same(lu: &LogicalUnit, cdb: &[u8; 16], sixteen: bool)
     Ok(if zeros { Plan::Run(action) } else { Plan::Out { len: lu.block_len(), action } })
 }
 
+/// What a WRITE SAME writes, and where.
+pub(crate) struct Same {
+    pub(crate) lba: u64,
+    pub(crate) count: u64,
+    pub(crate) unmap: bool,
+    pub(crate) zeros: bool,
+}
+
 /// Executes WRITE SAME.
-pub(crate) fn write_same(
-    lu: &LogicalUnit,
-    lba: u64,
-    count: u64,
-    unmap: bool,
-    zeros: bool,
-    data: &[u8],
-) -> Reply {
+pub(crate) fn write_same(lu: &LogicalUnit, same: &Same, data: &[u8], cancel: &Cancel) -> Reply {
+    let Same { lba, count, unmap, zeros } = *same;
     let block = lu.block_len();
     let zero = vec![0; block];
     let pattern = if zeros { &zero } else { data };
@@ -123,17 +129,24 @@ pub(crate) fn write_same(
     let (offset, len) = (lba << lu.shift(), count << lu.shift());
     // Unmapping is right only where the pattern is what unmapped blocks read as.
     let discard = unmap && pattern.iter().all(|b| *b == 0);
-    let done = if discard { lu.device.discard(offset, len) } else { fill(&*lu.device, offset, len, pattern) };
+    let done = if discard {
+        lu.device.discard(offset, len)
+    } else {
+        fill(&*lu.device, offset, len, pattern, cancel)
+    };
+    if cancel.is_cancelled() {
+        return Reply::check(Sense::COMMAND_ABORTED);
+    }
     let done = done.and_then(|()| if lu.write_through() { lu.device.flush() } else { Ok(()) });
     done.map_or_else(|e| Reply::check(Sense::from_write(&e)), |()| Reply::good())
 }
 
-/// Writes the pattern over a range, a mebibyte at a time.
-fn fill(device: &dyn BlockDevice, offset: u64, len: u64, pattern: &[u8]) -> io::Result<()> {
+/// Writes the pattern over a range, a mebibyte at a time, as far as it is not cancelled.
+fn fill(device: &dyn BlockDevice, offset: u64, len: u64, pattern: &[u8], cancel: &Cancel) -> io::Result<()> {
     let step = len.min(1 << 20);
     let buf = pattern.repeat(index(step) / pattern.len());
     let mut at = 0;
-    while at < len {
+    while at < len && !cancel.is_cancelled() {
         let part = index(step.min(len - at));
         device.write_at(&buf[..part], offset + at)?;
         at += part as u64;

@@ -7,6 +7,7 @@
 use std::sync::PoisonError;
 
 use super::super::bytes::{be16, be24, be32, be64, first_difference, index, or_into};
+use super::super::workers::Cancel;
 use super::lu::LogicalUnit;
 use super::sense::Sense;
 use super::{Action, Plan, Reply};
@@ -131,12 +132,22 @@ pub(crate) fn decode_verify(lu: &LogicalUnit, cdb: &[u8; 16]) -> Result<Plan, Re
 }
 
 /// Compares the medium with the data.
-pub(crate) fn verify(lu: &LogicalUnit, lba: u64, count: u64, one_block: bool, data: &[u8]) -> Reply {
+pub(crate) fn verify(
+    lu: &LogicalUnit,
+    lba: u64,
+    count: u64,
+    one_block: bool,
+    data: &[u8],
+    cancel: &Cancel,
+) -> Reply {
     let block = lu.block_len();
     let per_step = (1 << 20) / block;
     let mut buf = vec![0; per_step.min(index(count)) * block];
     let mut done = 0;
     while done < count {
+        if cancel.is_cancelled() {
+            return Reply::check(Sense::COMMAND_ABORTED);
+        }
         let blocks = index(count - done).min(per_step);
         let part = &mut buf[..blocks * block];
         if let Err(e) = lu.device.read_at(part, (lba + done) << lu.shift()) {

@@ -63,6 +63,8 @@ impl Sense {
     pub(crate) const UNSUPPORTED_SEGMENT_DESCRIPTOR: Self = Self::new(ILLEGAL_REQUEST, 0x26, 0x09);
     pub(crate) const COPY_TARGET_UNREACHABLE: Self = Self::new(COPY_ABORTED, 0x0d, 0x02);
     pub(crate) const COPY_ABORTED: Self = Self::new(COPY_ABORTED, 0x00, 0x00);
+    /// Somebody ended the command.
+    pub(crate) const COMMAND_ABORTED: Self = Self::new(ABORTED_COMMAND, 0x00, 0x00);
     pub(crate) const PROTOCOL_CRC: Self = Self::new(ABORTED_COMMAND, 0x47, 0x05);
 
     const fn new(key: u8, asc: u8, ascq: u8) -> Self {

@@ -6,6 +6,7 @@
 
 mod device;
 mod policy;
+mod pressure;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -23,6 +24,7 @@ use ggnet_core::{
 use self::{
     device::Served,
     policy::{Served as ServedTarget, Targets},
+    pressure::Pressure,
 };
 use crate::iscsi::{
     AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
@@ -55,6 +57,7 @@ pub struct BuiltinTargets {
     instance: InstanceId,
     clock: Arc<dyn Clock>,
     turns: Turns,
+    pressure: Pressure,
 }
 
 impl BuiltinTargets {
@@ -73,7 +76,15 @@ impl BuiltinTargets {
                 .with_subject(e.address.to_string())
                 .with_hint("Stop the program that has this port (`ss -ltnp` names it), or set another with --iscsi-listen")
         })?;
-        Ok(Self { server, targets, prefix, instance, clock, turns: Turns::default() })
+        Ok(Self {
+            server,
+            targets,
+            prefix,
+            instance,
+            clock,
+            turns: Turns::default(),
+            pressure: Pressure::default(),
+        })
     }
 
     /// Where it listens, with the ports that the system chose.
@@ -272,7 +283,7 @@ impl TargetBackend for BuiltinTargets {
     }
 
     async fn health(&self) -> Health {
-        Health::Up
+        self.pressure.health(self.server.occupancy())
     }
 
     async fn shutdown(&self) {

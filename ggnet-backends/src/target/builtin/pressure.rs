@@ -1,0 +1,60 @@
+//! Whether connections were turned away lately, for an operator to hear of.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ggnet_core::ports::Health;
+
+use crate::iscsi::Occupancy;
+
+/// How long it is said after the last one.
+const SAID_FOR: Duration = Duration::from_secs(60);
+
+/// What was seen of the connections turned away.
+#[derive(Debug, Default)]
+pub(super) struct Pressure(Mutex<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    turned_away: u64,
+    last: Option<Instant>,
+}
+
+impl Pressure {
+    /// Degraded for a minute after a connection was turned away: somebody floods the portal, or there are more machines than places.
+    pub(super) fn health(&self, now: Occupancy) -> Health {
+        // Every step under it leaves valid data.
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.turned_away > seen.turned_away {
+            (seen.turned_away, seen.last) = (now.turned_away, Some(Instant::now()));
+        }
+        if seen.last.is_none_or(|last| last.elapsed() >= SAID_FOR) {
+            return Health::Up;
+        }
+        Health::Degraded(format!(
+            "The iSCSI portal turns connections away: {} wait to log in, {} are logged in without and {} with a secret, {} were turned \
+             away since the start",
+            now.waiting, now.open, now.proven, now.turned_away
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_when_somebody_was_turned_away_and_not_before() {
+        let pressure = Pressure::default();
+        let now = Occupancy { waiting: 3, open: 2, proven: 1, turned_away: 0 };
+        assert_eq!(pressure.health(now), Health::Up);
+        let now = Occupancy { turned_away: 7, ..now };
+        for _ in 0..2 {
+            assert!(
+                matches!(pressure.health(now), Health::Degraded(why) if why.contains("7 were turned away"))
+            );
+        }
+    }
+}

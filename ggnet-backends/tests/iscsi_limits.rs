@@ -1,0 +1,280 @@
+//! What one session, or somebody who has proved nothing, can take from the iSCSI target: places, memory, workers, time.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod iscsi_support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use ggnet_backends::iscsi::{Chap, Exclusivity, ServerConfig, TargetConfig};
+use iscsi_support::initiator::{Initiator, Login, Pdu, write_cdb};
+use iscsi_support::{IQN, MemDisk, Policy, Rig, lun, pattern, until};
+
+const MIB: usize = 1 << 20;
+const READ_ONE: [u8; 10] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
+fn rig(change: impl FnOnce(&mut ServerConfig)) -> Rig {
+    Rig::with(Policy::accept(Chap::None, Exclusivity::Shared), change)
+}
+
+async fn login(rig: &Rig) -> Initiator {
+    Initiator::login(rig.address, Login::default()).await.unwrap()
+}
+
+/// Sends a SCSI command outside of the window; returns its task tag.
+async fn immediate(i: &mut Initiator, flags: u8, cdb: &[u8], expected: u32) -> u32 {
+    let mut bhs = i.request(0x41, flags);
+    bhs[20..24].copy_from_slice(&expected.to_be_bytes());
+    bhs[32..32 + cdb.len()].copy_from_slice(cdb);
+    i.send(bhs, &[]).await.unwrap();
+    i.itt
+}
+
+/// ABORT TASK of this task; returns the response.
+async fn abort(i: &mut Initiator, itt: u32) {
+    let mut bhs = i.request(0x42, 0x81);
+    bhs[20..24].copy_from_slice(&itt.to_be_bytes());
+    i.send(bhs, &[]).await.unwrap();
+}
+
+/// Places that the last answer left in the window.
+fn window(answer: &Pdu) -> u32 {
+    answer.word(32).wrapping_sub(answer.word(28)).wrapping_add(1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn immediate_commands_past_their_limit_are_rejected_and_the_session_goes_on() {
+    let rig = rig(|c| c.limits.immediate_commands = 16);
+    rig.add(IQN, MemDisk::new(MIB, 512));
+    let mut i = login(&rig).await;
+    let (mut asked, mut rejected) = (Vec::new(), 0);
+    for _ in 0..1000 {
+        let itt = immediate(&mut i, 0xa1, &write_cdb(0, 8, false), 4096).await;
+        let answer = i.receive().await.unwrap();
+        match answer.opcode() {
+            // It asks for the data, which never comes.
+            0x31 => asked.push(itt),
+            0x3f => {
+                // RFC 7143 section 11.17.1: too many immediate commands.
+                assert_eq!(answer.bhs[2], 6);
+                rejected += 1;
+            }
+            other => panic!("opcode {other:#x}"),
+        }
+    }
+    assert_eq!((asked.len(), rejected), (16, 984));
+    let (_, end) = i.read(0, 1, 512).await;
+    assert_eq!((end.status(), window(&end)), (0, 128), "the window is not theirs");
+    abort(&mut i, asked[0]).await;
+    assert_eq!(i.receive().await.unwrap().opcode(), 0x22);
+    immediate(&mut i, 0xa1, &write_cdb(0, 8, false), 4096).await;
+    assert_eq!(i.receive().await.unwrap().opcode(), 0x31, "a place is free again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_window_never_grows_past_its_depth() {
+    let rig = rig(|c| c.limits.queue_depth = 4);
+    let disk = MemDisk::new(MIB, 512);
+    disk.decline.store(true, SeqCst);
+    rig.add(IQN, disk.clone());
+    let mut i = login(&rig).await;
+    disk.hold(true);
+    i.command(0xc1, &READ_ONE, 512, &[]).await;
+    let itt = immediate(&mut i, 0xc1, &READ_ONE, 512).await;
+    until("both reads are in flight", || disk.waiting.load(SeqCst) == 2).await;
+    abort(&mut i, itt).await;
+    // The answer to a ping says that the abort was heard.
+    let ping = i.request(0x40, 0x80);
+    i.send(ping, b"ping").await.unwrap();
+    assert_eq!(i.receive().await.unwrap().opcode(), 0x20);
+    disk.hold(false);
+    let mut windows = Vec::new();
+    while windows.len() < 2 {
+        let answer = i.receive().await.unwrap();
+        if answer.opcode() != 0x25 || answer.bhs[1] & 1 != 0 {
+            windows.push((answer.opcode(), window(&answer)));
+        }
+    }
+    windows.sort_unstable();
+    // The response of the abort, with or without the read's place; the read's own answer, which frees it.
+    assert!(matches!(windows[..], [(0x22, 3 | 4), (0x25, 4)]), "{windows:x?}");
+    let (_, end) = i.read(0, 1, 512).await;
+    assert_eq!(window(&end), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_in_odd_pieces_reaches_the_disk_block_by_block() {
+    for decline in [false, true] {
+        let disk = MemDisk::new(MIB, 512);
+        disk.decline.store(decline, SeqCst);
+        let rig = Rig::open(disk.clone());
+        let mut i = login(&rig).await;
+        let new = pattern(64 << 10, 5);
+        let itt = i.command(0xa1, &write_cdb(0, 128, false), 64 << 10, &[]).await;
+        let r2t = i.receive().await.unwrap();
+        assert_eq!((r2t.opcode(), r2t.word(44)), (0x31, 64 << 10));
+        let (mut at, mut sn) = (0, 0);
+        // The first piece is odd; the last is held back.
+        for len in [511, 1, 1023, 40_000, 4097] {
+            i.data_out(itt, r2t.word(20), sn, at, false, &new[at as usize..][..len]).await;
+            at += u32::try_from(len).unwrap();
+            sn += 1;
+        }
+        let whole = at as usize / 512 * 512;
+        until("whole blocks are on the disk before the last piece has come", || {
+            disk.data.read().unwrap()[..whole] == new[..whole]
+        })
+        .await;
+        assert!(disk.data.read().unwrap()[whole..].iter().all(|b| *b == 0), "and nothing else is");
+        i.data_out(itt, r2t.word(20), sn, at, true, &new[at as usize..]).await;
+        let end = i.receive().await.unwrap();
+        assert_eq!((end.opcode(), end.status()), (0x21, 0));
+        assert!(disk.data.read().unwrap()[..64 << 10] == new);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_ends_inside_a_block_keeps_the_rest_of_it() {
+    let disk = MemDisk::new(MIB, 512);
+    disk.data.write().unwrap().fill(9);
+    let rig = Rig::open(disk.clone());
+    let mut i = login(&rig).await;
+    // The command names two blocks, the initiator has 700 bytes.
+    let itt = i.command(0xa1, &write_cdb(3, 2, false), 700, &[]).await;
+    let r2t = i.receive().await.unwrap();
+    assert_eq!((r2t.opcode(), r2t.word(44)), (0x31, 700));
+    i.data_out(itt, r2t.word(20), 0, 0, false, &[7; 300]).await;
+    i.data_out(itt, r2t.word(20), 1, 300, true, &[7; 400]).await;
+    let end = i.receive().await.unwrap();
+    // 324 bytes were not transferred.
+    assert_eq!((end.status(), end.bhs[1] & 6, end.word(44)), (0, 4, 324));
+    let data = disk.data.read().unwrap();
+    assert!(data[..1536].iter().chain(&data[1536 + 700..]).all(|b| *b == 9));
+    assert!(data[1536..1536 + 700].iter().all(|b| *b == 7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_with_a_full_queue_leaves_workers_to_the_others() {
+    let rig = rig(|c| c.limits.blocking_jobs = 8);
+    let (greedy, other) = (MemDisk::new(MIB, 512), MemDisk::new(MIB, 512));
+    let device = |n, disk: &Arc<MemDisk>| lun(n, Arc::clone(disk) as _);
+    for disk in [&greedy, &other] {
+        disk.decline.store(true, SeqCst);
+    }
+    let luns = vec![device(0, &greedy)];
+    rig.server.add_target(TargetConfig { iqn: IQN.into(), luns }).unwrap();
+    let second = "iqn.2024-01.org.example:other";
+    rig.server.add_target(TargetConfig { iqn: second.into(), luns: vec![device(0, &other)] }).unwrap();
+    let mut i = login(&rig).await;
+    let mut j =
+        Initiator::login(rig.address, Login { target: Some(second), ..Login::default() }).await.unwrap();
+    greedy.hold(true);
+    for _ in 0..100 {
+        i.command(0xc1, &READ_ONE, 512, &[]).await;
+    }
+    until("a quarter of the workers waits for its disk", || greedy.waiting.load(SeqCst) == 2).await;
+    for _ in 0..20 {
+        assert_eq!(j.read(0, 1, 512).await.1.status(), 0);
+    }
+    assert_eq!(greedy.waiting.load(SeqCst), 2);
+    greedy.hold(false);
+    for _ in 0..100 {
+        assert_eq!(i.collect().await.1.status(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_of_a_session_that_is_gone_ends_between_two_steps() {
+    let disk = MemDisk::new(16 * MIB, 512);
+    disk.decline.store(true, SeqCst);
+    let rig = Rig::open(disk.clone());
+    let mut i = login(&rig).await;
+    disk.hold(true);
+    // VERIFY(16) of the whole disk against one block of zeros, twice: the second waits for its turn.
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[1]) = (0x8f, 6);
+    cdb[10..14].copy_from_slice(&(16 * MIB as u32 / 512).to_be_bytes());
+    for _ in 0..2 {
+        i.command(0xa1, &cdb, 512, &[0; 512]).await;
+    }
+    until("the first step waits for the disk", || disk.waiting.load(SeqCst) == 1).await;
+    drop(i);
+    // The target knows that it is gone; the session ends when its work does.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    disk.hold(false);
+    until("the session has ended", || rig.server.sessions().is_empty()).await;
+    assert_eq!(disk.reads.load(SeqCst), 1, "steps that nobody waited for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_onto_its_own_source_moves_every_block() {
+    for (from, to) in [(0, 1000), (1000, 0), (0, 6144), (0, 0)] {
+        let blocks: u16 = 6144; // Three steps of a mebibyte.
+        let disk = MemDisk::new(8 * MIB, 512);
+        let image = pattern(8 * MIB, 6);
+        disk.data.write().unwrap().copy_from_slice(&image);
+        let rig = Rig::open(disk.clone());
+        let mut i = login(&rig).await;
+        // SPC-4 sections 6.3, 6.3.6.3 and 6.3.7.5: one target by its NAA designator, one segment from block to block.
+        let mut list = vec![0; 16 + 32 + 28];
+        list[3] = 32;
+        list[11] = 28;
+        list[16..24].copy_from_slice(&[0xe4, 0, 0, 0, 1, 3, 0, 8]);
+        list[24..32].copy_from_slice(&0x3000_0000_0000_0001_u64.to_be_bytes());
+        list[48..52].copy_from_slice(&[2, 0, 0, 24]);
+        list[58..60].copy_from_slice(&blocks.to_be_bytes());
+        list[60..68].copy_from_slice(&u64::to_be_bytes(from));
+        list[68..76].copy_from_slice(&u64::to_be_bytes(to));
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[13]) = (0x83, 76);
+        i.command(0xa1, &cdb, 76, &list).await;
+        let end = i.receive().await.unwrap();
+        assert_eq!(end.status(), 0, "{:x?}", end.data);
+        let place = |lba: u64| usize::try_from(lba).unwrap() * 512;
+        let mut wanted = image;
+        wanted.copy_within(place(from)..place(from) + usize::from(blocks) * 512, place(to));
+        assert!(*disk.data.read().unwrap() == wanted, "from {from} to {to}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_make_room_and_end() {
+    let rig = rig(|c| {
+        c.limits.max_waiting = 8;
+        c.limits.proof_timeout = Duration::from_millis(500);
+    });
+    rig.add(IQN, MemDisk::new(MIB, 512));
+    let mut session = login(&rig).await;
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(Initiator::connect(rig.address).await.unwrap());
+    }
+    // Whoever comes now is let in, and who was in before is served.
+    let other = Login { isid: [0x80, 2, 2, 2, 2, 2], ..Login::default() };
+    let mut late = Initiator::login(rig.address, other).await.unwrap();
+    assert_eq!(late.read(0, 1, 512).await.1.status(), 0);
+    assert_eq!(session.read(0, 1, 512).await.1.status(), 0);
+    for s in &mut silent {
+        assert!(s.receive().await.is_err(), "it has ended");
+    }
+    until("no place is taken by them", || rig.server.occupancy().waiting == 0).await;
+    assert!(rig.server.occupancy().turned_away >= 92, "{:?}", rig.server.occupancy());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discovery_sessions_are_few_and_short() {
+    let rig = rig(|c| {
+        c.limits.max_open = 2;
+        c.limits.discovery_timeout = Duration::from_millis(500);
+    });
+    let discovery = || Initiator::login(rig.address, Login { target: None, ..Login::default() });
+    let mut two = [discovery().await.unwrap(), discovery().await.unwrap()];
+    // One more is put off, not turned away for good.
+    assert_eq!(discovery().await.err(), Some((3, 1)));
+    for one in &mut two {
+        assert!(one.receive().await.is_err(), "its time is over");
+    }
+    assert!(discovery().await.is_ok());
+}

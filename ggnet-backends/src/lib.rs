@@ -16,6 +16,8 @@ pub mod host;
 pub mod image;
 #[cfg(feature = "iscsi")]
 pub mod iscsi;
+#[cfg(feature = "bootfile-builtin")]
+mod log_budget;
 #[cfg(feature = "target-lio-configfs")]
 pub mod owner;
 pub mod register;

@@ -325,7 +325,8 @@ async fn every_nth_packet_may_be_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_clients_at_once() {
     let file = bytes(30_000);
-    let many = TftpConfig { max_transfers: 200, max_transfers_per_client: 200, ..config() };
+    let many =
+        TftpConfig { max_transfers: 200, max_unanswered: 200, max_transfers_per_client: 200, ..config() };
     let server = Server::start(&[("x", file.clone())], many).await;
     // Everybody holds a first block before anybody goes on: so all two hundred transfers are open together.
     let together = Arc::new(tokio::sync::Barrier::new(200));
@@ -416,4 +417,52 @@ async fn shutdown_cuts_transfers_and_frees_the_port() {
     assert_eq!(answer[..4], [0, 5, 0, 0], "a cut transfer tells its client");
     UdpSocket::bind(server.address).await.expect("the port is still taken");
     assert!(server.seen.0.lock().unwrap().is_empty(), "a cut transfer was observed as sent");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_probes_the_size_and_asks_the_same_again_at_once_is_answered() {
+    let server = Server::start(&[("x", bytes(5000))], config()).await;
+    let probe = rrq("x", &[("tsize", "0"), ("blksize", "1456")]);
+    for round in 0..300 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.send_to(&probe, server.address).await.unwrap();
+        let (answer, from) = receive(&socket).await;
+        assert_eq!(answer[..2], [0, 6], "round {round}");
+        // As firmware does: enough, and then the same for real.
+        socket.send_to(b"\0\x05\0\x08User aborted the transfer\0", from).await.unwrap();
+        socket.send_to(&probe, server.address).await.unwrap();
+        let (answer, from) = receive(&socket).await;
+        assert_eq!(answer[..2], [0, 6], "round {round}");
+        socket.send_to(&[0, 4, 0, 0], from).await.unwrap();
+        let (answer, from) = receive(&socket).await;
+        assert_eq!(answer[..4], [0, 3, 0, 1], "round {round}: the transfer that answers goes on");
+        socket.send_to(b"\0\x05\0\0enough\0", from).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_nobody_acknowledges_keep_no_client_waiting() {
+    let few = TftpConfig { max_unanswered: 8, max_transfers_per_client: 1000, ..config() };
+    let server = Server::start(&[("x", vec![7; 1000])], few).await;
+    // One that is under way: its client has acknowledged a block.
+    let under_way = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    under_way.send_to(&rrq("x", &[]), server.address).await.unwrap();
+    let (_, from) = receive(&under_way).await;
+    under_way.send_to(&[0, 4, 0, 1], from).await.unwrap();
+    let (block, _) = receive(&under_way).await;
+    assert_eq!(block[..4], [0, 3, 0, 2]);
+    // In many names, with the longest timeout there is, and never an answer.
+    let mut flood = Vec::new();
+    for _ in 0..200 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.send_to(&rrq("x", &[("timeout", "255")]), server.address).await.unwrap();
+        flood.push(socket);
+    }
+    for socket in &flood {
+        receive(socket).await;
+    }
+    let honest = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    assert_eq!(fetch(&honest, server.address, "x", async || {}).await, vec![7; 1000]);
+    under_way.send_to(&[0, 4, 0, 2], from).await.unwrap();
+    assert_eq!(server.seen.sent(2).await.len(), 2, "nor does one that is under way lose its place");
 }

@@ -22,8 +22,11 @@ pub(super) use server::Server;
 pub struct TftpConfig {
     /// The addresses to listen on. An IPv6 address takes IPv6 only, so both families may use one port.
     pub listen: Vec<SocketAddr>,
-    /// Transfers at once, in all; a request beyond them is dropped, and the client asks again.
+    /// Transfers at once to clients that have acknowledged something, in all; one more is ended.
     pub max_transfers: usize,
+    /// Transfers at once to clients that have acknowledged nothing yet: anybody can ask in anybody's name. For one more the oldest of
+    /// them is given up.
+    pub max_unanswered: usize,
     /// Transfers at once to one client address.
     pub max_transfers_per_client: usize,
     /// Pause before the first retransmission, in milliseconds; it doubles with each one up to 8 s. A client's `timeout` option
@@ -38,6 +41,7 @@ impl Default for TftpConfig {
         Self {
             listen: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 69))],
             max_transfers: 512,
+            max_unanswered: 256,
             max_transfers_per_client: 16,
             retransmit_ms: 1000,
             retries: 5,

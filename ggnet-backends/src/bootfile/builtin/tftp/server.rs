@@ -8,11 +8,13 @@
 //! * Every task is in `tracker` and ends with `cancel`; [`Server::stop`] returns when all have ended.
 //! * The table holds exactly the transfers that run; an entry is removed by its own transfer alone (it is known by a number).
 //! * A new request from a client's port takes the place of the old transfer, unless it is the same request sent again
-//!   before any answer of ours arrived: then the old one sends its first packet again, from the port that the client may know.
+//!   before any answer of ours arrived: then the old one sends its first packet again, from the port that the client may know; or, when
+//!   it has ended meanwhile (firmware probes a file's size, sends ERROR and asks again at once), it begins anew.
+//! * A transfer that nobody has acknowledged takes no place of one that somebody has; of those the oldest goes first.
 //! * The table's lock is never held across an await.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
@@ -39,6 +41,7 @@ use super::{
 };
 use crate::{
     bootfile::builtin::{BuiltinBootFiles, Found},
+    log_budget::{LogBudget, quoted},
     udp::{PktinfoSocket, RECEIVE_BUFFER},
 };
 
@@ -47,6 +50,9 @@ const HEADERS_V4: u32 = 20 + 8 + 4;
 const HEADERS_V6: u32 = 40 + 8 + 4;
 /// Text conversion copies the file; nobody boots text larger than this.
 const NETASCII_LIMIT: usize = 1 << 20;
+/// Lines of the log a second about requests that were refused, and about transfers: a room that boots at once fits.
+const REFUSALS_A_SECOND: u32 = 10;
+const READS_A_SECOND: u32 = 200;
 /// Pause after a failed receive, so that a broken interface does not spin a core.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -60,6 +66,9 @@ struct Shared {
     files: BuiltinBootFiles,
     config: TftpConfig,
     table: Mutex<Table>,
+    /// Lines of the log about requests that were refused, and about transfers.
+    refusals: LogBudget,
+    reads: LogBudget,
     tracker: TaskTracker,
     cancel: CancellationToken,
     listening: AtomicUsize,
@@ -68,6 +77,8 @@ struct Shared {
 #[derive(Default)]
 struct Table {
     by_peer: HashMap<SocketAddr, Entry>,
+    /// Transfers that nobody has acknowledged, the oldest first.
+    unanswered: BTreeMap<u64, SocketAddr>,
     per_client: HashMap<IpAddr, usize>,
     last_number: u64,
 }
@@ -82,6 +93,8 @@ struct Entry {
 struct Control {
     cancel: CancellationToken,
     repeat: Notify,
+    /// The client has sent its request again, and the transfer has not heard of it. Set under the table's lock.
+    asked_again: AtomicBool,
     answered: AtomicBool,
 }
 
@@ -104,7 +117,9 @@ impl Server {
         if config.listen.is_empty() {
             return Err(Error::invalid("listen", "TFTP needs at least one address to listen on"));
         }
-        if config.max_transfers == 0 || config.max_transfers_per_client == 0 || config.retransmit_ms == 0 {
+        if [config.max_transfers, config.max_unanswered, config.max_transfers_per_client].contains(&0)
+            || config.retransmit_ms == 0
+        {
             return Err(Error::invalid("max_transfers", "The limits of TFTP must be greater than zero"));
         }
         let mut sockets = Vec::with_capacity(config.listen.len());
@@ -121,6 +136,8 @@ impl Server {
             files,
             config,
             table: Mutex::default(),
+            refusals: LogBudget::new(REFUSALS_A_SECOND),
+            reads: LogBudget::new(READS_A_SECOND),
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
             listening: AtomicUsize::new(sockets.len()),
@@ -235,11 +252,25 @@ impl Shared {
             Ok(Packet::Read(request)) => self.read_request(datagram, &request, peer, local),
             Ok(Packet::Write(path)) => {
                 let path = String::from_utf8_lossy(path);
-                refuse(peer, local, &path, ErrorCode::Access, "This server is read-only");
+                self.refuse(peer, local, &path, ErrorCode::Access, "This server is read-only");
             }
             // Late packets of an ended transfer, or noise; an answer could only start a loop.
             Ok(_) => {}
             Err(why) => tracing::debug!(target: "tftp", %peer, %why, "Not a TFTP request"),
+        }
+    }
+
+    /// Answers ERROR from a port of its own, as RFC 1350 has it, and logs the request.
+    fn refuse(&self, peer: SocketAddr, local: Option<IpAddr>, path: &str, code: ErrorCode, message: &str) {
+        if let Some(left_out) = self.refusals.line() {
+            let outcome = format!("refused: {message}");
+            tracing::info!(target: "tftp", %peer, path = quoted(path), outcome, left_out, "TFTP request");
+        }
+        let mut out = Vec::new();
+        packet::encode_error(&mut out, code, message);
+        // A fresh UDP socket has room for one packet, so this does not wait.
+        if let Err(error) = transfer_socket(peer, local).and_then(|socket| socket.send(&out)) {
+            tracing::debug!(target: "tftp", %peer, %error, "Could not send the refusal");
         }
     }
 
@@ -256,19 +287,19 @@ impl Shared {
             return;
         }
         let Ok(parsed) = path.parse::<BootPath>() else {
-            return refuse(peer, local, &path, ErrorCode::Access, "Not a path of this server");
+            return self.refuse(peer, local, &path, ErrorCode::Access, "Not a path of this server");
         };
         let Some(found) = self.files.resolve(&parsed) else {
-            return refuse(peer, local, &path, ErrorCode::NotFound, "File not found");
+            return self.refuse(peer, local, &path, ErrorCode::NotFound, "File not found");
         };
         let Some(mode) = request.transfer_mode() else {
-            return refuse(peer, local, &path, ErrorCode::Illegal, "Only octet and netascii are served");
+            return self.refuse(peer, local, &path, ErrorCode::Illegal, "Only octet and netascii are served");
         };
         let bytes = match mode {
             Mode::Octet => found.bytes.clone(),
             Mode::Netascii if found.bytes.len() > NETASCII_LIMIT => {
                 let why = "Too large for netascii; ask in octet mode";
-                return refuse(peer, local, &path, ErrorCode::Undefined, why);
+                return self.refuse(peer, local, &path, ErrorCode::Undefined, why);
             }
             Mode::Netascii => Bytes::from(packet::to_netascii(&found.bytes)),
         };
@@ -282,7 +313,10 @@ impl Shared {
         let size = bytes.len() as u64;
         let negotiated = negotiate(&request.options, size, largest_block(&socket, peer));
         let Some((number, control)) = self.enter(datagram, peer) else {
-            tracing::warn!(target: "tftp", %peer, path, outcome = "dropped: too many transfers", "TFTP read");
+            if let Some(left_out) = self.refusals.line() {
+                let outcome = "dropped: too many transfers of this client";
+                tracing::warn!(target: "tftp", %peer, path = quoted(&path), outcome, left_out, "TFTP read");
+            }
             return;
         };
         let Found { mac, path: stored, .. } = found;
@@ -296,6 +330,7 @@ impl Shared {
         let Some(entry) = table.by_peer.get(&peer) else { return false };
         let same = entry.request == datagram && !entry.control.answered.load(Ordering::Acquire);
         if same {
+            entry.control.asked_again.store(true, Ordering::Release);
             entry.control.repeat.notify_one();
         }
         same
@@ -304,53 +339,79 @@ impl Shared {
     /// Enters a transfer into the table, in the place of an old one to the same port; none when there are too many.
     fn enter(&self, datagram: &[u8], peer: SocketAddr) -> Option<(u64, Arc<Control>)> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = table.by_peer.remove(&peer) {
-            old.control.cancel.cancel();
-            table.leave_client(peer.ip());
-        }
+        table.give_up(peer);
         let of_client = table.per_client.get(&peer.ip()).copied().unwrap_or(0);
-        if table.by_peer.len() >= self.config.max_transfers
-            || of_client >= self.config.max_transfers_per_client
-        {
+        if of_client >= self.config.max_transfers_per_client {
             return None;
+        }
+        if table.unanswered.len() >= self.config.max_unanswered
+            && let Some(oldest) = table.unanswered.values().next().copied()
+        {
+            table.give_up(oldest);
         }
         table.last_number += 1;
         let number = table.last_number;
         let control = Arc::new(Control {
             cancel: self.cancel.child_token(),
             repeat: Notify::new(),
+            asked_again: AtomicBool::new(false),
             answered: AtomicBool::new(false),
         });
         *table.per_client.entry(peer.ip()).or_default() += 1;
         let entry = Entry { number, request: datagram.to_vec(), control: Arc::clone(&control) };
         table.by_peer.insert(peer, entry);
+        table.unanswered.insert(number, peer);
         Some((number, control))
     }
 
-    fn leave(&self, peer: SocketAddr, number: u64) {
+    /// The client has acknowledged something. False: there are too many transfers as it is.
+    fn answered(&self, number: u64) -> bool {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.by_peer.get(&peer).is_some_and(|entry| entry.number == number) {
-            table.by_peer.remove(&peer);
-            table.leave_client(peer.ip());
+        // One that was given up meanwhile ends by itself.
+        if table.unanswered.remove(&number).is_none() {
+            return true;
         }
+        table.by_peer.len() - table.unanswered.len() <= self.config.max_transfers
     }
 
-    async fn transfer(self: Arc<Self>, mut job: Job, socket: UdpSocket) {
+    /// The end of a transfer. True: the client has asked for the same once more meanwhile, and the entry stays for that.
+    fn leave(&self, job: &Job, cut: bool) -> bool {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.by_peer.get(&job.peer).is_none_or(|entry| entry.number != job.number) {
+            return false;
+        }
+        if !cut && job.control.asked_again.swap(false, Ordering::AcqRel) {
+            return true;
+        }
+        table.give_up(job.peer);
+        false
+    }
+
+    async fn transfer(self: Arc<Self>, job: Job, socket: UdpSocket) {
         let patience = Patience {
             first: Duration::from_millis(self.config.retransmit_ms),
             retries: self.config.retries,
         };
-        let bytes = std::mem::take(&mut job.bytes);
-        let mut transfer = Transfer::new(bytes, job.negotiated.clone(), patience, Instant::now());
-        let cut = drive(&mut transfer, &socket, &job.control).await;
-        self.leave(job.peer, job.number);
-        if cut && self.cancel.is_cancelled() {
-            let mut out = Vec::new();
-            packet::encode_error(&mut out, ErrorCode::Undefined, "The server is stopping");
-            if let Err(error) = socket.send(&out).await {
-                tracing::debug!(target: "tftp", peer = %job.peer, %error, "Could not tell the client");
+        loop {
+            let now = Instant::now();
+            let mut transfer = Transfer::new(job.bytes.clone(), job.negotiated.clone(), patience, now);
+            let cut = self.drive(&mut transfer, &socket, &job).await;
+            let again = self.leave(&job, cut);
+            if cut && self.cancel.is_cancelled() {
+                let mut out = Vec::new();
+                packet::encode_error(&mut out, ErrorCode::Undefined, "The server is stopping");
+                if let Err(error) = socket.send(&out).await {
+                    tracing::debug!(target: "tftp", peer = %job.peer, %error, "Could not tell the client");
+                }
+            }
+            self.ended(&transfer, &socket, &job);
+            if !again {
+                return;
             }
         }
+    }
+
+    fn ended(&self, transfer: &Transfer, socket: &UdpSocket, job: &Job) {
         let outcome = match transfer.outcome() {
             Some(Outcome::Complete) => "complete".to_owned(),
             Some(Outcome::ClientError(code, message)) => format!("client error {code}: {message:?}"),
@@ -358,21 +419,24 @@ impl Shared {
             Some(Outcome::Gone) => "client closed its port".to_owned(),
             Some(Outcome::Violation) => "client broke the protocol".to_owned(),
             None if self.cancel.is_cancelled() => "server stopping".to_owned(),
-            None => "replaced by a new request".to_owned(),
+            None => "given up for a new request".to_owned(),
         };
-        tracing::info!(
-            target: "tftp",
-            peer = %job.peer,
-            path = job.path,
-            mac = job.mac.map(tracing::field::display),
-            local = socket.local_addr().ok().map(tracing::field::display),
-            options = ?job.negotiated.acknowledged,
-            size = job.size,
-            sent = transfer.bytes_acked(),
-            retransmits = transfer.retransmits(),
-            outcome,
-            "TFTP read"
-        );
+        if let Some(left_out) = self.reads.line() {
+            tracing::info!(
+                target: "tftp",
+                left_out,
+                peer = %job.peer,
+                path = quoted(&job.path),
+                mac = job.mac.map(tracing::field::display),
+                local = socket.local_addr().ok().map(tracing::field::display),
+                options = ?job.negotiated.acknowledged,
+                size = job.size,
+                sent = transfer.bytes_acked(),
+                retransmits = transfer.retransmits(),
+                outcome,
+                "TFTP read"
+            );
+        }
         if transfer.outcome() == Some(&Outcome::Complete) {
             self.files.observer().observe(Observation::BootFileSent {
                 mac: job.mac,
@@ -381,53 +445,81 @@ impl Shared {
             });
         }
     }
+
+    /// Runs the state machine to its end; true when it was cut from outside instead.
+    async fn drive(&self, transfer: &mut Transfer, socket: &UdpSocket, job: &Job) -> bool {
+        let control = &job.control;
+        let mut incoming = [0; 600];
+        let mut out = Vec::new();
+        loop {
+            while transfer.transmit(&mut out) {
+                if let Err(error) = socket.send(&out).await {
+                    if error.kind() == std::io::ErrorKind::ConnectionRefused {
+                        transfer.gone();
+                    } else {
+                        // As good as lost on the way: the retransmission or its limit takes care.
+                        tracing::debug!(target: "tftp", %error, "Sending failed");
+                        break;
+                    }
+                }
+            }
+            if transfer.outcome().is_some() {
+                return false;
+            }
+            tokio::select! {
+                () = control.cancel.cancelled() => return true,
+                received = socket.recv(&mut incoming) => match received {
+                    Ok(length) => transfer.receive(&incoming[..length], Instant::now()),
+                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => transfer.gone(),
+                    Err(error) => {
+                        tracing::debug!(target: "tftp", %error, "Receiving failed");
+                        tokio::time::sleep(RECEIVE_PAUSE).await;
+                    }
+                },
+                () = tokio::time::sleep_until(transfer.deadline().into()) => transfer.timeout(Instant::now()),
+                () = control.repeat.notified() => {
+                    // What the client sent before it asked again comes first: an ERROR, which ends this transfer.
+                    while let Some(length) = received_now(socket, &mut incoming) {
+                        transfer.receive(&incoming[..length], Instant::now());
+                    }
+                    if transfer.outcome().is_none() {
+                        control.asked_again.store(false, Ordering::Release);
+                        transfer.request_repeated(Instant::now());
+                    }
+                }
+            }
+            if transfer.progressed()
+                && !control.answered.swap(true, Ordering::AcqRel)
+                && !self.answered(job.number)
+            {
+                tracing::warn!(target: "tftp", peer = %job.peer, "Too many transfers");
+                return true;
+            }
+        }
+    }
+}
+
+/// A datagram that is there already. Asked of the kernel: tokio may not have heard of it yet.
+fn received_now(socket: &UdpSocket, into: &mut [u8]) -> Option<usize> {
+    rustix::net::recv(socket, into, rustix::net::RecvFlags::DONTWAIT).ok().map(|(length, _)| length)
 }
 
 impl Table {
+    /// Takes a client's entry out and cuts its transfer.
+    fn give_up(&mut self, peer: SocketAddr) {
+        if let Some(entry) = self.by_peer.remove(&peer) {
+            entry.control.cancel.cancel();
+            self.unanswered.remove(&entry.number);
+            self.leave_client(peer.ip());
+        }
+    }
+
     fn leave_client(&mut self, ip: IpAddr) {
         if let Some(count) = self.per_client.get_mut(&ip) {
             *count -= 1;
             if *count == 0 {
                 self.per_client.remove(&ip);
             }
-        }
-    }
-}
-
-/// Runs the state machine to its end; true when it was cut from outside instead.
-async fn drive(transfer: &mut Transfer, socket: &UdpSocket, control: &Control) -> bool {
-    let mut incoming = [0; 600];
-    let mut out = Vec::new();
-    loop {
-        while transfer.transmit(&mut out) {
-            if let Err(error) = socket.send(&out).await {
-                if error.kind() == std::io::ErrorKind::ConnectionRefused {
-                    transfer.gone();
-                } else {
-                    // As good as lost on the way: the retransmission or its limit takes care.
-                    tracing::debug!(target: "tftp", %error, "Sending failed");
-                    break;
-                }
-            }
-        }
-        if transfer.outcome().is_some() {
-            return false;
-        }
-        tokio::select! {
-            () = control.cancel.cancelled() => return true,
-            received = socket.recv(&mut incoming) => match received {
-                Ok(length) => transfer.receive(&incoming[..length], Instant::now()),
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => transfer.gone(),
-                Err(error) => {
-                    tracing::debug!(target: "tftp", %error, "Receiving failed");
-                    tokio::time::sleep(RECEIVE_PAUSE).await;
-                }
-            },
-            () = tokio::time::sleep_until(transfer.deadline().into()) => transfer.timeout(Instant::now()),
-            () = control.repeat.notified() => transfer.request_repeated(Instant::now()),
-        }
-        if transfer.progressed() {
-            control.answered.store(true, Ordering::Release);
         }
     }
 }
@@ -459,17 +551,6 @@ fn largest_block(socket: &UdpSocket, peer: SocketAddr) -> u16 {
         sockopt::ipv6_mtu(socket).map(|mtu| mtu.saturating_sub(HEADERS_V6))
     };
     room.map_or(512, |room| u16::try_from(room).unwrap_or(u16::MAX))
-}
-
-/// Answers ERROR from a port of its own, as RFC 1350 has it, and logs the request.
-fn refuse(peer: SocketAddr, local: Option<IpAddr>, path: &str, code: ErrorCode, message: &str) {
-    tracing::info!(target: "tftp", %peer, path, outcome = format!("refused: {message}"), "TFTP request");
-    let mut out = Vec::new();
-    packet::encode_error(&mut out, code, message);
-    // A fresh UDP socket has room for one packet, so this does not wait.
-    if let Err(error) = transfer_socket(peer, local).and_then(|socket| socket.send(&out)) {
-        tracing::debug!(target: "tftp", %peer, %error, "Could not send the refusal");
-    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@
 //! * In lock step only an ACK of the block in flight sends the next one: a duplicate ACK sends nothing (Sorcerer's Apprentice,
 //!   RFC 1123 section 4.2.3.1). With a window (RFC 7440) a duplicate ACK asks for the window again, which is granted once
 //!   between two signs of progress or timeouts.
-//! * A transfer always ends: every timeout counts, and only progress sets the count back.
+//! * A transfer always ends: every timeout counts, and only progress sets the count back. Until the client's first answer the pauses are
+//!   ours, whatever timeout it asked for, and few: until then nobody knows that it is there.
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ use super::{
     packet::{self, Packet},
 };
 
+/// Retransmissions to a client that has acknowledged nothing, with pauses of our own: it may not exist.
+const UNANSWERED_RETRIES: u32 = 3;
 /// The longest pause between two retransmissions when the client set none.
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 
@@ -146,7 +149,12 @@ impl Transfer {
         if self.outcome.is_some() || now < self.deadline {
             return;
         }
-        if self.tries >= self.patience.retries {
+        let retries = if self.progressed() {
+            self.patience.retries
+        } else {
+            self.patience.retries.min(UNANSWERED_RETRIES)
+        };
+        if self.tries >= retries {
             self.outcome = Some(Outcome::TimedOut);
             return;
         }
@@ -239,7 +247,7 @@ impl Transfer {
     }
 
     fn arm(&mut self, now: Instant) {
-        let pause = match self.options.timeout {
+        let pause = match self.options.timeout.filter(|_| self.progressed()) {
             Some(fixed) => fixed,
             None => {
                 let doubled = self.patience.first.saturating_mul(1 << self.tries.min(16));

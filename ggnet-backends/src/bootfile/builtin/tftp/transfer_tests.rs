@@ -69,9 +69,29 @@ fn a_size_probe_ends_at_once() {
 }
 
 #[test]
-fn silence_is_answered_with_pauses_that_double_and_then_given_up() {
+fn who_never_answers_is_given_up_after_a_few_seconds_whatever_timeout_it_asked_for() {
+    for options in [&[][..], &[(&b"timeout"[..], &b"255"[..])]] {
+        let mut now = Instant::now();
+        let mut t = start(vec![1; 10], options, now);
+        drain(&mut t);
+        let mut pauses = Vec::new();
+        while t.outcome().is_none() {
+            pauses.push((t.deadline() - now).as_secs());
+            now = t.deadline();
+            t.timeout(now);
+            assert_eq!(drain(&mut t).len(), usize::from(t.outcome().is_none()));
+        }
+        assert_eq!(pauses, [1, 2, 4, 8]);
+        assert_eq!(t.outcome(), Some(&Outcome::TimedOut));
+    }
+}
+
+#[test]
+fn silence_after_an_answer_gets_pauses_that_double_and_is_then_given_up() {
     let mut now = Instant::now();
-    let mut t = start(vec![1; 10], &[], now);
+    let mut t = start(vec![1; 1000], &[], now);
+    drain(&mut t);
+    t.receive(&ack(1), now);
     drain(&mut t);
     let mut pauses = Vec::new();
     while t.outcome().is_none() {
@@ -91,6 +111,8 @@ fn silence_is_answered_with_pauses_that_double_and_then_given_up() {
 fn the_clients_timeout_is_kept_without_doubling() {
     let mut now = Instant::now();
     let mut t = start(vec![1; 10], &[(b"timeout", b"3")], now);
+    drain(&mut t);
+    t.receive(&ack(0), now);
     drain(&mut t);
     for _ in 0..3 {
         assert_eq!(t.deadline() - now, Duration::from_secs(3));

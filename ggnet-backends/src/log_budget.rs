@@ -1,0 +1,78 @@
+//! Log lines that anybody on the network can cause: so many a second, each cut to a length.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Longest quotation of what a stranger sent, in characters.
+const QUOTED: usize = 100;
+
+/// What a stranger sent, as a log line may quote it.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut cut: String =
+        text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(QUOTED).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    cut
+}
+
+/// How many lines may be written. One for each kind of line.
+#[derive(Debug)]
+pub(crate) struct LogBudget {
+    a_second: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    since: Instant,
+    written: u32,
+    left_out: u64,
+}
+
+impl LogBudget {
+    /// For so many lines a second.
+    pub(crate) fn new(a_second: u32) -> Self {
+        Self { a_second, state: Mutex::new(State { since: Instant::now(), written: 0, left_out: 0 }) }
+    }
+
+    /// Whether a line may be written now, and how many were left out since the last one.
+    pub(crate) fn line(&self) -> Option<u64> {
+        // Every step under it leaves valid data.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.since.elapsed() >= Duration::from_secs(1) {
+            (state.since, state.written) = (Instant::now(), 0);
+        }
+        if state.written >= self.a_second {
+            state.left_out += 1;
+            return None;
+        }
+        state.written += 1;
+        Some(std::mem::take(&mut state.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_some_lines_and_a_number() {
+        let budget = LogBudget::new(3);
+        let lines: Vec<_> = (0..1000).filter_map(|_| budget.line()).collect();
+        // A second may have passed meanwhile, on a busy host.
+        assert!(lines.len() >= 3 && lines.len() % 3 == 0, "{lines:?}");
+        assert!(lines.len() < 1000);
+        let left_out = lines.iter().sum::<u64>() + budget.state.lock().unwrap().left_out;
+        assert_eq!(lines.len() as u64 + left_out, 1000, "every line is written or counted");
+    }
+
+    #[test]
+    fn what_is_quoted_is_short_and_cannot_steer_a_terminal() {
+        assert_eq!(quoted("boot/x\u{1b}[2J"), "boot/x\u{fffd}[2J");
+        let long = quoted(&"x".repeat(5000));
+        assert_eq!(long.chars().count(), QUOTED + 1);
+    }
+}

@@ -257,8 +257,12 @@ impl Error {
         let mut out = self.to_string();
         let mut next = self.source();
         while let Some(cause) = next {
-            out.push_str(": ");
-            out.push_str(&cause.to_string());
+            let text = cause.to_string();
+            // The message of an I/O error says its cause already.
+            if !out.contains(&text) {
+                out.push_str(": ");
+                out.push_str(&text);
+            }
             next = cause.source();
         }
         out
@@ -323,5 +327,6 @@ mod tests {
         let e = Error::io("writing /x", std::io::Error::from_raw_os_error(28));
         assert_eq!(e.kind(), ErrorKind::Full);
         assert!(!e.is_retryable());
+        assert_eq!(e.report().matches("No space left").count(), 1, "{}", e.report());
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Orchestrator, StartRequest};
+use super::{Orchestrator, StartRequest, pending::Turn};
 use crate::{
     boot_text::{
         BootUrl, Host, SanUri,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Under which addresses this machine reaches us: the configured ones, else what its connection tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Advertised {
     /// The portal's address.
     pub portal: Host,
@@ -114,15 +114,31 @@ pub fn decide(machine: Option<&Machine>, session: Option<&Session>) -> Decision 
 }
 
 impl Orchestrator {
-    /// Answers a request for a boot script. Concurrent requests of one machine are one start. A dropped request stops nothing.
+    /// Answers a request for a boot script. Requests of one machine at the same time have one answer. A dropped request stops nothing.
     pub async fn boot(&self, request: BootRequest) -> Result<BootAnswer> {
         if !self.is_serving() {
             return Ok(BootAnswer::Retry(Duration::from_secs(2)));
         }
         let wait = self.inner.config.boot_wait;
-        let this = self.clone();
-        // On a task of its own: past `boot_wait` the machine comes again while the start goes on.
-        match tokio::time::timeout(wait, self.run(async move { this.answer(&request).await })).await {
+        let answer = async {
+            match self.inner.pending.turn(&request) {
+                Turn::Make(making) => {
+                    let this = self.clone();
+                    // On a task of its own: past `boot_wait` the machine comes again while the start goes on.
+                    let made = self.run(async move {
+                        let answer = this.answer(&request).await?;
+                        making.done(&answer);
+                        Ok(answer)
+                    });
+                    made.await
+                }
+                // Whoever makes it is told why it fails.
+                Turn::Wait(waiting) => {
+                    Ok(waiting.answer().await.unwrap_or(BootAnswer::Retry(Duration::from_secs(1))))
+                }
+            }
+        };
+        match tokio::time::timeout(wait, answer).await {
             Ok(answer) => answer,
             Err(_) => Ok(BootAnswer::Retry(Duration::from_secs(2))),
         }
@@ -137,6 +153,9 @@ impl Orchestrator {
     pub async fn boot_failed(&self, mac: MacAddr, stage: String, errno: String) -> Result<()> {
         let machine = self.inner.ports.store.machine_by_mac(mac).await?;
         let Some(machine) = machine else { return Err(Error::not_found("machine", mac)) };
+        if !self.inner.strangers.of_machine(machine.id) {
+            return Ok(());
+        }
         let event = self.event(EventKind::BootFailed { stage, errno }).machine(machine.id);
         self.record(Batch::new().event(event)).await.map(|_| ())
     }
@@ -214,12 +233,15 @@ impl Orchestrator {
     }
 
     async fn script_read(&self, session: &Session, generation: &Generation) -> Result<()> {
+        if !self.inner.strangers.of_machine(session.machine) {
+            return Ok(());
+        }
         let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation.number) };
         self.record(Batch::new().event(self.session_event(session, kind))).await.map(|_| ())
     }
 
     async fn answer_unknown(&self, request: &BootRequest) -> Result<BootAnswer> {
-        if request.prepare {
+        if request.prepare && self.inner.strangers.unknown() {
             // Held until it is recorded: of two requests at once only one is the first sight.
             let _first = self.inner.seen_lock.lock().await;
             let (event, write) =
@@ -245,7 +267,7 @@ impl Orchestrator {
         why: &Declined,
     ) -> Result<BootAnswer> {
         let reason = why.reason();
-        if request.prepare {
+        if request.prepare && self.inner.strangers.of_machine(machine.id) {
             let event = NewEvent::new(self.now(), EventKind::BootDeclined { reason: reason.clone() })
                 .machine(machine.id);
             self.record(Batch::new().event(event)).await?;

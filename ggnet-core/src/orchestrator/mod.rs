@@ -25,11 +25,13 @@ mod journal;
 mod locks;
 mod machines;
 mod observe;
+mod pending;
 mod ports;
 mod reconcile;
 mod resources;
 mod start;
 mod stop;
+mod strangers;
 mod targets;
 
 use std::{
@@ -70,6 +72,7 @@ struct Inner {
     config: OrchestratorConfig,
     templates: BootTemplates,
     locks: locks::MachineLocks,
+    pending: pending::Pending,
     /// Serialises what must not race over images: an import's end, a version's deletion, a new session's choice of version.
     image_lock: tokio::sync::RwLock<()>,
     imports: images::Imports,
@@ -78,6 +81,7 @@ struct Inner {
     /// Held from looking whether a MAC address was seen before until its sight is recorded.
     seen_lock: tokio::sync::Mutex<()>,
     online: observe::OnlineSince,
+    strangers: strangers::Strangers,
     events: broadcast::Sender<Event>,
     observations: OnceLock<tokio::sync::mpsc::Sender<observe::Seen>>,
     serving: AtomicBool,
@@ -98,11 +102,13 @@ impl Orchestrator {
                 config,
                 templates,
                 locks: locks::MachineLocks::default(),
+                pending: pending::Pending::default(),
                 image_lock: tokio::sync::RwLock::default(),
                 imports: images::Imports::default(),
                 swept: tokio::sync::SetOnce::new(),
                 seen_lock: tokio::sync::Mutex::default(),
                 online: observe::OnlineSince::default(),
+                strangers: strangers::Strangers::default(),
                 events,
                 observations: OnceLock::new(),
                 serving: AtomicBool::new(false),

@@ -23,6 +23,9 @@ use crate::{
     ports::{Batch, Login, LoginGate, LoginVerdict, Observation, Observer, Write},
 };
 
+/// Longest diagnosis, in characters: it may quote what a packet claims.
+const DIAGNOSIS: usize = 400;
+
 /// An observation with the time it was made.
 pub(super) struct Seen {
     at: Timestamp,
@@ -184,7 +187,7 @@ impl Orchestrator {
                                     matches!(e.kind, EventKind::MachineSeen { .. })
                                         && batch.events.iter().any(|b| b.kind == e.kind)
                                 });
-                                batch.events.extend(event.filter(|_| !told));
+                                batch.events.extend(event.filter(|e| !told && self.may_be_recorded(e)));
                                 batch.writes.extend(write);
                             }
                             Err(e) => tracing::warn!(error = %e.report(), "observation lost"),
@@ -199,6 +202,16 @@ impl Orchestrator {
                 tracing::warn!(error = %e.report(), "observations lost");
             }
             drop(first);
+        }
+    }
+
+    /// What disks have trouble with is told once for each trouble; all else can be caused by a packet.
+    fn may_be_recorded(&self, event: &NewEvent) -> bool {
+        match event.machine {
+            Some(machine) if !matches!(event.kind, EventKind::DiskTrouble { .. }) => {
+                self.inner.strangers.of_machine(machine)
+            }
+            _ => true,
         }
     }
 
@@ -228,9 +241,13 @@ impl Orchestrator {
                 },
                 None => (None, None),
             },
+            Observation::UnknownAsked { .. } if !self.inner.strangers.unknown() => (None, None),
             Observation::UnknownAsked { mac, firmware } => self.unknown_seen(mac, firmware, None, at).await?,
             Observation::NotAnswered { mac, reason } => match self.machine_of(mac).await? {
-                Some(machine) => (of_machine(&machine, EventKind::BootDiagnosis { message: reason }), None),
+                Some(machine) => {
+                    let message = reason.chars().take(DIAGNOSIS).collect();
+                    (of_machine(&machine, EventKind::BootDiagnosis { message }), None)
+                }
                 None => (None, None),
             },
             Observation::BootFileSent { mac: Some(mac), path, .. } => match self.machine_of(mac).await? {

@@ -32,7 +32,9 @@ pub use clock::{Clock, SystemClock};
 pub use dhcp::{DhcpBackend, DhcpCapabilities, DhcpHost};
 pub use image_converter::{ConvertSpec, Converted, ImageConverter, ImageProbe, Progress};
 pub use observer::{NullObserver, Observation, Observer};
-pub use store::{Batch, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store, Write};
+pub use store::{
+    Batch, MAX_SEEN, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store, Write,
+};
 pub use target::{
     Access, Connection, IoCounters, Login, LoginGate, LoginVerdict, LoginVisibility, LunSpec, TargetBackend,
     TargetCapabilities, TargetEndpoint, TargetSpec,

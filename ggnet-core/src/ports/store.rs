@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// Most unknown machines that a store keeps: their addresses are whatever a packet claims.
+pub const MAX_SEEN: usize = 1000;
+
 /// One change. Records with a `revision`: 0 inserts; any other value is the revision it was read with, and the stored record gets
 /// the next one.
 #[derive(Clone, Debug)]
@@ -39,7 +42,8 @@ pub enum Write {
     Target(ManualTarget),
     /// Deletes a manual target.
     DeleteTarget(TargetId),
-    /// Records that an unknown machine was seen: inserts it, or counts it and moves its last sight.
+    /// Records that an unknown machine was seen: inserts it, or counts it and moves its last sight. At most [`MAX_SEEN`] are kept: of
+    /// more the one whose last sight is the longest ago goes.
     Seen(SeenMachine),
     /// Forgets an unknown machine.
     DeleteSeen(MacAddr),

@@ -9,7 +9,7 @@ use ggnet_core::{
         AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, Machine, MachineId, ManualTarget,
         NewEvent, SeenMachine, Session,
     },
-    ports::{Batch, Write},
+    ports::{Batch, MAX_SEEN, Write},
 };
 use sqlx::SqliteConnection;
 
@@ -418,6 +418,7 @@ async fn seen(conn: &mut SqliteConnection, new: SeenMachine) -> Done {
         .bind(&mac)
         .fetch_optional(&mut *conn)
         .await?;
+    let is_new = old.is_none();
     let record = match old {
         None => new,
         Some(doc) => seen_again(decode("seen machine", &doc)?, new),
@@ -429,8 +430,18 @@ async fn seen(conn: &mut SqliteConnection, new: SeenMachine) -> Done {
     .bind(&mac)
     .bind(micros(record.last_seen))
     .bind(encode(&record)?)
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
+    if is_new {
+        // The index has this order: what stands behind the last place is all that is looked at.
+        sqlx::query(
+            "DELETE FROM seen_machines WHERE mac IN \
+             (SELECT mac FROM seen_machines ORDER BY last_seen DESC, mac LIMIT -1 OFFSET $1)",
+        )
+        .bind(i64::try_from(MAX_SEEN).unwrap_or(i64::MAX))
+        .execute(conn)
+        .await?;
+    }
     Ok(())
 }
 

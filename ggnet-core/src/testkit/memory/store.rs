@@ -22,7 +22,9 @@ use crate::{
         AuditRow, Event, Firmware, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
         ManualTarget, Name, SeenMachine, Session, SessionId, SessionState, TargetId, Timestamp, VersionState,
     },
-    ports::{Batch, Health, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store, Write},
+    ports::{
+        Batch, Health, MAX_SEEN, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store, Write,
+    },
 };
 
 const BACKEND: &str = "memory";
@@ -376,6 +378,11 @@ impl Tables {
             },
         };
         self.seen.insert(record.mac, record);
+        if self.seen.len() > MAX_SEEN {
+            let oldest =
+                self.seen.values().min_by_key(|s| (s.last_seen, std::cmp::Reverse(s.mac))).map(|s| s.mac);
+            oldest.and_then(|mac| self.seen.remove(&mac));
+        }
     }
 
     /// Deletes ended sessions older than `before`, but not the newest of a machine that exists.

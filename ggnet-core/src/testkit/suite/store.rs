@@ -15,7 +15,9 @@ use super::Fixture;
 use crate::{
     error::{Error, ErrorKind},
     nouns::*,
-    ports::{Batch, Health, MachineFilter, PageRequest, SessionCounts, SessionFilter, Store, Write},
+    ports::{
+        Batch, Health, MAX_SEEN, MachineFilter, PageRequest, SessionCounts, SessionFilter, Store, Write,
+    },
 };
 
 type Fresh<'a> = &'a dyn Fixture<dyn Store>;
@@ -920,6 +922,20 @@ pub async fn audit_rows_come_newest_first(f: Fresh<'_>) {
     assert_eq!((page.items.as_slice(), page.total), (&rows[2..4], 5));
 }
 
+/// Unknown machines are as many as packets claim: those that were seen last are kept.
+pub async fn only_the_latest_unknown_machines_are_kept(f: Fresh<'_>) {
+    let s = f.fresh().await;
+    let most = u32::try_from(MAX_SEEN).unwrap();
+    write(&*s, (1..=most).map(|n| Write::Seen(seen(n)))).await;
+    // The first one is seen again, so the second is the one that goes.
+    let again = SeenMachine { last_seen: at(5000), ..seen(1) };
+    write(&*s, [again, seen(most + 1)].map(Write::Seen)).await;
+    assert_eq!(s.seen(ALL).await.unwrap().total, u64::from(most));
+    assert!(s.seen_machine(mac(1)).await.unwrap().is_some());
+    assert!(s.seen_machine(mac(most + 1)).await.unwrap().is_some());
+    assert_eq!(s.seen_machine(mac(2)).await.unwrap(), None);
+}
+
 /// An unknown machine seen again is counted; what is better known of it stays; the last seen comes first.
 pub async fn seen_machines_are_counted(f: Fresh<'_>) {
     let s = f.fresh().await;
@@ -1070,6 +1086,7 @@ macro_rules! store_behaviour {
                 events_are_read_by_cursor
                 audit_rows_come_newest_first
                 seen_machines_are_counted
+                only_the_latest_unknown_machines_are_kept
                 settings_are_replaced
                 pruning_keeps_what_is_needed
                 a_dropped_commit_is_whole_or_absent

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     failure::{Failure, Result},
     options::values::ServerUrl,
+    output::complain,
 };
 
 /// A server and the token for it.
@@ -48,9 +49,9 @@ impl Credentials {
         if let Ok(metadata) = path.metadata()
             && metadata.permissions().mode() & 0o077 != 0
         {
-            eprintln!(
+            complain(&format!(
                 "warning: others on this machine can read the token in {shown}; `chmod 600 {shown}` mends it"
-            );
+            ));
         }
         // The parser's own message would quote the line, and the line may be the token.
         toml::from_str(&text).map(Some).map_err(|e| {

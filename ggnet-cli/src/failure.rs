@@ -8,7 +8,7 @@ use std::{fmt, io, process::ExitCode};
 use ggnet_core::{ErrorKind, api::Problem};
 use serde_json::{Value, json};
 
-use crate::output::Format;
+use crate::output::{Format, complain};
 
 /// What every command returns.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -143,8 +143,8 @@ impl Failure {
             return;
         }
         match format {
-            Format::Table => eprintln!("{self}"),
-            Format::Json => eprintln!("{}", self.document()),
+            Format::Table => complain(&self.to_string()),
+            Format::Json => complain(&self.document().to_string()),
         }
     }
 

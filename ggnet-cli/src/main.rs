@@ -2,6 +2,9 @@
 //!
 //! It is a client of the HTTP API and knows nothing else: every rule is the server's.
 
+// They panic where nobody reads what they write: `output` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod client;
 mod commands;
 mod credentials;

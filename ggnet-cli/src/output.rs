@@ -148,7 +148,7 @@ impl Output {
     /// Something by the way, on stderr; not when quiet, and never beside JSON.
     pub fn note(self, text: &str) {
         if !self.quiet && !self.is_json() {
-            eprintln!("{text}");
+            complain(text);
         }
     }
 
@@ -196,6 +196,17 @@ pub fn print(text: &str) -> Result<()> {
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|e| Failure::io("Writing to stdout", &e))
 }
 
+/// A line on stderr; lost where nobody can read it.
+pub fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A question on stderr, whose answer comes on the same line.
+pub fn ask(question: &str) -> Result<()> {
+    let mut stderr = io::stderr();
+    write!(stderr, "{question}").and_then(|()| stderr.flush()).map_err(|e| Failure::io("Asking", &e))
+}
+
 /// What a machine claimed of itself must not steer the terminal that shows it.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
@@ -210,7 +221,7 @@ pub fn confirm(yes: bool, question: &str) -> Result<()> {
         return Err(Failure::input("--yes", format!("{question} There is no terminal to ask on"))
             .hint("Say --yes if that is what you want"));
     }
-    eprint!("{question} [y/N] ");
+    ask(&format!("{question} [y/N] "))?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).map_err(|e| Failure::io("Reading the answer", &e))?;
     match answer.trim().to_ascii_lowercase().as_str() {

@@ -21,7 +21,7 @@ use ggnet_core::{
     registry::settings,
 };
 
-use crate::{check_dhcp, check_external, check_host, config::Config};
+use crate::{check_dhcp, check_external, check_host, config::Config, say::say};
 
 /// What a room of a few machines needs at least: one image and some writebacks.
 const WANTED_SPACE: u64 = 20 << 30;
@@ -42,12 +42,12 @@ pub async fn check(config: &Config, lan: Option<&str>, json: bool) -> Result<Exi
     if json {
         let text = serde_json::to_string_pretty(&findings)
             .map_err(|e| Error::internal("The findings do not fit into JSON").with_source(e))?;
-        println!("{text}");
+        say(&text)?;
     } else {
         for finding in &findings {
-            println!("{:<4} {}: {}", finding.level, finding.what, finding.why);
+            say(&format!("{:<4} {}: {}", finding.level, finding.what, finding.why))?;
             if let Some(mend) = &finding.mend {
-                println!("       mend: {mend}");
+                say(&format!("       mend: {mend}"))?;
             }
         }
     }

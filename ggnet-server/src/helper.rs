@@ -20,19 +20,15 @@ use ggnet_backends::{
 use ggnet_core::{
     Error, ErrorKind, Result, nouns::InstanceId, orchestrator::OrchestratorConfig, registry::settings,
 };
-use tokio::{
-    net::UnixListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, options::HelperOptions, serve::log};
+use crate::{config::Config, log, options::HelperOptions, signals::Stop};
 
 /// Answers until SIGTERM or Ctrl-C, and finishes what is under way then.
 pub async fn helper(config: &Config, options: &HelperOptions) -> Result<()> {
-    log(&config.log)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::io("catching SIGTERM", e))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::io("catching SIGINT", e))?;
+    let _logging = log::start(&config.log)?;
+    let mut ends = Stop::catch()?;
     let owner = user(&options.user)?;
     let duties = Duties { owner, target: target(config, &options.disks)?, units: units(&options.units)? };
     let listener = listener(options.socket.as_deref(), &owner)?;
@@ -46,10 +42,7 @@ pub async fn helper(config: &Config, options: &HelperOptions) -> Result<()> {
     let serving = tokio::spawn(serve(listener, duties, stop.clone()));
     // No socket of systemd's is no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    ends.wait().await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
     serving.await.map_err(|e| Error::internal("The helper's task died").with_source(e))

@@ -3,6 +3,9 @@
 //! A `main` is ten lines: fill a [`Registry`] with backends (ours by `ggnet_backends::register`, a stranger's
 //! beside them) and hand it to [`main`].
 
+// They panic where nobody reads what they write: `say` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod check;
 mod check_dhcp;
 mod check_external;
@@ -11,8 +14,11 @@ pub mod config;
 pub mod data_dir;
 pub mod helper;
 pub mod http;
+mod log;
 pub mod options;
+mod say;
 pub mod serve;
+mod signals;
 pub mod token;
 pub mod wiring;
 
@@ -53,9 +59,9 @@ pub fn main(registry: &Registry) -> ExitCode {
 }
 
 fn fail(e: &Error, code: u8) -> ExitCode {
-    eprintln!("error: {}", e.report());
+    say::complain(&format!("error: {}", e.report()));
     if let Some(hint) = e.hint() {
-        eprintln!("  what to do: {hint}");
+        say::complain(&format!("  what to do: {hint}"));
     }
     ExitCode::from(code)
 }

@@ -4,28 +4,26 @@
 //! says what and leaves nothing behind. Order of the stop: no new HTTP requests → those under way are answered → orchestrator's tasks →
 //! backends.
 
-use std::{io::IsTerminal as _, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ggnet_backends::host::{Transport, holders};
 use ggnet_core::{
     Error, Result,
-    nouns::{Secret, Timestamp},
+    nouns::Secret,
     orchestrator::Orchestrator,
-    ports::Store,
+    ports::{Clock, Store},
     registry::Registry,
 };
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    task::JoinHandle,
-};
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::{
-    config::{Config, Log, LogFormat},
+    config::Config,
     data_dir::DataDir,
-    http::{Advertise, App, Endpoints, router},
+    http::{self, Advertise, App, router},
+    log,
+    say::say,
+    signals::Stop,
     token::TokenHash,
     wiring,
 };
@@ -36,10 +34,14 @@ pub struct Server {
     pub http: SocketAddr,
     /// The orchestrator it serves.
     pub orchestrator: Orchestrator,
-    /// The administrator token, when this start made it.
+    /// The administrator token, when this start made it. It is valid at once, and after this server only once
+    /// [`keep_token`](Self::keep_token) has stored its hash.
     pub new_token: Option<Secret>,
+    token: TokenHash,
+    clock: Arc<dyn Clock>,
+    store: Arc<dyn Store>,
     stopping: CancellationToken,
-    http_task: JoinHandle<std::io::Result<()>>,
+    http_task: JoinHandle<()>,
     // Last, so that the lock outlives everything.
     _data: DataDir,
 }
@@ -49,12 +51,12 @@ impl Server {
     pub async fn start(config: &Config, registry: &Registry) -> Result<Self> {
         let data = DataDir::lock(&config.data_dir)?;
         let listener = bind(config.http.listen).await?;
-        let http = listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
-        let wiring = wiring::wiring(config, &data, http.port()).await?;
+        let address =
+            listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
+        let wiring = wiring::wiring(config, &data, address.port()).await?;
         let store = wiring::store(config, registry, &wiring).await?;
         let orchestrator = wiring::orchestrator(config, registry, &wiring, store.clone()).await?;
-        // After all that can fail: a token that is made in a start that fails would never be shown.
-        let (new_token, token) = match token(store.as_ref(), wiring.clock.now()).await {
+        let (new_token, token) = match token(store.as_ref()).await {
             Ok(token) => token,
             Err(e) => {
                 orchestrator.shutdown().await;
@@ -64,17 +66,32 @@ impl Server {
         let stopping = CancellationToken::new();
         let app = App {
             orchestrator: orchestrator.clone(),
-            token,
-            advertise: Advertise { address: config.network.advertise, http_port: http.port() },
+            token: token.clone(),
+            advertise: Advertise { address: config.network.advertise, http_port: address.port() },
             import_dirs: config.import_dirs(),
             stopping: stopping.clone(),
         };
-        let service = router(app).into_make_service_with_connect_info::<Endpoints>();
-        let stop = stopping.clone();
-        let http_task = tokio::spawn(async move {
-            axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await
-        });
-        Ok(Self { http, orchestrator, new_token, stopping, http_task, _data: data })
+        let http_task = tokio::spawn(http::serve(listener, router(app), stopping.clone()));
+        let clock = wiring.clock.clone();
+        Ok(Self {
+            http: address,
+            orchestrator,
+            new_token,
+            token,
+            clock,
+            store,
+            stopping,
+            http_task,
+            _data: data,
+        })
+    }
+
+    /// Stores the hash of the administrator token that this start made: it was shown to somebody. Nothing to do if there was one.
+    pub async fn keep_token(&self) -> Result<()> {
+        if self.new_token.is_none() {
+            return Ok(());
+        }
+        self.token.store(self.store.as_ref(), self.clock.now()).await
     }
 
     /// Stops: answers what is under way, finishes orchestrations, flushes disks, closes.
@@ -88,12 +105,12 @@ impl Server {
     }
 }
 
-/// The administrator token, made now if there is none.
-async fn token(store: &dyn Store, now: Timestamp) -> Result<(Option<Secret>, TokenHash)> {
+/// The administrator token, made now if there is none, and not stored yet.
+async fn token(store: &dyn Store) -> Result<(Option<Secret>, TokenHash)> {
     if let Some(hash) = TokenHash::load(store).await? {
         return Ok((None, hash));
     }
-    let (token, hash) = TokenHash::reset(store, now).await?;
+    let (token, hash) = TokenHash::generate()?;
     Ok((Some(token), hash))
 }
 
@@ -107,26 +124,32 @@ async fn bind(address: SocketAddr) -> Result<TcpListener> {
 
 /// `ggnet-server serve`.
 pub async fn serve(config: Config, registry: &Registry) -> Result<()> {
-    log(&config.log)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Error::io("catching SIGTERM", e))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Error::io("catching SIGINT", e))?;
+    let _logging = log::start(&config.log)?;
+    let mut stop = Stop::catch()?;
     let server = Server::start(&config, registry).await?;
     tracing::info!(http = %server.http, data = %config.data_dir.display(), "serving");
     if let Some(token) = &server.new_token {
-        // To the terminal, not to the log: shown once, stored nowhere.
-        println!(
+        // To the terminal, not to the log. Shown before it counts: what nobody could read is made anew by the next start.
+        let shown = say(&format!(
             "The administrator token, shown only now:\n\n    {}\n\nUse it with: ggnet login --server http://{}",
             token.expose(),
             server.http
-        );
+        ));
+        let kept = match shown {
+            Ok(()) => server.keep_token().await,
+            Err(e) => Err(e.with_hint(
+                "The administrator token is shown on standard output at the first start: let it be read",
+            )),
+        };
+        if let Err(e) = kept {
+            server.stop().await;
+            return Err(e);
+        }
     }
     say_what_is_off(&config);
     // No socket of systemd's is no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    stop.wait().await;
     tracing::info!("stopping");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     server.stop().await;
@@ -145,28 +168,19 @@ fn say_what_is_off(config: &Config) {
     }
 }
 
-/// Log lines to standard error, as configured.
-pub(crate) fn log(log: &Log) -> Result<()> {
-    let level = log.level.as_deref().unwrap_or("info");
-    let filter = EnvFilter::try_new(level)
-        .map_err(|e| Error::invalid("log.level", format!("{level:?} is not a log filter: {e}")))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let set = match log.format {
-        LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
-    set.map_err(|e| Error::internal(format!("The log could not be set up: {e}")))
-}
-
 /// `ggnet-server token reset`.
 pub async fn reset_token(config: &Config, registry: &Registry) -> Result<()> {
     let data = DataDir::lock(&config.data_dir)?;
     let wiring = wiring::wiring(config, &data, config.http.listen.port()).await?;
     let store = wiring::store(config, registry, &wiring).await?;
-    let (token, _) = TokenHash::reset(store.as_ref(), wiring.clock.now()).await?;
+    let (token, hash) = TokenHash::generate()?;
+    // Shown before it counts: when nobody can read it the old one stays.
+    let done = match say(token.expose()) {
+        Ok(()) => hash.store(store.as_ref(), wiring.clock.now()).await,
+        Err(e) => Err(e),
+    };
     store.shutdown().await;
-    println!("{}", token.expose());
-    Ok(())
+    done
 }
 
 /// " (held by nginx, process 123)", when that can be found out.

@@ -30,10 +30,15 @@ impl TokenHash {
         Ok(store.setting(SETTING).await?.map(Self))
     }
 
-    /// Makes a new token, stores its hash in place of the old one, and returns the token itself, for the only time.
-    pub async fn reset(store: &dyn Store, now: Timestamp) -> Result<(Secret, Self)> {
+    /// Makes a new token and its hash; nothing is stored.
+    pub fn generate() -> Result<(Secret, Self)> {
         let token = Secret::random(LENGTH)?;
-        let value = hash(token.expose());
+        let hash = Self(hash(token.expose()));
+        Ok((token, hash))
+    }
+
+    /// Stores the hash in place of the old one: from now on this token counts.
+    pub async fn store(&self, store: &dyn Store, now: Timestamp) -> Result<()> {
         let row = AuditRow {
             at: now,
             actor: Actor::System,
@@ -42,9 +47,8 @@ impl TokenHash {
             subject_id: "admin".to_owned(),
             details: serde_json::Value::Null,
         };
-        let write = Write::Setting { key: SETTING.to_owned(), value: value.clone() };
-        store.commit(Batch::new().write(write).audit(row)).await?;
-        Ok((token, Self(value)))
+        let write = Write::Setting { key: SETTING.to_owned(), value: self.0.clone() };
+        store.commit(Batch::new().write(write).audit(row)).await.map(drop)
     }
 }
 

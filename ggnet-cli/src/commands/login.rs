@@ -14,6 +14,7 @@ use crate::{
         system::Login,
         values::{self, ServerUrl},
     },
+    output::ask,
 };
 
 /// Where a server without configuration listens.
@@ -58,7 +59,7 @@ fn token(options: &Login, server: &ServerUrl) -> Result<String> {
         }
         let terminal = Term::stderr();
         if io::stdin().is_terminal() && terminal.is_term() {
-            eprint!("Token for {server}: ");
+            ask(&format!("Token for {server}: "))?;
             let token = terminal.read_secure_line().map_err(|e| Failure::io("Reading the token", &e))?;
             return Ok(token.trim().to_owned());
         }

@@ -1,5 +1,6 @@
 //! A real ggnet-server in a folder of its own, and the real `ggnet` with a home of its own.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a helper of tests fails as tests fail")]
 
 use std::{
@@ -107,7 +108,7 @@ fn server_binary() -> PathBuf {
 }
 
 /// The server in this folder, which logs to a file there.
-fn serve(folder: &Path, address: &str) -> Command {
+pub fn serve(folder: &Path, address: &str) -> Command {
     let mut command = Command::new(server_binary());
     command.arg("--config").arg(folder.join("empty.toml"));
     command.arg("--data-dir").arg(folder.join("data"));
@@ -120,8 +121,17 @@ fn serve(folder: &Path, address: &str) -> Command {
 }
 
 /// The token, if this is the line that shows it.
-fn token_in(line: &str) -> Option<&str> {
+pub fn token_in(line: &str) -> Option<&str> {
     line.strip_prefix("    ").map(str::trim)
+}
+
+/// `GET` of a path at a server, without any token. The whole answer.
+pub fn boot_request(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 impl Server {
@@ -223,11 +233,7 @@ impl Server {
 
     /// What a booting machine does: `GET` of a path, without any token. The whole answer.
     pub fn boot_request(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        boot_request(&self.address, path)
     }
 
     /// The server's death, as by a power cut.

@@ -1,7 +1,7 @@
 //! What booting machines ask for: scripts, boot files, and a place to report failures. No token; every rule is core's `boot::decide`.
 
 use axum::{
-    extract::{ConnectInfo, Path, State},
+    extract::{ConnectInfo, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -13,7 +13,11 @@ use ggnet_core::{
 };
 use serde::Deserialize;
 
-use super::{Endpoints, Shared, error::Answer, extract::ValidQuery};
+use super::{
+    Endpoints, Shared,
+    error::Answer,
+    extract::{ValidPath, ValidQuery},
+};
 
 /// What a script says of the machine that reads it.
 #[derive(Debug, Default, Deserialize)]
@@ -52,7 +56,7 @@ pub async fn first(
 pub async fn script(
     State(app): State<Shared>,
     ConnectInfo(ends): ConnectInfo<Endpoints>,
-    Path(file): Path<String>,
+    ValidPath(file): ValidPath<String>,
     ValidQuery(query): ValidQuery<ScriptQuery>,
     method: Method,
     headers: HeaderMap,
@@ -85,7 +89,7 @@ pub async fn script(
 /// `GET /boot/{mac}/report?stage=…&errno=…`. The answer is an empty script, so that it can be chained to.
 pub async fn report(
     State(app): State<Shared>,
-    Path(mac): Path<MacAddr>,
+    ValidPath(mac): ValidPath<MacAddr>,
     ValidQuery(query): ValidQuery<ReportQuery>,
 ) -> Answer<Response> {
     let short = |s: String| s.chars().filter(|c| !c.is_control()).take(200).collect();
@@ -94,7 +98,7 @@ pub async fn report(
 }
 
 /// `GET /files/{path}`: the same boot files that TFTP serves.
-pub async fn file(State(app): State<Shared>, Path(path): Path<String>) -> Answer<Response> {
+pub async fn file(State(app): State<Shared>, ValidPath(path): ValidPath<String>) -> Answer<Response> {
     let path: BootPath = path.parse()?;
     let bytes = app.orchestrator.ports().boot_files.read(&path).await?;
     let kind = HeaderValue::from_static("application/octet-stream");

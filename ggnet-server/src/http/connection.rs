@@ -1,9 +1,6 @@
 //! Both ends of a request's connection, as routes see them.
 
-use std::net::{Ipv4Addr, SocketAddr};
-
-use axum::{extract::connect_info::Connected, serve::IncomingStream};
-use tokio::net::TcpListener;
+use std::net::SocketAddr;
 
 /// Both ends.
 #[derive(Clone, Copy, Debug)]
@@ -14,11 +11,11 @@ pub struct Endpoints {
     pub peer: SocketAddr,
 }
 
-impl Connected<IncomingStream<'_, TcpListener>> for Endpoints {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
-        // A connection that died already has no local address; its answer goes nowhere.
-        let local = stream.io().local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
-        Self { local: canonical(local), peer: canonical(*stream.remote_addr()) }
+impl Endpoints {
+    /// Of a connection with these addresses.
+    #[must_use]
+    pub fn new(local: SocketAddr, peer: SocketAddr) -> Self {
+        Self { local: canonical(local), peer: canonical(peer) }
     }
 }
 

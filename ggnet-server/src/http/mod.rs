@@ -12,6 +12,7 @@ mod events;
 mod extract;
 mod health;
 mod images;
+mod listener;
 mod machines;
 mod metrics;
 mod sessions;
@@ -30,12 +31,13 @@ use tower_http::{
     catch_panic::CatchPanicLayer,
     limit::RequestBodyLimitLayer,
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
-    timeout::TimeoutLayer,
+    timeout::{RequestBodyTimeoutLayer, TimeoutLayer},
     trace::TraceLayer,
 };
 
 pub use advertise::Advertise;
 pub use connection::Endpoints;
+pub(crate) use listener::serve;
 
 use crate::token::TokenHash;
 
@@ -111,10 +113,13 @@ pub fn router(app: App) -> Router {
         .fallback(error::no_route)
         .with_state(app)
         .layer(RequestBodyLimitLayer::new(1 << 20))
+        // Between two pieces of a body.
+        .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(20)))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(120)))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(PropagateRequestIdLayer::new(request_id.clone()))
         .layer(TraceLayer::new_for_http().make_span_with(error::request_span))
         .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
+        .layer(middleware::map_request(error::drop_odd_request_id))
         .merge(health)
 }

@@ -1,0 +1,207 @@
+//! A real server, and `ggnet`, in a world that is not kind: readers of their output that die or hang, a full disk behind it, a terminal that
+//! closes, strangers that connect and send anything.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
+#![allow(clippy::disallowed_methods, reason = "programs of the test, and waiting for them")]
+
+mod support;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use support::{boot_request, free_port, ggnet, serve, token_in};
+use tempfile::TempDir;
+
+/// A folder for a server, and where it is to listen.
+fn folder() -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("import")).unwrap();
+    File::create(folder.path().join("empty.toml")).unwrap();
+    (folder, format!("127.0.0.1:{}", free_port()))
+}
+
+/// A running server, killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Starts it and waits until it answers.
+    fn start(mut command: Command, address: &str) -> Self {
+        let mut running = Self(command.spawn().unwrap());
+        let end = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(address).is_err() {
+            assert!(running.0.try_wait().unwrap().is_none() && Instant::now() < end, "it does not answer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        running
+    }
+
+    fn signal(&mut self, name: &str) -> ExitStatus {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        self.0.wait().unwrap()
+    }
+}
+
+fn dev_full() -> File {
+    OpenOptions::new().write(true).open("/dev/full").unwrap()
+}
+
+/// Machines ask and are answered, many times, each with lines in the log.
+fn it_serves(address: &str) {
+    for n in 0..100 {
+        let answer = boot_request(address, &format!("/boot/52-54-00-aa-00-{n:02x}.ipxe"));
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("not registered"), "{n}: {answer}");
+        assert!(boot_request(address, "/health/live").starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_costs_the_log_only() {
+    let (folder, address) = folder();
+    let mut command = serve(folder.path(), &address);
+    command.arg("--log=debug").stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut server = Running::start(command, &address);
+    // The reader dies.
+    drop(server.0.stderr.take());
+    it_serves(&address);
+    assert!(server.signal("TERM").success());
+}
+
+#[test]
+fn a_log_on_a_full_disk_costs_the_log_only() {
+    let (folder, address) = folder();
+    let mut command = serve(folder.path(), &address);
+    command.arg("--log=debug").stdout(Stdio::null()).stderr(dev_full());
+    let mut server = Running::start(command, &address);
+    it_serves(&address);
+    assert!(server.signal("TERM").success());
+}
+
+#[test]
+fn a_reader_of_the_log_that_hangs_holds_up_nobody() {
+    let (folder, address) = folder();
+    let mut command = serve(folder.path(), &address);
+    command.arg("--log=trace").stdout(Stdio::null()).stderr(Stdio::piped());
+    let server = Running::start(command, &address);
+    // A pipe holds 64 KiB; this is far more, and nobody reads it.
+    it_serves(&address);
+    drop(server);
+}
+
+#[test]
+fn a_terminal_that_closes_is_a_clean_stop() {
+    let (folder, address) = folder();
+    let mut command = serve(folder.path(), &address);
+    command.stdout(Stdio::null());
+    let mut server = Running::start(command, &address);
+    assert!(server.signal("HUP").success());
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(log.contains("stopped"), "{log}");
+}
+
+/// The token that a start shows; none when it shows none.
+fn shown(folder: &Path, address: &str) -> Option<String> {
+    let mut child = Running(serve(folder, address).spawn().unwrap());
+    let lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    lines.map_while(Result::ok).find_map(|line| token_in(&line).map(ToOwned::to_owned))
+}
+
+#[test]
+fn a_token_that_could_not_be_shown_does_not_count_and_the_next_start_shows_one() {
+    let (folder, address) = folder();
+    let mut command = serve(folder.path(), &address);
+    command.stdout(dev_full());
+    let mut first = Running(command.spawn().unwrap());
+    assert_eq!(first.0.wait().unwrap().code(), Some(1));
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(log.contains("error: ") && log.contains("standard output"), "{log}");
+    assert!(shown(folder.path(), &address).is_some());
+
+    // And so for a reset: the old one stays.
+    let reset = |out: Stdio| {
+        let mut command = serve(folder.path(), &address);
+        command.args(["token", "reset"]).stdout(out).output().unwrap()
+    };
+    let before = fs::read(folder.path().join("data/ggnet.db")).unwrap();
+    assert_eq!(reset(dev_full().into()).status.code(), Some(1));
+    assert!(fs::read(folder.path().join("data/ggnet.db")).unwrap() == before, "the old token was replaced");
+    assert!(reset(Stdio::piped()).status.success());
+}
+
+#[test]
+fn connections_that_send_half_a_request_or_none_end_and_keep_nobody_out() {
+    let (folder, address) = folder();
+    let mut command = serve(folder.path(), &address);
+    command.stdout(Stdio::null());
+    let _server = Running::start(command, &address);
+    let half = || {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(b"GET /boot/52-54-00-aa-00-01.ipxe HTTP/1.1\r\nHost: x\r\n").unwrap();
+        stream
+    };
+    // More than one source may have: the oldest make room.
+    let mut halves: Vec<_> = (0..400).map(|_| half()).collect();
+    it_serves(&address);
+    for stream in &mut halves {
+        let mut rest = Vec::new();
+        // Closed or reset; a read that ran into its time limit would say so.
+        let ended = stream.read_to_end(&mut rest).map_err(|e| e.kind());
+        assert!(!matches!(ended, Err(ErrorKind::WouldBlock | ErrorKind::TimedOut)), "{ended:?}");
+    }
+}
+
+#[test]
+fn what_strangers_send_is_refused_by_a_problem_document_and_quoted_in_brief() {
+    let (folder, address) = folder();
+    let mut command = serve(folder.path(), &address);
+    command.stdout(Stdio::null());
+    let _server = Running::start(command, &address);
+    for path in ["/boot/x/report?stage=a", "/boot/%ff%fe.ipxe", "/files/%ff"] {
+        let answer = boot_request(&address, path);
+        assert!(
+            answer.starts_with("HTTP/1.1 4") && answer.contains("application/problem+json"),
+            "{path}: {answer}"
+        );
+    }
+    let long = "x".repeat(4000);
+    let mut stream = TcpStream::connect(&address).unwrap();
+    let request = format!(
+        "GET /nothing/{long} HTTP/1.1\r\nHost: x\r\nX-Request-Id: {long}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404") && !answer.contains(&long), "{answer}");
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(!log.contains(&long), "quoted whole");
+}
+
+#[test]
+fn ggnet_ends_with_its_code_where_nobody_can_read_why() {
+    let home = tempfile::tempdir().unwrap();
+    for (words, code) in [("machine list", 2), ("machine add", 2)] {
+        let mut command = ggnet(home.path());
+        let ended = command.args(words.split(' ')).stdout(dev_full()).stderr(dev_full()).status().unwrap();
+        let mut again = ggnet(home.path());
+        let said = again.args(words.split(' ')).output().unwrap();
+        assert_eq!(ended.code(), said.status.code(), "{words}");
+        assert_eq!(ended.code(), Some(code), "{words}");
+        let mut text = String::new();
+        said.stderr.as_slice().read_to_string(&mut text).unwrap();
+        assert!(!text.is_empty());
+    }
+}

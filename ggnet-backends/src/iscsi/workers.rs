@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Three queues, so that what takes long starves nothing: reads and writes; flushes, which wait for the disk; and commands that go
-//! over many blocks (VERIFY, WRITE SAME, EXTENDED COPY, UNMAP). In each a session has a share of its own, so that one session with a
+//! over many blocks (VERIFY, WRITE SAME, EXTENDED COPY). In each a session has a share of its own, so that one session with a
 //! full window leaves places to the others, and places go to whoever has waited longest.
 //!
 //! Invariant: a job that is cancelled before its turn touches no device; one that goes over many blocks looks at its [`Cancel`] between
@@ -23,7 +23,7 @@ const LONG_OF_ONE: usize = 1;
 /// Which queue a job waits in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Queue {
-    /// A read, or a piece of a write.
+    /// A read, a piece of a write, or a command over few blocks.
     Data,
     /// A flush, alone or at the end of a write.
     Flush,

@@ -377,7 +377,11 @@ impl Session {
             return self.answer(&command, reply, collected.map(|(asked, _)| asked));
         }
         let ((ticket, cancel), units) = (self.ticket(&command), self.units.clone());
-        let queue = if action == Action::Flush { Queue::Flush } else { Queue::Long };
+        let queue = match action {
+            Action::Flush => Queue::Flush,
+            Action::Verify { .. } | Action::WriteSame { .. } | Action::ExtendedCopy => Queue::Long,
+            _ => Queue::Data,
+        };
         self.spawn(
             queue,
             Some(cancel.clone()),

@@ -195,7 +195,7 @@ async fn work_of_a_session_that_is_gone_ends_between_two_steps() {
     // VERIFY(16) of the whole disk against one block of zeros, twice: the second waits for its turn.
     let mut cdb = [0; 16];
     (cdb[0], cdb[1]) = (0x8f, 6);
-    cdb[10..14].copy_from_slice(&(16 * MIB as u32 / 512).to_be_bytes());
+    cdb[10..14].copy_from_slice(&32_768_u32.to_be_bytes());
     for _ in 0..2 {
         i.command(0xa1, &cdb, 512, &[0; 512]).await;
     }

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{boot_request, free_port, ggnet, serve, token_in};
+use support::{boot_request, free_port, ggnet, serve, serve_and_log, token_in};
 use tempfile::TempDir;
 
 /// A folder for a server, and where it is to listen.
@@ -37,12 +37,16 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Starts it and waits until it answers.
+    /// Starts it and waits until machines can boot.
     fn start(mut command: Command, address: &str) -> Self {
         let mut running = Self(command.spawn().unwrap());
         let end = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(address).is_err() {
-            assert!(running.0.try_wait().unwrap().is_none() && Instant::now() < end, "it does not answer");
+        let ready = || {
+            TcpStream::connect(address).is_ok()
+                && boot_request(address, "/health/ready").starts_with("HTTP/1.1 200")
+        };
+        while !ready() {
+            assert!(running.0.try_wait().unwrap().is_none() && Instant::now() < end, "it is not ready");
             std::thread::sleep(Duration::from_millis(20));
         }
         running
@@ -71,8 +75,8 @@ fn it_serves(address: &str) {
 #[test]
 fn a_log_that_nobody_reads_any_more_costs_the_log_only() {
     let (folder, address) = folder();
-    let mut command = serve(folder.path(), &address);
-    command.arg("--log=debug").stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut command = serve_and_log(folder.path(), &address, "debug");
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut server = Running::start(command, &address);
     // The reader dies.
     drop(server.0.stderr.take());
@@ -83,8 +87,8 @@ fn a_log_that_nobody_reads_any_more_costs_the_log_only() {
 #[test]
 fn a_log_on_a_full_disk_costs_the_log_only() {
     let (folder, address) = folder();
-    let mut command = serve(folder.path(), &address);
-    command.arg("--log=debug").stdout(Stdio::null()).stderr(dev_full());
+    let mut command = serve_and_log(folder.path(), &address, "debug");
+    command.stdout(Stdio::null()).stderr(dev_full());
     let mut server = Running::start(command, &address);
     it_serves(&address);
     assert!(server.signal("TERM").success());
@@ -93,8 +97,8 @@ fn a_log_on_a_full_disk_costs_the_log_only() {
 #[test]
 fn a_reader_of_the_log_that_hangs_holds_up_nobody() {
     let (folder, address) = folder();
-    let mut command = serve(folder.path(), &address);
-    command.arg("--log=trace").stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut command = serve_and_log(folder.path(), &address, "trace");
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
     let server = Running::start(command, &address);
     // A pipe holds 64 KiB; this is far more, and nobody reads it.
     it_serves(&address);
@@ -193,7 +197,7 @@ fn what_strangers_send_is_refused_by_a_problem_document_and_quoted_in_brief() {
 #[test]
 fn ggnet_ends_with_its_code_where_nobody_can_read_why() {
     let home = tempfile::tempdir().unwrap();
-    for (words, code) in [("machine list", 2), ("machine add", 2)] {
+    for (words, code) in [("machine list", 3), ("machine add", 2)] {
         let mut command = ggnet(home.path());
         let ended = command.args(words.split(' ')).stdout(dev_full()).stderr(dev_full()).status().unwrap();
         let mut again = ggnet(home.path());

@@ -109,12 +109,17 @@ fn server_binary() -> PathBuf {
 
 /// The server in this folder, which logs to a file there.
 pub fn serve(folder: &Path, address: &str) -> Command {
+    serve_and_log(folder, address, "info")
+}
+
+/// The same, with the log at this level.
+pub fn serve_and_log(folder: &Path, address: &str, level: &str) -> Command {
     let mut command = Command::new(server_binary());
     command.arg("--config").arg(folder.join("empty.toml"));
     command.arg("--data-dir").arg(folder.join("data"));
     command.arg("--import-dir").arg(folder.join("import"));
     let iscsi = format!("127.0.0.1:{}", free_port());
-    command.args(["--http-listen", address, "--iscsi-listen", &iscsi, "--log", "info"]);
+    command.args(["--http-listen", address, "--iscsi-listen", &iscsi, "--log", level]);
     let log = File::create(folder.join("log")).unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     command

@@ -482,8 +482,8 @@ impl Shared {
                     while let Some(length) = received_now(socket, &mut incoming) {
                         transfer.receive(&incoming[..length], Instant::now());
                     }
-                    if transfer.outcome().is_none() {
-                        control.asked_again.store(false, Ordering::Release);
+                    // Not so where that made this transfer begin anew: it has sent its first packet.
+                    if transfer.outcome().is_none() && control.asked_again.swap(false, Ordering::AcqRel) {
                         transfer.request_repeated(Instant::now());
                     }
                 }

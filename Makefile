@@ -17,7 +17,7 @@ BIN_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
 .PHONY: help toolchain demo run run-lan check test test-long conformance e2e-native bench bench-iscsi fuzz install uninstall
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 toolchain: ## Check that Rust is there and new enough
 	@tests/parts/toolchain

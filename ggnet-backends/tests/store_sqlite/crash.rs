@@ -103,7 +103,7 @@ fn a_kill_in_the_middle_of_commits_loses_nothing() {
     }
     let folder = tempfile::tempdir().unwrap();
     let (mut kept, mut unsaid, mut checked) = (0, 0, 0);
-    let rounds = rounds(220, 2000);
+    let rounds = rounds(220, 1000);
     for round in 0..rounds {
         let mut child = command(std::env::current_exe().unwrap().to_str().unwrap());
         as_role(&mut child, NAME, "crash::a_kill_in_the_middle_of_commits_loses_nothing", folder.path());

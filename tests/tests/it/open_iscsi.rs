@@ -428,7 +428,7 @@ fn fio_finds_every_write_it_made_although_the_server_is_killed_at_random_moments
     let fio = FioRounds::start(&mut linux, &disk, FIO_MIB);
     let mut kills = 0;
     // While it serves; now and then once more while the guest logs in again.
-    let wanted = rounds(6, 60);
+    let wanted = rounds(6, 30);
     for _ in 0..wanted {
         wait_served(&mut linux, &disk);
         std::thread::sleep(Duration::from_millis(next(&mut dice) % 3000));

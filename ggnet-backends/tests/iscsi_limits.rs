@@ -209,6 +209,29 @@ async fn work_of_a_session_that_is_gone_ends_between_two_steps() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reads_that_wait_for_their_turn_at_a_clean_close_are_answered_with_their_data() {
+    let rig = rig(|c| c.limits.blocking_jobs = 8);
+    let disk = MemDisk::new(MIB, 512);
+    disk.decline.store(true, SeqCst);
+    rig.add(IQN, disk.clone());
+    let mut i = login(&rig).await;
+    disk.hold(true);
+    for _ in 0..5 {
+        i.command(0xc1, &READ_ONE, 512, &[]).await;
+    }
+    until("two are in flight, and three wait", || disk.waiting.load(SeqCst) == 2).await;
+    let server = rig.server.clone();
+    let stop = tokio::spawn(async move { server.shutdown(Duration::from_secs(10)).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    disk.hold(false);
+    for _ in 0..5 {
+        let (data, end) = i.collect().await;
+        assert_eq!((data.len(), end.status()), (512, 0));
+    }
+    assert!(stop.await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_onto_its_own_source_moves_every_block() {
     for (from, to) in [(0, 1000), (1000, 0), (0, 6144), (0, 0)] {
         let blocks: u16 = 6144; // Three steps of a mebibyte.

@@ -571,8 +571,11 @@ impl Session {
     async fn finish(&mut self, stream: &mut TcpStream, reason: CloseReason) {
         self.reads.clear();
         self.writes.keep_complete();
-        // Nobody will read what they find. Writes that have all their data go on.
-        self.running.iter().for_each(|r| r.cancel.cancel());
+        if reason == CloseReason::ConnectionLost {
+            // Nobody will read what they find. Writes that have all their data go on. In every other end answers still go out, and
+            // a command that was cut short would be answered with an error.
+            self.running.iter().for_each(|r| r.cancel.cancel());
+        }
         while let Some(done) = self.jobs.next().await {
             self.on_done(done);
         }

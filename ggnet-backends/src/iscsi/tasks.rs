@@ -182,7 +182,9 @@ impl Session {
             Done::Read { ticket, task, result } => {
                 let len = task.left.next_multiple_of(task.unit.block_len()).min(JOB_READ);
                 self.job_bytes = self.job_bytes.saturating_sub(len);
-                if self.still_wanted(ticket) {
+                // A read that was cancelled is no failure of the device.
+                let cancelled = self.running.iter().any(|r| r.ticket == ticket && r.cancel.is_cancelled());
+                if self.still_wanted(ticket) && !cancelled {
                     self.read_done(*task, result);
                 }
             }

@@ -48,6 +48,9 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
 }
 
+/// The batches tell of so many unknown machines, again and again: a store keeps only the latest thousand.
+const STRANGERS: u32 = 100;
+
 /// Batch `n`: seven traces, all or none of them.
 fn batch(n: u32) -> Batch {
     let (i, mut m) = (image(&format!("i{n}")), machine(n));
@@ -59,7 +62,7 @@ fn batch(n: u32) -> Batch {
         .write(Write::Version(v))
         .write(Write::Machine(m))
         .write(Write::Session(Box::new(live)))
-        .write(Write::Seen(seen(n)))
+        .write(Write::Seen(seen(n % STRANGERS)))
         .write(Write::Setting { key: format!("k{n}"), value: n.to_string() })
         .event(event(i64::from(n)))
         .audit(audit(&n.to_string(), 1))
@@ -73,7 +76,6 @@ async fn whole_batches(store: &SqliteStore) -> u32 {
         assert!(live.current.chap.is_some());
         assert_eq!(store.versions(m.image.unwrap()).await.unwrap().len(), 1);
         assert_eq!(store.setting(&format!("k{n}")).await.unwrap(), Some(n.to_string()));
-        assert!(store.seen_machine(mac(n)).await.unwrap().is_some());
         n += 1;
     }
     let one = PageRequest { page: 1, per_page: 1 };
@@ -81,7 +83,15 @@ async fn whole_batches(store: &SqliteStore) -> u32 {
     assert_eq!(events.len(), n as usize);
     assert_eq!(store.audit(one).await.unwrap().total, u64::from(n));
     assert_eq!(store.images(one).await.unwrap().total, u64::from(n));
-    assert_eq!(store.seen(one).await.unwrap().total, u64::from(n));
+    assert_eq!(store.seen(one).await.unwrap().total, u64::from(n.min(STRANGERS)));
+    for stranger in 0..n.min(STRANGERS) {
+        let times = store.seen_machine(mac(stranger)).await.unwrap().unwrap().count;
+        assert_eq!(
+            times,
+            u64::from((n - stranger).div_ceil(STRANGERS)),
+            "stranger {stranger} of {n} batches"
+        );
+    }
     assert_eq!(store.session_counts().await.unwrap().starting, u64::from(n));
     assert_eq!(store.setting(&format!("k{n}")).await.unwrap(), None);
     n

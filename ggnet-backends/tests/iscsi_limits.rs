@@ -4,6 +4,7 @@
 
 mod iscsi_support;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -300,4 +301,136 @@ async fn discovery_sessions_are_few_and_short() {
         assert!(one.receive().await.is_err(), "its time is over");
     }
     assert!(discovery().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_longer_than_page_b0_says_is_refused() {
+    let most = 1_u32 << 16;
+    let rig = Rig::open(MemDisk::new(33 * MIB, 512));
+    let mut i = login(&rig).await;
+    let inquiry = [0x12, 1, 0xb0, 0, 255, 0];
+    i.command(0xc1, &inquiry, 255, &[]).await;
+    let (page, _) = i.collect().await;
+    assert_eq!(page[8..12], most.to_be_bytes());
+    for (opcode, flags) in [(0x88, 0xc1), (0xa8, 0xc1), (0x8a, 0xa1), (0xaa, 0xa1)] {
+        let mut cdb = [0; 16];
+        cdb[0] = opcode;
+        let field = if opcode & 0x20 == 0 { 10 } else { 6 };
+        cdb[field..field + 4].copy_from_slice(&(most + 1).to_be_bytes());
+        i.command(flags, &cdb, (most + 1) * 512, &[]).await;
+        let (_, end) = i.collect().await;
+        // Invalid field in CDB, and which.
+        assert_eq!((end.status(), end.sense()), (2, (5, 0x24, 0)), "{opcode:#x}");
+        assert_eq!(end.data[17..20], [0xc0, 0, u8::try_from(field).unwrap()], "{opcode:#x}");
+        cdb[field..field + 4].copy_from_slice(&most.to_be_bytes());
+        let itt = i.command(flags, &cdb, most * 512, &[]).await;
+        if flags & 0x40 != 0 {
+            let (data, end) = i.collect().await;
+            assert_eq!((data.len(), end.status()), (32 * MIB, 0), "{opcode:#x}");
+        } else {
+            assert_eq!(i.receive().await.unwrap().opcode(), 0x31, "{opcode:#x}: it is asked for its data");
+            abort(&mut i, itt).await;
+            assert_eq!(i.receive().await.unwrap().opcode(), 0x22);
+        }
+    }
+}
+
+/// A READ(10) of 256 KiB; its answer is left where it is. Returns its task tag.
+async fn ask(i: &mut Initiator, at: u32) -> u32 {
+    let mut cdb = [0x28, 0, 0, 0, 0, 0, 0, 2, 0, 0];
+    cdb[2..6].copy_from_slice(&(at * 512).to_be_bytes());
+    i.command(0xc1, &cdb, 256 << 10, &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_initiator_that_takes_long_pdus_gets_no_longer_ones_than_a_step() {
+    let disk = MemDisk::new(4 * MIB, 512);
+    let rig = Rig::open(disk);
+    let keys = [("MaxRecvDataSegmentLength", "16777215"), ("MaxBurstLength", "16777215")];
+    let mut i = Initiator::login(rig.address, Login { keys: &keys, ..Login::default() }).await.unwrap();
+    let cdb = [0x28, 0, 0, 0, 0, 0, 0, 0x20, 0, 0];
+    i.command(0xc1, &cdb, 4 << 20, &[]).await;
+    let mut lengths = Vec::new();
+    while lengths.iter().sum::<usize>() < 4 * MIB {
+        lengths.push(i.receive().await.unwrap().data.len());
+    }
+    assert_eq!(lengths, vec![256 << 10; 16]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_read_no_answers_hold_no_more_than_the_pool_and_all_get_their_data() {
+    for (memory, decline) in [(0, false), (0, true), (4 * MIB, false), (4 * MIB, true)] {
+        let rig = rig(|c| c.limits.memory = memory);
+        let disk = MemDisk::new(16 * MIB, 512);
+        disk.decline.store(decline, SeqCst);
+        let content = pattern(16 * MIB, 3);
+        disk.data.write().unwrap().copy_from_slice(&content);
+        rig.add(IQN, disk);
+        let mut all = Vec::new();
+        for n in 0..8 {
+            let isid = [0x80, 0, 0, 0, 0, n];
+            all.push(Initiator::login(rig.address, Login { isid, ..Login::default() }).await.unwrap());
+        }
+        let mut tags = Vec::new();
+        for i in &mut all {
+            for at in 0..64 {
+                let tag = ask(i, at).await;
+                tags.push((tag, usize::try_from(at).unwrap() * (256 << 10)));
+            }
+        }
+        for i in &mut all {
+            // Commands that wait for the disk end in any order.
+            let mut left: HashMap<_, _> = tags.iter().copied().take(64).collect();
+            while !left.is_empty() {
+                let (data, end) = i.collect().await;
+                let at = left.remove(&end.word(16)).unwrap();
+                assert_eq!(end.status(), 0);
+                assert!(data == content[at..][..256 << 10], "memory {memory}, {decline}: {at}");
+                assert!(rig.server.occupancy().leased <= memory);
+            }
+        }
+        drop(all);
+        until("all is given back", || rig.server.occupancy().leased == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn collected_data_that_finds_no_memory_is_put_off_and_a_short_list_never() {
+    let rig = rig(|c| c.limits.memory = 0);
+    rig.add(IQN, MemDisk::new(8 * MIB, 512));
+    let mut i = login(&rig).await;
+    // ORWRITE(16) of a mebibyte.
+    let mut cdb = [0; 16];
+    cdb[0] = 0x8b;
+    cdb[10..14].copy_from_slice(&2048_u32.to_be_bytes());
+    i.command(0xa1, &cdb, 1 << 20, &[]).await;
+    let end = i.receive().await.unwrap();
+    assert_eq!((end.opcode(), end.status()), (0x21, 0x28), "TASK SET FULL");
+    // UNMAP of one block.
+    let mut list = [0; 24];
+    (list[1], list[3], list[19]) = (22, 16, 1);
+    let mut cdb = [0; 10];
+    (cdb[0], cdb[8]) = (0x42, 24);
+    i.command(0xa1, &cdb, 24, &list).await;
+    assert_eq!(i.receive().await.unwrap().status(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_reset_each_other_and_close_at_once_all_end() {
+    for round in 0..200 {
+        let rig = rig(|_| {});
+        rig.add(IQN, MemDisk::new(MIB, 512));
+        let mut both = Vec::new();
+        for n in 0..2 {
+            let isid = [0x80, 0, 0, 0, 0, n];
+            both.push(Initiator::login(rig.address, Login { isid, ..Login::default() }).await.unwrap());
+        }
+        // LUN RESET, and a cold reset, which closes everybody, right behind it.
+        let resets = both.iter_mut().map(|i| async {
+            let (first, second) = (i.request(0x42, 0x85), i.request(0x42, 0x87));
+            i.send_both(first, second).await;
+        });
+        futures_util::future::join_all(resets).await;
+        until(&format!("both have ended, round {round}"), || rig.server.sessions().is_empty()).await;
+    }
 }

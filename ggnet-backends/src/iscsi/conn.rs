@@ -13,6 +13,8 @@ const READ_CHUNK: usize = 64 << 10;
 const LOOKAHEAD: usize = 4 << 10;
 /// A buffer larger than this is given back when idle.
 const KEEP: usize = 16 << 10;
+/// Up to here the output doubles when it must grow.
+const GROWTH: usize = 128 << 10;
 
 /// Bytes that came and were not yet consumed.
 #[derive(Debug, Default)]
@@ -45,6 +47,8 @@ impl InBuf {
                 (self.start, self.end) = (0, have);
             }
             if self.buf.len() < have + want {
+                // Not more than needed: a vector that grows by itself doubles.
+                self.buf.reserve_exact(have + want - self.buf.len());
                 self.buf.resize(have + want, 0);
             }
         }
@@ -109,6 +113,16 @@ impl OutBuf {
         self.start == self.end
     }
 
+    /// Bytes of memory that are held.
+    pub(crate) fn held(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// Bytes of memory that a PDU with so many bytes of data would add.
+    pub(crate) fn growth(&self, len: usize) -> usize {
+        (self.len() + BHS_LEN + DIGEST_LEN + padded(len) + DIGEST_LEN).saturating_sub(self.buf.len())
+    }
+
     pub(crate) fn sent(&mut self, n: usize) {
         self.start += n;
         if self.start >= self.end {
@@ -133,8 +147,9 @@ impl OutBuf {
                 (self.start, self.end) = (0, self.end - self.start);
             }
             if self.buf.len() < self.end + most {
-                // Grow by doubling: one large answer is seldom the last.
-                let size = (self.end + most).max(self.buf.len() * 2);
+                // One answer is seldom the last: a small buffer doubles, a large one grows by a step.
+                let size = (self.end + most).max((self.buf.len() * 2).min(GROWTH)).next_multiple_of(KEEP);
+                self.buf.reserve_exact(size - self.buf.len());
                 self.buf.resize(size, 0);
             }
         }

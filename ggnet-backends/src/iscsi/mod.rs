@@ -33,6 +33,7 @@ mod digest;
 #[doc(hidden)]
 pub mod fuzzing;
 mod login;
+mod memory;
 mod negotiate;
 mod pdu;
 mod places;
@@ -131,6 +132,9 @@ pub struct Limits {
     pub immediate_commands: u32,
     /// Bytes of collected command data a session may hold before it is told TASK SET FULL.
     pub max_staged: usize,
+    /// Bytes that all sessions together may hold for data under way, beside 512 KiB and one PDU that comes for each. When they are
+    /// used up sessions go on in smaller steps.
+    pub memory: usize,
     /// Reads and writes at once on the blocking pool, of all sessions together; one session has at most a quarter of them. Flushes
     /// have half as many places of their own, and commands over many blocks four.
     pub blocking_jobs: usize,
@@ -150,6 +154,7 @@ impl Default for Limits {
             queue_depth: 128,
             immediate_commands: 16,
             max_staged: 64 << 20,
+            memory: 64 << 20,
             blocking_jobs: 64,
         }
     }

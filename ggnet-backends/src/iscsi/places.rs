@@ -39,6 +39,8 @@ pub struct Occupancy {
     pub proven: usize,
     /// Connections that were closed, or logins that were put off, because all places of their kind were taken.
     pub turned_away: u64,
+    /// Bytes of the shared memory (`Limits::memory`) that sessions hold.
+    pub leased: usize,
 }
 
 /// All places.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::answers::{Sent, residual};
 use super::bytes::{index, sat32};
+use super::memory::STEP;
 use super::pdu::{Bhs, FINAL, NO_TAG, opcode};
 use super::scsi::Reply;
 use super::scsi::lu::LogicalUnit;
@@ -28,6 +29,8 @@ pub(super) struct ReadTask {
     /// Bytes the CDB asked for, for the residual.
     pub(super) asked: u64,
     pub(super) sent: Sent,
+    /// Bytes that its job fetches.
+    pub(super) fetching: usize,
 }
 
 impl Session {
@@ -36,24 +39,28 @@ impl Session {
         while self.out.len() < OUT_HIGH
             && let Some(task) = self.reads.pop_front()
         {
-            self.step_read(task);
+            if !self.step_read(task) {
+                return;
+            }
         }
     }
 
-    /// Sends as much of a read as there is room for.
-    pub(super) fn step_read(&mut self, mut task: ReadTask) {
+    /// Sends as much of a read as there is room for. False: there is no room, and the task waits.
+    pub(super) fn step_read(&mut self, mut task: ReadTask) -> bool {
         let block = task.unit.block_len();
         loop {
             if task.left == 0 && task.sent.pdus > 0 {
-                return;
+                return true;
             }
             if task.left == 0 {
                 // Nothing to transfer: status alone.
                 let reply = Reply::good();
-                return self.answer(&task.command, reply, Some(task.asked));
+                self.answer(&task.command, reply, Some(task.asked));
+                return true;
             }
             if self.out.len() >= OUT_HIGH {
-                return self.reads.push_front(task);
+                self.reads.push_front(task);
+                return false;
             }
             // The chunk ends with the PDU, and inside a task on a block.
             let pdu = self.pdu_room(&task.sent);
@@ -61,11 +68,18 @@ impl Session {
             if chunk == 0 || chunk % block != 0 {
                 return self.read_job(task);
             }
+            if !self.covers(self.out.growth(chunk)) && !self.nothing_waits() {
+                self.reads.push_front(task);
+                return false;
+            }
             let slot = self.out.reserve(chunk);
             match task.unit.device.try_read_at(self.out.data(slot), task.offset) {
                 Ok(true) => {}
                 Ok(false) => return self.read_job(task),
-                Err(e) => return self.read_failed(&task, &e),
+                Err(e) => {
+                    self.read_failed(&task, &e);
+                    return true;
+                }
             }
             task.left -= chunk;
             task.offset += chunk as u64;
@@ -76,9 +90,9 @@ impl Session {
         }
     }
 
-    /// Room for data in the next Data-In PDU.
+    /// Room for data in the next Data-In PDU: what the initiator takes, and no more than a step.
     pub(super) fn pdu_room(&self, sent: &Sent) -> usize {
-        index(u64::from(self.params.peer_max_data.min(self.params.max_burst - sent.in_burst)))
+        index(u64::from(self.params.peer_max_data.min(self.params.max_burst - sent.in_burst))).min(STEP)
     }
 
     pub(super) fn read_failed(&mut self, task: &ReadTask, error: &io::Error) {
@@ -87,11 +101,19 @@ impl Session {
         self.answer_after(&task.command, reply, Some(0), task.sent.pdus);
     }
 
-    /// Reads the next part on the blocking pool.
-    pub(super) fn read_job(&mut self, task: ReadTask) {
+    /// Reads the next part on the blocking pool. False: there is no room, and the task waits.
+    fn read_job(&mut self, mut task: ReadTask) -> bool {
         let block = task.unit.block_len();
         // Whole blocks are read even where the transfer ends inside one.
-        let len = task.left.next_multiple_of(block).min(JOB_READ);
+        let mut len = task.left.next_multiple_of(block).min(JOB_READ);
+        if !self.covers(len) {
+            if !self.nothing_waits() {
+                self.reads.push_front(task);
+                return false;
+            }
+            len = len.min(STEP);
+        }
+        task.fetching = len;
         let (ticket, cancel) = self.ticket(&task.command);
         self.job_bytes += len;
         let device = Arc::clone(&task.unit);
@@ -105,6 +127,7 @@ impl Session {
             },
             move |result| Done::Read { ticket, task: Box::new(task), result },
         );
+        true
     }
 
     /// A job's bytes go out.

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::chap::Chap;
 use super::conn::InBuf;
 use super::login::{LoginMachine, Status, Step, valid_name};
+use super::memory::Pool;
 use super::negotiate::Wishes;
 use super::pdu::{BHS_LEN, Bhs, Digests, Framing, frame, opcode, padded};
 use super::places::{Occupancy, Place, Places, Standing};
@@ -121,6 +122,7 @@ struct Inner {
     next_session: AtomicU64,
     next_tsih: AtomicU16,
     workers: Workers,
+    memory: Arc<Pool>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -147,6 +149,7 @@ impl IscsiServer {
         let local = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
         let workers = Workers::new(config.limits.blocking_jobs);
         let places = Places::new(&config.limits);
+        let memory = Pool::new(config.limits.memory);
         let inner = Arc::new(Inner {
             config,
             policy,
@@ -158,6 +161,7 @@ impl IscsiServer {
             next_session: AtomicU64::new(1),
             next_tsih: AtomicU16::new(1),
             workers,
+            memory,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -260,7 +264,7 @@ impl IscsiServer {
 
     /// How many connections there are, by what they have shown, and how many were turned away.
     pub fn occupancy(&self) -> Occupancy {
-        self.0.places.occupancy()
+        Occupancy { leased: self.0.memory.leased(), ..self.0.places.occupancy() }
     }
 
     /// Looks at the sizes of a target's devices again and tells every initiator of those that have changed.
@@ -404,6 +408,7 @@ async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, 
         limits: inner.config.limits,
         nop_interval: inner.config.nop_interval,
         workers: inner.workers.share(),
+        memory: Arc::clone(&inner.memory),
         observer: Arc::clone(&inner.observer),
         policy: Arc::clone(&inner.policy),
         address: format!(

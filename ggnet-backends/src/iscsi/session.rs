@@ -30,6 +30,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::conn::{InBuf, OutBuf};
 use super::login::Established;
+use super::memory::{Lease, Pool};
 use super::negotiate::Params;
 use super::pdu::{BHS_LEN, Bhs, FINAL, FrameError, Framing, NO_TAG, frame, opcode, reject};
 use super::reads::ReadTask;
@@ -62,6 +63,7 @@ pub(super) struct Surroundings {
     pub(super) limits: Limits,
     pub(super) nop_interval: Option<Duration>,
     pub(super) workers: Share,
+    pub(super) memory: Arc<Pool>,
     pub(super) observer: Arc<dyn SessionObserver>,
     pub(super) policy: Arc<dyn LoginPolicy>,
     /// What discovery tells as address of every target.
@@ -99,6 +101,8 @@ pub(super) struct Session {
     pub(super) running: Vec<Running>,
     pub(super) job_bytes: usize,
     pub(super) staged: usize,
+    /// For what the output, jobs and collected data hold together.
+    lease: Lease,
     pub(super) next_ticket: u64,
     pub(super) tmf: Vec<PendingTmf>,
     /// When the input now being handled arrived: one look at the clock for many commands.
@@ -142,6 +146,7 @@ impl Session {
         let mut out = OutBuf::default();
         out.set_digests(established.params.digests);
         let now = Instant::now();
+        let lease = Lease::new(&around.memory);
         Self {
             me,
             around,
@@ -161,6 +166,7 @@ impl Session {
             running: Vec::new(),
             job_bytes: 0,
             staged: 0,
+            lease,
             next_ticket: 0,
             tmf: Vec::new(),
             now,
@@ -188,6 +194,7 @@ impl Session {
                 Err(Stop::Close(reason)) => break reason,
             };
             self.pump_reads();
+            self.lease.settle(self.held());
             if self.logout.is_some() && self.idle() {
                 break CloseReason::Logout;
             }
@@ -217,7 +224,7 @@ impl Session {
                 Wake::Asked => break me.reason().unwrap_or(CloseReason::Shutdown),
             }
         };
-        self.finish(stream, reason).await;
+        self.finish(stream, &mut control, reason).await;
         reason
     }
 
@@ -226,8 +233,29 @@ impl Session {
         self.reads.is_empty() && self.jobs.is_empty()
     }
 
-    fn may_read(&self) -> bool {
-        self.out.len() < OUT_HIGH && self.job_bytes < JOB_BYTES_HIGH && self.logout.is_none()
+    fn may_read(&mut self) -> bool {
+        self.out.len() < OUT_HIGH
+            && self.job_bytes < JOB_BYTES_HIGH
+            && self.logout.is_none()
+            && (self.covers(0) || self.nothing_waits())
+    }
+
+    /// Bytes of data under way.
+    fn held(&self) -> usize {
+        self.out.held() + self.job_bytes + self.staged
+    }
+
+    /// Whether the session may hold so many bytes more.
+    pub(super) fn covers(&mut self, more: usize) -> bool {
+        self.lease.covers(self.held() + more)
+    }
+
+    /// Whether all that was fetched or heard has gone on its way: one more step is right then, whatever others hold.
+    pub(super) fn nothing_waits(&mut self) -> bool {
+        if self.out.is_empty() {
+            self.out.shrink();
+        }
+        self.out.is_empty() && self.job_bytes == 0
     }
 
     /// Handles every whole PDU in the buffer; returns how many bytes the next one needs.
@@ -568,7 +596,12 @@ impl Session {
     }
 
     /// Draining and flushing: after this nothing of the session is in flight.
-    async fn finish(&mut self, stream: &mut TcpStream, reason: CloseReason) {
+    async fn finish(
+        &mut self,
+        stream: &mut TcpStream,
+        control: &mut mpsc::UnboundedReceiver<Control>,
+        reason: CloseReason,
+    ) {
         self.reads.clear();
         self.writes.keep_complete();
         if reason == CloseReason::ConnectionLost {
@@ -576,8 +609,16 @@ impl Session {
             // a command that was cut short would be answered with an error.
             self.running.iter().for_each(|r| r.cancel.cancel());
         }
-        while let Some(done) = self.jobs.next().await {
-            self.on_done(done);
+        // Another session that closes too may wait for our tasks to end, as we may for its: it is heard to the last.
+        let mut heard = true;
+        while !self.jobs.is_empty() {
+            tokio::select! {
+                Some(done) = self.jobs.next() => self.on_done(done),
+                asked = control.recv(), if heard => match asked {
+                    Some(Control::Abort(lun, ack)) => self.abort_from_outside(lun, ack),
+                    None => heard = false,
+                },
+            }
         }
         if let Some(mut r) = self.logout.take() {
             self.number(&mut r, true);

@@ -31,6 +31,9 @@ use super::writes::Sink;
 /// Most bytes that one job reads.
 pub(super) const JOB_READ: usize = 1 << 20;
 
+/// Collected data that a session may always have.
+const STAGED_ALWAYS: usize = 64 << 10;
+
 /// What every task remembers of its command.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Command {
@@ -107,7 +110,8 @@ impl Session {
                     self.observe(SessionEvent::FirstRead);
                 }
                 let left = index(len.min(u64::from(command.expect_in)));
-                let task = ReadTask { command, unit, offset, left, asked: len, sent: Sent::default() };
+                let task =
+                    ReadTask { command, unit, offset, left, asked: len, sent: Sent::default(), fetching: 0 };
                 if self.reads.is_empty() {
                     self.step_read(task);
                 } else {
@@ -128,7 +132,7 @@ impl Session {
                     return self.answer(&command, Reply::check(Sense::cdb(0)), Some(0));
                 }
                 let want = len.min(index(u64::from(command.expect_out)));
-                if self.staged + want > self.around.limits.max_staged {
+                if !self.may_collect(want) {
                     return self.answer(&command, Reply::task_set_full(), None);
                 }
                 self.staged += want;
@@ -144,6 +148,12 @@ impl Session {
                 self.answer(&command, reply, None);
             }
         }
+    }
+
+    /// Whether so many bytes of command data may be collected. A few always may: what a file system trims is told in a short list.
+    fn may_collect(&mut self, want: usize) -> bool {
+        let sum = self.staged + want;
+        sum <= STAGED_ALWAYS || (sum <= self.around.limits.max_staged && self.covers(want))
     }
 
     pub(super) fn ticket(&mut self, command: &Command) -> (u64, Cancel) {
@@ -180,8 +190,7 @@ impl Session {
     pub(super) fn on_done(&mut self, done: Done) {
         match done {
             Done::Read { ticket, task, result } => {
-                let len = task.left.next_multiple_of(task.unit.block_len()).min(JOB_READ);
-                self.job_bytes = self.job_bytes.saturating_sub(len);
+                self.job_bytes = self.job_bytes.saturating_sub(task.fetching);
                 // A read that was cancelled is no failure of the device.
                 let cancelled = self.running.iter().any(|r| r.ticket == ticket && r.cancel.is_cancelled());
                 if self.still_wanted(ticket) && !cancelled {

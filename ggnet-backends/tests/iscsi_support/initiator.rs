@@ -124,6 +124,16 @@ impl Initiator {
         self.stream.write_all(&wire).await
     }
 
+    /// Sends two PDUs without data so that they arrive together; errors are not looked at.
+    pub async fn send_both(&mut self, first: [u8; 48], second: [u8; 48]) {
+        let _ = self.stream.write_all(&[first, second].concat()).await;
+    }
+
+    /// Sends bytes as they are.
+    pub async fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
     /// The next PDU; an error when the connection has ended. Checks digests and, where it carries status, StatSN.
     pub async fn receive(&mut self) -> io::Result<Pdu> {
         tokio::time::timeout(Duration::from_secs(30), self.receive_pdu()).await.expect("an answer in time")
@@ -185,6 +195,19 @@ impl Initiator {
 
     /// Sends a data segment for a transfer tag.
     pub async fn data_out(&mut self, itt: u32, ttt: u32, sn: u32, offset: u32, last: bool, data: &[u8]) {
+        self.try_data_out(itt, ttt, sn, offset, last, data).await.unwrap();
+    }
+
+    /// The same, with the error of a connection that has ended.
+    pub async fn try_data_out(
+        &mut self,
+        itt: u32,
+        ttt: u32,
+        sn: u32,
+        offset: u32,
+        last: bool,
+        data: &[u8],
+    ) -> io::Result<()> {
         let mut bhs = [0; 48];
         bhs[0] = 0x05;
         bhs[1] = if last { 0x80 } else { 0 };
@@ -192,7 +215,7 @@ impl Initiator {
         bhs[20..24].copy_from_slice(&ttt.to_be_bytes());
         bhs[36..40].copy_from_slice(&sn.to_be_bytes());
         bhs[40..44].copy_from_slice(&offset.to_be_bytes());
-        self.send(bhs, data).await.unwrap();
+        self.send(bhs, data).await
     }
 
     /// READ(10); the data and the PDU with the status.

@@ -4,6 +4,7 @@
 //! a write with FUA, is only given after the device's own flush has succeeded; protection information is not supported,
 //! so every PROTECT field but zero is an illegal field.
 
+use std::io;
 use std::sync::PoisonError;
 
 use super::super::bytes::{be16, be24, be32, be64, first_difference, index, or_into};
@@ -12,8 +13,13 @@ use super::lu::LogicalUnit;
 use super::sense::Sense;
 use super::{Action, Plan, Reply};
 
+/// Most blocks of one command, as page B0 says. READ(10) and WRITE(10) can name one less: some firmware does, whatever the page says
+/// (EDK2's disk driver cuts its requests at 65,535 blocks).
+pub(crate) const MAX_TRANSFER_BLOCKS: u32 = 1 << 16;
 /// Largest transfer of the commands that collect their data first, in bytes.
 pub(crate) const MAX_COLLECTED: u64 = 16 << 20;
+/// Bytes of an ORWRITE that are read, changed and written at once.
+const OR_STEP: usize = 1 << 20;
 /// Most blocks of a COMPARE AND WRITE.
 pub(crate) const MAX_COMPARE_BLOCKS: u8 = 128;
 
@@ -34,6 +40,12 @@ impl Extent {
             5 => Self { lba: u64::from(be32(cdb, 2)), count: u64::from(be32(cdb, 6)) },
             _ => Self { lba: be64(cdb, 2), count: u64::from(be32(cdb, 10)) },
         }
+    }
+
+    /// The field of the CDB that holds the count, where that is more than page B0 allows (SBC-3 section 6.5.3).
+    fn too_long(&self, cdb: &[u8; 16]) -> Option<Sense> {
+        let field = if cdb[0] >> 5 == 5 { 6 } else { 10 };
+        (self.count > u64::from(MAX_TRANSFER_BLOCKS)).then(|| Sense::cdb(field))
     }
 
     /// Inside the unit. An address equal to the size is an error even when nothing is transferred.
@@ -57,7 +69,7 @@ pub(crate) fn decode_read(lu: &LogicalUnit, cdb: &[u8; 16]) -> Plan {
         return Plan::Reply(Reply::check(Sense::cdb_bit(1, 7)));
     }
     let extent = Extent::parse(cdb);
-    match extent.check(lu) {
+    match extent.check(lu).and_then(|()| extent.too_long(cdb).map_or(Ok(()), Err)) {
         Ok(()) => Plan::Read { offset: extent.lba << lu.shift(), len: extent.count << lu.shift() },
         Err(sense) => Plan::Reply(Reply::check(sense)),
     }
@@ -78,6 +90,9 @@ pub(crate) fn decode_write(lu: &LogicalUnit, cdb: &[u8; 16]) -> Plan {
     }
     if lu.write_protected() {
         return Plan::Reply(Reply::check(Sense::WRITE_PROTECTED));
+    }
+    if let Some(sense) = extent.too_long(cdb) {
+        return Plan::Reply(Reply::check(sense));
     }
     let fua = cdb[0] != 0x0a && !verify && cdb[1] & 0x08 != 0;
     let flush = fua || verify || lu.write_through();
@@ -194,13 +209,17 @@ pub(crate) fn compare_and_write(lu: &LogicalUnit, lba: u64, count: u64, flush: b
         return Reply::check(Sense::PARAMETER_LIST_LENGTH);
     }
     let (compare, write) = (&data[..len], &data[len..len * 2]);
-    replace(lu, lba, len, flush, |current| match first_difference(current, compare) {
-        Some(offset) => Err(Sense::miscompare(offset as u64)),
-        None => {
-            current.copy_from_slice(write);
-            Ok(())
-        }
-    })
+    let _alone = lu.gate.write().unwrap_or_else(PoisonError::into_inner);
+    let offset = lba << lu.shift();
+    let mut current = vec![0; len];
+    if let Err(e) = lu.device.read_at(&mut current, offset) {
+        return Reply::check(Sense::from_read(&e));
+    }
+    if let Some(at) = first_difference(&current, compare) {
+        return Reply::check(Sense::miscompare(at as u64));
+    }
+    let written = lu.device.write_at(write, offset).and_then(|()| flushed(lu, flush));
+    written.map_or_else(|e| Reply::check(Sense::from_write(&e)), |()| Reply::good())
 }
 
 /// ORWRITE(16).
@@ -224,36 +243,30 @@ pub(crate) fn decode_or_write(lu: &LogicalUnit, cdb: &[u8; 16]) -> Result<Plan, 
     })
 }
 
-/// Executes ORWRITE, atomic to every other write of the unit.
+/// Executes ORWRITE, atomic to every other write of the unit. When the device fails in the middle, what was changed stays.
 pub(crate) fn or_write(lu: &LogicalUnit, lba: u64, count: u64, flush: bool, data: &[u8]) -> Reply {
     let len = index(count << lu.shift());
     if data.len() < len {
         return Reply::check(Sense::PARAMETER_LIST_LENGTH);
     }
-    replace(lu, lba, len, flush, |current| {
-        or_into(current, data);
-        Ok(())
-    })
+    let _alone = lu.gate.write().unwrap_or_else(PoisonError::into_inner);
+    let mut offset = lba << lu.shift();
+    let mut current = vec![0; len.min(OR_STEP)];
+    for piece in data[..len].chunks(OR_STEP) {
+        let current = &mut current[..piece.len()];
+        if let Err(e) = lu.device.read_at(current, offset) {
+            return Reply::check(Sense::from_read(&e));
+        }
+        or_into(current, piece);
+        if let Err(e) = lu.device.write_at(current, offset) {
+            return Reply::check(Sense::from_write(&e));
+        }
+        offset += piece.len() as u64;
+    }
+    flushed(lu, flush).map_or_else(|e| Reply::check(Sense::from_write(&e)), |()| Reply::good())
 }
 
-/// Reads, changes and writes a range while nobody else writes.
-fn replace(
-    lu: &LogicalUnit,
-    lba: u64,
-    len: usize,
-    flush: bool,
-    f: impl FnOnce(&mut [u8]) -> Result<(), Sense>,
-) -> Reply {
-    let _alone = lu.gate.write().unwrap_or_else(PoisonError::into_inner);
-    let offset = lba << lu.shift();
-    let mut current = vec![0; len];
-    if let Err(e) = lu.device.read_at(&mut current, offset) {
-        return Reply::check(Sense::from_read(&e));
-    }
-    if let Err(sense) = f(&mut current) {
-        return Reply::check(sense);
-    }
-    let written =
-        lu.device.write_at(&current, offset).and_then(|()| if flush { lu.device.flush() } else { Ok(()) });
-    written.map_or_else(|e| Reply::check(Sense::from_write(&e)), |()| Reply::good())
+/// Flushes where that is asked for.
+fn flushed(lu: &LogicalUnit, flush: bool) -> io::Result<()> {
+    if flush { lu.device.flush() } else { Ok(()) }
 }

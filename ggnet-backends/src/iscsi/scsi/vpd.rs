@@ -7,7 +7,7 @@ use super::super::bytes::{put, sat8, sat16, sat32};
 use super::inquiry::ascii;
 use super::lu::LogicalUnit;
 use super::provision::{MAX_SAME_BLOCKS, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS};
-use super::read_write::{MAX_COLLECTED, MAX_COMPARE_BLOCKS};
+use super::read_write::{MAX_COMPARE_BLOCKS, MAX_TRANSFER_BLOCKS};
 
 const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
 
@@ -82,7 +82,7 @@ fn block_limits(lu: &LogicalUnit) -> Vec<u8> {
     out[4] = 1;
     out[5] = MAX_COMPARE_BLOCKS;
     put(&mut out, 6, &u16::try_from(grain).unwrap_or(1).to_be_bytes());
-    put(&mut out, 8, &blocks(MAX_COLLECTED).to_be_bytes());
+    put(&mut out, 8, &MAX_TRANSFER_BLOCKS.to_be_bytes());
     put(&mut out, 12, &blocks(1 << 20).to_be_bytes());
     if info.discard {
         put(&mut out, 20, &MAX_UNMAP_BLOCKS.to_be_bytes());

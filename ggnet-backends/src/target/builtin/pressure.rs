@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn it_is_said_when_somebody_was_turned_away_and_not_before() {
         let pressure = Pressure::default();
-        let now = Occupancy { waiting: 3, open: 2, proven: 1, turned_away: 0 };
+        let now = Occupancy { waiting: 3, open: 2, proven: 1, ..Occupancy::default() };
         assert_eq!(pressure.health(now), Health::Up);
         let now = Occupancy { turned_away: 7, ..now };
         for _ in 0..2 {

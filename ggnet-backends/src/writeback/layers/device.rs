@@ -31,9 +31,9 @@ use std::{
     io::{self, IoSlice},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ggnet_core::{
@@ -46,6 +46,7 @@ use super::{
     files::RawFile,
     flush::Flusher,
     format::{BLOCK, FAILED_MARK, FAILED_OFFSET},
+    inline::Inline,
     locks::{GROUP_BLOCKS, RangeLocks, STRIPES},
     map::{BlockMap, State},
     to_usize,
@@ -79,36 +80,6 @@ impl Status {
     }
 }
 
-/// Says when a write may be done on the caller's thread. The kernel makes a writer of the page cache sleep when too much of it is
-/// dirty, and no flag forbids that on every file system: so once a write took long, the next ones are sent to a thread that may
-/// wait, until the storm is over.
-struct Inline {
-    start: Instant,
-    /// Milliseconds after `start` until which nothing is written inline.
-    not_before: AtomicU64,
-}
-
-impl Inline {
-    const MOST_BYTES: usize = 256 * 1024;
-    const LONG: Duration = Duration::from_millis(2);
-    const PAUSE_MS: u64 = 100;
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn allows(&self, bytes: usize) -> bool {
-        let until = self.not_before.load(Ordering::Relaxed);
-        bytes <= Self::MOST_BYTES && (until == 0 || self.now() >= until)
-    }
-
-    fn took(&self, since: Instant) {
-        if since.elapsed() > Self::LONG {
-            self.not_before.store(self.now() + Self::PAUSE_MS, Ordering::Relaxed);
-        }
-    }
-}
-
 /// See the module.
 pub(super) struct Device {
     pub(super) id: ResourceId,
@@ -123,7 +94,7 @@ pub(super) struct Device {
     size: u64,
     punches: bool,
     locks: RangeLocks,
-    inline: Inline,
+    inline: Arc<Inline>,
 }
 
 /// The files and maps of which a [`Device`] is made.
@@ -136,11 +107,12 @@ pub(super) struct Parts {
     pub(super) map: BlockMap,
     pub(super) flusher: Flusher,
     pub(super) punches: bool,
+    pub(super) inline: Arc<Inline>,
 }
 
 impl Device {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { id, size, chain, data, hot, map, flusher, punches } = parts;
+        let Parts { id, size, chain, data, hot, map, flusher, punches, inline } = parts;
         Self {
             id,
             chain,
@@ -154,7 +126,7 @@ impl Device {
             size,
             punches,
             locks: RangeLocks::new(),
-            inline: Inline { start: Instant::now(), not_before: AtomicU64::new(0) },
+            inline,
         }
     }
 
@@ -343,7 +315,7 @@ impl BlockDevice for Device {
         }
         let since = Instant::now();
         let done = self.write(buf, offset, Wait::Never);
-        self.inline.took(since);
+        self.inline.took(since.elapsed());
         done
     }
 

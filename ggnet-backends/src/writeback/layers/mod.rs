@@ -19,6 +19,7 @@ mod chain;
 mod device;
 mod flush;
 mod format;
+mod inline;
 mod locks;
 mod map;
 mod shelf;

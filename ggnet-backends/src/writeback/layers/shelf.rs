@@ -37,6 +37,7 @@ use super::{
     flush::Flusher,
     folder::{Folder, check_len, check_size, damaged, gone_is_none, other_base},
     format::{FAILED_MARK, FAILED_OFFSET, Header, Kind},
+    inline::Inline,
     map::BlockMap,
 };
 
@@ -57,6 +58,7 @@ pub(super) struct Shelf {
     boot: String,
     punches: bool,
     chains: Mutex<HashMap<ChainKey, Weak<Chain>>>,
+    inline: Arc<Inline>,
 }
 
 /// A map file that is there.
@@ -83,7 +85,7 @@ impl Shelf {
         let folder = Folder::new(files, dir, instance);
         let punches =
             folder.probe().map_err(|e| Error::io(format!("Writing to {}", folder.dir.display()), e))?;
-        Ok(Self { folder, boot, punches, chains: Mutex::default() })
+        Ok(Self { folder, boot, punches, chains: Mutex::default(), inline: Arc::new(Inline::new()) })
     }
 
     /// Whether discarded blocks go back to the host.
@@ -127,6 +129,7 @@ impl Shelf {
             map,
             flusher,
             punches: self.punches,
+            inline: Arc::clone(&self.inline),
         })))
     }
 

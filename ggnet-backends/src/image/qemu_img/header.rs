@@ -46,6 +46,20 @@ pub(super) fn sniff(head: &[u8], tail: &[u8], len: u64) -> Result<ImageFormat> {
     Ok(ImageFormat::Raw)
 }
 
+/// The size of the disk by the image's own header, in bytes; none where there is no header, or it is no single field (VHDX).
+pub(super) fn stated_size(format: ImageFormat, head: &[u8], tail: &[u8]) -> Option<u64> {
+    let head = Header(head);
+    match format {
+        ImageFormat::Qcow2 => head.u64_be(24),
+        // "Current Size". The footer's geometry is less: the largest product of cylinders, heads and sectors below it.
+        ImageFormat::Vhd if head.starts(b"conectix") => head.u64_be(48),
+        ImageFormat::Vhd => Header(tail).u64_be(48),
+        ImageFormat::Vmdk => head.u64_le(12)?.checked_mul(512),
+        ImageFormat::Vdi => head.u64_le(0x170),
+        ImageFormat::Raw | ImageFormat::Vhdx => None,
+    }
+}
+
 fn refuse<T>(why: &str) -> Result<T> {
     Err(Error::invalid("path", format!("The image cannot be imported: {why}")))
 }

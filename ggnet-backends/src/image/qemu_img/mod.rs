@@ -44,6 +44,7 @@ use crate::run::{CommandRunner, Invocation, Limits};
 
 pub use config::QemuImgConfig;
 
+use probe::SECTOR;
 use source::Source;
 
 /// This backend's name in the configuration.
@@ -88,6 +89,18 @@ impl QemuImg {
     /// What `source` is as `format`, or why it cannot be imported.
     async fn inspect(&self, source: &Source, format: ImageFormat) -> Result<ImageProbe> {
         let probe = self.info(source, format).await?;
+        // A tool that reads another size than the image names would cut the disk short, or lengthen it, and say nothing.
+        let stated = source.stated_size(format).await?;
+        if let Some(stated) =
+            stated.filter(|s| s.checked_next_multiple_of(SECTOR) != Some(probe.virtual_size))
+        {
+            let read = probe.virtual_size;
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("The image says that its disk has {stated} bytes, and qemu-img reads {read}"),
+            )
+            .with_hint("Convert it to qcow2 where it was made, and import that"));
+        }
         self.check(source, format).await?;
         Ok(probe)
     }

@@ -16,7 +16,7 @@ use crate::run::{Invocation, Limits, Output};
 pub(super) const STDIN: &str = "/proc/self/fd/0";
 
 /// A disk is made of whole sectors of this size.
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 
 /// What a probe may take: 2 GiB holds the tables of the largest image that we import (64 MiB for 16 TiB) beside qemu-img's own
 /// stacks and arenas, and 30 s of processor time check the tables of tens of TiB. A lying header gets no more.
@@ -60,7 +60,9 @@ struct Extent {
 
 /// The options by which qemu-img opens its stdin as `format`: nothing is probed, no name is parsed.
 pub(super) fn source_options(format: ImageFormat) -> String {
-    format!("driver={},file.driver=file,file.filename={STDIN}", format.qemu_name())
+    // By itself qemu-img takes the geometry of a VHD for its size unless it knows the tool that made it, and cuts the disk short.
+    let size = if format == ImageFormat::Vhd { ",force_size_calc=current_size" } else { "" };
+    format!("driver={}{size},file.driver=file,file.filename={STDIN}", format.qemu_name())
 }
 
 impl QemuImg {

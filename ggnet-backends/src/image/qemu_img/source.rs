@@ -76,11 +76,24 @@ impl Source {
 
     /// The format that the file's own bytes name.
     pub(super) async fn sniff(&self) -> Result<ImageFormat> {
+        self.look(header::sniff).await
+    }
+
+    /// The size of the disk that the file's own bytes name, if `format` has such a field.
+    pub(super) async fn stated_size(&self, format: ImageFormat) -> Result<Option<u64>> {
+        self.look(move |head, tail, _| Ok(header::stated_size(format, head, tail))).await
+    }
+
+    /// Looks at the file's first and last bytes and its length.
+    async fn look<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&[u8], &[u8], u64) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (file, len) = (self.file.clone(), self.stamp.len);
         blocking(move || {
             let head = read(&file, 0, header::HEAD)?;
             let tail = read(&file, len.saturating_sub(header::TAIL as u64), header::TAIL)?;
-            header::sniff(&head, &tail, len)
+            f(&head, &tail, len)
         })
         .await
     }

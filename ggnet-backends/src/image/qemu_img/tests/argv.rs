@@ -57,7 +57,7 @@ async fn a_conversion_is_three_exact_calls() {
         &mut runner,
         &mut order,
         &["qemu-img", "info", "--output=json", "--image-opts", OPTS],
-        info(1 << 20),
+        info(Lab::SIZE),
     );
     expect(&mut runner, &mut order, &["qemu-img", "check", "--output=json", "--image-opts", OPTS], good());
     let target = "driver=raw,file.driver=file,file.locking=off,file.filename=.out_1.raw.partial-";
@@ -84,8 +84,8 @@ async fn a_conversion_is_three_exact_calls() {
     let converter = QemuImg::new(config, Arc::new(runner));
     let job = spec(&source, ImageFormat::Qcow2, &out);
     let done = converter.convert(&job, quiet(), CancellationToken::new()).await.unwrap();
-    assert_eq!(done.size_bytes, 1 << 20);
-    assert_eq!(fs::metadata(&out).unwrap().len(), 1 << 20);
+    assert_eq!(done.size_bytes, Lab::SIZE);
+    assert_eq!(fs::metadata(&out).unwrap().len(), Lab::SIZE);
 }
 
 /// Probes a real qcow2 file while qemu-img's answer to `info` is `json`.
@@ -119,6 +119,10 @@ async fn what_the_header_hid_is_refused_from_what_info_says() {
     assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
     assert_eq!(told("no json").await.kind(), ErrorKind::Corrupt);
     assert_eq!(told(r#"{"virtual-size":-1,"format":"qcow2"}"#).await.kind(), ErrorKind::Corrupt);
+    // Another size than the image names: it would be cut short.
+    let short = told(r#"{"virtual-size":1048576,"format":"qcow2"}"#).await;
+    assert_eq!(short.kind(), ErrorKind::Corrupt);
+    assert!(short.message().contains("25165824 bytes, and qemu-img reads 1048576"), "{short}");
 }
 
 #[tokio::test]

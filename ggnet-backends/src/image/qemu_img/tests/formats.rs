@@ -1,6 +1,6 @@
 //! Every format comes in whole: the bytes are equal, the file is sparse, the source is as it was.
 
-use std::fs;
+use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
 use ggnet_core::{
     error::ErrorKind,
@@ -62,6 +62,62 @@ async fn vhd() {
     comes_in_whole("vpc", &[], ImageFormat::Vhd).await;
     comes_in_whole("vpc", &["-o", "force_size=on"], ImageFormat::Vhd).await;
     comes_in_whole("vpc", &["-o", "subformat=fixed,force_size=on"], ImageFormat::Vhd).await;
+}
+
+/// A VHD footer by the specification, as VirtualBox and others write it: the geometry is less than the size.
+fn footer(creator: &[u8; 4], kind: u32, data_offset: u64) -> [u8; 512] {
+    let mut f = [0; 512];
+    let mut put = |at: usize, bytes: &[u8]| f[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"conectix");
+    put(8, &2_u32.to_be_bytes());
+    put(12, &0x1_0000_u32.to_be_bytes());
+    put(16, &data_offset.to_be_bytes());
+    put(28, creator);
+    put(40, &Lab::SIZE.to_be_bytes());
+    put(48, &Lab::SIZE.to_be_bytes());
+    let (heads, sectors) = (4_u8, 17_u8);
+    let track = u64::from(heads) * u64::from(sectors);
+    let cylinders = u16::try_from(Lab::SIZE / 512 / track).unwrap();
+    assert!(u64::from(cylinders) * track * 512 < Lab::SIZE);
+    put(56, &cylinders.to_be_bytes());
+    put(58, &[heads, sectors]);
+    put(60, &kind.to_be_bytes());
+    let sum: u32 = f.iter().map(|b| u32::from(*b)).sum();
+    f[64..68].copy_from_slice(&(!sum).to_be_bytes());
+    f
+}
+
+fn put(path: &Path, bytes: &[u8]) {
+    fs::File::create(path).unwrap().write_all_at(bytes, 0).unwrap();
+}
+
+#[tokio::test]
+async fn a_vhd_of_another_tool_keeps_the_end_of_its_disk() {
+    for creator in [b"vbox", b"vhd2", b"win "] {
+        let lab = Lab::new();
+        let (fixed, dynamic) =
+            (lab.path("fixed.vhd"), lab.make("dynamic.vhd", "vpc", &["-o", "force_size=on"]));
+        let plain = [&lab.content[..], &footer(creator, 2, u64::MAX)].concat();
+        put(&fixed, &plain);
+        let mut bytes = fs::read(&dynamic).unwrap();
+        let end = bytes.len() - 512;
+        // The first dynamic header stands behind the copy of the footer.
+        let both = footer(creator, 3, 512);
+        bytes[..512].copy_from_slice(&both);
+        bytes[end..].copy_from_slice(&both);
+        put(&dynamic, &bytes);
+        for source in [fixed, dynamic] {
+            let out = lab.path("out.raw");
+            let what = format!("{} of {}", source.display(), String::from_utf8_lossy(creator));
+            assert_eq!(
+                convert(&source, ImageFormat::Vhd, &out).await.unwrap().size_bytes,
+                Lab::SIZE,
+                "{what}"
+            );
+            assert!(fs::read(&out).unwrap() == lab.content, "{what}: the bytes differ");
+            fs::remove_file(out).unwrap();
+        }
+    }
 }
 
 #[tokio::test]

@@ -130,6 +130,23 @@ impl Lan {
         Ok(output.stdout)
     }
 
+    /// Asks for an address as this card's UEFI firmware does, and takes none.
+    ///
+    /// # Errors
+    /// `udhcpc` is not installed, or `ip` refuses.
+    pub fn uefi_asks(&self, mac: &str) -> Result<()> {
+        let n = self.taps.fetch_add(1, Ordering::Relaxed);
+        let (outer, inner) = (format!("port{n}"), format!("card{n}"));
+        self.ns.veth(&outer, "br0", &inner, "")?;
+        self.ns.ip(&["link", "set", &inner, "address", mac])?;
+        let mut udhcpc = self.ns.command(process::tool("udhcpc", "udhcpc")?);
+        udhcpc.args(["-i", &inner, "-f", "-q", "-n", "-t", "20", "-T", "1", "-s", "/bin/true"]);
+        // Options 60 and 93 (RFC 4578): a PXE client of architecture 7.
+        udhcpc.args(["-V", "PXEClient:Arch:00007:UNDI:003016", "-x", "0x5d:0007"]);
+        process::run(&mut udhcpc)?;
+        self.ns.ip(&["link", "del", &outer]).map(drop)
+    }
+
     /// What the server wrote so far.
     #[must_use]
     pub fn server_log(&self) -> String {

@@ -45,8 +45,8 @@ impl Orchestrator {
             if next.version == version {
                 return Ok(next.clone());
             }
-            // Prepared for a version that is no longer wanted, and never used.
-            self.drop_next(session).await?;
+            // Prepared for a version that is no longer wanted, and never used: unless somebody logs in just now.
+            self.drop_next(session, Removal::IfIdle).await?;
         }
         let number = session.highest_generation().saturating_add(1);
         let generation = self.new_generation(machine, session.policy, number, image, version)?;
@@ -59,16 +59,17 @@ impl Orchestrator {
             self.record_session(session, EventKind::GenerationPrepared { number }, None).await?;
         }
         if let Err(e) = self.ensure_generation(session, &generation).await {
-            self.drop_next(session).await?;
+            self.drop_next(session, Removal::Force).await?;
             return Err(e);
         }
         Ok(generation)
     }
 
-    /// Removes the prepared generation. The caller holds the machine's lock.
-    pub(super) async fn drop_next(&self, session: &mut Session) -> Result<()> {
+    /// Removes the prepared generation. `Busy` when somebody has logged in to it and `how` spares that. The caller holds the machine's
+    /// lock.
+    pub(super) async fn drop_next(&self, session: &mut Session, how: Removal) -> Result<()> {
         let Some(next) = session.next.take() else { return Ok(()) };
-        let removed = self.remove_generation(session, &next, Removal::Force).await;
+        let removed = self.remove_generation(session, &next, how).await;
         if let Err(e) = removed {
             session.next = Some(next);
             return Err(e);

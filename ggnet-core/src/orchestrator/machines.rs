@@ -5,7 +5,7 @@ use serde_json::json;
 use super::Orchestrator;
 use crate::{
     error::{Error, ErrorKind, Result},
-    nouns::{Actor, EventKind, Machine, MachineId, ResourceId},
+    nouns::{Actor, EventKind, Machine, MachineId, ResourceId, WritebackPolicy},
     ports::{Batch, Removal, Write},
 };
 
@@ -73,6 +73,13 @@ impl Orchestrator {
             after.updated_at = this.now();
             after.validate()?;
             this.check_assignment(&after).await?;
+            // Said at once, and not when the machine is next switched on.
+            if after.writeback == WritebackPolicy::Keep
+                && (after.image, after.writeback) != (before.image, before.writeback)
+                && let Some(image) = after.image
+            {
+                this.kept_over(&after, image).await?;
+            }
             let row = this.audit(
                 &actor,
                 "machine.update",

@@ -134,8 +134,17 @@ impl Observer for Orchestrator {
     }
 }
 
-/// Machines that got their loader and have not asked for a script yet.
-type Waiting = HashMap<MacAddr, Loaded>;
+/// How long after its own request for an address a machine's loader is taken for fetched by itself.
+const OWN_TRACE: Duration = Duration::from_secs(60);
+
+/// What machines that are about to boot have done. Only of registered ones.
+#[derive(Default)]
+struct Waiting {
+    /// When a machine was offered an address. Anybody can fetch a file that is named after it; only it asks for an address in its name.
+    offered: HashMap<MacAddr, Instant>,
+    /// Machines that got their loader and have not asked for a script yet.
+    loaded: HashMap<MacAddr, Loaded>,
+}
 
 /// A machine that got its loader.
 struct Loaded {
@@ -164,7 +173,7 @@ impl Orchestrator {
     }
 
     async fn write_observations(&self, mut queue: mpsc::Receiver<Seen>) {
-        let mut waiting = Waiting::new();
+        let mut waiting = Waiting::default();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut many = Vec::with_capacity(256);
@@ -225,7 +234,7 @@ impl Orchestrator {
         let of_machine = |machine: &Machine, kind| Some(NewEvent::new(at, kind).machine(machine.id));
         Ok(match seen.what {
             Observation::AddressOffered { mac, ipxe, .. } => match self.machine_of(mac).await? {
-                Some(machine) => match waiting.get_mut(&mac) {
+                Some(machine) => match waiting.loaded.get_mut(&mac) {
                     // The loader asks again, for the script's URL; the machine was offered its address once. A card whose
                     // own ROM is iPXE asks like this first, with no loader before it.
                     Some(loaded) if ipxe => {
@@ -235,7 +244,8 @@ impl Orchestrator {
                         (None, None)
                     }
                     _ => {
-                        waiting.remove(&mac);
+                        waiting.loaded.remove(&mac);
+                        waiting.offered.insert(mac, Instant::now());
                         (of_machine(&machine, stage(BootStage::AddressOffered)), None)
                     }
                 },
@@ -252,9 +262,13 @@ impl Orchestrator {
             },
             Observation::BootFileSent { mac: Some(mac), path, .. } => match self.machine_of(mac).await? {
                 Some(machine) => {
-                    let efi = path.ends_with(".efi");
-                    let loaded = Loaded { since: Instant::now(), machine: machine.id, efi, runs: false };
-                    waiting.insert(mac, loaded);
+                    let own = waiting.offered.remove(&mac).is_some_and(|at| at.elapsed() < OWN_TRACE);
+                    // Who does not hear the requests for addresses cannot tell the machine from somebody else.
+                    if own || !self.inner.ports.dhcp.capabilities().observes {
+                        let efi = path.ends_with(".efi");
+                        let loaded = Loaded { since: Instant::now(), machine: machine.id, efi, runs: false };
+                        waiting.loaded.insert(mac, loaded);
+                    }
                     (of_machine(&machine, stage(BootStage::LoaderSent)), None)
                 }
                 None => (None, None),
@@ -315,7 +329,8 @@ impl Orchestrator {
 
     fn suspect_secure_boot(&self, waiting: &mut Waiting, batch: &mut Batch) {
         let deadline = self.inner.config.script_deadline;
-        waiting.retain(|mac, loaded| {
+        waiting.offered.retain(|_, at| at.elapsed() < OWN_TRACE);
+        waiting.loaded.retain(|mac, loaded| {
             if self.inner.online.script_asked_after(*mac, loaded.since) {
                 return false;
             }

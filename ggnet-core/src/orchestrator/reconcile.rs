@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 
 use super::{Orchestrator, StopRequest};
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     nouns::{
         EventKind, Generation, Machine, MachineId, ResourceId, Session, SessionState, StopReason,
         WritebackPolicy,
@@ -382,8 +382,12 @@ impl Orchestrator {
         if age < ttl || in_use {
             return Ok(false);
         }
-        self.drop_next(session).await?;
-        Ok(true)
+        // Who is online was read before: where logins are only polled, somebody may have come since.
+        match self.drop_next(session, Removal::IfIdle).await {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::Busy => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     fn is_idle_too_long(&self, session: &Session, world: &World) -> bool {

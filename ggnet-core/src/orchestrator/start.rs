@@ -132,25 +132,9 @@ impl Orchestrator {
                 .with_hint("Assign one, or name one in the request")
         })?;
         if policy == WritebackPolicy::Keep
-            && let Some(kept) = self.kept(machine).await?.and_then(|w| w.base)
+            && let Some(kept) = self.kept_over(machine, image).await?
         {
-            let below = store.version(kept).await?.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Corrupt,
-                    format!("Machine {} keeps writes over a lost version", machine.name),
-                )
-            })?;
-            if below.image == image {
-                return Ok((image, kept));
-            }
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!(
-                    "Machine {} keeps writes over version {} of another image",
-                    machine.name, below.number
-                ),
-            )
-            .with_hint("Discard its kept writeback first, or assign that image again"));
+            return Ok((image, kept));
         }
         let record = store.image(image).await?.ok_or_else(|| Error::not_found("image", image))?;
         let pinned = machine.pinned_version.filter(|_| machine.image == Some(image));
@@ -160,6 +144,29 @@ impl Orchestrator {
         })?;
         self.base(version).await?;
         Ok((image, version))
+    }
+
+    /// The version of `image` that the machine has kept writes over; none: it has kept none. `Conflict` when it is of another image.
+    pub(super) async fn kept_over(
+        &self,
+        machine: &Machine,
+        image: ImageId,
+    ) -> Result<Option<ImageVersionId>> {
+        let Some(kept) = self.kept(machine).await?.and_then(|w| w.base) else { return Ok(None) };
+        let below = self.inner.ports.store.version(kept).await?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("Machine {} keeps writes over a lost version", machine.name),
+            )
+        })?;
+        if below.image == image {
+            return Ok(Some(kept));
+        }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!("Machine {} keeps writes over version {} of another image", machine.name, below.number),
+        )
+        .with_hint("Discard its kept writeback first, or assign that image again"))
     }
 
     /// The machine's kept writeback, when there is one; also one that was cut short.

@@ -4,7 +4,7 @@ use ggnet_core::{
     ErrorKind,
     boot_text::ipxe::inspect,
     nouns::{Actor, BootStage, EventKind, MachineState, WritebackPolicy},
-    orchestrator::BootAnswer,
+    orchestrator::{BootAnswer, MachineChange},
     ports::Store as _,
     testkit::flaky::{Fault, FaultPlan},
 };
@@ -67,9 +67,22 @@ async fn a_machine_that_may_not_boot_is_told_why() {
     let kept = p.machine(4, image, |m| m.writeback = WritebackPolicy::Keep).await;
     p.power_on(&kept).await.write(0, 0, &[1; 512]).await.unwrap();
     p.stop(&p.session(&kept).await, true).await.unwrap();
-    p.update(&kept, move |m| m.image = Some(other)).await;
-    assert!(declined(&p, kept.macs[0]).await.contains("keeps writes over version 1 of another image"));
-    p.update(&kept, move |m| m.image = Some(image)).await;
+    // What could not boot is not taken.
+    let change = |image, policy| -> MachineChange {
+        Box::new(move |mut m| {
+            (m.image, m.writeback) = (Some(image), policy);
+            Ok(m)
+        })
+    };
+    let update = |change| p.o.update_machine(kept.id, None, change, Actor::Embedder);
+    let refused = update(change(other, WritebackPolicy::Keep)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    assert!(refused.to_string().contains("keeps writes over version 1 of another image"), "{refused}");
+    // Another image without what was kept is possible; back to it is not.
+    update(change(other, WritebackPolicy::Discard)).await.unwrap();
+    let refused = update(change(other, WritebackPolicy::Keep)).await.unwrap_err();
+    assert!(refused.to_string().contains("keeps writes over version 1 of another image"), "{refused}");
+    update(change(image, WritebackPolicy::Keep)).await.unwrap();
     assert_eq!(p.power_on(&kept).await.read(0, 0, 512).await.unwrap(), [1; 512], "nothing was lost by it");
 
     // A machine that is switched off while it runs goes on running; it may not boot again.

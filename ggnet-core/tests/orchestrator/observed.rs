@@ -110,8 +110,12 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
             .filter(|k| matches!(k, EventKind::BootDiagnosis { message } if message.contains("Secure Boot")))
             .count()
     };
-    for (machine, file) in [(&silent, "ipxe.efi"), (&asks, "ipxe.efi"), (&bios, "undionly.kpxe")] {
+    let boots = async |machine: &ggnet_core::nouns::Machine, file| {
+        assert!(p.dhcp.request(machine.macs[0], Firmware::Uefi, false).is_some());
         loader(&p, machine.macs[0], file).await;
+    };
+    for (machine, file) in [(&silent, "ipxe.efi"), (&asks, "ipxe.efi"), (&bios, "undionly.kpxe")] {
+        boots(machine, file).await;
     }
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(diagnosed(&silent).await, 0, "there is still time");
@@ -121,12 +125,16 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(diagnosed(&silent).await, 1, "told once");
     // It tries again: offered, loaded, silent. And a third time, with success.
-    loader(&p, silent.macs[0], "ipxe.efi").await;
+    boots(&silent, "ipxe.efi").await;
     tokio::time::sleep(Duration::from_secs(40)).await;
     assert_eq!(diagnosed(&silent).await, 2);
-    loader(&p, silent.macs[0], "ipxe.efi").await;
+    boots(&silent, "ipxe.efi").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     p.script(&silent).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(diagnosed(&silent).await, 2);
+    // Somebody else fetches its loader: nothing is known of the machine by that.
+    loader(&p, silent.macs[0], "ipxe.efi").await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(diagnosed(&silent).await, 2);
     let _ = Arc::strong_count(&p.files);

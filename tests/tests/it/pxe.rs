@@ -1,5 +1,7 @@
 //! Boots over the wire: DHCP → TFTP → iPXE → HTTP → iSCSI on a LAN whose router gives addresses and knows nothing of us.
 
+use std::time::Duration;
+
 use ggnet_core::boot_text::templates::Template;
 use ggnet_core::nouns::{
     BootStage, EventKind, Firmware as Says, ImageVersion, MacAddr, MachineId, WritebackPolicy,
@@ -101,7 +103,14 @@ fn a_loader_without_a_script_is_diagnosed_and_a_stranger_is_remembered() {
         serde_json::from_value(serde_json::json!({ "name": "locked" })).unwrap();
     new.macs = vec!["52:54:00:cc:00:03".parse().unwrap()];
     let machine = lan.api().create_machine(&new).unwrap();
-    let loader = lan.curl(&[&format!("tftp://{SERVER}/52-54-00-cc-00-03/ipxe.efi")]).unwrap();
+    let fetch = || lan.curl(&[&format!("tftp://{SERVER}/52-54-00-cc-00-03/ipxe.efi")]).unwrap();
+    // Somebody fetches the file that is named after it: that says nothing of the machine.
+    fetch();
+    std::thread::sleep(Duration::from_secs(5));
+    let events = lan.api().events(0, Some(machine.id)).unwrap();
+    assert!(!events.iter().any(|e| matches!(e.event.kind, EventKind::BootDiagnosis { .. })), "{events:?}");
+    lan.uefi_asks("52:54:00:cc:00:03").unwrap();
+    let loader = fetch();
     assert!(loader == std::fs::read("/usr/lib/ipxe/ipxe.efi").unwrap(), "another loader than the host's");
     let message = wait::until("the diagnosis", wait::SHORT, || {
         let events = lan.api().events(0, Some(machine.id))?;

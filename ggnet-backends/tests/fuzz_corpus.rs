@@ -19,13 +19,14 @@ use rand::{Rng, SeedableRng};
 type Property = fn(&[u8]);
 
 /// The targets, as fuzz/Cargo.toml names them, and how many mutations of each are run: a second or two in a debug build.
-const TARGETS: [(&str, Property, usize); 8] = [
+const TARGETS: [(&str, Property, usize); 9] = [
     ("dhcp_packet", proxy::fuzzing::packet, 10_000),
     ("external_line", external::fuzzing::line, 10_000),
     ("helper_request", helper::fuzzing::request, 10_000),
     ("iscsi_cdb", iscsi::fuzzing::cdb, 2_000),
     ("iscsi_login", iscsi::fuzzing::login, 10_000),
     ("iscsi_pdu", iscsi::fuzzing::pdu, 2_000),
+    ("iscsi_session", iscsi::fuzzing::session, 1_000),
     ("iscsi_text", iscsi::fuzzing::text, 10_000),
     ("tftp_packet", builtin::fuzzing::packet, 10_000),
 ];
@@ -63,6 +64,11 @@ fn iscsi_login_holds_on_its_corpus_and_near_it() {
 #[test]
 fn iscsi_pdu_holds_on_its_corpus_and_near_it() {
     holds("iscsi_pdu");
+}
+
+#[test]
+fn iscsi_session_holds_on_its_corpus_and_near_it() {
+    holds("iscsi_session");
 }
 
 #[test]

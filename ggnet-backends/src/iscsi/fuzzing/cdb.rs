@@ -73,6 +73,37 @@ pub fn cdb(input: &[u8]) {
     rig.still_serves();
 }
 
+/// The four disks, which fail as a byte of the input says.
+pub(super) fn disks(trouble: u8) -> Vec<Arc<Disk>> {
+    let error = [
+        io::ErrorKind::StorageFull,
+        io::ErrorKind::ReadOnlyFilesystem,
+        io::ErrorKind::Other,
+        io::ErrorKind::QuotaExceeded,
+    ][usize::from(trouble >> 6)];
+    let after = u32::from(trouble & 0x3f);
+    let trouble = (after > 0).then(|| Trouble { after: after - 1, error });
+    KINDS.iter().map(|kind| Arc::new(Disk::new(*kind, trouble))).collect()
+}
+
+/// The units over them.
+pub(super) fn units(disks: &[Arc<Disk>]) -> Units {
+    let units = (0u16..).zip(disks).map(|(number, disk)| {
+        let identity = Identity {
+            serial: format!("serial-{number}"),
+            naa: u64::from(number),
+            vendor: "GGNET".into(),
+            product: "DISK".into(),
+            revision: "1".into(),
+        };
+        let removable = usize::from(number) == REMOVABLE;
+        let device = Arc::clone(disk);
+        let lun = Lun { number, device, identity, read_only: false, removable };
+        LogicalUnit::new(lun, "iqn.2024-01.a:disks".into())
+    });
+    Units::new(units.collect())
+}
+
 fn port(initiator: usize) -> Port {
     Port {
         name: ["iqn.2024-01.a:one", "iqn.2024-01.a:two", "iqn.2024-01.a:late"][initiator].into(),
@@ -82,29 +113,8 @@ fn port(initiator: usize) -> Port {
 
 impl Rig {
     fn new(trouble: u8) -> Self {
-        let error = [
-            io::ErrorKind::StorageFull,
-            io::ErrorKind::ReadOnlyFilesystem,
-            io::ErrorKind::Other,
-            io::ErrorKind::QuotaExceeded,
-        ][usize::from(trouble >> 6)];
-        let after = u32::from(trouble & 0x3f);
-        let trouble = (after > 0).then(|| Trouble { after: after - 1, error });
-        let disks: Vec<_> = KINDS.iter().map(|kind| Arc::new(Disk::new(*kind, trouble))).collect();
-        let units = (0u16..).zip(&disks).map(|(number, disk)| {
-            let identity = Identity {
-                serial: format!("serial-{number}"),
-                naa: u64::from(number),
-                vendor: "GGNET".into(),
-                product: "DISK".into(),
-                revision: "1".into(),
-            };
-            let removable = usize::from(number) == REMOVABLE;
-            let device = Arc::clone(disk);
-            let lun = Lun { number, device, identity, read_only: false, removable };
-            LogicalUnit::new(lun, "iqn.2024-01.a:disks".into())
-        });
-        let mut rig = Self { units: Units::new(units.collect()), disks, nexuses: [Vec::new(), Vec::new()] };
+        let disks = disks(trouble);
+        let mut rig = Self { units: units(&disks), disks, nexuses: [Vec::new(), Vec::new()] };
         rig.new_session(0);
         rig.new_session(1);
         rig

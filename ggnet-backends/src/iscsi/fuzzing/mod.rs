@@ -1,7 +1,8 @@
 //! What must hold for every byte that reaches the target: one function per fuzz target, run by the targets in `fuzz/` and
 //! by the test `fuzz_corpus`.
 //!
-//! `pdu` frames a stream, `text` reads keys, `login` drives the login machine, `cdb` runs commands against small disks.
+//! `pdu` frames a stream, `text` reads keys, `login` drives the login machine, `cdb` runs commands against small disks, `session`
+//! sends PDUs of every kind to a session that has logged in.
 //! A function's input is bytes alone: the module's words say how they are read. All are total: an input that is too short is
 //! read as if zeros followed.
 //!
@@ -11,11 +12,13 @@ mod cdb;
 mod disk;
 mod login;
 mod pdu;
+mod session;
 mod text;
 
 pub use cdb::cdb;
 pub use login::login;
 pub use pdu::pdu;
+pub use session::session;
 pub use text::text;
 
 /// An input, read from the front.

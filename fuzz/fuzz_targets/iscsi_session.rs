@@ -1,0 +1,4 @@
+//! See `iscsi::fuzzing::session`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_backends::iscsi::fuzzing::session(input));

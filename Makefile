@@ -7,6 +7,7 @@ IF ?=
 TIME ?= 60
 FUZZ ?= 2
 PARTS ?=
+AGAINST ?=
 
 PREFIX ?= /usr
 DESTDIR ?=
@@ -60,9 +61,9 @@ bench: toolchain ## The benchmarks: reported, never asserted
 	@tests/install-deps all
 	cargo bench -p ggnet-benches
 
-bench-iscsi: toolchain ## The built-in iSCSI target beside tgtd, in interleaved rounds of one run
+bench-iscsi: toolchain ## The built-in iSCSI target beside tgtd, in interleaved rounds of one run; [AGAINST=file]: beside another bench-target of ours
 	@tests/install-deps all
-	cargo bench --quiet -p ggnet-benches --bench iscsi
+	cargo bench --quiet -p ggnet-benches --bench iscsi -- $(if $(AGAINST),--against "$(AGAINST)")
 
 fuzz: toolchain ## Fuzz every parser of network input: make fuzz TIME=60 (seconds for each target)
 	@tests/parts/fuzz "$(TIME)"

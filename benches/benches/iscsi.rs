@@ -5,18 +5,19 @@
 //! The server's CPU time is told twice: as its process's own, and as the machine's busy time less the client's, which also
 //! has what the kernel does for it elsewhere (and what else runs on the machine: keep it quiet). Nothing is asserted.
 //!
-//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [PART…]]`, parts: shared, own-cores, others, scale, threads.
+//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [--against FILE] [PART…]]`, parts: shared, own-cores,
+//! others, scale, threads. With `--against` there is one part: this version beside the `bench-target` of another one, in pairs.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "programs of others run here, beside no runtime")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ggnet_benches::contender::{Contender, noise_file};
 use ggnet_benches::initiator::Connection;
 use ggnet_benches::initiator::Direction::{self, Read, Write};
 use ggnet_benches::load::{self, Load, Order, Place};
-use ggnet_benches::{INITIATOR, busy_time, cpu_time_of_us, heading, spread};
+use ggnet_benches::{INITIATOR, busy_time, cpu_time_of_us, heading, interval, spread};
 use ggnet_tests::{Process, process, wait};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_bench-target");
@@ -35,6 +36,8 @@ struct Options {
     rounds: usize,
     time: Duration,
     parts: Vec<String>,
+    /// The program `bench-target` of another version.
+    against: Option<String>,
 }
 
 fn main() {
@@ -50,6 +53,10 @@ fn main() {
         process::run(std::process::Command::new("dpkg-query").args(["-W", "-f", "${Version}", "tgt"]))
             .unwrap(),
     );
+    if let Some(other) = &options.against {
+        println!("## This version beside {other}\n");
+        return versions(&options, other);
+    }
     let part = |name: &str| options.parts.is_empty() || options.parts.iter().any(|p| p == name);
     if part("shared") {
         println!("## Client and server share all cores\n");
@@ -75,13 +82,14 @@ fn main() {
 }
 
 fn options() -> Options {
-    let mut options = Options { rounds: 7, time: Duration::from_secs(1), parts: Vec::new() };
+    let mut options = Options { rounds: 7, time: Duration::from_secs(1), parts: Vec::new(), against: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|v| v.parse::<u32>().ok()).expect("a number");
         match arg.as_str() {
             "--rounds" => options.rounds = number() as usize,
             "--seconds" => options.time = Duration::from_secs(number().into()),
+            "--against" => options.against = Some(args.next().expect("a program")),
             // Cargo's own.
             "--bench" => {}
             part => options.parts.push(part.to_owned()),
@@ -143,7 +151,7 @@ struct Sample {
 struct House {
     /// Files; gone with it.
     dir: tempfile::TempDir,
-    contenders: [Contender; 3],
+    contenders: Vec<Contender>,
 }
 
 impl House {
@@ -152,39 +160,42 @@ impl House {
         let at = |name: &str| dir.path().join(name);
         let noise = |name: &str| noise_file(at(name), DISK).unwrap();
         let count = FRESH + options.rounds * 2;
-        let contenders = [
+        let contenders = vec![
             Contender::tgtd(&noise("tgtd.raw"), MANY, cpu).unwrap(),
             Contender::raw(PROGRAM, &noise("raw.raw"), MANY, cpu, &at("raw.log")).unwrap(),
             Contender::layers(PROGRAM, &noise("base.raw"), &at("layers"), count, cpu, &at("layers.log"))
                 .unwrap(),
         ];
         let house = Self { dir, contenders };
-        // Every block of one layer is its own.
-        let all = Load {
-            direction: Write,
-            bytes: 128 * KIB,
-            depth: 8,
-            order: Order::Once,
-            span: DISK as u64,
-            time: Duration::from_secs(600),
-        };
-        let connection = house.contenders[2].login(WRITTEN).unwrap();
-        load::run(vec![(connection, Place { start: 0, seed: 0 })], all).unwrap();
+        house.contenders.iter().filter(|c| c.layered).for_each(fill);
         house
     }
 
-    fn file(&self, contender: usize) -> PathBuf {
-        self.dir.path().join(["tgtd.raw", "raw.raw", "base.raw"][contender])
+    /// Another version of ours and this one, each on a raw file and on layers.
+    fn of_versions(options: &Options, other: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("ggnet-bench-iscsi-").tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let count = FRESH + options.rounds * 2;
+        let mut contenders = Vec::new();
+        for (n, program) in [other, PROGRAM].into_iter().enumerate() {
+            let raw = noise_file(at(&format!("raw-{n}")), DISK).unwrap();
+            let base = noise_file(at(&format!("base-{n}")), DISK).unwrap();
+            contenders.push(Contender::raw(program, &raw, MANY, None, &at(&format!("raw-{n}.log"))).unwrap());
+            let (folder, log) = (at(&format!("layers-{n}")), at(&format!("layers-{n}.log")));
+            contenders.push(Contender::layers(program, &base, &folder, count, None, &log).unwrap());
+        }
+        contenders.iter().filter(|c| c.layered).for_each(fill);
+        Self { dir, contenders }
     }
 
     /// One workload on one contender, once. `turn` tells fresh layers apart.
     fn measure(&self, w: &Workload, contender: usize, turn: usize, time: Duration) -> Sample {
         let c = &self.contenders[contender];
-        let layers = contender == 2;
+        let layers = c.layered;
         let first = w.order == Order::Once;
         if first && !layers {
             // A new sparse file of the same size: its first writes are what a layer's are compared with.
-            let file = std::fs::File::options().write(true).open(self.file(contender)).unwrap();
+            let file = std::fs::File::options().write(true).open(&c.file).unwrap();
             file.set_len(0).unwrap();
             file.set_len(DISK as u64).unwrap();
         }
@@ -219,6 +230,63 @@ impl House {
             machine: machine.as_secs_f64() / unit,
             rate,
             p99: outcome.p99(),
+        }
+    }
+}
+
+/// Writes every block of one layer, so that all of them are its own.
+fn fill(c: &Contender) {
+    let all = Load {
+        direction: Write,
+        bytes: 128 * KIB,
+        depth: 8,
+        order: Order::Once,
+        span: DISK as u64,
+        time: Duration::from_secs(600),
+    };
+    let connection = c.login(WRITTEN).unwrap();
+    load::run(vec![(connection, Place { start: 0, seed: 0 })], all).unwrap();
+}
+
+/// This version beside another one: every round measures both, one right after the other, and which is first changes.
+fn versions(options: &Options, other: &str) {
+    let house = House::of_versions(options, other);
+    // By workload and kind of disk: the pairs (other, this).
+    let mut tables: Vec<[Vec<[Sample; 2]>; 2]> = WORKLOADS.iter().map(|_| Default::default()).collect();
+    let mut fresh = 0;
+    for round in 0..options.rounds {
+        for (w, table) in WORKLOADS.iter().zip(&mut tables) {
+            let turn = fresh;
+            fresh += usize::from(w.order == Order::Once);
+            for (kind, pairs) in table.iter_mut().enumerate() {
+                let measure = |version: usize| house.measure(w, version * 2 + kind, turn, options.time);
+                pairs.push(if round % 2 == 0 {
+                    let other = measure(0);
+                    [other, measure(1)]
+                } else {
+                    let this = measure(1);
+                    [measure(0), this]
+                });
+            }
+        }
+    }
+    println!("| | figure | other | this | this / other | 95 % of its median |\n|---|---|---|---|---|---|");
+    for (w, table) in WORKLOADS.iter().zip(&tables) {
+        let (unit, rate) =
+            if w.bytes > 64 * KIB { ("CPU s per GiB", "MiB/s") } else { ("CPU µs per request", "IOPS") };
+        for (kind, pairs) in ["raw file", "layers"].into_iter().zip(table) {
+            let figures: [(&str, fn(&Sample) -> f64); 2] = [(unit, |s| s.process), (rate, |s| s.rate)];
+            for (figure, get) in figures {
+                let ratios: Vec<f64> = pairs.iter().map(|[other, this]| get(this) / get(other)).collect();
+                println!(
+                    "| {}, {kind} | {figure} | {} | {} | {} | {} |",
+                    w.name,
+                    spread(pairs.iter().map(|[other, _]| get(other))),
+                    spread(pairs.iter().map(|[_, this]| get(this))),
+                    spread(ratios.iter().copied()),
+                    interval(ratios),
+                );
+            }
         }
     }
 }

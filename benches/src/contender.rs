@@ -16,6 +16,10 @@ use crate::{INITIATOR, Memory, cpu_time, memory};
 pub struct Contender {
     /// What it is called in tables.
     pub name: &'static str,
+    /// Whether its disks are layers, of which some are new in every round.
+    pub layered: bool,
+    /// The file that its targets are doors to, or that its layers are over.
+    pub file: PathBuf,
     /// Where it listens.
     pub portal: SocketAddr,
     /// Its targets' names.
@@ -47,6 +51,8 @@ impl Contender {
         let portal = SocketAddr::from(([127, 0, 0, 1], tgt.port()));
         Ok(Self {
             name: "tgtd",
+            layered: false,
+            file: file.to_owned(),
             portal,
             targets,
             lun: u8::try_from(ggnet_tests::tgt::LUN)?,
@@ -122,7 +128,9 @@ impl Contender {
         if let Some(cpu) = cpu {
             pin(server.pid(), cpu)?;
         }
-        Ok(Self { name, portal, targets, lun: 0, server: Server::Ours(server) })
+        let layered = args.first() == Some(&Path::new("layers"));
+        let file = args.get(1).context("no file")?.to_path_buf();
+        Ok(Self { name, layered, file, portal, targets, lun: 0, server: Server::Ours(server) })
     }
 
     /// Logs in to a target by its number.

@@ -153,6 +153,25 @@ pub fn spread(values: impl Iterator<Item = f64>) -> String {
     format!("{} ({} to {})", show(v[v.len() / 2]), show(v[0]), show(v[v.len() - 1]))
 }
 
+/// Between which two of the values the median of what they were drawn from lies, with 95 % or more: by the order of the values alone
+/// (the sign test), whatever their distribution. A dash when there are fewer than six.
+#[must_use]
+pub fn interval(mut values: Vec<f64>) -> String {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    // The chance that at most k of n are on one side.
+    let (mut chance, mut one, mut k) = (0.0, 0.5_f64.powi(i32::try_from(n).unwrap_or(i32::MAX)), 0);
+    while chance + one <= 0.025 {
+        chance += one;
+        k += 1;
+        one *= (n + 1 - k) as f64 / k as f64;
+    }
+    if k == 0 {
+        return "-".to_owned();
+    }
+    format!("{:.2} to {:.2}", values[k - 1], values[n - k])
+}
+
 /// `len` bytes that no file system can make small.
 #[must_use]
 pub fn noise(len: usize) -> Vec<u8> {
@@ -178,6 +197,14 @@ mod tests {
         let ms = |p| times.percentile(p).as_millis();
         assert_eq!((ms(0), ms(50), ms(99), ms(100)), (1, 100, 198, 200));
         assert_eq!(Times::new(Vec::new()).percentile(99), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_interval_of_a_median_is_told_by_the_order_of_the_values() {
+        let of = |n: u32| interval((1..=n).rev().map(f64::from).collect());
+        // Tables of the sign test: all of 6 to 8 values, 2nd to 8th of 9, 4th to 12th of 15.
+        assert_eq!([of(5), of(6), of(8)], ["-", "1.00 to 6.00", "1.00 to 8.00"]);
+        assert_eq!([of(9), of(15)], ["2.00 to 8.00", "4.00 to 12.00"]);
     }
 
     #[test]

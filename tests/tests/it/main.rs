@@ -10,3 +10,4 @@ mod load;
 mod open_iscsi;
 mod pxe;
 mod room;
+mod stalls;

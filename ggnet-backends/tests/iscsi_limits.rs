@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use ggnet_backends::iscsi::{Chap, Exclusivity, ServerConfig, TargetConfig};
+use ggnet_backends::iscsi::{Chap, ChapPair, Exclusivity, LoginDecision, Secret, ServerConfig, TargetConfig};
 use iscsi_support::initiator::{Initiator, Login, Pdu, write_cdb};
 use iscsi_support::{IQN, MemDisk, Policy, Rig, lun, pattern, until};
 
@@ -433,4 +433,54 @@ async fn sessions_that_reset_each_other_and_close_at_once_all_end() {
         futures_util::future::join_all(resets).await;
         until(&format!("both have ended, round {round}"), || rig.server.sessions().is_empty()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_stalls_before_its_proof_is_an_event_with_the_target_it_named() {
+    let pair = ChapPair { user: "lab".into(), secret: Secret::new("abcdefgh12345678") };
+    let decision = |chap| LoginDecision::Accept { chap, exclusivity: Exclusivity::Shared };
+    let rig = Rig::with(Policy::accept(Chap::OneWay(pair), Exclusivity::Shared), |c| {
+        c.limits.proof_timeout = Duration::from_millis(300);
+    });
+    rig.add(IQN, MemDisk::new(MIB, 512));
+    let request = |text: &str, flags| {
+        let mut bhs = [0; 48];
+        (bhs[0], bhs[1]) = (0x43, flags);
+        (bhs, text.as_bytes().to_vec())
+    };
+    let closed = async |i: &mut Initiator| assert!(i.receive().await.is_err(), "closed");
+    let names = format!(
+        "InitiatorName=iqn.2024-01.org.example:pc\0TargetName={IQN}\0SessionType=Normal\0AuthMethod=CHAP,None\0"
+    );
+
+    // Not a word, and a part of a request.
+    let mut silent = Initiator::connect(rig.address).await.unwrap();
+    closed(&mut silent).await;
+    assert_eq!(rig.events.names(), ["stalled -"]);
+    // After the challenge.
+    let mut i = Initiator::connect(rig.address).await.unwrap();
+    let (bhs, text) = request(&names, 0x81);
+    i.send(bhs, &text).await.unwrap();
+    i.receive().await.unwrap();
+    let (bhs, text) = request("CHAP_A=5\0", 0x00);
+    i.send(bhs, &text).await.unwrap();
+    assert!(String::from_utf8(i.receive().await.unwrap().data).unwrap().contains("CHAP_C="));
+    closed(&mut i).await;
+    assert_eq!(rig.events.names(), ["stalled -".to_owned(), format!("stalled {IQN}")]);
+
+    // No stall of this kind: a wrong answer, one who goes away by himself, and discovery.
+    let mut wrong = Initiator::connect(rig.address).await.unwrap();
+    let (bhs, text) = request(&names.replace("CHAP,None", "None"), 0x87);
+    wrong.send(bhs, &text).await.unwrap();
+    assert_eq!(wrong.receive().await.unwrap().bhs[36], 2);
+    closed(&mut wrong).await;
+    drop(Initiator::connect(rig.address).await.unwrap());
+    rig.policy.say(decision(Chap::None));
+    let mut discovery = Initiator::connect(rig.address).await.unwrap();
+    let (bhs, text) =
+        request("InitiatorName=iqn.2024-01.org.example:pc\0SessionType=Discovery\0AuthMethod=None\0", 0x00);
+    discovery.send(bhs, &text).await.unwrap();
+    discovery.receive().await.unwrap();
+    closed(&mut discovery).await;
+    assert_eq!(rig.events.names().len(), 2, "{:?}", rig.events.names());
 }

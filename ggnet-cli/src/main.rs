@@ -1,6 +1,6 @@
 //! The binary `ggnet`: reads the command line, runs one command, ends with its exit code.
 //!
-//! It is a client of the HTTP API and knows nothing else: every rule is the server's.
+//! It is a client of the HTTP API, and every rule is the server's. Beside that it carries the guest kit, which needs no server.
 
 // They panic where nobody reads what they write: `output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod credentials;
 mod failure;
+mod guest_kit;
 mod options;
 mod output;
 mod time;

@@ -60,6 +60,23 @@ pub struct Initiator {
     logins: u64,
 }
 
+/// A login that has stopped.
+#[derive(Debug)]
+pub struct Stalled(TcpStream);
+
+impl Stalled {
+    /// Waits until the target closes the connection.
+    ///
+    /// # Errors
+    /// It says something instead.
+    pub async fn closed(mut self) -> Result<()> {
+        match self.0.read(&mut [0]).await {
+            Ok(0) | Err(_) => Ok(()),
+            Ok(_) => bail!("the target said something to a login that waits"),
+        }
+    }
+}
+
 /// Why a command has not ended with GOOD.
 enum Lost {
     /// The connection; the command is tried again.
@@ -89,6 +106,26 @@ impl Initiator {
         let mut me = Self { account, link: None, logins: 0 };
         me.up().await?;
         Ok(me)
+    }
+
+    /// Begins a login and returns after the target's CHAP challenge, or before the first request: what happens when an initiator
+    /// waits for something else. The connection is open as long as the value is kept.
+    ///
+    /// # Errors
+    /// An I/O error in the sense of the module.
+    pub async fn stall(account: &Account, after_challenge: bool) -> Result<Stalled> {
+        let begun = async {
+            let mut link = Link::connect(account).await?;
+            if after_challenge {
+                link.challenge(account).await?;
+            }
+            Ok(link)
+        };
+        match begun.await {
+            Ok(link) => Ok(Stalled(link.stream)),
+            Err(Lost::Failed(e)) => Err(e),
+            Err(Lost::Connection) => bail!("the target closed the connection"),
+        }
     }
 
     /// How often it has logged in.
@@ -214,17 +251,26 @@ struct Link {
 }
 
 impl Link {
-    /// Connects and logs in with CHAP, in the order of open-iscsi (RFC 7143 sections 6 and 12.1.3).
-    async fn login(account: &Account) -> Result<Self, Lost> {
+    async fn connect(account: &Account) -> Result<Self, Lost> {
         let stream = TcpStream::connect(account.portal).await?;
         stream.set_nodelay(true)?;
-        let mut me = Self { stream, cmd_sn: 1, itt: 1, exp_stat_sn: 0 };
+        Ok(Self { stream, cmd_sn: 1, itt: 1, exp_stat_sn: 0 })
+    }
+
+    /// The login up to the target's challenge, whose text is returned.
+    async fn challenge(&mut self, account: &Account) -> Result<String, Lost> {
         let names = format!(
             "InitiatorName={}\0TargetName={}\0SessionType=Normal\0AuthMethod=CHAP\0",
             account.initiator, account.target
         );
-        me.login_step(account, 0x81, &names).await?;
-        let challenge = me.login_step(account, 0x00, "CHAP_A=5\0").await?;
+        self.login_step(account, 0x81, &names).await?;
+        self.login_step(account, 0x00, "CHAP_A=5\0").await
+    }
+
+    /// Connects and logs in with CHAP, in the order of open-iscsi (RFC 7143 sections 6 and 12.1.3).
+    async fn login(account: &Account) -> Result<Self, Lost> {
+        let mut me = Self::connect(account).await?;
+        let challenge = me.challenge(account).await?;
         let get = |key: &str| {
             let text = challenge.split('\0').find_map(|p| p.strip_prefix(key)?.strip_prefix('='));
             text.with_context(|| format!("no {key} in {challenge:?}"))

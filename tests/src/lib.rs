@@ -25,6 +25,7 @@ pub mod api;
 pub mod boot_line;
 pub mod checksum;
 pub mod cpio;
+pub mod debian;
 pub mod guest;
 pub mod http;
 pub mod image;

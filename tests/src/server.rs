@@ -239,7 +239,7 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// A binary of this workspace beside the running test (`target/debug/deps/it-…`) or program (`target/debug/ggnet-demo`).
-fn beside(name: &str, package: &str) -> Result<PathBuf> {
+pub(crate) fn beside(name: &str, package: &str) -> Result<PathBuf> {
     let me = std::env::current_exe()?;
     let found = me.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|f| f.is_file());
     found

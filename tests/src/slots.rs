@@ -61,6 +61,19 @@ pub fn reserve_server() -> Result<Slot> {
     Ok(Slot(file))
 }
 
+/// Waits until the host's one place for a machine that mostly waits is free. It does not count as one of [`MACHINES`]: after its boot it
+/// takes hardly any of the processor, and a test that needs both of those would wait for it for minutes.
+///
+/// # Errors
+/// As [`reserve`].
+pub fn reserve_waiting() -> Result<Slot> {
+    let file = lock_file(&std::env::temp_dir().join("ggnet-vm-waiting.lock"))?;
+    wait::until("the place for a machine that waits", Duration::from_secs(3000), || {
+        Ok(file.try_lock().is_ok().then_some(()))
+    })?;
+    Ok(Slot(file))
+}
+
 /// Another user's file in a sticky folder can be read but not opened with O_CREAT, hence the two steps.
 fn lock_file(path: &Path) -> Result<File> {
     match File::open(path) {

@@ -346,6 +346,13 @@ pub enum SessionEvent {
         /// Why.
         reason: CloseReason,
     },
+    /// A login ran into its time limit before the initiator had proved anything: it stopped sending.
+    LoginStalled {
+        /// From where.
+        peer: SocketAddr,
+        /// The target that it had named and may log in to; none when it had not said a whole request.
+        target: Option<String>,
+    },
 }
 
 /// Observes sessions. Called inline: it must not block (send into a channel).

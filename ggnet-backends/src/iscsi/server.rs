@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::chap::Chap;
 use super::conn::InBuf;
-use super::login::{LoginMachine, Status, Step, valid_name};
+use super::login::{LoginMachine, Names, Status, Step, valid_name};
 use super::memory::Pool;
 use super::negotiate::Wishes;
 use super::pdu::{BHS_LEN, Bhs, Digests, Framing, frame, opcode, padded};
@@ -384,6 +384,28 @@ struct LoggedIn {
     request: LoginRequest,
 }
 
+/// How far a login has come: what remains to be said of one that did not end.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The names, once the policy has let them in.
+    names: Option<Names>,
+    /// Whether nothing is left to be proved.
+    proved: bool,
+}
+
+impl Progress {
+    /// The event of a login that ran into its time limit here; none for one that had proved what it must, or asked for discovery.
+    fn stalled(self, peer: SocketAddr) -> Option<SessionEvent> {
+        let target = match self.names {
+            _ if self.proved => return None,
+            Some(Names { target: None, .. }) => return None,
+            Some(Names { target, .. }) => target,
+            None => None,
+        };
+        Some(SessionEvent::LoginStalled { peer, target })
+    }
+}
+
 async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, mut place: Place) {
     let Ok(local) = stream.local_addr() else { return };
     if let Err(error) = prepare(&stream, &inner.config) {
@@ -391,7 +413,8 @@ async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, 
     }
     let mut input = InBuf::default();
     let go = place.go();
-    let login = login(&inner, &mut stream, &mut input, (peer, local), &mut place);
+    let mut progress = Progress::default();
+    let login = login(&inner, &mut stream, &mut input, (peer, local), &mut place, &mut progress);
     let logged_in = tokio::select! {
         () = inner.stop.cancelled() => return,
         () = go.cancelled() => return tracing::debug!(%peer, "closed before its login: others wait, too"),
@@ -400,8 +423,18 @@ async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, 
     let LoggedIn { listed, control, machine, request } = match logged_in {
         Ok(Ok(Some(logged_in))) => logged_in,
         Ok(Ok(None)) => return,
+        // Ours, not one of the socket: those bear the system's number.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() => {
+            tracing::debug!(%peer, "login proved nothing in time");
+            progress.stalled(peer).into_iter().for_each(|event| inner.observer.observe(event));
+            return;
+        }
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "login broke off"),
-        Err(_) => return tracing::info!(%peer, "login took too long"),
+        Err(_) => {
+            tracing::info!(%peer, "login took too long");
+            progress.stalled(peer).into_iter().for_each(|event| inner.observer.observe(event));
+            return;
+        }
     };
     let me = Arc::clone(&listed.session);
     let around = Surroundings {
@@ -453,6 +486,7 @@ async fn login(
     input: &mut InBuf,
     (peer, local): (SocketAddr, SocketAddr),
     place: &mut Place,
+    progress: &mut Progress,
 ) -> io::Result<Option<LoggedIn>> {
     let limits = &inner.config.limits;
     let proof_by = Instant::now() + limits.proof_timeout;
@@ -491,6 +525,7 @@ async fn login(
                 step = Some(match decided {
                     Ok(all) => {
                         let chap = all.1.clone();
+                        progress.names = machine.names().cloned();
                         accepted = Some(all);
                         machine.decided(Ok(chap))
                     }
@@ -498,6 +533,7 @@ async fn login(
                 });
             }
             Step::Commit => {
+                progress.proved = true;
                 let Some((request, chap, exclusivity, target)) = &accepted else { return Ok(None) };
                 let proven = matches!(chap, Chap::OneWay(_) | Chap::Mutual { .. });
                 if !place.stand(if proven { Standing::Proven } else { Standing::Open }) {

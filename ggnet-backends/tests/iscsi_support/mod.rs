@@ -92,6 +92,9 @@ impl Events {
             SessionEvent::FirstRead(_) => "read".to_owned(),
             SessionEvent::FirstWrite(_) => "write".to_owned(),
             SessionEvent::Disconnected { reason, .. } => format!("{reason:?}"),
+            SessionEvent::LoginStalled { target, .. } => {
+                format!("stalled {}", target.as_deref().unwrap_or("-"))
+            }
         };
         self.0.lock().unwrap().iter().map(name).collect()
     }

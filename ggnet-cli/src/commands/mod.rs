@@ -1,5 +1,6 @@
 //! What the commands do, one file per noun, and what they share: the client and the output.
 
+mod guest_kit;
 mod image;
 mod import;
 mod login;
@@ -37,6 +38,7 @@ pub async fn run(options: Options) -> Result<()> {
         Command::Image(o) => image::run(&context, o).await,
         Command::Session(o) => session::run(&context, o).await,
         Command::Target(o) => target::run(&context, o).await,
+        Command::GuestKit(o) => guest_kit::run(&context, o),
         Command::Events(o) => system::events(&context, &o).await,
         Command::Audit(o) => system::audit(&context, &o).await,
         Command::Server(o) => system::server(&context, &o).await,

@@ -2,6 +2,7 @@
 //!
 //! What can be checked without the server is checked here, with the nouns' own parsers: a malformed MAC address never leaves this machine.
 
+pub mod guest_kit;
 pub mod image;
 pub mod machine;
 pub mod session;
@@ -95,6 +96,9 @@ pub enum Command {
     /// iSCSI targets: those of sessions, and ones made by hand
     #[command(subcommand, visible_alias = "targets")]
     Target(target::Command),
+    /// What a Linux image needs to live on GGnet's disks
+    #[command(subcommand)]
+    GuestKit(guest_kit::Command),
     /// What happened, in order
     Events(system::Events),
     /// Who changed what

@@ -18,13 +18,19 @@ use crate::{
     error::Result,
     nouns::{
         BootStage, EventKind, Firmware, MacAddr, Machine, MachineId, NewEvent, ResourceId, SeenMachine,
-        SessionId, Timestamp,
+        SessionId, SessionState, Timestamp,
     },
     ports::{Batch, Login, LoginGate, LoginVerdict, Observation, Observer, Write},
 };
 
 /// Longest diagnosis, in characters: it may quote what a packet claims.
 const DIAGNOSIS: usize = 400;
+
+/// How often a session's timeline says that its machine stalls in its login: it tries again and again.
+const STALLED_EVERY: Duration = Duration::from_secs(3600);
+const STALLED: &str = "The machine connected to its disk again and stopped in its login. Most often its iscsid waits for OpenSSL's \
+    configuration, a file on this very disk; within two minutes its root is read-only. Put the guest kit into its image \
+    (`ggnet guest-kit debian --help`) and start it again";
 
 /// An observation with the time it was made.
 pub(super) struct Seen {
@@ -44,6 +50,8 @@ pub(super) struct OnlineSince {
 struct Presence {
     online: bool,
     last: Instant,
+    /// When its timeline last said that it stalls in its login.
+    stalled: Option<Instant>,
 }
 
 impl OnlineSince {
@@ -56,12 +64,24 @@ impl OnlineSince {
     pub(super) fn update(&self, session: SessionId, online: bool) -> Duration {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let entry = sessions.entry(session).or_insert(Presence { online, last: now });
+        let entry = sessions.entry(session).or_insert(Presence { online, last: now, stalled: None });
         entry.online = online;
         if online {
             entry.last = now;
         }
         now - entry.last
+    }
+
+    /// Whether the session's timeline may say now that its machine stalls in its login; the answer yes is given once an hour.
+    fn may_say_stalled(&self, session: SessionId) -> bool {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let entry = sessions.entry(session).or_insert(Presence { online: false, last: now, stalled: None });
+        let may = entry.stalled.is_none_or(|at| now.saturating_duration_since(at) >= STALLED_EVERY);
+        if may {
+            entry.stalled = Some(now);
+        }
+        may
     }
 
     pub(super) fn count(&self) -> u64 {
@@ -286,6 +306,7 @@ impl Orchestrator {
             Observation::Disconnected { target, .. } => {
                 (self.disk_stage(at, &target, BootStage::Disconnected).await?, None)
             }
+            Observation::LoginStalled { target, .. } => (self.login_stalled(at, &target).await?, None),
             Observation::DiskTrouble { target, message } => match target.owner() {
                 Some((machine, _)) => {
                     (Some(NewEvent::new(at, EventKind::DiskTrouble { message }).machine(machine)), None)
@@ -307,6 +328,22 @@ impl Orchestrator {
             event = event.session(session.id).image(session.current.image);
         }
         Ok(Some(event))
+    }
+
+    /// A machine that had its disk and does not get it back: none when the target is not the one that it runs on.
+    async fn login_stalled(&self, at: Timestamp, target: &ResourceId) -> Result<Option<NewEvent>> {
+        let Some((machine, Some(number))) = target.owner() else { return Ok(None) };
+        let Some(session) = self.inner.ports.store.live_session(machine).await? else { return Ok(None) };
+        let current = &session.current;
+        if session.state != SessionState::Active || current.number != number || current.committed_at.is_none()
+        {
+            return Ok(None);
+        }
+        if !self.inner.online.may_say_stalled(session.id) {
+            return Ok(None);
+        }
+        let event = NewEvent::new(at, EventKind::BootDiagnosis { message: STALLED.to_owned() });
+        Ok(Some(event.machine(machine).session(session.id).image(current.image)))
     }
 
     async fn machine_of(&self, mac: MacAddr) -> Result<Option<Machine>> {

@@ -71,6 +71,13 @@ pub enum Observation {
         /// Why, in plain words.
         reason: String,
     },
+    /// An initiator that may use a target connected, and had proved nothing when the login's time limit passed.
+    LoginStalled {
+        /// The target: named by the initiator, or the one that this address had and no longer is logged in to.
+        target: ResourceId,
+        /// From where.
+        peer: SocketAddr,
+    },
     /// A disk had an error that an operator must act on (the host's disk is full, a flush failed).
     DiskTrouble {
         /// The target.

@@ -140,6 +140,49 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
     let _ = Arc::strong_count(&p.files);
 }
 
+/// Time is paused: it jumps when everybody waits.
+#[tokio::test(start_paused = true)]
+async fn a_running_machine_that_stalls_in_its_login_is_explained_once_an_hour() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    let other = p.machine(2, image, |_| ()).await;
+    let session = p.start(&machine).await.unwrap().session;
+    let first = session.target(&session.current);
+    let stall = async |target: &ggnet_core::nouns::ResourceId| {
+        for _ in 0..20 {
+            p.o.observe(Observation::LoginStalled { target: target.clone(), peer: peer() });
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    };
+    let explained = async |machine: &ggnet_core::nouns::Machine| {
+        let hint = |k: &&EventKind| matches!(k, EventKind::BootDiagnosis { message } if message.contains("guest-kit"));
+        p.events(machine.id).await.iter().filter(hint).count()
+    };
+    stall(&first).await;
+    assert_eq!(explained(&machine).await, 0, "nobody was logged in yet");
+    p.power_on(&machine).await.logout().await;
+    stall(&first).await;
+    stall(&first).await;
+    assert_eq!(explained(&machine).await, 1);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    stall(&first).await;
+    assert_eq!(explained(&machine).await, 2, "an hour later it is said again");
+
+    // It boots again: the target that it had is nobody's any more, and the next one not yet its own.
+    let script = p.script(&machine).await;
+    assert_ne!(script.target, first);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    stall(&script.target).await;
+    assert_eq!(explained(&machine).await, 2);
+    p.login(&script.target, &machine).await.unwrap();
+    stall(&first).await;
+    assert_eq!((explained(&machine).await, explained(&other).await), (2, 0));
+    stall(&script.target).await;
+    assert_eq!(explained(&machine).await, 3);
+}
+
 /// A loader that asks for an address runs, whatever happens to it then; a card whose ROM is iPXE has no loader before it.
 #[tokio::test(start_paused = true)]
 async fn a_loader_that_runs_is_not_blamed_on_secure_boot() {

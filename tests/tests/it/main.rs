@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
 mod boot;
+mod debian;
 mod faults;
 mod guest_on_tgt;
 mod install;
 mod load;
+mod long;
 mod open_iscsi;
 mod pxe;
 mod room;
+mod stalls;

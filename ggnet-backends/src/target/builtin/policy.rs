@@ -1,8 +1,9 @@
-//! Who may log in to which target: the specs' access rules, then the gate's verdict.
+//! Who may log in to which target: the specs' access rules, then the gate's verdict; and whose a login is that stopped before it said so.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    net::IpAddr,
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
 
 use async_trait::async_trait;
@@ -27,10 +28,20 @@ pub(super) struct Served {
     pub(super) access: Access,
 }
 
+/// Who was last logged in to a target.
+#[derive(Clone, Copy)]
+struct Last {
+    address: IpAddr,
+    /// How many sessions there are now.
+    sessions: usize,
+}
+
 /// The access rules of every target that is served, by name.
 #[derive(Default)]
 pub(super) struct Targets {
     served: RwLock<HashMap<String, Served>>,
+    /// Of targets that are served, those that somebody was logged in to.
+    last: Mutex<HashMap<String, Last>>,
     gate: OnceLock<Arc<dyn LoginGate>>,
     observer: OnceLock<Arc<dyn Observer>>,
 }
@@ -56,6 +67,29 @@ impl Targets {
 
     pub(super) fn forget(&self, iqn: &Iqn) {
         self.served.write().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
+    }
+
+    /// Remembers who is logged in. A target that is no longer served has nothing remembered.
+    fn remember(&self, session: &SessionInfo, begins: bool) {
+        let Some(target) = session.target.as_deref() else { return };
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if begins && served.contains_key(target) {
+            let entry =
+                last.entry(target.to_owned()).or_insert(Last { address: session.peer.ip(), sessions: 0 });
+            *entry = Last { address: session.peer.ip(), sessions: entry.sessions + 1 };
+        } else if let Some(entry) = last.get_mut(target) {
+            entry.sessions = entry.sessions.saturating_sub(1);
+        }
+    }
+
+    /// The target that this address was logged in to and no longer is; none when there are several (machines behind one router).
+    fn lost_by(&self, address: IpAddr) -> Option<String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = last.iter().filter(|(_, l)| l.address == address && l.sessions == 0);
+        let (target, _) = lost.next()?;
+        lost.next().is_none().then(|| target.clone())
     }
 
     fn named(&self, iqn: &str) -> Option<Served> {
@@ -127,6 +161,11 @@ impl LoginPolicy for Targets {
 
 impl SessionObserver for Targets {
     fn observe(&self, event: SessionEvent) {
+        match &event {
+            SessionEvent::LoggedIn(session) => self.remember(session, true),
+            SessionEvent::Disconnected { session, .. } => self.remember(session, false),
+            _ => {}
+        }
         let Some(observer) = self.observer.get() else { return };
         let id = |s: &SessionInfo| s.target.as_deref().and_then(|t| self.named(t)).map(|t| t.id);
         let seen = match &event {
@@ -140,9 +179,80 @@ impl SessionObserver for Targets {
             SessionEvent::Disconnected { session, reason } => {
                 id(session).map(|target| Observation::Disconnected { target, reason: format!("{reason:?}") })
             }
+            // iscsid stops before its first word: then only the address says whose it is.
+            SessionEvent::LoginStalled { peer, target } => target
+                .clone()
+                .or_else(|| self.lost_by(peer.ip()))
+                .and_then(|target| self.named(&target))
+                .map(|target| Observation::LoginStalled { target: target.id, peer: *peer }),
         };
         if let Some(seen) = seen {
             observer.observe(seen);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, time::Duration};
+
+    use super::*;
+    use crate::iscsi::SessionId;
+
+    fn name(n: u8) -> Iqn {
+        format!("iqn.2026-01.org.example:{n}").parse().unwrap()
+    }
+
+    fn session(n: u8, address: &str) -> SessionInfo {
+        let peer: SocketAddr = format!("{address}:4000").parse().unwrap();
+        SessionInfo {
+            id: SessionId(n.into()),
+            target: Some(name(n).to_string()),
+            initiator: "iqn.2026-01.org.example:pc".to_owned(),
+            isid: [0; 6],
+            peer,
+            local: peer,
+            age: Duration::ZERO,
+            counters: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_silent_login_is_of_the_only_target_that_its_address_has_lost() {
+        let targets = Targets::default();
+        let digest = SpecDigest::of(std::iter::empty());
+        for n in 1..=3 {
+            let id = format!("t{n}").parse().unwrap();
+            targets.set(&name(n), Served { id, digest, disks: digest, access: Access::Shared });
+        }
+        let (here, there) = (session(1, "192.0.2.1"), session(2, "192.0.2.2"));
+        let begins = |s: &SessionInfo| targets.observe(SessionEvent::LoggedIn(s.clone()));
+        let ends = |s: &SessionInfo, reason| {
+            targets.observe(SessionEvent::Disconnected { session: s.clone(), reason });
+        };
+        let lost_by = |address: &str| targets.lost_by(address.parse().unwrap());
+        begins(&here);
+        begins(&there);
+        assert_eq!(lost_by("192.0.2.1"), None, "it is logged in");
+        // The newer login takes the place before the older one ends.
+        begins(&here);
+        ends(&here, CloseReason::Replaced);
+        assert_eq!(lost_by("192.0.2.1"), None);
+        ends(&here, CloseReason::ConnectionLost);
+        assert_eq!(lost_by("192.0.2.1"), Some(name(1).to_string()));
+        assert_eq!(lost_by("192.0.2.3"), None);
+        // Behind one router nobody knows which of two it is.
+        let neighbour = session(3, "192.0.2.1");
+        begins(&neighbour);
+        ends(&neighbour, CloseReason::ConnectionLost);
+        assert_eq!(lost_by("192.0.2.1"), None);
+        targets.forget(&name(3));
+        assert_eq!(lost_by("192.0.2.1"), Some(name(1).to_string()));
+        targets.forget(&name(1));
+        // What ends after its target was removed is not remembered again.
+        ends(&here, CloseReason::TargetRemoved);
+        begins(&here);
+        assert_eq!(lost_by("192.0.2.1"), None);
+        assert_eq!(targets.last.lock().unwrap().len(), 1);
     }
 }

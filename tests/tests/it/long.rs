@@ -1,0 +1,41 @@
+//! The long tier: what waits for minutes.
+
+mod debian {
+    use std::time::Duration;
+
+    use ggnet_tests::debian::DebianGuests;
+    use ggnet_tests::{Firmware, wait};
+
+    use crate::debian::{BOOT, Bench, boot_with_kit, outlives};
+    use crate::room::check_no_io_error;
+
+    #[test]
+    fn with_the_kit_on_uefi_root_is_writable_after_five_minutes_and_three_without_a_server() {
+        let disk = DebianGuests::get().unwrap().with_kit();
+        let mut bench = Bench::new("debian-kit-uefi", "52:54:00:bb:00:62", &disk);
+        let mut pc = boot_with_kit(&bench, Firmware::Uefi);
+        std::thread::sleep(Duration::from_secs(300));
+        check_no_io_error(&mut pc);
+        pc.sh("echo after five minutes >/root/note && sync").unwrap();
+        outlives(&mut bench, &mut pc, Duration::from_secs(180));
+    }
+
+    /// What our guide asked for once. Should a Debian ever need no kit, this test says so.
+    #[test]
+    fn without_the_kit_root_is_lost_and_the_timeline_says_why() {
+        let disk = DebianGuests::get().unwrap().without_kit();
+        let bench = Bench::new("debian-plain", "52:54:00:bb:00:63", &disk);
+        let mut pc = bench.guest().boot().unwrap();
+        wait::until("the timeline to say what is wrong", BOOT, || {
+            Ok((!bench.diagnoses().is_empty()).then_some(()))
+        })
+        .unwrap();
+        let diagnoses = bench.diagnoses();
+        assert!(
+            matches!(&diagnoses[..], [one] if one.contains("iscsid") && one.contains("ggnet guest-kit debian")),
+            "{diagnoses:?}"
+        );
+        pc.wait_for("Remounting filesystem read-only|I/O error", BOOT).unwrap();
+        assert_eq!(bench.diagnoses(), diagnoses, "said once");
+    }
+}

@@ -1,0 +1,55 @@
+//! A machine that has its disk, connects again and stops in its login: its timeline says what that most often is.
+
+use ggnet_core::nouns::{EventKind, Machine, WritebackPolicy};
+use ggnet_tests::{GgnetServer, Initiator, ServerOptions, wait};
+
+use crate::load::account;
+
+#[test]
+fn a_login_that_stalls_before_its_first_word_or_after_the_challenge_is_explained_once() {
+    let dir = tempfile::Builder::new().prefix("ggnet-stalls-").tempdir().unwrap();
+    let file = dir.path().canonicalize().unwrap().join("disk.raw");
+    std::fs::write(&file, vec![1; 1 << 20]).unwrap();
+    let options =
+        ServerOptions { import_dirs: vec![file.parent().unwrap().into()], ..ServerOptions::default() };
+    let server = GgnetServer::start(options).unwrap();
+    let api = server.api().unwrap();
+    let image = api.import_and_wait("disk", &file, |_| {}).unwrap().version.image;
+    let [silent, speaks, idle] = [1, 2, 3].map(|n| {
+        let mac = format!("52:54:00:bb:00:5{n}");
+        api.add_machine(&format!("pc-{n}"), &mac, image, WritebackPolicy::Discard).unwrap()
+    });
+    let [of_silent, of_speaks, _] = [&silent, &speaks, &idle]
+        .map(|machine| account(&api.start_session(machine.id).unwrap(), 1, server.iscsi_port()));
+    let explained = |machine: &Machine| {
+        let hint = |kind: &EventKind| match kind {
+            EventKind::BootDiagnosis { message } => message.contains("ggnet guest-kit debian"),
+            _ => false,
+        };
+        api.events(0, Some(machine.id)).unwrap().iter().filter(|e| hint(&e.event.kind)).count()
+    };
+
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        // One has its disk; the other had it and is, of all at this address, the only one that lost it.
+        let mut kept = Initiator::login(of_speaks.clone()).await.unwrap();
+        let mut lost = Initiator::login(of_silent.clone()).await.unwrap();
+        lost.read(0, 1).await.unwrap();
+        lost.logout().await;
+        let stall = async |account, after_challenge| {
+            Initiator::stall(account, after_challenge).await.unwrap().closed().await.unwrap();
+        };
+        tokio::join!(
+            stall(&of_silent, false),
+            stall(&of_silent, false),
+            stall(&of_speaks, true),
+            stall(&of_speaks, true),
+        );
+        kept.read(0, 1).await.unwrap();
+        kept.logout().await;
+    });
+    wait::until("both timelines to explain it", wait::SHORT, || {
+        Ok((explained(&silent) > 0 && explained(&speaks) > 0).then_some(()))
+    })
+    .unwrap();
+    assert_eq!([&silent, &speaks, &idle].map(explained), [1, 1, 0]);
+}

@@ -129,7 +129,7 @@ impl Observer for Orchestrator {
     fn observe(&self, what: Observation) {
         let Some(queue) = self.inner.observations.get() else { return };
         if queue.try_send(Seen { at: self.now(), what }).is_err() {
-            metrics::counter!("ggnet_observations_dropped_total").increment(1);
+            self.inner.ports.metrics().observation_dropped();
         }
     }
 }
@@ -156,11 +156,11 @@ impl Orchestrator {
         let _ = self.inner.observations.set(sender);
         let p = &self.inner.ports;
         let handle = || Arc::new(Handle { inner: Arc::downgrade(&self.inner) });
-        p.target.attach(handle(), handle());
-        p.dhcp.attach(handle());
-        p.boot_files.attach(handle());
+        p.target().attach(handle(), handle());
+        p.dhcp().attach(handle());
+        p.boot_files().attach(handle());
         let task = self.clone();
-        self.inner.tasks.spawn(async move { task.write_observations(receiver).await });
+        self.spawn(async move { task.write_observations(receiver).await });
     }
 
     async fn write_observations(&self, mut queue: mpsc::Receiver<Seen>) {
@@ -289,14 +289,14 @@ impl Orchestrator {
     ) -> Result<Option<NewEvent>> {
         let Some((machine, generation)) = target.owner() else { return Ok(None) };
         let mut event = NewEvent::new(at, EventKind::BootStage { stage, generation }).machine(machine);
-        if let Some(session) = self.inner.ports.store.live_session(machine).await? {
+        if let Some(session) = self.inner.ports.store().live_session(machine).await? {
             event = event.session(session.id).image(session.current.image);
         }
         Ok(Some(event))
     }
 
     async fn machine_of(&self, mac: MacAddr) -> Result<Option<Machine>> {
-        self.inner.ports.store.machine_by_mac(mac).await
+        self.inner.ports.store().machine_by_mac(mac).await
     }
 
     /// Remembers an unknown machine; the first sight is an event.
@@ -307,7 +307,7 @@ impl Orchestrator {
         address: Option<String>,
         at: Timestamp,
     ) -> Result<(Option<NewEvent>, Option<Write>)> {
-        let known = self.inner.ports.store.seen_machine(mac).await?.is_some();
+        let known = self.inner.ports.store().seen_machine(mac).await?.is_some();
         let event = (!known).then(|| NewEvent::new(at, EventKind::MachineSeen { mac }));
         let seen = SeenMachine { mac, firmware, address, first_seen: at, last_seen: at, count: 1 };
         Ok((event, Some(Write::Seen(seen))))

@@ -1,21 +1,23 @@
 //! A program that embeds GGnet: it registers a machine, starts a session, lets the machine boot, write and reboot, and stops the session.
 //!
-//! Every backend is in memory here, so it runs anywhere and touches nothing; a real program names real ones in [`Ports`] and changes no
+//! Every backend is in memory here, so it runs anywhere and touches nothing; a real program names real ones in [`Backends`] and changes no
 //! other line. Run it with `cargo run -p ggnet-core --example embed --features testkit`.
 
 use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
 use ggnet_core::{
     boot_text::templates::BootTemplates,
+    metrics::Registry,
     nouns::{Actor, InstanceId, Machine, MachineId, MachineState, StopReason, VersionState, WritebackPolicy},
     orchestrator::{
-        Advertised, BootAnswer, BootRequest, ImportRequest, Orchestrator, OrchestratorConfig, Ports,
-        StartRequest, StopRequest,
+        Advertised, Backends, BootAnswer, BootRequest, ImportRequest, Orchestrator, OrchestratorConfig,
+        Ports, StartRequest, StopRequest,
     },
     ports::{Clock, SystemClock},
     testkit::memory::{
         MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryStore, MemoryTargets, MemoryWritebacks,
     },
+    wrap::PortLimits,
 };
 
 #[tokio::main(flavor = "current_thread")]
@@ -27,7 +29,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
 
     // The world: what the orchestrator works on. Kept by us, too, for we play the machine below.
     let targets = Arc::new(MemoryTargets::new());
-    let ports = Ports {
+    let backends = Backends {
         store: Arc::new(MemoryStore::new()),
         target: targets.clone(),
         writeback: Arc::new(MemoryWritebacks::new()),
@@ -36,6 +38,8 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         converter: Arc::new(MemoryConverter::new()),
         clock: Arc::new(SystemClock),
     };
+    // Around each of them: time limits, a cap of calls in flight, metrics. Here nobody looks at the metrics.
+    let ports = Ports::new(backends, &PortLimits::default(), &mut Registry::default())?;
     ports.check_store(&images).await?;
     let config = OrchestratorConfig::new(InstanceId::generate(), images)?;
     let ggnet = Orchestrator::new(ports, config, BootTemplates::load(None)?)?;
@@ -58,7 +62,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     };
     let (image, version) = ggnet.import(import).await?;
     let version = loop {
-        match ggnet.ports().store.version(version.id).await? {
+        match ggnet.ports().store().version(version.id).await? {
             Some(v) if v.state == VersionState::Importing => {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -96,7 +100,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         let BootAnswer::Script(script) = ggnet.boot(request).await? else {
             return Err("told to come again".into());
         };
-        let session = ggnet.ports().store.live_session(machine.id).await?.ok_or("no session")?;
+        let session = ggnet.ports().store().live_session(machine.id).await?.ok_or("no session")?;
         let generation = session.next.as_ref().unwrap_or(&session.current);
         let disk = targets.login(&session.target(generation), &session.initiator, peer).await?;
         let found = disk.read(0, 0, 512).await?;
@@ -120,7 +124,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     println!(
         "session is {}; left over: {} targets",
         stopped.state.as_str(),
-        ggnet.ports().target.list().await?.len()
+        ggnet.ports().target().list().await?.len()
     );
 
     ggnet.shutdown().await;

@@ -29,16 +29,25 @@ pub async fn sha256_file(path: &Path, progress: Progress, cancel: CancellationTo
     let dropped = stop.clone().drop_guard();
     let owned: PathBuf = path.to_owned();
     let work = tokio::task::spawn_blocking(move || hash(&owned, &progress, &stop));
-    let result =
-        work.await.map_err(|e| Error::internal("The thread that hashed a file died").with_source(e))?;
+    let result = tokio::select! {
+        biased;
+        result = work => result,
+        // A read that hangs (a dead mount) cannot be interrupted: its thread ends when it does.
+        () = cancel.cancelled() => return Err(was_cancelled(path)),
+    };
     dropped.disarm();
-    result
+    result.map_err(|e| Error::internal("The thread that hashed a file died").with_source(e))?
 }
 
 /// The SHA-256 of bytes that are in memory already, in the same form as [`sha256_file`].
 #[must_use]
 pub fn sha256_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
+}
+
+fn was_cancelled(path: &Path) -> Error {
+    let message = format!("The checksum of {} was cancelled", path.display());
+    Error::new(ErrorKind::Unavailable, message).retryable(false)
 }
 
 fn hash(path: &Path, progress: &Progress, stop: &CancellationToken) -> Result<String> {
@@ -55,11 +64,7 @@ fn hash(path: &Path, progress: &Progress, stop: &CancellationToken) -> Result<St
     let mut told: u16 = 0;
     loop {
         if stop.is_cancelled() {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("The checksum of {} was cancelled", path.display()),
-            )
-            .retryable(false));
+            return Err(was_cancelled(path));
         }
         let n = match file.read(&mut buffer) {
             Ok(0) => break,

@@ -1,6 +1,6 @@
 //! GGnet's core: one disk image, many machines without a disk.
 //!
-//! The domain's [nouns], the [ports] that backends implement, [wrappers](wrap) around them, the [orchestrator] that starts, stops and
+//! The domain's [nouns], the [ports] that backends implement, the [limits](wrap) around them, the [orchestrator] that starts, stops and
 //! reconciles sessions over them, and the [boot text](boot_text) that machines read. No sockets, no processes, no SQL and no HTTP here:
 //! those are backends' and frontends'.
 
@@ -10,6 +10,8 @@ pub mod block;
 pub mod boot_text;
 pub mod checksum;
 pub mod error;
+mod keyed_locks;
+pub mod metrics;
 pub mod nouns;
 pub mod orchestrator;
 pub mod ports;

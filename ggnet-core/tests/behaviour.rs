@@ -6,7 +6,6 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -14,27 +13,46 @@ use bytes::Bytes;
 use ggnet_core::{
     Error, ErrorKind, Result,
     block::Disk,
+    metrics::Registry,
     nouns::{Firmware, InstanceId, MacAddr},
+    orchestrator::{Backends, Ports},
     ports::{
-        Access, BootFileStore, BootPath, DhcpBackend, ImageConverter, LoginVisibility, TargetBackend,
-        TargetCapabilities, TargetEndpoint, WritebackStore,
+        Access, BootFileStore, BootPath, DhcpBackend, ImageConverter, LoginVisibility, SystemClock,
+        TargetBackend, TargetCapabilities, TargetEndpoint, WritebackStore,
     },
     testkit::{
         memory::{
             BootFileWorld, DhcpWorld, LoginError, MemoryBootFiles, MemoryConverter, MemoryDhcp,
-            MemoryInitiator, MemoryTargets, MemoryWritebacks, RamDisk, TargetWorld, WritebackWorld,
+            MemoryInitiator, MemoryStore, MemoryTargets, MemoryWritebacks, RamDisk, TargetWorld,
+            WritebackWorld,
         },
         suite::{
             BootFileFixture, ConverterFixture, DhcpAnswer, DhcpFixture, Fixture, Foreign, TargetClient,
             TargetFixture, WritebackFixture, instance, iqn_prefix,
         },
     },
-    wrap::{Metered, Retry, RetryPolicy, Timeout},
+    wrap::PortLimits,
 };
 
-// Targets: once as the built-in target is, once as the kernel's.
+/// Backends in memory, changed as told, as every embedder has them: behind limits, which must not change what a backend does.
+fn limited(change: impl FnOnce(&mut Backends)) -> Ports {
+    let mut backends = Backends {
+        store: Arc::new(MemoryStore::new()),
+        target: Arc::new(MemoryTargets::new()),
+        writeback: Arc::new(MemoryWritebacks::new()),
+        dhcp: Arc::new(MemoryDhcp::new()),
+        boot_files: Arc::new(MemoryBootFiles::new()),
+        converter: Arc::new(MemoryConverter::new()),
+        clock: Arc::new(SystemClock),
+    };
+    change(&mut backends);
+    Ports::new(backends, &PortLimits::default(), &mut Registry::default()).unwrap()
+}
+
+// Targets: once as the built-in target is, once as the kernel's, once behind limits.
 
 struct Targets {
+    limited: bool,
     world: Mutex<TargetWorld>,
     now: Mutex<Option<Arc<MemoryTargets>>>,
     disks: Mutex<std::collections::HashMap<String, Arc<RamDisk>>>,
@@ -59,14 +77,20 @@ impl Targets {
     }
 
     fn with(capabilities: TargetCapabilities) -> Self {
-        Self { world: Mutex::default(), now: Mutex::default(), disks: Mutex::default(), capabilities }
+        Self {
+            limited: false,
+            world: Mutex::default(),
+            now: Mutex::default(),
+            disks: Mutex::default(),
+            capabilities,
+        }
     }
 
     fn open(&self) -> Arc<dyn TargetBackend> {
         let world = self.world.lock().unwrap().clone();
         let targets = Arc::new(MemoryTargets::with_capabilities(&world, self.capabilities.clone()));
         *self.now.lock().unwrap() = Some(Arc::clone(&targets));
-        targets
+        if self.limited { limited(|b| b.target = targets).target().clone() } else { targets }
     }
 }
 
@@ -143,6 +167,11 @@ ggnet_core::target_behaviour!(builtin_like_targets, Targets::builtin(), not_run:
     chap_it_cannot_demand_is_unsupported,
     the_target_proves_itself,
 ]);
+ggnet_core::target_behaviour!(limited_targets, Targets { limited: true, ..Targets::builtin() }, not_run: [
+    what_is_not_ours_is_left_alone,
+    chap_it_cannot_demand_is_unsupported,
+    the_target_proves_itself,
+]);
 ggnet_core::target_behaviour!(kernel_like_targets, Targets::kernel(), not_run: [
     what_is_not_ours_is_left_alone,
     a_wrong_secret_is_refused,
@@ -158,13 +187,14 @@ ggnet_core::target_behaviour!(kernel_like_targets, Targets::kernel(), not_run: [
 // Writebacks.
 
 struct Writebacks {
+    limited: bool,
     world: Mutex<WritebackWorld>,
     folder: tempfile::TempDir,
 }
 
 impl Writebacks {
     fn new() -> Self {
-        Self { world: Mutex::default(), folder: tempfile::tempdir().unwrap() }
+        Self { limited: false, world: Mutex::default(), folder: tempfile::tempdir().unwrap() }
     }
 }
 
@@ -176,7 +206,8 @@ impl Fixture<dyn WritebackStore> for Writebacks {
     }
 
     async fn reopen(&self) -> Arc<dyn WritebackStore> {
-        Arc::new(MemoryWritebacks::over(&self.world.lock().unwrap()))
+        let writebacks = Arc::new(MemoryWritebacks::over(&self.world.lock().unwrap()));
+        if self.limited { limited(|b| b.writeback = writebacks).writeback().clone() } else { writebacks }
     }
 }
 
@@ -187,13 +218,15 @@ impl WritebackFixture for Writebacks {
 }
 
 ggnet_core::writeback_behaviour!(writebacks, Writebacks::new(), not_run: [what_is_not_ours_is_left_alone]);
+ggnet_core::writeback_behaviour!(limited_writebacks, Writebacks { limited: true, ..Writebacks::new() }, not_run: [
+    what_is_not_ours_is_left_alone,
+]);
 
 // DHCP.
 
 #[derive(Default)]
 struct Dhcp {
-    // Behind every wrapper that production uses: they must not change what a backend does.
-    wrapped: bool,
+    limited: bool,
     world: Mutex<DhcpWorld>,
     now: Mutex<Option<Arc<MemoryDhcp>>>,
 }
@@ -208,12 +241,7 @@ impl Fixture<dyn DhcpBackend> for Dhcp {
     async fn reopen(&self) -> Arc<dyn DhcpBackend> {
         let dhcp = Arc::new(MemoryDhcp::over(&self.world.lock().unwrap()));
         *self.now.lock().unwrap() = Some(Arc::clone(&dhcp));
-        if !self.wrapped {
-            return dhcp;
-        }
-        let limited = Timeout::new(dhcp, Duration::from_secs(60));
-        let retried = Retry::new(Arc::new(limited), RetryPolicy::default());
-        Arc::new(Metered::new(Arc::new(retried)))
+        if self.limited { limited(|b| b.dhcp = dhcp).dhcp().clone() } else { dhcp }
     }
 }
 
@@ -234,7 +262,7 @@ impl DhcpFixture for Dhcp {
 }
 
 ggnet_core::dhcp_behaviour!(dhcp, Dhcp::default(), not_run: [what_is_not_ours_is_left_alone]);
-ggnet_core::dhcp_behaviour!(wrapped_dhcp, Dhcp { wrapped: true, ..Dhcp::default() }, not_run: [
+ggnet_core::dhcp_behaviour!(limited_dhcp, Dhcp { limited: true, ..Dhcp::default() }, not_run: [
     what_is_not_ours_is_left_alone,
 ]);
 
@@ -242,6 +270,7 @@ ggnet_core::dhcp_behaviour!(wrapped_dhcp, Dhcp { wrapped: true, ..Dhcp::default(
 
 #[derive(Default)]
 struct BootFiles {
+    limited: bool,
     world: Mutex<BootFileWorld>,
     now: Mutex<Option<Arc<MemoryBootFiles>>>,
 }
@@ -256,7 +285,7 @@ impl Fixture<dyn BootFileStore> for BootFiles {
     async fn reopen(&self) -> Arc<dyn BootFileStore> {
         let files = Arc::new(MemoryBootFiles::over(&self.world.lock().unwrap()));
         *self.now.lock().unwrap() = Some(Arc::clone(&files));
-        files
+        if self.limited { limited(|b| b.boot_files = files).boot_files().clone() } else { files }
     }
 
     fn has_foreign(&self) -> bool {
@@ -300,23 +329,26 @@ impl BootFileFixture for BootFiles {
 }
 
 ggnet_core::boot_file_behaviour!(boot_files, BootFiles::default(), not_run: []);
+ggnet_core::boot_file_behaviour!(limited_boot_files, BootFiles { limited: true, ..BootFiles::default() }, not_run: []);
 
 // The converter.
 
 struct Converter {
+    limited: bool,
     folder: tempfile::TempDir,
 }
 
 impl Converter {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { limited: false, folder: tempfile::tempdir().unwrap() }
     }
 }
 
 #[async_trait]
 impl Fixture<dyn ImageConverter> for Converter {
     async fn fresh(&self) -> Arc<dyn ImageConverter> {
-        Arc::new(MemoryConverter::new())
+        let converter = Arc::new(MemoryConverter::new());
+        if self.limited { limited(|b| b.converter = converter).converter().clone() } else { converter }
     }
 
     async fn reopen(&self) -> Arc<dyn ImageConverter> {
@@ -342,5 +374,8 @@ impl ConverterFixture for Converter {
 }
 
 ggnet_core::converter_behaviour!(converter, Converter::new(), not_run: [
+    every_sample_becomes_its_raw_bytes,
+]);
+ggnet_core::converter_behaviour!(limited_converter, Converter { limited: true, ..Converter::new() }, not_run: [
     every_sample_becomes_its_raw_bytes,
 ]);

@@ -88,6 +88,9 @@ async fn service(service: &Service) -> Finding {
         Ok(State::Running) => Finding::ok(what, "It runs"),
         // GGnet starts what it has a command for; else nobody answers.
         Ok(State::Stopped(why)) => Finding::bad(Level::Warn, what, why, "start it, before the machines ask"),
+        Ok(State::Suspended(why)) => {
+            Finding::bad(Level::Warn, what, why, "continue it, before the machines ask")
+        }
         Err(e) => {
             Finding::bad(Level::Warn, what, e.report(), e.hint().unwrap_or("see the message").to_owned())
         }

@@ -11,7 +11,12 @@ use std::{
     time::Duration,
 };
 
-use ggnet_core::{Error, ErrorKind, Result, nouns::Iqn, registry::Settings};
+use ggnet_core::{
+    Error, ErrorKind, Result,
+    nouns::Iqn,
+    registry::Settings,
+    wrap::{self, PortLimits},
+};
 use serde::{Deserialize, Deserializer};
 
 /// Everything that can be configured.
@@ -28,6 +33,8 @@ pub struct Config {
     pub session: Session,
     /// Images.
     pub images: Images,
+    /// The limits of calls to the backends.
+    pub limits: Limits,
     /// The log.
     pub log: Log,
     /// Persistence.
@@ -54,6 +61,7 @@ impl Default for Config {
             network: Network::default(),
             session: Session::default(),
             images: Images::default(),
+            limits: Limits::default(),
             log: Log::default(),
             store: Backend::default(),
             target: Backend::default(),
@@ -136,6 +144,61 @@ impl Default for Session {
 pub struct Images {
     /// The folders below which files may be imported; none: `import` in the data folder.
     pub import_dirs: Vec<PathBuf>,
+}
+
+/// The limits of calls to the backends, by port; what is not said is as [`PortLimits`] says.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Of the store.
+    pub store: Limit,
+    /// Of the targets.
+    pub target: Limit,
+    /// Of the writeback store.
+    pub writeback: Limit,
+    /// Of DHCP.
+    pub dhcp: Limit,
+    /// Of the boot files.
+    pub boot_files: Limit,
+    /// Of the converter.
+    pub converter: Limit,
+}
+
+/// The limits of one port.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limit {
+    /// How long a call that changes nothing may take.
+    #[serde(deserialize_with = "some_duration")]
+    pub read: Option<Duration>,
+    /// How long a call that changes something may take.
+    #[serde(deserialize_with = "some_duration")]
+    pub change: Option<Duration>,
+    /// How long a conversion may go on without progress.
+    #[serde(deserialize_with = "some_duration")]
+    pub stall: Option<Duration>,
+    /// How long the backend may take to say how it is.
+    #[serde(deserialize_with = "some_duration")]
+    pub health: Option<Duration>,
+    /// How long the backend may take to close.
+    #[serde(deserialize_with = "some_duration")]
+    pub shutdown: Option<Duration>,
+    /// How many calls run at once.
+    pub in_flight: Option<usize>,
+    /// How often a call that failed because the backend was not available is made.
+    pub tries: Option<u32>,
+}
+
+impl Limit {
+    fn over(&self, usual: &mut wrap::Limits) {
+        usual.read = self.read.unwrap_or(usual.read);
+        usual.change = self.change.unwrap_or(usual.change);
+        usual.stall = self.stall.unwrap_or(usual.stall);
+        usual.health = self.health.unwrap_or(usual.health);
+        usual.shutdown = self.shutdown.unwrap_or(usual.shutdown);
+        usual.in_flight = self.in_flight.unwrap_or(usual.in_flight);
+        usual.tries = self.tries.unwrap_or(usual.tries);
+    }
 }
 
 /// The log.
@@ -241,7 +304,26 @@ fn duration<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Duration, D:
     }
 }
 
+fn some_duration<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Option<Duration>, D::Error> {
+    duration(d).map(Some)
+}
+
 impl Config {
+    /// The limits of every port. A disk that is copied whole at a session's start takes as long as the start may.
+    pub fn port_limits(&self) -> Result<PortLimits> {
+        let mut limits = PortLimits::default();
+        limits.writeback.change = limits.writeback.change.max(self.session.start_deadline);
+        let l = &self.limits;
+        l.store.over(&mut limits.store);
+        l.target.over(&mut limits.target);
+        l.writeback.over(&mut limits.writeback);
+        l.dhcp.over(&mut limits.dhcp);
+        l.boot_files.over(&mut limits.boot_files);
+        l.converter.over(&mut limits.converter);
+        limits.check()?;
+        Ok(limits)
+    }
+
     /// Reads a file. Errors name file, line, column and what is wrong there.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
@@ -304,5 +386,19 @@ mod tests {
         assert_eq!(c.target.settings["listen"][0], "127.0.0.1:0");
         let c = Config::parse("[session]\nidle_timeout = \"1h 30m\"\ngeneration_ttl = 5\n", "x").unwrap();
         assert_eq!((c.session.idle_timeout.as_secs(), c.session.generation_ttl.as_secs()), (5400, 5));
+    }
+
+    #[test]
+    fn limits_have_defaults_and_a_wrong_one_is_named() {
+        let limits = |text: &str| Config::parse(text, "x").unwrap().port_limits();
+        assert_eq!(limits("").unwrap(), PortLimits::default());
+        let some = limits("[limits.dhcp]\nchange = \"3m\"\nin_flight = 7\n").unwrap();
+        assert_eq!((some.dhcp.change.as_secs(), some.dhcp.in_flight), (180, 7));
+        assert_eq!(some.dhcp.read, PortLimits::default().dhcp.read);
+        let slow = limits("[session]\nstart_deadline = \"1h\"\n").unwrap();
+        assert_eq!(slow.writeback.change.as_secs(), 3600, "as long as a start may take");
+        let e = limits("[limits.store]\nin_flight = 0\n").unwrap_err().to_string();
+        assert!(e.contains("limits.store.in_flight"), "{e}");
+        assert!(Config::parse("[limits.stor]\nread = 1\n", "x").is_err());
     }
 }

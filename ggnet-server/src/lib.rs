@@ -38,7 +38,9 @@ pub fn main(registry: &Registry) -> ExitCode {
         Ok(config) => config,
         Err(e) => return fail(&e, 2),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // A thread for each call that may hang, over all ports, and as many for all other work.
+    let runtime = match runtime.enable_all().max_blocking_threads(1024).build() {
         Ok(runtime) => runtime,
         Err(e) => return fail(&Error::io("starting the runtime", e), 1),
     };

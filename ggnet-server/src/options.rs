@@ -144,6 +144,7 @@ impl Options {
         if self.log.is_some() {
             config.log.level.clone_from(&self.log);
         }
+        config.port_limits()?;
         Ok(config)
     }
 }

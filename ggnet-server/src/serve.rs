@@ -9,6 +9,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use ggnet_backends::host::{Transport, holders};
 use ggnet_core::{
     Error, Result,
+    metrics::Registry as Metrics,
     nouns::Secret,
     orchestrator::Orchestrator,
     ports::{Clock, Store},
@@ -55,7 +56,9 @@ impl Server {
             listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
         let wiring = wiring::wiring(config, &data, address.port()).await?;
         let store = wiring::store(config, registry, &wiring).await?;
-        let orchestrator = wiring::orchestrator(config, registry, &wiring, store.clone()).await?;
+        let mut metrics = Metrics::with_prefix(http::METRICS_PREFIX);
+        let orchestrator = wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
+        let store = orchestrator.ports().store().clone();
         let (new_token, token) = match token(store.as_ref()).await {
             Ok(token) => token,
             Err(e) => {
@@ -69,6 +72,7 @@ impl Server {
             token: token.clone(),
             advertise: Advertise { address: config.network.advertise, http_port: address.port() },
             import_dirs: config.import_dirs(),
+            metrics,
             stopping: stopping.clone(),
         };
         let http_task = tokio::spawn(http::serve(listener, router(app), stopping.clone()));
@@ -94,7 +98,8 @@ impl Server {
         self.token.store(self.store.as_ref(), self.clock.now()).await
     }
 
-    /// Stops: answers what is under way, finishes orchestrations, flushes disks, closes.
+    /// Stops: answers what is under way, finishes orchestrations, flushes disks, closes. Whatever hangs, it ends within 80 s with the
+    /// default limits: 3 s for HTTP, 15 s for orchestrations, and the limits of the ports to close, 62 s in all.
     pub async fn stop(mut self) {
         self.stopping.cancel();
         // A client that keeps its request open must not keep the server up.

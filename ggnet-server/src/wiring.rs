@@ -3,7 +3,9 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
+    time::Duration,
 };
 
 use atomic_write_file::AtomicWriteFile;
@@ -11,8 +13,9 @@ use atomic_write_file::AtomicWriteFile;
 use ggnet_core::{
     Error, Result,
     boot_text::templates::BootTemplates,
+    metrics::Registry as Metrics,
     nouns::InstanceId,
-    orchestrator::{Orchestrator, OrchestratorConfig, Ports},
+    orchestrator::{Backends, Orchestrator, OrchestratorConfig, Ports},
     ports::{Store, SystemClock},
     registry::{Registry, Wiring},
 };
@@ -40,32 +43,86 @@ pub async fn store(config: &Config, registry: &Registry, wiring: &Wiring) -> Res
     registry.stores.make(&config.store.backend, wiring.clone(), config.store.settings.clone()).await
 }
 
-/// Makes every backend, refuses a store that is not the data folder's, and makes the orchestrator over them.
+/// What was made so far, with the way to shut it down.
+#[derive(Default)]
+struct Made(Vec<(&'static str, End)>);
+
+/// Shuts a backend down.
+type End = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// How long a backend may take to close after a start that failed.
+const CLOSE: Duration = Duration::from_secs(10);
+
+impl Made {
+    fn note(&mut self, port: &'static str, end: impl Future<Output = ()> + Send + 'static) {
+        self.0.push((port, Box::pin(end)));
+    }
+
+    /// The last one first.
+    async fn shutdown(self) {
+        for (port, end) in self.0.into_iter().rev() {
+            if tokio::time::timeout(CLOSE, end).await.is_err() {
+                tracing::warn!(port, "a backend did not close within {CLOSE:?}");
+            }
+        }
+    }
+}
+
+macro_rules! made {
+    ($made:ident, $port:literal, $backend:expr) => {{
+        let (backend, ending) = (Arc::clone(&$backend), $backend);
+        $made.note($port, async move { ending.shutdown().await });
+        backend
+    }};
+}
+
+/// Makes every backend, refuses a store that is not the data folder's, and makes the orchestrator over them; what is counted goes to
+/// `metrics`. Whatever fails, all that was made by then is shut down again, `store` too.
 pub async fn orchestrator(
     config: &Config,
     registry: &Registry,
     wiring: &Wiring,
     store: Arc<dyn Store>,
+    metrics: &mut Metrics,
 ) -> Result<Orchestrator> {
+    let mut made = Made::default();
+    let done = build(config, registry, wiring, store, metrics, &mut made).await;
+    if done.is_err() {
+        made.shutdown().await;
+    }
+    done
+}
+
+async fn build(
+    config: &Config,
+    registry: &Registry,
+    wiring: &Wiring,
+    store: Arc<dyn Store>,
+    metrics: &mut Metrics,
+    made: &mut Made,
+) -> Result<Orchestrator> {
+    let store = made!(made, "store", store);
     let images_dir = wiring.data_dir.join("images");
     for dir in [&images_dir].into_iter().chain(&config.import_dirs()) {
         tokio::fs::create_dir_all(dir)
             .await
             .map_err(|e| Error::io(format!("making {}", dir.display()), e))?;
     }
+    let limits = config.port_limits()?;
     let (c, w) = (config, || wiring.clone());
-    let ports = Ports {
-        store,
-        target: registry.targets.make(&c.target.backend, w(), c.target.settings.clone()).await?,
-        writeback: registry.writebacks.make(&c.writeback.backend, w(), c.writeback.settings.clone()).await?,
-        dhcp: registry.dhcp.make(&c.dhcp.backend, w(), c.dhcp.settings.clone()).await?,
-        boot_files: registry
-            .boot_files
-            .make(&c.boot_files.backend, w(), c.boot_files.settings.clone())
-            .await?,
-        converter: registry.converters.make(&c.converter.backend, w(), c.converter.settings.clone()).await?,
-        clock: wiring.clock.clone(),
-    };
+    let target = registry.targets.make(&c.target.backend, w(), c.target.settings.clone()).await?;
+    let target = made!(made, "target", target);
+    let writeback = registry.writebacks.make(&c.writeback.backend, w(), c.writeback.settings.clone()).await?;
+    let writeback = made!(made, "writeback", writeback);
+    let dhcp = registry.dhcp.make(&c.dhcp.backend, w(), c.dhcp.settings.clone()).await?;
+    let dhcp = made!(made, "dhcp", dhcp);
+    let boot_files =
+        registry.boot_files.make(&c.boot_files.backend, w(), c.boot_files.settings.clone()).await?;
+    let boot_files = made!(made, "boot_files", boot_files);
+    let converter = registry.converters.make(&c.converter.backend, w(), c.converter.settings.clone()).await?;
+    let clock = wiring.clock.clone();
+    let backends = Backends { store, target, writeback, dhcp, boot_files, converter, clock };
+    let ports = Ports::new(backends, &limits, metrics)?;
     ports.check_store(&images_dir).await?;
     let mut settings = OrchestratorConfig::new(wiring.instance.clone(), images_dir)?;
     settings.iqn_prefix = wiring.iqn_prefix.clone();

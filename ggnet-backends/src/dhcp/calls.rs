@@ -1,7 +1,7 @@
 //! [`Calls`]: how a backend that writes for a daemon is called: each call goes on to its end, also when its caller goes away, and those
 //! for one machine are one after the other.
 
-use std::{future::Future, path::Path};
+use std::{future::Future, path::PathBuf};
 
 use ggnet_core::{
     error::{Error, Result},
@@ -66,14 +66,18 @@ impl Calls {
 }
 
 /// What is wrong with a daemon or with the folders that we write for it.
-pub(super) async fn trouble(service: &Service, folders: &[&Path]) -> Option<Health> {
+pub(super) async fn trouble<const N: usize>(service: &Service, folders: [PathBuf; N]) -> Option<Health> {
     match service.state().await {
         Ok(State::Running) => {}
-        Ok(State::Stopped(why)) => return Some(Health::Down(why)),
+        Ok(State::Stopped(why) | State::Suspended(why)) => return Some(Health::Down(why)),
         Err(e) => return Some(Health::Down(e.report())),
     }
-    folders.iter().find_map(|dir| {
-        let may = access(*dir, Access::WRITE_OK | Access::EXEC_OK);
-        may.err().map(|e| Health::Down(files::error("Writing in", dir, e.into()).report()))
-    })
+    // A folder may be on a mount that hangs.
+    let looked = files::blocking(move || {
+        folders.iter().try_for_each(|dir| {
+            let may = access(dir, Access::WRITE_OK | Access::EXEC_OK);
+            may.map_err(|e| files::error("Writing in", dir, e.into()))
+        })
+    });
+    looked.await.err().map(|e| Health::Down(e.report()))
 }

@@ -84,7 +84,9 @@ pub struct Daemon {
 pub enum State {
     /// It runs.
     Running,
-    /// It does not; why, in words that name the unit or the pid file.
+    /// Its process is there, and a signal has stopped it: it answers nobody until it is continued.
+    Suspended(String),
+    /// It does not run; why, in words that name the unit or the pid file.
     Stopped(String),
 }
 
@@ -198,6 +200,9 @@ impl Service {
         match self.state().await? {
             State::Running => Ok(()),
             State::Stopped(why) => Err(self.stopped(why)),
+            State::Suspended(why) => Err(Error::new(ErrorKind::Unavailable, why)
+                .with_subject(self.label())
+                .with_hint("Continue the process (kill -CONT), or restart the daemon")),
         }
     }
 

@@ -40,14 +40,20 @@ struct Pinned {
 impl Pinned {
     /// Its name; none once it has ended, whether or not its parent has noticed.
     fn name(&self) -> Option<String> {
+        self.look().map(|(name, _)| name)
+    }
+
+    /// Its name, and whether a signal has stopped it.
+    fn look(&self) -> Option<(String, bool)> {
         // "4711 (dnsmasq) S …": the name is cut to 15 bytes and may hold anything.
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id)).ok()?;
         let (start, end) = (stat.find('(')?, stat.rfind(')')?);
-        let ended = stat[end + 1..].trim_start().starts_with(['Z', 'X']);
+        let state = stat[end + 1..].trim_start();
+        let (ended, stopped) = (state.starts_with(['Z', 'X']), state.starts_with('T'));
         // The number may be another process's by now; what we hold says -1 then.
         let held = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd())).ok()?;
         let gone = held.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|pid| pid.trim() == "-1"));
-        (!ended && !gone).then(|| stat[start + 1..end].to_owned())
+        (!ended && !gone).then(|| (stat[start + 1..end].to_owned(), stopped))
     }
 
     async fn ends_within(&self, patience: Duration) -> bool {
@@ -69,6 +75,12 @@ impl Process {
 
     pub(super) fn state(&self) -> Result<State> {
         Ok(match self.find()? {
+            Ok(pinned) if pinned.look().is_some_and(|(_, stopped)| stopped) => {
+                let (program, id) = (self.program, pinned.id);
+                State::Suspended(format!(
+                    "{program} is suspended: a signal has stopped process {id}, kill -CONT {id} continues it"
+                ))
+            }
             Ok(_) => State::Running,
             Err(why) => State::Stopped(why),
         })

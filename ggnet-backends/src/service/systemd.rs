@@ -11,12 +11,16 @@ use std::{
 
 use ggnet_core::{Error, ErrorKind, Result};
 use tokio::sync::Mutex;
-use zbus::{Connection, OwnedObjectPath};
+use zbus::{Connection, OwnedObjectPath, connection::Builder};
 
 use super::{State, limit::StartLimit};
 
 /// How long a job may take; Debian's dhcpd script alone sleeps two seconds.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long D-Bus may take to let us in, and then for an answer (what D-Bus's own library waits). A D-Bus that never answers must not
+/// hold the unit's start limit for ever.
+const CONNECT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(25);
 /// How often a job is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -82,10 +86,17 @@ impl Unit {
         {
             return Ok(reached);
         }
-        let bus = Connection::system().await.map_err(|e| {
-            Error::new(ErrorKind::Unavailable, format!("The system's D-Bus does not answer: {e}"))
-                .with_hint("apt-get install dbus; or set service.manager to \"process\"")
-        })?;
+        let unavailable = |why: String| {
+            Error::new(ErrorKind::Unavailable, format!("The system's D-Bus does not answer: {why}"))
+                .with_hint(
+                    "apt-get install dbus, or systemctl restart dbus; or set service.manager to \"process\"",
+                )
+        };
+        let connecting = Builder::system().method_timeout(ANSWER).build();
+        let bus = tokio::time::timeout(CONNECT, connecting)
+            .await
+            .map_err(|_| unavailable(format!("it took longer than {CONNECT:?} to let us in")))?
+            .map_err(|e| unavailable(e.to_string()))?;
         let reached = self.reach_over(&bus).await?;
         *self.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(bus);
         Ok(reached)
@@ -158,8 +169,10 @@ impl Unit {
         }
         match self.state().await? {
             State::Running => Ok(()),
-            State::Stopped(why) => Err(Error::new(ErrorKind::Unavailable, format!("{why} after its start"))
-                .with_hint(format!("systemctl status {0}; journalctl -u {0} says why", self.name))),
+            State::Stopped(why) | State::Suspended(why) => {
+                Err(Error::new(ErrorKind::Unavailable, format!("{why} after its start"))
+                    .with_hint(format!("systemctl status {0}; journalctl -u {0} says why", self.name)))
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -19,6 +20,7 @@ use ggnet_core::{
 use tempfile::TempDir;
 
 use crate::{
+    hung,
     machine::Asks,
     native_dhcp::{
         self, InProcess, Theirs, US, answer, ask, assert_boots, assert_does_not_boot, example, host,
@@ -206,6 +208,17 @@ fn each_kind_of_firmware_gets_its_boot_file_and_a_removed_machine_gets_none() {
             assert_eq!(Some(leased.into()), two.fixed_address);
         },
     );
+}
+
+#[test]
+fn a_suspended_dnsmasq_is_down_and_takes_no_machine() {
+    on_link("a_suspended_dnsmasq_is_down_and_takes_no_machine", Mode::Server, async |on_link, backend| {
+        hung::suspended(Arc::new(backend), &on_link.at("pid"), Duration::from_secs(120)).await;
+        tokio::task::block_in_place(|| {
+            assert_boots(&on_link.link, &host(12));
+            assert_does_not_boot(&on_link.link, host(11).macs[0]);
+        });
+    });
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod external;
 mod external_programs;
 mod external_writeback;
 mod helper;
+mod hung;
 mod isc_dhcpd;
 mod layers;
 mod machine;

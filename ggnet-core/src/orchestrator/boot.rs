@@ -151,7 +151,7 @@ impl Orchestrator {
 
     /// A failure that a machine's iPXE reports: an event, nothing else.
     pub async fn boot_failed(&self, mac: MacAddr, stage: String, errno: String) -> Result<()> {
-        let machine = self.inner.ports.store.machine_by_mac(mac).await?;
+        let machine = self.inner.ports.store().machine_by_mac(mac).await?;
         let Some(machine) = machine else { return Err(Error::not_found("machine", mac)) };
         if !self.inner.strangers.of_machine(machine.id) {
             return Ok(());
@@ -161,7 +161,7 @@ impl Orchestrator {
     }
 
     async fn answer(&self, request: &BootRequest) -> Result<BootAnswer> {
-        let store = &self.inner.ports.store;
+        let store = self.inner.ports.store();
         if request.prepare {
             self.inner.online.script_asked(request.mac);
         }
@@ -169,7 +169,7 @@ impl Orchestrator {
             return self.answer_unknown(request).await;
         };
         // Held to the end: a start, or the making of a generation, must not interleave with a stop.
-        let _guard = self.inner.locks.lock(found.id).await;
+        let _guard = self.inner.locks.lock(&found.id).await;
         // Again under the lock: it may have been changed or deleted meanwhile.
         let Some(machine) = store.machine(found.id).await? else { return self.answer_unknown(request).await };
         let session = store.live_session(machine.id).await?;
@@ -286,8 +286,8 @@ impl Orchestrator {
         let machine = session.machine;
         self.run(async move {
             // A target's port is only known from `ensure`, and an `ensure` beside a stop would bring back what the stop removed.
-            let _guard = this.inner.locks.lock(machine).await;
-            let store = &this.inner.ports.store;
+            let _guard = this.inner.locks.lock(&machine).await;
+            let store = this.inner.ports.store();
             let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
             if session.state != SessionState::Active {
                 return Err(Error::new(
@@ -330,7 +330,7 @@ impl Orchestrator {
         endpoint: &TargetEndpoint,
         advertised: &Advertised,
     ) -> Result<String> {
-        let store = &self.inner.ports.store;
+        let store = self.inner.ports.store();
         let image = store.image(generation.image).await?;
         let image = image.ok_or_else(|| Error::not_found("image", generation.image))?;
         let version = store.version(generation.version).await?;

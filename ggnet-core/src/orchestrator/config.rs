@@ -23,6 +23,8 @@ pub struct OrchestratorConfig {
     pub generation_ttl: Duration,
     /// A start that takes longer is undone (default 60 seconds).
     pub start_deadline: Duration,
+    /// How long a shutdown waits for work under way before it cuts it off (default 15 seconds).
+    pub shutdown_deadline: Duration,
     /// How often the reconciler looks (default 15 seconds).
     pub reconcile_interval: Duration,
     /// Events, audit rows and ended sessions that are older are forgotten (default 90 days).
@@ -47,6 +49,7 @@ impl OrchestratorConfig {
             idle_timeout: Duration::from_secs(600),
             generation_ttl: Duration::from_secs(600),
             start_deadline: Duration::from_secs(60),
+            shutdown_deadline: Duration::from_secs(15),
             reconcile_interval: Duration::from_secs(15),
             retention: Duration::from_secs(90 * 24 * 3600),
             script_deadline: Duration::from_secs(30),

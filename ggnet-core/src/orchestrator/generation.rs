@@ -83,7 +83,7 @@ impl Orchestrator {
         let old = session.current.clone();
         // First the old target: requests in flight are finished and its connections closed. Should the record fail afterwards, the
         // reconciler makes the old target again and nothing is lost.
-        if let Err(e) = self.inner.ports.target.remove(&session.target(&old), Removal::Force).await {
+        if let Err(e) = self.inner.ports.target().remove(&session.target(&old), Removal::Force).await {
             session.next = Some(next);
             return Err(e);
         }
@@ -93,7 +93,7 @@ impl Orchestrator {
         self.record_session(session, EventKind::GenerationCommitted { number }, None).await?;
         if session.policy == WritebackPolicy::Discard {
             // An orphan from now on; when this fails the reconciler removes it.
-            if let Err(e) = self.inner.ports.writeback.remove(&old.writeback, Removal::Force).await {
+            if let Err(e) = self.inner.ports.writeback().remove(&old.writeback, Removal::Force).await {
                 tracing::warn!(session = %session.id, error = %e.report(), "old writeback left to the reconciler");
             }
         }
@@ -112,8 +112,8 @@ impl Orchestrator {
             // A manual target: the backend's own access rules have decided.
             return Ok(LoginVerdict::Accept);
         };
-        let _guard = self.inner.locks.lock(machine).await;
-        let Some(mut session) = self.inner.ports.store.live_session(machine).await? else {
+        let _guard = self.inner.locks.lock(&machine).await;
+        let Some(mut session) = self.inner.ports.store().live_session(machine).await? else {
             return Ok(LoginVerdict::Refuse);
         };
         if session.state != SessionState::Active {

@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use serde_json::json;
@@ -91,7 +92,7 @@ impl Orchestrator {
             // Two imports of one name must not both make the image, nor take the same number.
             let guard = this.inner.image_lock.write().await;
             let now = this.now();
-            let store = &this.inner.ports.store;
+            let store = this.inner.ports.store();
             let (image, writes) = match store.image_by_name(&request.image).await? {
                 Some(image) => (image, vec![]),
                 None => {
@@ -144,7 +145,7 @@ impl Orchestrator {
             drop(guard);
             let job = this.clone();
             let (made, name) = (version.clone(), image.clone());
-            this.inner.tasks.spawn(async move {
+            this.spawn(async move {
                 job.finish_import(made, &request, running).await;
             });
             let image = store.image(image.id).await?.unwrap_or(name);
@@ -170,6 +171,9 @@ impl Orchestrator {
     async fn finish_import(&self, mut version: ImageVersion, request: &ImportRequest, running: Running) {
         let outcome = self.perform_import(&version, request, &running).await;
         version.finished_at = Some(self.now());
+        if outcome.is_err() {
+            remove_file(&self.version_path(version.id)).await;
+        }
         // Held over the record: the image's current version is read and written.
         let _image = self.inner.image_lock.write().await;
         let mut batch = Batch::new();
@@ -178,7 +182,7 @@ impl Orchestrator {
                 version.state = VersionState::Ready;
                 version.size_bytes = size_bytes;
                 version.sha256 = Some(sha256);
-                if let Ok(Some(mut image)) = self.inner.ports.store.image(version.image).await
+                if let Ok(Some(mut image)) = self.inner.ports.store().image(version.image).await
                     && (request.make_current || image.current.is_none())
                 {
                     image.current = Some(version.id);
@@ -196,7 +200,6 @@ impl Orchestrator {
                 let kind = EventKind::VersionFailed { reason: e.to_string() };
                 batch = batch.write(Write::Version(version.clone()));
                 batch = batch.event(self.event(kind).image(version.image));
-                remove_file(&self.version_path(version.id)).await;
             }
         }
         if let Err(e) = self.record(batch).await {
@@ -230,7 +233,7 @@ impl Orchestrator {
                 .with_hint("The file is damaged or is another one; get it again"));
             }
         }
-        let converter = &self.inner.ports.converter;
+        let converter = self.inner.ports.converter();
         let probe = converter.probe(&request.path).await?;
         if let Some(stated) = request.format
             && stated != probe.format
@@ -260,7 +263,7 @@ impl Orchestrator {
         let this = self.clone();
         self.run(async move {
             let _image = this.inner.image_lock.write().await;
-            let store = &this.inner.ports.store;
+            let store = this.inner.ports.store();
             let mut record = store.image(image).await?.ok_or_else(|| Error::not_found("image", image))?;
             let found = store.version(version).await?.filter(|v| v.image == image);
             let found = found.ok_or_else(|| Error::not_found("version of this image", version))?;
@@ -291,8 +294,8 @@ impl Orchestrator {
         let this = self.clone();
         self.run(async move {
             // Write: no session may choose this version from here on.
-            let _image = this.inner.image_lock.write().await;
-            let store = &this.inner.ports.store;
+            let image_lock = this.inner.image_lock.write().await;
+            let store = this.inner.ports.store();
             let version = store.version(id).await?.ok_or_else(|| Error::not_found("image version", id))?;
             if this.is_importing(&version) {
                 return Err(Error::new(
@@ -317,6 +320,7 @@ impl Orchestrator {
             );
             let event = this.event(EventKind::VersionDeleted).image(version.image);
             this.record(Batch::new().write(Write::DeleteVersion(id)).event(event).audit(row)).await?;
+            drop(image_lock);
             remove_file(&this.version_path(id)).await;
             Ok(DeletedVersion { id })
         })
@@ -327,8 +331,8 @@ impl Orchestrator {
     pub async fn delete_image(&self, id: ImageId, actor: Actor) -> Result<()> {
         let this = self.clone();
         self.run(async move {
-            let _image = this.inner.image_lock.write().await;
-            let store = &this.inner.ports.store;
+            let image_lock = this.inner.image_lock.write().await;
+            let store = this.inner.ports.store();
             let image = store.image(id).await?.ok_or_else(|| Error::not_found("image", id))?;
             let versions = store.versions(id).await?;
             if let Some(v) = versions.iter().find(|v| this.is_importing(v)) {
@@ -344,6 +348,7 @@ impl Orchestrator {
                 this.audit(&actor, "image.delete", ("image", id.to_string()), json!({ "before": image }));
             let event = this.event(EventKind::ImageDeleted).image(id);
             this.record(Batch::new().write(Write::DeleteImage(id)).event(event).audit(row)).await?;
+            drop(image_lock);
             for version in ids {
                 remove_file(&this.version_path(version)).await;
             }
@@ -358,7 +363,7 @@ impl Orchestrator {
     }
 
     async fn refuse_if_stood_on(&self, versions: &[ImageVersionId]) -> Result<()> {
-        let listed = self.inner.ports.writeback.list().await?;
+        let listed = self.inner.ports.writeback().list().await?;
         let Some(found) = listed.iter().find(|w| w.base.is_some_and(|b| versions.contains(&b))) else {
             return Ok(());
         };
@@ -381,7 +386,7 @@ impl Orchestrator {
 
     async fn try_interrupted_imports(&self) -> Result<()> {
         let dir = &self.inner.config.images_dir;
-        for mut version in self.inner.ports.store.importing_versions().await? {
+        for mut version in self.inner.ports.store().importing_versions().await? {
             let reason = "The server was interrupted during the import; import the file again".to_owned();
             version.state = VersionState::Failed;
             version.error = Some(reason.clone());
@@ -390,10 +395,10 @@ impl Orchestrator {
             remove_file(&self.version_path(version.id)).await;
             self.record(Batch::new().write(Write::Version(version)).event(event)).await?;
         }
-        self.inner.ports.converter.clean(dir).await?;
+        self.inner.ports.converter().clean(dir).await?;
         for (path, id) in version_files(dir).await? {
             // A failed one has no file, unless its converter was cut off and went on to its end unheard.
-            let version = self.inner.ports.store.version(id).await?;
+            let version = self.inner.ports.store().version(id).await?;
             if version.is_none_or(|v| v.state == VersionState::Failed) {
                 tracing::info!(file = %path.display(), "removing a file that no version explains");
                 remove_file(&path).await;
@@ -403,8 +408,21 @@ impl Orchestrator {
     }
 }
 
+/// How long a look at the folder of images, or the removal of a file there, may take.
+const FILE_WORK: Duration = Duration::from_secs(30);
+
 /// The files of image versions in a folder; none if it is not there.
 pub(super) async fn version_files(dir: &Path) -> Result<Vec<(PathBuf, ImageVersionId)>> {
+    tokio::time::timeout(FILE_WORK, read_version_files(dir)).await.unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::Timeout,
+            format!("Reading {} did not end within {FILE_WORK:?}", dir.display()),
+        )
+        .with_hint("Look at the disk or the mount of the data folder: it hangs"))
+    })
+}
+
+async fn read_version_files(dir: &Path) -> Result<Vec<(PathBuf, ImageVersionId)>> {
     let failed = |e| Error::io(format!("reading {}", dir.display()), e);
     let mut entries = match tokio::fs::read_dir(dir).await {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -421,10 +439,11 @@ pub(super) async fn version_files(dir: &Path) -> Result<Vec<(PathBuf, ImageVersi
 
 /// Removes a file that nothing refers to any more; one that cannot be removed is found again at the next start.
 async fn remove_file(path: &Path) {
-    match tokio::fs::remove_file(path).await {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+    match tokio::time::timeout(FILE_WORK, tokio::fs::remove_file(path)).await {
+        Ok(Err(e)) if e.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), error = %e, "could not remove");
         }
-        _ => {}
+        Err(_) => tracing::warn!(path = %path.display(), "removing did not end within {FILE_WORK:?}"),
+        Ok(_) => {}
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 impl Orchestrator {
     /// Applies the batch and tells the subscribers.
     pub(super) async fn record(&self, batch: Batch) -> Result<Vec<Event>> {
-        let events = self.inner.ports.store.commit(batch).await?;
+        let events = self.inner.ports.store().commit(batch).await?;
         for event in &events {
             // No subscriber is no error.
             let _ = self.inner.events.send(event.clone());

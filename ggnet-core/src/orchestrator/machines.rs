@@ -26,7 +26,7 @@ impl Orchestrator {
             machine.updated_at = machine.created_at;
             machine.validate()?;
             this.check_assignment(&machine).await?;
-            let _guard = this.inner.locks.lock(machine.id).await;
+            let _guard = this.inner.locks.lock(&machine.id).await;
             let row = this.audit(
                 &actor,
                 "machine.create",
@@ -55,8 +55,8 @@ impl Orchestrator {
     ) -> Result<Machine> {
         let this = self.clone();
         self.run(async move {
-            let _guard = this.inner.locks.lock(id).await;
-            let store = &this.inner.ports.store;
+            let _guard = this.inner.locks.lock(&id).await;
+            let store = this.inner.ports.store();
             let before = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if revision.is_some_and(|r| r != before.revision) {
                 return Err(Error::new(
@@ -99,8 +99,8 @@ impl Orchestrator {
     pub async fn delete_machine(&self, id: MachineId, actor: Actor) -> Result<()> {
         let this = self.clone();
         self.run(async move {
-            let _guard = this.inner.locks.lock(id).await;
-            let store = &this.inner.ports.store;
+            let _guard = this.inner.locks.lock(&id).await;
+            let store = this.inner.ports.store();
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if let Some(live) = store.live_session(id).await? {
                 return Err(Error::new(
@@ -123,7 +123,7 @@ impl Orchestrator {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
             let kept = ResourceId::machine(id);
-            if let Err(e) = this.inner.ports.writeback.remove(&kept, Removal::Force).await {
+            if let Err(e) = this.inner.ports.writeback().remove(&kept, Removal::Force).await {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
             Ok(())
@@ -135,8 +135,8 @@ impl Orchestrator {
     pub async fn discard_kept_writeback(&self, id: MachineId, actor: Actor) -> Result<()> {
         let this = self.clone();
         self.run(async move {
-            let _guard = this.inner.locks.lock(id).await;
-            let store = &this.inner.ports.store;
+            let _guard = this.inner.locks.lock(&id).await;
+            let store = this.inner.ports.store();
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if store.live_session(id).await?.is_some() {
                 return Err(Error::new(
@@ -145,7 +145,7 @@ impl Orchestrator {
                 )
                 .with_hint("Stop that session first"));
             }
-            this.inner.ports.writeback.remove(&ResourceId::machine(id), Removal::IfIdle).await?;
+            this.inner.ports.writeback().remove(&ResourceId::machine(id), Removal::IfIdle).await?;
             let row = this.audit(&actor, "machine.discard_writeback", ("machine", id.to_string()), json!({}));
             let event = this.event(EventKind::MachineUpdated).machine(id);
             this.record(Batch::new().event(event).audit(row)).await.map(|_| ())
@@ -155,7 +155,7 @@ impl Orchestrator {
 
     /// An image and a pinned version must exist and belong together.
     async fn check_assignment(&self, machine: &Machine) -> Result<()> {
-        let store = &self.inner.ports.store;
+        let store = self.inner.ports.store();
         let Some(image) = machine.image else { return Ok(()) };
         if store.image(image).await?.is_none() {
             return Err(Error::invalid("image", format!("There is no image {image}")));
@@ -170,7 +170,7 @@ impl Orchestrator {
 
     /// The record counts; DHCP and boot files follow now, or when the reconciler comes round.
     async fn settle_or_leave(&self, machine: &Machine) {
-        let live = self.inner.ports.store.live_session(machine.id).await;
+        let live = self.inner.ports.store().live_session(machine.id).await;
         let settled = match live {
             Ok(live) => self.settle_boot(machine, live.is_some()).await,
             Err(e) => Err(e),

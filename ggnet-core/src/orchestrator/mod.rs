@@ -15,6 +15,7 @@
 //! * Every state change, its audit row and its event are one transaction of the store; subscribers hear of it afterwards.
 //! * Work that changes anything runs in a task of the orchestrator's own, so a caller that goes away stops nothing half-way.
 //! * `online` is observed, never a state.
+//! * No lock is held for ever, because every call of a port has a limit ([`crate::wrap`]), and so has file work under a lock.
 //! * Nothing is served before the first reconcile has ended ([`crate::ports::LoginGate::serving`]).
 
 mod boot;
@@ -22,7 +23,6 @@ mod config;
 mod generation;
 mod images;
 mod journal;
-mod locks;
 mod machines;
 mod observe;
 mod pending;
@@ -49,7 +49,7 @@ pub use boot::{Advertised, BootAnswer, BootRequest, Decision, Declined, decide};
 pub use config::OrchestratorConfig;
 pub use images::{DeletedVersion, ImportRequest};
 pub use machines::{MachineChange, NewMachine};
-pub use ports::Ports;
+pub use ports::{Backends, Ports};
 pub use reconcile::ReconcileReport;
 pub use start::{StartRequest, Started};
 pub use stop::StopRequest;
@@ -58,7 +58,8 @@ pub use targets::NewTarget;
 use crate::{
     boot_text::templates::BootTemplates,
     error::{Error, Result},
-    nouns::{Event, SessionId, Timestamp},
+    keyed_locks::KeyedLocks,
+    nouns::{Event, MachineId, SessionId, Timestamp},
 };
 
 /// The orchestrator. Cheap to clone; the last [`Orchestrator::shutdown`] ends its tasks.
@@ -71,7 +72,7 @@ struct Inner {
     ports: Ports,
     config: OrchestratorConfig,
     templates: BootTemplates,
-    locks: locks::MachineLocks,
+    locks: KeyedLocks<MachineId>,
     pending: pending::Pending,
     /// Serialises what must not race over images: an import's end, a version's deletion, a new session's choice of version.
     image_lock: tokio::sync::RwLock<()>,
@@ -86,7 +87,10 @@ struct Inner {
     observations: OnceLock<tokio::sync::mpsc::Sender<observe::Seen>>,
     serving: AtomicBool,
     tasks: TaskTracker,
+    /// No new work.
     cancel: CancellationToken,
+    /// Ends work under way that did not end in time.
+    cut: CancellationToken,
 }
 
 impl Orchestrator {
@@ -101,7 +105,7 @@ impl Orchestrator {
                 ports,
                 config,
                 templates,
-                locks: locks::MachineLocks::default(),
+                locks: KeyedLocks::default(),
                 pending: pending::Pending::default(),
                 image_lock: tokio::sync::RwLock::default(),
                 imports: images::Imports::default(),
@@ -114,11 +118,12 @@ impl Orchestrator {
                 serving: AtomicBool::new(false),
                 tasks: TaskTracker::new(),
                 cancel: CancellationToken::new(),
+                cut: CancellationToken::new(),
             }),
         };
         this.attach();
         let reconciler = this.clone();
-        this.inner.tasks.spawn(async move { reconciler.reconcile_until_shutdown().await });
+        this.spawn(async move { reconciler.reconcile_until_shutdown().await });
         Ok(this)
     }
 
@@ -158,23 +163,30 @@ impl Orchestrator {
         self.inner.online.count()
     }
 
-    /// Stops taking work, waits for what is under way, then shuts the backends down: targets first (flush and sync, then
-    /// close), then writebacks, then the rest, the store last. Sessions stay as they are: a restart goes on with them.
+    /// Stops taking work, waits for what is under way, then [shuts the backends down](Ports::shutdown). Sessions stay as they are: a
+    /// restart goes on with them.
+    ///
+    /// It ends within [`OrchestratorConfig::shutdown_deadline`] and the ports' limits to close, whatever hangs: work that is under way
+    /// beyond the deadline is cut off as a crash would, and the next start's reconcile completes it.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         inner.cancel.cancel();
         inner.tasks.close();
-        inner.tasks.wait().await;
-        let p = &inner.ports;
-        p.target.shutdown().await;
-        p.writeback.shutdown().await;
-        p.dhcp.shutdown().await;
-        p.boot_files.shutdown().await;
-        p.store.shutdown().await;
+        let deadline = inner.config.shutdown_deadline;
+        if tokio::time::timeout(deadline, inner.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                ?deadline,
+                tasks = inner.tasks.len(),
+                "work under way did not end; the next start completes it"
+            );
+            inner.cut.cancel();
+            inner.tasks.wait().await;
+        }
+        inner.ports.shutdown().await;
     }
 
     fn now(&self) -> Timestamp {
-        self.inner.ports.clock.now()
+        self.inner.ports.clock().now()
     }
 
     /// Runs `work` to its end even when the caller goes away. Refused once shutdown has begun.
@@ -185,10 +197,17 @@ impl Orchestrator {
         if self.inner.cancel.is_cancelled() {
             return Err(Error::new(crate::ErrorKind::Unavailable, "The server is shutting down"));
         }
-        self.inner
-            .tasks
-            .spawn(work)
-            .await
-            .map_err(|e| Error::internal("A task of the orchestrator died").with_source(e))?
+        let done = self.spawn(work).await;
+        done.map_err(|e| Error::internal("A task of the orchestrator died").with_source(e))?.ok_or_else(
+            || Error::new(crate::ErrorKind::Unavailable, "The server was shut down before this was done"),
+        )?
+    }
+
+    /// A task that `shutdown` waits for; `None` when it had to be cut off.
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<Option<T>> {
+        self.inner.tasks.spawn(self.inner.cut.clone().run_until_cancelled_owned(work))
     }
 }

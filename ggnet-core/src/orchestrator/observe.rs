@@ -149,7 +149,7 @@ impl Observer for Orchestrator {
     fn observe(&self, what: Observation) {
         let Some(queue) = self.inner.observations.get() else { return };
         if queue.try_send(Seen { at: self.now(), what }).is_err() {
-            metrics::counter!("ggnet_observations_dropped_total").increment(1);
+            self.inner.ports.metrics().observation_dropped();
         }
     }
 }
@@ -185,11 +185,11 @@ impl Orchestrator {
         let _ = self.inner.observations.set(sender);
         let p = &self.inner.ports;
         let handle = || Arc::new(Handle { inner: Arc::downgrade(&self.inner) });
-        p.target.attach(handle(), handle());
-        p.dhcp.attach(handle());
-        p.boot_files.attach(handle());
+        p.target().attach(handle(), handle());
+        p.dhcp().attach(handle());
+        p.boot_files().attach(handle());
         let task = self.clone();
-        self.inner.tasks.spawn(async move { task.write_observations(receiver).await });
+        self.spawn(async move { task.write_observations(receiver).await });
     }
 
     async fn write_observations(&self, mut queue: mpsc::Receiver<Seen>) {
@@ -284,7 +284,7 @@ impl Orchestrator {
                 Some(machine) => {
                     let own = waiting.offered.remove(&mac).is_some_and(|at| at.elapsed() < OWN_TRACE);
                     // Who does not hear the requests for addresses cannot tell the machine from somebody else.
-                    if own || !self.inner.ports.dhcp.capabilities().observes {
+                    if own || !self.inner.ports.dhcp().capabilities().observes {
                         let efi = path.ends_with(".efi");
                         let loaded = Loaded { since: Instant::now(), machine: machine.id, efi, runs: false };
                         waiting.loaded.insert(mac, loaded);
@@ -324,7 +324,7 @@ impl Orchestrator {
     ) -> Result<Option<NewEvent>> {
         let Some((machine, generation)) = target.owner() else { return Ok(None) };
         let mut event = NewEvent::new(at, EventKind::BootStage { stage, generation }).machine(machine);
-        if let Some(session) = self.inner.ports.store.live_session(machine).await? {
+        if let Some(session) = self.inner.ports.store().live_session(machine).await? {
             event = event.session(session.id).image(session.current.image);
         }
         Ok(Some(event))
@@ -333,7 +333,7 @@ impl Orchestrator {
     /// A machine that had its disk and does not get it back: none when the target is not the one that it runs on.
     async fn login_stalled(&self, at: Timestamp, target: &ResourceId) -> Result<Option<NewEvent>> {
         let Some((machine, Some(number))) = target.owner() else { return Ok(None) };
-        let Some(session) = self.inner.ports.store.live_session(machine).await? else { return Ok(None) };
+        let Some(session) = self.inner.ports.store().live_session(machine).await? else { return Ok(None) };
         let current = &session.current;
         if session.state != SessionState::Active || current.number != number || current.committed_at.is_none()
         {
@@ -347,7 +347,7 @@ impl Orchestrator {
     }
 
     async fn machine_of(&self, mac: MacAddr) -> Result<Option<Machine>> {
-        self.inner.ports.store.machine_by_mac(mac).await
+        self.inner.ports.store().machine_by_mac(mac).await
     }
 
     /// Remembers an unknown machine; the first sight is an event.
@@ -358,7 +358,7 @@ impl Orchestrator {
         address: Option<String>,
         at: Timestamp,
     ) -> Result<(Option<NewEvent>, Option<Write>)> {
-        let known = self.inner.ports.store.seen_machine(mac).await?.is_some();
+        let known = self.inner.ports.store().seen_machine(mac).await?.is_some();
         let event = (!known).then(|| NewEvent::new(at, EventKind::MachineSeen { mac }));
         let seen = SeenMachine { mac, firmware, address, first_seen: at, last_seen: at, count: 1 };
         Ok((event, Some(Write::Seen(seen))))

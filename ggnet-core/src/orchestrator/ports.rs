@@ -1,19 +1,21 @@
-//! [`Ports`]: the backends gathered in one value, and the checks that they fit each other and that the store is theirs.
+//! [`Backends`] gathered in one value, [`Ports`] with limits around them, and the checks that they fit each other and that the store is theirs.
 
 use std::{path::Path, sync::Arc};
 
 use super::images::version_files;
 use crate::{
     error::{Error, ErrorKind, Result},
+    metrics::{Metrics, Registry},
     ports::{
         BootFileStore, Clock, DhcpBackend, ImageConverter, MachineFilter, PageRequest, Store, TargetBackend,
         WritebackStore,
     },
+    wrap::{Guard, PortLimits, Wrapped},
 };
 
-/// Everything the orchestrator needs of the world.
+/// What an embedder chooses: a backend for each port.
 #[derive(Clone)]
-pub struct Ports {
+pub struct Backends {
     /// What must be remembered.
     pub store: Arc<dyn Store>,
     /// iSCSI targets.
@@ -30,7 +32,108 @@ pub struct Ports {
     pub clock: Arc<dyn Clock>,
 }
 
+/// Everything the orchestrator needs of the world: [`Backends`] with limits around every call of each. Cheap to clone; all clones share
+/// their limits.
+#[derive(Clone)]
+pub struct Ports {
+    store: Arc<dyn Store>,
+    target: Arc<dyn TargetBackend>,
+    writeback: Arc<dyn WritebackStore>,
+    dhcp: Arc<dyn DhcpBackend>,
+    boot_files: Arc<dyn BootFileStore>,
+    converter: Arc<dyn ImageConverter>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+}
+
 impl Ports {
+    /// Puts time limits, a cap of calls in flight, retries and metrics around every port; [`crate::wrap`] says what then holds. What is
+    /// counted goes to `registry`, which has a place for one set of ports; an embedder that shows no metrics passes
+    /// `&mut Registry::default()`.
+    ///
+    /// # Errors
+    /// `Invalid` for limits under which nothing could work.
+    pub fn new(backends: Backends, limits: &PortLimits, registry: &mut Registry) -> Result<Self> {
+        limits.check()?;
+        let metrics = Metrics::new(registry);
+        let Backends { store, target, writeback, dhcp, boot_files, converter, clock } = backends;
+        let guard = |port, backend, of| Guard::new(port, backend, of, &metrics);
+        let store_guard = guard("store", store.name(), limits.store);
+        let target_guard = guard("target", target.name(), limits.target);
+        let writeback_guard = guard("writeback", writeback.name(), limits.writeback);
+        let dhcp_guard = guard("dhcp", dhcp.name(), limits.dhcp);
+        let boot_files_guard = guard("boot_file", boot_files.name(), limits.boot_files);
+        let converter_guard = guard("image_converter", converter.name(), limits.converter);
+        Ok(Self {
+            store: Arc::new(Wrapped::with_layer(store, store_guard)),
+            target: Arc::new(Wrapped::with_layer(target, target_guard)),
+            writeback: Arc::new(Wrapped::with_layer(writeback, writeback_guard)),
+            dhcp: Arc::new(Wrapped::with_layer(dhcp, dhcp_guard)),
+            boot_files: Arc::new(Wrapped::with_layer(boot_files, boot_files_guard)),
+            converter: Arc::new(Wrapped::with_layer(converter, converter_guard)),
+            clock,
+            metrics,
+        })
+    }
+
+    /// What must be remembered.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// iSCSI targets.
+    #[must_use]
+    pub fn target(&self) -> &Arc<dyn TargetBackend> {
+        &self.target
+    }
+
+    /// Private writable disks.
+    #[must_use]
+    pub fn writeback(&self) -> &Arc<dyn WritebackStore> {
+        &self.writeback
+    }
+
+    /// DHCP entries.
+    #[must_use]
+    pub fn dhcp(&self) -> &Arc<dyn DhcpBackend> {
+        &self.dhcp
+    }
+
+    /// Boot files.
+    #[must_use]
+    pub fn boot_files(&self) -> &Arc<dyn BootFileStore> {
+        &self.boot_files
+    }
+
+    /// Image conversion.
+    #[must_use]
+    pub fn converter(&self) -> &Arc<dyn ImageConverter> {
+        &self.converter
+    }
+
+    /// The time of day.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// What is counted.
+    pub(super) const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Shuts the backends down: targets first (flush and sync, then close), then writebacks, then the rest, the store last. Each has its
+    /// own limit ([`Limits::shutdown`](crate::wrap::Limits::shutdown)); one that hangs is left behind. For who made ports and has no
+    /// [`Orchestrator`](super::Orchestrator), which does it in its own shutdown.
+    pub async fn shutdown(&self) {
+        self.target.shutdown().await;
+        self.writeback.shutdown().await;
+        self.dhcp.shutdown().await;
+        self.boot_files.shutdown().await;
+        self.store.shutdown().await;
+    }
+
     /// Refuses a pair that cannot work, naming both.
     pub fn check(&self) -> Result<()> {
         let provides = self.writeback.capabilities().provides;

@@ -142,7 +142,7 @@ impl Orchestrator {
         let retention = jiff::SignedDuration::try_from(self.inner.config.retention);
         let before = retention.ok().and_then(|age| self.now().checked_sub(age).ok());
         let Some(before) = before else { return };
-        match self.inner.ports.store.prune(before).await {
+        match self.inner.ports.store().prune(before).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "forgot old events, audit rows and sessions"),
             Err(e) => tracing::warn!(error = %e.report(), "could not forget old rows"),
@@ -158,7 +158,7 @@ impl Orchestrator {
     async fn round(&self) -> (ReconcileReport, bool) {
         let mut report = ReconcileReport::default();
         let world = self.look(&mut report).await;
-        let store = &self.inner.ports.store;
+        let store = self.inner.ports.store();
         let sessions = match store.live_sessions().await {
             Ok(sessions) => sessions,
             Err(e) => {
@@ -196,7 +196,7 @@ impl Orchestrator {
         let mut all = Vec::new();
         for page in 1.. {
             let request = PageRequest { page, per_page: 1000 };
-            let got = self.inner.ports.store.machines(&MachineFilter::default(), request).await?;
+            let got = self.inner.ports.store().machines(&MachineFilter::default(), request).await?;
             all.extend(got.items);
             if all.len() as u64 >= got.total || page == u32::MAX {
                 break;
@@ -209,23 +209,23 @@ impl Orchestrator {
         let p = &self.inner.ports;
         let by_id = |list: Vec<Listed>| list.into_iter().map(|l| (l.id.clone(), l)).collect();
         let mut world = World::default();
-        match p.target.list().await {
+        match p.target().list().await {
             Ok(list) => world.targets = Some(by_id(list)),
             Err(e) => report.trouble.push(format!("list of targets unknown: {}", e.report())),
         }
-        match p.writeback.list().await {
+        match p.writeback().list().await {
             Ok(list) => world.writebacks = Some(list.into_iter().map(|w| w.id).collect()),
             Err(e) => report.trouble.push(format!("list of writebacks unknown: {}", e.report())),
         }
-        match p.boot_files.list().await {
+        match p.boot_files().list().await {
             Ok(list) => world.boot_files = Some(by_id(list)),
             Err(e) => report.trouble.push(format!("list of boot files unknown: {}", e.report())),
         }
-        match p.dhcp.list().await {
+        match p.dhcp().list().await {
             Ok(list) => world.dhcp = Some(by_id(list)),
             Err(e) => report.trouble.push(format!("list of DHCP entries unknown: {}", e.report())),
         }
-        match p.target.connections().await {
+        match p.target().connections().await {
             Ok(list) => world.online = Some(list.into_iter().map(|c| c.target).collect()),
             Err(e) => report.trouble.push(format!("connections unknown: {}", e.report())),
         }
@@ -236,8 +236,8 @@ impl Orchestrator {
         let mut report = ReconcileReport::default();
         let slot = slots.acquire().await;
         // A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
-        let guard = match self.inner.locks.try_lock(id) {
-            None if !self.is_serving() => Some(self.inner.locks.lock(id).await),
+        let guard = match self.inner.locks.try_lock(&id) {
+            None if !self.is_serving() => Some(self.inner.locks.lock(&id).await),
             guard => guard,
         };
         let Some(_guard) = guard else { return report };
@@ -258,7 +258,7 @@ impl Orchestrator {
         world: &World,
         report: &mut ReconcileReport,
     ) -> Result<Option<Machine>> {
-        let store = &self.inner.ports.store;
+        let store = self.inner.ports.store();
         let machine = store.machine(id).await?;
         let mut session = store.live_session(id).await?;
         match (&machine, session.take()) {
@@ -350,16 +350,16 @@ impl Orchestrator {
 
     /// Before a boot is answered by a backend whose logins are only polled: what the last round could not see yet.
     pub(super) async fn commit_before_boot(&self, session: &mut Session) -> Result<()> {
-        if self.inner.ports.target.capabilities().logins != LoginVisibility::Polled {
+        if self.inner.ports.target().capabilities().logins != LoginVisibility::Polled {
             return Ok(());
         }
-        let online = self.inner.ports.target.connections().await?;
+        let online = self.inner.ports.target().connections().await?;
         self.commit_polled(session, &online.into_iter().map(|c| c.target).collect()).await.map(|_| ())
     }
 
     /// Where logins are only polled, a connection to a generation that nobody has used commits it.
     async fn commit_polled(&self, session: &mut Session, online: &HashSet<ResourceId>) -> Result<bool> {
-        if self.inner.ports.target.capabilities().logins != LoginVisibility::Polled {
+        if self.inner.ports.target().capabilities().logins != LoginVisibility::Polled {
             return Ok(false);
         }
         if session.next.as_ref().is_some_and(|next| online.contains(&session.target(next))) {
@@ -406,7 +406,7 @@ impl Orchestrator {
         let bundle = self.boot_bundle(machine)?;
         let having = Having::of(world.boot_files.as_ref(), &ResourceId::machine(machine.id), bundle.digest());
         if having != Having::Same {
-            self.inner.ports.boot_files.ensure(&bundle).await?;
+            self.inner.ports.boot_files().ensure(&bundle).await?;
         }
         report.made += u64::from(having == Having::Other);
         Ok(())
@@ -419,7 +419,7 @@ impl Orchestrator {
         world: &World,
         report: &mut ReconcileReport,
     ) -> Result<()> {
-        let (id, dhcp) = (ResourceId::machine(id), &self.inner.ports.dhcp);
+        let (id, dhcp) = (ResourceId::machine(id), self.inner.ports.dhcp());
         if let Some(machine) = wanted {
             let host = Self::dhcp_host(&machine);
             let having = Having::of(world.dhcp.as_ref(), &id, host.digest());
@@ -453,7 +453,7 @@ impl Orchestrator {
         for orphan in
             world.targets.iter().flat_map(|t| t.keys()).filter(of_machine).filter(|r| !targets.contains(*r))
         {
-            p.target.remove(orphan, Removal::Force).await?;
+            p.target().remove(orphan, Removal::Force).await?;
             report.removed += 1;
         }
         for orphan in
@@ -464,7 +464,7 @@ impl Orchestrator {
             if kept && machine.is_some() {
                 continue;
             }
-            p.writeback.remove(orphan, Removal::Force).await?;
+            p.writeback().remove(orphan, Removal::Force).await?;
             report.removed += 1;
         }
         if machine.is_some_and(|m| Self::wants_boot(m, session.is_some())) {
@@ -472,7 +472,7 @@ impl Orchestrator {
         }
         let whole = ResourceId::machine(id);
         if world.boot_files.as_ref().is_some_and(|b| b.contains_key(&whole)) {
-            p.boot_files.remove(&whole, Removal::Force).await?;
+            p.boot_files().remove(&whole, Removal::Force).await?;
             report.removed += 1;
         }
         Ok(())
@@ -480,7 +480,7 @@ impl Orchestrator {
 
     async fn reconcile_manual_targets(&self, world: &World, report: &mut ReconcileReport) {
         let Some(listed) = &world.targets else { return };
-        let wanted = match self.inner.ports.store.targets().await {
+        let wanted = match self.inner.ports.store().targets().await {
             Ok(wanted) => wanted,
             Err(e) => return report.trouble.push(format!("manual targets: {}", e.report())),
         };
@@ -496,7 +496,7 @@ impl Orchestrator {
                 continue;
             }
             let made = match self.manual_target_spec(target).await {
-                Ok(spec) => self.inner.ports.target.ensure(&spec).await.map(|_| ()),
+                Ok(spec) => self.inner.ports.target().ensure(&spec).await.map(|_| ()),
                 Err(e) => Err(e),
             };
             if report.note(&format!("target {}", target.name), made) {
@@ -509,7 +509,7 @@ impl Orchestrator {
             if self.manual_target_exists(orphan).await {
                 continue;
             }
-            let removed = self.inner.ports.target.remove(orphan, Removal::Force).await;
+            let removed = self.inner.ports.target().remove(orphan, Removal::Force).await;
             if report.note(&format!("target {orphan}"), removed) {
                 report.removed += 1;
             }
@@ -518,7 +518,7 @@ impl Orchestrator {
 
     async fn manual_target_exists(&self, id: &ResourceId) -> bool {
         // Unknown counts as existing: nothing is removed on a guess.
-        let targets = self.inner.ports.store.targets().await;
+        let targets = self.inner.ports.store().targets().await;
         targets.map_or(true, |t| t.iter().any(|t| ResourceId::manual(t.id) == *id))
     }
 }

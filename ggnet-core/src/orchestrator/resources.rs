@@ -37,7 +37,7 @@ impl Orchestrator {
     }
 
     pub(super) async fn base(&self, id: ImageVersionId) -> Result<BaseImage> {
-        let version = self.inner.ports.store.version(id).await?;
+        let version = self.inner.ports.store().version(id).await?;
         let version = version.ok_or_else(|| Error::not_found("image version", id))?;
         if version.state != VersionState::Ready {
             return Err(Error::new(ErrorKind::Conflict, format!("Image version {id} is not ready"))
@@ -83,9 +83,9 @@ impl Orchestrator {
         generation: &Generation,
     ) -> Result<TargetEndpoint> {
         let spec = self.writeback_spec(generation).await?;
-        let disk = self.inner.ports.writeback.ensure(&spec).await?;
+        let disk = self.inner.ports.writeback().ensure(&spec).await?;
         let spec = self.target_spec(session, generation, disk)?;
-        self.inner.ports.target.ensure(&spec).await
+        self.inner.ports.target().ensure(&spec).await
     }
 
     /// Removes a generation's target, and its writeback unless that is the machine's to keep or another generation's.
@@ -95,9 +95,9 @@ impl Orchestrator {
         generation: &Generation,
         how: Removal,
     ) -> Result<()> {
-        self.inner.ports.target.remove(&session.target(generation), how).await?;
+        self.inner.ports.target().remove(&session.target(generation), how).await?;
         if session.policy == WritebackPolicy::Discard {
-            self.inner.ports.writeback.remove(&generation.writeback, how).await?;
+            self.inner.ports.writeback().remove(&generation.writeback, how).await?;
         }
         Ok(())
     }
@@ -134,17 +134,17 @@ impl Orchestrator {
     pub(super) async fn settle_boot(&self, machine: &Machine, live: bool) -> Result<()> {
         let (id, p) = (ResourceId::machine(machine.id), &self.inner.ports);
         if Self::wants_boot(machine, live) {
-            p.boot_files.ensure(&self.boot_bundle(machine)?).await?;
-            p.dhcp.ensure(&Self::dhcp_host(machine)).await
+            p.boot_files().ensure(&self.boot_bundle(machine)?).await?;
+            p.dhcp().ensure(&Self::dhcp_host(machine)).await
         } else {
-            p.dhcp.remove(&id, Removal::Force).await?;
-            p.boot_files.remove(&id, Removal::Force).await
+            p.dhcp().remove(&id, Removal::Force).await?;
+            p.boot_files().remove(&id, Removal::Force).await
         }
     }
 
     pub(super) async fn manual_target_spec(&self, target: &ManualTarget) -> Result<TargetSpec> {
         let base = self.base(target.version).await?;
-        let disk = self.inner.ports.writeback.open_base(&base).await?;
+        let disk = self.inner.ports.writeback().open_base(&base).await?;
         self.manual_target_with(target, disk)
     }
 

@@ -45,7 +45,7 @@ impl Orchestrator {
         let this = self.clone();
         self.run(async move {
             // Held to the end: nobody else may touch this machine's session half-way.
-            let _guard = this.inner.locks.lock(request.machine).await;
+            let _guard = this.inner.locks.lock(&request.machine).await;
             let (machine, session) = this.prepare_start(&request).await?;
             this.perform_start(machine, session, &request.actor).await
         })
@@ -54,7 +54,7 @@ impl Orchestrator {
 
     /// Validates and makes the session's record, not yet stored. The caller holds the machine's lock.
     pub(super) async fn prepare_start(&self, request: &StartRequest) -> Result<(Machine, Session)> {
-        let store = &self.inner.ports.store;
+        let store = self.inner.ports.store();
         let machine = store
             .machine(request.machine)
             .await?
@@ -106,7 +106,7 @@ impl Orchestrator {
         version: ImageVersionId,
     ) -> Result<Generation> {
         let chap =
-            self.inner.ports.target.capabilities().chap.then(|| ChapPair::random(machine.name.as_str()));
+            self.inner.ports.target().capabilities().chap.then(|| ChapPair::random(machine.name.as_str()));
         Ok(Generation {
             number,
             chap: chap.transpose()?,
@@ -126,7 +126,7 @@ impl Orchestrator {
         wanted: Option<ImageId>,
         policy: WritebackPolicy,
     ) -> Result<(ImageId, ImageVersionId)> {
-        let store = &self.inner.ports.store;
+        let store = self.inner.ports.store();
         let image = wanted.or(machine.image).ok_or_else(|| {
             Error::new(ErrorKind::Conflict, format!("Machine {} has no image", machine.name))
                 .with_hint("Assign one, or name one in the request")
@@ -153,7 +153,7 @@ impl Orchestrator {
         image: ImageId,
     ) -> Result<Option<ImageVersionId>> {
         let Some(kept) = self.kept(machine).await?.and_then(|w| w.base) else { return Ok(None) };
-        let below = self.inner.ports.store.version(kept).await?.ok_or_else(|| {
+        let below = self.inner.ports.store().version(kept).await?.ok_or_else(|| {
             Error::new(
                 ErrorKind::Corrupt,
                 format!("Machine {} keeps writes over a lost version", machine.name),
@@ -172,7 +172,7 @@ impl Orchestrator {
     /// The machine's kept writeback, when there is one; also one that was cut short.
     async fn kept(&self, machine: &Machine) -> Result<Option<WritebackListed>> {
         let id = ResourceId::machine(machine.id);
-        let listed = self.inner.ports.writeback.list().await?;
+        let listed = self.inner.ports.writeback().list().await?;
         Ok(listed.into_iter().find(|w| w.id == id))
     }
 
@@ -207,7 +207,7 @@ impl Orchestrator {
                     Ok(()) => return Ok(Started { session, machine, endpoint }),
                     Err(e) => {
                         // Whatever the store holds now is what counts: read it before undoing.
-                        match self.inner.ports.store.session(session.id).await {
+                        match self.inner.ports.store().session(session.id).await {
                             Ok(Some(s)) if s.state == SessionState::Active => {
                                 return Ok(Started { session: s, machine, endpoint });
                             }
@@ -248,10 +248,10 @@ impl Orchestrator {
         if let Err(e) = self.settle_boot(machine, false).await {
             trouble.push(e.report());
         }
-        match p.target.remove(&session.target(&session.current), Removal::Force).await {
+        match p.target().remove(&session.target(&session.current), Removal::Force).await {
             // The writeback goes only once nothing serves it.
             Ok(()) if !keep_writeback => {
-                if let Err(e) = p.writeback.remove(&session.current.writeback, Removal::Force).await {
+                if let Err(e) = p.writeback().remove(&session.current.writeback, Removal::Force).await {
                     trouble.push(e.report());
                 }
             }

@@ -33,11 +33,11 @@ impl Orchestrator {
     pub async fn stop(&self, request: StopRequest) -> Result<Session> {
         let this = self.clone();
         self.run(async move {
-            let store = &this.inner.ports.store;
+            let store = this.inner.ports.store();
             let missing = || Error::not_found("session", request.session);
             let machine = store.session(request.session).await?.ok_or_else(missing)?.machine;
             // Held to the end: nobody else may touch this machine's session half-way.
-            let _guard = this.inner.locks.lock(machine).await;
+            let _guard = this.inner.locks.lock(&machine).await;
             let session = store.session(request.session).await?.ok_or_else(missing)?;
             match session.state {
                 SessionState::Active | SessionState::Stopping => this.perform_stop(session, &request).await,
@@ -75,7 +75,7 @@ impl Orchestrator {
             );
             self.record_session(&mut session, EventKind::SessionStopping, Some(row)).await?;
         }
-        let machine = self.inner.ports.store.machine(session.machine).await?;
+        let machine = self.inner.ports.store().machine(session.machine).await?;
         let how = if request.force { Removal::Force } else { Removal::IfIdle };
         match self.stop_steps(machine.as_ref(), &session, how).await {
             Ok(()) => self.finish_stop(session).await,
@@ -135,7 +135,7 @@ impl Orchestrator {
     /// Whether an initiator is logged in to any of the session's targets, right now.
     pub(super) async fn has_initiator(&self, session: &Session) -> Result<bool> {
         let targets: Vec<_> = session.generations().map(|g| session.target(g)).collect();
-        Ok(self.inner.ports.target.connections().await?.iter().any(|c| targets.contains(&c.target)))
+        Ok(self.inner.ports.target().connections().await?.iter().any(|c| targets.contains(&c.target)))
     }
 
     /// The actor of the orchestrator's own changes.

@@ -47,7 +47,7 @@ impl Orchestrator {
             let event = this.event(EventKind::TargetCreated);
             // The record first: an object that no record explains would be an orphan.
             this.record(Batch::new().write(Write::Target(target.clone())).event(event).audit(row)).await?;
-            match this.inner.ports.target.ensure(&spec).await {
+            match this.inner.ports.target().ensure(&spec).await {
                 Ok(endpoint) => Ok((target, endpoint)),
                 Err(e) => {
                     let event = this.event(EventKind::TargetDeleted);
@@ -63,10 +63,10 @@ impl Orchestrator {
     pub async fn delete_target(&self, id: TargetId, force: bool, actor: Actor) -> Result<()> {
         let this = self.clone();
         self.run(async move {
-            let store = &this.inner.ports.store;
+            let store = this.inner.ports.store();
             let target = store.target(id).await?.ok_or_else(|| Error::not_found("target", id))?;
             let how = if force { Removal::Force } else { Removal::IfIdle };
-            this.inner.ports.target.remove(&ResourceId::manual(id), how).await?;
+            this.inner.ports.target().remove(&ResourceId::manual(id), how).await?;
             let row =
                 this.audit(&actor, "target.delete", ("target", id.to_string()), json!({ "before": target }));
             let event = this.event(EventKind::TargetDeleted);

@@ -10,8 +10,11 @@
 //! * A future dropped half-way leaves the object absent, whole, or listed as [`Completeness::Partial`]; a second `ensure` completes
 //!   it and a `remove` removes it. Nothing else is ever left.
 //!
+//! No call blocks its thread: what may wait for a disk or a peer runs on a blocking thread or waits in its future.
+//!
 //! This makes rollback, crash recovery and reconciliation the same code. Time limits, retries, metrics and fault injection are
-//! wrappers around a trait ([`crate::wrap`]), never inside a backend.
+//! wrappers around a trait ([`crate::wrap`]), never inside a backend: callers have the ports of
+//! [`Ports`](crate::orchestrator::Ports), and those have limits.
 
 pub mod boot_file;
 pub mod clock;

@@ -224,13 +224,13 @@ impl FaultPlan {
         let _ = self.dead.subscribe().wait_for(|dead| *dead).await;
     }
 
-    fn next(&self, op: Op) -> Option<Effect> {
+    fn next(&self, op: &Op) -> Option<Effect> {
         let mut inner = self.inner();
-        inner.calls.push(op);
+        inner.calls.push(op.clone());
         // Each counts its own matches, so all of them are asked.
         let mut effect = None;
         for fault in &mut inner.faults {
-            if fault.strikes(&op) && effect.is_none() {
+            if fault.strikes(op) && effect.is_none() {
                 effect = Some(fault.effect);
             }
         }
@@ -244,30 +244,30 @@ impl Default for FaultPlan {
     }
 }
 
-fn error(op: Op, kind: ErrorKind, what: &str) -> Error {
+fn error(op: &Op, kind: ErrorKind, what: &str) -> Error {
     let message = format!("Injected fault: {} {} {what}", op.port, op.name);
     Error::new(kind, message).with_backend(op.backend).with_operation(op.name)
 }
 
 impl Layer for FaultLayer {
-    async fn around<'a, T: Send + 'a>(
-        &'a self,
+    async fn around<T: Send + 'static>(
+        &self,
         op: Op,
-        call: impl Fn() -> Call<'a, T> + Send + Sync + 'a,
+        call: impl Fn() -> Call<T> + Send + Sync + 'static,
     ) -> Result<T> {
         if *self.plan.dead.borrow() {
             return pending().await;
         }
-        match self.plan.next(op) {
+        match self.plan.next(&op) {
             None => call().await,
-            Some(Effect::Fail(kind)) => Err(error(op, kind, "failed")),
+            Some(Effect::Fail(kind)) => Err(error(&op, kind, "failed")),
             Some(Effect::LoseTheAnswer(kind)) => {
                 call().await?;
-                Err(error(op, kind, "was done, but the answer was lost"))
+                Err(error(&op, kind, "was done, but the answer was lost"))
             }
             Some(Effect::Cut(polls)) => match cut_after(polls, call()).await {
                 Some(result) => result,
-                None => Err(error(op, ErrorKind::Timeout, "was cut short")),
+                None => Err(error(&op, ErrorKind::Timeout, "was cut short")),
             },
             Some(Effect::Delay(by)) => {
                 tokio::time::sleep(by).await;

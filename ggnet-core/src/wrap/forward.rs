@@ -1,7 +1,8 @@
 //! [`Wrapped`] is every port: one table a port, from which the forwarding is made.
 //!
 //! A table's `straight` methods go to the wrapped port as they are. Its `calls` go through the layer: `again` ones may be repeated
-//! after an unknown outcome, `once` ones may not. Arguments are cloned for each try.
+//! after an unknown outcome, `once` ones may not; then come the [`Class`], the arguments (references first, values after the `;`) and what
+//! the call changes. Arguments are owned by the call, which may outlive its caller, and cloned for each try.
 
 use std::{path::Path, sync::Arc};
 
@@ -9,10 +10,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{Layer, Op, Wrapped};
+use super::{Call, Class, Layer, Op, Wrapped, pulse::Pulse};
 use crate::{
     block::Disk,
-    error::Result,
+    error::{Error, Result},
     nouns::{
         AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
         ManualTarget, Name, ResourceId, SeenMachine, Session, SessionId, TargetId, Timestamp,
@@ -35,11 +36,36 @@ macro_rules! repeatable {
     };
 }
 
+macro_rules! object {
+    () => {
+        None
+    };
+    ($object:expr) => {
+        Some($object.to_string())
+    };
+}
+
+/// A call with its arguments, owned: it may outlive its caller.
+macro_rules! call {
+    ($self:ident.$m:ident($(&$ra:ident),*; $($a:ident),*)) => {{
+        let inner = Arc::clone(&$self.inner);
+        $(let $ra = ToOwned::to_owned($ra);)*
+        move || -> Call<_> {
+            let inner = Arc::clone(&inner);
+            // A copy for each try.
+            $(let $ra = Clone::clone(&$ra);)*
+            $(let $a = Clone::clone(&$a);)*
+            Box::pin(async move { inner.$m($(&$ra,)* $($a),*).await })
+        }
+    }};
+}
+
 macro_rules! forward {
     ($port:ident as $label:literal {
         straight { $(fn $sm:ident($($sa:ident: $st:ty),*) $(-> $sr:ty)?;)* }
-        calls { $($kind:ident $m:ident($($a:ident: $t:ty),*) -> $r:ty;)* }
+        calls { $($kind:ident $class:ident $m:ident($(&$ra:ident: $rt:ty),*; $($a:ident: $t:ty),*) -> $r:ty $(, of $object:expr)?;)* }
         $(ends by $end:ident;)?
+        $(beside { $($beside:tt)* })?
     }) => {
         #[async_trait]
         impl<P: $port + ?Sized, L: Layer> $port for Wrapped<P, L> {
@@ -51,31 +77,63 @@ macro_rules! forward {
                 self.inner.$sm($($sa),*)
             })*
 
-            $(async fn $m(&self, $($a: $t),*) -> Result<$r> {
-                let backend = self.inner.name();
-                let op = Op { port: $label, backend, name: stringify!($m), repeatable: repeatable!($kind) };
-                // `Clone::clone(&x)` of a reference is the reference, of a value a copy for this try.
-                self.layer.around(op, move || self.inner.$m($(Clone::clone(&$a)),*)).await
+            $(async fn $m(&self, $($ra: &$rt,)* $($a: $t),*) -> Result<$r> {
+                let op = Op {
+                    port: $label,
+                    backend: self.inner.name(),
+                    name: stringify!($m),
+                    class: Class::$class,
+                    repeatable: repeatable!($kind),
+                    object: object!($($object)?),
+                    pulse: None,
+                };
+                self.layer.around(op, call!(self.$m($(&$ra),*; $($a),*))).await
             })*
 
             async fn health(&self) -> Health {
-                let op = Op { port: $label, backend: self.inner.name(), name: "health", repeatable: true };
-                let call = || -> super::Call<'_, Health> { Box::pin(async { Ok(self.inner.health().await) }) };
-                self.layer.around(op, call).await.unwrap_or_else(|e| Health::Down(e.to_string()))
+                let op = Op {
+                    port: $label,
+                    backend: self.inner.name(),
+                    name: "health",
+                    class: Class::Health,
+                    repeatable: true,
+                    // One at a time: when it hangs, only one thread hangs.
+                    object: Some("health".to_owned()),
+                    pulse: None,
+                };
+                let inner = Arc::clone(&self.inner);
+                let call = move || -> Call<Health> {
+                    let inner = Arc::clone(&inner);
+                    Box::pin(async move { Ok(inner.health().await) })
+                };
+                let told = self.layer.around(op, call).await;
+                self.layer.health(told.unwrap_or_else(|e| Health::Down(e.message().to_owned())))
             }
 
             $(async fn $end(&self) {
-                let op = Op { port: $label, backend: self.inner.name(), name: stringify!($end), repeatable: true };
-                let call = || -> super::Call<'_, ()> {
-                    Box::pin(async {
-                        self.inner.$end().await;
+                let op = Op {
+                    port: $label,
+                    backend: self.inner.name(),
+                    name: stringify!($end),
+                    class: Class::Shutdown,
+                    repeatable: true,
+                    object: None,
+                    pulse: None,
+                };
+                let inner = Arc::clone(&self.inner);
+                let call = move || -> Call<()> {
+                    let inner = Arc::clone(&inner);
+                    Box::pin(async move {
+                        inner.$end().await;
                         Ok(())
                     })
                 };
                 if let Err(e) = self.layer.around(op, call).await {
-                    tracing::warn!(port = $label, backend = op.backend, error = %e, "the end was not clean");
+                    tracing::warn!(port = $label, backend = self.inner.name(), error = %e, "the end was not clean");
                 }
             })?
+
+            $($($beside)*)?
         }
     };
 }
@@ -86,10 +144,10 @@ forward!(TargetBackend as "target" {
         fn attach(gate: Arc<dyn LoginGate>, observer: Arc<dyn Observer>);
     }
     calls {
-        again ensure(spec: &TargetSpec) -> TargetEndpoint;
-        again remove(id: &ResourceId, how: Removal) -> ();
-        again list() -> Vec<Listed>;
-        again connections() -> Vec<Connection>;
+        again Change ensure(&spec: TargetSpec;) -> TargetEndpoint, of spec.id;
+        again Change remove(&id: ResourceId; how: Removal) -> (), of id;
+        again Read list(;) -> Vec<Listed>;
+        again Read connections(;) -> Vec<Connection>;
     }
     ends by shutdown;
 });
@@ -99,10 +157,10 @@ forward!(WritebackStore as "writeback" {
         fn capabilities() -> WritebackCapabilities;
     }
     calls {
-        again ensure(spec: &WritebackSpec) -> Disk;
-        again remove(id: &ResourceId, how: Removal) -> ();
-        again open_base(base: &BaseImage) -> Disk;
-        again list() -> Vec<WritebackListed>;
+        again Change ensure(&spec: WritebackSpec;) -> Disk, of spec.id;
+        again Change remove(&id: ResourceId; how: Removal) -> (), of id;
+        again Read open_base(&base: BaseImage;) -> Disk;
+        again Read list(;) -> Vec<WritebackListed>;
     }
     ends by shutdown;
 });
@@ -113,9 +171,9 @@ forward!(DhcpBackend as "dhcp" {
         fn attach(observer: Arc<dyn Observer>);
     }
     calls {
-        again ensure(host: &DhcpHost) -> ();
-        again remove(id: &ResourceId, how: Removal) -> ();
-        again list() -> Vec<Listed>;
+        again Change ensure(&host: DhcpHost;) -> (), of host.id;
+        again Change remove(&id: ResourceId; how: Removal) -> (), of id;
+        again Read list(;) -> Vec<Listed>;
     }
     ends by shutdown;
 });
@@ -125,10 +183,10 @@ forward!(BootFileStore as "boot_file" {
         fn attach(observer: Arc<dyn Observer>);
     }
     calls {
-        again ensure(bundle: &BootBundle) -> ();
-        again remove(id: &ResourceId, how: Removal) -> ();
-        again list() -> Vec<Listed>;
-        again read(path: &BootPath) -> Bytes;
+        again Change ensure(&bundle: BootBundle;) -> (), of bundle.id;
+        again Change remove(&id: ResourceId; how: Removal) -> (), of id;
+        again Read list(;) -> Vec<Listed>;
+        again Read read(&path: BootPath;) -> Bytes;
     }
     ends by shutdown;
 });
@@ -136,40 +194,76 @@ forward!(BootFileStore as "boot_file" {
 forward!(ImageConverter as "image_converter" {
     straight {}
     calls {
-        again probe(path: &Path) -> ImageProbe;
-        once convert(spec: &ConvertSpec, progress: Progress, cancel: CancellationToken) -> Converted;
-        again clean(destination_dir: &Path) -> ();
+        again Read probe(&path: Path;) -> ImageProbe;
+        again Read clean(&destination_dir: Path;) -> ();
+    }
+    beside {
+        async fn convert(
+            &self,
+            spec: &ConvertSpec,
+            progress: Progress,
+            cancel: CancellationToken,
+        ) -> Result<Converted> {
+            let pulse = Pulse::new(cancel);
+            // A caller that goes away wants no conversion.
+            let _gone = pulse.token().drop_guard();
+            let op = Op {
+                port: "image_converter",
+                backend: self.inner.name(),
+                name: "convert",
+                class: Class::Convert,
+                repeatable: false,
+                object: Some(spec.destination.display().to_string()),
+                pulse: Some(Arc::clone(&pulse)),
+            };
+            let (inner, spec, progress) = (Arc::clone(&self.inner), spec.clone(), pulse.watch(progress));
+            let call = move || -> Call<Converted> {
+                let (inner, spec, progress) = (Arc::clone(&inner), spec.clone(), Arc::clone(&progress));
+                let pulse = Arc::clone(&pulse);
+                Box::pin(async move {
+                    let converted = inner.convert(&spec, progress, pulse.token()).await;
+                    if !pulse.end() && converted.is_ok() {
+                        // Its caller was told that it failed: nobody knows of this file.
+                        tracing::warn!(file = %spec.destination.display(), "removing what a conversion made after it was given up");
+                        let removed = tokio::fs::remove_file(&spec.destination).await;
+                        removed.map_err(|e| Error::io(format!("removing {}", spec.destination.display()), e))?;
+                    }
+                    converted
+                })
+            };
+            self.layer.around(op, call).await
+        }
     }
 });
 
 forward!(Store as "store" {
     straight {}
     calls {
-        once commit(batch: Batch) -> Vec<Event>;
-        again machine(id: MachineId) -> Option<Machine>;
-        again machine_by_mac(mac: MacAddr) -> Option<Machine>;
-        again machine_by_name(name: &Name) -> Option<Machine>;
-        again machines(filter: &MachineFilter, page: PageRequest) -> Page<Machine>;
-        again image(id: ImageId) -> Option<Image>;
-        again image_by_name(name: &Name) -> Option<Image>;
-        again images(page: PageRequest) -> Page<Image>;
-        again version(id: ImageVersionId) -> Option<ImageVersion>;
-        again versions(image: ImageId) -> Vec<ImageVersion>;
-        again importing_versions() -> Vec<ImageVersion>;
-        again session(id: SessionId) -> Option<Session>;
-        again live_session(machine: MachineId) -> Option<Session>;
-        again last_session(machine: MachineId) -> Option<Session>;
-        again live_sessions() -> Vec<Session>;
-        again sessions(filter: &SessionFilter, page: PageRequest) -> Page<Session>;
-        again session_counts() -> SessionCounts;
-        again target(id: TargetId) -> Option<ManualTarget>;
-        again targets() -> Vec<ManualTarget>;
-        again seen_machine(mac: MacAddr) -> Option<SeenMachine>;
-        again seen(page: PageRequest) -> Page<SeenMachine>;
-        again events(cursor: i64, limit: u32, machine: Option<MachineId>) -> Vec<Event>;
-        again audit(page: PageRequest) -> Page<AuditRow>;
-        again setting(key: &str) -> Option<String>;
-        again prune(before: Timestamp) -> u64;
+        once Commit commit(; batch: Batch) -> Vec<Event>;
+        again Read machine(; id: MachineId) -> Option<Machine>;
+        again Read machine_by_mac(; mac: MacAddr) -> Option<Machine>;
+        again Read machine_by_name(&name: Name;) -> Option<Machine>;
+        again Read machines(&filter: MachineFilter; page: PageRequest) -> Page<Machine>;
+        again Read image(; id: ImageId) -> Option<Image>;
+        again Read image_by_name(&name: Name;) -> Option<Image>;
+        again Read images(; page: PageRequest) -> Page<Image>;
+        again Read version(; id: ImageVersionId) -> Option<ImageVersion>;
+        again Read versions(; image: ImageId) -> Vec<ImageVersion>;
+        again Read importing_versions(;) -> Vec<ImageVersion>;
+        again Read session(; id: SessionId) -> Option<Session>;
+        again Read live_session(; machine: MachineId) -> Option<Session>;
+        again Read last_session(; machine: MachineId) -> Option<Session>;
+        again Read live_sessions(;) -> Vec<Session>;
+        again Read sessions(&filter: SessionFilter; page: PageRequest) -> Page<Session>;
+        again Read session_counts(;) -> SessionCounts;
+        again Read target(; id: TargetId) -> Option<ManualTarget>;
+        again Read targets(;) -> Vec<ManualTarget>;
+        again Read seen_machine(; mac: MacAddr) -> Option<SeenMachine>;
+        again Read seen(; page: PageRequest) -> Page<SeenMachine>;
+        again Read events(; cursor: i64, limit: u32, machine: Option<MachineId>) -> Vec<Event>;
+        again Read audit(; page: PageRequest) -> Page<AuditRow>;
+        again Read setting(&key: str;) -> Option<String>;
+        again Change prune(; before: Timestamp) -> u64;
     }
     ends by shutdown;
 });

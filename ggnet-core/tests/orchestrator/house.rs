@@ -13,14 +13,15 @@ use std::{
 use ggnet_core::{
     Result,
     boot_text::{ipxe::inspect, templates::BootTemplates},
+    metrics::Registry,
     nouns::{
         Actor, EventKind, Firmware, Image, ImageId, ImageVersion, ImageVersionId, InstanceId, MacAddr,
         Machine, MachineId, MachineState, ResourceId, Session, SessionState, VersionSource, VersionState,
         WritebackPolicy,
     },
     orchestrator::{
-        Advertised, BootAnswer, BootRequest, Orchestrator, OrchestratorConfig, Ports, StartRequest, Started,
-        StopRequest,
+        Advertised, Backends, BootAnswer, BootRequest, Orchestrator, OrchestratorConfig, Ports, StartRequest,
+        Started, StopRequest,
     },
     ports::{
         Batch, BootFileStore as _, Clock as _, Completeness, DhcpBackend as _, LoginVisibility,
@@ -35,6 +36,7 @@ use ggnet_core::{
             WritebackWorld,
         },
     },
+    wrap::PortLimits,
 };
 
 /// The image's size: of no importance, and a whole number of blocks.
@@ -50,6 +52,7 @@ pub struct House {
     pub clock: ManualClock,
     pub dir: tempfile::TempDir,
     pub config: OrchestratorConfig,
+    pub limits: PortLimits,
     pub polled: bool,
 }
 
@@ -80,6 +83,7 @@ impl House {
             clock: ManualClock::new(),
             dir,
             config,
+            limits: once(),
             polled: false,
         }
     }
@@ -100,7 +104,7 @@ impl House {
         let writebacks = Arc::new(MemoryWritebacks::over(&self.writebacks).with_blank_bases());
         let dhcp = Arc::new(MemoryDhcp::over(&self.dhcp));
         let files = Arc::new(MemoryBootFiles::over(&self.files));
-        let ports = Ports {
+        let backends = Backends {
             store: Arc::new(Flaky::new(Arc::new(store.clone()), plan)),
             target: Arc::new(Flaky::new(targets.clone(), plan)),
             writeback: Arc::new(Flaky::new(writebacks.clone(), plan)),
@@ -109,6 +113,7 @@ impl House {
             converter: Arc::new(Flaky::new(Arc::new(MemoryConverter::new()), plan)),
             clock: Arc::new(self.clock.clone()),
         };
+        let ports = Ports::new(backends, &self.limits, &mut Registry::default()).unwrap();
         let o = Orchestrator::new(ports, self.config.clone(), BootTemplates::load(None).unwrap()).unwrap();
         Process { o, plan: plan.clone(), store, targets, writebacks, dhcp, files }
     }
@@ -124,6 +129,22 @@ impl House {
     pub fn pass(&self, time: Duration) {
         self.clock.set(self.clock.now().checked_add(time).unwrap());
     }
+}
+
+/// The usual limits, without a second try: a fault that a test plans must be seen.
+fn once() -> PortLimits {
+    let mut limits = PortLimits::default();
+    for of in [
+        &mut limits.store,
+        &mut limits.target,
+        &mut limits.writeback,
+        &mut limits.dhcp,
+        &mut limits.boot_files,
+        &mut limits.converter,
+    ] {
+        of.tries = 1;
+    }
+    limits
 }
 
 fn images_dir(dir: &std::path::Path) -> PathBuf {

@@ -11,6 +11,7 @@ mod decide;
 mod faults;
 mod generations;
 mod house;
+mod hung;
 mod images;
 mod machines;
 mod observed;

@@ -4,10 +4,12 @@ use std::{fs::File, sync::Arc};
 
 use ggnet_core::{
     ErrorKind, Result,
+    metrics::Registry,
     nouns::{ImageVersionId, WritebackPolicy},
-    orchestrator::Ports,
+    orchestrator::{Backends, Ports},
     ports::Removal,
     testkit::memory::MemoryStore,
+    wrap::PortLimits,
 };
 
 use crate::house::House;
@@ -32,12 +34,22 @@ async fn a_new_one_is_refused_beside_images_and_beside_kept_writes() {
     let version = images.join(format!("{}.raw", ImageVersionId::generate()));
     File::create(&version).unwrap();
 
-    let new = Ports { store: Arc::new(MemoryStore::new()), ..p.o.ports().clone() };
+    let own = p.o.ports();
+    let backends = Backends {
+        store: Arc::new(MemoryStore::new()),
+        target: own.target().clone(),
+        writeback: own.writeback().clone(),
+        dhcp: own.dhcp().clone(),
+        boot_files: own.boot_files().clone(),
+        converter: own.converter().clone(),
+        clock: own.clock().clone(),
+    };
+    let new = Ports::new(backends, &PortLimits::default(), &mut Registry::default()).unwrap();
     refused(new.check_store(images).await, version.to_str().unwrap());
-    p.o.ports().check_store(images).await.expect("their own store");
+    own.check_store(images).await.expect("their own store");
     std::fs::remove_file(&version).unwrap();
     refused(new.check_store(images).await, kept.as_str());
-    p.o.ports().writeback.remove(&kept, Removal::Force).await.unwrap();
+    own.writeback().remove(&kept, Removal::Force).await.unwrap();
     File::create(images.join("an-operators.txt")).unwrap();
     new.check_store(images).await.expect("nothing is there that it would have to know");
     new.check_store(&images.join("not-there")).await.expect("a first start");

@@ -37,7 +37,7 @@ pub async fn events(
     if !(1..=1000).contains(&limit) {
         return Err(Error::invalid("limit", "The limit is 1 to 1000").into());
     }
-    let store = &app.orchestrator.ports().store;
+    let store = app.orchestrator.ports().store();
     let machine = match &q.machine {
         Some(reference) => Some(machine(store.as_ref(), reference).await?.id),
         None => None,
@@ -53,5 +53,5 @@ pub async fn audit(
     ValidQuery(q): ValidQuery<PageQuery>,
 ) -> Answer<Json<Page<AuditRow>>> {
     let request = page(q.page, q.per_page)?;
-    Ok(Json(app.orchestrator.ports().store.audit(request).await?))
+    Ok(Json(app.orchestrator.ports().store().audit(request).await?))
 }

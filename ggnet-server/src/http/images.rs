@@ -36,7 +36,7 @@ pub async fn list(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<ListQuery>,
 ) -> Answer<Json<Page<ImageResponse>>> {
-    let got = app.orchestrator.ports().store.images(page(q.page, q.per_page)?).await?;
+    let got = app.orchestrator.ports().store().images(page(q.page, q.per_page)?).await?;
     let mut items = Vec::with_capacity(got.items.len());
     for image in got.items {
         items.push(respond(&app, image).await?);
@@ -45,7 +45,7 @@ pub async fn list(
 }
 
 async fn respond(app: &Shared, image: Image) -> Result<ImageResponse> {
-    let versions = app.orchestrator.ports().store.versions(image.id).await?;
+    let versions = app.orchestrator.ports().store().versions(image.id).await?;
     let state = if image.current.is_some() {
         ImageState::Ready
     } else if versions.iter().any(|v| v.state == VersionState::Importing) {
@@ -66,7 +66,7 @@ pub async fn show(
     State(app): State<Shared>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<Json<ImageResponse>> {
-    let found = image(app.orchestrator.ports().store.as_ref(), &id).await?;
+    let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
     Ok(Json(respond(&app, found).await?))
 }
 
@@ -75,7 +75,7 @@ pub async fn versions(
     State(app): State<Shared>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<Json<Vec<VersionResponse>>> {
-    let found = image(app.orchestrator.ports().store.as_ref(), &id).await?;
+    let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
     Ok(Json(respond(&app, found).await?.versions))
 }
 
@@ -84,7 +84,7 @@ pub async fn version(
     State(app): State<Shared>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<Json<VersionResponse>> {
-    let found = app.orchestrator.ports().store.version(id).await?;
+    let found = app.orchestrator.ports().store().version(id).await?;
     let found = found.ok_or_else(|| Error::not_found("image version", id))?;
     Ok(Json(with_progress(&app, found)))
 }
@@ -156,7 +156,7 @@ pub async fn set_current(
     ConnectInfo(ends): ConnectInfo<Endpoints>,
     ValidPath((id, version)): ValidPath<(String, ImageVersionId)>,
 ) -> Answer<Json<ImageResponse>> {
-    let found = image(app.orchestrator.ports().store.as_ref(), &id).await?;
+    let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
     let changed = app.orchestrator.set_current_version(found.id, version, admin(&ends)).await?;
     Ok(Json(respond(&app, changed).await?))
 }
@@ -177,7 +177,7 @@ pub async fn remove(
     ConnectInfo(ends): ConnectInfo<Endpoints>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
-    let found = image(app.orchestrator.ports().store.as_ref(), &id).await?;
+    let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
     app.orchestrator.delete_image(found.id, admin(&ends)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -37,7 +37,7 @@ pub async fn list(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<ListQuery>,
 ) -> Answer<Json<Page<Machine>>> {
-    let store = &app.orchestrator.ports().store;
+    let store = app.orchestrator.ports().store();
     let image: Option<ImageId> = match &q.image {
         Some(reference) => Some(image(store.as_ref(), reference).await?.id),
         None => None,
@@ -80,7 +80,7 @@ fn new_machine(body: CreateMachineRequest) -> Machine {
 
 /// `GET /machines/{id}`: by id or name.
 pub async fn show(State(app): State<Shared>, ValidPath(id): ValidPath<String>) -> Answer<Json<Machine>> {
-    Ok(Json(machine(app.orchestrator.ports().store.as_ref(), &id).await?))
+    Ok(Json(machine(app.orchestrator.ports().store().as_ref(), &id).await?))
 }
 
 /// `PATCH /machines/{id}`.
@@ -90,7 +90,7 @@ pub async fn update(
     ValidPath(id): ValidPath<String>,
     ValidJson(body): ValidJson<UpdateMachineRequest>,
 ) -> Answer<Json<Machine>> {
-    let id = machine(app.orchestrator.ports().store.as_ref(), &id).await?.id;
+    let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
     let revision = body.revision;
     let change = Box::new(move |m| Ok(changed(m, body)));
     Ok(Json(app.orchestrator.update_machine(id, revision, change, admin(&ends)).await?))
@@ -124,7 +124,7 @@ pub async fn remove(
     ConnectInfo(ends): ConnectInfo<Endpoints>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
-    let id = machine(app.orchestrator.ports().store.as_ref(), &id).await?.id;
+    let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
     app.orchestrator.delete_machine(id, admin(&ends)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -135,7 +135,7 @@ pub async fn discard_writeback(
     ConnectInfo(ends): ConnectInfo<Endpoints>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
-    let id = machine(app.orchestrator.ports().store.as_ref(), &id).await?.id;
+    let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
     app.orchestrator.discard_kept_writeback(id, admin(&ends)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -153,11 +153,11 @@ pub async fn seen(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<SeenQuery>,
 ) -> Answer<Json<Page<SeenMachine>>> {
-    Ok(Json(app.orchestrator.ports().store.seen(page(q.page, q.per_page)?).await?))
+    Ok(Json(app.orchestrator.ports().store().seen(page(q.page, q.per_page)?).await?))
 }
 
 async fn seen_one(app: &Shared, mac: MacAddr) -> Result<SeenMachine> {
-    let found = app.orchestrator.ports().store.seen_machine(mac).await?;
+    let found = app.orchestrator.ports().store().seen_machine(mac).await?;
     found.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("No unknown machine {mac} was seen"))
             .with_hint("`ggnet machine seen` shows all")
@@ -189,6 +189,6 @@ pub async fn forget_seen(
     ValidPath(mac): ValidPath<MacAddr>,
 ) -> Answer<StatusCode> {
     seen_one(&app, mac).await?;
-    app.orchestrator.ports().store.commit(Batch::new().write(Write::DeleteSeen(mac))).await?;
+    app.orchestrator.ports().store().commit(Batch::new().write(Write::DeleteSeen(mac))).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,10 +1,12 @@
 //! `GET /metrics`: what the server counts, as OpenMetrics text for Prometheus.
 //!
-//! Nothing is kept for it: each scrape asks the store's counters and the target backend's connections. A machine's counters
-//! begin anew with each of its logins, as a counter of Prometheus may.
+//! Sessions and disks are kept nowhere for it: each scrape asks the store's counters and the target backend's connections. A machine's
+//! counters begin anew with each of its logins, as a counter of Prometheus may. What core counts (calls of ports) stands in the
+//! [`Registry`] of [`App`](super::App).
+//!
+//! Invariant: the answer comes within [`PATIENCE`]. What a backend that hangs would tell is left out of it; its calls that hang are in it.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use axum::{
     extract::State,
@@ -14,6 +16,7 @@ use axum::{
 use ggnet_core::{
     Error, Result,
     nouns::{MachineId, ResourceId},
+    orchestrator::Ports,
     ports::{Connection, IoCounters, SessionCounts},
 };
 use prometheus_client::{
@@ -25,18 +28,49 @@ use prometheus_client::{
 
 use super::{Shared, error::Answer};
 
+/// What every name begins with.
+pub(crate) const PREFIX: &str = "ggnet";
+
+/// How long the backends may take for one answer; Prometheus gives up after 10 s unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// `GET /metrics`.
 pub async fn metrics(State(app): State<Shared>) -> Answer<Response> {
-    let text = render(scrape(&app).await?)?;
+    let text = render(&app.metrics, scrape(&app).await)?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, kind)], text).into_response())
 }
 
-async fn scrape(app: &Shared) -> Result<Scrape> {
+async fn scrape(app: &Shared) -> Scrape {
     let ports = app.orchestrator.ports();
+    let (sessions, disks) = tokio::join!(told(ports.store().session_counts()), told(disks(ports)));
+    Scrape {
+        sessions,
+        online: app.orchestrator.online_count(),
+        serving: app.orchestrator.is_serving(),
+        disks: disks.unwrap_or_default(),
+    }
+}
+
+/// What a backend says, if it says it in time.
+async fn told<T>(what: impl Future<Output = Result<T>>) -> Option<T> {
+    match tokio::time::timeout(PATIENCE, what).await {
+        Ok(Ok(told)) => Some(told),
+        Ok(Err(e)) => {
+            tracing::warn!(error = %e.report(), "left out of the metrics");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("left out of the metrics: no answer within {PATIENCE:?}");
+            None
+        }
+    }
+}
+
+async fn disks(ports: &Ports) -> Result<BTreeMap<Labels, Totals>> {
     let mut names = Names {
         manual: ports
-            .store
+            .store()
             .targets()
             .await?
             .into_iter()
@@ -44,20 +78,15 @@ async fn scrape(app: &Shared) -> Result<Scrape> {
             .collect(),
         machines: BTreeMap::new(),
     };
-    let connections = ports.target.connections().await?;
+    let connections = ports.target().connections().await?;
     for machine in connections.iter().filter_map(|c| c.target.owner()).map(|(machine, _)| machine) {
         if !names.machines.contains_key(&machine)
-            && let Some(found) = ports.store.machine(machine).await?
+            && let Some(found) = ports.store().machine(machine).await?
         {
             names.machines.insert(machine, found.name.to_string());
         }
     }
-    Ok(Scrape {
-        sessions: ports.store.session_counts().await?,
-        online: app.orchestrator.online_count(),
-        serving: app.orchestrator.is_serving(),
-        disks: by_disk(&connections, &names),
-    })
+    Ok(by_disk(&connections, &names))
 }
 
 /// What people call the owners of targets.
@@ -111,34 +140,38 @@ fn by_disk(connections: &[Connection], names: &Names) -> BTreeMap<Labels, Totals
 /// Everything that one answer tells.
 #[derive(Debug)]
 struct Scrape {
-    sessions: SessionCounts,
+    sessions: Option<SessionCounts>,
     online: u64,
     serving: bool,
     disks: BTreeMap<Labels, Totals>,
 }
 
-fn render(scrape: Scrape) -> Result<String> {
-    let mut registry = Registry::with_prefix("ggnet");
+fn render(kept: &Registry, scrape: Scrape) -> Result<String> {
+    let mut registry = Registry::with_prefix(PREFIX);
     registry.register_collector(Box::new(scrape));
     let mut out = String::new();
-    text::encode(&mut out, &registry).map_err(|e| Error::internal("Writing the metrics").with_source(e))?;
+    let written = text::encode_registry(&mut out, kept)
+        .and_then(|()| text::encode_registry(&mut out, &registry))
+        .and_then(|()| text::encode_eof(&mut out));
+    written.map_err(|e| Error::internal("Writing the metrics").with_source(e))?;
     Ok(out)
 }
 
 impl Collector for Scrape {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut sessions =
-            out.encode_descriptor("sessions", "Sessions that are remembered", None, MetricType::Gauge)?;
-        let s = &self.sessions;
-        let states = [
-            ("starting", s.starting),
-            ("active", s.active),
-            ("stopping", s.stopping),
-            ("stopped", s.stopped),
-            ("failed", s.failed),
-        ];
-        for (state, n) in states {
-            gauge(sessions.encode_family(&[("state", state)])?, n)?;
+        if let Some(s) = &self.sessions {
+            let help = "Sessions that are remembered";
+            let mut sessions = out.encode_descriptor("sessions", help, None, MetricType::Gauge)?;
+            let states = [
+                ("starting", s.starting),
+                ("active", s.active),
+                ("stopping", s.stopping),
+                ("stopped", s.stopped),
+                ("failed", s.failed),
+            ];
+            for (state, n) in states {
+                gauge(sessions.encode_family(&[("state", state)])?, n)?;
+            }
         }
         gauge(
             out.encode_descriptor(
@@ -240,8 +273,11 @@ mod tests {
             machines: BTreeMap::new(),
         };
         let disks = by_disk(&[connection(&manual, "iqn.x:a", 10), connection(&manual, "iqn.x:a", 5)], &names);
-        let text =
-            render(Scrape { sessions: SessionCounts::default(), online: 1, serving: true, disks }).unwrap();
+        let text = render(
+            &Registry::default(),
+            Scrape { sessions: Some(SessionCounts::default()), online: 1, serving: true, disks },
+        )
+        .unwrap();
         let labels = r#"machine="",target="a\"b",initiator="iqn.x:a""#;
         for line in [
             format!("ggnet_disk_read_bytes_total{{{labels}}} 15"),

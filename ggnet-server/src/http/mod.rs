@@ -26,7 +26,7 @@ use axum::{
     middleware,
     routing::{delete, get, post},
 };
-use ggnet_core::orchestrator::Orchestrator;
+use ggnet_core::{metrics::Registry, orchestrator::Orchestrator};
 use tower_http::{
     catch_panic::CatchPanicLayer,
     limit::RequestBodyLimitLayer,
@@ -38,6 +38,7 @@ use tower_http::{
 pub use advertise::Advertise;
 pub use connection::Endpoints;
 pub(crate) use listener::serve;
+pub(crate) use metrics::PREFIX as METRICS_PREFIX;
 
 use crate::token::TokenHash;
 
@@ -51,6 +52,8 @@ pub struct App {
     pub advertise: Advertise,
     /// The folders below which files may be imported.
     pub import_dirs: Vec<PathBuf>,
+    /// What the orchestrator's ports count.
+    pub metrics: Registry,
     /// Cancelled when the server stops.
     pub stopping: tokio_util::sync::CancellationToken,
 }

@@ -38,7 +38,7 @@ pub struct ListQuery {
 }
 
 async fn respond(app: &Shared, session: Session) -> Result<SessionResponse> {
-    let store = &app.orchestrator.ports().store;
+    let store = app.orchestrator.ports().store();
     let machine_name = store.machine(session.machine).await?.map(|m| m.name);
     let image_name = store.image(session.current.image).await?.map(|i| i.name);
     let target_iqn = app.orchestrator.target_iqn(&session, &session.current)?;
@@ -72,7 +72,7 @@ pub async fn start(
     let target = TargetInfo {
         iqn: started.endpoint.iqn.clone(),
         generation: started.session.current.number,
-        backend: o.ports().target.name().to_owned(),
+        backend: o.ports().target().name().to_owned(),
     };
     let response = SessionStartResponse {
         iscsi: iscsi(&uri, &started.session),
@@ -102,7 +102,7 @@ pub async fn list(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<ListQuery>,
 ) -> Answer<Json<SessionListResponse>> {
-    let store = &app.orchestrator.ports().store;
+    let store = app.orchestrator.ports().store();
     let mut filter = SessionFilter { state: q.state, live: q.live, ..SessionFilter::default() };
     if let Some(reference) = &q.machine {
         filter.machine = Some(machine(store.as_ref(), reference).await?.id);
@@ -123,13 +123,13 @@ pub async fn show(
     State(app): State<Shared>,
     ValidPath(id): ValidPath<SessionId>,
 ) -> Answer<Json<SessionResponse>> {
-    let found = app.orchestrator.ports().store.session(id).await?;
+    let found = app.orchestrator.ports().store().session(id).await?;
     Ok(Json(respond(&app, found.ok_or_else(|| Error::not_found("session", id))?).await?))
 }
 
 /// `GET /sessions/stats`: from counters, no scan.
 pub async fn stats(State(app): State<Shared>) -> Answer<Json<SessionStatsResponse>> {
-    let counts = app.orchestrator.ports().store.session_counts().await?;
+    let counts = app.orchestrator.ports().store().session_counts().await?;
     let total_sessions = counts.starting + counts.active + counts.stopping + counts.stopped + counts.failed;
     Ok(Json(SessionStatsResponse {
         total_sessions,
@@ -140,7 +140,7 @@ pub async fn stats(State(app): State<Shared>) -> Answer<Json<SessionStatsRespons
 }
 
 async fn live_of(app: &Shared, reference: &str) -> Result<Session> {
-    let store = &app.orchestrator.ports().store;
+    let store = app.orchestrator.ports().store();
     let machine = machine(store.as_ref(), reference).await?;
     store.live_session(machine.id).await?.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("Machine {} has no live session", machine.name))

@@ -26,15 +26,15 @@ pub async fn list(State(app): State<Shared>) -> Answer<Json<Vec<TargetResponse>>
     let p = app.orchestrator.ports();
     let config = app.orchestrator.config();
     let mut connections: HashMap<ResourceId, Vec<_>> = HashMap::new();
-    for connection in p.target.connections().await? {
+    for connection in p.target().connections().await? {
         connections.entry(connection.target.clone()).or_default().push(connection);
     }
     let manual: HashMap<_, _> =
-        p.store.targets().await?.into_iter().map(|t| (ResourceId::manual(t.id), t)).collect();
+        p.store().targets().await?.into_iter().map(|t| (ResourceId::manual(t.id), t)).collect();
     let sessions: HashMap<_, _> =
-        p.store.live_sessions().await?.into_iter().map(|s| (s.machine, s.id)).collect();
+        p.store().live_sessions().await?.into_iter().map(|s| (s.machine, s.id)).collect();
     let mut out = Vec::new();
-    for listed in p.target.list().await? {
+    for listed in p.target().list().await? {
         let owner = listed.id.owner();
         let machine = owner.map(|(machine, _)| machine);
         out.push(TargetResponse {

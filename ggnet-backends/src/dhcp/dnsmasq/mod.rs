@@ -188,7 +188,7 @@ impl Dnsmasq {
 /// Makes dnsmasq forget what is gone. One that does not run has nothing to forget.
 async fn forget(service: &Service) -> Result<()> {
     match service.state().await? {
-        State::Running => service.restart().await,
+        State::Running | State::Suspended(_) => service.restart().await,
         State::Stopped(_) => Ok(()),
     }
 }
@@ -347,8 +347,8 @@ impl DhcpBackend for Dnsmasq {
 
     async fn health(&self) -> Health {
         let inner = &self.inner;
-        let folders = [inner.config.hosts_dir.as_path(), inner.config.options_dir.as_path()];
-        calls::trouble(&inner.service, &folders).await.unwrap_or(Health::Up)
+        let folders = [inner.config.hosts_dir.clone(), inner.config.options_dir.clone()];
+        calls::trouble(&inner.service, folders).await.unwrap_or(Health::Up)
     }
 
     /// dnsmasq goes on: it is not ours, and running machines have leases from it.

@@ -176,7 +176,7 @@ impl Keeper {
     /// `Invalid` with dhcpd's words when it refuses the text, and nothing has changed; `Unavailable` when it does not run or does not
     /// come up, `Permission`, and what the files give.
     pub(super) async fn apply(self: Arc<Self>, changes: Vec<Change>) -> Result<()> {
-        let runs = self.service.state().await? == State::Running;
+        let runs = !matches!(self.service.state().await?, State::Stopped(_));
         // One that does not run has nothing to forget, but for what its lease file says.
         if !runs && (self.omapi.is_some() || changes.iter().any(|change| change.block.is_some())) {
             return self.service.require_running().await;

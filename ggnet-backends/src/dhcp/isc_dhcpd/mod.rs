@@ -258,7 +258,7 @@ impl DhcpBackend for IscDhcpd {
 
     async fn health(&self) -> Health {
         let keeper = &self.inner.keeper;
-        if let Some(down) = calls::trouble(&keeper.service, &[keeper.dir()]).await {
+        if let Some(down) = calls::trouble(&keeper.service, [keeper.dir().to_owned()]).await {
             return down;
         }
         if let Some(omapi) = &keeper.omapi

@@ -1,6 +1,9 @@
 //! What dhcpd does when it is told by restarts, and what it does not take.
 
+use std::time::Duration;
+
 use super::*;
+use crate::hung;
 
 #[test]
 fn each_kind_of_firmware_gets_its_boot_file_and_a_removed_machine_gets_none() {
@@ -8,6 +11,21 @@ fn each_kind_of_firmware_gets_its_boot_file_and_a_removed_machine_gets_none() {
         "restart::each_kind_of_firmware_gets_its_boot_file_and_a_removed_machine_gets_none",
         By::Restart,
         async |on_link, backend| each_kind_of_firmware(on_link, backend).await,
+    );
+}
+
+#[test]
+fn a_suspended_dhcpd_is_down_and_takes_no_machine() {
+    on_link(
+        "restart::a_suspended_dhcpd_is_down_and_takes_no_machine",
+        By::Restart,
+        async |on_link, backend| {
+            hung::suspended(Arc::new(backend), &on_link.at("pid"), Duration::from_secs(120)).await;
+            tokio::task::block_in_place(|| {
+                assert_boots(&on_link.link, &host(12));
+                assert_does_not_boot(&on_link.link, host(11).macs[0]);
+            });
+        },
     );
 }
 

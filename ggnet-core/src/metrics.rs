@@ -1,0 +1,82 @@
+//! [`Metrics`]: what core counts, in the registry that its embedder passes in. There is no global recorder.
+//!
+//! With the prefix `ggnet`, as `ggnet-server` shows them:
+//!
+//! * `ggnet_port_calls_total{port, backend, operation, outcome}`: calls. The outcome is `ok`, an error's kind, `timeout` for a call whose
+//!   limit passed, or `refused` for one that was not begun.
+//! * `ggnet_port_call_seconds{port, backend, operation}`: how long callers waited.
+//! * `ggnet_port_calls_in_flight{port, backend}`: calls that have begun and not ended.
+//! * `ggnet_port_calls_overdue{port, backend}`: those of them whose limit has passed: their callers were let go, and they still run.
+//! * `ggnet_observations_dropped_total`: observations of backends that were dropped because the queue was full.
+
+pub use prometheus_client::registry::Registry;
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Unit,
+};
+use tokio::time::Duration;
+
+use crate::wrap::Op;
+
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// Seconds.
+const BUCKETS: [f64; 11] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0, 120.0, 600.0, 3600.0];
+
+/// What core counts. Cheap to clone; all clones count together.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    calls: Family<Labels<4>, Counter>,
+    seconds: Family<Labels<3>, Histogram, fn() -> Histogram>,
+    in_flight: Family<Labels<2>, Gauge>,
+    overdue: Family<Labels<2>, Gauge>,
+    observations_dropped: Counter,
+}
+
+/// The gauges of one port.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    pub(crate) running: Gauge,
+    pub(crate) overdue: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything; once for each registry.
+    pub fn new(registry: &mut Registry) -> Self {
+        let new = Self {
+            calls: Family::default(),
+            seconds: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            in_flight: Family::default(),
+            overdue: Family::default(),
+            observations_dropped: Counter::default(),
+        };
+        registry.register("port_calls", "Calls of ports by how they ended", new.calls.clone());
+        let help = "How long callers of ports waited";
+        registry.register_with_unit("port_call", help, Unit::Seconds, new.seconds.clone());
+        let help = "Calls of ports that have begun and not ended";
+        registry.register("port_calls_in_flight", help, new.in_flight.clone());
+        let help = "Calls of ports whose limit has passed and that still run";
+        registry.register("port_calls_overdue", help, new.overdue.clone());
+        let help = "Observations of backends that were dropped because the queue was full";
+        registry.register("observations_dropped", help, new.observations_dropped.clone());
+        new
+    }
+
+    pub(crate) fn port(&self, port: &'static str, backend: &'static str) -> InFlight {
+        let labels = [("port", port), ("backend", backend)];
+        InFlight {
+            running: self.in_flight.get_or_create_owned(&labels),
+            overdue: self.overdue.get_or_create_owned(&labels),
+        }
+    }
+
+    pub(crate) fn call(&self, op: &Op, outcome: &'static str, took: Duration) {
+        let (port, backend, operation) = (("port", op.port), ("backend", op.backend), ("operation", op.name));
+        self.calls.get_or_create(&[port, backend, operation, ("outcome", outcome)]).inc();
+        self.seconds.get_or_create(&[port, backend, operation]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn observation_dropped(&self) {
+        self.observations_dropped.inc();
+    }
+}

@@ -148,6 +148,9 @@ struct Sample {
     p99: f64,
 }
 
+/// One figure of a sample.
+type Figure = fn(&Sample) -> f64;
+
 struct House {
     /// Files; gone with it.
     dir: tempfile::TempDir,
@@ -275,7 +278,7 @@ fn versions(options: &Options, other: &str) {
         let (unit, rate) =
             if w.bytes > 64 * KIB { ("CPU s per GiB", "MiB/s") } else { ("CPU µs per request", "IOPS") };
         for (kind, pairs) in ["raw file", "layers"].into_iter().zip(table) {
-            let figures: [(&str, fn(&Sample) -> f64); 2] = [(unit, |s| s.process), (rate, |s| s.rate)];
+            let figures: [(&str, Figure); 2] = [(unit, |s| s.process), (rate, |s| s.rate)];
             for (figure, get) in figures {
                 let ratios: Vec<f64> = pairs.iter().map(|[other, this]| get(this) / get(other)).collect();
                 println!(

@@ -6,21 +6,25 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ggnet_backends::host::{Transport, holders};
+use ggnet_backends::{
+    addresses::Addresses,
+    host::{Transport, holders},
+};
 use ggnet_core::{
     Error, Result,
     nouns::Secret,
     orchestrator::Orchestrator,
     ports::{Clock, Store},
     registry::Registry,
+    supervisor::Supervisor,
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
     data_dir::DataDir,
-    http::{self, Advertise, App, router},
+    http::{Advertise, App, Connections, router},
     log,
     say::say,
     signals::Stop,
@@ -41,7 +45,8 @@ pub struct Server {
     clock: Arc<dyn Clock>,
     store: Arc<dyn Store>,
     stopping: CancellationToken,
-    http_task: JoinHandle<()>,
+    connections: Arc<Connections>,
+    long_lived: Arc<Supervisor>,
     // Last, so that the lock outlives everything.
     _data: DataDir,
 }
@@ -64,14 +69,23 @@ impl Server {
             }
         };
         let stopping = CancellationToken::new();
+        let long_lived = Arc::new(Supervisor::new(stopping.clone()));
+        let addresses = Addresses::watch("HTTP", &[address], &long_lived);
         let app = App {
+            long_lived: Arc::clone(&long_lived),
+            addresses,
             orchestrator: orchestrator.clone(),
             token: token.clone(),
             advertise: Advertise { address: config.network.advertise, http_port: address.port() },
             import_dirs: config.import_dirs(),
             stopping: stopping.clone(),
         };
-        let http_task = tokio::spawn(http::serve(listener, router(app), stopping.clone()));
+        let connections = Arc::new(Connections::new(router(app), stopping.clone()));
+        let (accepting, listener) = (Arc::clone(&connections), Arc::new(listener));
+        long_lived.keep(format!("the HTTP accept loop of {address}"), move || {
+            let (accepting, listener) = (Arc::clone(&accepting), Arc::clone(&listener));
+            async move { accepting.accept(&listener).await }
+        });
         let clock = wiring.clock.clone();
         Ok(Self {
             http: address,
@@ -81,7 +95,8 @@ impl Server {
             clock,
             store,
             stopping,
-            http_task,
+            connections,
+            long_lived,
             _data: data,
         })
     }
@@ -95,11 +110,12 @@ impl Server {
     }
 
     /// Stops: answers what is under way, finishes orchestrations, flushes disks, closes.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.stopping.cancel();
+        self.long_lived.stop().await;
         // A client that keeps its request open must not keep the server up.
-        if tokio::time::timeout(Duration::from_secs(3), &mut self.http_task).await.is_err() {
-            self.http_task.abort();
+        if tokio::time::timeout(Duration::from_secs(3), self.connections.finished()).await.is_err() {
+            tracing::info!("HTTP requests are left unanswered");
         }
         self.orchestrator.shutdown().await;
     }

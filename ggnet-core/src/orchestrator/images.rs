@@ -144,6 +144,7 @@ impl Orchestrator {
             drop(guard);
             let job = this.clone();
             let (made, name) = (version.clone(), image.clone());
+            #[expect(clippy::disallowed_methods, reason = "one import, tracked")]
             this.inner.tasks.spawn(async move {
                 job.finish_import(made, &request, running).await;
             });

@@ -59,6 +59,7 @@ use crate::{
     boot_text::templates::BootTemplates,
     error::{Error, Result},
     nouns::{Event, SessionId, Timestamp},
+    supervisor::Supervisor,
 };
 
 /// The orchestrator. Cheap to clone; the last [`Orchestrator::shutdown`] ends its tasks.
@@ -85,7 +86,10 @@ struct Inner {
     events: broadcast::Sender<Event>,
     observations: OnceLock<tokio::sync::mpsc::Sender<observe::Seen>>,
     serving: AtomicBool,
+    /// Short-lived work: a call, an import.
     tasks: TaskTracker,
+    /// The reconciler and the writer of observations.
+    long_lived: Supervisor,
     cancel: CancellationToken,
 }
 
@@ -96,6 +100,7 @@ impl Orchestrator {
         ports.check()?;
         config.check()?;
         let (events, _) = broadcast::channel(4096);
+        let cancel = CancellationToken::new();
         let this = Self {
             inner: Arc::new(Inner {
                 ports,
@@ -113,12 +118,16 @@ impl Orchestrator {
                 observations: OnceLock::new(),
                 serving: AtomicBool::new(false),
                 tasks: TaskTracker::new(),
-                cancel: CancellationToken::new(),
+                long_lived: Supervisor::new(cancel.clone()),
+                cancel,
             }),
         };
         this.attach();
         let reconciler = this.clone();
-        this.inner.tasks.spawn(async move { reconciler.reconcile_until_shutdown().await });
+        this.inner.long_lived.keep("the reconciler", move || {
+            let reconciler = reconciler.clone();
+            async move { reconciler.reconcile_until_shutdown().await }
+        });
         Ok(this)
     }
 
@@ -146,6 +155,12 @@ impl Orchestrator {
         self.inner.serving.load(Ordering::Acquire)
     }
 
+    /// A long-lived task of its own that ended although nobody asked, and has not recovered yet.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.long_lived.trouble()
+    }
+
     /// Whether an initiator of this session is, or was within the last reconcile, logged in.
     #[must_use]
     pub fn is_online(&self, session: SessionId) -> bool {
@@ -165,6 +180,7 @@ impl Orchestrator {
         inner.cancel.cancel();
         inner.tasks.close();
         inner.tasks.wait().await;
+        inner.long_lived.stop().await;
         let p = &inner.ports;
         p.target.shutdown().await;
         p.writeback.shutdown().await;
@@ -185,10 +201,8 @@ impl Orchestrator {
         if self.inner.cancel.is_cancelled() {
             return Err(Error::new(crate::ErrorKind::Unavailable, "The server is shutting down"));
         }
-        self.inner
-            .tasks
-            .spawn(work)
-            .await
-            .map_err(|e| Error::internal("A task of the orchestrator died").with_source(e))?
+        #[expect(clippy::disallowed_methods, reason = "one call, tracked")]
+        let done = self.inner.tasks.spawn(work).await;
+        done.map_err(|e| Error::internal("A task of the orchestrator died").with_source(e))?
     }
 }

@@ -103,7 +103,10 @@ impl Having {
 
 impl Orchestrator {
     pub(super) async fn reconcile_until_shutdown(&self) {
-        self.interrupted_imports().await;
+        // Not when it is started again: imports of our own are under way then.
+        if !self.inner.swept.initialized() {
+            self.interrupted_imports().await;
+        }
         let interval = self.inner.config.reconcile_interval;
         let mut wait = FIRST_WAIT.min(interval);
         let mut pruned: Option<tokio::time::Instant> = None;

@@ -21,13 +21,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// `GET /health/ready`: machines can boot now; else 503 with the reason.
 pub async fn ready(State(app): State<Shared>) -> impl IntoResponse {
     let p = app.orchestrator.ports();
-    let backends: [BackendHealth; 6] = tokio::join!(
+    let own = app.orchestrator.trouble().or_else(|| app.long_lived.trouble());
+    let own = own.or_else(|| app.addresses.trouble()).map_or(Health::Up, Health::Down);
+    let backends: [BackendHealth; 7] = tokio::join!(
         ask("store", p.store.name(), p.store.health()),
         ask("target", p.target.name(), p.target.health()),
         ask("writeback", p.writeback.name(), p.writeback.health()),
         ask("dhcp", p.dhcp.name(), p.dhcp.health()),
         ask("boot_files", p.boot_files.name(), p.boot_files.health()),
         ask("converter", p.converter.name(), p.converter.health()),
+        ask("server", "ggnet", async { own }),
     )
     .into();
     let serving = app.orchestrator.is_serving() && !app.stopping.is_cancelled();

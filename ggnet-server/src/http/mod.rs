@@ -26,7 +26,8 @@ use axum::{
     middleware,
     routing::{delete, get, post},
 };
-use ggnet_core::orchestrator::Orchestrator;
+use ggnet_backends::addresses::Addresses;
+use ggnet_core::{orchestrator::Orchestrator, supervisor::Supervisor};
 use tower_http::{
     catch_panic::CatchPanicLayer,
     limit::RequestBodyLimitLayer,
@@ -37,7 +38,7 @@ use tower_http::{
 
 pub use advertise::Advertise;
 pub use connection::Endpoints;
-pub(crate) use listener::serve;
+pub(crate) use listener::Connections;
 
 use crate::token::TokenHash;
 
@@ -51,6 +52,10 @@ pub struct App {
     pub advertise: Advertise,
     /// The folders below which files may be imported.
     pub import_dirs: Vec<PathBuf>,
+    /// The server's own long-lived tasks.
+    pub long_lived: Arc<Supervisor>,
+    /// The addresses that HTTP listens on.
+    pub addresses: Arc<Addresses>,
     /// Cancelled when the server stops.
     pub stopping: tokio_util::sync::CancellationToken,
 }

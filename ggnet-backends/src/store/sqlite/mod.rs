@@ -235,6 +235,7 @@ impl SqliteStore {
             return Err(closed().with_backend(BACKEND).with_operation(operation));
         }
         let shared = Arc::clone(&self.shared);
+        #[expect(clippy::disallowed_methods, reason = "one transaction, tracked")]
         let task = self.shared.tasks.spawn(async move {
             let outcome = shared.transaction(work).await.map_err(shared.fail(operation));
             shared.note(&outcome);

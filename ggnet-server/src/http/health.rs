@@ -34,9 +34,7 @@ pub async fn ready(State(app): State<Shared>) -> impl IntoResponse {
     )
     .into();
     let serving = app.orchestrator.is_serving() && !app.stopping.is_cancelled();
-    // A missing converter stops imports, not boots.
-    let down = |b: &BackendHealth| matches!(b.health, Health::Down(_)) && b.port != "converter";
-    let ready = serving && !backends.iter().any(down);
+    let ready = serving && backends.iter().all(|b| b.boots);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(HealthResponse { ready, serving, backends: backends.into() }))
 }
@@ -45,11 +43,10 @@ pub async fn ready(State(app): State<Shared>) -> impl IntoResponse {
 async fn ask(port: &str, backend: &str, health: impl Future<Output = Health>) -> BackendHealth {
     let health = tokio::time::timeout(PATIENCE, health).await;
     let silent = |_| Health::Down(format!("It did not say how it is within {} s", PATIENCE.as_secs()));
-    BackendHealth {
-        port: port.to_owned(),
-        backend: backend.to_owned(),
-        health: health.unwrap_or_else(silent),
-    }
+    let health = health.unwrap_or_else(silent);
+    // A missing converter stops imports, not boots.
+    let boots = health.boots() || port == "converter";
+    BackendHealth { port: port.to_owned(), backend: backend.to_owned(), health, boots }
 }
 
 /// `GET /api/v1/server`.
@@ -69,6 +66,11 @@ mod tests {
     async fn a_backend_that_hangs_is_down() {
         let silent = ask("dhcp", "isc-dhcpd", std::future::pending()).await;
         assert!(matches!(silent.health, Health::Down(why) if why.contains("within 5 s")));
+        assert!(!silent.boots);
         assert_eq!(ask("dhcp", "isc-dhcpd", async { Health::Up }).await.health, Health::Up);
+        let blocked = ask("store", "sqlite", async { Health::Blocked("full".into()) }).await;
+        assert!(!blocked.boots, "it works for those it serves, and for no other");
+        assert!(ask("store", "sqlite", async { Health::Degraded("slow".into()) }).await.boots);
+        assert!(ask("converter", "qemu-img", async { Health::Down("gone".into()) }).await.boots);
     }
 }

@@ -1,5 +1,7 @@
 //! Backends for the ports of `ggnet-core`, one folder per port (and one for the programs of others) and one feature per backend.
 
+#[cfg(any(feature = "bootfile-builtin", feature = "target-builtin"))]
+pub mod addresses;
 #[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa", feature = "external"))]
 pub mod bootfile;
 #[cfg(any(feature = "host-check", feature = "writeback-reflink"))]
@@ -16,6 +18,8 @@ pub mod host;
 pub mod image;
 #[cfg(feature = "iscsi")]
 pub mod iscsi;
+#[cfg(any(feature = "dhcp-proxy", feature = "host-check"))]
+mod links;
 #[cfg(feature = "bootfile-builtin")]
 mod log_budget;
 #[cfg(feature = "target-lio-configfs")]

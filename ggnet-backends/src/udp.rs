@@ -10,6 +10,7 @@
 use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 #[cfg(feature = "dhcp-proxy")]
@@ -24,6 +25,22 @@ pub(crate) const RECEIVE_BUFFER: usize = 65_535;
 pub(crate) struct PktinfoSocket {
     io: UdpSocket,
     state: UdpSocketState,
+}
+
+/// A socket whose last receive failed; counted until it is dropped.
+pub(crate) struct Failing<'a>(&'a AtomicUsize);
+
+impl<'a> Failing<'a> {
+    pub(crate) fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What came in: one or more datagrams of `stride` bytes (the last may be shorter).

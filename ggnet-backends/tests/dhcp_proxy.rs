@@ -22,6 +22,7 @@ use ggnet_backends::{
         probe::{DhcpServerSeen, probe},
         proxy::{ProxyDhcp, ProxyDhcpConfig, Unknown},
     },
+    host::{self, Level},
 };
 use ggnet_core::{
     nouns::{DeviceType, Firmware, MacAddr},
@@ -65,12 +66,23 @@ impl Seen {
 /// Our two backends in the server's namespace, on a thread of their own.
 struct Ours {
     seen: Arc<Seen>,
+    /// How DHCP and the boot files are.
+    ask: tokio::sync::mpsc::UnboundedSender<mpsc::Sender<[Health; 2]>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Ours {
     fn start(link: &Link, config: ProxyDhcpConfig) -> Self {
+        Self::start_with(link, config, TftpConfig::default())
+    }
+
+    fn start_tftp_on(link: &Link, config: ProxyDhcpConfig, listen: SocketAddr) -> Self {
+        Self::start_with(link, config, TftpConfig { listen: vec![listen], ..TftpConfig::default() })
+    }
+
+    fn start_with(link: &Link, config: ProxyDhcpConfig, tftp: TftpConfig) -> Self {
+        let (ask, mut asked) = tokio::sync::mpsc::unbounded_channel::<mpsc::Sender<[Health; 2]>>();
         let seen = Arc::new(Seen::default());
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = mpsc::channel();
@@ -92,15 +104,39 @@ impl Ours {
                 let loader = ("undionly.kpxe".parse().unwrap(), Bytes::from(vec![7; 100_000]));
                 let bundle = BootBundle { id: "loaders".parse().unwrap(), files: [loader].into() };
                 files.ensure(&bundle).await.unwrap();
-                files.serve_tftp(TftpConfig::default()).await.unwrap();
+                files.serve_tftp(tftp).await.unwrap();
                 ready.send(()).unwrap();
-                let _ = stopped.await;
+                let answer = async {
+                    while let Some(to) = asked.recv().await {
+                        to.send([dhcp.health().await, files.health().await]).unwrap();
+                    }
+                };
+                tokio::select! {
+                    _ = stopped => {}
+                    () = answer => {}
+                }
                 dhcp.shutdown().await;
                 files.shutdown().await;
             });
         });
         is_ready.recv_timeout(PATIENCE).expect("our backends did not start");
-        Self { seen, stop: Some(stop), thread: Some(thread) }
+        Self { seen, ask, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn healths(&self) -> [Health; 2] {
+        let (to, answer) = mpsc::channel();
+        self.ask.send(to).unwrap();
+        answer.recv_timeout(PATIENCE).unwrap()
+    }
+
+    fn health(&self) -> Health {
+        let [dhcp, _] = self.healths();
+        dhcp
+    }
+
+    fn file_health(&self) -> Health {
+        let [_, files] = self.healths();
+        files
     }
 }
 
@@ -554,4 +590,171 @@ fn a_probe_sees_every_server_of_the_link() {
             assert_eq!(boot.vendor_class.as_deref(), Some("PXEClient"));
         }
     });
+}
+
+/// The health of our DHCP backend, looked at from outside until it is as wanted.
+fn wait_health(ours: &Ours, wanted: impl Fn(&Health) -> bool) -> Health {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let health = ours.health();
+        if wanted(&health) {
+            return health;
+        }
+        assert!(Instant::now() < end, "health stays {health:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn deaf(words: &'static [&'static str]) -> impl Fn(&Health) -> bool {
+    move |health| matches!(health, Health::Down(why) if words.iter().all(|word| why.contains(word)))
+}
+
+#[test]
+fn sockets_follow_an_interface_that_is_deleted_renamed_enslaved_or_gets_another_address() {
+    with_namespaces(
+        "sockets_follow_an_interface_that_is_deleted_renamed_enslaved_or_gets_another_address",
+        || {
+            let link = Link::new();
+            let ip = |line: &str| {
+                let line = format!("-n {} {line}", link.server);
+                run("iproute2", "ip", &line.split(' ').collect::<Vec<_>>());
+            };
+            let ours = Ours::start(&link, config());
+            let boots = |xid: u32, from: Ipv4Addr| {
+                let question = Question::new(xid, KNOWN).pxe(0).bytes();
+                let answer = inside(&link.client, move || {
+                    let (socket, end) = (client(68), Instant::now() + PATIENCE);
+                    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+                    loop {
+                        // A machine asks again, too: a bridge drops packets until the kernel has seen its new port's carrier.
+                        socket.send_to(&question, "255.255.255.255:67").unwrap();
+                        let mut buffer = [0; 2048];
+                        if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+                            break parse(&buffer[..length], peer);
+                        }
+                        assert!(Instant::now() < end, "question {xid}: nobody answers");
+                    }
+                });
+                assert_eq!((answer.xid, answer.siaddr, answer.from.ip()), (xid, from, from.into()));
+            };
+            boots(1, US);
+
+            // Deleted and made again under its name.
+            ip("link del br0");
+            wait_health(&ours, deaf(&["br0", "No network interface"]));
+            ip("link add br0 type bridge");
+            ip("addr add 10.77.0.1/24 dev br0");
+            ip("link set br0 up");
+            ip("link set pc master br0");
+            wait_health(&ours, |h| *h == Health::Up);
+            boots(2, US);
+
+            // Another address: the answers bear it, and nothing needs to be bound.
+            ip("addr del 10.77.0.1/24 dev br0");
+            ip("addr add 10.77.0.7/24 dev br0");
+            wait_health(&ours, |h| *h == Health::Up);
+            boots(3, Ipv4Addr::new(10, 77, 0, 7));
+            ip("addr del 10.77.0.7/24 dev br0");
+            wait_health(&ours, deaf(&["br0", "no IPv4 address"]));
+            ip("addr add 10.77.0.1/24 dev br0");
+
+            // Renamed: its name is what is served.
+            ip("link set br0 name elsewhere");
+            wait_health(&ours, deaf(&["br0", "No network interface"]));
+            ip("link set elsewhere name br0");
+            wait_health(&ours, |h| *h == Health::Up);
+            boots(4, US);
+
+            // Another takes its name between two looks: health may never have been down, but the sockets are the new one's.
+            ip("link set br0 name elsewhere");
+            ip("link add br0 type bridge");
+            ip("addr del 10.77.0.1/24 dev elsewhere");
+            ip("addr add 10.77.0.1/24 dev br0");
+            ip("link set br0 up");
+            ip("link set pc master br0");
+            boots(5, US);
+
+            // It becomes a bridge's port: the bridge takes its packets.
+            ip("link set br0 name lan");
+            ip("link add br0 type veth peer name far");
+            ip("addr add 10.77.5.1/24 dev br0");
+            ip("link set br0 up");
+            ip("link set far up");
+            wait_health(&ours, |h| *h == Health::Up);
+            ip("link set br0 master lan");
+            wait_health(&ours, deaf(&["br0 is a port of lan", "--interface lan"]));
+            ip("link set br0 nomaster");
+            wait_health(&ours, |h| *h == Health::Up);
+        },
+    );
+}
+
+#[test]
+fn a_port_of_a_bridge_is_refused_and_the_printed_cure_boots_machines() {
+    with_namespaces("a_port_of_a_bridge_is_refused_and_the_printed_cure_boots_machines", || {
+        let link = Link::new();
+        let refused = inside(&link.server, || {
+            let config = ProxyDhcpConfig { interfaces: vec!["pc".into()], ..config() };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(ProxyDhcp::start(config)).err().unwrap()
+        });
+        assert!(refused.message().contains("pc is a port of br0"), "{}", refused.report());
+        let hint = refused.hint().unwrap();
+        let named = hint.split("--interface ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        // The check says the same, with the same cure.
+        let found = inside(&link.server, || host::interface("pc"));
+        assert!(found.why.contains("port of br0"), "{found}");
+        assert!(found.mend.as_ref().unwrap().contains(&format!("--interface {named}")), "{found}");
+        // The kernel sees a new bridge's carrier a moment later.
+        let end = Instant::now() + PATIENCE;
+        while inside(&link.server, || host::interface("br0").level) != Level::Ok {
+            assert!(Instant::now() < end, "br0 is not taken for good");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+
+        let _ours = Ours::start(&link, ProxyDhcpConfig { interfaces: vec![named], ..config() });
+        let answers = ask(&link, &Question::new(1, KNOWN).pxe(0), &[US]);
+        boot_offer(of(&answers, US), "52-54-00-aa-00-01/undionly.kpxe");
+    });
+}
+
+#[test]
+fn an_address_that_is_listened_on_and_lost_is_said_and_served_again_when_it_is_back() {
+    with_namespaces(
+        "an_address_that_is_listened_on_and_lost_is_said_and_served_again_when_it_is_back",
+        || {
+            let link = Link::new();
+            let ip = |line: &str| {
+                let line = format!("-n {} {line}", link.server);
+                run("iproute2", "ip", &line.split(' ').collect::<Vec<_>>());
+            };
+            let ours = Ours::start_tftp_on(&link, config(), "10.77.0.1:69".parse().unwrap());
+            run("iproute2", "ip", &["-n", &link.client, "addr", "add", "10.77.0.50/24", "dev", "eth0"]);
+            let asked = || {
+                inside(&link.client, || {
+                    let socket = UdpSocket::bind("10.77.0.50:0").unwrap();
+                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                    socket.send_to(b"\0\x01nothing\0octet\0", (US, 69)).unwrap();
+                    socket.recv_from(&mut [0; 600]).expect("TFTP does not answer");
+                });
+            };
+            asked();
+            assert_eq!(ours.file_health(), Health::Up);
+            ip("link del br0");
+            let end = Instant::now() + PATIENCE;
+            while !deaf(&["TFTP", "10.77.0.1"])(&ours.file_health()) {
+                assert!(Instant::now() < end, "{:?}", ours.file_health());
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            ip("link add br0 type bridge");
+            ip("addr add 10.77.0.1/24 dev br0");
+            ip("link set br0 up");
+            ip("link set pc master br0");
+            while ours.file_health() != Health::Up {
+                assert!(Instant::now() < end, "{:?}", ours.file_health());
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            asked();
+        },
+    );
 }

@@ -1,5 +1,6 @@
 //! What one session, or somebody who has proved nothing, can take from the iSCSI target: places, memory, workers, time.
 
+#![allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod iscsi_support;

@@ -1,6 +1,7 @@
 //! The iSCSI target's sessions on the wire: logins that exclude each other, removal, shutdown, data movement in all its
 //! forms, task management, failures of the device, limits.
 
+#![allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod iscsi_support;

@@ -16,6 +16,7 @@ pub mod nouns;
 pub mod orchestrator;
 pub mod ports;
 pub mod registry;
+pub mod supervisor;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod wrap;

@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -63,6 +63,7 @@ fn look(config: &Config) -> Vec<Finding> {
         loader("undionly.kpxe", "PCs with a BIOS"),
         loader("ipxe.efi", "PCs with UEFI"),
         host::free_space(&config.data_dir, WANTED_SPACE),
+        host::kept_space(&database(config)),
         host::open_files(WANTED_FILES),
         host::clock(SystemClock.now()),
         port(Transport::Tcp, config.http.listen),
@@ -92,6 +93,13 @@ fn look(config: &Config) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Where the database is.
+fn database(config: &Config) -> PathBuf {
+    let path = config.store.settings.get("path").and_then(serde_json::Value::as_str);
+    let folder = path.map(Path::new).and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+    folder.map_or_else(|| config.data_dir.clone(), Path::to_owned)
 }
 
 fn port(transport: Transport, at: SocketAddr) -> Finding {

@@ -55,12 +55,16 @@ impl DataDir {
             }
             Err(TryLockError::Error(e)) => return Err(Error::io(doing("locking"), e)),
         }
-        // The holder's name is for people; it may be stale, the lock never is.
+        // The holder's name is for people; it may be stale, the lock never is. A full disk must not keep the server from its start: what
+        // frees space is the server's to do.
         let written = lock
             .set_len(0)
             .and_then(|()| lock.rewind())
             .and_then(|()| writeln!(lock, "{}", std::process::id()));
-        written.map_err(|e| Error::io(format!("writing {}", lock_path.display()), e))?;
+        match written.map_err(|e| Error::io(format!("writing {}", lock_path.display()), e)) {
+            Err(e) if e.kind() != ErrorKind::Full => return Err(e),
+            _ => {}
+        }
         Ok(Self { path, _lock: lock })
     }
 

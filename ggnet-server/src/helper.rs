@@ -39,13 +39,18 @@ pub async fn helper(config: &Config, options: &HelperOptions) -> Result<()> {
         "the helper answers"
     );
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve(listener, duties, stop.clone()));
+    let mut serving = std::pin::pin!(serve(listener, duties, stop.clone()));
     // No socket of systemd's is no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    ends.wait().await;
+    tokio::select! {
+        () = ends.wait() => {}
+        // Its unit starts it again.
+        () = serving.as_mut() => return Err(Error::internal("The helper ended although nobody asked it to")),
+    }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
-    serving.await.map_err(|e| Error::internal("The helper's task died").with_source(e))
+    serving.await;
+    Ok(())
 }
 
 fn user(name: &str) -> Result<Owner> {

@@ -6,7 +6,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use ggnet_backends::host::{Transport, holders};
+use ggnet_backends::{
+    addresses::Addresses,
+    host::{Transport, holders},
+};
 use ggnet_core::{
     Error, Result,
     metrics::Registry as Metrics,
@@ -14,14 +17,15 @@ use ggnet_core::{
     orchestrator::Orchestrator,
     ports::{Clock, Store},
     registry::Registry,
+    supervisor::Supervisor,
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
     data_dir::DataDir,
-    http::{self, Advertise, App, router},
+    http::{Advertise, App, Connections, METRICS_PREFIX, router},
     log,
     say::say,
     signals::Stop,
@@ -42,7 +46,8 @@ pub struct Server {
     clock: Arc<dyn Clock>,
     store: Arc<dyn Store>,
     stopping: CancellationToken,
-    http_task: JoinHandle<()>,
+    connections: Arc<Connections>,
+    long_lived: Arc<Supervisor>,
     // Last, so that the lock outlives everything.
     _data: DataDir,
 }
@@ -56,7 +61,7 @@ impl Server {
             listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
         let wiring = wiring::wiring(config, &data, address.port()).await?;
         let store = wiring::store(config, registry, &wiring).await?;
-        let mut metrics = Metrics::with_prefix(http::METRICS_PREFIX);
+        let mut metrics = Metrics::with_prefix(METRICS_PREFIX);
         let orchestrator = wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
         let store = orchestrator.ports().store().clone();
         let (new_token, token) = match token(store.as_ref()).await {
@@ -67,7 +72,11 @@ impl Server {
             }
         };
         let stopping = CancellationToken::new();
+        let long_lived = Arc::new(Supervisor::new(stopping.clone()));
+        let addresses = Addresses::watch("HTTP", &[address], &long_lived);
         let app = App {
+            long_lived: Arc::clone(&long_lived),
+            addresses,
             orchestrator: orchestrator.clone(),
             token: token.clone(),
             advertise: Advertise { address: config.network.advertise, http_port: address.port() },
@@ -75,7 +84,12 @@ impl Server {
             metrics,
             stopping: stopping.clone(),
         };
-        let http_task = tokio::spawn(http::serve(listener, router(app), stopping.clone()));
+        let connections = Arc::new(Connections::new(router(app), stopping.clone()));
+        let (accepting, listener) = (Arc::clone(&connections), Arc::new(listener));
+        long_lived.keep(format!("the HTTP accept loop of {address}"), move || {
+            let (accepting, listener) = (Arc::clone(&accepting), Arc::clone(&listener));
+            async move { accepting.accept(&listener).await }
+        });
         let clock = wiring.clock.clone();
         Ok(Self {
             http: address,
@@ -85,7 +99,8 @@ impl Server {
             clock,
             store,
             stopping,
-            http_task,
+            connections,
+            long_lived,
             _data: data,
         })
     }
@@ -100,11 +115,12 @@ impl Server {
 
     /// Stops: answers what is under way, finishes orchestrations, flushes disks, closes. Whatever hangs, it ends within 80 s with the
     /// default limits: 3 s for HTTP, 15 s for orchestrations, and the limits of the ports to close, 62 s in all.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.stopping.cancel();
+        self.long_lived.stop().await;
         // A client that keeps its request open must not keep the server up.
-        if tokio::time::timeout(Duration::from_secs(3), &mut self.http_task).await.is_err() {
-            self.http_task.abort();
+        if tokio::time::timeout(Duration::from_secs(3), self.connections.finished()).await.is_err() {
+            tracing::info!("HTTP requests are left unanswered");
         }
         self.orchestrator.shutdown().await;
     }

@@ -36,6 +36,7 @@ impl Calls {
         operation: &'static str,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
+        #[expect(clippy::disallowed_methods, reason = "one call, tracked")]
         let done = self.tasks.spawn(work).await;
         let done =
             done.unwrap_or_else(|e| Err(Error::internal("A task of the DHCP backend died").with_source(e)));

@@ -11,7 +11,10 @@ use std::{
 use ggnet_core::{Error, ErrorKind, Result, nouns::MacAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::udp::PktinfoSocket;
+use crate::{
+    links::{Link, link_named},
+    udp::PktinfoSocket,
+};
 
 /// ENODEV: what SO_BINDTODEVICE says of an interface that is not there.
 const NO_SUCH_DEVICE: i32 = 19;
@@ -47,6 +50,33 @@ pub(super) fn address(interface: &str) -> Result<Ipv4Addr> {
         Err(e) if e.kind() == io::ErrorKind::NetworkUnreachable => Err(no_address(interface)),
         Err(e) => Err(bind_error(interface, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), e)),
     }
+}
+
+/// The interface's number, while it can be served: an interface that is deleted and made again has another.
+///
+/// # Errors
+/// `NotFound`; `Invalid` for a port of a bridge or a bond, which never hears a packet itself, naming what to name in its place.
+pub(super) fn number(interface: &str) -> Result<u32> {
+    check_name(interface)?;
+    let link = link_named(interface).map_err(|e| {
+        Error::io(format!("Looking for the interface {interface}"), e).with_subject(interface)
+    })?;
+    match link {
+        None => Err(no_such(interface)),
+        Some(Link { port_of: Some(master), .. }) => Err(Error::invalid(
+            "interfaces",
+            format!("{interface} is a port of {master}, which takes its packets"),
+        )
+        .with_subject(interface)
+        .with_hint(format!("Name {master} in its place: --interface {master} (network.interfaces)"))),
+        Some(link) => Ok(link.index),
+    }
+}
+
+/// There is no interface of this name.
+pub(super) fn no_such(interface: &str) -> Error {
+    Error::not_found("network interface", interface)
+        .with_hint("ip -brief link lists the interfaces of this host")
 }
 
 /// The interface's hardware address.
@@ -87,9 +117,7 @@ fn no_address(interface: &str) -> Error {
 
 fn bind_error(interface: &str, address: SocketAddrV4, source: io::Error) -> Error {
     if source.raw_os_error() == Some(NO_SUCH_DEVICE) {
-        return Error::not_found("network interface", interface)
-            .with_hint("ip -brief link lists the interfaces of this host")
-            .with_source(source);
+        return no_such(interface).with_source(source);
     }
     let hint = match source.kind() {
         io::ErrorKind::PermissionDenied => Some(

@@ -125,6 +125,10 @@ impl Session {
         });
         let (queue, written) = mpsc::channel(QUEUE);
         let life = Life(Arc::clone(&shared));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "lives as long as its program; the connection sees its end and starts it again"
+        )]
         let task = tokio::spawn(live(coprocess, pipes, written, life, max_line));
         Ok(Self { shared, queue, max_line, _task: AbortOnDropHandle::new(task) })
     }

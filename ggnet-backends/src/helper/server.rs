@@ -134,6 +134,7 @@ pub async fn serve(listener: UnixListener, duties: Duties, stop: CancellationTok
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let duties = Arc::clone(&duties);
+                    #[expect(clippy::disallowed_methods, reason = "one connection, tracked")]
                     tasks.spawn(async move {
                         let _place = place;
                         converse(stream, &duties).await;

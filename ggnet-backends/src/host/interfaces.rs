@@ -1,4 +1,5 @@
-//! The network interfaces of this namespace: names from `/proc/net/dev`, addresses by getifaddrs(3), the rest from `/sys/class/net`.
+//! The network interfaces of this namespace: names, and what is a port of what, by rtnetlink(7), addresses by
+//! getifaddrs(3), the rest from `/sys/class/net`.
 //!
 //! `/sys` shows the network namespace of whoever mounted it, which after `unshare --net` is not ours: it is believed only when it
 //! lists the very names that the kernel gives us.
@@ -6,6 +7,7 @@
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
 use super::{Finding, Level};
+use crate::links;
 
 /// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct Interface {
     pub up: bool,
     /// Whether it is the loopback interface.
     pub loopback: bool,
+    /// The bridge, bond or team whose port it is; none where it stands for itself.
+    pub port_of: Option<String>,
     /// Its addresses.
     pub addresses: Vec<Address>,
 }
@@ -38,12 +42,10 @@ pub struct Interface {
 /// # Errors
 /// When the kernel does not list them.
 pub fn interfaces() -> io::Result<Vec<Interface>> {
-    let table = fs::read_to_string("/proc/net/dev")?;
-    // Two lines of headings, then `  name: counters`.
-    let names: BTreeSet<String> =
-        table.lines().skip(2).filter_map(|l| Some(l.rsplit_once(':')?.0.trim().to_owned())).collect();
+    let ports = links::links()?;
+    let names: BTreeSet<String> = ports.iter().map(|l| l.name.clone()).collect();
     let sys = Path::new("/sys/class/net");
-    let sys_is_ours = links(sys) == names;
+    let sys_is_ours = listed(sys) == names;
     let known = if_addrs::get_if_addrs()?;
     Ok(names
         .into_iter()
@@ -59,10 +61,12 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
                     mtu: number(&Path::new("/proc/sys/net/ipv6/conf").join(&name).join("mtu")),
                     up: mine().any(if_addrs::Interface::is_oper_up),
                     loopback: mine().any(if_addrs::Interface::is_loopback),
+                    port_of: None,
                     addresses: Vec::new(),
                     name: name.clone(),
                 }
             };
+            found.port_of = ports.iter().find(|l| l.name == name).and_then(|l| l.port_of.clone());
             found.addresses = mine()
                 .map(|k| match &k.addr {
                     if_addrs::IfAddr::V4(a) => Address { ip: a.ip.into(), prefix: a.prefixlen },
@@ -75,7 +79,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
 }
 
 /// The links of `/sys/class/net` (`bonding_masters` there is a plain file); none where it cannot be read.
-fn links(sys: &Path) -> BTreeSet<String> {
+fn listed(sys: &Path) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(sys) else { return BTreeSet::new() };
     let dirs = entries.filter_map(Result::ok).filter(|e| e.path().is_dir());
     dirs.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
@@ -99,6 +103,7 @@ fn read(dir: &Path, name: String) -> Interface {
         mtu: number(&dir.join("mtu")),
         up: up && carrier,
         loopback,
+        port_of: None,
         addresses: Vec::new(),
     }
 }
@@ -121,6 +126,15 @@ pub fn interface(name: &str) -> Finding {
 
 fn judge(what: String, found: &Interface) -> Finding {
     let name = &found.name;
+    if let Some(master) = &found.port_of {
+        let mend = format!("Name {master} in its place: --interface {master} (network.interfaces)");
+        return Finding::bad(
+            Level::Fail,
+            what,
+            format!("It is a port of {master}, which takes its packets"),
+            mend,
+        );
+    }
     if !found.up {
         let mend = format!("sudo ip link set {name} up   (and plug in the cable)");
         return Finding::bad(Level::Fail, what, "It is down or has no carrier", mend);
@@ -197,11 +211,14 @@ mod tests {
             mtu: Some(1500),
             up: true,
             loopback: false,
+            port_of: None,
             addresses: vec![Address { ip: "fe80::1".parse().unwrap(), prefix: 64 }],
         };
         assert!(judge("x".into(), &up).why.contains("no IPv4"));
         let down = Interface { up: false, ..up.clone() };
         assert!(judge("x".into(), &down).mend.unwrap().contains("ip link set eth0 up"));
+        let port = Interface { port_of: Some("br7".into()), ..up.clone() };
+        assert!(judge("x".into(), &port).mend.unwrap().contains("--interface br7"));
         let mut good = up;
         good.addresses.push(Address { ip: "10.0.0.1".parse().unwrap(), prefix: 24 });
         let f = judge("x".into(), &good);

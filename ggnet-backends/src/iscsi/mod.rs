@@ -52,7 +52,7 @@ mod writes;
 pub use block::{BlockDevice, BlockInfo, BlockRun};
 pub use chap::{Chap, ChapPair, Secret};
 pub use places::Occupancy;
-pub use server::{AddError, BindError, IscsiServer, Removal, RemoveError};
+pub use server::{Accepting, AddError, BindError, IscsiServer, Removal, RemoveError};
 pub use stats::{CountersSnapshot, LATENCY_BUCKETS};
 
 /// How a server listens and behaves.

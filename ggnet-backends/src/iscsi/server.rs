@@ -142,6 +142,23 @@ impl IscsiServer {
         policy: Arc<dyn LoginPolicy>,
         observer: Arc<dyn SessionObserver>,
     ) -> Result<Self, BindError> {
+        let (server, accepting) = Self::listen(config, policy, observer)?;
+        for listener in accepting {
+            #[expect(clippy::disallowed_methods, reason = "whoever wants them watched calls `listen`")]
+            server.0.tasks.spawn(listener.run());
+        }
+        Ok(server)
+    }
+
+    /// As [`bind`](IscsiServer::bind), and accepts nothing: that is for whoever runs what it returns, and watches it.
+    ///
+    /// # Errors
+    /// As [`bind`](IscsiServer::bind).
+    pub fn listen(
+        config: ServerConfig,
+        policy: Arc<dyn LoginPolicy>,
+        observer: Arc<dyn SessionObserver>,
+    ) -> Result<(Self, Vec<Accepting>), BindError> {
         let mut listeners = Vec::new();
         for &address in &config.listen {
             listeners.push(listen(address).map_err(|source| BindError { address, source })?);
@@ -165,10 +182,14 @@ impl IscsiServer {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        for listener in listeners {
-            inner.tasks.spawn(accept(Arc::clone(&inner), listener));
-        }
-        Ok(Self(inner))
+        let accepting = |listener| Accepting { inner: Arc::clone(&inner), listener: Arc::new(listener) };
+        let accepting = listeners.into_iter().map(accepting).collect();
+        Ok((Self(inner), accepting))
+    }
+
+    /// Cancelled when the server stops.
+    pub fn stopping(&self) -> CancellationToken {
+        self.0.stop.clone()
     }
 
     /// The addresses listened on, with the ports that the system chose.
@@ -339,7 +360,20 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn accept(inner: Arc<Inner>, listener: TcpListener) {
+/// A listener whose connections are to be accepted. It is open until this is dropped.
+pub struct Accepting {
+    inner: Arc<Inner>,
+    listener: Arc<TcpListener>,
+}
+
+impl Accepting {
+    /// Accepts until the server stops. Dropped or panicked half-way: the listener stays open, and connections wait for the next run.
+    pub fn run(&self) -> impl Future<Output = ()> + Send + use<> {
+        accept(Arc::clone(&self.inner), Arc::clone(&self.listener))
+    }
+}
+
+async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>) {
     loop {
         let accepted = tokio::select! {
             () = inner.stop.cancelled() => return,
@@ -348,6 +382,7 @@ async fn accept(inner: Arc<Inner>, listener: TcpListener) {
         match accepted {
             Ok((stream, peer)) => {
                 let place = inner.places.take(peer.ip());
+                #[expect(clippy::disallowed_methods, reason = "one connection, tracked")]
                 inner.tasks.spawn(connection(Arc::clone(&inner), stream, peer, place));
             }
             Err(error) => {

@@ -74,6 +74,7 @@ impl SystemRunner {
         };
         let tail = Arc::<Mutex<Tail>>::default();
         let following = follow(stderr, Arc::clone(&tail), complaint);
+        #[expect(clippy::disallowed_methods, reason = "lives as long as its program")]
         let complaints = AbortOnDropHandle::new(tokio::spawn(following));
         Ok((Coprocess { argv, tail, complaints, group, child }, Pipes { stdin, stdout }))
     }

@@ -145,6 +145,7 @@ async fn dropping_the_call_kills_the_whole_group() {
     let runner = SystemRunner::new().unwrap();
     let pids = Arc::new(Mutex::new(Vec::new()));
     let run = long_lived(&pids);
+    #[expect(clippy::disallowed_methods, reason = "a task of the test, which it waits for")]
     let task = tokio::spawn(async move { runner.run(run).await });
     until("the script speaks", || pids.lock().unwrap().len() == 2).await;
     task.abort();

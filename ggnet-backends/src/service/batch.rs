@@ -70,6 +70,7 @@ impl<T: Send + 'static> Batch<T> {
             state.callers.push((brings, told));
             if !state.at_work {
                 state.at_work = true;
+                #[expect(clippy::disallowed_methods, reason = "one run, tracked")]
                 self.0.tasks.spawn(Arc::clone(&self.0).work());
             }
         }
@@ -140,6 +141,7 @@ fn copy(e: &Error) -> Error {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -14,7 +14,7 @@
 use std::{
     collections::HashMap,
     fs::DirBuilder,
-    io,
+    io::{self, IoSlice},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -26,11 +26,13 @@ use ggnet_core::{
     ports::{BaseImage, Health, WritebackListed},
 };
 
-use super::files::{Files, Open};
+use super::files::{Files, Open, RawFile};
 
 const REMOVED: &str = ".removed-";
 const PROBE: &str = ".probe-";
 const LOW_BYTES: u64 = 1 << 30;
+/// What the probe writes.
+const PROBE_BYTES: usize = 128 << 10;
 
 /// See the module.
 pub(super) struct Folder {
@@ -61,18 +63,34 @@ impl Folder {
         self.dir.join(format!("{REMOVED}{}-{id}", self.instance))
     }
 
-    /// Writes a file and removes it; whether a hole could be punched into it.
-    pub(super) fn probe(&self) -> io::Result<bool> {
-        let _one = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.dir.join(format!("{PROBE}{}", self.instance));
-        let file = self.files.open(&path, Open::Create)?;
-        let tried = file.set_size(8192).and_then(|()| file.punch(0, 4096));
-        self.files.remove_file(&path)?;
+    /// Whether holes can be punched into files here, found out with a file that is removed again. On a full disk it is not known, and
+    /// nothing is punched until the next start: what is there must be served.
+    pub(super) fn can_punch(&self) -> io::Result<bool> {
+        let tried = self.with_probe(|file| file.set_size(8192).and_then(|()| file.punch(0, 4096)));
         match tried {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(false),
+            Err(e) if full(&e) => {
+                tracing::warn!(dir = %self.dir.display(), "full at the start: blocks that guests discard are not given back to the disk");
+                Ok(false)
+            }
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether a machine's disk could be made: as much is written as the maps of a small one take. A full disk still has room for an empty
+    /// file.
+    fn has_room(&self) -> io::Result<()> {
+        self.with_probe(|file| file.write_at(&mut [IoSlice::new(&vec![1; PROBE_BYTES])], 0))
+    }
+
+    fn with_probe(&self, work: impl FnOnce(&dyn RawFile) -> io::Result<()>) -> io::Result<()> {
+        let _one = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.dir.join(format!("{PROBE}{}", self.instance));
+        let file = self.files.open(&path, Open::Create)?;
+        let done = work(file.as_ref());
+        self.files.remove_file(&path)?;
+        done
     }
 
     /// Removes the writeback, whatever is there of it.
@@ -145,11 +163,11 @@ impl Folder {
     /// How the folder is; waits for the disk.
     pub(super) fn health(&self) -> Health {
         let dir = self.dir.display();
-        let full =
-            |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        match self.probe() {
-            Ok(_) => {}
-            Err(e) if full(&e) => return Health::Degraded(format!("{dir} is full: free some space")),
+        match self.has_room() {
+            Ok(()) => {}
+            Err(e) if full(&e) => {
+                return Health::Blocked(format!("{dir} is full, no machine gets a disk: free some space"));
+            }
             Err(e) => {
                 return Health::Down(format!(
                     "{dir} cannot be written: {e}: check its mount and permissions"
@@ -166,6 +184,10 @@ impl Folder {
             Ok(_) => Health::Up,
         }
     }
+}
+
+fn full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A disk is of whole sectors, and has some.

@@ -5,6 +5,8 @@
 //! `--test native` of the package `ggnet-tests` runs this program in virtual machines whose kernel has LIO: as root, with nothing else
 //! using LIO, and one test at a time, for all of them share the kernel's one tree. Those with "targetcli" in their names, which need that
 //! program, run in a Debian; the others in a machine that has nothing else.
+
+#![allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 #[path = "../iscsi_support/mod.rs"]

@@ -224,7 +224,7 @@ fn a_full_disk_is_full_and_nothing_else() {
             };
             assert_eq!(e.kind(), ErrorKind::Full, "round {round}: {}", e.report());
             assert!(e.hint().unwrap().contains("Free space") && !e.is_retryable());
-            assert!(matches!(store.health().await, Health::Degraded(why) if why.contains("No space")));
+            assert!(matches!(store.health().await, Health::Blocked(why) if why.contains("No space")));
             assert_eq!(store.commit(batch(n)).await.unwrap_err().kind(), ErrorKind::Full);
             // Everything that was acknowledged reads, and nothing of what was not.
             assert_eq!(whole_batches(&store).await, n);
@@ -252,6 +252,58 @@ fn a_full_disk_is_full_and_nothing_else() {
     });
 }
 
+/// The end of batch `n`'s session: what a stop records.
+async fn end(store: &SqliteStore, n: u32) -> ggnet_core::Result<()> {
+    let machine = store.machine_by_mac(mac(n)).await?.unwrap();
+    let mut session = store.live_session(machine.id).await?.unwrap();
+    session.state = SessionState::Stopped;
+    session.ended_at = Some(session.started_at);
+    let ends = Batch::new().write(Write::Session(Box::new(session))).event(event(i64::from(n)));
+    store.commit(ends.audit(audit("end", 1)).from_reserve()).await.map(|_| ())
+}
+
+#[test]
+fn on_a_full_disk_what_frees_space_is_recorded_and_strangers_use_none_of_the_reserve() {
+    const NAME: &str = "reserve";
+    let Some(folder) = role(NAME) else {
+        return in_a_mount_namespace(
+            NAME,
+            "crash::on_a_full_disk_what_frees_space_is_recorded_and_strangers_use_none_of_the_reserve",
+        );
+    };
+    mount("size=32m", &folder);
+    block_on(async {
+        let (store, ballast) = (open(&folder).await, folder.join("ballast"));
+        for n in 0..200 {
+            store.commit(batch(n)).await.unwrap();
+        }
+        fill(&ballast);
+        let sight = |n: u32| Batch::new().write(Write::Seen(seen(1000 + n)));
+        let mut strangers = 0;
+        while store.commit(sight(strangers)).await.is_ok() {
+            strangers += 1;
+        }
+        for n in 0..200 {
+            end(&store, n).await.unwrap_or_else(|e| panic!("end {n}: {}", e.report()));
+            assert_eq!(store.commit(sight(strangers)).await.unwrap_err().kind(), ErrorKind::Full);
+            if n == 100 {
+                // Also after a kill, on the full disk.
+                end(&open(&folder).await, 150).await.unwrap();
+                break;
+            }
+        }
+        assert!(matches!(store.health().await, Health::Blocked(why) if why.contains("No space")));
+        fs::remove_file(&ballast).unwrap();
+        assert_eq!(store.health().await, Health::Up, "there is room again, and nothing was written since");
+        store.commit(sight(strangers)).await.unwrap();
+        let taken = fs::metadata(folder.join("ggnet.db-reserve")).unwrap();
+        assert_eq!(
+            (taken.len(), std::os::unix::fs::PermissionsExt::mode(&taken.permissions()) & 0o777),
+            (8 << 20, 0o600)
+        );
+    });
+}
+
 #[test]
 fn a_file_system_mounted_read_only_is_a_matter_of_permission() {
     const NAME: &str = "read-only";
@@ -261,7 +313,7 @@ fn a_file_system_mounted_read_only_is_a_matter_of_permission() {
             "crash::a_file_system_mounted_read_only_is_a_matter_of_permission",
         );
     };
-    mount("size=8m", &folder);
+    mount("size=32m", &folder);
     block_on(async {
         let store = open(&folder).await;
         store.commit(batch(0)).await.unwrap();

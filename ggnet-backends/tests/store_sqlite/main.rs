@@ -1,4 +1,6 @@
 //! The `Store` backend "sqlite": the port's behaviour suite, and what only a store in a file can get wrong.
+
+#![allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 #![cfg(feature = "store-sqlite")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 

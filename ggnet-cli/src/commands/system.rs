@@ -168,7 +168,7 @@ async fn wait(client: &Client, limit: Duration) -> Result<HealthResponse> {
 
 fn reasons(health: &HealthResponse) -> String {
     let down = |b: &BackendHealth| match &b.health {
-        Health::Down(reason) => Some(format!("{}: {reason}", b.port)),
+        Health::Down(reason) | Health::Blocked(reason) => Some(format!("{}: {reason}", b.port)),
         Health::Up | Health::Degraded(_) => None,
     };
     let all: Vec<String> = health.backends.iter().filter_map(down).collect();
@@ -179,6 +179,9 @@ fn backend(b: &BackendHealth) -> Field {
     match &b.health {
         Health::Up => Field::with(format!("{}: up", b.backend), Mood::Good),
         Health::Degraded(reason) => Field::with(format!("{}: {reason}", b.backend), Mood::Middling),
+        Health::Blocked(reason) => {
+            Field::with(format!("{}: serves nobody new: {reason}", b.backend), Mood::Bad)
+        }
         Health::Down(reason) => Field::with(format!("{}: down: {reason}", b.backend), Mood::Bad),
     }
 }

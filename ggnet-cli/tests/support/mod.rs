@@ -142,12 +142,18 @@ pub fn boot_request(address: &str, path: &str) -> String {
 impl Server {
     /// A server, ready, nobody logged in.
     pub fn start() -> Self {
-        // Somebody else may take a port between our look and the server's.
-        (0..5).find_map(|_| Self::try_start()).expect("the server did not start; its log is above")
+        Self::start_with(|_| {})
     }
 
-    fn try_start() -> Option<Self> {
+    /// The same in a folder that is prepared first.
+    pub fn start_with(prepare: impl Fn(&Path)) -> Self {
+        // Somebody else may take a port between our look and the server's.
+        (0..5).find_map(|_| Self::try_start(&prepare)).expect("the server did not start; its log is above")
+    }
+
+    fn try_start(prepare: &impl Fn(&Path)) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
+        prepare(folder.path());
         std::fs::create_dir(folder.path().join("import")).unwrap();
         File::create(folder.path().join("empty.toml")).unwrap();
         let address = format!("127.0.0.1:{}", free_port());
@@ -179,6 +185,23 @@ impl Server {
         let code = if said.is_empty() { self.process.wait().unwrap().code().unwrap() } else { 0 };
         self._stdout = stdout;
         Ran { code, stdout: said, stderr: std::fs::read_to_string(self.folder.path().join("log")).unwrap() }
+    }
+
+    /// Kills it and starts it again over its folder, which has its token; it answers when this returns.
+    pub fn again(&mut self) {
+        self.kill();
+        self.process = serve(self.folder.path(), &self.address).spawn().unwrap();
+        self._stdout = BufReader::new(self.process.stdout.take().unwrap());
+        while TcpStream::connect(&self.address).is_err() {
+            let log = || std::fs::read_to_string(self.folder.path().join("log")).unwrap();
+            assert!(self.process.try_wait().unwrap().is_none(), "it did not start: {}", log());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// The folder that its configuration, its log and its data folder are in.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Its data folder.

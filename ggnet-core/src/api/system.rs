@@ -23,6 +23,9 @@ pub struct BackendHealth {
     /// How it is.
     #[serde(flatten)]
     pub health: Health,
+    /// Whether it lets machines boot now: one that does not makes the server unready.
+    #[serde(default)]
+    pub boots: bool,
 }
 
 /// `GET /health/ready`.

@@ -249,7 +249,7 @@ impl Orchestrator {
             let batch = Batch {
                 writes: write.into_iter().collect(),
                 events: event.into_iter().collect(),
-                audit: vec![],
+                ..Batch::new()
             };
             self.record(batch).await?;
         }

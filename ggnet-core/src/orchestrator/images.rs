@@ -2,7 +2,8 @@
 //!
 //! An import: record `importing` → check the stated checksum of the source → probe → convert → checksum of the result → record `ready`
 //! and, unless told otherwise, make it current. Whatever fails or is cancelled leaves `failed` with the reason and no file. The server's
-//! death in the middle leaves an `importing` record, which the next start makes `failed`.
+//! death in the middle leaves an `importing` record, which the next start makes `failed`; an end that cannot be recorded (the disk is full) is
+//! recorded later; and what is `importing` though nobody imports it, the reconciler makes `failed`.
 
 use std::{
     collections::HashMap,
@@ -44,6 +45,10 @@ pub struct ImportRequest {
     pub actor: Actor,
 }
 
+/// How soon an end that could not be recorded is recorded again; doubled each time.
+const RECORD_AGAIN: Duration = Duration::from_secs(1);
+const RECORD_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
+
 /// What a deletion freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeletedVersion {
@@ -55,6 +60,18 @@ pub struct DeletedVersion {
 #[derive(Default)]
 pub(super) struct Imports {
     running: Mutex<HashMap<ImageVersionId, Running>>,
+}
+
+/// An import that is under way until this is dropped.
+struct Underway<'a> {
+    imports: &'a Imports,
+    id: ImageVersionId,
+}
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        self.imports.remove(self.id);
+    }
 }
 
 #[derive(Clone)]
@@ -168,45 +185,98 @@ impl Orchestrator {
         Ok(())
     }
 
-    async fn finish_import(&self, mut version: ImageVersion, request: &ImportRequest, running: Running) {
-        let outcome = self.perform_import(&version, request, &running).await;
-        version.finished_at = Some(self.now());
-        if outcome.is_err() {
+    /// Imports, and records how it ended: again and again while that cannot be recorded. Until it is, the import counts as running, and
+    /// can be cancelled.
+    async fn finish_import(&self, version: ImageVersion, request: &ImportRequest, running: Running) {
+        // Whatever ends this, a panic too: then nobody works on it, and the reconciler fails it.
+        let _underway = Underway { imports: &self.inner.imports, id: version.id };
+        let mut outcome = self.perform_import(&version, request, &running).await;
+        if let Err(e) = &outcome {
+            tracing::warn!(version = %version.id, error = %e.report(), "import failed");
             remove_file(&self.version_path(version.id)).await;
         }
-        // Held over the record: the image's current version is read and written.
-        let _image = self.inner.image_lock.write().await;
+        let mut wait = RECORD_AGAIN;
+        loop {
+            // Held over the record: the image's current version is read and written.
+            let image_lock = self.inner.image_lock.write().await;
+            let recorded = self.record_import(version.clone(), request, &outcome).await;
+            let Err(e) = recorded else { return };
+            drop(image_lock);
+            tracing::error!(version = %version.id, error = %e.report(), again_in = ?wait, "could not record the import's end");
+            tokio::select! {
+                () = running.cancel.cancelled(), if outcome.is_ok() => {
+                    if self.inner.cancel.is_cancelled() {
+                        return;
+                    }
+                    outcome = Err(Error::new(ErrorKind::Unavailable, "The import was cancelled").retryable(false));
+                    remove_file(&self.version_path(version.id)).await;
+                }
+                // The record stays `importing`; the next start makes it `failed` and removes the file.
+                () = self.inner.cancel.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            wait = (wait * 2).min(RECORD_AGAIN_AT_MOST);
+        }
+    }
+
+    /// The caller holds the image lock.
+    async fn record_import(
+        &self,
+        mut version: ImageVersion,
+        request: &ImportRequest,
+        outcome: &Result<(u64, String)>,
+    ) -> Result<()> {
+        version.finished_at = Some(self.now());
         let mut batch = Batch::new();
         match outcome {
             Ok((size_bytes, sha256)) => {
                 version.state = VersionState::Ready;
-                version.size_bytes = size_bytes;
-                version.sha256 = Some(sha256);
-                if let Ok(Some(mut image)) = self.inner.ports.store().image(version.image).await
-                    && (request.make_current || image.current.is_none())
-                {
-                    image.current = Some(version.id);
+                version.size_bytes = *size_bytes;
+                version.sha256 = Some(sha256.clone());
+                let event = self.event(EventKind::VersionReady).image(version.image);
+                let (image, id) = (self.inner.ports.store().image(version.image).await?, version.id);
+                batch = batch.write(Write::Version(version)).event(event);
+                if let Some(mut image) = image.filter(|i| request.make_current || i.current.is_none()) {
+                    image.current = Some(id);
                     image.updated_at = self.now();
-                    batch = batch.write(Write::Version(version.clone())).write(Write::Image(image));
-                } else {
-                    batch = batch.write(Write::Version(version.clone()));
+                    batch = batch.write(Write::Image(image));
                 }
-                batch = batch.event(self.event(EventKind::VersionReady).image(version.image));
             }
-            Err(e) => {
-                tracing::warn!(version = %version.id, error = %e.report(), "import failed");
-                version.state = VersionState::Failed;
-                version.error = Some(e.to_string());
-                let kind = EventKind::VersionFailed { reason: e.to_string() };
-                batch = batch.write(Write::Version(version.clone()));
-                batch = batch.event(self.event(kind).image(version.image));
+            Err(e) => batch = self.failed_version(version, e.to_string()),
+        }
+        self.record(batch).await.map(|_| ())
+    }
+
+    /// A version that is no longer imported and has failed.
+    fn failed_version(&self, mut version: ImageVersion, reason: String) -> Batch {
+        version.state = VersionState::Failed;
+        version.error = Some(reason.clone());
+        version.finished_at = Some(self.now());
+        let event = self.event(EventKind::VersionFailed { reason }).image(version.image);
+        Batch::new().write(Write::Version(version)).event(event).from_reserve()
+    }
+
+    /// Versions that are `importing` and that nobody imports: their import died. They become `failed`, and their files go. Returns how
+    /// many there were.
+    pub(super) async fn fail_abandoned_imports(&self) -> Result<u64> {
+        let importing = self.inner.ports.store().importing_versions().await?;
+        if importing.iter().all(|version| self.inner.imports.get(version.id).is_some()) {
+            return Ok(0);
+        }
+        // Looked at again: whoever begins an import holds this until the import is known to be under way.
+        let _image = self.inner.image_lock.write().await;
+        let mut failed = 0;
+        for version in self.inner.ports.store().importing_versions().await? {
+            if self.inner.imports.get(version.id).is_some() {
+                continue;
             }
+            let path = self.version_path(version.id);
+            let reason = "The import ended without a result; import the file again".to_owned();
+            self.record(self.failed_version(version, reason)).await?;
+            remove_file(&path).await;
+            failed += 1;
         }
-        if let Err(e) = self.record(batch).await {
-            // The record stays `importing`; the next start makes it `failed` and removes the file.
-            tracing::error!(version = %version.id, error = %e.report(), "could not record the import");
-        }
-        self.inner.imports.remove(version.id);
+        Ok(failed)
     }
 
     async fn perform_import(
@@ -319,7 +389,8 @@ impl Orchestrator {
                 json!({ "before": version }),
             );
             let event = this.event(EventKind::VersionDeleted).image(version.image);
-            this.record(Batch::new().write(Write::DeleteVersion(id)).event(event).audit(row)).await?;
+            let batch = Batch::new().write(Write::DeleteVersion(id)).event(event).audit(row);
+            this.record(batch.from_reserve()).await?;
             drop(image_lock);
             remove_file(&this.version_path(id)).await;
             Ok(DeletedVersion { id })
@@ -347,7 +418,8 @@ impl Orchestrator {
             let row =
                 this.audit(&actor, "image.delete", ("image", id.to_string()), json!({ "before": image }));
             let event = this.event(EventKind::ImageDeleted).image(id);
-            this.record(Batch::new().write(Write::DeleteImage(id)).event(event).audit(row)).await?;
+            let batch = Batch::new().write(Write::DeleteImage(id)).event(event).audit(row);
+            this.record(batch.from_reserve()).await?;
             drop(image_lock);
             for version in ids {
                 remove_file(&this.version_path(version)).await;
@@ -386,14 +458,10 @@ impl Orchestrator {
 
     async fn try_interrupted_imports(&self) -> Result<()> {
         let dir = &self.inner.config.images_dir;
-        for mut version in self.inner.ports.store().importing_versions().await? {
+        for version in self.inner.ports.store().importing_versions().await? {
             let reason = "The server was interrupted during the import; import the file again".to_owned();
-            version.state = VersionState::Failed;
-            version.error = Some(reason.clone());
-            version.finished_at = Some(self.now());
-            let event = self.event(EventKind::VersionFailed { reason }).image(version.image);
             remove_file(&self.version_path(version.id)).await;
-            self.record(Batch::new().write(Write::Version(version)).event(event)).await?;
+            self.record(self.failed_version(version, reason)).await?;
         }
         self.inner.ports.converter().clean(dir).await?;
         for (path, id) in version_files(dir).await? {

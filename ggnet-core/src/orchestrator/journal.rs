@@ -3,7 +3,7 @@
 use super::Orchestrator;
 use crate::{
     error::Result,
-    nouns::{Actor, AuditRow, Event, EventKind, NewEvent, Session},
+    nouns::{Actor, AuditRow, Event, EventKind, NewEvent, Session, SessionState},
     ports::{Batch, Write},
 };
 
@@ -50,12 +50,15 @@ impl Orchestrator {
         kind: EventKind,
         audit: Option<AuditRow>,
     ) -> Result<()> {
+        let ends =
+            matches!(session.state, SessionState::Stopping | SessionState::Stopped | SessionState::Failed)
+                || matches!(kind, EventKind::GenerationExpired { .. });
         let mut batch = Batch::new().write(Write::Session(Box::new(session.clone())));
         batch = batch.event(self.session_event(session, kind));
         if let Some(row) = audit {
             batch = batch.audit(row);
         }
-        self.record(batch).await?;
+        self.record(if ends { batch.from_reserve() } else { batch }).await?;
         session.revision += 1;
         Ok(())
     }

@@ -116,7 +116,8 @@ impl Orchestrator {
                 json!({ "before": machine }),
             );
             let event = this.event(EventKind::MachineDeleted).machine(id);
-            this.record(Batch::new().write(Write::DeleteMachine(id)).event(event).audit(row)).await?;
+            let batch = Batch::new().write(Write::DeleteMachine(id)).event(event).audit(row);
+            this.record(batch.from_reserve()).await?;
             let mut gone = machine;
             gone.auto_start = false;
             if let Err(e) = this.settle_boot(&gone, false).await {
@@ -148,7 +149,7 @@ impl Orchestrator {
             this.inner.ports.writeback().remove(&ResourceId::machine(id), Removal::IfIdle).await?;
             let row = this.audit(&actor, "machine.discard_writeback", ("machine", id.to_string()), json!({}));
             let event = this.event(EventKind::MachineUpdated).machine(id);
-            this.record(Batch::new().event(event).audit(row)).await.map(|_| ())
+            this.record(Batch::new().event(event).audit(row).from_reserve()).await.map(|_| ())
         })
         .await
     }

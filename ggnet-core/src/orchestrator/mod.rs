@@ -60,6 +60,7 @@ use crate::{
     error::{Error, Result},
     keyed_locks::KeyedLocks,
     nouns::{Event, MachineId, SessionId, Timestamp},
+    supervisor::Supervisor,
 };
 
 /// The orchestrator. Cheap to clone; the last [`Orchestrator::shutdown`] ends its tasks.
@@ -86,7 +87,10 @@ struct Inner {
     events: broadcast::Sender<Event>,
     observations: OnceLock<tokio::sync::mpsc::Sender<observe::Seen>>,
     serving: AtomicBool,
+    /// Short-lived work: a call, an import.
     tasks: TaskTracker,
+    /// The reconciler and the writer of observations.
+    long_lived: Supervisor,
     /// No new work.
     cancel: CancellationToken,
     /// Ends work under way that did not end in time.
@@ -100,6 +104,7 @@ impl Orchestrator {
         ports.check()?;
         config.check()?;
         let (events, _) = broadcast::channel(4096);
+        let cancel = CancellationToken::new();
         let this = Self {
             inner: Arc::new(Inner {
                 ports,
@@ -117,13 +122,19 @@ impl Orchestrator {
                 observations: OnceLock::new(),
                 serving: AtomicBool::new(false),
                 tasks: TaskTracker::new(),
-                cancel: CancellationToken::new(),
+                long_lived: Supervisor::new(cancel.clone()),
+                cancel,
                 cut: CancellationToken::new(),
             }),
         };
         this.attach();
         let reconciler = this.clone();
-        this.spawn(async move { reconciler.reconcile_until_shutdown().await });
+        this.inner.long_lived.keep("the reconciler", move || {
+            let (reconciler, cut) = (reconciler.clone(), reconciler.inner.cut.clone());
+            async move {
+                cut.run_until_cancelled_owned(reconciler.reconcile_until_shutdown()).await;
+            }
+        });
         Ok(this)
     }
 
@@ -151,6 +162,12 @@ impl Orchestrator {
         self.inner.serving.load(Ordering::Acquire)
     }
 
+    /// A long-lived task of its own that ended although nobody asked, and has not recovered yet.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.long_lived.trouble()
+    }
+
     /// Whether an initiator of this session is, or was within the last reconcile, logged in.
     #[must_use]
     pub fn is_online(&self, session: SessionId) -> bool {
@@ -173,7 +190,11 @@ impl Orchestrator {
         inner.cancel.cancel();
         inner.tasks.close();
         let deadline = inner.config.shutdown_deadline;
-        if tokio::time::timeout(deadline, inner.tasks.wait()).await.is_err() {
+        let ended = async {
+            inner.tasks.wait().await;
+            inner.long_lived.stop().await;
+        };
+        if tokio::time::timeout(deadline, ended).await.is_err() {
             tracing::warn!(
                 ?deadline,
                 tasks = inner.tasks.len(),
@@ -181,6 +202,7 @@ impl Orchestrator {
             );
             inner.cut.cancel();
             inner.tasks.wait().await;
+            inner.long_lived.stop().await;
         }
         inner.ports.shutdown().await;
     }
@@ -208,6 +230,7 @@ impl Orchestrator {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<Option<T>> {
+        #[expect(clippy::disallowed_methods, reason = "one call or one import, tracked")]
         self.inner.tasks.spawn(self.inner.cut.clone().run_until_cancelled_owned(work))
     }
 }

@@ -188,11 +188,18 @@ impl Orchestrator {
         p.target().attach(handle(), handle());
         p.dhcp().attach(handle());
         p.boot_files().attach(handle());
-        let task = self.clone();
-        self.spawn(async move { task.write_observations(receiver).await });
+        let (task, receiver) = (self.clone(), Arc::new(tokio::sync::Mutex::new(receiver)));
+        self.inner.long_lived.keep("the writer of observations", move || {
+            let (task, receiver) = (task.clone(), receiver.clone());
+            // Held as long as it runs: the next one goes on with the same queue.
+            async move {
+                let cut = task.inner.cut.clone();
+                cut.run_until_cancelled_owned(task.write_observations(&mut *receiver.lock().await)).await;
+            }
+        });
     }
 
-    async fn write_observations(&self, mut queue: mpsc::Receiver<Seen>) {
+    async fn write_observations(&self, queue: &mut mpsc::Receiver<Seen>) {
         let mut waiting = Waiting::default();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);

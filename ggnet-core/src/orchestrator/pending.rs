@@ -80,6 +80,7 @@ impl Waiting {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 mod tests {
     use std::time::Duration;
 

@@ -40,7 +40,7 @@ pub struct ReconcileReport {
     pub removed: u64,
     /// Objects that a live session or a machine lacked and that were made.
     pub made: u64,
-    /// Sessions that were stopped or undone.
+    /// Sessions that were stopped or undone, and imports that nobody worked on.
     pub ended: u64,
     /// What could not be done, and will be tried again.
     pub trouble: Vec<String>,
@@ -103,7 +103,10 @@ impl Having {
 
 impl Orchestrator {
     pub(super) async fn reconcile_until_shutdown(&self) {
-        self.interrupted_imports().await;
+        // Not when it is started again: imports of our own are under way then.
+        if !self.inner.swept.initialized() {
+            self.interrupted_imports().await;
+        }
         let interval = self.inner.config.reconcile_interval;
         let mut wait = FIRST_WAIT.min(interval);
         let mut pruned: Option<tokio::time::Instant> = None;
@@ -177,6 +180,12 @@ impl Orchestrator {
         let mut work: HashSet<MachineId> = sessions.iter().map(|s| s.machine).collect();
         work.extend(machines.iter().filter(|m| Self::wants_boot(m, false)).map(|m| m.id));
         work.extend(world.owners());
+        if self.inner.swept.initialized() {
+            match self.fail_abandoned_imports().await {
+                Ok(failed) => report.ended += failed,
+                Err(e) => report.trouble.push(format!("imports: {}", e.report())),
+            }
+        }
         let (world, slots) = (&world, &Semaphore::new(PARALLEL));
         let rounds = stream::iter(work)
             .map(|machine| async move { self.reconcile_machine(machine, world, slots).await });

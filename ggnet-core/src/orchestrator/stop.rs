@@ -9,7 +9,7 @@ use super::Orchestrator;
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{Actor, EventKind, Machine, Session, SessionId, SessionState, StopReason},
-    ports::Removal,
+    ports::{Batch, Removal, Write},
 };
 
 /// What to stop.
@@ -96,7 +96,11 @@ impl Orchestrator {
     async fn take_back_stop(&self, mut session: Session, machine: Option<&Machine>) -> Result<()> {
         session.state = SessionState::Active;
         session.stop_reason = None;
-        self.record_session(&mut session, EventKind::SessionActive, None).await?;
+        let event = self.session_event(&session, EventKind::SessionActive);
+        let batch = Batch::new().write(Write::Session(Box::new(session.clone()))).event(event);
+        // On a full disk, too: a session that stays `stopping` is ended by force, under a running machine.
+        self.record(batch.from_reserve()).await?;
+        session.revision += 1;
         for generation in session.generations() {
             self.ensure_generation(&session, generation).await?;
         }

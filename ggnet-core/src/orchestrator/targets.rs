@@ -51,7 +51,8 @@ impl Orchestrator {
                 Ok(endpoint) => Ok((target, endpoint)),
                 Err(e) => {
                     let event = this.event(EventKind::TargetDeleted);
-                    this.record(Batch::new().write(Write::DeleteTarget(target.id)).event(event)).await?;
+                    let batch = Batch::new().write(Write::DeleteTarget(target.id)).event(event);
+                    this.record(batch.from_reserve()).await?;
                     Err(e)
                 }
             }
@@ -70,7 +71,8 @@ impl Orchestrator {
             let row =
                 this.audit(&actor, "target.delete", ("target", id.to_string()), json!({ "before": target }));
             let event = this.event(EventKind::TargetDeleted);
-            this.record(Batch::new().write(Write::DeleteTarget(id)).event(event).audit(row)).await.map(|_| ())
+            let batch = Batch::new().write(Write::DeleteTarget(id)).event(event).audit(row);
+            this.record(batch.from_reserve()).await.map(|_| ())
         })
         .await
     }

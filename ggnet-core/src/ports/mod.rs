@@ -133,16 +133,26 @@ pub struct Listed {
     pub completeness: Completeness,
 }
 
-/// How a backend is.
+/// How a backend is. Machines boot while it is up or degraded: [`Health::boots`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "status", content = "reason")]
 pub enum Health {
     /// It works.
     Up,
-    /// It works for those it serves now, but something needs an operator.
+    /// It works, also for who comes now, but something needs an operator.
     Degraded(String),
+    /// It works for those it serves now and takes nobody new: a machine that boots now would get nothing. The reason says what to do.
+    Blocked(String),
     /// It does not work; the reason names the unit, path or port and what to do.
     Down(String),
+}
+
+impl Health {
+    /// Whether a machine that asks now is served.
+    #[must_use]
+    pub const fn boots(&self) -> bool {
+        matches!(self, Self::Up | Self::Degraded(_))
+    }
 }
 
 #[cfg(test)]

@@ -65,6 +65,8 @@ pub struct Batch {
     pub events: Vec<NewEvent>,
     /// Who did it.
     pub audit: Vec<AuditRow>,
+    /// Whether it may use what the store keeps in reserve for a full disk: see [`Batch::from_reserve`].
+    pub from_reserve: bool,
 }
 
 impl Batch {
@@ -72,6 +74,14 @@ impl Batch {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// It frees space, or says how something ended: on a full disk it may use what the store keeps in reserve for that. Other changes may
+    /// not, so that the reserve is there when it is needed.
+    #[must_use]
+    pub const fn from_reserve(mut self) -> Self {
+        self.from_reserve = true;
+        self
     }
 
     /// Adds a change.
@@ -174,7 +184,8 @@ pub trait Store: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
     /// Applies a batch in one durable transaction and returns its events with their places. When it returns, a power cut loses
-    /// nothing of it. Dropped half-way: applied whole or not at all.
+    /// nothing of it. Dropped half-way: applied whole or not at all. `Full` when there is no room: a store keeps some in reserve for
+    /// batches that are [`Batch::from_reserve`].
     async fn commit(&self, batch: Batch) -> Result<Vec<Event>>;
 
     /// A machine.

@@ -285,6 +285,7 @@ impl Layer for FaultLayer {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 mod tests {
     use super::*;
     use crate::{

@@ -105,6 +105,7 @@ impl Layer for Guard {
         let begun = shared.calls.begin(&op);
         let lost = what(&op);
         let work = Arc::clone(shared).work(op, call, (begun, held), asked, answer).in_current_span();
+        #[expect(clippy::disallowed_methods, reason = "one call, tracked until it ends or the port is closed")]
         if closes {
             self.tasks.spawn(work);
         } else {
@@ -132,6 +133,7 @@ impl Layer for Guard {
             _ if overdue.count >= self.shared.limits.in_flight => {
                 Health::Down(format!("No further call is begun: {text}"))
             }
+            Health::Blocked(why) => Health::Blocked(format!("{why}. {text}")),
             Health::Degraded(why) => Health::Degraded(format!("{why}. {text}")),
             Health::Up => Health::Degraded(text),
         }

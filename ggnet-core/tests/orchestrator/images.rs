@@ -7,7 +7,7 @@ use ggnet_core::{
     checksum::sha256_bytes,
     nouns::{Actor, EventKind, ImageVersion, ImageVersionId, VersionState, WritebackPolicy},
     orchestrator::{ImportRequest, NewTarget},
-    ports::Store as _,
+    ports::{Batch, Store as _, Write},
     testkit::flaky::{Fault, FaultPlan},
 };
 
@@ -212,14 +212,19 @@ async fn an_import_waits_for_the_clean_up_after_the_last_process() {
 }
 
 #[tokio::test]
-async fn an_import_that_could_not_be_recorded_can_be_deleted() {
+async fn an_import_whose_end_is_not_recorded_yet_can_be_cancelled_and_deleted() {
     let house = House::new();
     let p = house.open().await;
     p.plan.add(Fault::on("convert").nth(1).is_delayed(Duration::from_millis(50)));
     let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
-    p.plan.add(Fault::on("store.commit").nth(1).fails(ErrorKind::Unavailable));
-    until("it ends", async || p.o.import_progress(version.id).is_none()).await;
+    let before = p.plan.calls("store.commit");
+    p.plan.add(Fault::on("store.commit").first(1).fails(ErrorKind::Full));
+    until("its end is tried", async || p.plan.calls("store.commit") > before).await;
+    assert!(p.o.import_progress(version.id).is_some(), "it counts as running");
     assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, VersionState::Importing);
+    p.o.cancel_import(version.id).unwrap();
+    let failed = ended(&p, version.id).await;
+    assert!(failed.state == VersionState::Failed && failed.error.unwrap().contains("cancelled"));
     p.o.delete_version(version.id, Actor::Embedder).await.unwrap();
     assert!(files(&house).is_empty());
 }
@@ -279,4 +284,45 @@ async fn two_imports_at_once_are_two_versions_of_one_image() {
     ended(&p, a.id).await;
     ended(&p, b.id).await;
     assert_eq!(files(&house).len(), 2);
+}
+
+#[tokio::test]
+async fn an_imports_end_that_could_not_be_recorded_is_recorded_later() {
+    for works in [true, false] {
+        let house = House::new();
+        let p = house.open().await;
+        p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_millis(200)));
+        if !works {
+            p.plan.add(Fault::on("image_converter.probe").first(1).fails(ErrorKind::Full));
+            p.plan.add(Fault::on("image_converter.probe").is_delayed(Duration::from_millis(200)));
+        }
+        let (image, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+        let before = p.plan.calls("store.commit");
+        p.plan.add(Fault::on("store.commit").first(2).fails(ErrorKind::Full));
+        let done = ended(&p, version.id).await;
+        assert!(p.plan.calls("store.commit") >= before + 3, "it was recorded at once");
+        assert_eq!(done.state, if works { VersionState::Ready } else { VersionState::Failed });
+        let current = p.store.image(image.id).await.unwrap().unwrap().current;
+        assert_eq!(current, works.then_some(version.id));
+        assert_eq!(files(&house).len(), usize::from(works));
+    }
+}
+
+#[tokio::test]
+async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
+    let house = House::new();
+    let p = house.open().await;
+    p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_millis(500)));
+    let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+    // As an import that died leaves it.
+    let dead = ImageVersion { id: ImageVersionId::generate(), number: 7, ..version.clone() };
+    p.store.commit(Batch::new().write(Write::Version(dead.clone()))).await.unwrap();
+    std::fs::File::create(p.o.version_path(dead.id)).unwrap();
+    let report = p.o.reconcile().await;
+    assert_eq!((report.ended, report.trouble), (1, vec![]));
+    let failed = p.store.version(dead.id).await.unwrap().unwrap();
+    assert_eq!(failed.state, VersionState::Failed);
+    assert!(failed.error.unwrap().contains("import the file again"));
+    assert_eq!(ended(&p, version.id).await.state, VersionState::Ready, "one that is under way goes on");
+    assert_eq!(files(&house).len(), 1);
 }

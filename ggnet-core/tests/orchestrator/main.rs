@@ -3,6 +3,7 @@
 //!
 //! [`house`] is what outlives a process (a store, a kernel's targets, files) and the process itself; every module is a subject.
 
+#![allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
 mod boot;

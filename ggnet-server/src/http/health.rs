@@ -16,26 +16,30 @@ pub async fn live() -> &'static str {
 /// `GET /health/ready`: machines can boot now; else 503 with the reason.
 pub async fn ready(State(app): State<Shared>) -> impl IntoResponse {
     let p = app.orchestrator.ports();
-    let backends: [BackendHealth; 6] = tokio::join!(
+    let own = app.orchestrator.trouble().or_else(|| app.long_lived.trouble());
+    let own = own.or_else(|| app.addresses.trouble()).map_or(Health::Up, Health::Down);
+    let backends: [BackendHealth; 7] = tokio::join!(
         ask("store", p.store().name(), p.store().health()),
         ask("target", p.target().name(), p.target().health()),
         ask("writeback", p.writeback().name(), p.writeback().health()),
         ask("dhcp", p.dhcp().name(), p.dhcp().health()),
         ask("boot_files", p.boot_files().name(), p.boot_files().health()),
         ask("converter", p.converter().name(), p.converter().health()),
+        ask("server", "ggnet", async { own }),
     )
     .into();
     let serving = app.orchestrator.is_serving() && !app.stopping.is_cancelled();
-    // A missing converter stops imports, not boots.
-    let down = |b: &BackendHealth| matches!(b.health, Health::Down(_)) && b.port != "converter";
-    let ready = serving && !backends.iter().any(down);
+    let ready = serving && backends.iter().all(|b| b.boots);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(HealthResponse { ready, serving, backends: backends.into() }))
 }
 
 /// All are asked at once. One that hangs is down when the port's limit for `health` has passed.
 async fn ask(port: &str, backend: &str, health: impl Future<Output = Health>) -> BackendHealth {
-    BackendHealth { port: port.to_owned(), backend: backend.to_owned(), health: health.await }
+    let health = health.await;
+    // A missing converter stops imports, not boots.
+    let boots = health.boots() || port == "converter";
+    BackendHealth { port: port.to_owned(), backend: backend.to_owned(), health, boots }
 }
 
 /// `GET /api/v1/server`.
@@ -45,4 +49,21 @@ pub async fn server(State(app): State<Shared>) -> Json<ServerInfo> {
         instance: app.orchestrator.config().instance.to_string(),
         import_dirs: app.import_dirs.iter().map(|d| d.display().to_string()).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_lets_nobody_new_boot_is_said_of_each_backend() {
+        let boots = async |port, health| ask(port, "x", async { health }).await.boots;
+        assert!(boots("dhcp", Health::Up).await && boots("store", Health::Degraded("slow".into())).await);
+        assert!(
+            !boots("store", Health::Blocked("full".into())).await,
+            "it works for those it serves, and for no other"
+        );
+        assert!(!boots("dhcp", Health::Down("gone".into())).await);
+        assert!(boots("converter", Health::Down("gone".into())).await);
+    }
 }

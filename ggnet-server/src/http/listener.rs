@@ -47,33 +47,52 @@ const UNHEARD: Duration = Duration::from_secs(60);
 /// Pause after an `accept` that failed for lack of resources.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves HTTP until it is told to stop; then finishes the requests under way.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stopping: CancellationToken) {
-    let places = Arc::new(Places::default());
-    let tasks = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stopping.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let Some(place) = places.take(peer.ip().to_canonical()) else {
-                    // Closed by being dropped: every connection there is has a request under way.
-                    tracing::debug!(%peer, "HTTP connection refused: too many");
-                    continue;
-                };
-                tasks.spawn(connection(stream, peer, router.clone(), place, stopping.clone()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "accepting an HTTP connection failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+/// Who serves the connections, and which there are.
+pub(crate) struct Connections {
+    router: Router,
+    places: Arc<Places>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+impl Connections {
+    /// Of a server that stops when `stopping` is cancelled.
+    pub(crate) fn new(router: Router, stopping: CancellationToken) -> Self {
+        Self { router, places: Arc::default(), tasks: TaskTracker::new(), stopping }
+    }
+
+    /// Accepts connections until the stop. Dropped or panicked half-way: those that there are go on, and the listener stays open.
+    pub(crate) async fn accept(&self, listener: &TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.stopping.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let Some(place) = self.places.take(peer.ip().to_canonical()) else {
+                        // Closed by being dropped: every connection there is has a request under way.
+                        tracing::debug!(%peer, "HTTP connection refused: too many");
+                        continue;
+                    };
+                    let connection =
+                        connection(stream, peer, self.router.clone(), place, self.stopping.clone());
+                    #[expect(clippy::disallowed_methods, reason = "one connection, tracked")]
+                    self.tasks.spawn(connection);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting an HTTP connection failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
-    drop(listener);
-    tasks.close();
-    tasks.wait().await;
+
+    /// Waits until the requests under way are answered; nothing must be accepted any more.
+    pub(crate) async fn finished(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
 }
 
 async fn connection(

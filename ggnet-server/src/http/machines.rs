@@ -189,6 +189,10 @@ pub async fn forget_seen(
     ValidPath(mac): ValidPath<MacAddr>,
 ) -> Answer<StatusCode> {
     seen_one(&app, mac).await?;
-    app.orchestrator.ports().store().commit(Batch::new().write(Write::DeleteSeen(mac))).await?;
+    app.orchestrator
+        .ports()
+        .store()
+        .commit(Batch::new().write(Write::DeleteSeen(mac)).from_reserve())
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -26,7 +26,8 @@ use axum::{
     middleware,
     routing::{delete, get, post},
 };
-use ggnet_core::{metrics::Registry, orchestrator::Orchestrator};
+use ggnet_backends::addresses::Addresses;
+use ggnet_core::{metrics::Registry, orchestrator::Orchestrator, supervisor::Supervisor};
 use tower_http::{
     catch_panic::CatchPanicLayer,
     limit::RequestBodyLimitLayer,
@@ -37,7 +38,7 @@ use tower_http::{
 
 pub use advertise::Advertise;
 pub use connection::Endpoints;
-pub(crate) use listener::serve;
+pub(crate) use listener::Connections;
 pub(crate) use metrics::PREFIX as METRICS_PREFIX;
 
 use crate::token::TokenHash;
@@ -54,6 +55,10 @@ pub struct App {
     pub import_dirs: Vec<PathBuf>,
     /// What the orchestrator's ports count.
     pub metrics: Registry,
+    /// The server's own long-lived tasks.
+    pub long_lived: Arc<Supervisor>,
+    /// The addresses that HTTP listens on.
+    pub addresses: Arc<Addresses>,
     /// Cancelled when the server stops.
     pub stopping: tokio_util::sync::CancellationToken,
 }

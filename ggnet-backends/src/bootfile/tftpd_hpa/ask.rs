@@ -48,6 +48,7 @@ pub(super) async fn ask(server: SocketAddr, path: &str) -> io::Result<Answer> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 mod tests {
     use super::*;
 

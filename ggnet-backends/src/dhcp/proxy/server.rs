@@ -6,20 +6,33 @@
 //! kernel takes that which was bound last (with SO_REUSEADDR as with SO_REUSEPORT). Bound to the wildcard, we would take the
 //! unicast renewals of a DHCP server that started before us on this host.
 //!
-//! Invariants: every task is in `tracker` and ends with `cancel`; a reply leaves by the interface its request came in by; an
-//! observation is told after its reply was handed to the kernel.
+//! Each interface has one task, which looks at it every [`LOOK_EVERY`]:
+//! ```text
+//!            there, stands for itself, sockets bound
+//!   lost ────────────────────────────────────────────▶ served
+//!     ▲   gone, another under its name, a bridge's port    │
+//!     └────────────────────────────────────────────────────┘
+//! ```
+//! A socket belongs to the interface that had the name when it was bound, by the interface's number: one that is deleted and made again,
+//! or renamed, would leave it deaf.
+//!
+//! Invariants: an interface is lost until its sockets are bound to what has its name now, and health is down and names it until then; one
+//! log line for each change; every task ends with `cancel`; a reply leaves by the interface its request came in by; an observation is
+//! told after its reply was handed to the kernel.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use ggnet_core::{Result, ports::Health};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use futures_util::future::join_all;
+use ggnet_core::{Result, ports::Health, supervisor::Supervisor};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     ProxyDhcpConfig, Table,
@@ -28,25 +41,43 @@ use super::{
 };
 use crate::{
     dhcp::interface,
-    udp::{PktinfoSocket, RECEIVE_BUFFER},
+    udp::{Failing, PktinfoSocket, RECEIVE_BUFFER},
 };
 
 /// The PXE boot server's port.
 const BOOT_SERVER: u16 = 4011;
 /// Pause after a failed receive, so that a broken interface does not spin a core.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(500);
+/// How often it is looked whether the interface is still the one that the sockets are bound to.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The running sockets.
 pub(super) struct Server {
     shared: Arc<Shared>,
+    long_lived: Supervisor,
 }
 
 struct Shared {
     config: ProxyDhcpConfig,
     table: Arc<Table>,
-    tracker: TaskTracker,
     cancel: CancellationToken,
     failing: AtomicUsize,
+    /// Interfaces that are not served, and why.
+    lost: Mutex<BTreeMap<String, String>>,
+}
+
+/// What an interface was when its sockets were bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    index: u32,
+    /// Its own address; none where it has none, or where that could not be asked.
+    address: Option<Ipv4Addr>,
+}
+
+/// An interface's sockets.
+struct Bound {
+    place: Place,
+    ears: Vec<Ear>,
 }
 
 /// One socket and what it is for.
@@ -59,39 +90,40 @@ struct Ear {
 impl Server {
     /// Binds everything, then starts.
     pub(super) fn start(config: ProxyDhcpConfig, table: Arc<Table>) -> Result<Self> {
-        let mut ears = Vec::new();
-        for name in &config.interfaces {
-            let mut bind = |port, address: Ipv4Addr, number| -> Result<()> {
-                let socket = interface::open(name, SocketAddrV4::new(address, number))?;
-                ears.push(Ear { interface: name.clone(), port, socket });
-                Ok(())
-            };
-            bind(Port::Dhcp, Ipv4Addr::BROADCAST, 67)?;
-            bind(Port::BootServer, Ipv4Addr::UNSPECIFIED, BOOT_SERVER)?;
-            if config.relays {
-                bind(Port::Dhcp, interface::address(name)?, 67)?;
-            }
+        let cancel = CancellationToken::new();
+        let (failing, lost) = (AtomicUsize::new(0), Mutex::default());
+        let shared = Arc::new(Shared { config, table, cancel: cancel.clone(), failing, lost });
+        let names = shared.config.interfaces.clone();
+        let mut first = Vec::new();
+        for name in names {
+            first.push((shared.bind(&name)?, name));
         }
-        if ears.is_empty() {
+        if first.is_empty() {
             tracing::info!(target: "dhcp", "ProxyDHCP answers on no network: no interface is configured");
         }
-        let shared = Arc::new(Shared {
-            config,
-            table,
-            tracker: TaskTracker::new(),
-            cancel: CancellationToken::new(),
-            failing: AtomicUsize::new(0),
-        });
-        for ear in ears {
-            tracing::info!(target: "dhcp", interface = ear.interface, port = ?ear.port, "ProxyDHCP listens");
-            shared.tracker.spawn(Arc::clone(&shared).listen(ear));
+        let long_lived = Supervisor::new(cancel);
+        for (bound, name) in first {
+            tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP listens");
+            let (shared, bound) = (Arc::clone(&shared), Arc::new(Mutex::new(Some(bound))));
+            long_lived.keep(format!("proxyDHCP on {name}"), move || {
+                let (shared, name, bound) = (Arc::clone(&shared), name.clone(), take(&bound));
+                async move { shared.serve(&name, bound).await }
+            });
         }
-        Ok(Self { shared })
+        Ok(Self { shared, long_lived })
     }
 
-    /// Down when it cannot receive or knows no address to tell, degraded when that is so on a part of the interfaces.
+    /// Down when it cannot receive, has lost an interface or knows no address to tell; degraded when only the last is so, and on a part
+    /// of the interfaces.
     pub(super) fn health(&self) -> Health {
         let config = &self.shared.config;
+        if let Some(trouble) = self.long_lived.trouble() {
+            return Health::Down(trouble);
+        }
+        let lost: Vec<String> = lock(&self.shared.lost).values().cloned().collect();
+        if !lost.is_empty() {
+            return Health::Down(lost.join("; "));
+        }
         let failing = self.shared.failing.load(Ordering::Relaxed);
         if failing > 0 {
             return Health::Down(format!(
@@ -117,49 +149,114 @@ impl Server {
 
     /// Ends every task and waits for them.
     pub(super) async fn stop(&self) {
-        self.shared.cancel.cancel();
-        self.shared.tracker.close();
-        self.shared.tracker.wait().await;
+        self.long_lived.stop().await;
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.shared.cancel.cancel();
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every step under these locks leaves valid data.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn take(bound: &Mutex<Option<Bound>>) -> Option<Bound> {
+    lock(bound).take()
 }
 
 impl Shared {
-    async fn listen(self: Arc<Self>, ear: Ear) {
-        let mut buffer = vec![0; RECEIVE_BUFFER];
-        let mut failing = false;
+    /// Binds the sockets of what has this name now.
+    fn bind(&self, name: &str) -> Result<Bound> {
+        let place = Place::of(name)?;
+        let mut ears = Vec::new();
+        let mut bind = |port, address: Ipv4Addr, number| -> Result<()> {
+            let socket = interface::open(name, SocketAddrV4::new(address, number))?;
+            ears.push(Ear { interface: name.to_owned(), port, socket });
+            Ok(())
+        };
+        bind(Port::Dhcp, Ipv4Addr::BROADCAST, 67)?;
+        bind(Port::BootServer, Ipv4Addr::UNSPECIFIED, BOOT_SERVER)?;
+        if self.config.relays {
+            bind(Port::Dhcp, interface::address(name)?, 67)?;
+        }
+        // Another may have come under this name meanwhile.
+        if Place::of(name)?.index != place.index {
+            return Err(interface::no_such(name));
+        }
+        Ok(Bound { place, ears })
+    }
+
+    /// Serves an interface until the stop, whatever becomes of it. `bound`: its sockets, where they are bound already.
+    async fn serve(&self, name: &str, mut bound: Option<Bound>) {
         loop {
-            let received = tokio::select! {
-                () = self.cancel.cancelled() => return,
-                received = ear.socket.recv(&mut buffer) => received,
+            let next = match bound.take() {
+                Some(bound) => Ok(bound),
+                None => self.bind(name),
             };
-            match received {
-                Ok(received) => {
-                    if std::mem::take(&mut failing) {
-                        self.failing.fetch_sub(1, Ordering::Relaxed);
+            match next {
+                Ok(mut bound) => {
+                    if lock(&self.lost).remove(name).is_some() {
+                        tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP listens again");
                     }
-                    for datagram in received.datagrams(&buffer) {
-                        // The sockets are never full: a reply is one small packet.
-                        tokio::select! {
-                            () = self.cancel.cancelled() => return,
-                            () = self.answer(&ear, datagram, received.peer, received.local) => {}
-                        }
+                    let Bound { place, ears } = &mut bound;
+                    tokio::select! {
+                        () = self.cancel.cancelled() => return,
+                        () = self.watch(name, place) => {}
+                        _ = join_all(ears.iter().map(|ear| self.listen(ear))) => {}
                     }
                 }
-                Err(error) => {
-                    tracing::warn!(target: "dhcp", interface = ear.interface, %error, "Receiving failed; trying again");
-                    if !std::mem::replace(&mut failing, true) {
-                        self.failing.fetch_add(1, Ordering::Relaxed);
+                Err(e) => {
+                    let hint = e.hint().map(|hint| format!(": {hint}")).unwrap_or_default();
+                    let why = format!("ProxyDHCP is deaf on {name}: {}{hint}", e.message());
+                    let before = lock(&self.lost).insert(name.to_owned(), why.clone());
+                    if before.as_ref() != Some(&why) {
+                        tracing::warn!(target: "dhcp", interface = name, why, "an interface is not served until it is back");
                     }
                     tokio::select! {
                         () = self.cancel.cancelled() => return,
-                        () = tokio::time::sleep(RECEIVE_PAUSE) => {}
+                        () = tokio::time::sleep(LOOK_EVERY) => {}
                     }
+                }
+            }
+        }
+    }
+
+    /// Returns when the sockets must be bound anew.
+    async fn watch(&self, name: &str, place: &mut Place) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let Ok(now) = Place::of(name) else { return };
+            if now.index != place.index {
+                tracing::warn!(target: "dhcp", interface = name, "another interface has this name now");
+                return;
+            }
+            if now.address != place.address {
+                tracing::info!(target: "dhcp", interface = name, before = ?place.address, now = ?now.address, "another address");
+                *place = now;
+                // The socket for relays is bound to it.
+                if self.config.relays {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn listen(&self, ear: &Ear) {
+        let mut buffer = vec![0; RECEIVE_BUFFER];
+        let mut failing = None;
+        loop {
+            match ear.socket.recv(&mut buffer).await {
+                Ok(received) => {
+                    failing = None;
+                    for datagram in received.datagrams(&buffer) {
+                        // The sockets are never full: a reply is one small packet.
+                        self.answer(ear, datagram, received.peer, received.local).await;
+                    }
+                }
+                Err(error) => {
+                    if failing.is_none() {
+                        tracing::warn!(target: "dhcp", interface = ear.interface, %error, "Receiving failed; trying again");
+                        failing = Some(Failing::new(&self.failing));
+                    }
+                    tokio::time::sleep(RECEIVE_PAUSE).await;
                 }
             }
         }
@@ -209,5 +306,13 @@ impl Shared {
         for observation in decision.seen {
             observer.observe(observation);
         }
+    }
+}
+
+impl Place {
+    /// What has this name now; an error where it cannot be served.
+    fn of(name: &str) -> Result<Self> {
+        let index = interface::number(name)?;
+        Ok(Self { index, address: interface::address(name).ok() })
     }
 }

@@ -65,6 +65,18 @@ pub(super) fn conflict(message: impl Into<String>, hint: &str) -> Error {
 }
 
 impl Failure {
+    /// Whether it may have failed because the disk is full. SQLite says so of ENOSPC at a write; of a quota, and of what a file system
+    /// finds out later, it only says which call failed.
+    pub(super) fn may_lack_room(&self) -> bool {
+        match self {
+            Self::Said(e) => e.kind() == ErrorKind::Full,
+            // SQLITE_FULL; SQLITE_IOERR_SHMSIZE, _WRITE, _FSYNC, _TRUNCATE, _SHMOPEN; SQLITE_CANTOPEN
+            Self::Sql(e) => {
+                matches!(extended_code(e), Some(13 | 4874 | 778 | 1034 | 1546 | 4618 | 14))
+            }
+        }
+    }
+
     /// The failure as the port's error; `path` is the database's.
     pub(super) fn into_error(self, path: &Path, operation: &'static str) -> Error {
         match self {

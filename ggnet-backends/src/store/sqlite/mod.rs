@@ -19,17 +19,20 @@
 //!   which `shutdown` waits for.
 //! * A connection whose transaction did not end cleanly is never used again.
 //! * "Newest" session means last recorded; it does not depend on the clock.
-//! * The database and the key file have mode 0600, whatever the umask.
+//! * The database, its reserve and the key file have mode 0600, whatever the umask.
+//! * A change that frees space is recorded also on a full disk, as long as the reserve lasts; any other only while that is whole.
 
 mod delete;
 mod errors;
 mod open;
 mod read;
+mod reserve;
 mod rows;
 mod seal;
 mod write;
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -48,6 +51,7 @@ use sqlx::{Connection as _, FromRow as _, SqliteConnection, SqlitePool, sqlite::
 use tokio_util::task::TaskTracker;
 
 use errors::{BACKEND, Failure};
+use reserve::Reserve;
 use seal::Sealer;
 
 use open::{sync_folder, tighten};
@@ -77,7 +81,9 @@ struct Shared {
     /// Transactions under way; `shutdown` waits for them.
     tasks: TaskTracker,
     /// Why the last transaction failed, when that was the database's fault.
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Option<Trouble>>,
+    /// Disk space for changes that free some; none where no file can be made beside the database.
+    reserve: Option<Arc<Reserve>>,
 }
 
 /// The `Store` in one SQLite file. Cheap to clone; all clones are one store.
@@ -86,7 +92,13 @@ pub struct SqliteStore {
     shared: Arc<Shared>,
 }
 
+struct Trouble {
+    kind: ErrorKind,
+    why: String,
+}
+
 /// What a transaction does.
+#[derive(Clone)]
 enum Work {
     Batch(Batch),
     Prune(&'static str, i64),
@@ -109,6 +121,57 @@ impl Shared {
         if writer.closed {
             return Err(closed().into());
         }
+        if !matches!(&work, Work::Batch(batch) if batch.from_reserve) {
+            if !self.reserve(Reserve::is_whole, Reserve::take).await {
+                return Err(self.only_the_reserve().into());
+            }
+            return self.attempt(&mut writer, work).await;
+        }
+        loop {
+            match self.attempt(&mut writer, work.clone()).await {
+                Err(failure) if failure.may_lack_room() && self.gives().await => {}
+                done => {
+                    // Before anybody else takes what became free.
+                    self.reserve(Reserve::is_whole, Reserve::take).await;
+                    return done;
+                }
+            }
+        }
+    }
+
+    /// What the reserve says: by a look, or by a call that blocks. True where there is none, and where it fails for another reason than
+    /// lack of room: the change itself then says why.
+    async fn reserve(&self, known: fn(&Reserve) -> bool, find_out: fn(&Reserve) -> io::Result<bool>) -> bool {
+        let Some(reserve) = self.reserve.clone() else { return true };
+        if known(&reserve) {
+            return true;
+        }
+        match tokio::task::spawn_blocking(move || find_out(&reserve)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the database's reserve");
+                true
+            }
+            Err(_died) => true,
+        }
+    }
+
+    /// A slice of the reserve becomes free; false: there is none left.
+    async fn gives(&self) -> bool {
+        let Some(reserve) = self.reserve.clone() else { return false };
+        let given = tokio::task::spawn_blocking(move || reserve.give()).await;
+        matches!(given, Ok(Ok(true)))
+    }
+
+    fn only_the_reserve(&self) -> Error {
+        Error::new(
+            ErrorKind::Full,
+            format!("No space is left for the database {} but its reserve", self.path.display()),
+        )
+        .with_hint("Free space on its file system: stopping sessions and deleting images still works")
+    }
+
+    async fn attempt(&self, writer: &mut Writer, work: Work) -> Result<Done, Failure> {
         // Taken out, so that a panic or an aborted task drops the connection, and with it the transaction.
         let mut conn = match writer.connection.take() {
             Some(conn) => conn,
@@ -162,7 +225,7 @@ impl Shared {
         match outcome {
             Ok(_) => *trouble = None,
             Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Invalid) => {}
-            Err(e) => *trouble = Some(e.message().to_owned()),
+            Err(e) => *trouble = Some(Trouble { kind: e.kind(), why: e.message().to_owned() }),
         }
     }
 }
@@ -186,6 +249,17 @@ impl SqliteStore {
         let SqliteConfig { path, key_file } = config;
         let opened = open::open(&path, key_file).await;
         let (sealer, options, connection, readers) = opened.map_err(|f| f.into_error(&path, "open"))?;
+        let beside = path.clone();
+        let reserve =
+            tokio::task::spawn_blocking(move || Reserve::open(&beside, open::writes_elsewhere(&beside)))
+                .await;
+        let reserve = match reserve.unwrap_or_else(|died| Err(io::Error::other(died))) {
+            Ok(reserve) => Some(Arc::new(reserve)),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "no space can be kept for the database: a full disk can then not be freed");
+                None
+            }
+        };
         let shared = Shared {
             path,
             options,
@@ -194,6 +268,7 @@ impl SqliteStore {
             readers,
             tasks: TaskTracker::new(),
             trouble: Mutex::new(None),
+            reserve,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -235,6 +310,7 @@ impl SqliteStore {
             return Err(closed().with_backend(BACKEND).with_operation(operation));
         }
         let shared = Arc::clone(&self.shared);
+        #[expect(clippy::disallowed_methods, reason = "one transaction, tracked")]
         let task = self.shared.tasks.spawn(async move {
             let outcome = shared.transaction(work).await.map_err(shared.fail(operation));
             shared.note(&outcome);
@@ -397,9 +473,24 @@ impl Store for SqliteStore {
         if let Err(e) = read!(self, "health", read::counts(&self.shared.readers)) {
             return Health::Down(e.report());
         }
-        match &*self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) {
+        // While a change is made the reserve is its own; the last look then stands.
+        let room = match self.shared.writer.try_lock() {
+            Ok(_writer) => self.shared.reserve(|_| false, Reserve::room).await,
+            Err(_) => self.shared.reserve.as_ref().is_none_or(|reserve| reserve.is_whole()),
+        };
+        if !room {
+            let db = self.shared.path.display();
+            return Health::Blocked(format!(
+                "No space is left for the database {db}, so no machine can start: free some (stop sessions, delete images)"
+            ));
+        }
+        let mut trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        // There is room again, though nothing was written since.
+        *trouble = trouble.take().filter(|t| t.kind != ErrorKind::Full || self.shared.reserve.is_none());
+        match &*trouble {
             None => Health::Up,
-            Some(why) => Health::Degraded(format!("The last change failed: {why}")),
+            Some(t) if t.kind == ErrorKind::Full => Health::Blocked(t.why.clone()),
+            Some(t) => Health::Degraded(format!("The last change failed: {}", t.why)),
         }
     }
 

@@ -43,7 +43,9 @@ pub(super) async fn open(path: &Path, key_file: PathBuf) -> Result<Opened, Failu
     .await
     .map_err(|e| Error::internal("Opening the store's files was cut short").with_source(e))??;
 
+    let vfs = if writes_elsewhere(path) { "unix-excl" } else { "unix" };
     let options = SqliteConnectOptions::new()
+        .vfs(vfs)
         .filename(path)
         .create_if_missing(false)
         .journal_mode(SqliteJournalMode::Wal)
@@ -67,6 +69,15 @@ pub(super) async fn open(path: &Path, key_file: PathBuf) -> Result<Opened, Failu
         .connect_with(options.clone().read_only(true))
         .await?;
     Ok((sealer, options, connection, readers))
+}
+
+/// Whether the database is on a file system that needs a new place for every write (btrfs, ZFS, bcachefs). There the write-ahead log's
+/// index must not be a file that is mapped into memory: when the disk is full, a write to it ends the process (SIGBUS), whatever was
+/// allocated before. With the VFS `unix-excl` it is memory of ours, and other processes cannot open the database while we run.
+pub(super) fn writes_elsewhere(path: &Path) -> bool {
+    // statfs(2); the numbers have 32 bits, and the kernel's type is signed on some machines.
+    let kind = rustix::fs::statfs(path).ok().and_then(|stat| u32::try_from(stat.f_type & 0xffff_ffff).ok());
+    matches!(kind, Some(0x9123_683e | 0x2fc1_2fc1 | 0xca45_1a4e))
 }
 
 /// SQLite's own check of the file's structure.

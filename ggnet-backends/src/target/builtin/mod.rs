@@ -19,6 +19,7 @@ use ggnet_core::{
         Clock, Completeness, Connection, Health, IoCounters, Listed, LoginGate, LoginVisibility, LunSpec,
         Observer, Removal, SpecDigest, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
     },
+    supervisor::Supervisor,
 };
 
 use self::{
@@ -29,7 +30,7 @@ use self::{
 use crate::iscsi::{
     AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
 };
-use crate::turns::Turns;
+use crate::{addresses::Addresses, turns::Turns};
 
 const NAME: &str = "builtin";
 /// How long a shutdown waits for requests in flight and the last flush.
@@ -52,6 +53,8 @@ impl Default for BuiltinTargetConfig {
 /// The backend. See the module.
 pub struct BuiltinTargets {
     server: IscsiServer,
+    long_lived: Supervisor,
+    addresses: Arc<Addresses>,
     targets: Arc<Targets>,
     prefix: Iqn,
     instance: InstanceId,
@@ -70,14 +73,21 @@ impl BuiltinTargets {
     ) -> Result<Self> {
         let targets = Arc::new(Targets::default());
         let server_config = ServerConfig { listen: config.listen, ..ServerConfig::default() };
-        let server = IscsiServer::bind(server_config, targets.clone(), targets.clone()).map_err(|e| {
+        let (server, accepting) = IscsiServer::listen(server_config, targets.clone(), targets.clone()).map_err(|e| {
             Error::io(format!("Binding the iSCSI portal to {}", e.address), e.source)
                 .with_backend(NAME)
                 .with_subject(e.address.to_string())
                 .with_hint("Stop the program that has this port (`ss -ltnp` names it), or set another with --iscsi-listen")
         })?;
+        let long_lived = Supervisor::new(server.stopping());
+        for (listener, address) in accepting.into_iter().zip(server.local_addrs()) {
+            long_lived.keep(format!("the iSCSI accept loop of {address}"), move || listener.run());
+        }
+        let addresses = Addresses::watch("The iSCSI portal", server.local_addrs(), &long_lived);
         Ok(Self {
             server,
+            long_lived,
+            addresses,
             targets,
             prefix,
             instance,
@@ -283,12 +293,16 @@ impl TargetBackend for BuiltinTargets {
     }
 
     async fn health(&self) -> Health {
-        self.pressure.health(self.server.occupancy())
+        match self.long_lived.trouble().or_else(|| self.addresses.trouble()) {
+            Some(trouble) => Health::Down(trouble),
+            None => self.pressure.health(self.server.occupancy()),
+        }
     }
 
     async fn shutdown(&self) {
         if !self.server.shutdown(GRACE).await {
             tracing::warn!(grace = ?GRACE, "the iSCSI target did not finish everything in time");
         }
+        self.long_lived.stop().await;
     }
 }

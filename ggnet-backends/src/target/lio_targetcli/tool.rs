@@ -155,6 +155,7 @@ impl Tool {
     /// Ends it later, unless something is said meanwhile.
     fn linger(&self) {
         let running = Arc::clone(&self.running);
+        #[expect(clippy::disallowed_methods, reason = "ends by itself after LINGER")]
         let leaving = tokio::spawn(async move {
             sleep(LINGER).await;
             if let Some(running) = running.lock().await.take() {

@@ -84,7 +84,7 @@ impl Shelf {
     ) -> Result<Self> {
         let folder = Folder::new(files, dir, instance);
         let punches =
-            folder.probe().map_err(|e| Error::io(format!("Writing to {}", folder.dir.display()), e))?;
+            folder.can_punch().map_err(|e| Error::io(format!("Writing to {}", folder.dir.display()), e))?;
         Ok(Self { folder, boot, punches, chains: Mutex::default(), inline: Arc::new(Inline::new()) })
     }
 

@@ -118,7 +118,7 @@ impl Reflink {
             return Err(unsupported(&images, &dir));
         }
         let folder = Folder::new(Arc::new(OsFiles), dir.clone(), config.instance);
-        let punches = folder.probe().map_err(at)?;
+        let punches = folder.can_punch().map_err(at)?;
         Ok(Self { inner: Arc::new(Inner { folder, copy: config.copy, punches, slots: Slots::new(NAME) }) })
     }
 

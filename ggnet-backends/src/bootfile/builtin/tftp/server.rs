@@ -1,11 +1,11 @@
-//! Sockets and tasks of the TFTP server: one task per listening address, one task and one socket per transfer.
+//! Sockets and tasks of the TFTP server: one long-lived task per listening address, one task and one socket per transfer.
 //!
 //! Each transfer has a socket of its own (RFC 1350 section 4), bound to the address that the request was sent to and connected
 //! to the client: firmware drops answers from an address it did not ask, a stranger's packet never reaches the transfer, and a
 //! client that closed its port is noticed by the kernel's ECONNREFUSED.
 //!
 //! Invariants:
-//! * Every task is in `tracker` and ends with `cancel`; [`Server::stop`] returns when all have ended.
+//! * Every task is in `long_lived` or, a transfer, in `tracker`, and ends with `cancel`; [`Server::stop`] returns when all have ended.
 //! * The table holds exactly the transfers that run; an entry is removed by its own transfer alone (it is known by a number).
 //! * A new request from a client's port takes the place of the old transfer, unless it is the same request sent again
 //!   before any answer of ours arrived: then the old one sends its first packet again, from the port that the client may know; or, when
@@ -28,6 +28,7 @@ use ggnet_core::{
     Error, Result,
     nouns::MacAddr,
     ports::{BootPath, Observation},
+    supervisor::Supervisor,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::UdpSocket, sync::Notify};
@@ -40,9 +41,10 @@ use super::{
     transfer::{Outcome, Patience, Transfer},
 };
 use crate::{
+    addresses::Addresses,
     bootfile::builtin::{BuiltinBootFiles, Found},
     log_budget::{LogBudget, quoted},
-    udp::{PktinfoSocket, RECEIVE_BUFFER},
+    udp::{Failing, PktinfoSocket, RECEIVE_BUFFER},
 };
 
 /// IPv4, UDP and TFTP headers; and the same for IPv6.
@@ -59,6 +61,8 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(200);
 /// A running TFTP server.
 pub(in crate::bootfile::builtin) struct Server {
     shared: Arc<Shared>,
+    long_lived: Supervisor,
+    addresses: Arc<Addresses>,
     bound: Vec<SocketAddr>,
 }
 
@@ -69,9 +73,11 @@ struct Shared {
     /// Lines of the log about requests that were refused, and about transfers.
     refusals: LogBudget,
     reads: LogBudget,
+    /// Transfers.
     tracker: TaskTracker,
     cancel: CancellationToken,
-    listening: AtomicUsize,
+    /// Sockets whose last receive failed.
+    failing: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -140,15 +146,19 @@ impl Server {
             reads: LogBudget::new(READS_A_SECOND),
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
-            listening: AtomicUsize::new(sockets.len()),
+            failing: AtomicUsize::new(0),
         });
-        for socket in sockets {
-            shared.tracker.spawn(Arc::clone(&shared).listen(socket));
+        let long_lived = Supervisor::new(shared.cancel.clone());
+        for (socket, address) in sockets.into_iter().zip(&bound) {
+            let (shared, socket) = (Arc::clone(&shared), Arc::new(socket));
+            long_lived
+                .keep(format!("TFTP on {address}"), move || Arc::clone(&shared).listen(Arc::clone(&socket)));
         }
+        let addresses = Addresses::watch("TFTP", &bound, &long_lived);
         for address in &bound {
             tracing::info!(target: "tftp", %address, "TFTP server listens");
         }
-        Ok(Self { shared, bound })
+        Ok(Self { shared, long_lived, addresses, bound })
     }
 
     /// The addresses it listens on.
@@ -158,10 +168,11 @@ impl Server {
 
     /// What is wrong, if anything.
     pub(in crate::bootfile::builtin) fn trouble(&self) -> Option<String> {
-        let listening = self.shared.listening.load(Ordering::Relaxed);
-        (listening < self.bound.len()).then(|| {
-            format!("TFTP receives on {listening} of {} addresses ({:?})", self.bound.len(), self.bound)
-        })
+        let failing = self.shared.failing.load(Ordering::Relaxed);
+        let failing = (failing > 0).then(|| {
+            format!("TFTP cannot receive on {failing} of {} addresses ({:?})", self.bound.len(), self.bound)
+        });
+        self.long_lived.trouble().or(failing).or_else(|| self.addresses.trouble())
     }
 
     /// Cuts every transfer and waits until all tasks have ended.
@@ -169,6 +180,7 @@ impl Server {
         self.shared.cancel.cancel();
         self.shared.tracker.close();
         self.shared.tracker.wait().await;
+        self.long_lived.stop().await;
     }
 }
 
@@ -212,9 +224,9 @@ fn bind_error(address: SocketAddr, source: std::io::Error) -> Error {
 }
 
 impl Shared {
-    async fn listen(self: Arc<Self>, socket: PktinfoSocket) {
+    async fn listen(self: Arc<Self>, socket: Arc<PktinfoSocket>) {
         let mut buffer = vec![0; RECEIVE_BUFFER];
-        let mut failing = false;
+        let mut failing = None;
         loop {
             let received = tokio::select! {
                 () = self.cancel.cancelled() => return,
@@ -222,17 +234,15 @@ impl Shared {
             };
             match received {
                 Ok(received) => {
-                    if std::mem::take(&mut failing) {
-                        self.listening.fetch_add(1, Ordering::Relaxed);
-                    }
+                    failing = None;
                     for datagram in received.datagrams(&buffer) {
                         self.request(datagram, received.peer, received.local);
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(target: "tftp", %error, "Receiving TFTP requests failed; trying again");
-                    if !std::mem::replace(&mut failing, true) {
-                        self.listening.fetch_sub(1, Ordering::Relaxed);
+                    if failing.is_none() {
+                        tracing::warn!(target: "tftp", %error, "Receiving TFTP requests failed; trying again");
+                        failing = Some(Failing::new(&self.failing));
                     }
                     tokio::select! {
                         () = self.cancel.cancelled() => return,
@@ -321,6 +331,7 @@ impl Shared {
         };
         let Found { mac, path: stored, .. } = found;
         let job = Job { number, control, peer, path, mac, stored, size, negotiated, bytes };
+        #[expect(clippy::disallowed_methods, reason = "one transfer, tracked")]
         self.tracker.spawn(Arc::clone(self).transfer(job, socket));
     }
 

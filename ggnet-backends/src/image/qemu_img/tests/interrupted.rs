@@ -63,6 +63,7 @@ impl Slow {
         let (progress, heard) = listening();
         let cancel = CancellationToken::new();
         let (job, token) = (spec(&source, ImageFormat::Raw, &out), cancel.clone());
+        #[expect(clippy::disallowed_methods, reason = "a task of the test, which it waits for")]
         let task = tokio::spawn(async move { converter.convert(&job, progress, token).await });
         let pid = until("qemu-img runs", || process_with(&format!(".{name}.partial-"))).await;
         until("progress", || heard.lock().unwrap().first().copied()).await;

@@ -1,0 +1,94 @@
+//! The addresses that a service listens on, looked at while it runs: does the host still have them?
+//!
+//! A socket that is bound to an address stays bound when the address goes (an interface is deleted, DHCP gives another), hears nothing
+//! meanwhile, and hears again when the address is back, on whatever interface: nothing has to be bound anew. What is needed is that
+//! somebody says so. A service that listens on all addresses, or on loopback only, is not looked at.
+//!
+//! Invariants: one log line for each change; [`Addresses::trouble`] names what was missing at the last look, at most [`LOOK_EVERY`] ago.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ggnet_core::supervisor::Supervisor;
+
+/// How often it is looked.
+pub const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// The addresses of one service.
+#[derive(Debug)]
+pub struct Addresses {
+    service: &'static str,
+    wanted: Vec<IpAddr>,
+    missing: Mutex<Vec<IpAddr>>,
+}
+
+impl Addresses {
+    /// Looks again and again, in a task of `supervisor`, at the addresses of `service` ("The iSCSI portal").
+    pub fn watch(service: &'static str, listen: &[SocketAddr], supervisor: &Supervisor) -> Arc<Self> {
+        let own = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_loopback();
+        let wanted: Vec<IpAddr> = listen.iter().map(SocketAddr::ip).filter(own).collect();
+        let watched = !wanted.is_empty();
+        let this = Arc::new(Self { service, wanted, missing: Mutex::default() });
+        if watched {
+            let (looking, stop) = (Arc::clone(&this), supervisor.stopping());
+            supervisor.keep(format!("the watch over the addresses of {service}"), move || {
+                let (looking, stop) = (Arc::clone(&looking), stop.clone());
+                async move {
+                    let mut tick = tokio::time::interval(LOOK_EVERY);
+                    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+                    loop {
+                        tokio::select! {
+                            () = stop.cancelled() => return,
+                            _ = tick.tick() => looking.look(),
+                        }
+                    }
+                }
+            });
+        }
+        this
+    }
+
+    /// The addresses that the host does not have; none: all are there.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        (!missing.is_empty()).then(|| {
+            format!(
+                "{} listens on {}, which no interface of this host has any more: give it back (ip address), or set another",
+                self.service,
+                join(&missing)
+            )
+        })
+    }
+
+    fn look(&self) {
+        let known = match if_addrs::get_if_addrs() {
+            Ok(known) => known,
+            Err(error) => return tracing::warn!(%error, "the host's addresses could not be listed"),
+        };
+        let gone = |ip: &&IpAddr| !known.iter().any(|k| k.ip() == **ip);
+        let now: Vec<IpAddr> = self.wanted.iter().filter(gone).copied().collect();
+        // Every step under it leaves valid data.
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if *missing == now {
+            return;
+        }
+        if now.is_empty() {
+            tracing::info!(service = self.service, addresses = join(&missing), "its addresses are back");
+        } else {
+            tracing::warn!(
+                service = self.service,
+                addresses = join(&now),
+                "the host lost addresses that are listened on"
+            );
+        }
+        *missing = now;
+    }
+}
+
+fn join(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

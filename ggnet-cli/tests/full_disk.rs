@@ -1,0 +1,207 @@
+//! The real server on a disk that is full to its last byte: ext4, XFS and btrfs. It says that machines cannot boot, imports that do not
+//! fit end as failed, sessions can be stopped, machines and images removed, and when there is room again everything works again.
+//!
+//! As root: each test mounts a file system of its own, in a mount namespace that ends with it.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
+#![allow(clippy::disallowed_methods, reason = "programs of the test, and waiting for them")]
+
+mod support;
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use support::Server;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Set in the process that was started in the mount namespace.
+const INSIDE: &str = "GGNET_TEST_MOUNT_NAMESPACE";
+const MIB: u64 = 1 << 20;
+
+fn sh(script: &str, arguments: &[&str]) -> String {
+    let out = Command::new("sh").args(["-ec", script, "sh"]).args(arguments).output().unwrap();
+    assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn until(what: &str, mut look: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !look() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Takes all space but `leave` bytes; with 0 to the last byte.
+fn fill(ballast: &Path, leave: u64) {
+    let dir = ballast.parent().unwrap().to_str().unwrap().to_owned();
+    let free = || sh("df --output=avail -B1 \"$1\" | tail -1", &[&dir]).trim().parse::<u64>().unwrap();
+    let mut n = 0;
+    let mut size = 64 * MIB;
+    while size >= 4096 {
+        let part = format!("{}-{n}", ballast.display());
+        let fits = free() > leave + size;
+        let taken = (leave == 0 || fits)
+            && Command::new("fallocate")
+                .args(["-l", &size.to_string(), &part])
+                .output()
+                .unwrap()
+                .status
+                .success();
+        if taken {
+            n += 1;
+        } else {
+            let _ = fs::remove_file(&part);
+            size /= 2;
+        }
+    }
+    if leave == 0 {
+        // What cannot be allocated ahead can still be written.
+        // There may be no room even for another name.
+        if let Ok(mut last) = File::create(format!("{}-last", ballast.display())) {
+            for size in [4096, 1] {
+                while last.write_all(&vec![1; size]).is_ok() {}
+            }
+        }
+    }
+}
+
+fn free_ballast(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("ballast") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+fn ready(server: &Server) -> String {
+    server.boot_request("/health/ready")
+}
+
+fn writebacks(server: &Server) -> usize {
+    fs::read_dir(server.data().join("writebacks")).unwrap().count()
+}
+
+fn a_full_disk(kind: &str, mib: u64) {
+    let mount = |folder: &Path| {
+        let data = folder.join("data");
+        fs::create_dir(&data).unwrap();
+        let script = "command -v mkfs.$1 >/dev/null || { echo \"mkfs.$1 is missing: tests/install-deps\" >&2; exit 1; }
+             truncate -s $2M $3.disk; mkfs.$1 -q $3.disk >/dev/null; mount -o loop $3.disk $3; rm $3.disk";
+        sh(script, &[kind, &mib.to_string(), data.to_str().unwrap()]);
+    };
+    let mut server = Server::start_with(mount);
+    server.login(&server.token).ends(0);
+    server.run("server --wait 60").ends(0);
+    let image = server.raw_image("golden.raw", 8);
+    server.run(&format!("image import golden {image}")).ends(0);
+    server.run(&format!("image import spare {image}")).ends(0);
+    for n in 1..=5 {
+        server.run(&format!("machine add pc-{n} --mac 52:54:00:aa:00:0{n} --image golden")).ends(0);
+    }
+    for n in 1..=4 {
+        server.run(&format!("session start pc-{n}")).ends(0);
+    }
+    assert_eq!(writebacks(&server), 4);
+
+    // Imports that do not fit, four at once: each ends as failed, though its end has to be recorded on the full disk.
+    let ballast = server.data().join("ballast");
+    fill(&ballast, 24 * MIB);
+    let big = server.raw_image("big.raw", 40);
+    let mut noise = File::options().write(true).open(&big).unwrap();
+    std::io::copy(&mut std::io::Read::take(File::open("/dev/urandom").unwrap(), 40 * MIB), &mut noise)
+        .unwrap();
+    let imports: Vec<_> = (0..4)
+        .map(|n| {
+            server
+                .command(&format!("image import big-{n} {big}"))
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for import in imports {
+        assert_ne!(import.wait_with_output().unwrap().status.code(), Some(0), "it does not fit");
+    }
+    until("no import is left", || {
+        let images = server.json("image list");
+        let states: Vec<String> = images
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|image| image["versions"].as_array().unwrap().clone())
+            .map(|version| version["state"].as_str().unwrap().to_owned())
+            .collect();
+        !states.iter().any(|state| state == "importing")
+    });
+
+    // Full to the last byte: machines cannot boot, and that is what health says.
+    fill(&server.data().join("ballast-again"), 0);
+    let words = ready(&server);
+    assert!(words.starts_with("HTTP/1.1 503") && words.contains(r#""boots":false"#), "{words}");
+    assert!(words.contains(r#""status":"blocked""#) && words.contains("No space"), "{words}");
+    let script = server.boot_request("/boot/52-54-00-aa-00-05.ipxe");
+    assert!(!script.contains("sanboot"), "{script}");
+    server.run("server").ends(1).says("No space");
+    server.run("machine add pc-9 --mac 52:54:00:aa:00:99").ends(1).says("Free space");
+
+    // What frees space works: with and without force, by the reconciler after a restart, removal of machines and images.
+    server.run("session stop pc-1").ends(0);
+    server.run("session stop pc-2 --force").ends(0);
+    assert_eq!(writebacks(&server), 2);
+    server.run("machine remove pc-1 --yes").ends(0);
+    // What that freed is taken again.
+    fill(&server.data().join("ballast-more"), 0);
+    fs::write(server.folder().join("empty.toml"), "[session]\nidle_timeout = 1\nreconcile_interval = 1\n")
+        .unwrap();
+    server.again();
+    until("the sessions that nobody uses are stopped", || writebacks(&server) == 0);
+    fill(&server.data().join("ballast-most"), 0);
+    server.run("image remove spare --yes").ends(0);
+
+    // There is room again.
+    free_ballast(&server.data());
+    until("ready", || ready(&server).starts_with("HTTP/1.1 200"));
+    server.run("session start pc-5").ends(0);
+    server.run("session stop pc-5").ends(0);
+}
+
+/// Runs `test` again as the only one, in a mount namespace of its own.
+fn alone(test: &str, kind: &str, mib: u64) {
+    if std::env::var_os(INSIDE).is_some() {
+        return a_full_disk(kind, mib);
+    }
+    // What it leaves behind goes with this, when its mounts have gone.
+    let folder = tempfile::tempdir().unwrap();
+    let out = Command::new("unshare")
+        .args(["-m", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .env("TMPDIR", folder.path())
+        .output()
+        .expect("apt-get install util-linux");
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && said.contains("1 passed"), "as root, with loop devices: {said}");
+}
+
+#[test]
+fn a_full_ext4_can_be_freed_and_is_not_ready() {
+    alone("a_full_ext4_can_be_freed_and_is_not_ready", "ext4", 160);
+}
+
+#[test]
+fn a_full_xfs_can_be_freed_and_is_not_ready() {
+    alone("a_full_xfs_can_be_freed_and_is_not_ready", "xfs", 320);
+}
+
+#[test]
+fn a_full_btrfs_can_be_freed_and_is_not_ready() {
+    alone("a_full_btrfs_can_be_freed_and_is_not_ready", "btrfs", 256);
+}

@@ -4,6 +4,7 @@
 //! A program of its own: the memory measured is this process's, initiators and all.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "machines of the test, which it waits for")]
 
 mod iscsi_support;
 #[path = "iscsi_support/layer_disk.rs"]

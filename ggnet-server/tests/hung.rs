@@ -209,7 +209,7 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
         let fuse = Fuse::mount(&dir.path().join("ext4"), &writebacks);
         let text = format!(
             "data_dir = {data:?}\n[http]\nlisten = \"127.0.0.1:0\"\n[target]\nlisten = [\"127.0.0.1:0\"]\n\
-             [limits.writeback]\nread = 2\nchange = 2\nhealth = 1\nshutdown = 2\n"
+             [limits.writeback]\nread = 6\nchange = 6\nhealth = 1\nshutdown = 2\n"
         );
         let mut registry = Registry::new();
         ggnet_backends::register(&mut registry);

@@ -26,7 +26,7 @@
 //!   not ended. Records carry revisions, so of two that were in flight together the loser is a `Conflict`.
 //! * A conversion that was given up and still succeeds leaves no file (see `pulse.rs`).
 //! * A call that is overdue is never tried again.
-//! * Overdue calls are seen: in [`Health`](crate::ports::Health) of the port, in the log (when a call becomes overdue and when it ends),
+//! * Overdue calls are seen: in [`Health`] of the port, in the log (when a call becomes overdue and when it ends),
 //!   and in [`Metrics`](crate::metrics::Metrics).
 //! * After `shutdown` of a port its calls in flight are dropped and further ones are refused.
 //!
@@ -41,7 +41,7 @@
 //! injector of the testkit. A new port is one table in `forward.rs`.
 //!
 //! Methods that are no calls into the world (`name`, `capabilities`, `attach`) go straight through. `health` that fails in a layer is
-//! [`Health::Down`](crate::ports::Health::Down) with the layer's words; `shutdown` has no result, so there a layer's failure is logged.
+//! [`Health::Down`] with the layer's words; `shutdown` has no result, so there a layer's failure is logged.
 
 mod calls;
 mod forward;

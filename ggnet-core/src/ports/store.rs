@@ -65,7 +65,7 @@ pub struct Batch {
     pub events: Vec<NewEvent>,
     /// Who did it.
     pub audit: Vec<AuditRow>,
-    /// Whether it may use what the store keeps in reserve for a full disk: see [`Batch::from_reserve`].
+    /// Whether it may use what the store keeps in reserve for a full disk: see [`Batch::from_reserve()`].
     pub from_reserve: bool,
 }
 
@@ -185,7 +185,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Applies a batch in one durable transaction and returns its events with their places. When it returns, a power cut loses
     /// nothing of it. Dropped half-way: applied whole or not at all. `Full` when there is no room: a store keeps some in reserve for
-    /// batches that are [`Batch::from_reserve`].
+    /// batches that are [`Batch::from_reserve()`].
     async fn commit(&self, batch: Batch) -> Result<Vec<Event>>;
 
     /// A machine.

@@ -105,7 +105,10 @@ impl Layer for Guard {
         let begun = shared.calls.begin(&op);
         let lost = what(&op);
         let work = Arc::clone(shared).work(op, call, (begun, held), asked, answer).in_current_span();
-        #[expect(clippy::disallowed_methods, reason = "one call, tracked until it ends or the port is closed")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "one call, tracked until it ends or the port is closed"
+        )]
         if closes {
             self.tasks.spawn(work);
         } else {

@@ -10,6 +10,7 @@ mod boot;
 mod crash;
 mod decide;
 mod faults;
+mod full_disk;
 mod generations;
 mod house;
 mod hung;

@@ -54,6 +54,8 @@ struct State {
     audit: Vec<AuditRow>,
     /// Which store of this world may still be used.
     life: u64,
+    /// Only its reserve is left.
+    full: bool,
 }
 
 /// What outlives a store: its records.
@@ -71,6 +73,11 @@ impl StoreWorld {
     /// Ends the process that lives in it, as `kill -9` would, without starting another.
     pub fn kill(&self) {
         self.lock().life += 1;
+    }
+
+    /// From now on its disk is full, or has room again: while it is full, only batches [`from_reserve`](Batch::from_reserve()) are taken.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
     }
 }
 
@@ -460,6 +467,9 @@ impl Store for MemoryStore {
 
     async fn commit(&self, batch: Batch) -> Result<Vec<Event>> {
         let mut state = self.state("commit")?;
+        if state.full && !batch.from_reserve {
+            return Err(Error::new(ErrorKind::Full, "Only the reserve is left").with_backend(BACKEND));
+        }
         let mut tables = state.tables.clone();
         for write in batch.writes {
             tables.apply(write).map_err(|e| e.with_backend(BACKEND).with_operation("commit"))?;

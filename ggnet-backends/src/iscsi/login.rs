@@ -42,6 +42,29 @@ impl Status {
     pub(crate) const OUT_OF_RESOURCES: Self = Self(3, 2);
 }
 
+impl Status {
+    /// In words, for the log.
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::SUCCESS => "success",
+            Self::INITIATOR_ERROR => "the initiator broke the protocol",
+            Self::AUTHENTICATION => "it has not proved who it is",
+            Self::AUTHORIZATION => "this initiator may not use the target",
+            Self::NOT_FOUND => "there is no such target",
+            Self::VERSION => "unknown protocol version",
+            Self::TOO_MANY_CONNECTIONS => "one connection for each session",
+            Self::MISSING_PARAMETER => "a name is missing",
+            Self::SESSION_TYPE => "unknown session type",
+            Self::NO_SESSION => "no such session",
+            Self::INVALID_REQUEST => "this is no time for such a request",
+            Self::TARGET_ERROR => "an error of ours",
+            Self::UNAVAILABLE => "not yet: it may try again",
+            Self::OUT_OF_RESOURCES => "all places are taken",
+            Self(..) => "refused",
+        }
+    }
+}
+
 /// Who wants what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Names {

@@ -550,7 +550,7 @@ async fn login(
             Step::Fail(bhs) => {
                 let names = machine.names();
                 tracing::info!(%peer, initiator = names.map(|n| n.initiator.as_str()), target = names.and_then(|n| n.target.as_deref()),
-                    class = bhs.0[36], detail = bhs.0[37], "login refused");
+                    why = Status(bhs.0[36], bhs.0[37]).words(), "login refused");
                 send(stream, &bhs, &[]).await?;
                 let _ = stream.shutdown().await;
                 return Ok(None);

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -42,6 +43,8 @@ pub(super) struct Seen {
 #[derive(Default)]
 pub(super) struct OnlineSince {
     sessions: Mutex<HashMap<SessionId, Presence>>,
+    /// When a machine's timeline last said that somebody asks for a disk that it lost. Only of registered machines.
+    too_late: Mutex<HashMap<MachineId, Instant>>,
     /// When each machine last asked for its boot script; small, and only for the suspicion of Secure Boot.
     scripts: Mutex<HashMap<MacAddr, Instant>>,
 }
@@ -80,6 +83,17 @@ impl OnlineSince {
         let may = entry.stalled.is_none_or(|at| now.saturating_duration_since(at) >= STALLED_EVERY);
         if may {
             entry.stalled = Some(now);
+        }
+        may
+    }
+
+    /// As [`may_say_stalled`](Self::may_say_stalled), for a login that comes too late.
+    fn may_say_too_late(&self, machine: MachineId) -> bool {
+        let mut told = self.too_late.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|_, at| at.elapsed() < STALLED_EVERY);
+        let may = !told.contains_key(&machine);
+        if may {
+            told.insert(machine, Instant::now());
         }
         may
     }
@@ -314,6 +328,9 @@ impl Orchestrator {
                 (self.disk_stage(at, &target, BootStage::Disconnected).await?, None)
             }
             Observation::LoginStalled { target, .. } => (self.login_stalled(at, &target).await?, None),
+            Observation::LoginTooLate { target, peer } => {
+                (self.login_too_late(at, &target, peer).await?, None)
+            }
             Observation::DiskTrouble { target, message } => match target.owner() {
                 Some((machine, _)) => {
                     (Some(NewEvent::new(at, EventKind::DiskTrouble { message }).machine(machine)), None)
@@ -351,6 +368,40 @@ impl Orchestrator {
         }
         let event = NewEvent::new(at, EventKind::BootDiagnosis { message: STALLED.to_owned() });
         Ok(Some(event.machine(machine).session(session.id).image(current.image)))
+    }
+
+    /// Somebody still runs on a disk that a later boot, or a stop, took away. Told once an hour for a machine.
+    async fn login_too_late(
+        &self,
+        at: Timestamp,
+        target: &ResourceId,
+        peer: SocketAddr,
+    ) -> Result<Option<NewEvent>> {
+        let Some((machine, Some(number))) = target.owner() else { return Ok(None) };
+        let store = self.inner.ports.store();
+        if store.machine(machine).await?.is_none() {
+            return Ok(None);
+        }
+        let from = peer.ip();
+        let message = match store.live_session(machine).await? {
+            Some(session) if number < session.current.number && self.inner.online.is_online(session.id) => {
+                format!(
+                    "{from} still asks for the disk of boot {number}, and this machine runs on that of boot {}: two machines \
+                     boot with one MAC address. The one at {from} has lost its disk",
+                    session.current.number
+                )
+            }
+            // It is about to start, or was cut short: nobody else has its place.
+            Some(_) => return Ok(None),
+            None => format!(
+                "{from} still asks for its disk, and its session was stopped: the machine still runs, or thinks so. Switch it off \
+                 or start it anew"
+            ),
+        };
+        if !self.inner.online.may_say_too_late(machine) {
+            return Ok(None);
+        }
+        Ok(Some(NewEvent::new(at, EventKind::BootDiagnosis { message }).machine(machine)))
     }
 
     async fn machine_of(&self, mac: MacAddr) -> Result<Option<Machine>> {

@@ -78,6 +78,13 @@ pub enum Observation {
         /// From where.
         peer: SocketAddr,
     },
+    /// An initiator asked for a target that was removed: the disk of an earlier boot, or of a session that was stopped.
+    LoginTooLate {
+        /// The target that was.
+        target: ResourceId,
+        /// From where.
+        peer: SocketAddr,
+    },
     /// A disk had an error that an operator must act on (the host's disk is full, a flush failed).
     DiskTrouble {
         /// The target.

@@ -223,3 +223,42 @@ async fn a_loader_that_runs_is_not_blamed_on_secure_boot() {
         "{diagnoses:?}"
     );
 }
+
+/// Time is paused: it jumps when everybody waits.
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    let first = p.script(&machine).await.target;
+    let displaced = p.login(&first, &machine).await.unwrap();
+    let late = async |target: &ggnet_core::nouns::ResourceId| {
+        for _ in 0..20 {
+            p.o.observe(Observation::LoginTooLate { target: target.clone(), peer: peer() });
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    };
+    let told = async |words: &str| {
+        let said =
+            |k: &&EventKind| matches!(k, EventKind::BootDiagnosis { message } if message.contains(words));
+        p.events(machine.id).await.iter().filter(said).count()
+    };
+    // Another one boots with its MAC address.
+    let second = p.script(&machine).await.target;
+    let newer = p.login(&second, &machine).await.unwrap();
+    assert!(!displaced.is_connected() && newer.is_connected());
+    late(&second).await;
+    assert_eq!(told("MAC address").await, 0, "that is the running machine's own disk");
+    late(&first).await;
+    late(&first).await;
+    assert_eq!(told("two machines boot with one MAC address").await, 1);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    late(&first).await;
+    assert_eq!(told("two machines boot with one MAC address").await, 2);
+    // Stopped under the running machine.
+    p.stop(&p.session(&machine).await, true).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    late(&second).await;
+    assert_eq!(told("its session was stopped").await, 1);
+}

@@ -5,6 +5,7 @@
 //! each other; the old devices are free when `remove` has returned.
 
 mod device;
+mod gone;
 mod policy;
 mod pressure;
 

@@ -12,6 +12,7 @@ use ggnet_core::{
     ports::{Access, Login, LoginGate, LoginVerdict, NullObserver, Observation, Observer, SpecDigest},
 };
 
+use super::gone::Gone;
 use crate::iscsi::{
     Chap, ChapPair, CloseReason, Exclusivity, LoginAbort, LoginDecision, LoginInfo, LoginPolicy,
     LoginRequest, Secret, SessionEvent, SessionInfo, SessionObserver,
@@ -42,6 +43,7 @@ pub(super) struct Targets {
     served: RwLock<HashMap<String, Served>>,
     /// Of targets that are served, those that somebody was logged in to.
     last: Mutex<HashMap<String, Last>>,
+    gone: Gone,
     gate: OnceLock<Arc<dyn LoginGate>>,
     observer: OnceLock<Arc<dyn Observer>>,
 }
@@ -62,11 +64,15 @@ impl Targets {
     }
 
     pub(super) fn set(&self, iqn: &Iqn, served: Served) {
+        self.gone.forget(iqn.as_str());
         self.served.write().unwrap_or_else(PoisonError::into_inner).insert(iqn.to_string(), served);
     }
 
     pub(super) fn forget(&self, iqn: &Iqn) {
-        self.served.write().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
+        let served = self.served.write().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
+        if let Some(served) = served {
+            self.gone.add(iqn.as_str(), served.id);
+        }
         self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
     }
 
@@ -112,7 +118,12 @@ impl LoginPolicy for Targets {
             return LoginDecision::Accept { chap: Chap::None, exclusivity: Exclusivity::Shared };
         };
         match self.named(target).map(|t| t.access) {
-            None => LoginDecision::NotFound,
+            None => {
+                if let (Some(target), Some(observer)) = (self.gone.asked_for(target), self.observer.get()) {
+                    observer.observe(Observation::LoginTooLate { target, peer: request.peer });
+                }
+                LoginDecision::NotFound
+            }
             Some(Access::Shared) => {
                 LoginDecision::Accept { chap: Chap::None, exclusivity: Exclusivity::Shared }
             }
@@ -215,6 +226,53 @@ mod tests {
             age: Duration::ZERO,
             counters: Default::default(),
         }
+    }
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<Observation>>);
+
+    impl Observer for Heard {
+        fn observe(&self, what: Observation) {
+            self.0.lock().unwrap().push(what);
+        }
+    }
+
+    struct Open;
+
+    #[async_trait]
+    impl LoginGate for Open {
+        fn serving(&self) -> bool {
+            true
+        }
+
+        async fn login(&self, _: Login) -> LoginVerdict {
+            LoginVerdict::Accept
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_a_target_that_is_gone_is_told_of_once() {
+        let (targets, heard) = (Targets::default(), Arc::new(Heard::default()));
+        targets.attach(Arc::new(Open), Arc::clone(&heard) as _);
+        let digest = SpecDigest::of(std::iter::empty());
+        let id: ResourceId = "t1".parse().unwrap();
+        targets.set(&name(1), Served { id: id.clone(), digest, disks: digest, access: Access::Shared });
+        let peer: SocketAddr = "192.0.2.1:4000".parse().unwrap();
+        let asks = async |n: u8| {
+            let target = Some(name(n).to_string());
+            let initiator = "iqn.2026-01.org.example:pc".to_owned();
+            targets.decide(&LoginRequest { target, initiator, peer, local: peer }).await
+        };
+        assert!(matches!(asks(1).await, LoginDecision::Accept { .. }));
+        targets.forget(&name(1));
+        for _ in 0..10 {
+            assert!(matches!(asks(1).await, LoginDecision::NotFound));
+            assert!(matches!(asks(2).await, LoginDecision::NotFound), "never heard of it");
+        }
+        let heard = heard.0.lock().unwrap();
+        assert!(
+            matches!(&heard[..], [Observation::LoginTooLate { target, peer: p }] if *target == id && *p == peer)
+        );
     }
 
     #[test]

@@ -1,0 +1,75 @@
+//! Targets that were removed of late: whoever still asks for one runs, or thinks so, on a disk that is no longer its own.
+//!
+//! Invariants: at most [`MOST`] are remembered, those that were removed last; each is told of at most once in [`TOLD_EVERY`], however
+//! often an initiator asks (they do every two seconds, for hours).
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ggnet_core::nouns::ResourceId;
+
+/// How many are remembered: the disks of a large room, a few boots of each.
+const MOST: usize = 2048;
+/// How often one of them is told of.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Gone(Mutex<VecDeque<Target>>);
+
+#[derive(Debug)]
+struct Target {
+    name: String,
+    id: ResourceId,
+    told: Option<Instant>,
+}
+
+impl Gone {
+    /// It was removed.
+    pub(super) fn add(&self, name: &str, id: ResourceId) {
+        // Every step under the lock leaves a valid list.
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MOST {
+            all.pop_front();
+        }
+        all.push_back(Target { name: name.to_owned(), id, told: None });
+    }
+
+    /// It is there again.
+    pub(super) fn forget(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|t| t.name != name);
+    }
+
+    /// Somebody asks for a target that is not there: its id, when it is one of these and it is time to tell of it.
+    pub(super) fn asked_for(&self, name: &str) -> Option<ResourceId> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let target = all.iter_mut().rev().find(|t| t.name == name)?;
+        if target.told.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
+            return None;
+        }
+        target.told = Some(Instant::now());
+        Some(target.id.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_are_remembered_and_told_of_once_a_minute() {
+        let gone = Gone::default();
+        let name = |n: usize| format!("iqn.2026-01.org.example:{n}");
+        for n in 0..MOST + 10 {
+            gone.add(&name(n), format!("t{n}").parse().unwrap());
+        }
+        assert_eq!(gone.asked_for(&name(9)), None, "it was pushed out");
+        assert_eq!(gone.asked_for(&name(10)), Some("t10".parse().unwrap()));
+        assert_eq!(gone.asked_for(&name(10)), None, "told already");
+        gone.forget(&name(11));
+        assert_eq!(gone.asked_for(&name(11)), None, "it is there again");
+    }
+}

@@ -20,7 +20,7 @@ pub mod image;
 pub mod iscsi;
 #[cfg(any(feature = "dhcp-proxy", feature = "host-check"))]
 mod links;
-#[cfg(feature = "bootfile-builtin")]
+#[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy", feature = "iscsi"))]
 mod log_budget;
 #[cfg(feature = "target-lio-configfs")]
 pub mod owner;

@@ -6,9 +6,11 @@ use std::{
 };
 
 /// Longest quotation of what a stranger sent, in characters.
+#[cfg(feature = "bootfile-builtin")]
 const QUOTED: usize = 100;
 
 /// What a stranger sent, as a log line may quote it.
+#[cfg(feature = "bootfile-builtin")]
 pub(crate) fn quoted(text: &str) -> String {
     let mut cut: String =
         text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(QUOTED).collect();

@@ -1,5 +1,6 @@
 //! The real server on a disk that is full to its last byte: ext4, XFS and btrfs. It says that machines cannot boot, imports that do not
-//! fit end as failed, sessions can be stopped, machines and images removed, and when there is room again everything works again.
+//! fit end as failed, sessions can be stopped, machines and images removed, and when there is room again everything works again. And on
+//! one that fails, whose file system the kernel makes read-only.
 //!
 //! As root: each test mounts a file system of its own, in a mount namespace that ends with it.
 
@@ -173,9 +174,9 @@ fn a_full_disk(kind: &str, mib: u64) {
 }
 
 /// Runs `test` again as the only one, in a mount namespace of its own.
-fn alone(test: &str, kind: &str, mib: u64) {
+fn alone(test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
-        return a_full_disk(kind, mib);
+        return body();
     }
     // What it leaves behind goes with this, when its mounts have gone.
     let folder = tempfile::tempdir().unwrap();
@@ -193,15 +194,35 @@ fn alone(test: &str, kind: &str, mib: u64) {
 
 #[test]
 fn a_full_ext4_can_be_freed_and_is_not_ready() {
-    alone("a_full_ext4_can_be_freed_and_is_not_ready", "ext4", 160);
+    alone("a_full_ext4_can_be_freed_and_is_not_ready", || a_full_disk("ext4", 160));
 }
 
 #[test]
 fn a_full_xfs_can_be_freed_and_is_not_ready() {
-    alone("a_full_xfs_can_be_freed_and_is_not_ready", "xfs", 320);
+    alone("a_full_xfs_can_be_freed_and_is_not_ready", || a_full_disk("xfs", 320));
 }
 
 #[test]
 fn a_full_btrfs_can_be_freed_and_is_not_ready() {
-    alone("a_full_btrfs_can_be_freed_and_is_not_ready", "btrfs", 256);
+    alone("a_full_btrfs_can_be_freed_and_is_not_ready", || a_full_disk("btrfs", 256));
+}
+
+#[test]
+fn a_disk_that_fails_and_becomes_read_only_is_not_ready() {
+    alone("a_disk_that_fails_and_becomes_read_only_is_not_ready", || {
+        let mount = |folder: &Path| {
+            let data = folder.join("data");
+            fs::create_dir(&data).unwrap();
+            let script = "truncate -s 160M $1.disk; mkfs.ext4 -q $1.disk; mount -o loop,errors=remount-ro $1.disk $1; rm $1.disk";
+            sh(script, &[data.to_str().unwrap()]);
+        };
+        let server = Server::start_with(mount);
+        until("ready", || ready(&server).starts_with("HTTP/1.1 200"));
+        // As if the kernel had found the file system damaged.
+        let script = "echo test >/sys/fs/ext4/$(basename $(findmnt -no SOURCE $1))/trigger_fs_error";
+        sh(script, &[server.data().to_str().unwrap()]);
+        until("not ready", || ready(&server).starts_with("HTTP/1.1 503"));
+        let words = ready(&server);
+        assert!(words.contains(r#""boots":false"#) && words.contains("is read-only"), "{words}");
+    });
 }

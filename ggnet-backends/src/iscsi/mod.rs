@@ -112,7 +112,7 @@ impl Default for Keepalive {
 pub struct Limits {
     /// Sessions at once that have proved by CHAP who they are; the login of one more is put off (status 0301).
     pub max_connections: usize,
-    /// Sessions at once that had to prove nothing: discovery, and targets without CHAP.
+    /// Sessions at once that had to prove nothing: discovery, and targets without CHAP. One source has at most half of them.
     pub max_open: usize,
     /// Connections at once whose login is under way. For one more the oldest of the source that has most is closed.
     pub max_waiting: usize,

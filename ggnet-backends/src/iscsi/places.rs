@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Invariants: connections that have proved nothing never take the place of one that has; a newcomer is never turned away because
-//! others wait, only because all places of what it has become are taken; of those that wait a source with many loses before one with few.
+//! others wait, only because all places of what it has become are taken; of those that wait a source with many loses before one with few;
+//! no source has more than half of the places of those who need to prove nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map::Entry};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,11 +44,15 @@ pub struct Occupancy {
     pub leased: usize,
 }
 
+/// So many sessions in the open one source may have in any case.
+const FEW: usize = 16;
+
 /// All places.
 #[derive(Debug)]
 pub(super) struct Places {
     max_waiting: usize,
     max_open: usize,
+    max_open_of_one: usize,
     max_proven: usize,
     state: Mutex<State>,
 }
@@ -56,6 +61,8 @@ pub(super) struct Places {
 struct State {
     next: u64,
     waiting: HashMap<IpAddr, VecDeque<(u64, CancellationToken)>>,
+    /// How many stand in the open, by source.
+    open: HashMap<IpAddr, usize>,
     count: Occupancy,
 }
 
@@ -94,6 +101,7 @@ impl Places {
         Arc::new(Self {
             max_waiting: limits.max_waiting.max(1),
             max_open: limits.max_open,
+            max_open_of_one: (limits.max_open / 2).max(FEW),
             max_proven: limits.max_connections,
             state: Mutex::default(),
         })
@@ -145,7 +153,10 @@ impl Place {
         let mut state = self.places.lock();
         let full = match standing {
             Standing::Waiting => return true,
-            Standing::Open => state.count.open >= self.places.max_open,
+            Standing::Open => {
+                let own = state.open.get(&self.source).copied().unwrap_or(0);
+                state.count.open >= self.places.max_open || own >= self.places.max_open_of_one
+            }
             Standing::Proven => state.count.proven >= self.places.max_proven,
         };
         if full {
@@ -156,7 +167,10 @@ impl Place {
             return false;
         }
         match standing {
-            Standing::Open => state.count.open += 1,
+            Standing::Open => {
+                state.count.open += 1;
+                *state.open.entry(self.source).or_default() += 1;
+            }
             _ => state.count.proven += 1,
         }
         drop(state);
@@ -172,7 +186,15 @@ impl Drop for Place {
             Standing::Waiting => {
                 state.forget_waiting(self.source, self.id);
             }
-            Standing::Open => state.count.open -= 1,
+            Standing::Open => {
+                state.count.open -= 1;
+                if let Entry::Occupied(mut own) = state.open.entry(self.source) {
+                    *own.get_mut() -= 1;
+                    if *own.get() == 0 {
+                        own.remove();
+                    }
+                }
+            }
             Standing::Proven => state.count.proven -= 1,
         }
     }
@@ -226,6 +248,22 @@ mod tests {
         );
         drop((proven, open, late));
         assert_eq!((places.occupancy().open, places.occupancy().proven), (0, 0));
+    }
+
+    #[test]
+    fn one_source_leaves_half_of_the_open_places_to_others() {
+        let places = places(200, 100, 1);
+        let stand = |n| {
+            let mut place = places.take(from(n));
+            place.stand(Standing::Open).then_some(place)
+        };
+        let mut flood: Vec<_> = (0..100).filter_map(|_| stand(1)).collect();
+        assert_eq!(flood.len(), 50);
+        assert!(stand(2).is_some(), "another source has a place");
+        flood.pop();
+        assert!(stand(1).is_some(), "a place that was given back is free");
+        drop(flood);
+        assert!(places.lock().open.is_empty() && places.occupancy().open == 0);
     }
 
     #[test]

@@ -38,6 +38,10 @@ use super::{
     CloseReason, Exclusivity, LoginAbort, LoginDecision, LoginInfo, LoginPolicy, LoginRequest, ServerConfig,
     SessionEvent, SessionId, SessionInfo, SessionObserver, TargetConfig,
 };
+use crate::log_budget::LogBudget;
+
+/// Lines of the log about refused logins in one second; more are counted and not written.
+const REFUSALS_A_SECOND: u32 = 10;
 
 /// Longest data segment in the login phase (RFC 7143: 8192 until declared otherwise).
 const LOGIN_DATA: usize = 8192;
@@ -123,6 +127,8 @@ struct Inner {
     next_tsih: AtomicU16,
     workers: Workers,
     memory: Arc<Pool>,
+    /// Lines of the log about logins that were refused.
+    refusals: LogBudget,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -179,6 +185,7 @@ impl IscsiServer {
             next_tsih: AtomicU16::new(1),
             workers,
             memory,
+            refusals: LogBudget::new(REFUSALS_A_SECOND),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -549,8 +556,10 @@ async fn login(
             Step::Reply(bhs, data) => send(stream, &bhs, &data).await?,
             Step::Fail(bhs) => {
                 let names = machine.names();
-                tracing::info!(%peer, initiator = names.map(|n| n.initiator.as_str()), target = names.and_then(|n| n.target.as_deref()),
-                    why = Status(bhs.0[36], bhs.0[37]).words(), "login refused");
+                if let Some(left_out) = inner.refusals.line() {
+                    tracing::info!(%peer, initiator = names.map(|n| n.initiator.as_str()), target = names.and_then(|n| n.target.as_deref()),
+                        why = Status(bhs.0[36], bhs.0[37]).words(), left_out, "login refused");
+                }
                 send(stream, &bhs, &[]).await?;
                 let _ = stream.shutdown().await;
                 return Ok(None);

@@ -317,6 +317,7 @@ fn a_file_system_mounted_read_only_is_a_matter_of_permission() {
     block_on(async {
         let store = open(&folder).await;
         store.commit(batch(0)).await.unwrap();
+        assert_eq!(store.health().await, Health::Up);
         store.shutdown().await;
         mount("remount,ro", &folder);
         let e = SqliteStore::open(config(&folder)).await.err().expect("it opened");

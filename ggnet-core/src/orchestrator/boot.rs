@@ -162,12 +162,12 @@ impl Orchestrator {
 
     async fn answer(&self, request: &BootRequest) -> Result<BootAnswer> {
         let store = self.inner.ports.store();
-        if request.prepare {
-            self.inner.online.script_asked(request.mac);
-        }
         let Some(found) = store.machine_by_mac(request.mac).await? else {
             return self.answer_unknown(request).await;
         };
+        if request.prepare {
+            self.inner.online.script_asked(request.mac);
+        }
         // Held to the end: a start, or the making of a generation, must not interleave with a stop.
         let _guard = self.inner.locks.lock(&found.id).await;
         // Again under the lock: it may have been changed or deleted meanwhile.
@@ -188,6 +188,10 @@ impl Orchestrator {
     }
 
     async fn answer_start(&self, request: &BootRequest, machine: Machine) -> Result<BootAnswer> {
+        // What made its last start fail is seldom mended within seconds, and each try is recorded.
+        if let Some(wait) = self.inner.failed_starts.wait(machine.id) {
+            return Ok(BootAnswer::Retry(wait));
+        }
         let actor = Actor::Machine { mac: request.mac, address: request.peer.clone() };
         let start = StartRequest { machine: machine.id, image: None, actor: actor.clone() };
         let prepared = match self.prepare_start(&start).await {
@@ -199,7 +203,16 @@ impl Orchestrator {
             }
             Err(e) => return Err(e),
         };
-        let started = self.perform_start(prepared.0, prepared.1, &actor).await?;
+        let started = match self.perform_start(prepared.0, prepared.1, &actor).await {
+            Ok(started) => {
+                self.inner.failed_starts.forget(start.machine);
+                started
+            }
+            Err(e) => {
+                self.inner.failed_starts.add(start.machine);
+                return Err(e);
+            }
+        };
         let generation = started.session.current.clone();
         self.script_read(&started.session, &generation).await?;
         let script = self.script(

@@ -20,6 +20,7 @@
 
 mod boot;
 mod config;
+mod failed_starts;
 mod generation;
 mod images;
 mod journal;
@@ -84,6 +85,7 @@ struct Inner {
     seen_lock: tokio::sync::Mutex<()>,
     online: observe::OnlineSince,
     strangers: strangers::Strangers,
+    failed_starts: failed_starts::FailedStarts,
     events: broadcast::Sender<Event>,
     observations: OnceLock<tokio::sync::mpsc::Sender<observe::Seen>>,
     serving: AtomicBool,
@@ -118,6 +120,7 @@ impl Orchestrator {
                 seen_lock: tokio::sync::Mutex::default(),
                 online: observe::OnlineSince::default(),
                 strangers: strangers::Strangers::default(),
+                failed_starts: failed_starts::FailedStarts::default(),
                 events,
                 observations: OnceLock::new(),
                 serving: AtomicBool::new(false),

@@ -363,7 +363,8 @@ impl Orchestrator {
         {
             return Ok(None);
         }
-        if !self.inner.online.may_say_stalled(session.id) {
+        // Whoever stops in a login while the machine has its disk is not that machine.
+        if self.has_initiator(&session).await? || !self.inner.online.may_say_stalled(session.id) {
             return Ok(None);
         }
         let event = NewEvent::new(at, EventKind::BootDiagnosis { message: STALLED.to_owned() });
@@ -386,8 +387,8 @@ impl Orchestrator {
         let message = match store.live_session(machine).await? {
             Some(session) if number < session.current.number && self.inner.online.is_online(session.id) => {
                 format!(
-                    "{from} still asks for the disk of boot {number}, and this machine runs on that of boot {}: two machines \
-                     boot with one MAC address. The one at {from} has lost its disk",
+                    "{from} still asks for the disk of boot {number}, and this machine runs on that of boot {}: most \
+                     likely two machines boot with one MAC address, and the one at {from} has lost its disk",
                     session.current.number
                 )
             }

@@ -83,9 +83,26 @@ impl Orchestrator {
         generation: &Generation,
     ) -> Result<TargetEndpoint> {
         let spec = self.writeback_spec(generation).await?;
+        if session.policy == WritebackPolicy::Keep && session.current.committed_at.is_some() {
+            self.kept_is_there(&spec.id).await?;
+        }
         let disk = self.inner.ports.writeback().ensure(&spec).await?;
         let spec = self.target_spec(session, generation, disk)?;
         self.inner.ports.target().ensure(&spec).await
+    }
+
+    /// A machine that keeps its writes has booted in this session: what it wrote must be there. An empty disk in its place, made without a
+    /// word, would be the loss of all of it under a running machine.
+    async fn kept_is_there(&self, id: &ResourceId) -> Result<()> {
+        let listed = self.inner.ports.writeback().list().await?;
+        if listed.iter().any(|w| w.id == *id) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Corrupt, format!("The kept writes {id} are gone: no empty disk is put in their place"))
+            .with_hint(
+                "Is the folder or disk of the writebacks mounted? Bring them back; or stop the session, which gives the machine an empty \
+                 disk at its next start",
+            ))
     }
 
     /// Removes a generation's target, and its writeback unless that is the machine's to keep or another generation's.

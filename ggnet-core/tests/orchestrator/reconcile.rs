@@ -111,6 +111,31 @@ async fn an_unknown_list_is_not_an_empty_one() {
 }
 
 #[tokio::test]
+async fn kept_writes_that_are_gone_are_not_replaced_by_an_empty_disk() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
+    let disk = p.power_on(&machine).await;
+    disk.write(0, 0, &[7; 512]).await.unwrap();
+    disk.logout().await;
+    let session = p.session(&machine).await;
+    let target = session.target(&session.current);
+    // As after a start of the server at which the folder of the writebacks was not mounted.
+    p.targets.remove(&target, Removal::Force).await.unwrap();
+    p.writebacks.remove(&session.current.writeback, Removal::Force).await.unwrap();
+    let report = format!("{:?}", p.o.reconcile().await);
+    assert!(report.contains("The kept writes") && report.contains("are gone"), "{report}");
+    assert!(p.login(&target, &machine).await.is_err(), "nobody reads an empty disk for its own");
+    let refused = p.boot(machine.macs[0]).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Corrupt && refused.hint().unwrap().contains("mounted"), "{refused}");
+    assert!(p.writebacks.list().await.unwrap().is_empty());
+    // The operator gives them up.
+    p.stop(&session, true).await.unwrap();
+    assert!(p.power_on(&machine).await.is_connected());
+}
+
+#[tokio::test]
 async fn what_a_live_session_lacks_is_made_again() {
     let house = House::new();
     let p = house.open().await;

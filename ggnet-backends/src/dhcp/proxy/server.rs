@@ -41,6 +41,7 @@ use super::{
 };
 use crate::{
     dhcp::interface,
+    log_budget::LogBudget,
     udp::{Failing, PktinfoSocket, RECEIVE_BUFFER},
 };
 
@@ -50,6 +51,9 @@ const BOOT_SERVER: u16 = 4011;
 const RECEIVE_PAUSE: Duration = Duration::from_millis(500);
 /// How often it is looked whether the interface is still the one that the sockets are bound to.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Lines of the log about answers in one second; more are counted and not written.
+const ANSWERS_A_SECOND: u32 = 20;
 
 /// The running sockets.
 pub(super) struct Server {
@@ -62,6 +66,8 @@ struct Shared {
     table: Arc<Table>,
     cancel: CancellationToken,
     failing: AtomicUsize,
+    /// Lines of the log about answers.
+    answers: LogBudget,
     /// Interfaces that are not served, and why.
     lost: Mutex<BTreeMap<String, String>>,
 }
@@ -92,7 +98,8 @@ impl Server {
     pub(super) fn start(config: ProxyDhcpConfig, table: Arc<Table>) -> Result<Self> {
         let cancel = CancellationToken::new();
         let (failing, lost) = (AtomicUsize::new(0), Mutex::default());
-        let shared = Arc::new(Shared { config, table, cancel: cancel.clone(), failing, lost });
+        let answers = LogBudget::new(ANSWERS_A_SECOND);
+        let shared = Arc::new(Shared { config, table, cancel: cancel.clone(), failing, answers, lost });
         let names = shared.config.interfaces.clone();
         let mut first = Vec::new();
         for name in names {
@@ -295,11 +302,14 @@ impl Shared {
                 if let Err(error) = sent {
                     return tracing::warn!(target: "dhcp", interface = name, %mac, %to, error, "Could not answer");
                 }
-                tracing::info!(
-                    target: "dhcp",
-                    interface = name, %mac, %to, boot_file = reply.boot_file, ipxe = request.ipxe, registered,
-                    "Answered"
-                );
+                // Anybody can ask in any machine's name.
+                if let Some(left_out) = self.answers.line() {
+                    tracing::info!(
+                        target: "dhcp",
+                        interface = name, %mac, %to, boot_file = reply.boot_file, ipxe = request.ipxe, registered,
+                        left_out, "Answered"
+                    );
+                }
             }
         }
         let observer = self.table.observer();

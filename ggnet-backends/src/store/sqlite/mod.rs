@@ -156,6 +156,14 @@ impl Shared {
         }
     }
 
+    /// Whether the file system of the database is mounted read-only; it becomes so by itself when its disk fails.
+    async fn is_read_only(&self) -> bool {
+        let path = self.path.clone();
+        let stat = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path)).await;
+        // What cannot be asked is told by the next change.
+        matches!(stat, Ok(Ok(stat)) if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    }
+
     /// A slice of the reserve becomes free; false: there is none left.
     async fn gives(&self) -> bool {
         let Some(reserve) = self.reserve.clone() else { return false };
@@ -472,6 +480,12 @@ impl Store for SqliteStore {
     async fn health(&self) -> Health {
         if let Err(e) = read!(self, "health", read::counts(&self.shared.readers)) {
             return Health::Down(e.report());
+        }
+        if self.shared.is_read_only().await {
+            let db = self.shared.path.display();
+            return Health::Blocked(format!(
+                "The file system of the database {db} is read-only, so no machine can start: the kernel's log (`dmesg`) says why"
+            ));
         }
         // While a change is made the reserve is its own; the last look then stands.
         let room = match self.shared.writer.try_lock() {

@@ -126,6 +126,7 @@ impl Reserve {
     /// # Errors
     /// For another reason than lack of room.
     pub(super) fn room(&self) -> io::Result<bool> {
+        self.look();
         if !self.take()? {
             return Ok(false);
         }
@@ -143,6 +144,16 @@ impl Reserve {
             }
             Err(e) if full(&e) => Ok(false),
             Err(e) => Err(e),
+        }
+    }
+
+    /// Somebody may have removed the file, or cut it.
+    fn look(&self) {
+        let mut held = self.lock();
+        let there = fs::symlink_metadata(&self.path).map_or(0, |meta| meta.len().min(SIZE));
+        if there < *held {
+            *held = there;
+            self.note(false);
         }
     }
 
@@ -212,6 +223,9 @@ mod tests {
         }
         assert_eq!((slices, taken()), (SIZE / SLICE, 0));
         assert!(reserve.take().unwrap() && reserve.is_whole() && taken() >= SIZE);
+        // Somebody removed it: the next look takes it again.
+        fs::remove_file(folder.path().join("x.db-reserve")).unwrap();
+        assert!(reserve.room().unwrap() && reserve.is_whole() && taken() >= SIZE);
         drop(reserve);
         // A later process goes on with what there is.
         File::options().write(true).open(folder.path().join("x.db-reserve")).unwrap().set_len(SLICE).unwrap();

@@ -24,18 +24,20 @@ pub(super) struct Gone(Mutex<VecDeque<Target>>);
 struct Target {
     name: String,
     id: ResourceId,
+    /// The initiator whose it was; none: anybody's.
+    initiator: Option<String>,
     told: Option<Instant>,
 }
 
 impl Gone {
     /// It was removed.
-    pub(super) fn add(&self, name: &str, id: ResourceId) {
+    pub(super) fn add(&self, name: &str, id: ResourceId, initiator: Option<String>) {
         // Every step under the lock leaves a valid list.
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MOST {
             all.pop_front();
         }
-        all.push_back(Target { name: name.to_owned(), id, told: None });
+        all.push_back(Target { name: name.to_owned(), id, initiator, told: None });
     }
 
     /// It is there again.
@@ -43,10 +45,14 @@ impl Gone {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|t| t.name != name);
     }
 
-    /// Somebody asks for a target that is not there: its id, when it is one of these and it is time to tell of it.
-    pub(super) fn asked_for(&self, name: &str) -> Option<ResourceId> {
+    /// This initiator asks for a target that is not there: its id, when it is one of these and was its own, and it is time to tell of it.
+    /// Nothing is proved by a name: whoever knows it can cause the line.
+    pub(super) fn asked_for(&self, name: &str, initiator: &str) -> Option<ResourceId> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let target = all.iter_mut().rev().find(|t| t.name == name)?;
+        if target.initiator.as_ref().is_some_and(|own| own != initiator) {
+            return None;
+        }
         if target.told.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
             return None;
         }
@@ -64,12 +70,18 @@ mod tests {
         let gone = Gone::default();
         let name = |n: usize| format!("iqn.2026-01.org.example:{n}");
         for n in 0..MOST + 10 {
-            gone.add(&name(n), format!("t{n}").parse().unwrap());
+            gone.add(
+                &name(n),
+                format!("t{n}").parse().unwrap(),
+                Some("iqn.2026-01.org.example:pc".to_owned()),
+            );
         }
-        assert_eq!(gone.asked_for(&name(9)), None, "it was pushed out");
-        assert_eq!(gone.asked_for(&name(10)), Some("t10".parse().unwrap()));
-        assert_eq!(gone.asked_for(&name(10)), None, "told already");
+        let asked_for = |n: usize| gone.asked_for(&name(n), "iqn.2026-01.org.example:pc");
+        assert_eq!(asked_for(9), None, "it was pushed out");
+        assert_eq!(gone.asked_for(&name(10), "iqn.2026-01.org.example:other"), None, "it was never its own");
+        assert_eq!(asked_for(10), Some("t10".parse().unwrap()));
+        assert_eq!(asked_for(10), None, "told already");
         gone.forget(&name(11));
-        assert_eq!(gone.asked_for(&name(11)), None, "it is there again");
+        assert_eq!(asked_for(11), None, "it is there again");
     }
 }

@@ -71,7 +71,11 @@ impl Targets {
     pub(super) fn forget(&self, iqn: &Iqn) {
         let served = self.served.write().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
         if let Some(served) = served {
-            self.gone.add(iqn.as_str(), served.id);
+            let initiator = match served.access {
+                Access::Initiator { name, .. } => Some(name.to_string()),
+                Access::Shared => None,
+            };
+            self.gone.add(iqn.as_str(), served.id, initiator);
         }
         self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
     }
@@ -119,7 +123,9 @@ impl LoginPolicy for Targets {
         };
         match self.named(target).map(|t| t.access) {
             None => {
-                if let (Some(target), Some(observer)) = (self.gone.asked_for(target), self.observer.get()) {
+                if let (Some(target), Some(observer)) =
+                    (self.gone.asked_for(target, &request.initiator), self.observer.get())
+                {
                     observer.observe(Observation::LoginTooLate { target, peer: request.peer });
                 }
                 LoginDecision::NotFound

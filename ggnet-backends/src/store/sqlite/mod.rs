@@ -158,10 +158,9 @@ impl Shared {
 
     /// Whether the file system of the database is mounted read-only; it becomes so by itself when its disk fails.
     async fn is_read_only(&self) -> bool {
-        let path = self.path.clone();
-        let stat = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path)).await;
+        let Some(reserve) = self.reserve.clone() else { return false };
         // What cannot be asked is told by the next change.
-        matches!(stat, Ok(Ok(stat)) if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+        tokio::task::spawn_blocking(move || reserve.is_read_only()).await.unwrap_or(false)
     }
 
     /// A slice of the reserve becomes free; false: there is none left.

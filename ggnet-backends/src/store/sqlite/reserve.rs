@@ -26,7 +26,10 @@ use std::{
     },
 };
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::{
+    fs::{AtFlags, CWD, FallocateFlags, Timespec, Timestamps, UTIME_NOW, fallocate},
+    io::Errno,
+};
 
 /// What is kept: the write-ahead log from empty to where SQLite folds it into the database (1000 pages of 4 KiB), and as much again
 /// for the database and what the file system itself needs.
@@ -145,6 +148,14 @@ impl Reserve {
             Err(e) if full(&e) => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether the file system takes no change. The mount's flag does not tell of one that the kernel stopped after an error (ext4 since
+    /// Linux 6.12), so the file's time is set: the smallest change there is.
+    pub(super) fn is_read_only(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        rustix::fs::utimensat(CWD, &self.path, &times, AtFlags::empty()) == Err(Errno::ROFS)
     }
 
     /// Somebody may have removed the file, or cut it.

@@ -98,18 +98,16 @@ fn a_bios_machine_boots_over_the_wire_by_our_undionly() {
 
 #[test]
 fn a_loader_without_a_script_is_diagnosed_and_a_stranger_is_remembered() {
-    let lan = Lan::new("[session]\nscript_deadline = \"3s\"\n", None).unwrap();
-    let mut new: ggnet_core::api::CreateMachineRequest =
-        serde_json::from_value(serde_json::json!({ "name": "locked" })).unwrap();
-    new.macs = vec!["52:54:00:cc:00:03".parse().unwrap()];
-    let machine = lan.api().create_machine(&new).unwrap();
+    let (lan, image) = lan_with_image("[session]\nscript_deadline = \"3s\"\n");
+    let mac = "52:54:00:cc:00:03";
+    let machine = lan.api().add_machine("locked", mac, image.image, WritebackPolicy::Discard).unwrap();
     let fetch = || lan.curl(&[&format!("tftp://{SERVER}/52-54-00-cc-00-03/ipxe.efi")]).unwrap();
     // Somebody fetches the file that is named after it: that says nothing of the machine.
     fetch();
     std::thread::sleep(Duration::from_secs(5));
     let events = lan.api().events(0, Some(machine.id)).unwrap();
     assert!(!events.iter().any(|e| matches!(e.event.kind, EventKind::BootDiagnosis { .. })), "{events:?}");
-    lan.uefi_asks("52:54:00:cc:00:03").unwrap();
+    lan.uefi_asks(mac).unwrap();
     let loader = fetch();
     assert!(loader == std::fs::read("/usr/lib/ipxe/ipxe.efi").unwrap(), "another loader than the host's");
     let message = wait::until("the diagnosis", wait::SHORT, || {
@@ -119,7 +117,7 @@ fn a_loader_without_a_script_is_diagnosed_and_a_stranger_is_remembered() {
             _ => None,
         }))
     });
-    let message = message.unwrap();
+    let message = message.unwrap_or_else(|e| panic!("{e}; the server's log:\n{}", lan.server_log()));
     assert!(message.contains("Secure Boot") && message.contains("52:54:00:cc:00:03"), "{message}");
 
     let stranger: MacAddr = "52:54:00:cc:00:99".parse().unwrap();

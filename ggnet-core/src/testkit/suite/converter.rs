@@ -310,8 +310,17 @@ pub async fn a_dropped_conversion_leaves_nothing(f: &impl ConverterFixture) {
             names.is_empty() || names == ["a.raw"]
         };
         eventually(&format!("nothing or a whole file after {cut:?}"), settled).await;
-        if names(&bench.results).await.is_empty() {
-            assert!(done.is_none(), "{cut:?}: it said that it was done");
+        if done.is_none() {
+            // A whole file may go yet: behind the limits of a port a conversion that nobody waits for leaves none.
+            let path = spec.destination.clone();
+            let there = super::files::blocking(move || {
+                let there = std::fs::read(&path).ok();
+                let _ = std::fs::remove_file(&path);
+                there
+            });
+            if let Some(bytes) = there.await {
+                assert!(bytes == bench.bytes, "{cut:?}: a part of a file");
+            }
             convert(&bench, &spec).await;
         }
         assert!(read_file(&spec.destination).await == bench.bytes, "{cut:?}: the bytes differ");

@@ -1,12 +1,11 @@
 //! The stock Debian guests: built once by `tests/debian-guest/build`, cached by what goes into them, one of them with our guest kit.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::server;
+use crate::{process, server};
 
 /// What the root shell on the serial line says when it may be used.
 pub const READY: &str = "GGNET-DEBIAN-READY";
@@ -28,17 +27,9 @@ impl DebianGuests {
         if let Some(guests) = &*built {
             return Ok(guests.clone());
         }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("debian-guest/build");
-        let output = Command::new(&script)
-            .arg(server::beside("ggnet", "ggnet-cli")?)
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("cannot run {}", script.display()))?;
-        ensure!(output.status.success(), "{} ended with {}", script.display(), output.status);
-        let dir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        let guests = Self { dir };
-        ensure!(guests.with_kit().is_file(), "{} printed no folder with disks", script.display());
+        let ggnet = server::beside("ggnet", "ggnet-cli")?;
+        let guests = Self { dir: process::built_by("debian-guest/build", &[&ggnet])? };
+        ensure!(guests.with_kit().is_file(), "debian-guest/build printed no folder with disks");
         *built = Some(guests.clone());
         Ok(guests)
     }

@@ -1,10 +1,10 @@
 //! The guest image: built once by `tests/guest/build`, cached by what goes into it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::process;
 
@@ -31,16 +31,8 @@ impl GuestImage {
         if let Some(image) = &*built {
             return Ok(image.clone());
         }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/build");
-        let output = Command::new(&script)
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("cannot run {}", script.display()))?;
-        ensure!(output.status.success(), "{} ended with {}", script.display(), output.status);
-        let dir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        let image = Self { dir };
-        ensure!(image.raw().is_file(), "{} printed no folder with an image", script.display());
+        let image = Self { dir: process::built_by("guest/build", &[])? };
+        ensure!(image.raw().is_file(), "guest/build printed no folder with an image");
         *built = Some(image.clone());
         Ok(image)
     }

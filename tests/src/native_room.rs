@@ -12,11 +12,11 @@
 //! Invariant: the server machine has nothing of GGnet but what `make install` put there and the configuration that a test gives.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::api::Api;
 use crate::guest::Guest;
@@ -118,14 +118,7 @@ struct ServerVm {
 
 impl ServerVm {
     fn get() -> Result<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("server-vm/build");
-        let output = Command::new(&script)
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("cannot run {}", script.display()))?;
-        ensure!(output.status.success(), "{} ended with {}", script.display(), output.status);
-        Ok(Self { dir: PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()) })
+        Ok(Self { dir: process::built_by("server-vm/build", &[])? })
     }
 }
 

@@ -13,7 +13,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait;
@@ -157,6 +157,22 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// It cannot be started.
 pub fn output(command: &mut Command) -> Result<Output> {
     command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))
+}
+
+/// Runs a script of this crate that builds something, unless it is there, and prints the folder; what it does is on standard error.
+///
+/// # Errors
+/// It cannot be run, or fails; its last lines are on standard error.
+pub fn built_by(script: &str, args: &[&Path]) -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+    let output = Command::new(&script)
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {}", script.display()))?;
+    ensure!(output.status.success(), "{} ended with {}", script.display(), output.status);
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// The path of a tool, looked for in `PATH` and in the folders for administrators.

@@ -68,7 +68,7 @@ impl Session {
             if chunk == 0 || chunk % block != 0 {
                 return self.read_job(task);
             }
-            if !self.covers(self.out.growth(chunk)) && !self.nothing_waits() {
+            if !self.has_room(self.out.growth(chunk)) {
                 self.reads.push_front(task);
                 return false;
             }

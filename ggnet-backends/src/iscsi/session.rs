@@ -237,7 +237,7 @@ impl Session {
         self.out.len() < OUT_HIGH
             && self.job_bytes < JOB_BYTES_HIGH
             && self.logout.is_none()
-            && (self.covers(0) || self.nothing_waits())
+            && self.has_room(0)
     }
 
     /// Bytes of data under way.
@@ -248,6 +248,11 @@ impl Session {
     /// Whether the session may hold so many bytes more.
     pub(super) fn covers(&mut self, more: usize) -> bool {
         self.lease.covers(self.held() + more)
+    }
+
+    /// Whether it may go on with so many bytes more: they are covered, or nothing waits.
+    pub(super) fn has_room(&mut self, more: usize) -> bool {
+        self.covers(more) || self.nothing_waits()
     }
 
     /// Whether all that was fetched or heard has gone on its way: one more step is right then, whatever others hold.

@@ -186,7 +186,8 @@ impl Folder {
     }
 }
 
-fn full(e: &io::Error) -> bool {
+/// Whether there was no space, on the disk or in the quota.
+pub(super) fn full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 

@@ -27,8 +27,8 @@ use crate::{
 /// Longest diagnosis, in characters: it may quote what a packet claims.
 const DIAGNOSIS: usize = 400;
 
-/// How often a session's timeline says that its machine stalls in its login: it tries again and again.
-const STALLED_EVERY: Duration = Duration::from_secs(3600);
+/// How often a timeline explains a login that the same initiator tries again and again.
+const EXPLAINED_EVERY: Duration = Duration::from_secs(3600);
 const STALLED: &str = "The machine connected to its disk again and stopped in its login. Most often its iscsid waits for OpenSSL's \
     configuration, a file on this very disk; within two minutes its root is read-only. Put the guest kit into its image \
     (`ggnet guest-kit debian --help`) and start it again";
@@ -43,18 +43,25 @@ pub(super) struct Seen {
 #[derive(Default)]
 pub(super) struct OnlineSince {
     sessions: Mutex<HashMap<SessionId, Presence>>,
-    /// When a machine's timeline last said that somebody asks for a disk that it lost. Only of registered machines.
-    too_late: Mutex<HashMap<MachineId, Instant>>,
+    /// When a login was last explained. Only of registered machines.
+    explained: Mutex<HashMap<Explained, Instant>>,
     /// When each machine last asked for its boot script; small, and only for the suspicion of Secure Boot.
     scripts: Mutex<HashMap<MacAddr, Instant>>,
+}
+
+/// What a timeline explains at most once in [`EXPLAINED_EVERY`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Explained {
+    /// That the session's machine stalls in its login.
+    Stalled(SessionId),
+    /// That somebody asks for a disk that the machine lost.
+    TooLate(MachineId),
 }
 
 #[derive(Clone, Copy)]
 struct Presence {
     online: bool,
     last: Instant,
-    /// When its timeline last said that it stalls in its login.
-    stalled: Option<Instant>,
 }
 
 impl OnlineSince {
@@ -67,7 +74,7 @@ impl OnlineSince {
     pub(super) fn update(&self, session: SessionId, online: bool) -> Duration {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let entry = sessions.entry(session).or_insert(Presence { online, last: now, stalled: None });
+        let entry = sessions.entry(session).or_insert(Presence { online, last: now });
         entry.online = online;
         if online {
             entry.last = now;
@@ -75,25 +82,13 @@ impl OnlineSince {
         now - entry.last
     }
 
-    /// Whether the session's timeline may say now that its machine stalls in its login; the answer yes is given once an hour.
-    fn may_say_stalled(&self, session: SessionId) -> bool {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let entry = sessions.entry(session).or_insert(Presence { online: false, last: now, stalled: None });
-        let may = entry.stalled.is_none_or(|at| now.saturating_duration_since(at) >= STALLED_EVERY);
+    /// Whether it may be explained now; then not again for [`EXPLAINED_EVERY`].
+    fn may_explain(&self, what: Explained) -> bool {
+        let mut explained = self.explained.lock().unwrap_or_else(PoisonError::into_inner);
+        explained.retain(|_, at| at.elapsed() < EXPLAINED_EVERY);
+        let may = !explained.contains_key(&what);
         if may {
-            entry.stalled = Some(now);
-        }
-        may
-    }
-
-    /// As [`may_say_stalled`](Self::may_say_stalled), for a login that comes too late.
-    fn may_say_too_late(&self, machine: MachineId) -> bool {
-        let mut told = self.too_late.lock().unwrap_or_else(PoisonError::into_inner);
-        told.retain(|_, at| at.elapsed() < STALLED_EVERY);
-        let may = !told.contains_key(&machine);
-        if may {
-            told.insert(machine, Instant::now());
+            explained.insert(what, Instant::now());
         }
         may
     }
@@ -364,7 +359,9 @@ impl Orchestrator {
             return Ok(None);
         }
         // Whoever stops in a login while the machine has its disk is not that machine.
-        if self.has_initiator(&session).await? || !self.inner.online.may_say_stalled(session.id) {
+        if self.has_initiator(&session).await?
+            || !self.inner.online.may_explain(Explained::Stalled(session.id))
+        {
             return Ok(None);
         }
         let event = NewEvent::new(at, EventKind::BootDiagnosis { message: STALLED.to_owned() });
@@ -399,7 +396,7 @@ impl Orchestrator {
                  or start it anew"
             ),
         };
-        if !self.inner.online.may_say_too_late(machine) {
+        if !self.inner.online.may_explain(Explained::TooLate(machine)) {
             return Ok(None);
         }
         Ok(Some(NewEvent::new(at, EventKind::BootDiagnosis { message }).machine(machine)))

@@ -94,8 +94,7 @@ impl Orchestrator {
     /// A machine that keeps its writes has booted in this session: what it wrote must be there. An empty disk in its place, made without a
     /// word, would be the loss of all of it under a running machine.
     async fn kept_is_there(&self, id: &ResourceId) -> Result<()> {
-        let listed = self.inner.ports.writeback().list().await?;
-        if listed.iter().any(|w| w.id == *id) {
+        if self.kept(id).await?.is_some() {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Corrupt, format!("The kept writes {id} are gone: no empty disk is put in their place"))

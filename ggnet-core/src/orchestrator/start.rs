@@ -152,7 +152,9 @@ impl Orchestrator {
         machine: &Machine,
         image: ImageId,
     ) -> Result<Option<ImageVersionId>> {
-        let Some(kept) = self.kept(machine).await?.and_then(|w| w.base) else { return Ok(None) };
+        let Some(kept) = self.kept(&ResourceId::machine(machine.id)).await?.and_then(|w| w.base) else {
+            return Ok(None);
+        };
         let below = self.inner.ports.store().version(kept).await?.ok_or_else(|| {
             Error::new(
                 ErrorKind::Corrupt,
@@ -169,11 +171,10 @@ impl Orchestrator {
         .with_hint("Discard its kept writeback first, or assign that image again"))
     }
 
-    /// The machine's kept writeback, when there is one; also one that was cut short.
-    async fn kept(&self, machine: &Machine) -> Result<Option<WritebackListed>> {
-        let id = ResourceId::machine(machine.id);
+    /// A kept writeback, when there is one; also one that was cut short.
+    pub(super) async fn kept(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
         let listed = self.inner.ports.writeback().list().await?;
-        Ok(listed.into_iter().find(|w| w.id == id))
+        Ok(listed.into_iter().find(|w| w.id == *id))
     }
 
     /// Does the steps. The caller holds the machine's lock.
@@ -183,7 +184,8 @@ impl Orchestrator {
         mut session: Session,
         actor: &Actor,
     ) -> Result<Started> {
-        let keeps_already = session.policy == WritebackPolicy::Keep && self.kept(&machine).await?.is_some();
+        let keeps_already =
+            session.policy == WritebackPolicy::Keep && self.kept(&session.current.writeback).await?.is_some();
         let row = self.audit(
             actor,
             "session.start",

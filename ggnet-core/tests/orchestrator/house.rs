@@ -36,7 +36,7 @@ use ggnet_core::{
             WritebackWorld,
         },
     },
-    wrap::PortLimits,
+    wrap::{Limits, PortLimits},
 };
 
 /// The image's size: of no importance, and a whole number of blocks.
@@ -133,17 +133,21 @@ impl House {
 
 /// The usual limits, without a second try: a fault that a test plans must be seen.
 fn once() -> PortLimits {
+    every(|of| of.tries = 1)
+}
+
+/// The usual limits with a change of every port's.
+pub fn every(change: impl Fn(&mut Limits)) -> PortLimits {
     let mut limits = PortLimits::default();
-    for of in [
+    let ports = [
         &mut limits.store,
         &mut limits.target,
         &mut limits.writeback,
         &mut limits.dhcp,
         &mut limits.boot_files,
         &mut limits.converter,
-    ] {
-        of.tries = 1;
-    }
+    ];
+    ports.into_iter().for_each(change);
     limits
 }
 

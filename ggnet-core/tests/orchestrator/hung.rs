@@ -22,28 +22,14 @@ use ggnet_core::{
             MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryStore, MemoryTargets, MemoryWritebacks,
         },
     },
-    wrap::{Limits, OVERDUE_WAIT, PortLimits},
+    wrap::{OVERDUE_WAIT, PortLimits},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::house::{House, until};
+use crate::house::{House, every, until};
 
 /// Longer than any limit below: who waits so long waits for ever.
 const FOR_EVER: Duration = Duration::from_secs(7200);
-
-fn every(change: impl Fn(&mut Limits)) -> PortLimits {
-    let mut limits = PortLimits::default();
-    let ports = [
-        &mut limits.store,
-        &mut limits.target,
-        &mut limits.writeback,
-        &mut limits.dhcp,
-        &mut limits.boot_files,
-        &mut limits.converter,
-    ];
-    ports.into_iter().for_each(change);
-    limits
-}
 
 struct Made {
     ports: Ports,

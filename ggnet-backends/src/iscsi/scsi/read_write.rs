@@ -42,10 +42,10 @@ impl Extent {
         }
     }
 
-    /// The field of the CDB that holds the count, where that is more than page B0 allows (SBC-3 section 6.5.3).
-    fn too_long(&self, cdb: &[u8; 16]) -> Option<Sense> {
+    /// No longer than page B0 allows (SBC-3 section 6.5.3); else the field of the CDB that holds the count.
+    fn check_length(&self, cdb: &[u8; 16]) -> Result<(), Sense> {
         let field = if cdb[0] >> 5 == 5 { 6 } else { 10 };
-        (self.count > u64::from(MAX_TRANSFER_BLOCKS)).then(|| Sense::cdb(field))
+        if self.count > u64::from(MAX_TRANSFER_BLOCKS) { Err(Sense::cdb(field)) } else { Ok(()) }
     }
 
     /// Inside the unit. An address equal to the size is an error even when nothing is transferred.
@@ -69,7 +69,7 @@ pub(crate) fn decode_read(lu: &LogicalUnit, cdb: &[u8; 16]) -> Plan {
         return Plan::Reply(Reply::check(Sense::cdb_bit(1, 7)));
     }
     let extent = Extent::parse(cdb);
-    match extent.check(lu).and_then(|()| extent.too_long(cdb).map_or(Ok(()), Err)) {
+    match extent.check(lu).and_then(|()| extent.check_length(cdb)) {
         Ok(()) => Plan::Read { offset: extent.lba << lu.shift(), len: extent.count << lu.shift() },
         Err(sense) => Plan::Reply(Reply::check(sense)),
     }
@@ -91,7 +91,7 @@ pub(crate) fn decode_write(lu: &LogicalUnit, cdb: &[u8; 16]) -> Plan {
     if lu.write_protected() {
         return Plan::Reply(Reply::check(Sense::WRITE_PROTECTED));
     }
-    if let Some(sense) = extent.too_long(cdb) {
+    if let Err(sense) = extent.check_length(cdb) {
         return Plan::Reply(Reply::check(sense));
     }
     let fua = cdb[0] != 0x0a && !verify && cdb[1] & 0x08 != 0;

@@ -30,6 +30,7 @@ use rustix::io::Errno;
 use super::{
     device::Device,
     files::{Files, Open, RawFile},
+    folder::full,
     format::Header,
     map::{BlockMap, DirtyPage},
     shelf::{DURABLE, DURABLE_NEW},
@@ -65,7 +66,7 @@ enum Failure {
 impl Failure {
     /// The failure of anything but a sync.
     fn of(e: io::Error) -> Self {
-        let scarce = matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        let scarce = full(&e)
             || [Errno::MFILE, Errno::NFILE, Errno::NOMEM]
                 .iter()
                 .any(|errno| e.raw_os_error() == Some(errno.raw_os_error()));

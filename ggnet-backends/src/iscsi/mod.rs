@@ -2,9 +2,9 @@
 //! nothing of who gives them.
 //!
 //! ```text
-//!  server  ──▶ conn (one task per connection) ──▶ login ──▶ session ──▶ scsi/* ──▶ BlockDevice
-//!    │                                             │           │
-//!  targets, limits                            LoginPolicy   SessionObserver
+//!  server  ──▶ connection (a task for each) ──▶ login ──▶ session ──▶ scsi/* ──▶ BlockDevice
+//!    │                                            │          │
+//!  targets, limits                           LoginPolicy  SessionObserver
 //! ```
 //!
 //! How it is built:
@@ -28,6 +28,7 @@ mod block;
 mod bytes;
 mod chap;
 mod conn;
+mod connection;
 mod digest;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -45,6 +46,7 @@ mod stats;
 mod target;
 mod tasks;
 mod text;
+mod text_requests;
 mod tmf;
 mod workers;
 mod writes;

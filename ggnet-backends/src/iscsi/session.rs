@@ -39,7 +39,7 @@ use super::scsi::lu::{Nexus, Port};
 use super::stats::Counters;
 use super::target::{Control, SessionShared};
 use super::tasks::{Done, Running};
-use super::text;
+use super::text_requests::Texts;
 use super::tmf::PendingTmf;
 use super::workers::Share;
 use super::writes::WriteTable;
@@ -107,20 +107,9 @@ pub(super) struct Session {
     pub(super) tmf: Vec<PendingTmf>,
     /// When the input now being handled arrived: one look at the clock for many commands.
     pub(super) now: Instant,
-    text_in: Vec<u8>,
-    text_out: Option<TextOut>,
-    /// A discovery waits for the policy.
-    discovering: bool,
+    pub(super) texts: Texts,
     logout: Option<Bhs>,
     ping: Ping,
-}
-
-/// A text answer that did not fit into one PDU.
-#[derive(Debug)]
-struct TextOut {
-    ttt: u32,
-    data: Vec<u8>,
-    at: usize,
 }
 
 /// Signs of life.
@@ -159,7 +148,6 @@ impl Session {
             params: established.params,
             open: 0,
             open_immediate: 0,
-            discovering: false,
             writes: WriteTable::default(),
             reads: VecDeque::new(),
             jobs: FuturesUnordered::new(),
@@ -170,8 +158,7 @@ impl Session {
             next_ticket: 0,
             tmf: Vec::new(),
             now,
-            text_in: Vec::new(),
-            text_out: None,
+            texts: Texts::default(),
             logout: None,
             ping: Ping { heard: now, asked: None, answered_once: false, missed: 0 },
         }
@@ -419,104 +406,6 @@ impl Session {
         } else {
             self.number(&mut r, true);
             self.out.push(r, &[]);
-        }
-    }
-
-    fn text_request(&mut self, bhs: &Bhs, data: &[u8]) {
-        self.request_ended(bhs);
-        let more = bhs.flags() & 0x40 != 0;
-        if self.discovering {
-            // One negotiation at a time (RFC 7143 section 11.10.3).
-            return self.reject(bhs, reject::PROTOCOL_ERROR);
-        }
-        if bhs.ttt() != NO_TAG {
-            match self.text_out.take() {
-                Some(rest) if rest.ttt == bhs.ttt() && data.is_empty() && !more => {
-                    return self.send_text(bhs.itt(), rest);
-                }
-                _ => {}
-            }
-        }
-        if self.text_in.len() + data.len() > self.around.limits.max_text {
-            self.text_in.clear();
-            return self.reject(bhs, reject::INVALID_PDU_FIELD);
-        }
-        self.text_in.extend_from_slice(data);
-        if more {
-            let mut r = Bhs::new(opcode::TEXT_RESPONSE, 0);
-            r.set_word(16, bhs.itt());
-            r.set_word(20, 1);
-            self.number(&mut r, true);
-            return self.out.push(r, &[]);
-        }
-        let collected = std::mem::take(&mut self.text_in);
-        let Ok(pairs) = text::parse(&collected) else { return self.reject(bhs, reject::PROTOCOL_ERROR) };
-        let mut answer = Vec::new();
-        let mut send_targets = None;
-        for (key, value) in pairs {
-            match key {
-                "SendTargets" => send_targets = Some(value.to_lowercase()),
-                _ if matches!(value, "NotUnderstood" | "Reject" | "Irrelevant") => {}
-                "MaxRecvDataSegmentLength" => match text::number(value) {
-                    Some(n @ 512..=0xff_ffff) => self.params.peer_max_data = n,
-                    _ => text::push(&mut answer, key, "Reject"),
-                },
-                "InitiatorAlias" => {}
-                _ => text::push(&mut answer, key, "NotUnderstood"),
-            }
-        }
-        let itt = bhs.itt();
-        match (send_targets, &self.around.target) {
-            (None, _) => self.send_text(itt, TextOut { ttt: 1, data: answer, at: 0 }),
-            // In a normal session an initiator learns of the target it is at, by its name or by an empty value.
-            (Some(name), Some(target)) => {
-                if name.is_empty() || name == *target.iqn {
-                    self.push_target(&mut answer, &Arc::clone(&target.iqn));
-                }
-                self.send_text(itt, TextOut { ttt: 1, data: answer, at: 0 });
-            }
-            (Some(name), None) => {
-                self.discovering = true;
-                let (policy, request) = (Arc::clone(&self.around.policy), self.around.request.clone());
-                self.jobs.push(Box::pin(async move {
-                    let mut targets = policy.discover(&request).await;
-                    if name != "all" {
-                        targets.retain(|t| *t == name);
-                    }
-                    Done::Discovered { itt, answer, targets }
-                }));
-            }
-        }
-    }
-
-    /// The policy has said what discovery may tell.
-    pub(super) fn discovered(&mut self, itt: u32, mut answer: Vec<u8>, targets: &[String]) {
-        self.discovering = false;
-        for target in targets {
-            self.push_target(&mut answer, target);
-        }
-        self.send_text(itt, TextOut { ttt: 1, data: answer, at: 0 });
-    }
-
-    fn push_target(&self, answer: &mut Vec<u8>, iqn: &str) {
-        text::push(answer, "TargetName", iqn);
-        text::push(answer, "TargetAddress", &self.around.address);
-    }
-
-    /// Sends a text answer, or the next piece of one.
-    fn send_text(&mut self, itt: u32, mut text: TextOut) {
-        let most = usize::try_from(self.params.peer_max_data).unwrap_or(usize::MAX);
-        let rest = &text.data[text.at..];
-        let piece = rest[..rest.len().min(most)].to_vec();
-        let whole = piece.len() == rest.len();
-        let mut r = Bhs::new(opcode::TEXT_RESPONSE, if whole { FINAL } else { 0x40 });
-        r.set_word(16, itt);
-        r.set_word(20, if whole { NO_TAG } else { text.ttt });
-        self.number(&mut r, true);
-        self.out.push(r, &piece);
-        if !whole {
-            text.at += piece.len();
-            self.text_out = Some(text);
         }
     }
 

@@ -26,7 +26,7 @@ use crate::{check_dhcp, check_external, check_host, config::Config, say::say};
 /// What a room of a few machines needs at least: one image and some writebacks.
 const WANTED_SPACE: u64 = 20 << 30;
 /// Two connections and three files for each of a thousand machines.
-const WANTED_FILES: u64 = 8192;
+pub(crate) const WANTED_FILES: u64 = 8192;
 
 /// Looks, prints, and says by the exit code whether machines can boot.
 pub async fn check(config: &Config, lan: Option<&str>, json: bool) -> Result<ExitCode> {
@@ -56,6 +56,8 @@ pub async fn check(config: &Config, lan: Option<&str>, json: bool) -> Result<Exi
 }
 
 fn look(config: &Config) -> Vec<Finding> {
+    // As the server does when it starts.
+    host::raise_open_files();
     let mut findings = vec![
         host::program(Path::new("qemu-img"), "qemu-utils", Level::Fail),
         host::program(Path::new("prlimit"), "util-linux", Level::Fail),
@@ -69,6 +71,8 @@ fn look(config: &Config) -> Vec<Finding> {
         port(Transport::Tcp, config.http.listen),
     ];
     findings.extend(iscsi_listen(config).into_iter().map(|at| port(Transport::Tcp, at)));
+    let mend = "give --iscsi-listen (or target.listen) that address, or leave it out";
+    findings.extend(iscsi_out_of_reach(config).map(|why| Finding::bad(Level::Warn, "iSCSI", why, mend)));
     findings.extend(check_host::kernel_target(config));
     findings.extend(served_folder(config));
     findings.extend(writebacks(config));
@@ -114,6 +118,22 @@ fn iscsi_listen(config: &Config) -> Vec<SocketAddr> {
     let listen = config.target.settings.get("listen").cloned();
     let listen = listen.and_then(|l| serde_json::from_value(l).ok());
     listen.unwrap_or_else(|| ggnet_backends::target::builtin::BuiltinTargetConfig::default().listen)
+}
+
+/// Why a machine that gets its boot script from us would look for its disk where nobody listens.
+pub(crate) fn iscsi_out_of_reach(config: &Config) -> Option<String> {
+    let (http, iscsi) = (config.http.listen.ip(), iscsi_listen(config));
+    let told = config.network.advertise.is_none() && !http.is_unspecified();
+    let reached =
+        |at: &SocketAddr| at.ip().is_unspecified() || at.ip() == http || !(told || at.ip().is_loopback());
+    if http.is_loopback() || iscsi.is_empty() || iscsi.iter().any(reached) {
+        return None;
+    }
+    let iscsi: Vec<_> = iscsi.iter().map(ToString::to_string).collect();
+    Some(format!(
+        "Machines get their script from {http} and find no disk there: iSCSI listens only on {}",
+        iscsi.join(", ")
+    ))
 }
 
 /// What the boot file store "tftpd-hpa" needs.

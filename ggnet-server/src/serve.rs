@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ggnet_backends::{
     addresses::Addresses,
-    host::{Transport, holders},
+    host::{self, Level, Transport, holders},
 };
 use ggnet_core::{
     Error, Result,
@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    check::WANTED_FILES,
     config::Config,
     data_dir::DataDir,
     http::{Advertise, App, Connections, METRICS_PREFIX, router},
@@ -147,7 +148,15 @@ async fn bind(address: SocketAddr) -> Result<TcpListener> {
 pub async fn serve(config: Config, registry: &Registry) -> Result<()> {
     let _logging = log::start(&config.log)?;
     let mut stop = Stop::catch()?;
-    let server = Server::start(&config, registry).await?;
+    host::raise_open_files();
+    let server = tokio::select! {
+        started = Server::start(&config, registry) => started?,
+        // A start that hangs is given up as a crash would end it: the next one takes over what it made.
+        () = stop.wait() => {
+            tracing::info!("stopped before the start had ended");
+            return Ok(());
+        }
+    };
     tracing::info!(http = %server.http, data = %config.data_dir.display(), "serving");
     if let Some(token) = &server.new_token {
         // To the terminal, not to the log. Shown before it counts: what nobody could read is made anew by the next start.
@@ -179,13 +188,22 @@ pub async fn serve(config: Config, registry: &Registry) -> Result<()> {
 }
 
 fn say_what_is_off(config: &Config) {
+    let files = host::open_files(WANTED_FILES);
+    if files.level != Level::Ok {
+        tracing::warn!(mend = files.mend, "too few files may be open for a room: {}", files.why);
+    }
     if config.network.interfaces.is_empty() {
         tracing::info!(
             "DHCP and TFTP answer on no network; `--interface IF` (or `network.interfaces`) switches them on"
         );
     }
     if config.http.listen.ip().is_loopback() {
-        tracing::info!("HTTP is reached from this machine only; `--http-listen 0.0.0.0:8080` opens it");
+        tracing::info!(
+            "HTTP is reached from this machine only; `--http-listen 0.0.0.0:8080` opens it, and iSCSI with it"
+        );
+    }
+    if let Some(why) = crate::check::iscsi_out_of_reach(config) {
+        tracing::warn!("{why}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! How many files we may have open: each session takes a few (connections, data file, maps).
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{Finding, Level};
 
@@ -9,6 +9,15 @@ use super::{Finding, Level};
 pub fn open_files(wanted: u64) -> Finding {
     let limit = getrlimit(Resource::Nofile);
     judge(limit.current, limit.maximum, wanted)
+}
+
+/// Allows this process as many open files as it may allow itself: shells and services start it with far fewer. What cannot be raised stays;
+/// [`open_files`] tells.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    }
 }
 
 fn judge(soft: Option<u64>, hard: Option<u64>, wanted: u64) -> Finding {

@@ -32,7 +32,7 @@ pub use folder::writable_folder;
 pub use interfaces::{Address, Interface, interface, interfaces};
 pub use kept_space::kept_space;
 pub use kernel_target::kernel_target;
-pub use limits::open_files;
+pub use limits::{open_files, raise_open_files};
 pub use port::{Holder, Transport, holders, port, port_of};
 pub use privilege::low_port;
 pub use program::{find_program, program};

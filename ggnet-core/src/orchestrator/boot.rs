@@ -2,7 +2,10 @@
 //!
 //! The HTTP server only translates: a script, "come again", or 404 for nothing (which never happens to a known machine).
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use super::{Orchestrator, StartRequest, pending::Turn};
 use crate::{
@@ -329,7 +332,7 @@ impl Orchestrator {
     ) -> Result<SanUri> {
         Ok(SanUri {
             server: advertised.portal.clone(),
-            port: endpoint.listen.first().map_or(3260, std::net::SocketAddr::port),
+            port: port_at(&advertised.portal, &endpoint.listen),
             lun: endpoint.lun,
             target: self.target_iqn(session, generation)?,
         })
@@ -358,5 +361,33 @@ impl Orchestrator {
             chap: generation.chap.clone(),
             report_url: advertised.http_url.join(&format!("boot/{}/report", mac.hyphenated()))?,
         })
+    }
+}
+
+/// The port of the portal that a machine finds at this address: the one that listens there, or on every address. An address where none listens
+/// is forwarded to us, as a virtual machine's host does it: then the first.
+fn port_at(told: &Host, listen: &[SocketAddr]) -> u16 {
+    let at = |ip: IpAddr| listen.iter().find(|l| l.ip() == ip);
+    let there = match told {
+        Host::Ip(ip @ IpAddr::V4(_)) => at(*ip).or_else(|| at(Ipv4Addr::UNSPECIFIED.into())),
+        Host::Ip(ip @ IpAddr::V6(_)) => at(*ip).or_else(|| at(Ipv6Addr::UNSPECIFIED.into())),
+        Host::Name(_) => None,
+    };
+    there.or(listen.first()).map_or(3260, SocketAddr::port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_told_the_port_of_the_portal_at_the_address_it_knows() {
+        let listen = |all: &[&str]| all.iter().map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let several = listen(&["127.0.0.1:3261", "10.77.0.2:3262", "[::]:3263", "0.0.0.0:3264"]);
+        for (told, port) in [("10.77.0.2", 3262), ("10.77.0.1", 3264), ("fec0::7", 3263)] {
+            assert_eq!(port_at(&Host::Ip(told.parse().unwrap()), &several), port, "{told}");
+        }
+        // QEMU's user network forwards 10.0.2.2 to the host's loopback.
+        assert_eq!(port_at(&Host::Ip("10.0.2.2".parse().unwrap()), &listen(&["127.0.0.1:3265"])), 3265);
     }
 }

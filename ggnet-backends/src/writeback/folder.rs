@@ -133,13 +133,7 @@ impl Folder {
         for name in &names {
             let grave = name.strip_prefix(REMOVED);
             let Some(id) = id_of(grave.unwrap_or(name)) else { continue };
-            let home = self.dir.join(name);
-            let listed = gone_is_none(self.files.names(&home)).and_then(|inside| match inside {
-                Some(inside) => describe(&home, id.clone(), &inside, grave.is_some()),
-                // Removed meanwhile.
-                None => Ok(None),
-            });
-            match listed.map_err(|e| Error::io(format!("Reading {}", home.display()), e))? {
+            match self.described(&self.dir.join(name), &id, grave.is_some(), &mut describe)? {
                 // One under its own name counts, and what is left of a namesake goes with the next call for it.
                 Some(listed) if grave.is_none() => {
                     out.insert(id, listed);
@@ -151,6 +145,33 @@ impl Folder {
             }
         }
         Ok(out.into_values().collect())
+    }
+
+    /// As [`list`](Self::list), of one.
+    pub(super) fn get(
+        &self,
+        id: &ResourceId,
+        mut describe: impl FnMut(&Path, ResourceId, &[String], bool) -> io::Result<Option<WritebackListed>>,
+    ) -> Result<Option<WritebackListed>> {
+        Ok(match self.described(&self.home(id), id, false, &mut describe)? {
+            Some(listed) => Some(listed),
+            None => self.described(&self.grave(id), id, true, &mut describe)?,
+        })
+    }
+
+    fn described(
+        &self,
+        home: &Path,
+        id: &ResourceId,
+        removed: bool,
+        describe: &mut impl FnMut(&Path, ResourceId, &[String], bool) -> io::Result<Option<WritebackListed>>,
+    ) -> Result<Option<WritebackListed>> {
+        let inside = gone_is_none(self.files.names(home));
+        // None: there is nothing, or it was removed meanwhile.
+        let listed = inside.and_then(|inside| {
+            inside.map_or(Ok(None), |inside| describe(home, id.clone(), &inside, removed))
+        });
+        listed.map_err(|e| Error::io(format!("Reading {}", home.display()), e))
     }
 
     /// Bytes that these files take on the disk.

@@ -83,23 +83,37 @@ impl Orchestrator {
         generation: &Generation,
     ) -> Result<TargetEndpoint> {
         let spec = self.writeback_spec(generation).await?;
-        if session.policy == WritebackPolicy::Keep && session.current.committed_at.is_some() {
-            self.kept_is_there(&spec.id).await?;
+        let written = match session.policy {
+            // One disk for all generations of the session, and for the sessions before it.
+            WritebackPolicy::Keep => session.current.committed_at,
+            WritebackPolicy::Discard => generation.committed_at,
+        };
+        if written.is_some() {
+            self.written_is_there(&spec.id).await?;
         }
-        let disk = self.inner.ports.writeback().ensure(&spec).await?;
+        let disk = self.inner.ports.writeback().ensure(&spec).await.map_err(|e| match e.kind() {
+            // Not the machine's fault, and no path for strangers to read.
+            ErrorKind::NotFound => Error::new(
+                ErrorKind::Corrupt,
+                format!("The file of image version {} is gone", generation.version),
+            )
+            .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
+            .with_source(e),
+            _ => e,
+        })?;
         let spec = self.target_spec(session, generation, disk)?;
         self.inner.ports.target().ensure(&spec).await
     }
 
-    /// A machine that keeps its writes has booted in this session: what it wrote must be there. An empty disk in its place, made without a
-    /// word, would be the loss of all of it under a running machine.
-    async fn kept_is_there(&self, id: &ResourceId) -> Result<()> {
-        if self.kept(id).await?.is_some() {
+    /// A machine has booted from this disk: what it wrote must be there. An empty disk in its place, made without a word, would be the loss
+    /// of all of it under a running machine.
+    async fn written_is_there(&self, id: &ResourceId) -> Result<()> {
+        if self.inner.ports.writeback().get(id).await?.is_some() {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Corrupt, format!("The kept writes {id} are gone: no empty disk is put in their place"))
+        Err(Error::new(ErrorKind::Corrupt, format!("The written disk {id} is gone: no empty one is put in its place"))
             .with_hint(
-                "Is the folder or disk of the writebacks mounted? Bring them back; or stop the session, which gives the machine an empty \
+                "Is the folder or disk of the writebacks mounted? Bring it back; or stop the session, which gives the machine an empty \
                  disk at its next start",
             ))
     }

@@ -173,8 +173,7 @@ impl Orchestrator {
 
     /// A kept writeback, when there is one; also one that was cut short.
     pub(super) async fn kept(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
-        let listed = self.inner.ports.writeback().list().await?;
-        Ok(listed.into_iter().find(|w| w.id == *id))
+        self.inner.ports.writeback().get(id).await
     }
 
     /// Does the steps. The caller holds the machine's lock.

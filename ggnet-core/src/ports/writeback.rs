@@ -94,6 +94,11 @@ pub trait WritebackStore: Send + Sync + 'static {
     /// Our writebacks.
     async fn list(&self) -> Result<Vec<WritebackListed>>;
 
+    /// One of our writebacks, as `list` shows it; none: there is nothing of it.
+    async fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
+        Ok(self.list().await?.into_iter().find(|listed| listed.id == *id))
+    }
+
     /// How it is; degraded when its file system is nearly full.
     async fn health(&self) -> Health;
 

@@ -161,6 +161,7 @@ forward!(WritebackStore as "writeback" {
         again Change remove(&id: ResourceId; how: Removal) -> (), of id;
         again Read open_base(&base: BaseImage;) -> Disk;
         again Read list(;) -> Vec<WritebackListed>;
+        again Read get(&id: ResourceId;) -> Option<WritebackListed>;
     }
     ends by shutdown;
 });

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | store | every look-up and list | `commit`, `prune` | |
 //! | target | `list`, `connections` | `ensure`, `remove` (which flushes the disk first) | |
-//! | writeback | `list`, `open_base` | `ensure`, `remove` | |
+//! | writeback | `list`, `get`, `open_base` | `ensure`, `remove` | |
 //! | dhcp | `list` | `ensure`, `remove` (which may restart a daemon, once for many calls) | |
 //! | boot files | `list`, `read` | `ensure`, `remove` | |
 //! | converter | `probe`, `clean` | | `convert`: the time without progress; it has no limit in all |

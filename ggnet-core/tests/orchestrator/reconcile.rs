@@ -125,13 +125,33 @@ async fn kept_writes_that_are_gone_are_not_replaced_by_an_empty_disk() {
     p.targets.remove(&target, Removal::Force).await.unwrap();
     p.writebacks.remove(&session.current.writeback, Removal::Force).await.unwrap();
     let report = format!("{:?}", p.o.reconcile().await);
-    assert!(report.contains("The kept writes") && report.contains("are gone"), "{report}");
+    assert!(report.contains("The written disk") && report.contains("is gone"), "{report}");
     assert!(p.login(&target, &machine).await.is_err(), "nobody reads an empty disk for its own");
     let refused = p.boot(machine.macs[0]).await.unwrap_err();
     assert!(refused.kind() == ErrorKind::Corrupt && refused.hint().unwrap().contains("mounted"), "{refused}");
     assert!(p.writebacks.list().await.unwrap().is_empty());
     // The operator gives them up.
     p.stop(&session, true).await.unwrap();
+    assert!(p.power_on(&machine).await.is_connected());
+}
+
+#[tokio::test]
+async fn a_running_machines_disk_that_is_gone_is_not_replaced_by_an_empty_one() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    let disk = p.power_on(&machine).await;
+    disk.write(0, 0, &[7; 512]).await.unwrap();
+    disk.logout().await;
+    let session = p.session(&machine).await;
+    let target = session.target(&session.current);
+    p.targets.remove(&target, Removal::Force).await.unwrap();
+    p.writebacks.remove(&session.current.writeback, Removal::Force).await.unwrap();
+    let report = format!("{:?}", p.o.reconcile().await);
+    assert!(report.contains("The written disk") && report.contains("is gone"), "{report}");
+    assert!(p.login(&target, &machine).await.is_err(), "its file system goes on over what it wrote");
+    // A reboot is promised an empty disk.
     assert!(p.power_on(&machine).await.is_connected());
 }
 

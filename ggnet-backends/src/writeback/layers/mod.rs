@@ -216,6 +216,12 @@ impl WritebackStore for Layers {
         self.blocking("list", "", |inner| inner.shelf.list()).await
     }
 
+    async fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
+        self.inner.slots.check_open()?;
+        let wanted = id.clone();
+        self.blocking("get", id.as_str(), move |inner| inner.shelf.get(&wanted)).await
+    }
+
     async fn health(&self) -> Health {
         self.blocking("health", "", |inner| Ok(inner.health()))
             .await

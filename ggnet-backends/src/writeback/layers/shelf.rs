@@ -274,6 +274,11 @@ impl Shelf {
         self.folder.list(|home, id, names, removed| self.describe(home, id, names, removed).map(Some))
     }
 
+    /// One that stands there.
+    pub(super) fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
+        self.folder.get(id, |home, id, names, removed| self.describe(home, id, names, removed).map(Some))
+    }
+
     /// How the folder is; waits for the disk.
     pub(super) fn health(&self) -> Health {
         self.folder.health()

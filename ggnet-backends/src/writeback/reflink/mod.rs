@@ -311,6 +311,15 @@ impl WritebackStore for Reflink {
         .await
     }
 
+    async fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
+        self.inner.slots.check_open()?;
+        let wanted = id.clone();
+        self.blocking("get", id.as_str(), move |inner| {
+            inner.folder.get(&wanted, |home, id, names, removed| inner.describe(home, id, names, removed))
+        })
+        .await
+    }
+
     async fn health(&self) -> Health {
         self.blocking("health", "", |inner| Ok(inner.folder.health()))
             .await

@@ -230,10 +230,37 @@ impl Shared {
     fn note(&self, outcome: &Result<Done>) {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
-            Ok(_) => *trouble = None,
+            Ok(_) => {
+                if trouble.take().is_some() {
+                    tracing::info!("changes of the database succeed again");
+                }
+            }
             Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Invalid) => {}
-            Err(e) => *trouble = Some(Trouble { kind: e.kind(), why: e.message().to_owned() }),
+            Err(e) => {
+                // Said once, not for each machine that asks again.
+                if trouble.as_ref().is_none_or(|t| t.kind != e.kind()) {
+                    tracing::error!(error = %e.report(), "a change of the database failed");
+                }
+                *trouble = Some(Trouble { kind: e.kind(), why: e.message().to_owned() });
+            }
         }
+    }
+
+    /// Whether the last change found the database locked by another process.
+    fn is_locked(&self) -> bool {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_ref().is_some_and(|t| t.kind == ErrorKind::Busy)
+    }
+
+    /// Whether a change can begin now. Not while one is made: that one will tell.
+    async fn may_begin(&self) -> bool {
+        let Ok(mut writer) = self.writer.try_lock() else { return false };
+        let Some(mut conn) = writer.connection.take() else { return false };
+        let begun = sqlx::query("BEGIN IMMEDIATE").execute(&mut conn).await.is_ok();
+        if !begun || sqlx::query("ROLLBACK").execute(&mut conn).await.is_ok() {
+            writer.connection = Some(conn);
+        }
+        begun
     }
 }
 
@@ -497,12 +524,18 @@ impl Store for SqliteStore {
                 "No space is left for the database {db}, so no machine can start: free some (stop sessions, delete images)"
             ));
         }
+        // Nobody may have tried a change since.
+        let free_again = self.shared.is_locked() && self.shared.may_begin().await;
         let mut trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *trouble = trouble.take().filter(|t| t.kind != ErrorKind::Busy || !free_again);
         // There is room again, though nothing was written since.
         *trouble = trouble.take().filter(|t| t.kind != ErrorKind::Full || self.shared.reserve.is_none());
         match &*trouble {
             None => Health::Up,
             Some(t) if t.kind == ErrorKind::Full => Health::Blocked(t.why.clone()),
+            Some(t) if t.kind == ErrorKind::Busy => {
+                Health::Blocked(format!("{}, so no machine can start: end that program", t.why))
+            }
             Some(t) => Health::Degraded(format!("The last change failed: {}", t.why)),
         }
     }

@@ -119,9 +119,13 @@ impl Process {
     }
 
     fn signal(&self, pinned: &Pinned, signal: Signal) -> Result<()> {
-        pidfd_send_signal(&pinned.fd, signal).map_err(|e| {
-            Error::io(format!("Sending a signal to {} ({})", self.program, self.label()), e.into())
-        })
+        match pidfd_send_signal(&pinned.fd, signal) {
+            // It has ended since it was looked at.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(e) => {
+                Err(Error::io(format!("Sending a signal to {} ({})", self.program, self.label()), e.into()))
+            }
+        }
     }
 
     pub(super) async fn restart(&self) -> Result<()> {

@@ -107,11 +107,11 @@ impl Keeper {
     }
 
     /// Makes the folder and the file if they are not there (dhcpd refuses to include what is not there), removes what a killed GGnet
-    /// left half-written, and takes back what it had not checked. Blocking.
+    /// left half-written, and takes back what it had not checked. Returns whether a restart of then may have been cut short. Blocking.
     ///
     /// # Errors
     /// `Conflict` for a file of somebody else; `Invalid` for one that was told by OMAPI, without OMAPI; what the files give.
-    pub(super) fn prepare(&self) -> Result<()> {
+    pub(super) fn prepare(&self) -> Result<bool> {
         let dir = self.dir();
         std::fs::create_dir_all(dir).map_err(|e| files::error("Making", dir, e))?;
         let hosts = self.hosts.file_name().unwrap_or_default().to_string_lossy();
@@ -137,7 +137,8 @@ impl Keeper {
         let (hosts, checked) = (disk.hosts.clone(), disk.checked.clone());
         disk.differ(&self.text, &hosts, &checked);
         self.note(&disk)?;
-        self.put(&disk, &checked)
+        self.put(&disk, &checked)?;
+        Ok(self.omapi.is_none() && !disk.untold.is_empty())
     }
 
     /// What stands on disk. Blocking.

@@ -160,11 +160,14 @@ impl IscDhcpd {
         let prepared = files::blocking(move || {
             let omapi = omapi.as_ref().map(Omapi::open).transpose()?;
             let keeper = Keeper::new(text, files, service, omapi, runner);
-            keeper.prepare()?;
-            Ok(Arc::new(keeper))
+            let cut_short = keeper.prepare()?;
+            Ok((Arc::new(keeper), cut_short))
         });
-        let keeper = prepared.await?;
-        if matches!(keeper.service.state().await?, State::Stopped(_)) && ours_to_start {
+        let (keeper, cut_short) = prepared.await?;
+        if ours_to_start && cut_short {
+            // What looks like a running dhcpd may be one that the restart of then has told to end.
+            keeper.service.restart().await?;
+        } else if ours_to_start && matches!(keeper.service.state().await?, State::Stopped(_)) {
             keeper.service.start().await?;
         }
         let changed = Arc::clone(&keeper);

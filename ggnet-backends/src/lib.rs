@@ -21,7 +21,7 @@ pub mod iscsi;
 #[cfg(any(feature = "dhcp-proxy", feature = "host-check"))]
 mod links;
 #[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy", feature = "iscsi"))]
-mod log_budget;
+pub mod log_budget;
 #[cfg(feature = "target-lio-configfs")]
 pub mod owner;
 pub mod register;

@@ -22,7 +22,7 @@ pub(crate) fn quoted(text: &str) -> String {
 
 /// How many lines may be written. One for each kind of line.
 #[derive(Debug)]
-pub(crate) struct LogBudget {
+pub struct LogBudget {
     a_second: u32,
     state: Mutex<State>,
 }
@@ -36,12 +36,13 @@ struct State {
 
 impl LogBudget {
     /// For so many lines a second.
-    pub(crate) fn new(a_second: u32) -> Self {
+    #[must_use]
+    pub fn new(a_second: u32) -> Self {
         Self { a_second, state: Mutex::new(State { since: Instant::now(), written: 0, left_out: 0 }) }
     }
 
     /// Whether a line may be written now, and how many were left out since the last one.
-    pub(crate) fn line(&self) -> Option<u64> {
+    pub fn line(&self) -> Option<u64> {
         // Every step under it leaves valid data.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.since.elapsed() >= Duration::from_secs(1) {

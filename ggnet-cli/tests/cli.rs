@@ -53,6 +53,12 @@ fn a_server_that_is_gone_is_5_and_a_broken_file_is_2() {
     assert_eq!(problem["retryable"], true);
     assert!(problem.get("status").is_none(), "no server sent one");
     server.run("server --wait 0.3").ends(6);
+    // One that takes the connection and says nothing is waited for no longer.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let mut waiting = server.command(&format!("server --wait 0.3 --server http://{address}"));
+    let ran = waiting.env("GGNET_TOKEN", "any").output().unwrap();
+    support::Ran::from(ran).ends(6).says("does not answer");
     server.run("machine list --server https://127.0.0.1:1").ends(2).says("--server");
     std::fs::write(server.home().join("config/ggnet/cli.toml"), "server = \"http://h\"\ntokn = \"x\"\n")
         .unwrap();
@@ -90,6 +96,8 @@ fn machines_from_registration_to_removal() {
     assert_eq!(server.json("machine list"), Value::Array(vec![]));
 
     server.run("machine add pc-1 --mac 52:54:00:zz:00:01").ends(2).says("--mac").says("is not a MAC address");
+    // Where its name would stand, the API has a word of its own.
+    server.run("machine add seen --mac 52:54:00:aa:00:01").ends(2).says("seen").says("Choose another name");
     let problem = server.run("machine add pc-1 --mac 52:54:00:zz:00:01 -o json").ends(2).problem();
     assert!(problem["field"].as_str().unwrap().contains("--mac"), "{problem}");
     server.run("machine add pc_1 --mac 52:54:00:aa:00:01").ends(2).says("is not a name");
@@ -158,6 +166,7 @@ fn an_image_is_imported_booted_and_given_up() {
     let path = server.raw_image("disk.raw", 8);
     server.run("image import debian /etc/passwd").ends(4).says("what to do: Put it below").says("import");
     server.run(&format!("image import debian {path} --sha256 12")).ends(2).says("--sha256");
+    server.run(&format!("image import import {path}")).ends(2).says("Choose another name");
     let wrong = server.run(&format!("image import debian {path} --sha256 {}", "0".repeat(64))).ends(1);
     assert!(wrong.stderr.contains("failed"), "{wrong:?}");
 

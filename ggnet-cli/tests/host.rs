@@ -169,6 +169,62 @@ fn connections_that_send_half_a_request_or_none_end_and_keep_nobody_out() {
 }
 
 #[test]
+fn a_start_that_hangs_can_be_stopped() {
+    let (folder, address) = folder();
+    let silent = "[dhcp]\nbackend = \"external\"\ncommand = [\"/bin/sleep\", \"300\"]\n";
+    fs::write(folder.path().join("empty.toml"), silent).unwrap();
+    let mut command = serve(folder.path(), &address);
+    let mut server = Running(command.stdout(Stdio::null()).spawn().unwrap());
+    let pid = server.0.id().to_string();
+    let program = || Command::new("pgrep").args(["-P", &pid]).output().unwrap().status.success();
+    let end = Instant::now() + Duration::from_secs(60);
+    // It answers nothing, so the start waits for it.
+    while !program() {
+        assert!(Instant::now() < end, "{:?}", fs::read_to_string(folder.path().join("log")));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(server.signal("TERM").code(), Some(0));
+    assert!(fs::read_to_string(folder.path().join("log")).unwrap().contains("before the start had ended"));
+}
+
+#[test]
+fn few_open_files_are_made_as_many_as_may_be_and_the_log_says_when_that_is_not_enough() {
+    let (folder, address) = folder();
+    let server = serve(folder.path(), &address);
+    let mut command = Command::new("prlimit");
+    command.args(["--nofile=200:1000", "--"]).arg(server.get_program()).args(server.get_args());
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(File::create(folder.path().join("log")).unwrap());
+    let server = Running::start(command, &address);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.0.id())).unwrap();
+    let files = limits.lines().find(|l| l.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().nth(3), Some("1000"), "{files}");
+    let log = || fs::read_to_string(folder.path().join("log")).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while !log().contains("LimitNOFILE=8192") {
+        assert!(Instant::now() < end, "{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_header_that_goes_on_and_on_is_refused_before_it_costs_much() {
+    let (folder, address) = folder();
+    let mut command = serve(folder.path(), &address);
+    command.stdout(Stdio::null());
+    let _server = Running::start(command, &address);
+    let mut stream = TcpStream::connect(&address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Long: ").unwrap();
+    // No more than it takes at once: what is left unread would turn the answer into a reset.
+    stream.write_all(&[b'x'; 32 << 10]).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    it_serves(&address);
+}
+
+#[test]
 fn what_strangers_send_is_refused_by_a_problem_document_and_quoted_in_brief() {
     let (folder, address) = folder();
     let mut command = serve(folder.path(), &address);

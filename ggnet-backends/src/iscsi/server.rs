@@ -115,6 +115,8 @@ pub(super) struct Inner {
     pub(super) memory: Arc<Pool>,
     /// Lines of the log about logins that were refused.
     pub(super) refusals: LogBudget,
+    /// Lines of the log about connections that could not be accepted.
+    not_accepted: LogBudget,
     tasks: TaskTracker,
     pub(super) stop: CancellationToken,
 }
@@ -172,6 +174,7 @@ impl IscsiServer {
             workers,
             memory,
             refusals: LogBudget::new(REFUSALS_A_SECOND),
+            not_accepted: LogBudget::new(1),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -379,7 +382,9 @@ async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>) {
                 inner.tasks.spawn(connection(Arc::clone(&inner), stream, peer, place));
             }
             Err(error) => {
-                tracing::warn!(%error, "accept failed");
+                if let Some(left_out) = inner.not_accepted.line() {
+                    tracing::warn!(%error, left_out, "accept failed");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -152,7 +152,12 @@ pub async fn server(context: &Context, o: &Server) -> Result<()> {
 async fn wait(client: &Client, limit: Duration) -> Result<HealthResponse> {
     let begun = Instant::now();
     loop {
-        let got = client.ready().await;
+        // A server that takes the connection and says nothing is waited for no longer than that.
+        let left = limit.saturating_sub(begun.elapsed());
+        let Ok(got) = tokio::time::timeout(left, client.ready()).await else {
+            return Err(Failure::timed_out("The server still does not answer")
+                .hint("It takes connections: its log says what it does"));
+        };
         match got {
             Ok(health) if health.ready => return Ok(health),
             Err(failure) if !failure.is_unreachable() => return Err(failure),

@@ -3,14 +3,18 @@
 //! What goes out is the message, the field and the hint. Backend, tool output and causes stay in the log under the request's id, for they can
 //! name paths and commands of this host; an `Internal` error says nothing of itself at all.
 
-use std::any::Any;
+use std::{any::Any, sync::LazyLock};
 
 use axum::{
     Json,
     http::{HeaderValue, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use ggnet_backends::log_budget::LogBudget;
 use ggnet_core::{Error, ErrorKind, api::Problem};
+
+/// Lines of the log about requests that failed: whoever asks for a boot script may cause them, as often as he likes.
+static FAILURES: LazyLock<LogBudget> = LazyLock::new(|| LogBudget::new(10));
 
 /// A failed request.
 #[derive(Debug)]
@@ -60,7 +64,9 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let Self { error, status, field } = self;
         if status.is_server_error() {
-            tracing::error!(error = %error.report(), "request failed");
+            if let Some(left_out) = FAILURES.line() {
+                tracing::error!(error = %error.report(), left_out, "request failed");
+            }
         } else {
             tracing::debug!(error = %error.report(), "request refused");
         }

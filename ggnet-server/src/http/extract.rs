@@ -81,6 +81,18 @@ pub fn page(page: Option<u32>, per_page: Option<u32>) -> Result<PageRequest> {
     Ok(PageRequest { page, per_page })
 }
 
+/// A new name must not be one of the words that stand in its place in a path: nobody could ask for it.
+pub fn free_in_a_path(name: &Name, taken: &[&str]) -> Result<()> {
+    if taken.contains(&name.as_str()) {
+        return Err(Error::invalid(
+            "name",
+            format!("{name} has a meaning of its own in addresses of the API"),
+        )
+        .with_hint("Choose another name"));
+    }
+    Ok(())
+}
+
 /// A machine by id or name.
 pub async fn machine(store: &dyn Store, reference: &str) -> Result<Machine> {
     let found = match reference.parse::<MachineId>() {

@@ -20,8 +20,11 @@ use super::{
     Endpoints, Shared,
     auth::admin,
     error::Answer,
-    extract::{ValidJson, ValidPath, ValidQuery, image, page},
+    extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, image, page},
 };
+
+/// Words that stand where an image's name may in a path.
+const TAKEN: [&str; 1] = ["import"];
 
 /// Page of images.
 #[derive(Debug, Deserialize)]
@@ -100,6 +103,7 @@ pub async fn import(
     {
         return Err(Error::invalid("sha256", "A SHA-256 is 64 hexadecimal digits").into());
     }
+    free_in_a_path(&body.name, &TAKEN)?;
     let path = confined(&app.import_dirs, body.path).await?;
     let request = ImportRequest {
         image: body.name,

@@ -26,6 +26,7 @@ use axum::{
     body::Body,
     extract::{ConnectInfo, Request},
 };
+use ggnet_backends::log_budget::LogBudget;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
@@ -42,6 +43,9 @@ const FROM_ONE_SOURCE: usize = 256;
 const FIRST_HEADER: Duration = Duration::from_secs(10);
 /// From an answer to the next whole request header. Clients keep connections for a while.
 const HEADER: Duration = Duration::from_secs(60);
+/// Most bytes of a request that are held before its handler takes them, its whole header among them. Hyper's own limit, some 400 KiB, lets a
+/// thousand unfinished headers hold 400 MiB.
+const REQUEST_BUFFER: usize = 32 << 10;
 /// How long TCP waits for a peer to take what was sent, and between signs of life.
 const UNHEARD: Duration = Duration::from_secs(60);
 /// Pause after an `accept` that failed for lack of resources.
@@ -53,12 +57,15 @@ pub(crate) struct Connections {
     places: Arc<Places>,
     tasks: TaskTracker,
     stopping: CancellationToken,
+    /// Lines of the log about connections that could not be accepted.
+    failures: LogBudget,
 }
 
 impl Connections {
     /// Of a server that stops when `stopping` is cancelled.
     pub(crate) fn new(router: Router, stopping: CancellationToken) -> Self {
-        Self { router, places: Arc::default(), tasks: TaskTracker::new(), stopping }
+        let failures = LogBudget::new(1);
+        Self { router, places: Arc::default(), tasks: TaskTracker::new(), stopping, failures }
     }
 
     /// Accepts connections until the stop. Dropped or panicked half-way: those that there are go on, and the listener stays open.
@@ -81,7 +88,9 @@ impl Connections {
                     self.tasks.spawn(connection);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting an HTTP connection failed");
+                    if let Some(left_out) = self.failures.line() {
+                        tracing::warn!(%error, left_out, "accepting an HTTP connection failed");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -120,7 +129,7 @@ async fn connection(
         }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER);
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER).max_buf_size(REQUEST_BUFFER);
     let mut served = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
     let silent = async {
         tokio::time::sleep(FIRST_HEADER).await;

@@ -17,8 +17,11 @@ use super::{
     Endpoints, Shared,
     auth::admin,
     error::Answer,
-    extract::{ValidJson, ValidPath, ValidQuery, image, machine, page},
+    extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, image, machine, page},
 };
+
+/// Words that stand where a machine's name may in a path.
+const TAKEN: [&str; 1] = ["seen"];
 
 /// Filters and page.
 #[derive(Debug, Deserialize)]
@@ -52,6 +55,7 @@ pub async fn create(
     ConnectInfo(ends): ConnectInfo<Endpoints>,
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
+    free_in_a_path(&body.name, &TAKEN)?;
     let made = app.orchestrator.create_machine(new_machine(body), admin(&ends)).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
@@ -90,6 +94,7 @@ pub async fn update(
     ValidPath(id): ValidPath<String>,
     ValidJson(body): ValidJson<UpdateMachineRequest>,
 ) -> Answer<Json<Machine>> {
+    body.name.as_ref().map_or(Ok(()), |name| free_in_a_path(name, &TAKEN))?;
     let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
     let revision = body.revision;
     let change = Box::new(move |m| Ok(changed(m, body)));
@@ -171,6 +176,7 @@ pub async fn register_seen(
     ValidPath(mac): ValidPath<MacAddr>,
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
+    free_in_a_path(&body.name, &TAKEN)?;
     let seen = seen_one(&app, mac).await?;
     let mut new = new_machine(body);
     if !new.macs.contains(&mac) {

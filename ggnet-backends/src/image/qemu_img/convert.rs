@@ -40,6 +40,8 @@ impl QemuImg {
         let temp = TempFile::create(&spec.destination, size).await?;
         let out = self.runner.run(self.converting(&source, spec.format, &temp, size, progress)).await?;
         if !out.success() {
+            // A copy into the import folder that still runs; the tool's own words would not say so.
+            source.require_unchanged().await?;
             return Err(explain(&out, "The conversion failed", ErrorKind::Internal));
         }
         source.require_unchanged().await?;

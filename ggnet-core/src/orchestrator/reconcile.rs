@@ -311,8 +311,11 @@ impl Orchestrator {
                 Ok(None)
             }
             SessionState::Stopping => {
-                self.stop_steps(Some(machine), &session, Removal::Force).await?;
-                self.finish_stop(session).await?;
+                let session = self.carry_out_stop(session, Some(machine)).await?;
+                if session.state.is_live() {
+                    report.made += 1;
+                    return Ok(Some(session));
+                }
                 report.ended += 1;
                 Ok(None)
             }

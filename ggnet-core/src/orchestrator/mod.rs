@@ -25,6 +25,7 @@ mod generation;
 mod images;
 mod journal;
 mod machines;
+mod observation_queue;
 mod observe;
 mod pending;
 mod ports;
@@ -38,7 +39,7 @@ mod targets;
 use std::{
     future::Future,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -87,7 +88,7 @@ struct Inner {
     strangers: strangers::Strangers,
     failed_starts: failed_starts::FailedStarts,
     events: broadcast::Sender<Event>,
-    observations: OnceLock<tokio::sync::mpsc::Sender<observe::Seen>>,
+    observations: observation_queue::ObservationQueue,
     serving: AtomicBool,
     /// Short-lived work: a call, an import.
     tasks: TaskTracker,
@@ -122,7 +123,7 @@ impl Orchestrator {
                 strangers: strangers::Strangers::default(),
                 failed_starts: failed_starts::FailedStarts::default(),
                 events,
-                observations: OnceLock::new(),
+                observations: observation_queue::ObservationQueue::default(),
                 serving: AtomicBool::new(false),
                 tasks: TaskTracker::new(),
                 long_lived: Supervisor::new(cancel.clone()),

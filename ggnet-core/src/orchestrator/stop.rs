@@ -147,6 +147,7 @@ impl Orchestrator {
         session.error = None;
         self.record_session(&mut session, EventKind::SessionStopped, None).await?;
         self.inner.online.forget(session.id);
+        self.inner.unused.forget(session.id);
         Ok(session)
     }
 

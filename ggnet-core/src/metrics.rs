@@ -7,7 +7,7 @@
 //! * `ggnet_port_call_seconds{port, backend, operation}`: how long callers waited.
 //! * `ggnet_port_calls_in_flight{port, backend}`: calls that have begun and not ended.
 //! * `ggnet_port_calls_overdue{port, backend}`: those of them whose limit has passed: their callers were let go, and they still run.
-//! * `ggnet_observations_dropped_total`: observations of backends that were dropped because the queue was full.
+//! * `ggnet_observations_dropped_total`: observations of backends that were dropped because they found no place in the queue.
 
 pub use prometheus_client::registry::Registry;
 use prometheus_client::{
@@ -57,7 +57,7 @@ impl Metrics {
         registry.register("port_calls_in_flight", help, new.in_flight.clone());
         let help = "Calls of ports whose limit has passed and that still run";
         registry.register("port_calls_overdue", help, new.overdue.clone());
-        let help = "Observations of backends that were dropped because the queue was full";
+        let help = "Observations of backends that were dropped because they found no place in the queue";
         registry.register("observations_dropped", help, new.observations_dropped.clone());
         new
     }

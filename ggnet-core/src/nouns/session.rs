@@ -132,6 +132,9 @@ pub struct Session {
     /// Why it ended, or is ending.
     #[serde(default)]
     pub stop_reason: Option<StopReason>,
+    /// Whether it is being stopped also with a live initiator. A stop that could not finish is finished as it was asked for.
+    #[serde(default)]
+    pub stop_forced: bool,
     /// What failed, for people.
     #[serde(default)]
     pub error: Option<String>,

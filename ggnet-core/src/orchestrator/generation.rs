@@ -8,14 +8,43 @@
 //! generation's CHAP pair has logged in. Before that login is answered the old connections are drained and closed, so that under
 //! `keep` one writeback never has two writers.
 
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use super::Orchestrator;
 use crate::{
     error::{ErrorKind, Result},
-    nouns::{EventKind, Generation, Machine, Session, SessionState, WritebackPolicy},
+    nouns::{EventKind, Generation, Machine, Session, SessionId, SessionState, WritebackPolicy},
     ports::{Login, LoginGate, LoginVerdict, Removal},
 };
+
+/// How long prepared generations have waited for their login: since this process first saw each. Not by the time of day, which a machine
+/// in the middle of its boot must not pay for when it is set.
+#[derive(Default)]
+pub(super) struct Unused(Mutex<HashMap<SessionId, (u32, Instant)>>);
+
+impl Unused {
+    /// For how long this generation of the session has waited.
+    pub(super) fn waited(&self, session: SessionId, number: u32) -> Duration {
+        let mut unused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let entry = unused.entry(session).or_insert((number, now));
+        if entry.0 != number {
+            *entry = (number, now);
+        }
+        now - entry.1
+    }
+
+    pub(super) fn forget(&self, session: SessionId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
+    }
+}
 
 impl Orchestrator {
     /// The generation that the machine's next boot uses; prepares it when there is none. The caller holds the machine's lock.
@@ -57,6 +86,7 @@ impl Orchestrator {
             let _image = self.inner.image_lock.read().await;
             self.base(version).await?;
             self.record_session(session, EventKind::GenerationPrepared { number }, None).await?;
+            self.inner.unused.waited(session.id, number);
         }
         if let Err(e) = self.ensure_generation(session, &generation).await {
             self.drop_next(session, Removal::Force).await?;

@@ -208,7 +208,7 @@ impl Orchestrator {
                     if self.inner.cancel.is_cancelled() {
                         return;
                     }
-                    outcome = Err(Error::new(ErrorKind::Unavailable, "The import was cancelled").retryable(false));
+                    outcome = Err(was_cancelled());
                     remove_file(&self.version_path(version.id)).await;
                 }
                 // The record stays `importing`; the next start makes it `failed` and removes the file.
@@ -304,7 +304,9 @@ impl Orchestrator {
             }
         }
         let converter = self.inner.ports.converter();
-        let probe = converter.probe(&request.path).await?;
+        // The probe goes on by itself, and changes nothing.
+        let probe = running.cancel.run_until_cancelled(converter.probe(&request.path)).await;
+        let probe = probe.ok_or_else(was_cancelled)??;
         if let Some(stated) = request.format
             && stated != probe.format
         {
@@ -474,6 +476,10 @@ impl Orchestrator {
         }
         Ok(())
     }
+}
+
+fn was_cancelled() -> Error {
+    Error::new(ErrorKind::Unavailable, "The import was cancelled").retryable(false)
 }
 
 /// How long a look at the folder of images, or the removal of a file there, may take.

@@ -25,9 +25,11 @@ mod generation;
 mod images;
 mod journal;
 mod machines;
+mod observation_queue;
 mod observe;
 mod pending;
 mod ports;
+mod pruning;
 mod reconcile;
 mod resources;
 mod start;
@@ -38,7 +40,7 @@ mod targets;
 use std::{
     future::Future,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -84,11 +86,14 @@ struct Inner {
     /// Held from looking whether a MAC address was seen before until its sight is recorded.
     seen_lock: tokio::sync::Mutex<()>,
     online: observe::OnlineSince,
+    unused: generation::Unused,
     strangers: strangers::Strangers,
     failed_starts: failed_starts::FailedStarts,
     events: broadcast::Sender<Event>,
-    observations: OnceLock<tokio::sync::mpsc::Sender<observe::Seen>>,
+    observations: observation_queue::ObservationQueue,
     serving: AtomicBool,
+    /// Whether the clock may be wrong, so that nothing is pruned.
+    clock_doubted: AtomicBool,
     /// Short-lived work: a call, an import.
     tasks: TaskTracker,
     /// The reconciler and the writer of observations.
@@ -119,11 +124,13 @@ impl Orchestrator {
                 swept: tokio::sync::SetOnce::new(),
                 seen_lock: tokio::sync::Mutex::default(),
                 online: observe::OnlineSince::default(),
+                unused: generation::Unused::default(),
                 strangers: strangers::Strangers::default(),
                 failed_starts: failed_starts::FailedStarts::default(),
                 events,
-                observations: OnceLock::new(),
+                observations: observation_queue::ObservationQueue::default(),
                 serving: AtomicBool::new(false),
+                clock_doubted: AtomicBool::new(false),
                 tasks: TaskTracker::new(),
                 long_lived: Supervisor::new(cancel.clone()),
                 cancel,
@@ -169,6 +176,19 @@ impl Orchestrator {
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         self.inner.long_lived.trouble()
+    }
+
+    /// Trouble that an operator should mend; machines boot all the same.
+    #[must_use]
+    pub fn degraded(&self) -> Option<String> {
+        self.inner.clock_doubted.load(Ordering::Acquire).then(|| {
+            format!(
+                "The clock says {}, which does not fit what it said before, so nothing old is forgotten. Set it (timedatectl); if it is \
+                 right, nothing needs to be done: it is believed after {} hours",
+                self.now(),
+                pruning::DOUBTED_FOR.as_secs() / 3600
+            )
+        })
     }
 
     /// Whether an initiator of this session is, or was within the last reconcile, logged in.

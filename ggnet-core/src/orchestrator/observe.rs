@@ -1,8 +1,8 @@
 //! Observations become boot stages, and who is online is remembered.
 //!
-//! Backends call [`Observer::observe`] from their data paths, so it only puts the observation into a bounded queue; one task writes the
-//! queue to the store, many observations in one transaction. A full queue drops the observation and counts it: a boot timeline with
-//! a hole is better than a disk that waits.
+//! Backends call [`Observer::observe`] from their data paths, so it only puts the observation into a bounded queue
+//! ([`super::observation_queue`]); one task writes the queue to the store, many observations in one transaction. What finds no place is
+//! dropped and counted: a boot timeline with a hole is better than a disk that waits.
 
 use std::{
     collections::HashMap,
@@ -12,9 +12,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 
-use super::{Inner, Orchestrator};
+use super::{Inner, Orchestrator, observation_queue::Seen};
 use crate::{
     error::Result,
     nouns::{
@@ -32,12 +32,6 @@ const EXPLAINED_EVERY: Duration = Duration::from_secs(3600);
 const STALLED: &str = "The machine connected to its disk again and stopped in its login. Most often its iscsid waits for OpenSSL's \
     configuration, a file on this very disk; within two minutes its root is read-only. Put the guest kit into its image \
     (`ggnet guest-kit debian --help`) and start it again";
-
-/// An observation with the time it was made.
-pub(super) struct Seen {
-    at: Timestamp,
-    what: Observation,
-}
 
 /// When each live session was last seen with an initiator.
 #[derive(Default)]
@@ -156,8 +150,7 @@ impl LoginGate for Handle {
 
 impl Observer for Orchestrator {
     fn observe(&self, what: Observation) {
-        let Some(queue) = self.inner.observations.get() else { return };
-        if queue.try_send(Seen { at: self.now(), what }).is_err() {
+        if !self.inner.observations.push(Seen { at: self.now(), what }) {
             self.inner.ports.metrics().observation_dropped();
         }
     }
@@ -189,26 +182,21 @@ struct Loaded {
 impl Orchestrator {
     /// Attaches to the backends and starts the task that writes observations.
     pub(super) fn attach(&self) {
-        let (sender, receiver) = mpsc::channel(4096);
-        // Set once: `new` calls this once.
-        let _ = self.inner.observations.set(sender);
         let p = &self.inner.ports;
         let handle = || Arc::new(Handle { inner: Arc::downgrade(&self.inner) });
         p.target().attach(handle(), handle());
         p.dhcp().attach(handle());
         p.boot_files().attach(handle());
-        let (task, receiver) = (self.clone(), Arc::new(tokio::sync::Mutex::new(receiver)));
+        let writer = self.clone();
         self.inner.long_lived.keep("the writer of observations", move || {
-            let (task, receiver) = (task.clone(), receiver.clone());
-            // Held as long as it runs: the next one goes on with the same queue.
+            let (writer, cut) = (writer.clone(), writer.inner.cut.clone());
             async move {
-                let cut = task.inner.cut.clone();
-                cut.run_until_cancelled_owned(task.write_observations(&mut *receiver.lock().await)).await;
+                cut.run_until_cancelled_owned(writer.write_observations()).await;
             }
         });
     }
 
-    async fn write_observations(&self, queue: &mut mpsc::Receiver<Seen>) {
+    async fn write_observations(&self) {
         let mut waiting = Waiting::default();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -218,10 +206,7 @@ impl Orchestrator {
             let mut first = None;
             tokio::select! {
                 () = self.inner.cancel.cancelled() => return,
-                n = queue.recv_many(&mut many, 256) => {
-                    if n == 0 {
-                        return;
-                    }
+                () = self.inner.observations.take(&mut many, 256) => {
                     // Held until the batch is recorded: see `answer_unknown`.
                     first = Some(self.inner.seen_lock.lock().await);
                     for seen in many.drain(..) {

@@ -12,7 +12,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::Semaphore;
 
-use super::{Orchestrator, StopRequest};
+use super::{Orchestrator, StopRequest, pruning::Pruning};
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{
@@ -27,9 +27,6 @@ const PARALLEL: usize = 16;
 /// How many of them the DHCP server is told of at once. Far more: a daemon that is restarted for a change is then restarted for all
 /// of them together. With sixteen at a time a hundred machines were seven restarts of dhcpd.
 const TOLD: usize = 256;
-/// How often old rows are forgotten.
-const PRUNE_EVERY: Duration = Duration::from_secs(3600);
-
 /// How soon a first round that could not see the store or the targets is tried again; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 
@@ -109,7 +106,7 @@ impl Orchestrator {
         }
         let interval = self.inner.config.reconcile_interval;
         let mut wait = FIRST_WAIT.min(interval);
-        let mut pruned: Option<tokio::time::Instant> = None;
+        let mut pruning = Pruning::default();
         loop {
             let (report, knew) = self.round().await;
             for trouble in &report.trouble {
@@ -127,28 +124,13 @@ impl Orchestrator {
             }
             if self.is_serving() {
                 wait = interval;
-                if pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY) {
-                    pruned = Some(tokio::time::Instant::now());
-                    self.forget_the_old().await;
-                }
+                self.forget_the_old(&mut pruning).await;
             }
             tokio::select! {
                 () = self.inner.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
             wait = (wait * 2).min(interval);
-        }
-    }
-
-    /// Keeps the record from growing for ever.
-    async fn forget_the_old(&self) {
-        let retention = jiff::SignedDuration::try_from(self.inner.config.retention);
-        let before = retention.ok().and_then(|age| self.now().checked_sub(age).ok());
-        let Some(before) = before else { return };
-        match self.inner.ports.store().prune(before).await {
-            Ok(0) => {}
-            Ok(rows) => tracing::info!(rows, "forgot old events, audit rows and sessions"),
-            Err(e) => tracing::warn!(error = %e.report(), "could not forget old rows"),
         }
     }
 
@@ -311,8 +293,11 @@ impl Orchestrator {
                 Ok(None)
             }
             SessionState::Stopping => {
-                self.stop_steps(Some(machine), &session, Removal::Force).await?;
-                self.finish_stop(session).await?;
+                let session = self.carry_out_stop(session, Some(machine)).await?;
+                if session.state.is_live() {
+                    report.made += 1;
+                    return Ok(Some(session));
+                }
                 report.ended += 1;
                 Ok(None)
             }
@@ -384,11 +369,9 @@ impl Orchestrator {
 
     async fn expire_next(&self, session: &mut Session, world: &World) -> Result<bool> {
         let Some(next) = &session.next else { return Ok(false) };
-        let age = self.now().duration_since(next.prepared_at);
-        let ttl = jiff::SignedDuration::try_from(self.inner.config.generation_ttl)
-            .unwrap_or(jiff::SignedDuration::MAX);
+        let waited = self.inner.unused.waited(session.id, next.number);
         let in_use = world.online.as_ref().is_none_or(|o| o.contains(&session.target(next)));
-        if age < ttl || in_use {
+        if waited < self.inner.config.generation_ttl || in_use {
             return Ok(false);
         }
         // Who is online was read before: where logins are only polled, somebody may have come since.

@@ -91,6 +91,7 @@ impl Orchestrator {
             active_at: None,
             ended_at: None,
             stop_reason: None,
+            stop_forced: false,
             error: None,
             revision: 0,
         };

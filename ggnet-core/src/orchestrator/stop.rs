@@ -55,18 +55,15 @@ impl Orchestrator {
 
     /// The caller holds the machine's lock.
     pub(super) async fn perform_stop(&self, mut session: Session, request: &StopRequest) -> Result<Session> {
-        if !request.force && self.has_initiator(&session).await? {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("Session {} has a live initiator: its machine is running", session.id),
-            )
-            .retryable(false)
-            .with_hint("Shut the machine down first, or stop with force"));
+        // A stop that was begun by force stays one.
+        let force = request.force || (session.state == SessionState::Stopping && session.stop_forced);
+        if !force && self.has_initiator(&session).await? {
+            return Err(Self::still_running(&session));
         }
-        let before = session.clone();
-        if session.state != SessionState::Stopping {
+        if session.state != SessionState::Stopping || session.stop_forced != force {
             session.state = SessionState::Stopping;
             session.stop_reason = Some(request.reason);
+            session.stop_forced = force;
             let row = self.audit(
                 &request.actor,
                 "session.stop",
@@ -76,13 +73,35 @@ impl Orchestrator {
             self.record_session(&mut session, EventKind::SessionStopping, Some(row)).await?;
         }
         let machine = self.inner.ports.store().machine(session.machine).await?;
-        let how = if request.force { Removal::Force } else { Removal::IfIdle };
-        match self.stop_steps(machine.as_ref(), &session, how).await {
+        let session = self.carry_out_stop(session, machine.as_ref()).await?;
+        match session.state {
+            SessionState::Stopped => Ok(session),
+            _ => Err(Self::still_running(&session)),
+        }
+    }
+
+    fn still_running(session: &Session) -> Error {
+        Error::new(
+            ErrorKind::Busy,
+            format!("Session {} has a live initiator: its machine is running", session.id),
+        )
+        .retryable(false)
+        .with_hint("Shut the machine down first, or stop with force")
+    }
+
+    /// Does the steps of a stop that is recorded, as it was asked for. Returns the session stopped; or active again, when the stop
+    /// spares initiators and one came between the look and the removal: as if it had not been asked for. The caller holds the
+    /// machine's lock.
+    pub(super) async fn carry_out_stop(
+        &self,
+        session: Session,
+        machine: Option<&Machine>,
+    ) -> Result<Session> {
+        let how = if session.stop_forced { Removal::Force } else { Removal::IfIdle };
+        match self.stop_steps(machine, &session, how).await {
             Ok(()) => self.finish_stop(session).await,
-            // An initiator came between the look and the removal: as if the stop had not been asked for.
-            Err(e) if e.kind() == ErrorKind::Busy && before.state == SessionState::Active => {
-                self.take_back_stop(session, machine.as_ref()).await?;
-                Err(e.retryable(false).with_hint("Shut the machine down first, or stop with force"))
+            Err(e) if e.kind() == ErrorKind::Busy && !session.stop_forced => {
+                self.take_back_stop(session, machine).await
             }
             Err(e) => {
                 tracing::warn!(session = %session.id, error = %e.report(), "stop incomplete; the reconciler goes on");
@@ -91,31 +110,26 @@ impl Orchestrator {
         }
     }
 
-    /// Makes a stopping session active again. Recorded first: were something to fail before it, the reconciler would finish the stop
-    /// by force under a running machine; after it, the reconciler makes what is lacking.
-    async fn take_back_stop(&self, mut session: Session, machine: Option<&Machine>) -> Result<()> {
+    /// Makes a stopping session active again. Recorded first: were something to fail before it, the reconciler would go on with the
+    /// stop; after it, the reconciler makes what is lacking.
+    async fn take_back_stop(&self, mut session: Session, machine: Option<&Machine>) -> Result<Session> {
         session.state = SessionState::Active;
         session.stop_reason = None;
         let event = self.session_event(&session, EventKind::SessionActive);
         let batch = Batch::new().write(Write::Session(Box::new(session.clone()))).event(event);
-        // On a full disk, too: a session that stays `stopping` is ended by force, under a running machine.
+        // On a full disk, too: a session that stays `stopping` boots nothing.
         self.record(batch.from_reserve()).await?;
         session.revision += 1;
         for generation in session.generations() {
             self.ensure_generation(&session, generation).await?;
         }
-        match machine {
-            Some(machine) => self.settle_boot(machine, true).await,
-            None => Ok(()),
+        if let Some(machine) = machine {
+            self.settle_boot(machine, true).await?;
         }
+        Ok(session)
     }
 
-    pub(super) async fn stop_steps(
-        &self,
-        machine: Option<&Machine>,
-        session: &Session,
-        how: Removal,
-    ) -> Result<()> {
+    async fn stop_steps(&self, machine: Option<&Machine>, session: &Session, how: Removal) -> Result<()> {
         if let Some(machine) = machine {
             self.settle_boot(machine, false).await?;
         }
@@ -133,6 +147,7 @@ impl Orchestrator {
         session.error = None;
         self.record_session(&mut session, EventKind::SessionStopped, None).await?;
         self.inner.online.forget(session.id);
+        self.inner.unused.forget(session.id);
         Ok(session)
     }
 

@@ -33,7 +33,7 @@ async fn on_a_full_disk_what_frees_space_is_recorded_and_nothing_else() {
     assert_eq!(p.start(&keep).await.unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(p.o.create_target(new, Actor::Embedder).await.unwrap_err().kind(), ErrorKind::Full);
 
-    house.pass(Duration::from_secs(601));
+    house.pass(Duration::from_secs(601)).await;
     p.o.reconcile().await;
     assert!(p.session(&running).await.next.is_none(), "a generation that nobody used expires");
     assert_eq!(disk.read(0, 0, 512).await.unwrap(), [0; 512], "the running machine is untouched");

@@ -126,10 +126,10 @@ async fn an_unused_generation_expires_and_the_machine_does_not_notice() {
     let disk = p.power_on(&machine).await;
     disk.write(0, 0, &[1; 512]).await.unwrap();
     let next = p.script(&machine).await;
-    house.pass(Duration::from_secs(599));
+    house.pass(Duration::from_secs(599)).await;
     p.reconcile().await;
     assert!(p.session(&machine).await.next.is_some(), "not yet");
-    house.pass(Duration::from_secs(2));
+    house.pass(Duration::from_secs(2)).await;
     p.reconcile().await;
     let session = p.session(&machine).await;
     assert!(session.next.is_none());

@@ -122,12 +122,20 @@ impl House {
     pub async fn open(&self) -> Process {
         let process = self.open_unready(&FaultPlan::new());
         process.until_serving().await;
+        // The last call that it makes by itself, unless it doubts its clock: from here on all calls are a test's own.
+        until("it has looked at its clock", async || {
+            process.plan.calls("store.prune") > 0 || process.o.degraded().is_some()
+        })
+        .await;
         process
     }
 
-    /// The clock goes on.
-    pub fn pass(&self, time: Duration) {
-        self.clock.set(self.clock.now().checked_add(time).unwrap());
+    /// Time passes, by the clock on the wall and by the one of timers.
+    pub async fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
     }
 }
 

@@ -148,6 +148,20 @@ async fn a_cancelled_import_ends_as_failed() {
     assert_eq!(p.o.cancel_import(version.id).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
+#[tokio::test]
+async fn an_import_that_is_cancelled_while_its_file_is_probed_ends_at_once() {
+    let house = House::new();
+    let p = house.open().await;
+    p.plan.add(Fault::on("image_converter.probe").hangs());
+    let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+    until("the file is probed", async || p.plan.calls("image_converter.probe") > 0).await;
+    p.o.cancel_import(version.id).unwrap();
+    let failed = ended(&p, version.id).await;
+    assert!(failed.state == VersionState::Failed && failed.error.unwrap().contains("cancelled"));
+    assert_eq!(p.plan.calls("image_converter.convert"), 0);
+    p.o.delete_version(version.id, Actor::Embedder).await.unwrap();
+}
+
 /// A real kill ends the converter's thread too; here it must come to its end before the next process looks at the folder.
 async fn abandoned_copy_ended(dir: &std::path::Path) {
     // The pool's queue is first in, first out: behind this one the copy has begun.

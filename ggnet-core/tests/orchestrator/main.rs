@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
 mod boot;
+mod clock;
 mod crash;
 mod decide;
 mod faults;

@@ -264,3 +264,25 @@ async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
     late(&second).await;
     assert_eq!(told("its session was stopped").await, 1);
 }
+
+#[tokio::test]
+async fn a_flood_in_one_machines_name_leaves_no_hole_in_anothers_timeline() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let flooded = p.machine(1, image, |_| ()).await;
+    let other = p.machine(2, image, |_| ()).await;
+    let observe =
+        |mac: MacAddr| p.o.observe(Observation::NotAnswered { mac, reason: "no loader".to_owned() });
+    let told = async |machine: &ggnet_core::nouns::Machine| {
+        let events = p.events(machine.id).await;
+        events.iter().filter(|k| matches!(k, EventKind::BootDiagnosis { .. })).count()
+    };
+    // The writer has no turn meanwhile.
+    for _ in 0..20_000 {
+        observe(flooded.macs[0]);
+    }
+    observe(other.macs[0]);
+    until("the other's event is recorded", async || told(&other).await == 1).await;
+    assert_ne!(told(&flooded).await, 0, "the flood came first");
+}

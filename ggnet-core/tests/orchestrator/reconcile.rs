@@ -260,7 +260,7 @@ async fn unknown_connections_are_nobodys_idleness() {
     let _disk = p.power_on(&machine).await;
     p.plan.add(Fault::on("target.connections").fails(ErrorKind::Unavailable));
     p.script(&machine).await;
-    house.pass(Duration::from_secs(3600));
+    house.pass(Duration::from_secs(3600)).await;
     tokio::time::sleep(Duration::from_millis(150)).await;
     p.o.reconcile().await;
     let session = p.session(&machine).await;

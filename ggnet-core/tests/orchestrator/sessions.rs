@@ -7,6 +7,7 @@ use ggnet_core::{
     },
     orchestrator::{StartRequest, StopRequest},
     ports::{Batch, Health, SessionCounts, Store as _, Write},
+    testkit::flaky::Fault,
 };
 
 use crate::house::{House, all, pc};
@@ -275,4 +276,32 @@ async fn a_caller_that_goes_away_stops_nothing_half_way() {
         .await;
     }
     p.assert_whole("after all").await;
+}
+
+/// Over a backend whose logins are not ours to refuse.
+#[tokio::test]
+async fn a_stop_that_failed_half_way_is_finished_as_it_was_asked_for() {
+    let mut house = House::new();
+    house.polled = true;
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    let session = p.start(&machine).await.unwrap().session;
+    let fails = || Fault::on("target.remove").nth(1).fails(ErrorKind::Unavailable);
+    p.plan.add(fails());
+    assert_eq!(p.stop(&session, false).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(p.session(&machine).await.state, SessionState::Stopping);
+    let disk = p.login(&session.target(&session.current), &machine).await.unwrap();
+    p.reconcile().await;
+    assert!(disk.is_connected(), "the stop spares a machine that runs");
+    assert_eq!(p.session(&machine).await.state, SessionState::Active);
+    p.assert_whole("as if the stop had not been asked for").await;
+
+    p.plan.add(fails());
+    assert_eq!(p.stop(&session, true).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    p.reconcile().await;
+    assert!(!disk.is_connected());
+    assert_eq!(p.last(&machine).await.unwrap().state, SessionState::Stopped);
+    p.reconcile().await;
+    assert!(p.left().await["target"].is_empty() && p.left().await["writeback"].is_empty());
 }

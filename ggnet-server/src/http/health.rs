@@ -17,7 +17,10 @@ pub async fn live() -> &'static str {
 pub async fn ready(State(app): State<Shared>) -> impl IntoResponse {
     let p = app.orchestrator.ports();
     let own = app.orchestrator.trouble().or_else(|| app.long_lived.trouble());
-    let own = own.or_else(|| app.addresses.trouble()).map_or(Health::Up, Health::Down);
+    let own = match own.or_else(|| app.addresses.trouble()) {
+        Some(trouble) => Health::Down(trouble),
+        None => app.orchestrator.degraded().map_or(Health::Up, Health::Degraded),
+    };
     let backends: [BackendHealth; 7] = tokio::join!(
         ask("store", p.store().name(), p.store().health()),
         ask("target", p.target().name(), p.target().health()),

@@ -125,6 +125,7 @@ pub fn session(machine: MachineId, version: &ImageVersion, state: SessionState) 
         active_at: None,
         ended_at: (!state.is_live()).then(|| at(50)),
         stop_reason: None,
+        stop_forced: false,
         error: None,
         revision: 0,
     }

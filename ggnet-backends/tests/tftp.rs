@@ -350,18 +350,36 @@ async fn two_hundred_clients_at_once() {
 #[tokio::test]
 async fn a_client_beyond_its_limit_is_dropped_and_served_when_it_asks_again() {
     let server =
-        Server::start(&[("x", vec![7; 10])], TftpConfig { max_transfers_per_client: 1, ..config() }).await;
+        Server::start(&[("x", vec![7; 600])], TftpConfig { max_transfers_per_client: 1, ..config() }).await;
     let first = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let second = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     first.send_to(&rrq("x", &[]), server.address).await.unwrap();
     let (_, from) = receive(&first).await;
+    first.send_to(&[0, 4, 0, 1], from).await.unwrap();
+    receive(&first).await;
     second.send_to(&rrq("x", &[]), server.address).await.unwrap();
     second.send_to(&rrq("nothing", &[]), server.address).await.unwrap();
     let (answer, _) = receive(&second).await;
     assert_eq!(answer[..2], [0, 5], "the dropped request was answered");
-    first.send_to(&[0, 4, 0, 1], from).await.unwrap();
+    first.send_to(&[0, 4, 0, 2], from).await.unwrap();
     server.seen.sent(1).await;
-    assert_eq!(fetch(&second, server.address, "x", async || {}).await, [7; 10]);
+    assert_eq!(fetch(&second, server.address, "x", async || {}).await, [7; 600]);
+}
+
+#[tokio::test]
+async fn requests_in_a_clients_name_do_not_keep_it_waiting() {
+    let server =
+        Server::start(&[("x", vec![7; 600])], TftpConfig { max_transfers_per_client: 3, ..config() }).await;
+    // From its address and never acknowledged, as somebody else may send them.
+    let mut others = Vec::new();
+    for _ in 0..9 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.send_to(&rrq("x", &[("timeout", "255")]), server.address).await.unwrap();
+        receive(&socket).await;
+        others.push(socket);
+    }
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    assert_eq!(fetch(&client, server.address, "x", async || {}).await, [7; 600]);
 }
 
 #[tokio::test]

@@ -33,10 +33,15 @@ const STALLED: &str = "The machine connected to its disk again and stopped in it
     configuration, a file on this very disk; within two minutes its root is read-only. Put the guest kit into its image \
     (`ggnet guest-kit debian --help`) and start it again";
 
+/// Between two looks at who is online: no pause yet, whatever the interval; a busy host is late by as much.
+const SHORT_PAUSE: Duration = Duration::from_secs(5);
+
 /// When each live session was last seen with an initiator.
 #[derive(Default)]
 pub(super) struct OnlineSince {
     sessions: Mutex<HashMap<SessionId, Presence>>,
+    /// When the targets last said who is online.
+    looked: Mutex<Option<Instant>>,
     /// When a login was last explained. Only of registered machines.
     explained: Mutex<HashMap<Explained, Instant>>,
     /// When each machine last asked for its boot script; small, and only for the suspicion of Secure Boot.
@@ -74,6 +79,17 @@ impl OnlineSince {
             entry.last = now;
         }
         now - entry.last
+    }
+
+    /// The targets have said who is online, as they do every `interval`. After a much longer pause (the server was suspended, or they did
+    /// not answer) the time that sessions have been offline begins anew: it was ours, and their machines need some to come back.
+    pub(super) fn looked(&self, interval: Duration) {
+        let now = Instant::now();
+        let before = self.looked.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        if before.is_some_and(|before| now - before > (interval * 3).max(SHORT_PAUSE)) {
+            let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            sessions.values_mut().for_each(|presence| presence.last = now);
+        }
     }
 
     /// Whether it may be explained now; then not again for [`EXPLAINED_EVERY`].

@@ -217,7 +217,10 @@ impl Orchestrator {
             Err(e) => report.trouble.push(format!("list of DHCP entries unknown: {}", e.report())),
         }
         match p.target().connections().await {
-            Ok(list) => world.online = Some(list.into_iter().map(|c| c.target).collect()),
+            Ok(list) => {
+                self.inner.online.looked(self.inner.config.reconcile_interval);
+                world.online = Some(list.into_iter().map(|c| c.target).collect());
+            }
             Err(e) => report.trouble.push(format!("connections unknown: {}", e.report())),
         }
         world

@@ -251,6 +251,28 @@ async fn an_idle_discard_session_is_stopped_and_a_keep_one_never() {
 }
 
 #[tokio::test]
+async fn time_in_which_the_server_was_suspended_is_nobodys_idleness() {
+    let mut house = House::new();
+    house.config.reconcile_interval = Duration::from_secs(30);
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    drop(p.power_on(&machine).await);
+    p.reconcile().await;
+    house.pass(Duration::from_secs(3600)).await;
+    p.reconcile().await;
+    assert_eq!(p.last(&machine).await.unwrap().state, SessionState::Active, "it may come back");
+    // From here on somebody looks.
+    let rounds = p.o.config().idle_timeout.as_secs() / 30 + 1;
+    for _ in 0..rounds {
+        house.pass(Duration::from_secs(30)).await;
+        p.reconcile().await;
+    }
+    let ended = p.last(&machine).await.unwrap();
+    assert_eq!((ended.state, ended.stop_reason), (SessionState::Stopped, Some(StopReason::Timeout)));
+}
+
+#[tokio::test]
 async fn unknown_connections_are_nobodys_idleness() {
     let mut house = House::new();
     house.config.idle_timeout = Duration::from_millis(100);

@@ -353,7 +353,9 @@ impl Shared {
         table.give_up(peer);
         let of_client = table.per_client.get(&peer.ip()).copied().unwrap_or(0);
         if of_client >= self.config.max_transfers_per_client {
-            return None;
+            // Somebody else may have asked in its name: what it never acknowledged makes room, the oldest first.
+            let oldest = table.unanswered.values().find(|other| other.ip() == peer.ip()).copied()?;
+            table.give_up(oldest);
         }
         if table.unanswered.len() >= self.config.max_unanswered
             && let Some(oldest) = table.unanswered.values().next().copied()

@@ -40,8 +40,10 @@ use super::{
 };
 use crate::log_budget::LogBudget;
 
-/// Lines of the log about refused logins in one second; more are counted and not written.
+/// Lines of the log a second about logins that were refused or put off; more are counted and not written.
 const REFUSALS_A_SECOND: u32 = 10;
+/// Of sessions that began, and of those that ended: a room that boots at once fits.
+const SESSIONS_A_SECOND: u32 = 100;
 
 /// Longest data segment in the login phase (RFC 7143: 8192 until declared otherwise).
 const LOGIN_DATA: usize = 8192;
@@ -127,8 +129,11 @@ struct Inner {
     next_tsih: AtomicU16,
     workers: Workers,
     memory: Arc<Pool>,
-    /// Lines of the log about logins that were refused.
+    /// Lines of the log about logins that were refused or put off.
     refusals: LogBudget,
+    /// Lines about sessions that began, and about those that ended.
+    logins: LogBudget,
+    ends: LogBudget,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -186,6 +191,8 @@ impl IscsiServer {
             workers,
             memory,
             refusals: LogBudget::new(REFUSALS_A_SECOND),
+            logins: LogBudget::new(SESSIONS_A_SECOND),
+            ends: LogBudget::new(SESSIONS_A_SECOND),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -473,7 +480,9 @@ async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, 
         }
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "login broke off"),
         Err(_) => {
-            tracing::info!(%peer, "login took too long");
+            if let Some(left_out) = inner.refusals.line() {
+                tracing::info!(%peer, left_out, "login took too long");
+            }
             progress.stalled(peer).into_iter().for_each(|event| inner.observer.observe(event));
             return;
         }
@@ -496,7 +505,9 @@ async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, 
     };
     let normal = me.target.is_some();
     if normal {
-        tracing::info!(session = me.id.0, initiator = %me.initiator, target = me.target.as_deref(), %peer, "logged in");
+        if let Some(left_out) = inner.logins.line() {
+            tracing::info!(session = me.id.0, initiator = %me.initiator, target = me.target.as_deref(), %peer, left_out, "logged in");
+        }
         inner.observer.observe(SessionEvent::LoggedIn(me.info()));
     }
     let session = Session::new(Arc::clone(&me), around, machine.established());
@@ -509,7 +520,9 @@ async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, 
     };
     drop(listed);
     if normal {
-        tracing::info!(session = me.id.0, ?reason, "disconnected");
+        if let Some(left_out) = inner.ends.line() {
+            tracing::info!(session = me.id.0, ?reason, left_out, "disconnected");
+        }
         inner.observer.observe(SessionEvent::Disconnected { session: me.info(), reason });
     }
 }
@@ -581,7 +594,9 @@ async fn login(
                 let Some((request, chap, exclusivity, target)) = &accepted else { return Ok(None) };
                 let proven = matches!(chap, Chap::OneWay(_) | Chap::Mutual { .. });
                 if !place.stand(if proven { Standing::Proven } else { Standing::Open }) {
-                    tracing::warn!(%peer, initiator = %request.initiator, "login put off: too many sessions");
+                    if let Some(left_out) = inner.refusals.line() {
+                        tracing::warn!(%peer, initiator = %request.initiator, left_out, "login put off: too many sessions");
+                    }
                     step = Some(machine.committed(Err(Status::UNAVAILABLE)));
                     continue;
                 }

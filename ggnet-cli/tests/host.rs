@@ -116,6 +116,22 @@ fn a_terminal_that_closes_is_a_clean_stop() {
     assert!(log.contains("stopped"), "{log}");
 }
 
+#[test]
+fn a_server_that_is_to_outlive_its_terminal_does() {
+    let (folder, address) = folder();
+    let server = serve(folder.path(), &address);
+    let mut command = Command::new("nohup");
+    command.arg(server.get_program()).args(server.get_args()).stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(File::create(folder.path().join("log")).unwrap());
+    let mut server = Running::start(command, &address);
+    let pid = server.0.id().to_string();
+    assert!(Command::new("kill").args(["-s", "HUP", &pid]).status().unwrap().success());
+    it_serves(&address);
+    assert!(server.signal("TERM").success());
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    assert_eq!(log.matches("stopping").count(), 1, "{log}");
+}
+
 /// The token that a start shows; none when it shows none.
 fn shown(folder: &Path, address: &str) -> Option<String> {
     let mut child = Running(serve(folder, address).spawn().unwrap());

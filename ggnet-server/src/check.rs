@@ -124,9 +124,13 @@ fn iscsi_listen(config: &Config) -> Vec<SocketAddr> {
 pub(crate) fn iscsi_out_of_reach(config: &Config) -> Option<String> {
     let (http, iscsi) = (config.http.listen.ip(), iscsi_listen(config));
     let told = config.network.advertise.is_none() && !http.is_unspecified();
-    let reached =
-        |at: &SocketAddr| at.ip().is_unspecified() || at.ip() == http || !(told || at.ip().is_loopback());
-    if http.is_loopback() || iscsi.is_empty() || iscsi.iter().any(reached) {
+    let reached = |v4: bool| {
+        let found = |ip: IpAddr| ip.is_unspecified() || ip == http || !(told || ip.is_loopback());
+        iscsi.iter().map(SocketAddr::ip).filter(|ip| ip.is_ipv4() == v4).any(found)
+    };
+    // HTTP on `[::]` serves both families; a socket of the target only its own.
+    let everybody = reached(http.is_ipv4()) && (told || http.is_ipv4() || reached(true));
+    if http.is_loopback() || iscsi.is_empty() || everybody {
         return None;
     }
     let iscsi: Vec<_> = iscsi.iter().map(ToString::to_string).collect();

@@ -3,27 +3,45 @@
 use ggnet_core::{Error, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// All of them, caught from its making on.
-pub(crate) struct Stop([Signal; 3]);
+/// All of them, caught from its making on. SIGHUP stays ignored where it was (`nohup`): the server is to outlive its terminal then.
+pub(crate) struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Option<Signal>,
+}
 
 impl Stop {
     /// Must be called within a tokio runtime.
     pub(crate) fn catch() -> Result<Self> {
         let catch = |kind, name: &str| signal(kind).map_err(|e| Error::io(format!("catching {name}"), e));
-        Ok(Self([
-            catch(SignalKind::terminate(), "SIGTERM")?,
-            catch(SignalKind::interrupt(), "SIGINT")?,
-            catch(SignalKind::hangup(), "SIGHUP")?,
-        ]))
+        let hangup = (!hangup_is_ignored()).then(|| catch(SignalKind::hangup(), "SIGHUP")).transpose()?;
+        Ok(Self {
+            terminate: catch(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: catch(SignalKind::interrupt(), "SIGINT")?,
+            hangup,
+        })
     }
 
     /// Waits for the first one.
     pub(crate) async fn wait(&mut self) {
-        let [terminate, interrupt, hangup] = &mut self.0;
+        let Self { terminate, interrupt, hangup } = self;
+        let hung_up = async {
+            match hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
+            _ = hung_up => {}
         }
     }
+}
+
+/// As proc(5) has it: a mask of the signals that are ignored, SIGHUP its first bit.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 != 0)
 }

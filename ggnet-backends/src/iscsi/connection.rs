@@ -112,7 +112,9 @@ pub(super) async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: S
         }
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "login broke off"),
         Err(_) => {
-            tracing::info!(%peer, "login took too long");
+            if let Some(left_out) = inner.refusals.line() {
+                tracing::info!(%peer, left_out, "login took too long");
+            }
             progress.stalled(peer).into_iter().for_each(|event| inner.observer.observe(event));
             return;
         }
@@ -135,7 +137,9 @@ pub(super) async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: S
     };
     let normal = me.target.is_some();
     if normal {
-        tracing::info!(session = me.id.0, initiator = %me.initiator, target = me.target.as_deref(), %peer, "logged in");
+        if let Some(left_out) = inner.logins.line() {
+            tracing::info!(session = me.id.0, initiator = %me.initiator, target = me.target.as_deref(), %peer, left_out, "logged in");
+        }
         inner.observer.observe(SessionEvent::LoggedIn(me.info()));
     }
     let session = Session::new(Arc::clone(&me), around, machine.established());
@@ -148,7 +152,9 @@ pub(super) async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: S
     };
     drop(listed);
     if normal {
-        tracing::info!(session = me.id.0, ?reason, "disconnected");
+        if let Some(left_out) = inner.ends.line() {
+            tracing::info!(session = me.id.0, ?reason, left_out, "disconnected");
+        }
         inner.observer.observe(SessionEvent::Disconnected { session: me.info(), reason });
     }
 }
@@ -220,7 +226,9 @@ async fn login(
                 let Some(admission) = &admitted else { return Ok(None) };
                 let proven = matches!(admission.chap, Chap::OneWay(_) | Chap::Mutual { .. });
                 if !place.stand(if proven { Standing::Proven } else { Standing::Open }) {
-                    tracing::warn!(%peer, initiator = %admission.request.initiator, "login put off: too many sessions");
+                    if let Some(left_out) = inner.refusals.line() {
+                        tracing::warn!(%peer, initiator = %admission.request.initiator, left_out, "login put off: too many sessions");
+                    }
                     step = Some(machine.committed(Err(Status::UNAVAILABLE)));
                     continue;
                 }

@@ -30,8 +30,10 @@ use super::workers::Workers;
 use super::{CloseReason, LoginPolicy, ServerConfig, SessionId, SessionInfo, SessionObserver, TargetConfig};
 use crate::log_budget::LogBudget;
 
-/// Lines of the log about refused logins in one second; more are counted and not written.
+/// Lines of the log a second about logins that were refused or put off; more are counted and not written.
 const REFUSALS_A_SECOND: u32 = 10;
+/// Of sessions that began, and of those that ended: a room that boots at once fits.
+const SESSIONS_A_SECOND: u32 = 100;
 
 /// Connections that wait for `accept`.
 const BACKLOG: i32 = 1024;
@@ -113,8 +115,11 @@ pub(super) struct Inner {
     next_tsih: AtomicU16,
     pub(super) workers: Workers,
     pub(super) memory: Arc<Pool>,
-    /// Lines of the log about logins that were refused.
+    /// Lines of the log about logins that were refused or put off.
     pub(super) refusals: LogBudget,
+    /// Lines about sessions that began, and about those that ended.
+    pub(super) logins: LogBudget,
+    pub(super) ends: LogBudget,
     /// Lines of the log about connections that could not be accepted.
     not_accepted: LogBudget,
     tasks: TaskTracker,
@@ -174,6 +179,8 @@ impl IscsiServer {
             workers,
             memory,
             refusals: LogBudget::new(REFUSALS_A_SECOND),
+            logins: LogBudget::new(SESSIONS_A_SECOND),
+            ends: LogBudget::new(SESSIONS_A_SECOND),
             not_accepted: LogBudget::new(1),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

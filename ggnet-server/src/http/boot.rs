@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::{
     Endpoints, Shared,
-    error::Answer,
+    error::{Answer, Failure},
     extract::{ValidPath, ValidQuery},
 };
 
@@ -77,7 +77,7 @@ pub async fn script(
         advertised: app.advertise.to(&ends, &headers)?,
         prepare: method != Method::HEAD,
     };
-    match app.orchestrator.boot(request).await? {
+    match app.orchestrator.boot(request).await.map_err(Failure::to_ipxe)? {
         BootAnswer::Script(text) => Ok(script_response(text)),
         BootAnswer::Retry(after) => {
             let after = [(header::RETRY_AFTER, after.as_secs().max(1).to_string())];

@@ -33,6 +33,14 @@ impl Failure {
         Self { error, status, field: None }
     }
 
+    /// Of a request by iPXE, which comes again after 503 and gives up after anything else.
+    pub(super) fn to_ipxe(error: Error) -> Self {
+        if error.is_retryable() {
+            return Self::with_status(error, StatusCode::SERVICE_UNAVAILABLE);
+        }
+        error.into()
+    }
+
     pub(super) fn with_field(mut self, field: String) -> Self {
         self.field = Some(field);
         self
@@ -134,4 +142,21 @@ pub fn request_span<B>(request: &Request<B>) -> tracing::Span {
     let id = request.headers().get("x-request-id").and_then(|v| v.to_str().ok()).unwrap_or("");
     let path: String = request.uri().path().chars().take(200).collect();
     tracing::info_span!("http", id, method = %request.method(), path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipxe_is_asked_to_come_again_where_that_may_help() {
+        let answer = |kind| Failure::to_ipxe(Error::new(kind, "a reason")).into_response();
+        for kind in [ErrorKind::Busy, ErrorKind::Unavailable, ErrorKind::Timeout] {
+            let response = answer(kind);
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{kind}");
+            assert!(response.headers().contains_key(header::RETRY_AFTER), "{kind}");
+        }
+        assert_eq!(answer(ErrorKind::NotFound).status(), StatusCode::NOT_FOUND);
+        assert_eq!(answer(ErrorKind::Full).status(), StatusCode::INSUFFICIENT_STORAGE);
+    }
 }

@@ -7,11 +7,12 @@
 //! ```
 //!
 //! Invariants: no connection lives on without a request for longer than [`FIRST_HEADER`] and [`HEADER`]; a peer that vanished is noticed by TCP, also where it
-//! owes us the reading of an answer; when all places are taken a newcomer gets that of the connection that has been idle longest, of the
-//! source that has most, and is turned away only where none is idle. So HTTP never has more than [`CONNECTIONS`] descriptors, and one
-//! source cannot keep the others out.
+//! owes us the reading of an answer. When all places are taken a newcomer gets that of an idle connection: of the source that has most among
+//! those with an idle one, and there of the one that has been idle longest. It is turned away only where none is idle. So HTTP never has more
+//! than [`CONNECTIONS`] descriptors, and one source cannot keep the others out.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
@@ -199,22 +200,19 @@ impl Places {
 
     fn take(self: &Arc<Self>, source: IpAddr) -> Option<Arc<Place>> {
         let mut open = lock(&self.open);
-        let all: usize = open.values().map(Vec::len).sum();
-        let crowded = if open.get(&source).is_some_and(|own| own.len() >= FROM_ONE_SOURCE) {
-            Some(source)
-        } else if all >= CONNECTIONS {
-            open.iter().max_by_key(|(_, own)| own.len()).map(|(source, _)| *source)
-        } else {
-            None
-        };
-        if let Some(crowded) = crowded {
-            let own = open.get_mut(&crowded)?;
-            let (at, _) = own
+        let (own, all) = (open.get(&source).map_or(0, Vec::len), open.values().map(Vec::len).sum::<usize>());
+        if own >= FROM_ONE_SOURCE || all >= CONNECTIONS {
+            // Of all that are idle and not only of the source that has most: that one's may all be busy.
+            let (.., whose, at) = open
                 .iter()
-                .enumerate()
-                .filter_map(|(at, state)| Some((at, (*lock(&state.idle_since))?)))
-                .min_by_key(|(_, since)| *since)?;
-            own.swap_remove(at).go.cancel();
+                .filter(|(whose, _)| own < FROM_ONE_SOURCE || **whose == source)
+                .flat_map(|(whose, states)| {
+                    states.iter().enumerate().filter_map(move |(at, state)| {
+                        Some((states.len(), Reverse((*lock(&state.idle_since))?), *whose, at))
+                    })
+                })
+                .max()?;
+            open.get_mut(&whose)?.swap_remove(at).go.cancel();
         }
         let go = CancellationToken::new();
         let (asked, idle_since) = (AtomicBool::new(false), Mutex::new(Some(self.now())));
@@ -277,6 +275,19 @@ mod tests {
         others.push(places.take(from(1)).unwrap());
         assert!(!first.go.is_cancelled() && others[0].go.is_cancelled());
         assert!(places.take(from(2)).is_some_and(|p| !p.go.is_cancelled()), "others are not concerned");
+    }
+
+    #[test]
+    fn a_newcomer_gets_an_idle_place_while_the_source_with_most_has_none() {
+        let places = Arc::new(Places::default());
+        let take = |source, count| (0..count).map(|_| places.take(from(source)).unwrap()).collect::<Vec<_>>();
+        let most = take(0, FROM_ONE_SOURCE);
+        let _busy: Vec<_> = most.iter().map(Busy::new).collect();
+        let others: Vec<_> =
+            (1..=4).flat_map(|source| take(source, (CONNECTIONS - FROM_ONE_SOURCE) / 4)).collect();
+        let newcomer = places.take(from(9)).unwrap();
+        assert!(others[0].go.is_cancelled() && !newcomer.go.is_cancelled(), "it was idle longest");
+        assert!(places.take(from(0)).is_none(), "who has all that one source may makes room of its own");
     }
 
     #[test]

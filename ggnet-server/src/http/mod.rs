@@ -126,7 +126,7 @@ pub fn router(app: App) -> Router {
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(120)))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(PropagateRequestIdLayer::new(request_id.clone()))
-        // What fails is told by `Failure`, within a budget; "come again" is no failure.
+        // A failure says itself what it is, and that a machine is to come again is none.
         .layer(TraceLayer::new_for_http().make_span_with(error::request_span).on_failure(()))
         .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
         .layer(middleware::map_request(error::drop_odd_request_id))

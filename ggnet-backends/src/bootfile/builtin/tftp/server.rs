@@ -505,7 +505,9 @@ impl Shared {
                 && !control.answered.swap(true, Ordering::AcqRel)
                 && !self.answered(job.number)
             {
-                tracing::warn!(target: "tftp", peer = %job.peer, "Too many transfers");
+                if let Some(left_out) = self.refusals.line() {
+                    tracing::warn!(target: "tftp", peer = %job.peer, left_out, "Too many transfers");
+                }
                 return true;
             }
         }

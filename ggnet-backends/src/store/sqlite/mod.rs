@@ -494,7 +494,7 @@ impl Store for SqliteStore {
         if !room {
             let db = self.shared.path.display();
             return Health::Blocked(format!(
-                "No space is left for the database {db}, so no machine can start: free some (stop sessions, delete images)"
+                "No space, or no inode, is left for the database {db}, so no machine can start: free some (stop sessions, delete images)"
             ));
         }
         let mut trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,6 +4,8 @@
 pub mod addresses;
 #[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa", feature = "external"))]
 pub mod bootfile;
+#[cfg(any(feature = "dhcp-proxy", feature = "host-check"))]
+pub mod carrier;
 #[cfg(any(feature = "host-check", feature = "writeback-reflink"))]
 mod cloning;
 #[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd", feature = "dhcp-proxy"))]

@@ -1,5 +1,5 @@
-//! The network interfaces of this process's network namespace, as the kernel lists them by rtnetlink(7): name, index, and what each is
-//! a part of. `/sys/class/net` will not do: it shows the namespace of whoever mounted it.
+//! The network interfaces of this process's network namespace, as the kernel lists them by rtnetlink(7): name, index, what each is
+//! a part of, and whether it can carry packets. `/sys/class/net` will not do: it shows the namespace of whoever mounted it.
 //!
 //! One request (RTM_GETLINK, dump) on a socket of its own, and the answers until NLMSG_DONE. Lengths are checked before each slice;
 //! what is cut short or unknown is left out, never guessed.
@@ -18,6 +18,12 @@ pub(crate) struct Link {
     pub(crate) index: u32,
     /// The name of the bridge, bond or team that takes every packet it receives; none for an interface that stands for itself.
     pub(crate) port_of: Option<String>,
+    /// Whether it is switched on.
+    pub(crate) up: bool,
+    /// Whether there is somebody at the other end: a cable that is plugged in, a port with a carrier. True where the kernel does not say.
+    pub(crate) carrier: bool,
+    /// What kind of virtual interface it is: `bridge`, `veth`, `tun` (taps too); none for hardware.
+    pub(crate) kind: Option<String>,
 }
 
 // linux/netlink.h, linux/rtnetlink.h, linux/if_link.h
@@ -32,9 +38,12 @@ const DUMP: u16 = 0x1 | 0x300;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_CARRIER: u16 = 33;
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 /// Of an attribute's type: the upper two bits say how it is coded.
 const TYPE_MASK: u16 = 0x3fff;
+const IFF_UP: u32 = 1;
 const HEADER: usize = 16;
 const LINK_HEADER: usize = 16;
 /// The kernel makes no larger pieces.
@@ -81,15 +90,6 @@ pub(crate) fn links() -> io::Result<Vec<Link>> {
     }
 }
 
-/// One interface by its name; none when there is no such interface.
-///
-/// # Errors
-/// As [`links`].
-#[cfg(feature = "dhcp-proxy")]
-pub(crate) fn link_named(name: &str) -> io::Result<Option<Link>> {
-    Ok(links()?.into_iter().find(|link| link.name == name))
-}
-
 /// A link with its master's index still a number.
 type Unnamed = (Link, Option<u32>);
 
@@ -109,22 +109,25 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 }
 
 fn link(body: &[u8]) -> Option<Unnamed> {
-    let index = u32_at(body, 4)?;
-    let (mut name, mut master, mut takes_all) = (None, None, false);
+    let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
+    let (mut name, mut master, mut takes_all, mut carrier, mut own_kind) = (None, None, false, true, None);
     for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
         match kind {
             IFLA_IFNAME => name = Some(text(value)),
             IFLA_MASTER => master = u32_at(value, 0),
+            IFLA_CARRIER => carrier = value.first() != Some(&0),
             IFLA_LINKINFO => {
-                let slave = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_SLAVE_KIND);
+                let info = |wanted| attributes(value).find(|(kind, _)| *kind == wanted).map(|(_, v)| text(v));
+                own_kind = info(IFLA_INFO_KIND);
                 // A member of a VRF still receives its own packets.
-                takes_all =
-                    slave.is_some_and(|(_, kind)| matches!(text(kind).as_str(), "bridge" | "bond" | "team"));
+                takes_all = info(IFLA_INFO_SLAVE_KIND)
+                    .is_some_and(|kind| matches!(kind.as_str(), "bridge" | "bond" | "team"));
             }
             _ => {}
         }
     }
-    Some((Link { name: name?, index, port_of: None }, master.filter(|_| takes_all)))
+    let link = Link { name: name?, index, port_of: None, up: flags & IFF_UP != 0, carrier, kind: own_kind };
+    Some((link, master.filter(|_| takes_all)))
 }
 
 fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
@@ -164,7 +167,7 @@ mod tests {
         there.sort();
         assert_eq!(names, there);
         let lo = links().unwrap().into_iter().find(|l| l.name == "lo").unwrap();
-        assert_eq!((lo.index, lo.port_of), (1, None));
+        assert_eq!((lo.index, lo.port_of, lo.up, lo.carrier, lo.kind), (1, None, true, true, None));
     }
 
     #[test]
@@ -172,7 +175,9 @@ mod tests {
         let mut body = vec![0; LINK_HEADER];
         body[4] = 7;
         body.extend([9, 0, 3, 0, b'b', b'r', b'0', b'7', 0, 0, 0, 0]);
-        assert_eq!(link(&body), Some((Link { name: "br07".into(), index: 7, port_of: None }, None)));
+        let found =
+            Link { name: "br07".into(), index: 7, port_of: None, up: false, carrier: true, kind: None };
+        assert_eq!(link(&body), Some((found, None)));
         for length in 0..LINK_HEADER + 9 {
             assert_eq!(link(&body[..length]), None, "{length}");
         }

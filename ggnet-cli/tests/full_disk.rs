@@ -208,6 +208,48 @@ fn a_full_btrfs_can_be_freed_and_is_not_ready() {
 }
 
 #[test]
+fn a_disk_without_free_inodes_can_be_freed_and_is_not_ready() {
+    alone("a_disk_without_free_inodes_can_be_freed_and_is_not_ready", || {
+        let mount = |folder: &Path| {
+            let data = folder.join("data");
+            fs::create_dir(&data).unwrap();
+            let script =
+                "truncate -s 160M $1.disk; mkfs.ext4 -q -N 128 $1.disk; mount -o loop $1.disk $1; rm $1.disk";
+            sh(script, &[data.to_str().unwrap()]);
+        };
+        let server = Server::start_with(mount);
+        server.login(&server.token).ends(0);
+        server.run("server --wait 60").ends(0);
+        let image = server.raw_image("golden.raw", 8);
+        server.run(&format!("image import golden {image}")).ends(0);
+        for n in 1..=2 {
+            server.run(&format!("machine add pc-{n} --mac 52:54:00:aa:00:0{n} --image golden")).ends(0);
+        }
+        server.run("session start pc-1").ends(0);
+        let folder = server.data().join("ballast");
+        fs::create_dir(&folder).unwrap();
+        let mut files = 0;
+        while File::create(folder.join(files.to_string())).is_ok() {
+            files += 1;
+        }
+        // One is left: enough for a file, and not for a machine's disk.
+        fs::remove_file(folder.join("0")).unwrap();
+        until("not ready", || ready(&server).starts_with("HTTP/1.1 503"));
+        let words = ready(&server);
+        assert!(words.contains("no inodes to spare (1 free)"), "{words}");
+        assert!(words.contains("no inode, is left for the database"), "{words}");
+        assert_eq!(words.matches(r#""status":"blocked""#).count(), 2, "{words}");
+        assert_ne!(server.run("session start pc-2").code, 0);
+        // What frees them works.
+        server.run("session stop pc-1 --force").ends(0);
+        assert_eq!(writebacks(&server), 0);
+        fs::remove_dir_all(folder).unwrap();
+        until("ready", || ready(&server).starts_with("HTTP/1.1 200"));
+        server.run("session start pc-2").ends(0);
+    });
+}
+
+#[test]
 fn a_disk_that_fails_and_becomes_read_only_is_not_ready() {
     alone("a_disk_that_fails_and_becomes_read_only_is_not_ready", || {
         let mount = |folder: &Path| {

@@ -1,15 +1,20 @@
 //! [`Registry`]: a backend's name → the function that makes it. A stranger's backend is registered beside ours, and needs no fork.
 //!
 //! A factory gets its own table of the configuration and a [`Wiring`] with what is decided once for all backends. Unknown names answer
-//! with the names that exist.
+//! with the names that exist. A factory has [`MAKING`] to make its backend.
 
-use std::{collections::BTreeMap, future::Future, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc};
+use std::{
+    collections::BTreeMap, future::Future, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc, time::Duration,
+};
 
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{InstanceId, Iqn},
     ports::{BootFileStore, Clock, DhcpBackend, ImageConverter, Store, TargetBackend, WritebackStore},
 };
+
+/// How long a factory may take. Opening the largest database takes seconds; systemd gives a whole start 90 s.
+pub const MAKING: Duration = Duration::from_secs(75);
 
 /// What is decided once for all backends.
 #[derive(Clone)]
@@ -65,14 +70,23 @@ impl<P: ?Sized> Factories<P> {
     }
 
     /// Makes the backend of this name.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that is not known; `Timeout` when it was not made within [`MAKING`] (its factory is dropped then); else as the
+    /// factory says.
     pub async fn make(&self, name: &str, wiring: Wiring, settings: Settings) -> Result<Arc<P>> {
         let factory = self.known.get(name).ok_or_else(|| {
             Error::new(ErrorKind::Invalid, format!("There is no {} backend {name:?}", self.port))
                 .with_hint(format!("Known ones: {}", self.names().join(", ")))
         })?;
-        factory(wiring, settings)
-            .await
-            .map_err(|e| if e.backend().is_some() { e } else { e.with_backend(name) })
+        let made = tokio::time::timeout(MAKING, factory(wiring, settings)).await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Timeout,
+                format!("The {} backend {name} was not ready within {MAKING:?}", self.port),
+            )
+            .with_hint("Look at its daemon, program, folder or mount: it hangs"))
+        });
+        made.map_err(|e| if e.backend().is_some() { e } else { e.with_backend(name) })
     }
 }
 
@@ -119,4 +133,28 @@ pub fn settings<T: serde::de::DeserializeOwned>(backend: &str, settings: Setting
     serde_json::from_value(settings).map_err(|e| {
         Error::new(ErrorKind::Invalid, format!("The settings of backend {backend} are wrong: {e}"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::SystemClock;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_factory_that_hangs_is_given_up_by_name() {
+        let mut registry = Registry::new();
+        registry.dhcp.add("stuck", |_, _| std::future::pending());
+        let wiring = Wiring {
+            instance: InstanceId::generate(),
+            iqn_prefix: "iqn.2026-11.local.test".parse().unwrap(),
+            data_dir: PathBuf::new(),
+            advertise: None,
+            http_port: 8080,
+            interfaces: vec![],
+            clock: Arc::new(SystemClock),
+        };
+        let e = registry.dhcp.make("stuck", wiring, Settings::Null).await.err().unwrap();
+        assert_eq!((e.kind(), e.backend()), (ErrorKind::Timeout, Some("stuck")));
+        assert!(e.message().contains("dhcp backend stuck") && e.hint().is_some(), "{}", e.report());
+    }
 }

@@ -79,6 +79,7 @@ impl Default for Config {
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
     /// Where it listens.
+    #[serde(deserialize_with = "crate::listen::deserialize")]
     pub listen: SocketAddr,
 }
 
@@ -111,6 +112,9 @@ pub struct Session {
     /// A start that takes longer is undone.
     #[serde(deserialize_with = "duration")]
     pub start_deadline: Duration,
+    /// How long a stop waits for orchestrations under way before it cuts them off; the next start completes them.
+    #[serde(deserialize_with = "duration")]
+    pub shutdown_deadline: Duration,
     /// How often the reconciler looks.
     #[serde(deserialize_with = "duration")]
     pub reconcile_interval: Duration,
@@ -130,6 +134,7 @@ impl Default for Session {
             idle_timeout: Duration::from_secs(600),
             generation_ttl: Duration::from_secs(600),
             start_deadline: Duration::from_secs(60),
+            shutdown_deadline: Duration::from_secs(15),
             reconcile_interval: Duration::from_secs(15),
             retention: Duration::from_secs(90 * 24 * 3600),
             script_deadline: Duration::from_secs(30),
@@ -375,7 +380,9 @@ mod tests {
             Config::parse("[http]\nlisten = \"127.0.0.1:1\"\nlisen = 2\n", "g.toml").unwrap_err().to_string();
         assert!(e.contains("g.toml, line 3, column 1") && e.contains("lisen"), "{e}");
         let e = Config::parse("[http]\nlisten = \"127.0.0.1\"\n", "g.toml").unwrap_err().to_string();
-        assert!(e.contains("line 2, column 10"), "{e}");
+        assert!(e.contains("line 2, column 10") && e.contains("the port is missing"), "{e}");
+        let local = Config::parse("[http]\nlisten = \"localhost:8081\"\n", "g.toml").unwrap();
+        assert_eq!(local.http.listen.to_string(), "127.0.0.1:8081");
         let e = Config::parse("[session]\nidle_timeout = \"soon\"\n", "g.toml").unwrap_err().to_string();
         assert!(e.contains("soon") && e.contains("line 2"), "{e}");
     }
@@ -386,6 +393,8 @@ mod tests {
         assert_eq!(c.target.settings["listen"][0], "127.0.0.1:0");
         let c = Config::parse("[session]\nidle_timeout = \"1h 30m\"\ngeneration_ttl = 5\n", "x").unwrap();
         assert_eq!((c.session.idle_timeout.as_secs(), c.session.generation_ttl.as_secs()), (5400, 5));
+        let c = Config::parse("[session]\nshutdown_deadline = \"40s\"\n", "x").unwrap();
+        assert_eq!(c.session.shutdown_deadline.as_secs(), 40);
     }
 
     #[test]

@@ -9,7 +9,10 @@ use clap::{Args, Parser, Subcommand};
 use ggnet_core::Result;
 use serde_json::json;
 
-use crate::config::{Config, LogFormat};
+use crate::{
+    config::{Config, LogFormat},
+    listen,
+};
 
 /// Read when no `--config` is given and it exists.
 const DEFAULT_CONFIG: &str = "/etc/ggnet/ggnet-server.toml";
@@ -28,10 +31,10 @@ pub struct Options {
     #[arg(long, env = "GGNET_DATA_DIR", value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
     /// Where HTTP listens.
-    #[arg(long, env = "GGNET_HTTP_LISTEN", value_name = "ADDR:PORT", global = true)]
+    #[arg(long, env = "GGNET_HTTP_LISTEN", value_name = "ADDR:PORT", value_parser = listen::address, global = true)]
     pub http_listen: Option<SocketAddr>,
     /// Where the built-in iSCSI target listens; left out: on the address of HTTP, port 3260.
-    #[arg(long, env = "GGNET_ISCSI_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',', global = true)]
+    #[arg(long, env = "GGNET_ISCSI_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',', value_parser = listen::address, global = true)]
     pub iscsi_listen: Vec<SocketAddr>,
     /// An interface on which DHCP and TFTP answer. Unless told otherwise HTTP and iSCSI then listen on every address.
     #[arg(long, env = "GGNET_INTERFACES", value_name = "IF", value_delimiter = ',', global = true)]
@@ -175,6 +178,20 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory as _;
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn localhost_is_understood_and_another_name_is_told_what_to_write() {
+        let listen = |at: &str| {
+            let words =
+                ["s", "--config", "/dev/null", "--http-listen", at, "--iscsi-listen", "localhost:1,[::1]:2"];
+            Options::try_parse_from(words)
+        };
+        let c = listen("localhost:8081").unwrap().configuration().unwrap();
+        assert_eq!(c.http.listen.to_string(), "127.0.0.1:8081");
+        assert_eq!(c.target.settings["listen"], json!(["127.0.0.1:1", "[::1]:2"]));
+        let said = listen("pc.example:8081").unwrap_err().to_string();
+        assert!(said.contains("--http-listen") && said.contains("such as 127.0.0.1:8080"), "{said}");
     }
 
     #[test]

@@ -115,7 +115,8 @@ impl Server {
     }
 
     /// Stops: answers what is under way, finishes orchestrations, flushes disks, closes. Whatever hangs, it ends within 80 s with the
-    /// default limits: 3 s for HTTP, 15 s for orchestrations, and the limits of the ports to close, 62 s in all.
+    /// default limits: 3 s for HTTP, 15 s for orchestrations (`session.shutdown_deadline`), and the limits of the ports to close, 62 s in
+    /// all.
     pub async fn stop(self) {
         self.stopping.cancel();
         self.long_lived.stop().await;

@@ -129,6 +129,7 @@ async fn build(
     settings.idle_timeout = c.session.idle_timeout;
     settings.generation_ttl = c.session.generation_ttl;
     settings.start_deadline = c.session.start_deadline;
+    settings.shutdown_deadline = c.session.shutdown_deadline;
     settings.reconcile_interval = c.session.reconcile_interval;
     settings.retention = c.session.retention;
     settings.script_deadline = c.session.script_deadline;

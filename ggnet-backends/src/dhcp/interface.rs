@@ -12,7 +12,8 @@ use ggnet_core::{Error, ErrorKind, Result, nouns::MacAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    links::{Link, link_named},
+    carrier::{self, Carrier},
+    links::{Link, links},
     udp::PktinfoSocket,
 };
 
@@ -52,16 +53,16 @@ pub(super) fn address(interface: &str) -> Result<Ipv4Addr> {
     }
 }
 
-/// The interface's number, while it can be served: an interface that is deleted and made again has another.
+/// The interface's number, while it can be served, and its carrier: an interface that is deleted and made again has another number.
 ///
 /// # Errors
 /// `NotFound`; `Invalid` for a port of a bridge or a bond, which never hears a packet itself, naming what to name in its place.
-pub(super) fn number(interface: &str) -> Result<u32> {
+pub(super) fn look(interface: &str) -> Result<(u32, Carrier)> {
     check_name(interface)?;
-    let link = link_named(interface).map_err(|e| {
+    let all = links().map_err(|e| {
         Error::io(format!("Looking for the interface {interface}"), e).with_subject(interface)
     })?;
-    match link {
+    match all.iter().find(|link| link.name == interface) {
         None => Err(no_such(interface)),
         Some(Link { port_of: Some(master), .. }) => Err(Error::invalid(
             "interfaces",
@@ -69,7 +70,7 @@ pub(super) fn number(interface: &str) -> Result<u32> {
         )
         .with_subject(interface)
         .with_hint(format!("Name {master} in its place: --interface {master} (network.interfaces)"))),
-        Some(link) => Ok(link.index),
+        Some(link) => Ok((link.index, carrier::of(&all, interface))),
     }
 }
 

@@ -68,6 +68,8 @@ pub(super) struct Space {
     pub(super) total: u64,
     /// Bytes that we may still take.
     pub(super) available: u64,
+    /// Files and folders that can still be made; none where the file system makes inodes as it needs them.
+    pub(super) files: Option<u64>,
 }
 
 /// A file system.
@@ -247,6 +249,11 @@ impl Files for OsFiles {
 
     fn space(&self, path: &Path) -> io::Result<Space> {
         let s = rustix::fs::statvfs(path)?;
-        Ok(Space { total: s.f_blocks * s.f_frsize, available: s.f_bavail * s.f_frsize })
+        Ok(Space {
+            total: s.f_blocks * s.f_frsize,
+            available: s.f_bavail * s.f_frsize,
+            // btrfs and others report none at all.
+            files: (s.f_files > 0).then_some(s.f_favail),
+        })
     }
 }

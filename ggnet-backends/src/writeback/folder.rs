@@ -26,11 +26,15 @@ use ggnet_core::{
     ports::{BaseImage, Health, WritebackListed},
 };
 
-use super::files::{Files, Open, RawFile};
+use super::files::{Files, Open, RawFile, Space};
 
 const REMOVED: &str = ".removed-";
 const PROBE: &str = ".probe-";
 const LOW_BYTES: u64 = 1 << 30;
+/// Fewer inodes make no machine's disk: a folder with up to three files, twice over for a boot that is prepared.
+const NEEDED_FILES: u64 = 8;
+/// With fewer free inodes somebody should look.
+const LOW_FILES: u64 = 500;
 /// What the probe writes.
 const PROBE_BYTES: usize = 128 << 10;
 
@@ -184,23 +188,28 @@ impl Folder {
     /// How the folder is; waits for the disk.
     pub(super) fn health(&self) -> Health {
         let dir = self.dir.display();
-        match self.has_room() {
-            Ok(()) => {}
-            Err(e) if full(&e) => {
-                return Health::Blocked(format!("{dir} is full, no machine gets a disk: free some space"));
-            }
-            Err(e) => {
-                return Health::Down(format!(
-                    "{dir} cannot be written: {e}: check its mount and permissions"
-                ));
-            }
+        let room = self.has_room();
+        let lacks_room = room.as_ref().is_err_and(full);
+        if let Err(e) = room
+            && !lacks_room
+        {
+            return Health::Down(format!("{dir} cannot be written: {e}: check its mount and permissions"));
         }
         match self.files.space(&self.dir) {
             Err(e) => Health::Down(format!("The file system of {dir} does not answer: {e}")),
+            Ok(Space { files: Some(files), .. }) if files < NEEDED_FILES => Health::Blocked(format!(
+                "{dir} has no inodes to spare ({files} free), no machine gets a disk: remove files from its file system, or make one with more of them"
+            )),
+            Ok(_) if lacks_room => {
+                Health::Blocked(format!("{dir} is full, no machine gets a disk: free some space"))
+            }
             Ok(s) if s.available < LOW_BYTES || s.available < s.total / 20 => Health::Degraded(format!(
                 "{dir} has {} MiB of {} MiB free: free some space before guests run out of it",
                 s.available >> 20,
                 s.total >> 20
+            )),
+            Ok(Space { files: Some(files), .. }) if files < LOW_FILES => Health::Degraded(format!(
+                "{dir} has few inodes left ({files} free): remove files from its file system before machines get no disk"
             )),
             Ok(_) => Health::Up,
         }

@@ -40,6 +40,7 @@ use super::{
     policy::{Port, To, decide},
 };
 use crate::{
+    carrier::Carrier,
     dhcp::interface,
     log_budget::LogBudget,
     udp::{Failing, PktinfoSocket, RECEIVE_BUFFER},
@@ -78,6 +79,7 @@ struct Place {
     index: u32,
     /// Its own address; none where it has none, or where that could not be asked.
     address: Option<Ipv4Addr>,
+    carrier: Carrier,
 }
 
 /// An interface's sockets.
@@ -120,8 +122,8 @@ impl Server {
         Ok(Self { shared, long_lived })
     }
 
-    /// Down when it cannot receive, has lost an interface or knows no address to tell; degraded when only the last is so, and on a part
-    /// of the interfaces.
+    /// Down when it cannot receive, has lost an interface, or no interface has both an address to tell and a carrier; degraded when some
+    /// have not.
     pub(super) fn health(&self) -> Health {
         let config = &self.shared.config;
         if let Some(trouble) = self.long_lived.trouble() {
@@ -138,25 +140,35 @@ impl Server {
                 config.interfaces
             ));
         }
-        let asked = |name: &&String| !config.advertise.contains_key(*name);
-        let lost: Vec<String> = config
-            .interfaces
-            .iter()
-            .filter(asked)
-            .filter_map(|name| {
-                interface::address(name).err().map(|e| format!("{e}: {}", e.hint().unwrap_or_default()))
-            })
-            .collect();
-        match lost.len() {
-            0 => Health::Up,
-            n if n == config.interfaces.len() => Health::Down(lost.join("; ")),
-            _ => Health::Degraded(lost.join("; ")),
-        }
+        reach(config)
     }
 
     /// Ends every task and waits for them.
     pub(super) async fn stop(&self) {
         self.long_lived.stop().await;
+    }
+}
+
+/// Whether machines are reached on the interfaces, and told an address.
+fn reach(config: &ProxyDhcpConfig) -> Health {
+    let (mut why, mut out) = (Vec::new(), 0);
+    for name in &config.interfaces {
+        let address =
+            (!config.advertise.contains_key(name)).then(|| interface::address(name).err()).flatten();
+        let address = address.map(|e| format!("{e}: {}", e.hint().unwrap_or_default()));
+        let (gone, waiting) = match interface::look(name) {
+            Ok((_, Carrier::Gone(words))) => (Some(words), None),
+            Ok((_, Carrier::Waiting(words))) => (None, Some(words)),
+            // What is no longer there, its task has found or will find.
+            Ok((_, Carrier::There)) | Err(_) => (None, None),
+        };
+        out += usize::from(address.is_some() || gone.is_some());
+        why.extend(address.into_iter().chain(gone).chain(waiting));
+    }
+    match why.join("; ") {
+        none if none.is_empty() => Health::Up,
+        why if out == config.interfaces.len() => Health::Down(why),
+        why => Health::Degraded(why),
     }
 }
 
@@ -172,7 +184,8 @@ fn take(bound: &Mutex<Option<Bound>>) -> Option<Bound> {
 impl Shared {
     /// Binds the sockets of what has this name now.
     fn bind(&self, name: &str) -> Result<Bound> {
-        let place = Place::of(name)?;
+        // Its watch says how the carrier is.
+        let place = Place { carrier: Carrier::There, ..Place::of(name)? };
         let mut ears = Vec::new();
         let mut bind = |port, address: Ipv4Addr, number| -> Result<()> {
             let socket = interface::open(name, SocketAddrV4::new(address, number))?;
@@ -237,12 +250,20 @@ impl Shared {
             }
             if now.address != place.address {
                 tracing::info!(target: "dhcp", interface = name, before = ?place.address, now = ?now.address, "another address");
-                *place = now;
                 // The socket for relays is bound to it.
                 if self.config.relays {
                     return;
                 }
             }
+            if now.carrier != place.carrier {
+                match &now.carrier {
+                    Carrier::There => tracing::info!(target: "dhcp", interface = name, "its carrier is back"),
+                    Carrier::Waiting(why) | Carrier::Gone(why) => {
+                        tracing::warn!(target: "dhcp", interface = name, why, "no machine is reached on it");
+                    }
+                }
+            }
+            *place = now;
         }
     }
 
@@ -322,7 +343,7 @@ impl Shared {
 impl Place {
     /// What has this name now; an error where it cannot be served.
     fn of(name: &str) -> Result<Self> {
-        let index = interface::number(name)?;
-        Ok(Self { index, address: interface::address(name).ok() })
+        let (index, carrier) = interface::look(name)?;
+        Ok(Self { index, address: interface::address(name).ok(), carrier })
     }
 }

@@ -521,7 +521,7 @@ impl Store for SqliteStore {
         if !room {
             let db = self.shared.path.display();
             return Health::Blocked(format!(
-                "No space is left for the database {db}, so no machine can start: free some (stop sessions, delete images)"
+                "No space, or no inode, is left for the database {db}, so no machine can start: free some (stop sessions, delete images)"
             ));
         }
         // Nobody may have tried a change since.

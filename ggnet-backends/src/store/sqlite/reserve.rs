@@ -38,6 +38,8 @@ pub(super) const SIZE: u64 = 8 << 20;
 const SLICE: u64 = 512 << 10;
 /// With so much free nobody asks whether there is room.
 const PLENTY: u64 = 64 << 20;
+/// Inodes that a start makes: the reserve, the write-ahead log with its index, and one more for what is written atomically.
+const FILES: u64 = 4;
 
 /// See the module.
 pub(super) struct Reserve {
@@ -124,7 +126,7 @@ impl Reserve {
         Ok(true)
     }
 
-    /// Whether there is room beside the whole reserve, found out by taking and giving back a slice more.
+    /// Whether there is room beside the whole reserve, in bytes, found out by taking and giving back a slice more, and in inodes.
     ///
     /// # Errors
     /// For another reason than lack of room.
@@ -135,6 +137,10 @@ impl Reserve {
         }
         // Nothing is changed on the disk for a question that is asked every few seconds.
         let stat = rustix::fs::statvfs(&self.path)?;
+        // A file system that makes inodes as it needs them reports none at all.
+        if stat.f_files > 0 && stat.f_favail < FILES {
+            return Ok(false);
+        }
         if stat.f_bavail.saturating_mul(stat.f_frsize) >= PLENTY {
             return Ok(true);
         }

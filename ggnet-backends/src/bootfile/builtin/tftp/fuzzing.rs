@@ -5,10 +5,11 @@
 //!
 //! Asserting is the whole purpose here: a false property ends the run.
 
+use bytes::Bytes;
+
+use super::content::{Content, blocks};
 use super::options::negotiate;
-use super::packet::{
-    ErrorCode, MAX_REQUEST, Packet, Request, encode_data, encode_error, encode_oack, to_netascii,
-};
+use super::packet::{ErrorCode, MAX_REQUEST, Mode, Packet, Request, begin_data, encode_error, encode_oack};
 
 /// The longest option acknowledgement: four options, each with its longest value.
 const MAX_OACK: usize =
@@ -17,7 +18,7 @@ const MAX_OACK: usize =
 /// Decodes a datagram, and takes a request as far as its first answer.
 pub fn packet(input: &[u8]) {
     let Some((&choice, datagram)) = input.split_first() else { return };
-    netascii(datagram);
+    netascii(datagram, choice);
     match Packet::decode(datagram) {
         Ok(Packet::Read(request)) => {
             assert!(datagram.len() <= MAX_REQUEST, "a request beyond the limit is read");
@@ -38,7 +39,8 @@ pub fn packet(input: &[u8]) {
         }
         Ok(Packet::ServersOwn) => {
             let mut data = Vec::new();
-            encode_data(&mut data, u16::from(choice), datagram);
+            begin_data(&mut data, u16::from(choice));
+            data.extend_from_slice(datagram);
             assert_eq!((&data[..3], &data[4..]), (&[0, 3, 0][..], datagram), "DATA bears another payload");
         }
         Err(why) => assert!(!why.to_string().is_empty(), "a refusal without a reason"),
@@ -60,7 +62,7 @@ fn read(request: &Request<'_>, choice: u8) {
 
     let size = [0, 511, 1 << 20, u64::MAX][usize::from(choice & 3)];
     let max_block = [512, 1468, 8972, u16::MAX][usize::from(choice >> 2 & 3)];
-    let agreed = negotiate(&request.options, size, max_block);
+    let agreed = negotiate(&request.options, Some(size), max_block);
     assert!((8..=max_block).contains(&agreed.block_size), "a block of {} bytes", agreed.block_size);
     assert!((1..=64).contains(&agreed.window), "a window of {} blocks", agreed.window);
     assert!(
@@ -92,8 +94,12 @@ fn refuse(quoted: &[u8]) {
 }
 
 /// What a client makes of netascii is the file.
-fn netascii(file: &[u8]) {
-    let wire = to_netascii(file);
+fn netascii(file: &[u8], choice: u8) {
+    let size = u16::from(choice).max(1);
+    let blocks = blocks(&Content::new(Bytes::copy_from_slice(file), Mode::Netascii), size);
+    let (last, full) = blocks.split_last().map_or((0, &[][..]), |(last, full)| (last.len(), full));
+    assert!(last < usize::from(size) && full.iter().all(|b| b.len() == usize::from(size)), "a short block");
+    let wire = blocks.concat();
     let mut rest = wire.iter().copied();
     let mut back = Vec::new();
     while let Some(b) = rest.next() {

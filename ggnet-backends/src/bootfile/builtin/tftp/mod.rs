@@ -1,8 +1,9 @@
 //! A read-only TFTP server (RFC 1350, 2347, 2348, 2349, 7440) over the files of [`super::BuiltinBootFiles`].
 //!
-//! `packet` is the codec, `options` the negotiation, `transfer` the state machine of one transfer, `server` the sockets and
-//! tasks around it. Every request is logged under the target `tftp` with peer, path, options and outcome.
+//! `packet` is the codec, `options` the negotiation, `content` what a transfer sends, `transfer` its state machine, `server` the
+//! sockets and tasks around it. Every request is logged under the target `tftp` with peer, path, options and outcome.
 
+mod content;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod options;

@@ -27,9 +27,9 @@ pub(super) struct Negotiated {
     pub(super) acknowledged: Vec<(&'static str, u64)>,
 }
 
-/// Decides the options. `size` is the number of bytes that will travel; `max_block` is the largest payload that fits one
+/// Decides the options. `size` is the number of bytes that will travel, where it is known: else `tsize` is left out; `max_block` is the largest payload that fits one
 /// packet on the way to the client (the interface's MTU less the headers).
-pub(super) fn negotiate(options: &[(&[u8], &[u8])], size: u64, max_block: u16) -> Negotiated {
+pub(super) fn negotiate(options: &[(&[u8], &[u8])], size: Option<u64>, max_block: u16) -> Negotiated {
     let mut result =
         Negotiated { block_size: DEFAULT_BLOCK, window: 1, timeout: None, acknowledged: Vec::new() };
     for (name, value) in options {
@@ -41,7 +41,9 @@ pub(super) fn negotiate(options: &[(&[u8], &[u8])], size: u64, max_block: u16) -
             ("windowsize", value.min(u64::from(MAX_WINDOW)))
         } else if name.eq_ignore_ascii_case(b"timeout") && (1..=MAX_TIMEOUT).contains(&value) {
             ("timeout", value)
-        } else if name.eq_ignore_ascii_case(b"tsize") {
+        } else if name.eq_ignore_ascii_case(b"tsize")
+            && let Some(size) = size
+        {
             ("tsize", size)
         } else {
             continue;
@@ -72,14 +74,14 @@ mod tests {
 
     #[test]
     fn a_block_is_capped_at_what_fits_the_link() {
-        let n = negotiate(&[(b"blksize", b"8192"), (b"tsize", b"0")], 99, 1468);
+        let n = negotiate(&[(b"blksize", b"8192"), (b"tsize", b"0")], Some(99), 1468);
         assert_eq!(n.block_size, 1468);
         assert_eq!(n.acknowledged, vec![("blksize", 1468), ("tsize", 99)]);
     }
 
     #[test]
     fn what_is_not_asked_unknown_or_out_of_bounds_is_not_acknowledged() {
-        assert!(negotiate(&[], 1, 1468).acknowledged.is_empty());
+        assert!(negotiate(&[], Some(1), 1468).acknowledged.is_empty());
         let odd: [(&[u8], &[u8]); 6] = [
             (b"blksize", b"7"),
             (b"timeout", b"0"),
@@ -88,14 +90,24 @@ mod tests {
             (b"multicast", b""),
             (b"blksize", b"many"),
         ];
-        let n = negotiate(&odd, 1, 1468);
+        let n = negotiate(&odd, Some(1), 1468);
         assert!(n.acknowledged.is_empty(), "{:?}", n.acknowledged);
         assert_eq!((n.block_size, n.window, n.timeout), (512, 1, None));
     }
 
     #[test]
+    fn a_size_that_is_not_known_is_not_acknowledged() {
+        let n = negotiate(&[(b"tsize", b"0"), (b"blksize", b"1024")], None, 1468);
+        assert_eq!(n.acknowledged, vec![("blksize", 1024)]);
+    }
+
+    #[test]
     fn names_are_case_insensitive_and_the_first_of_two_wins() {
-        let n = negotiate(&[(b"BLKSIZE", b"1024"), (b"blksize", b"600"), (b"WindowSize", b"9999")], 1, 1468);
+        let n = negotiate(
+            &[(b"BLKSIZE", b"1024"), (b"blksize", b"600"), (b"WindowSize", b"9999")],
+            Some(1),
+            1468,
+        );
         assert_eq!(n.acknowledged, vec![("blksize", 1024), ("windowsize", 64)]);
     }
 
@@ -103,7 +115,7 @@ mod tests {
         #[test]
         fn nothing_above_what_was_asked(asked in 0u64..100_000, window in 0u64..100_000, max in 8u16..) {
             let (a, w) = (asked.to_string(), window.to_string());
-            let n = negotiate(&[(b"blksize", a.as_bytes()), (b"windowsize", w.as_bytes())], 5, max);
+            let n = negotiate(&[(b"blksize", a.as_bytes()), (b"windowsize", w.as_bytes())], Some(5), max);
             for (name, value) in &n.acknowledged {
                 let limit = if *name == "blksize" { asked } else { window };
                 prop_assert!(*value <= limit && *value > 0);

@@ -140,12 +140,14 @@ fn take_string<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(string)
 }
 
-/// Writes DATA.
-pub(super) fn encode_data(out: &mut Vec<u8>, block: u16, payload: &[u8]) {
+/// What comes before the payload of DATA.
+pub(super) const DATA_HEADER: usize = 4;
+
+/// Writes the header of DATA; the payload is appended to it.
+pub(super) fn begin_data(out: &mut Vec<u8>, block: u16) {
     out.clear();
     out.extend_from_slice(&3u16.to_be_bytes());
     out.extend_from_slice(&block.to_be_bytes());
-    out.extend_from_slice(payload);
 }
 
 /// Writes OACK.
@@ -167,19 +169,6 @@ pub(super) fn encode_error(out: &mut Vec<u8>, code: ErrorCode, message: &str) {
     out.extend_from_slice(&(code as u16).to_be_bytes());
     out.extend(message.bytes().filter(|&b| b != 0));
     out.push(0);
-}
-
-/// The bytes of a file in netascii: LF becomes CR LF, a bare CR becomes CR NUL.
-pub(super) fn to_netascii(bytes: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes.len() + bytes.len() / 16);
-    for &b in bytes {
-        match b {
-            b'\n' => out.extend_from_slice(b"\r\n"),
-            b'\r' => out.extend_from_slice(b"\r\0"),
-            other => out.push(other),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -218,11 +207,6 @@ mod tests {
         assert_eq!(Packet::decode(b"\0\x09\0\0"), Err(Malformed::Opcode(9)));
         let long = [b"\0\x01".as_slice(), &[b'a'; MAX_REQUEST], b"\0octet\0"].concat();
         assert_eq!(Packet::decode(&long), Err(Malformed::Length));
-    }
-
-    #[test]
-    fn netascii_ends_lines_as_the_rfc_says() {
-        assert_eq!(to_netascii(b"a\nb\rc\r\n"), b"a\r\nb\r\0c\r\0\r\n");
     }
 
     proptest! {

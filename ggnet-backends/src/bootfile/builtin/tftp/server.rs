@@ -23,7 +23,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use ggnet_core::{
     Error, Result,
     nouns::MacAddr,
@@ -36,8 +35,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     TftpConfig,
+    content::Content,
     options::{Negotiated, negotiate},
-    packet::{self, ErrorCode, Mode, Packet, Request},
+    packet::{self, ErrorCode, Packet, Request},
     transfer::{Outcome, Patience, Transfer},
 };
 use crate::{
@@ -50,8 +50,6 @@ use crate::{
 /// IPv4, UDP and TFTP headers; and the same for IPv6.
 const HEADERS_V4: u32 = 20 + 8 + 4;
 const HEADERS_V6: u32 = 40 + 8 + 4;
-/// Text conversion copies the file; nobody boots text larger than this.
-const NETASCII_LIMIT: usize = 1 << 20;
 /// Lines of the log a second about requests that were refused, and about transfers: a room that boots at once fits.
 const REFUSALS_A_SECOND: u32 = 10;
 const READS_A_SECOND: u32 = 200;
@@ -112,9 +110,10 @@ struct Job {
     path: String,
     mac: Option<MacAddr>,
     stored: BootPath,
-    size: u64,
+    /// The file's.
+    size: usize,
     negotiated: Negotiated,
-    bytes: Bytes,
+    content: Content,
 }
 
 impl Server {
@@ -305,14 +304,6 @@ impl Shared {
         let Some(mode) = request.transfer_mode() else {
             return self.refuse(peer, local, &path, ErrorCode::Illegal, "Only octet and netascii are served");
         };
-        let bytes = match mode {
-            Mode::Octet => found.bytes.clone(),
-            Mode::Netascii if found.bytes.len() > NETASCII_LIMIT => {
-                let why = "Too large for netascii; ask in octet mode";
-                return self.refuse(peer, local, &path, ErrorCode::Undefined, why);
-            }
-            Mode::Netascii => Bytes::from(packet::to_netascii(&found.bytes)),
-        };
         let socket = match transfer_socket(peer, local).and_then(UdpSocket::from_std) {
             Ok(socket) => socket,
             Err(error) => {
@@ -320,8 +311,9 @@ impl Shared {
                 return;
             }
         };
-        let size = bytes.len() as u64;
-        let negotiated = negotiate(&request.options, size, largest_block(&socket, peer));
+        let Found { mac, path: stored, bytes } = found;
+        let (size, content) = (bytes.len(), Content::new(bytes, mode));
+        let negotiated = negotiate(&request.options, content.size(), largest_block(&socket, peer));
         let Some((number, control)) = self.enter(datagram, peer) else {
             if let Some(left_out) = self.refusals.line() {
                 let outcome = "dropped: too many transfers of this client";
@@ -329,8 +321,7 @@ impl Shared {
             }
             return;
         };
-        let Found { mac, path: stored, .. } = found;
-        let job = Job { number, control, peer, path, mac, stored, size, negotiated, bytes };
+        let job = Job { number, control, peer, path, mac, stored, size, negotiated, content };
         #[expect(clippy::disallowed_methods, reason = "one transfer, tracked")]
         self.tracker.spawn(Arc::clone(self).transfer(job, socket));
     }
@@ -407,7 +398,7 @@ impl Shared {
         };
         loop {
             let now = Instant::now();
-            let mut transfer = Transfer::new(job.bytes.clone(), job.negotiated.clone(), patience, now);
+            let mut transfer = Transfer::new(job.content.clone(), job.negotiated.clone(), patience, now);
             let cut = self.drive(&mut transfer, &socket, &job).await;
             let again = self.leave(&job, cut);
             if cut && self.cancel.is_cancelled() {

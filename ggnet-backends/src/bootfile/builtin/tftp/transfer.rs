@@ -10,19 +10,23 @@
 //! ```
 //!
 //! Invariants:
-//! * `acked < next <= total + 1` and at most `window` blocks beyond `acked` are in flight, so a 16-bit block number names one
-//!   block, also after it rolled over from 65535 to 0 (RFC 1350 is silent; every client in use counts so).
+//! * The last block is the first short one: how many there are is known once that was made.
+//! * `acked < next`; `starts` has where the blocks after `acked` up to `next` begin.
+//! * At most `window` blocks beyond `acked` are in flight, so a 16-bit block number names one block, also after it rolled over from
+//!   65535 to 0 (RFC 1350 is silent; every client in use counts so).
 //! * In lock step only an ACK of the block in flight sends the next one: a duplicate ACK sends nothing (Sorcerer's Apprentice,
 //!   RFC 1123 section 4.2.3.1). With a window (RFC 7440) a duplicate ACK asks for the window again, which is granted once
 //!   between two signs of progress or timeouts.
 //! * A transfer always ends: every timeout counts, and only progress sets the count back. Until the client's first answer the pauses are
 //!   ours, whatever timeout it asked for, and few: until then nobody knows that it is there.
 
-use std::time::{Duration, Instant};
-
-use bytes::Bytes;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use super::{
+    content::{Content, Place},
     options::Negotiated,
     packet::{self, Packet},
 };
@@ -62,16 +66,25 @@ pub(super) struct Patience {
     pub(super) retries: u32,
 }
 
+/// How much travels in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    blocks: u64,
+    bytes: u64,
+}
+
 /// A transfer.
 #[derive(Debug)]
 pub(super) struct Transfer {
-    data: Bytes,
+    content: Content,
     options: Negotiated,
     patience: Patience,
     phase: Phase,
-    total: u64,
+    /// Known once the last block was made.
+    end: Option<End>,
     acked: u64,
     next: u64,
+    starts: VecDeque<Place>,
     tries: u32,
     repeated: bool,
     retransmits: u64,
@@ -81,18 +94,17 @@ pub(super) struct Transfer {
 
 impl Transfer {
     /// Begins: the first packets are due at once.
-    pub(super) fn new(data: Bytes, options: Negotiated, patience: Patience, now: Instant) -> Self {
+    pub(super) fn new(content: Content, options: Negotiated, patience: Patience, now: Instant) -> Self {
         let phase = if options.acknowledged.is_empty() { Phase::Data } else { Phase::Options { due: true } };
-        // The last block is shorter than the others; a file of an exact multiple ends with an empty one.
-        let total = data.len() as u64 / u64::from(options.block_size) + 1;
         let mut transfer = Self {
-            data,
+            content,
             options,
             patience,
             phase,
-            total,
+            end: None,
             acked: 0,
             next: 1,
+            starts: VecDeque::from([Place::default()]),
             tries: 0,
             repeated: false,
             retransmits: 0,
@@ -116,12 +128,11 @@ impl Transfer {
                 true
             }
             Phase::Data => {
-                let last = (self.acked + u64::from(self.options.window)).min(self.total);
-                if self.next > last {
+                let last = self.acked + u64::from(self.options.window);
+                if self.next > self.end.map_or(last, |end| last.min(end.blocks)) {
                     return false;
                 }
-                packet::encode_data(out, wire_number(self.next), self.block(self.next));
-                self.next += 1;
+                self.make_block(out);
                 true
             }
         }
@@ -199,7 +210,8 @@ impl Transfer {
 
     /// Bytes that the client acknowledged.
     pub(super) fn bytes_acked(&self) -> u64 {
-        (self.acked * u64::from(self.options.block_size)).min(self.data.len() as u64)
+        let full = self.acked * u64::from(self.options.block_size);
+        self.end.map_or(full, |end| full.min(end.bytes))
     }
 
     fn acknowledge(&mut self, number: u16, now: Instant) {
@@ -224,8 +236,9 @@ impl Transfer {
                 // RFC 7440 section 4: the client missed what came after; the window starts again behind what it has.
                 self.retransmits += 1;
             }
-            self.next = self.acked + 1;
-            if self.acked == self.total {
+            self.starts.drain(..usize::try_from(ahead).unwrap_or(usize::MAX).min(self.starts.len()));
+            self.back_to_acked();
+            if self.end.is_some_and(|end| end.blocks == self.acked) {
                 self.outcome = Some(Outcome::Complete);
             }
             self.progress(now);
@@ -242,8 +255,28 @@ impl Transfer {
         self.retransmits += 1;
         match &mut self.phase {
             Phase::Options { due } => *due = true,
-            Phase::Data => self.next = self.acked + 1,
+            Phase::Data => self.back_to_acked(),
         }
+    }
+
+    /// The block after what is acknowledged is due.
+    fn back_to_acked(&mut self) {
+        self.next = self.acked + 1;
+        self.starts.truncate(1);
+    }
+
+    /// Writes the block that is next.
+    fn make_block(&mut self, out: &mut Vec<u8>) {
+        let (from, size) = (self.starts.back().copied().unwrap_or_default(), self.options.block_size);
+        packet::begin_data(out, wire_number(self.next));
+        self.starts.push_back(self.content.append_block(from, size, out));
+        let length = out.len() - packet::DATA_HEADER;
+        // The last block is shorter than the others; a file of an exact multiple ends with an empty one.
+        if length < usize::from(size) {
+            let bytes = (self.next - 1) * u64::from(size) + length as u64;
+            self.end = Some(End { blocks: self.next, bytes });
+        }
+        self.next += 1;
     }
 
     fn arm(&mut self, now: Instant) {
@@ -255,14 +288,6 @@ impl Transfer {
             }
         };
         self.deadline = now + pause;
-    }
-
-    fn block(&self, number: u64) -> &[u8] {
-        let size = usize::from(self.options.block_size);
-        let start =
-            usize::try_from(number - 1).unwrap_or(usize::MAX).saturating_mul(size).min(self.data.len());
-        let end = start.saturating_add(size).min(self.data.len());
-        &self.data[start..end]
     }
 }
 

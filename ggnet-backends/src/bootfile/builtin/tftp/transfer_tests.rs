@@ -1,15 +1,21 @@
 //! The transfer's state machine against a client in memory, with losses, duplicates and roll-over.
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::bootfile::builtin::tftp::options::negotiate;
+use crate::bootfile::builtin::tftp::{options::negotiate, packet::Mode};
 
 const PATIENCE: Patience = Patience { first: Duration::from_secs(1), retries: 5 };
 
 fn start(data: Vec<u8>, options: &[(&[u8], &[u8])], now: Instant) -> Transfer {
-    let options = negotiate(options, data.len() as u64, 65464);
-    Transfer::new(Bytes::from(data), options, PATIENCE, now)
+    start_in(Mode::Octet, data, options, now)
+}
+
+fn start_in(mode: Mode, data: Vec<u8>, options: &[(&[u8], &[u8])], now: Instant) -> Transfer {
+    let content = Content::new(Bytes::from(data), mode);
+    let options = negotiate(options, content.size(), 65464);
+    Transfer::new(content, options, PATIENCE, now)
 }
 
 fn drain(t: &mut Transfer) -> Vec<Vec<u8>> {
@@ -157,16 +163,45 @@ fn a_window_slides_and_restarts_behind_what_the_client_has() {
     assert_eq!(t.outcome(), Some(&Outcome::Complete));
 }
 
+#[test]
+fn a_block_of_netascii_that_is_sent_again_is_the_same_also_where_a_pair_is_split() {
+    let now = Instant::now();
+    let mut t =
+        start_in(Mode::Netascii, b"\n\r".repeat(7), &[(b"windowsize", b"3"), (b"blksize", b"9")], now);
+    drain(&mut t);
+    t.receive(&ack(0), now);
+    let first = drain(&mut t);
+    assert_eq!(first[0][4..], *b"\r\n\r\0\r\n\r\0\r");
+    assert_eq!(first[1][4..], *b"\n\r\0\r\n\r\0\r\n");
+    t.receive(&ack(1), now);
+    let again = drain(&mut t);
+    assert_eq!(again[..2], first[1..], "the client missed the second and third");
+    t.receive(&ack(1), now);
+    assert_eq!(drain(&mut t), again, "a window that is asked for again");
+    t.receive(&ack(4), now);
+    assert!(drain(&mut t).is_empty(), "the fourth, of one byte, was the last");
+    assert_eq!((t.outcome(), t.bytes_acked()), (Some(&Outcome::Complete), 28));
+}
+
 /// A client that keeps what comes in order and ACKs it; `fate` decides for each packet in both directions.
 fn run(
     data: &[u8],
     options: &[(&[u8], &[u8])],
     block: usize,
     window: u64,
+    fate: impl FnMut() -> u8,
+) -> (Vec<u8>, Outcome, u64) {
+    let now = Instant::now();
+    fetch(start(data.to_vec(), options, now), now, block, window, fate)
+}
+
+fn fetch(
+    mut t: Transfer,
+    mut now: Instant,
+    block: usize,
+    window: u64,
     mut fate: impl FnMut() -> u8,
 ) -> (Vec<u8>, Outcome, u64) {
-    let mut now = Instant::now();
-    let mut t = start(data.to_vec(), options, now);
     let (mut got, mut expected, mut sent) = (Vec::new(), 1u64, 0u64);
     let mut finished = false;
     while t.outcome().is_none() {
@@ -239,6 +274,28 @@ proptest! {
         let (got, outcome, _) = run(&data, &[(b"blksize", b"128"), (b"windowsize", w.as_bytes())], 128, u64::from(window), fate);
         if outcome == Outcome::Complete {
             prop_assert!(got == data);
+        } else {
+            prop_assert_eq!(outcome, Outcome::TimedOut);
+        }
+    }
+
+    #[test]
+    fn a_text_arrives_in_netascii_whatever_is_lost_or_doubled(
+        len in 0usize..3000, window in 1u16..9, fates in proptest::collection::vec(0u8..12, 1..200),
+    ) {
+        let text: Vec<u8> = b"a\nbc\rd\r\n\n".iter().copied().cycle().take(len).collect();
+        let whole: Vec<u8> = text.iter().flat_map(|b| match b {
+            b'\n' => vec![b'\r', b'\n'],
+            b'\r' => vec![b'\r', 0],
+            other => vec![*other],
+        }).collect();
+        let (w, now) = (window.to_string(), Instant::now());
+        let t = start_in(Mode::Netascii, text, &[(b"blksize", b"129"), (b"windowsize", w.as_bytes())], now);
+        let mut i = 0;
+        let fate = || { i += 1; fates.get(i).copied().unwrap_or(9) };
+        let (got, outcome, _) = fetch(t, now, 129, u64::from(window), fate);
+        if outcome == Outcome::Complete {
+            prop_assert!(got == whole);
         } else {
             prop_assert_eq!(outcome, Outcome::TimedOut);
         }

@@ -137,6 +137,7 @@ struct World {
     room: Option<u64>,
     failing_sync: Option<String>,
     free: u64,
+    free_files: Option<u64>,
 }
 
 type Hook = Box<dyn FnMut() + Send>;
@@ -236,6 +237,7 @@ impl Sim {
             room: None,
             failing_sync: None,
             free: 1 << 40,
+            free_files: None,
         };
         let sim = Self { world: Arc::new(Mutex::new(world)), hook: Arc::default() };
         sim.create_dir(Path::new("/w")).unwrap();
@@ -325,6 +327,11 @@ impl Sim {
     /// The next sync of a file of that name fails, and what it should have synced is lost.
     pub(super) fn fail_next_sync(&self, name: &str) {
         self.world().failing_sync = Some(name.to_owned());
+    }
+
+    /// How many inodes `space` says are free.
+    pub(super) fn set_free_files(&self, files: Option<u64>) {
+        self.world().free_files = files;
     }
 
     /// What `space` says is free.
@@ -528,7 +535,7 @@ impl Files for Sim {
     }
 
     fn space(&self, _path: &Path) -> io::Result<Space> {
-        let available = self.world().free;
-        Ok(Space { total: 1 << 40, available })
+        let world = self.world();
+        Ok(Space { total: 1 << 40, available: world.free, files: world.free_files })
     }
 }

@@ -248,6 +248,19 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     sim.set_free(100 << 20);
     assert!(matches!(store.health().await, Health::Degraded(why) if why.contains("100 MiB")));
 
+    let sim = Sim::new(1);
+    let config = LayersConfig { dir: "/w".into(), instance: InstanceId::generate() };
+    let store = Layers::open_over(Arc::new(sim.clone()), config, "boot").unwrap();
+    sim.set_free_files(Some(499));
+    assert!(matches!(store.health().await, Health::Degraded(why) if why.contains("499 free")));
+    // The probe file still finds one; a machine's folder with its files does not.
+    sim.set_free_files(Some(1));
+    assert!(
+        matches!(store.health().await, Health::Blocked(why) if why.contains("no inodes to spare (1 free)"))
+    );
+    sim.set_free_files(None);
+    assert_eq!(store.health().await, Health::Up, "btrfs counts none");
+
     let room = Room::new(&numbered(8, 1));
     let store = room.store();
     std::fs::remove_dir_all(room.dir()).unwrap();

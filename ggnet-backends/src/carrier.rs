@@ -1,0 +1,94 @@
+//! Whether the interfaces that machines are served on can carry packets: a cable that is out, or a switch that is off, keeps every machine
+//! from booting, and nothing of ours fails by it.
+
+use ggnet_core::ports::Health;
+
+use crate::links::{Link, links};
+
+/// Whether an interface can carry packets, and else what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    /// It can; or there is no such interface, or it is not known, which others say.
+    There,
+    /// A bridge for virtual machines of this host, of which none runs: it comes up with the first of them.
+    Waiting(String),
+    /// Nobody is reached.
+    Gone(String),
+}
+
+/// How these interfaces are: down when none of them carries packets, degraded when some do not.
+///
+/// Asks the kernel, which takes some ten microseconds.
+#[must_use]
+pub fn health(interfaces: &[String]) -> Health {
+    let Ok(all) = links() else { return Health::Up };
+    let (mut why, mut gone) = (Vec::new(), 0);
+    for name in interfaces {
+        match of(&all, name) {
+            Carrier::There => {}
+            Carrier::Waiting(words) => why.push(words),
+            Carrier::Gone(words) => {
+                why.push(words);
+                gone += 1;
+            }
+        }
+    }
+    match why.join("; ") {
+        none if none.is_empty() => Health::Up,
+        why if gone == interfaces.len() => Health::Down(why),
+        why => Health::Degraded(why),
+    }
+}
+
+/// The carrier of the interface of this name among `all`.
+pub(crate) fn of(all: &[Link], name: &str) -> Carrier {
+    let Some(link) = all.iter().find(|link| link.name == name) else { return Carrier::There };
+    if !link.up {
+        return Carrier::Gone(format!("{name} is down: ip link set {name} up"));
+    }
+    if link.carrier {
+        return Carrier::There;
+    }
+    let is = |link: &Link, kind: &str| link.kind.as_deref() == Some(kind);
+    let mut ports = all.iter().filter(|port| port.port_of.as_deref() == Some(name));
+    if is(link, "bridge") && ports.all(|port| is(port, "tun")) {
+        return Carrier::Waiting(format!("no carrier on {name}: nothing is connected to this bridge yet"));
+    }
+    Carrier::Gone(format!("no carrier on {name}: is its cable plugged in, and its switch on?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(name: &str, kind: Option<&str>, port_of: Option<&str>, carrier: bool) -> Link {
+        let (kind, port_of) = (kind.map(str::to_owned), port_of.map(str::to_owned));
+        Link { name: name.into(), index: 7, port_of, up: true, carrier, kind }
+    }
+
+    #[test]
+    fn a_cable_that_is_out_is_told_from_a_bridge_that_waits_for_its_machines() {
+        let gone = |all: &[Link], name| matches!(of(all, name), Carrier::Gone(why) if why.contains(name));
+        let waits = |all: &[Link], name| matches!(of(all, name), Carrier::Waiting(why) if why.contains(name));
+        let card = link("enp3s0", None, None, false);
+        assert!(gone(std::slice::from_ref(&card), "enp3s0"));
+        assert_eq!(of(&[Link { carrier: true, ..card.clone() }], "enp3s0"), Carrier::There);
+        assert!(gone(&[Link { up: false, carrier: true, ..card.clone() }], "enp3s0"));
+        assert_eq!(of(&[card], "another"), Carrier::There);
+
+        let bridge = link("br0", Some("bridge"), None, false);
+        assert!(waits(std::slice::from_ref(&bridge), "br0"));
+        let tap = link("tap0", Some("tun"), Some("br0"), false);
+        assert!(waits(&[bridge.clone(), tap.clone()], "br0"));
+        let port = link("enp3s0", None, Some("br0"), false);
+        assert!(gone(&[bridge.clone(), tap, port], "br0"), "its cable is out");
+        let pair = link("veth0", Some("veth"), Some("br0"), false);
+        assert!(gone(&[bridge, pair], "br0"));
+    }
+
+    #[test]
+    fn the_loopback_interface_has_one() {
+        assert_eq!(health(&["lo".to_owned()]), Health::Up);
+        assert_eq!(health(&[]), Health::Up);
+    }
+}

@@ -226,9 +226,11 @@ async fn builtin_boot_files(
     }
     let table: Table = settings("builtin", table)?;
     let store = BuiltinBootFiles::new();
-    ensure_loaders(&store, &table.loaders_dir).await?;
+    let loaders = ensure_loaders(&store, &table.loaders_dir).await?;
     let tftp = table.tftp.or_else(|| (!wiring.interfaces.is_empty()).then(TftpConfig::default));
     if let Some(tftp) = tftp {
+        // Firmware asks us for them.
+        store.loaders_are(loaders.health());
         let bound = store.serve_tftp(tftp).await?;
         tracing::info!(?bound, "TFTP is served");
     }
@@ -274,12 +276,16 @@ async fn external_writebacks(
 
 /// Puts the host's loaders into a store: Debian's package `ipxe`, or another folder.
 #[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa", feature = "external"))]
-async fn ensure_loaders(store: &dyn ggnet_core::ports::BootFileStore, dir: &std::path::Path) -> Result<()> {
+async fn ensure_loaders(
+    store: &dyn ggnet_core::ports::BootFileStore,
+    dir: &std::path::Path,
+) -> Result<crate::bootfile::loaders::Loaders> {
     let found = crate::bootfile::loaders::read_loaders(dir).await?;
     if let Some(hint) = &found.hint {
         tracing::warn!(dir = %dir.display(), missing = ?found.missing, %hint, "boot loaders are missing");
     }
-    store.ensure(&found.bundle).await
+    store.ensure(&found.bundle).await?;
+    Ok(found)
 }
 
 #[cfg(feature = "image-qemu-img")]

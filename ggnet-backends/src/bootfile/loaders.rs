@@ -8,7 +8,7 @@ use std::path::Path;
 use bytes::Bytes;
 use ggnet_core::{
     Error, Result,
-    ports::{BootBundle, BootPath},
+    ports::{BootBundle, BootPath, Health},
 };
 
 /// Where Debian's `ipxe` package puts its loaders.
@@ -39,6 +39,8 @@ pub async fn read_loaders(dir: &Path) -> Result<Loaders> {
     for name in LOADER_FILES {
         let path = dir.join(name);
         match tokio::fs::read(&path).await {
+            // A package that was cut short.
+            Ok(bytes) if bytes.is_empty() => missing.push(name),
             Ok(bytes) => {
                 bundle.files.insert(name.parse::<BootPath>()?, Bytes::from(bytes));
             }
@@ -49,6 +51,20 @@ pub async fn read_loaders(dir: &Path) -> Result<Loaders> {
     let hint = (!missing.is_empty())
         .then(|| format!("{} not found in {}: apt-get install ipxe", missing.join(", "), dir.display()));
     Ok(Loaders { bundle, missing, hint })
+}
+
+impl Loaders {
+    /// How a server that offers loaders is with these: without both of the usual ones only machines boot that have iPXE already.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let Some(hint) = &self.hint else { return Health::Up };
+        let why = format!("{hint}, then restart the server");
+        if ["undionly.kpxe", "ipxe.efi"].iter().all(|usual| self.missing.contains(usual)) {
+            Health::Blocked(why)
+        } else {
+            Health::Degraded(why)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +78,22 @@ mod tests {
         assert_eq!(loaders.bundle.id.as_str(), "loaders");
         let efi = &loaders.bundle.files[&"ipxe.efi".parse::<BootPath>().unwrap()];
         assert!(efi.starts_with(b"MZ"), "not a PE image");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_empty_is_missing_and_health_tells() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
+        put("undionly.kpxe", b"");
+        let health = read_loaders(dir.path()).await.unwrap().health();
+        assert!(matches!(health, Health::Blocked(why) if why.contains("undionly.kpxe")));
+        put("ipxe.efi", b"MZ");
+        let health = read_loaders(dir.path()).await.unwrap().health();
+        assert!(
+            matches!(health, Health::Degraded(why) if why.contains("undionly.kpxe") && !why.contains("ipxe.efi"))
+        );
+        LOADER_FILES.iter().for_each(|name| put(name, b"MZ"));
+        assert_eq!(read_loaders(dir.path()).await.unwrap().health(), Health::Up);
     }
 
     #[tokio::test]

@@ -88,6 +88,8 @@ pub(super) trait Files: Send + Sync {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
     /// The names in a directory, those that are no UTF-8 left out: they are not ours.
     fn names(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Whether a symbolic link stands there.
+    fn is_link(&self, path: &Path) -> io::Result<bool>;
     /// Bytes that a file takes on the disk.
     fn allocated(&self, path: &Path) -> io::Result<u64>;
     /// Room on the file system of `path`.
@@ -240,6 +242,10 @@ impl Files for OsFiles {
             }
         }
         Ok(names)
+    }
+
+    fn is_link(&self, path: &Path) -> io::Result<bool> {
+        Ok(std::fs::symlink_metadata(path)?.is_symlink())
     }
 
     fn allocated(&self, path: &Path) -> io::Result<u64> {

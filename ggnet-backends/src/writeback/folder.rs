@@ -23,7 +23,7 @@ use std::{
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{ImageVersionId, InstanceId, ResourceId},
-    ports::{BaseImage, Health, WritebackListed},
+    ports::{BaseImage, Completeness, Health, WritebackListed},
 };
 
 use super::files::{Files, Open, RawFile, Space};
@@ -111,11 +111,20 @@ impl Folder {
     /// Ends a removal that had got as far as the rename.
     pub(super) fn end_removal(&self, id: &ResourceId) -> io::Result<()> {
         let grave = self.grave(id);
-        let names = match self.files.names(&grave) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other?,
+        let names = match gone_is_none(self.files.is_link(&grave))? {
+            None => return Ok(()),
+            Some(true) => Err(io::ErrorKind::NotADirectory.into()),
+            Some(false) => self.files.names(&grave),
         };
         self.files.open_dir(&self.dir)?.sync_all()?;
+        let names = match names {
+            // Somebody put a link or a file there. It bears our name and goes; what a link points at is not ours.
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+                tracing::warn!(path = %grave.display(), "no folder but a link or a file; only that is removed");
+                return self.files.remove_file(&grave);
+            }
+            names => names?,
+        };
         for name in names {
             self.files.remove_file(&grave.join(name))?;
         }
@@ -175,7 +184,15 @@ impl Folder {
         let listed = inside.and_then(|inside| {
             inside.map_or(Ok(None), |inside| describe(home, id.clone(), &inside, removed))
         });
-        listed.map_err(|e| Error::io(format!("Reading {}", home.display()), e))
+        match listed {
+            // Not made by us, and no reason to know nothing of the others.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) => {
+                tracing::warn!(path = %home.display(), error = %e, "an odd writeback");
+                let completeness = Completeness::Partial;
+                Ok(Some(WritebackListed { id: id.clone(), digest: None, completeness, base: None, bytes: 0 }))
+            }
+            listed => listed.map_err(|e| Error::io(format!("Reading {}", home.display()), e)),
+        }
     }
 
     /// Bytes that these files take on the disk.

@@ -6,7 +6,7 @@ use super::Orchestrator;
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{Actor, EventKind, Machine, MachineId, ResourceId, WritebackPolicy},
-    ports::{Batch, Removal, Write},
+    ports::{Batch, MachineFilter, PageRequest, Removal, Write},
 };
 
 /// A machine to register. Its id, times and revision are ours to set.
@@ -16,7 +16,7 @@ pub type NewMachine = Machine;
 pub type MachineChange = Box<dyn FnOnce(Machine) -> Result<Machine> + Send>;
 
 impl Orchestrator {
-    /// Registers a machine. `Conflict` for a name or MAC address that another one has.
+    /// Registers a machine. `Conflict` for a name, MAC address or fixed address that another one has.
     pub async fn create_machine(&self, mut machine: NewMachine, actor: Actor) -> Result<Machine> {
         let this = self.clone();
         self.run(async move {
@@ -27,6 +27,8 @@ impl Orchestrator {
             machine.validate()?;
             this.check_assignment(&machine).await?;
             let _guard = this.inner.locks.lock(&machine.id).await;
+            let addresses = this.inner.address_lock.lock().await;
+            this.check_fixed_address(&machine).await?;
             let row = this.audit(
                 &actor,
                 "machine.create",
@@ -38,6 +40,7 @@ impl Orchestrator {
             // It is no longer unknown.
             batch.writes.extend(machine.macs.iter().map(|mac| Write::DeleteSeen(*mac)));
             this.record(batch).await?;
+            drop(addresses);
             machine.revision = 1;
             this.settle_or_leave(&machine).await;
             Ok(machine)
@@ -80,6 +83,10 @@ impl Orchestrator {
             {
                 this.kept_over(&after, image).await?;
             }
+            let addresses = this.inner.address_lock.lock().await;
+            if after.fixed_address != before.fixed_address {
+                this.check_fixed_address(&after).await?;
+            }
             let row = this.audit(
                 &actor,
                 "machine.update",
@@ -88,11 +95,34 @@ impl Orchestrator {
             );
             let event = this.event(EventKind::MachineUpdated).machine(id);
             this.record(Batch::new().write(Write::Machine(after.clone())).event(event).audit(row)).await?;
+            drop(addresses);
             after.revision += 1;
             this.settle_or_leave(&after).await;
             Ok(after)
         })
         .await
+    }
+
+    /// That no other machine has its fixed address: a DHCP server would drop one of the two entries, and with it that machine's boot files.
+    async fn check_fixed_address(&self, machine: &Machine) -> Result<()> {
+        let Some(address) = machine.fixed_address else { return Ok(()) };
+        let mut page = PageRequest { page: 1, per_page: 1000 };
+        loop {
+            let machines = self.inner.ports.store().machines(&MachineFilter::default(), page).await?.items;
+            if let Some(other) =
+                machines.iter().find(|m| m.fixed_address == Some(address) && m.id != machine.id)
+            {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Machine {} has the address {address}", other.name),
+                )
+                .with_hint("Give each machine an address of its own, or none: then DHCP chooses one"));
+            }
+            if machines.is_empty() {
+                return Ok(());
+            }
+            page.page += 1;
+        }
     }
 
     /// Deletes a machine with its kept writeback. `Conflict` while it has a live session.

@@ -83,6 +83,8 @@ struct Inner {
     imports: images::Imports,
     /// Set once what an earlier process's imports left behind is cleaned up: only then may new imports write there.
     swept: tokio::sync::SetOnce<()>,
+    /// Held from looking whether a machine's fixed address is free until it is recorded.
+    address_lock: tokio::sync::Mutex<()>,
     /// Held from looking whether a MAC address was seen before until its sight is recorded.
     seen_lock: tokio::sync::Mutex<()>,
     online: observe::OnlineSince,
@@ -122,6 +124,7 @@ impl Orchestrator {
                 image_lock: tokio::sync::RwLock::default(),
                 imports: images::Imports::default(),
                 swept: tokio::sync::SetOnce::new(),
+                address_lock: tokio::sync::Mutex::default(),
                 seen_lock: tokio::sync::Mutex::default(),
                 online: observe::OnlineSince::default(),
                 unused: generation::Unused::default(),

@@ -51,6 +51,18 @@ async fn what_cannot_be_is_refused_with_its_field() {
     assert_eq!(create(&|m| m.pinned_version = Some(foreign)).await.field(), Some("pinned_version"));
     assert_eq!(create(&|m| m.macs = vec![mac(1)]).await.kind(), ErrorKind::Conflict);
     assert_eq!(create(&|m| m.name = "pc-1".parse().unwrap()).await.kind(), ErrorKind::Conflict);
+    let address = "10.0.0.7".parse().ok();
+    let third = p.machine(3, image, |m| m.fixed_address = address).await;
+    let taken = create(&|m| m.fixed_address = address).await;
+    assert!(taken.kind() == ErrorKind::Conflict && taken.message().contains("pc-3"), "{taken}");
+    let move_there = |mut m: ggnet_core::nouns::Machine| {
+        m.fixed_address = address;
+        Ok(m)
+    };
+    let first = p.store.machine_by_mac(mac(1)).await.unwrap().unwrap();
+    let taken = p.o.update_machine(first.id, None, Box::new(move_there), Actor::Embedder).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Conflict);
+    p.o.update_machine(third.id, None, Box::new(move_there), Actor::Embedder).await.expect("its own");
     let _ = other;
     p.assert_whole("nothing of the refused ones").await;
 }

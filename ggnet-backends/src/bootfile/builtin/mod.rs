@@ -49,6 +49,8 @@ struct Inner {
     files: RwLock<Files>,
     observer: OnceLock<Arc<dyn Observer>>,
     servers: Mutex<Vec<Arc<tftp::Server>>>,
+    /// How the loaders are that firmware asks for; none: nobody said it.
+    loaders: OnceLock<Health>,
 }
 
 #[derive(Default)]
@@ -92,6 +94,11 @@ impl BuiltinBootFiles {
         let bound = server.bound().to_vec();
         self.inner.servers.lock().unwrap_or_else(PoisonError::into_inner).push(server);
         Ok(bound)
+    }
+
+    /// Says once how the loaders are ([`Loaders::health`](crate::bootfile::loaders::Loaders::health)), for [`BootFileStore::health`].
+    pub fn loaders_are(&self, health: Health) {
+        let _ = self.inner.loaders.set(health);
     }
 
     /// The file that answers a request for `path`: the stored one, or for `<mac>/<rest>` the one stored as `<rest>`.
@@ -209,7 +216,7 @@ impl BootFileStore for BuiltinBootFiles {
         let servers = self.inner.servers.lock().unwrap_or_else(PoisonError::into_inner);
         match servers.iter().find_map(|server| server.trouble()) {
             Some(trouble) => Health::Down(trouble),
-            None => Health::Up,
+            None => self.inner.loaders.get().cloned().unwrap_or(Health::Up),
         }
     }
 

@@ -72,6 +72,11 @@ impl BuiltinTargets {
         instance: InstanceId,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
+        if config.listen.is_empty() {
+            return Err(Error::invalid("listen", "The iSCSI target needs at least one address to listen on")
+                .with_backend(NAME)
+                .with_hint("Leave target.listen out for the usual one"));
+        }
         let targets = Arc::new(Targets::default());
         let server_config = ServerConfig { listen: config.listen, ..ServerConfig::default() };
         let (server, accepting) = IscsiServer::listen(server_config, targets.clone(), targets.clone()).map_err(|e| {

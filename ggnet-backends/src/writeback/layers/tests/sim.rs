@@ -528,6 +528,10 @@ impl Files for Sim {
         Ok(world.dir(node).live.keys().cloned().collect())
     }
 
+    fn is_link(&self, path: &Path) -> io::Result<bool> {
+        self.world().find(path).map(|_| false)
+    }
+
     fn allocated(&self, path: &Path) -> io::Result<u64> {
         let mut world = self.world();
         let node = world.find(path)?;

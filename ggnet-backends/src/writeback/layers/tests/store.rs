@@ -107,6 +107,44 @@ async fn list_tells_base_digest_and_bytes_without_a_database() {
     assert_eq!(read(&*disk, 0, 1 << 20), vec![0; 1 << 20]);
 }
 
+/// Somebody moved a large disk to another file system, and put a link in its place.
+#[tokio::test]
+async fn what_a_link_points_at_is_served_and_never_removed() {
+    let room = Room::new(&numbered(64, 1));
+    let spec = room.spec("a");
+    {
+        let store = room.store();
+        blocks(store.ensure(&spec).await.unwrap()).write_at(&[9; 512], 0).unwrap();
+        store.shutdown().await;
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let moved = elsewhere.path().join("moved");
+    std::fs::rename(room.home("a"), &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, room.home("a")).unwrap();
+    let before = std::fs::read_dir(&moved).unwrap().count();
+    let store = room.store();
+    assert_eq!(store.get(&spec.id).await.unwrap().unwrap().base, Some(room.base.version));
+    let disk = blocks(store.ensure(&spec).await.unwrap());
+    assert_eq!(read(&*disk, 0, 512), [9; 512]);
+    drop(disk);
+    store.remove(&spec.id, Removal::Force).await.unwrap();
+    assert_eq!(std::fs::read_dir(&moved).unwrap().count(), before);
+    assert_eq!(std::fs::read_dir(room.dir()).unwrap().count(), 0, "the link is gone");
+}
+
+#[tokio::test]
+async fn a_file_in_a_disks_place_hides_no_other_disk_and_can_be_removed() {
+    let room = Room::new(&numbered(64, 1));
+    let store = room.store();
+    store.ensure(&room.spec("a")).await.unwrap();
+    std::fs::write(room.home("b"), "odd").unwrap();
+    let list = store.list().await.unwrap();
+    let odd = list.iter().find(|l| l.id == id("b")).unwrap();
+    assert_eq!((list.len(), odd.completeness), (2, Completeness::Partial), "{list:?}");
+    store.remove(&id("b"), Removal::IfIdle).await.unwrap();
+    assert_eq!(store.list().await.unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn removal_of_a_held_disk_is_busy_or_kills_it() {
     let room = Room::new(&numbered(64, 1));

@@ -55,7 +55,7 @@ async fn what_cannot_be_is_refused_with_its_field() {
     let third = p.machine(3, image, |m| m.fixed_address = address).await;
     let taken = create(&|m| m.fixed_address = address).await;
     assert!(taken.kind() == ErrorKind::Conflict && taken.message().contains("pc-3"), "{taken}");
-    let move_there = |mut m: ggnet_core::nouns::Machine| {
+    let move_there = move |mut m: ggnet_core::nouns::Machine| {
         m.fixed_address = address;
         Ok(m)
     };

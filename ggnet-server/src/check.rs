@@ -17,6 +17,7 @@ use ggnet_backends::{
 };
 use ggnet_core::{
     Error, Result,
+    orchestrator::ChapPolicy,
     ports::{Clock as _, SystemClock},
     registry::settings,
 };
@@ -76,6 +77,7 @@ fn look(config: &Config) -> Vec<Finding> {
     findings.extend(check_host::kernel_target(config));
     findings.extend(served_folder(config));
     findings.extend(writebacks(config));
+    findings.extend(chap(config));
     if config.network.interfaces.is_empty() {
         findings.push(Finding::ok("DHCP and TFTP", "They answer on no network, for no interface is named"));
     } else {
@@ -177,6 +179,14 @@ fn writebacks(config: &Config) -> Option<Finding> {
     Some(host::reflinks(&config.data_dir.join("images"), &disks, missing))
 }
 
+/// Whether sessions are open to whoever knows a name.
+fn chap(config: &Config) -> Option<Finding> {
+    let why = "Sessions ask for no CHAP (session.chap = \"off\"): whoever reaches the iSCSI port and knows a machine's MAC address can read \
+               and write its disk";
+    let mend = "Keep others off this network; or put the guest kit into the images and remove session.chap (docs/guests.md)";
+    (config.session.chap == ChapPolicy::Off).then(|| Finding::bad(Level::Warn, "CHAP of sessions", why, mend))
+}
+
 fn loader(file: &str, whom: &str) -> Finding {
     let path = Path::new("/usr/lib/ipxe").join(file);
     let what = format!("boot loader {file}");
@@ -222,4 +232,16 @@ fn describe(seen: &probe::DhcpServerSeen) -> String {
         None => "and no boot file".to_owned(),
     };
     format!("To {asked}, {server} {gives} {boots}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chap_that_is_off_is_a_warning() {
+        let warned = |text: &str| chap(&Config::parse(text, "x").unwrap()).map(|finding| finding.level);
+        assert_eq!(warned(""), None);
+        assert_eq!(warned("[session]\nchap = \"off\"\n"), Some(Level::Warn));
+    }
 }

@@ -14,6 +14,7 @@ use std::{
 use ggnet_core::{
     Error, ErrorKind, Result,
     nouns::Iqn,
+    orchestrator::ChapPolicy,
     registry::Settings,
     wrap::{self, PortLimits},
 };
@@ -103,6 +104,8 @@ pub struct Network {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Session {
+    /// Whether the logins of machines ask for CHAP; a session's next generation follows it.
+    pub chap: ChapPolicy,
     /// A `discard` session that was offline for longer is stopped.
     #[serde(deserialize_with = "duration")]
     pub idle_timeout: Duration,
@@ -131,6 +134,7 @@ pub struct Session {
 impl Default for Session {
     fn default() -> Self {
         Self {
+            chap: ChapPolicy::Required,
             idle_timeout: Duration::from_secs(600),
             generation_ttl: Duration::from_secs(600),
             start_deadline: Duration::from_secs(60),
@@ -395,6 +399,16 @@ mod tests {
         assert_eq!((c.session.idle_timeout.as_secs(), c.session.generation_ttl.as_secs()), (5400, 5));
         let c = Config::parse("[session]\nshutdown_deadline = \"40s\"\n", "x").unwrap();
         assert_eq!(c.session.shutdown_deadline.as_secs(), 40);
+    }
+
+    #[test]
+    fn chap_is_required_unless_it_is_off() {
+        let chap = |text: &str| Config::parse(text, "x").map(|c| c.session.chap);
+        assert_eq!(chap("").unwrap(), ChapPolicy::Required);
+        assert_eq!(chap("[session]\nchap = \"required\"\n").unwrap(), ChapPolicy::Required);
+        assert_eq!(chap("[session]\nchap = \"off\"\n").unwrap(), ChapPolicy::Off);
+        let e = chap("[session]\nchap = \"no\"\n").unwrap_err().to_string();
+        assert!(e.contains("line 2") && e.contains("`required`"), "{e}");
     }
 
     #[test]

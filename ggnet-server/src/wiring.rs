@@ -126,6 +126,7 @@ async fn build(
     ports.check_store(&images_dir).await?;
     let mut settings = OrchestratorConfig::new(wiring.instance.clone(), images_dir)?;
     settings.iqn_prefix = wiring.iqn_prefix.clone();
+    settings.chap = c.session.chap;
     settings.idle_timeout = c.session.idle_timeout;
     settings.generation_ttl = c.session.generation_ttl;
     settings.start_deadline = c.session.start_deadline;

@@ -42,10 +42,8 @@ pub struct Account {
     pub target: String,
     /// Our own name.
     pub initiator: String,
-    /// The CHAP user name.
-    pub user: String,
-    /// The CHAP secret.
-    pub secret: String,
+    /// The CHAP user name and secret; none: it logs in without.
+    pub chap: Option<(String, String)>,
     /// The LUN, below 256.
     pub lun: u8,
     /// Our half of the session's identifier; the same at every login.
@@ -267,10 +265,28 @@ impl Link {
         self.login_step(account, 0x00, "CHAP_A=5\0").await
     }
 
-    /// Connects and logs in with CHAP, in the order of open-iscsi (RFC 7143 sections 6 and 12.1.3).
+    /// Connects and logs in, in the order of open-iscsi (RFC 7143 sections 6 and 12.1.3).
     async fn login(account: &Account) -> Result<Self, Lost> {
         let mut me = Self::connect(account).await?;
-        let challenge = me.challenge(account).await?;
+        match &account.chap {
+            Some((user, secret)) => me.prove(account, user, secret).await?,
+            None => {
+                let names = format!(
+                    "InitiatorName={}\0TargetName={}\0SessionType=Normal\0AuthMethod=None\0",
+                    account.initiator, account.target
+                );
+                me.login_step(account, 0x81, &names).await?;
+            }
+        }
+        let keys = "HeaderDigest=None\0DataDigest=None\0InitialR2T=No\0ImmediateData=Yes\0\
+                    MaxRecvDataSegmentLength=262144\0ErrorRecoveryLevel=0\0";
+        me.login_step(account, 0x87, keys).await?;
+        Ok(me)
+    }
+
+    /// The security stage with CHAP.
+    async fn prove(&mut self, account: &Account, user: &str, secret: &str) -> Result<(), Lost> {
+        let challenge = self.challenge(account).await?;
         let get = |key: &str| {
             let text = challenge.split('\0').find_map(|p| p.strip_prefix(key)?.strip_prefix('='));
             text.with_context(|| format!("no {key} in {challenge:?}"))
@@ -280,15 +296,11 @@ impl Link {
             .strip_prefix("0x")
             .and_then(from_hex)
             .context("CHAP_C is no hexadecimal number")?;
-        let digest =
-            Md5::new().chain_update([id]).chain_update(&account.secret).chain_update(bytes).finalize();
+        let digest = Md5::new().chain_update([id]).chain_update(secret).chain_update(bytes).finalize();
         let response: String = digest.iter().map(|b| format!("{b:02x}")).collect();
-        let proof = format!("CHAP_N={}\0CHAP_R=0x{response}\0", account.user);
-        me.login_step(account, 0x81, &proof).await?;
-        let keys = "HeaderDigest=None\0DataDigest=None\0InitialR2T=No\0ImmediateData=Yes\0\
-                    MaxRecvDataSegmentLength=262144\0ErrorRecoveryLevel=0\0";
-        me.login_step(account, 0x87, keys).await?;
-        Ok(me)
+        let proof = format!("CHAP_N={user}\0CHAP_R=0x{response}\0");
+        self.login_step(account, 0x81, &proof).await?;
+        Ok(())
     }
 
     /// One request and its answer's text.

@@ -2,11 +2,25 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     boot_text::BootUrl,
     error::{Error, Result},
     nouns::{InstanceId, Iqn},
 };
+
+/// Whether initiators prove by CHAP that they may have a session's disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChapPolicy {
+    /// Each generation has a pair of its own, wherever the target backend can demand CHAP.
+    #[default]
+    Required,
+    /// New generations have none: whoever names target and initiator has the disk. For a trusted network, whose guests cannot log in
+    /// again by CHAP while their root waits for that login.
+    Off,
+}
 
 /// The orchestrator's settings.
 #[derive(Clone, Debug)]
@@ -17,6 +31,8 @@ pub struct OrchestratorConfig {
     pub iqn_prefix: Iqn,
     /// Where the raw files of image versions live; ours alone.
     pub images_dir: PathBuf,
+    /// Whether new generations ask for CHAP (default: required). One that exists keeps the access that it has.
+    pub chap: ChapPolicy,
     /// A `discard` session that was offline for longer is stopped (default 10 minutes).
     pub idle_timeout: Duration,
     /// A generation that was prepared and not used for longer is removed (default 10 minutes).
@@ -46,6 +62,7 @@ impl OrchestratorConfig {
             instance,
             iqn_prefix: "iqn.2026-11.local.ggnet".parse()?,
             images_dir,
+            chap: ChapPolicy::Required,
             idle_timeout: Duration::from_secs(600),
             generation_ttl: Duration::from_secs(600),
             start_deadline: Duration::from_secs(60),

@@ -49,7 +49,7 @@ use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use boot::{Advertised, BootAnswer, BootRequest, Decision, Declined, decide};
-pub use config::OrchestratorConfig;
+pub use config::{ChapPolicy, OrchestratorConfig};
 pub use images::{DeletedVersion, ImportRequest};
 pub use machines::{MachineChange, NewMachine};
 pub use ports::{Backends, Ports};

@@ -31,7 +31,11 @@ const DIAGNOSIS: usize = 400;
 const EXPLAINED_EVERY: Duration = Duration::from_secs(3600);
 const STALLED: &str = "The machine connected to its disk again and stopped in its login. Most often its iscsid waits for OpenSSL's \
     configuration, a file on this very disk; within two minutes its root is read-only. Put the guest kit into its image \
-    (`ggnet guest-kit debian --help`) and start it again";
+    (`ggnet guest-kit debian --help`) and start it again. On a trusted network session.chap = \"off\" in the server's configuration is \
+    another cure";
+/// Of a machine whose login asks for no CHAP, which needs no OpenSSL.
+const STALLED_WITHOUT_CHAP: &str = "The machine connected to its disk again and stopped in its login, which asks for no CHAP. Look \
+    whether it still runs, and whether the network loses packets";
 
 /// Between two looks at who is online: no pause yet, whatever the interval; a busy host is late by as much.
 const SHORT_PAUSE: Duration = Duration::from_secs(5);
@@ -365,7 +369,8 @@ impl Orchestrator {
         {
             return Ok(None);
         }
-        let event = NewEvent::new(at, EventKind::BootDiagnosis { message: STALLED.to_owned() });
+        let message = if current.chap.is_some() { STALLED } else { STALLED_WITHOUT_CHAP };
+        let event = NewEvent::new(at, EventKind::BootDiagnosis { message: message.to_owned() });
         Ok(Some(event.machine(machine).session(session.id).image(current.image)))
     }
 

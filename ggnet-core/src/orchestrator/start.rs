@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::Orchestrator;
+use super::{ChapPolicy, Orchestrator};
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{
@@ -106,11 +106,11 @@ impl Orchestrator {
         image: ImageId,
         version: ImageVersionId,
     ) -> Result<Generation> {
-        let chap =
-            self.inner.ports.target().capabilities().chap.then(|| ChapPair::random(machine.name.as_str()));
+        let asks =
+            self.inner.config.chap == ChapPolicy::Required && self.inner.ports.target().capabilities().chap;
         Ok(Generation {
             number,
-            chap: chap.transpose()?,
+            chap: asks.then(|| ChapPair::random(machine.name.as_str())).transpose()?,
             writeback: Self::writeback_id(machine, policy, number),
             image,
             version,

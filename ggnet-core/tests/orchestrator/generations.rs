@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use ggnet_core::{
-    nouns::{EventKind, WritebackPolicy},
-    orchestrator::BootAnswer,
+    boot_text::ipxe::inspect,
+    nouns::{EventKind, Iqn, WritebackPolicy},
+    orchestrator::{BootAnswer, ChapPolicy},
     ports::TargetBackend as _,
     testkit::{flaky::Fault, memory::LoginError},
 };
 
-use crate::house::House;
+use crate::house::{House, Process, Script, peer};
 
 #[tokio::test]
 async fn asking_twice_gives_the_same_and_head_prepares_nothing() {
@@ -237,4 +238,45 @@ async fn a_backend_that_cannot_see_logins_commits_when_it_lists_a_connection() {
     let p = house.open().await;
     p.assert_whole("adopted").await;
     assert!(second.is_connected());
+}
+
+#[tokio::test]
+async fn without_chap_a_generation_has_no_pair_and_one_that_lives_keeps_the_access_it_has() {
+    for (before, after) in [(ChapPolicy::Required, ChapPolicy::Off), (ChapPolicy::Off, ChapPolicy::Required)]
+    {
+        let mut house = House::new();
+        house.config.chap = before;
+        let p = house.open().await;
+        let (image, _) = p.image("debian").await;
+        let machine = p.machine(1, image, |_| ()).await;
+        let name = Iqn::initiator(&p.o.config().iqn_prefix, machine.macs[0]).unwrap();
+        let is_as = async |p: &Process, script: &Script, policy: ChapPolicy| {
+            let summary = inspect(&script.text).unwrap();
+            let pair = (summary.username.is_some(), summary.has_password);
+            let bare = p.targets.login_with(&script.target, &name, None, peer()).await;
+            match policy {
+                ChapPolicy::Required => {
+                    assert_eq!((pair, bare.unwrap_err()), ((true, true), LoginError::AuthenticationFailure));
+                }
+                ChapPolicy::Off => assert!(pair == (false, false) && bare.is_ok()),
+            }
+        };
+        let first = p.script(&machine).await;
+        is_as(&p, &first, before).await;
+        let _running = p.login(&first.target, &machine).await.unwrap();
+        let session = p.session(&machine).await;
+
+        house.config.chap = after;
+        let p = house.open().await;
+        assert_eq!(
+            p.session(&machine).await.current,
+            session.current,
+            "a restart changes no live generation"
+        );
+        is_as(&p, &first, before).await;
+        let next = p.script(&machine).await;
+        assert_ne!(next.target, first.target);
+        is_as(&p, &next, after).await;
+        p.assert_whole("both").await;
+    }
 }

@@ -24,9 +24,14 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(name: &'static str, mac: &str, disk: &Path) -> Self {
+        Self::with_config(name, mac, disk, "")
+    }
+
+    pub fn with_config(name: &'static str, mac: &str, disk: &Path, config: &str) -> Self {
         let disk = disk.canonicalize().unwrap();
         let import_dirs = vec![disk.parent().unwrap().to_owned()];
-        let server = GgnetServer::start(ServerOptions { import_dirs, ..ServerOptions::default() }).unwrap();
+        let options = ServerOptions { config: config.to_owned(), import_dirs, ..ServerOptions::default() };
+        let server = GgnetServer::start(options).unwrap();
         let api = server.api().unwrap();
         let image = api.import_and_wait("debian", &disk, |_| {}).unwrap().version.image;
         let machine = api.add_machine(name, mac, image, WritebackPolicy::Discard).unwrap();
@@ -53,6 +58,14 @@ impl Bench {
 
 /// A guest with the kit, at its prompt, and its iscsid in charge of the root's session.
 pub fn boot_with_kit(bench: &Bench, firmware: Firmware) -> Guest {
+    let mut pc = boot_to_take_over(bench, firmware);
+    // By the rule of udev, and kept over the login that has just been.
+    assert_eq!(pc.sh("cat /sys/class/iscsi_session/*/recovery_tmo").unwrap(), "86400");
+    pc
+}
+
+/// A guest at its prompt that has outlived its iscsid's login to the root's session.
+pub fn boot_to_take_over(bench: &Bench, firmware: Firmware) -> Guest {
     let mut pc = bench.guest().firmware(firmware).boot().unwrap();
     pc.wait_for(READY, BOOT).unwrap();
     wait::until("iscsid to have taken the session over", wait::BOOT, || {
@@ -60,8 +73,6 @@ pub fn boot_with_kit(bench: &Bench, firmware: Firmware) -> Guest {
         Ok((said.code == 0).then_some(()))
     })
     .unwrap();
-    // By the rule of udev, and kept over the login that has just been.
-    assert_eq!(pc.sh("cat /sys/class/iscsi_session/*/recovery_tmo").unwrap(), "86400");
     pc
 }
 

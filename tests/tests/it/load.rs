@@ -205,15 +205,14 @@ impl<'r> Load<'r> {
 /// What the boot script tells a machine.
 pub fn account(session: &SessionStartResponse, n: usize, port: u16) -> Account {
     let word = |key: &str| {
-        let line = session.boot_script.lines().find_map(|l| l.trim().strip_prefix(key));
-        line.unwrap_or_else(|| panic!("no {key:?} in {}", session.boot_script)).trim().to_owned()
+        let line = session.boot_script.lines().find_map(|l| l.trim().strip_prefix(key))?;
+        Some(line.trim().to_owned())
     };
     Account {
         portal: ([127, 0, 0, 1], port).into(),
         target: session.iscsi.target_iqn.to_string(),
         initiator: session.iscsi.initiator_iqn.to_string(),
-        user: word("set username "),
-        secret: word("set password "),
+        chap: word("set username ").zip(word("set password ")),
         lun: session.iscsi.lun,
         isid: [0x80, 0, 0, 0, 0, u8::try_from(n).unwrap()],
     }

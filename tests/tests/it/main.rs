@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
 mod boot;
+mod chap_off;
 mod debian;
 mod faults;
 mod guest_on_tgt;

@@ -415,12 +415,13 @@ fn fio_finds_every_write_it_made_although_the_server_is_killed_at_random_moments
     let machine =
         api.add_machine("linux", "52:54:00:bb:00:31", version.image, WritebackPolicy::Keep).unwrap();
     let account = account(&api.start_session(machine.id).unwrap(), 0, server.iscsi_port());
+    let (user, secret) = account.chap.as_ref().unwrap();
 
     let mut linux = OpenIscsi::boot("open-iscsi-kill", &account.initiator).unwrap();
     let chap = [
         ("node.session.auth.authmethod", "CHAP"),
-        ("node.session.auth.username", account.user.as_str()),
-        ("node.session.auth.password", account.secret.as_str()),
+        ("node.session.auth.username", user.as_str()),
+        ("node.session.auth.password", secret.as_str()),
     ];
     linux.node(&account.target, server.iscsi_port(), &chap).unwrap();
     linux.login(&account.target).unwrap();

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ggnet_core::api::{
-    BootScriptResponse, CreateMachineRequest, EventListResponse, HealthResponse, ImageResponse,
-    ImportImageRequest, ImportResponse, Problem, SessionListResponse, SessionResponse, SessionStartRequest,
-    SessionStartResponse, SessionStopRequest, TargetResponse, UpdateMachineRequest, VersionResponse,
+    BootScriptResponse, CreateMachineRequest, CreateTargetRequest, EventListResponse, HealthResponse,
+    ImageResponse, ImportImageRequest, ImportResponse, Problem, SessionListResponse, SessionResponse,
+    SessionStartRequest, SessionStartResponse, SessionStopRequest, TargetResponse, UpdateMachineRequest,
+    VersionResponse,
 };
 use ggnet_core::nouns::{
     BootStage, Event, EventKind, ImageId, ImageVersionId, Machine, MachineId, SessionId, VersionState,
     WritebackPolicy,
 };
+use ggnet_core::ports::Health;
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -136,6 +138,13 @@ impl Api {
         answer
             .and_then(|(_, text)| serde_json::from_str::<HealthResponse>(&text).ok())
             .is_some_and(|h| h.ready)
+    }
+
+    /// Whether machines can boot now and every part of the server is as it should be.
+    #[must_use]
+    pub fn is_all_up(&self) -> bool {
+        let health = self.health().ok().and_then(|text| serde_json::from_str::<HealthResponse>(&text).ok());
+        health.is_some_and(|h| h.ready && h.backends.iter().all(|b| b.health == Health::Up))
     }
 
     /// What the server says of each backend.
@@ -316,6 +325,15 @@ impl Api {
     /// As the server answers.
     pub fn boot_script(&self, machine: MachineId) -> Result<BootScriptResponse> {
         self.get(&format!("/sessions/machine/{machine}/boot-script"))
+    }
+
+    /// Exports a version read-only to whoever asks.
+    ///
+    /// # Errors
+    /// As the server answers.
+    pub fn export(&self, name: &str, version: ImageVersionId) -> Result<TargetResponse> {
+        let request = CreateTargetRequest { name: name.parse()?, version_id: version, initiator: None };
+        self.send(&Method::POST, "/targets", &request)
     }
 
     /// Every target that is served.

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ggnet_core::boot_text::san::{Host, SanUri};
 use md5::{Digest as _, Md5};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -50,6 +51,34 @@ pub struct Account {
     pub isid: [u8; 6],
 }
 
+impl Account {
+    /// What a machine's boot script tells its initiator.
+    ///
+    /// # Errors
+    /// It is no script of a machine with a disk.
+    pub fn from_script(script: &str, isid: [u8; 6]) -> Result<Self> {
+        let word = |key: &str| {
+            let found = script.lines().find_map(|line| line.trim().strip_prefix(key)?.split(' ').next());
+            found.with_context(|| format!("no {key:?} in {script}"))
+        };
+        let san: SanUri = word("sanhook ")?.parse()?;
+        let Host::Ip(server) = san.server else {
+            bail!("the disk is at {}, which is no address", san.server)
+        };
+        Ok(Self {
+            portal: (server, san.port).into(),
+            target: san.target.to_string(),
+            initiator: word("set initiator-iqn ")?.to_owned(),
+            chap: word("set username ")
+                .ok()
+                .zip(word("set password ").ok())
+                .map(|(u, s)| (u.to_owned(), s.to_owned())),
+            lun: san.lun,
+            isid,
+        })
+    }
+}
+
 /// A disk over iSCSI that outlives its connections.
 #[derive(Debug)]
 pub struct Initiator {
@@ -76,7 +105,8 @@ impl Stalled {
 }
 
 /// Why a command has not ended with GOOD.
-enum Lost {
+#[derive(Debug)]
+pub(crate) enum Lost {
     /// The connection; the command is tried again.
     Connection,
     /// For good.
@@ -92,6 +122,15 @@ impl From<std::io::Error> for Lost {
 impl From<anyhow::Error> for Lost {
     fn from(e: anyhow::Error) -> Self {
         Self::Failed(e)
+    }
+}
+
+impl From<Lost> for anyhow::Error {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Connection => anyhow::anyhow!("the connection was lost"),
+            Lost::Failed(e) => e,
+        }
     }
 }
 
@@ -119,11 +158,7 @@ impl Initiator {
             }
             Ok(link)
         };
-        match begun.await {
-            Ok(link) => Ok(Stalled(link.stream)),
-            Err(Lost::Failed(e)) => Err(e),
-            Err(Lost::Connection) => bail!("the target closed the connection"),
-        }
+        begun.await.map(|link: Link| Stalled(link.stream)).map_err(|lost: Lost| lost.into())
     }
 
     /// How often it has logged in.
@@ -209,7 +244,7 @@ impl Initiator {
 }
 
 /// What a command moves.
-enum Transfer<'a> {
+pub(crate) enum Transfer<'a> {
     None,
     In(usize),
     Out(&'a [u8]),
@@ -224,9 +259,9 @@ fn cdb(operation: u8, lba: u32, count: u16) -> [u8; 10] {
 }
 
 /// A PDU (RFC 7143 section 11).
-struct Pdu {
-    bhs: [u8; 48],
-    data: Vec<u8>,
+pub(crate) struct Pdu {
+    pub(crate) bhs: [u8; 48],
+    pub(crate) data: Vec<u8>,
 }
 
 impl Pdu {
@@ -239,9 +274,9 @@ impl Pdu {
     }
 }
 
-/// One connection, from its login on.
+/// One connection, from its login on. Who is hostile ([`hostile`](crate::hostile)) sends over it what an [`Initiator`] never would.
 #[derive(Debug)]
-struct Link {
+pub(crate) struct Link {
     stream: TcpStream,
     cmd_sn: u32,
     itt: u32,
@@ -252,7 +287,12 @@ impl Link {
     async fn connect(account: &Account) -> Result<Self, Lost> {
         let stream = TcpStream::connect(account.portal).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, cmd_sn: 1, itt: 1, exp_stat_sn: 0 })
+        Ok(Self::over(stream))
+    }
+
+    /// Over a new connection; nothing is sent.
+    pub(crate) fn over(stream: TcpStream) -> Self {
+        Self { stream, cmd_sn: 1, itt: 1, exp_stat_sn: 0 }
     }
 
     /// The login up to the target's challenge, whose text is returned.
@@ -261,12 +301,12 @@ impl Link {
             "InitiatorName={}\0TargetName={}\0SessionType=Normal\0AuthMethod=CHAP\0",
             account.initiator, account.target
         );
-        self.login_step(account, 0x81, &names).await?;
-        self.login_step(account, 0x00, "CHAP_A=5\0").await
+        self.login_step(account.isid, 0x81, &names).await?;
+        self.login_step(account.isid, 0x00, "CHAP_A=5\0").await
     }
 
     /// Connects and logs in, in the order of open-iscsi (RFC 7143 sections 6 and 12.1.3).
-    async fn login(account: &Account) -> Result<Self, Lost> {
+    pub(crate) async fn login(account: &Account) -> Result<Self, Lost> {
         let mut me = Self::connect(account).await?;
         match &account.chap {
             Some((user, secret)) => me.prove(account, user, secret).await?,
@@ -275,12 +315,12 @@ impl Link {
                     "InitiatorName={}\0TargetName={}\0SessionType=Normal\0AuthMethod=None\0",
                     account.initiator, account.target
                 );
-                me.login_step(account, 0x81, &names).await?;
+                me.login_step(account.isid, 0x81, &names).await?;
             }
         }
         let keys = "HeaderDigest=None\0DataDigest=None\0InitialR2T=No\0ImmediateData=Yes\0\
                     MaxRecvDataSegmentLength=262144\0ErrorRecoveryLevel=0\0";
-        me.login_step(account, 0x87, keys).await?;
+        me.login_step(account.isid, 0x87, keys).await?;
         Ok(me)
     }
 
@@ -299,16 +339,16 @@ impl Link {
         let digest = Md5::new().chain_update([id]).chain_update(secret).chain_update(bytes).finalize();
         let response: String = digest.iter().map(|b| format!("{b:02x}")).collect();
         let proof = format!("CHAP_N={user}\0CHAP_R=0x{response}\0");
-        self.login_step(account, 0x81, &proof).await?;
+        self.login_step(account.isid, 0x81, &proof).await?;
         Ok(())
     }
 
     /// One request and its answer's text.
-    async fn login_step(&mut self, account: &Account, flags: u8, text: &str) -> Result<String, Lost> {
+    pub(crate) async fn login_step(&mut self, isid: [u8; 6], flags: u8, text: &str) -> Result<String, Lost> {
         let mut bhs = [0; 48];
         bhs[0] = 0x43;
         bhs[1] = flags;
-        bhs[8..14].copy_from_slice(&account.isid);
+        bhs[8..14].copy_from_slice(&isid);
         bhs[16..20].copy_from_slice(&self.itt.to_be_bytes());
         bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
         bhs[28..32].copy_from_slice(&self.exp_stat_sn.to_be_bytes());
@@ -330,7 +370,7 @@ impl Link {
     }
 
     /// A request header with the next task tag and command number.
-    fn request(&mut self, opcode: u8, flags: u8) -> [u8; 48] {
+    pub(crate) fn request(&mut self, opcode: u8, flags: u8) -> [u8; 48] {
         let mut bhs = [0; 48];
         bhs[0] = opcode;
         bhs[1] = flags;
@@ -342,7 +382,12 @@ impl Link {
         bhs
     }
 
-    async fn command(&mut self, lun: u8, cdb: &[u8; 10], transfer: &Transfer<'_>) -> Result<Vec<u8>, Lost> {
+    pub(crate) async fn command(
+        &mut self,
+        lun: u8,
+        cdb: &[u8; 10],
+        transfer: &Transfer<'_>,
+    ) -> Result<Vec<u8>, Lost> {
         let (flags, expected, data) = match transfer {
             Transfer::None => (0x81, 0, &[][..]),
             Transfer::In(len) => (0xc1, *len, &[][..]),
@@ -403,7 +448,7 @@ impl Link {
         }
     }
 
-    async fn send(&mut self, mut bhs: [u8; 48], data: &[u8]) -> std::io::Result<()> {
+    pub(crate) async fn send(&mut self, mut bhs: [u8; 48], data: &[u8]) -> std::io::Result<()> {
         let len = u32::try_from(data.len()).map_err(std::io::Error::other)?;
         bhs[5..8].copy_from_slice(&len.to_be_bytes()[1..]);
         let mut wire = bhs.to_vec();
@@ -412,7 +457,7 @@ impl Link {
         self.stream.write_all(&wire).await
     }
 
-    async fn receive(&mut self) -> std::io::Result<Pdu> {
+    pub(crate) async fn receive(&mut self) -> std::io::Result<Pdu> {
         let pdu = tokio::time::timeout(ANSWER, self.receive_pdu()).await??;
         let carries_status = match pdu.opcode() {
             0x25 => pdu.bhs[1] & 1 != 0,
@@ -447,6 +492,17 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_script_tells_whom_to_log_in_to() {
+        let script = "#!ipxe\nset initiator-iqn iqn.2026-11.local.ggnet:pc\nset username u\nset password p\n\
+                      sanhook iscsi:192.0.2.1::3261:0:iqn.2026-11.local.ggnet:disk && goto boot || set failure ${errno}\n";
+        let account = Account::from_script(script, [0; 6]).unwrap();
+        assert_eq!((account.portal.to_string().as_str(), account.lun), ("192.0.2.1:3261", 0));
+        let user = account.chap.as_ref().map(|(user, _)| user.as_str());
+        assert_eq!((account.target.as_str(), user), ("iqn.2026-11.local.ggnet:disk", Some("u")));
+        assert!(Account::from_script("#!ipxe\nexit 1\n", [0; 6]).is_err());
+    }
 
     #[test]
     fn reads_hexadecimal_and_builds_commands() {

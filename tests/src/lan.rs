@@ -40,12 +40,12 @@ pub struct Lan {
 }
 
 impl Lan {
-    /// Switches everything on and waits until machines can boot. `config` is the server's configuration file, `import_dir` a
-    /// folder to import from.
+    /// Switches everything on and waits until machines can boot. `config` is the server's configuration file, `import_dirs` the
+    /// folders to import from.
     ///
     /// # Errors
     /// A tool is missing, namespaces are forbidden, or the server does not become ready: the error holds its log.
-    pub fn new(config: &str, import_dir: Option<&Path>) -> Result<Self> {
+    pub fn new(config: &str, import_dirs: &[&Path]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("ggnet-lan-").tempdir()?;
         let (ns, router_ns) = (Netns::new()?, Netns::new()?);
         ns.bridge("br0", &format!("{SERVER}/24"))?;
@@ -60,7 +60,7 @@ impl Lan {
             command.env_remove(name);
         }
         command.arg("--config").arg(file).arg("--data-dir").arg(&data_dir).args(["--interface", "br0"]);
-        if let Some(import) = import_dir {
+        for import in import_dirs {
             command.arg("--import-dir").arg(import);
         }
         let mut server = Process::spawn("ggnet-server", command, &dir.path().join("server.log"))?;
@@ -97,6 +97,12 @@ impl Lan {
     #[must_use]
     pub fn ns(&self) -> &Netns {
         &self.ns
+    }
+
+    /// The server's process id.
+    #[must_use]
+    pub fn server_pid(&self) -> u32 {
+        self.server.pid()
     }
 
     /// The server's data folder.

@@ -175,6 +175,20 @@ pub fn built_by(script: &str, args: &[&Path]) -> Result<PathBuf> {
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
+/// The anonymous memory of a process now, in bytes; none when it has ended.
+#[must_use]
+pub fn anonymous_memory(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
+/// How many descriptors a process has open now; none when it has ended.
+#[must_use]
+pub fn descriptors(pid: u32) -> Option<usize> {
+    Some(std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
+}
+
 /// The path of a tool, looked for in `PATH` and in the folders for administrators.
 ///
 /// # Errors

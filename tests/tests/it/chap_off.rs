@@ -22,7 +22,7 @@ fn with_chap_off_a_boot_script_has_no_pair_and_an_initiator_logs_in_without_one(
     let started = api.start_session(machine.id).unwrap();
     let script = &started.boot_script;
     assert!(!script.contains("set username") && !script.contains("set password"), "{script}");
-    let account = account(&started, 1, server.iscsi_port());
+    let account = account(&started, 1);
     assert_eq!(account.chap, None);
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let mut disk = Initiator::login(account.clone()).await.unwrap();

@@ -51,7 +51,7 @@ fn a_hundred_machines_under_load_see_no_error_when_the_server_restarts_or_dies()
     println!("{MACHINES} sessions started at once, over the API: {:?}", begun.elapsed());
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let mut load = Load::begin(&runtime, &started, server.iscsi_port(), &image);
+    let mut load = Load::begin(&runtime, &started, &image);
     let before = load.wait_all_served("the first operations");
 
     // By the book.
@@ -142,7 +142,6 @@ impl<'r> Load<'r> {
     fn begin(
         runtime: &'r tokio::runtime::Runtime,
         sessions: &[SessionStartResponse],
-        port: u16,
         image: &Arc<[u8]>,
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -151,7 +150,7 @@ impl<'r> Load<'r> {
         for (n, session) in sessions.iter().enumerate() {
             let meter = Arc::new(Meter::default());
             let worker = Worker {
-                account: account(session, n, port),
+                account: account(session, n),
                 number: n as u64 + 1,
                 image: image.clone(),
                 meter: meter.clone(),
@@ -202,20 +201,9 @@ impl<'r> Load<'r> {
     }
 }
 
-/// What the boot script tells a machine.
-pub fn account(session: &SessionStartResponse, n: usize, port: u16) -> Account {
-    let word = |key: &str| {
-        let line = session.boot_script.lines().find_map(|l| l.trim().strip_prefix(key))?;
-        Some(line.trim().to_owned())
-    };
-    Account {
-        portal: ([127, 0, 0, 1], port).into(),
-        target: session.iscsi.target_iqn.to_string(),
-        initiator: session.iscsi.initiator_iqn.to_string(),
-        chap: word("set username ").zip(word("set password ")),
-        lun: session.iscsi.lun,
-        isid: [0x80, 0, 0, 0, 0, u8::try_from(n).unwrap()],
-    }
+/// What the boot script tells the `n`th machine.
+pub fn account(session: &SessionStartResponse, n: usize) -> Account {
+    Account::from_script(&session.boot_script, [0x80, 0, 0, 0, 0, u8::try_from(n).unwrap()]).unwrap()
 }
 
 /// One machine.

@@ -1,4 +1,19 @@
-//! The long tier: what waits for minutes.
+//! The long tier: what takes minutes.
+
+mod hostile {
+    #[test]
+    fn a_bios_machine_boots_over_the_wire_while_everything_hostile_happens_at_once() {
+        crate::hostile::a_bios_machine_boots_meanwhile();
+    }
+}
+
+mod soak {
+    #[test]
+    fn fifty_thousand_boots_leave_nothing_behind() {
+        let boots = std::env::var("GGNET_SOAK_BOOTS").map_or(50_000, |n| n.parse().unwrap());
+        crate::soak::leave_nothing_behind(boots);
+    }
+}
 
 mod debian {
     use std::time::Duration;

@@ -414,7 +414,7 @@ fn fio_finds_every_write_it_made_although_the_server_is_killed_at_random_moments
     let version = api.import_and_wait("disk", &file, |_| {}).unwrap().version;
     let machine =
         api.add_machine("linux", "52:54:00:bb:00:31", version.image, WritebackPolicy::Keep).unwrap();
-    let account = account(&api.start_session(machine.id).unwrap(), 0, server.iscsi_port());
+    let account = account(&api.start_session(machine.id).unwrap(), 0);
     let (user, secret) = account.chap.as_ref().unwrap();
 
     let mut linux = OpenIscsi::boot("open-iscsi-kill", &account.initiator).unwrap();

@@ -14,7 +14,7 @@ use crate::room::first_times;
 /// A LAN with the guest image on its server, imported through the API.
 fn lan_with_image(config: &str) -> (Lan, ImageVersion) {
     let qcow2 = GuestImage::get().unwrap().qcow2().canonicalize().unwrap();
-    let lan = Lan::new(config, qcow2.parent()).unwrap();
+    let lan = Lan::new(config, &[qcow2.parent().unwrap()]).unwrap();
     let image = lan.api().import_and_wait("golden", &qcow2, |_| {}).unwrap().version;
     (lan, image)
 }
@@ -57,9 +57,8 @@ fn a_uefi_machine_boots_over_the_wire_by_our_loader() {
     assert!(lan.discovers(mac) >= 2, "{}", lan.router_log());
 }
 
-#[test]
-fn a_bios_machine_boots_over_the_wire_by_our_undionly() {
-    // The ROM of a virtual card is iPXE already. So the script leads it to our loader first, as an operator's template may.
+/// Templates of a script that leads a machine to our loader first, as an operator's may: the ROM of a virtual card is iPXE already.
+pub fn by_our_loader() -> tempfile::TempDir {
     let templates = tempfile::tempdir().unwrap();
     let detour = format!(
         "#!ipxe\niseq ${{net0/chip}} undionly && goto second ||\n\
@@ -67,6 +66,12 @@ fn a_bios_machine_boots_over_the_wire_by_our_undionly() {
     );
     let script = Template::Machine.built_in().replacen("#!ipxe\n", &detour, 1);
     std::fs::write(templates.path().join(Template::Machine.file_name()), script).unwrap();
+    templates
+}
+
+#[test]
+fn a_bios_machine_boots_over_the_wire_by_our_undionly() {
+    let templates = by_our_loader();
     let (lan, image) = lan_with_image(&format!("templates_dir = \"{}\"\n", templates.path().display()));
     let mac = "52:54:00:cc:00:02";
     let machine = lan.api().add_machine("pc-bios", mac, image.image, WritebackPolicy::Discard).unwrap();

@@ -19,8 +19,8 @@ fn a_login_that_stalls_before_its_first_word_or_after_the_challenge_is_explained
         let mac = format!("52:54:00:bb:00:5{n}");
         api.add_machine(&format!("pc-{n}"), &mac, image, WritebackPolicy::Discard).unwrap()
     });
-    let [of_silent, of_speaks, _] = [&silent, &speaks, &idle]
-        .map(|machine| account(&api.start_session(machine.id).unwrap(), 1, server.iscsi_port()));
+    let [of_silent, of_speaks, _] =
+        [&silent, &speaks, &idle].map(|machine| account(&api.start_session(machine.id).unwrap(), 1));
     let explained = |machine: &Machine| {
         let hint = |kind: &EventKind| match kind {
             EventKind::BootDiagnosis { message } => message.contains("ggnet guest-kit debian"),

@@ -1,0 +1,148 @@
+//! What is hostile to an iSCSI target: sessions that ask for nothing, logins that never end, and a guest's commands that copy or compare
+//! gigabytes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::io::AsyncWriteExt as _;
+
+use super::{HEARD, Round, SERVER, UNHEARD, all, connect, source};
+use crate::boots::Machine;
+use crate::initiator::{Link, Lost, Transfer};
+
+const PORT: u16 = 3260;
+/// From each of four sources.
+const FROM_EACH: u32 = 1024;
+/// Long commands that a session sends at once.
+const COMMANDS: usize = 128;
+/// After a login that was put off or cut short because places are few, which is as it should be.
+const AGAIN: Duration = Duration::from_secs(1);
+const ISID: [u8; 6] = [0x80, 0, 0, 0, 0, 1];
+
+/// Four sources with 1,024 each.
+fn crowd() -> impl Iterator<Item = (u8, u32)> {
+    (11..15).flat_map(|from| (0..FROM_EACH).map(move |n| (from, n)))
+}
+
+/// 4,096 discovery sessions, for which nobody needs a credential.
+pub(super) async fn discovery_sessions() -> Result<Round> {
+    let open = all(
+        HEARD,
+        crowd().map(|(from, n)| async move {
+            let mut link = Link::over(connect(source(from), PORT).await.ok()?);
+            let [_, a, b, c] = n.to_be_bytes();
+            let words = "InitiatorName=iqn.2024-01.org.example:nobody\0SessionType=Discovery\0";
+            link.login_step([0x80, 0, 0, a, b, c], 0x87, words).await.ok()?;
+            Some(link)
+        }),
+    )
+    .await;
+    Ok(Round::new(format!("4096 discovery sessions, {} of them were let in", open.len()), open))
+}
+
+/// 4,096 connections with the header of a login that announces 8 KiB, and nothing behind it.
+pub(super) async fn half_logins() -> Result<Round> {
+    let mut header = [0; 48];
+    (header[0], header[1], header[6]) = (0x43, 0x87, 0x20);
+    let open = all(
+        UNHEARD,
+        crowd().map(move |(from, _)| async move {
+            let mut stream = connect(source(from + 10), PORT).await.ok()?;
+            stream.write_all(&header).await.ok()?;
+            Some(stream)
+        }),
+    )
+    .await;
+    Ok(Round::new(format!("4096 half logins, {} of them were taken", open.len()), open))
+}
+
+/// 128 EXTENDED COPY by a guest on its own disk, each of as much as one may copy.
+pub(super) async fn copies(mac: &str) -> Result<Round> {
+    let account = Machine::new(&format!("http://{SERVER}:8080"), mac)?.account().await?;
+    let mut link = loop {
+        match Link::login(&account).await {
+            Err(Lost::Connection) => tokio::time::sleep(AGAIN).await,
+            other => break other?,
+        }
+    };
+    // INQUIRY, page 83: whom a copy names is said there.
+    let page = link.command(account.lun, &[0x12, 1, 0x83, 0, 255, 0, 0, 0, 0, 0], &Transfer::In(255)).await?;
+    let naa = naa_of(&page).context("the disk has no NAA name")?;
+    let list = copy_list(naa);
+    let length = u32::try_from(list.len())?;
+    let mut cdb = [0; 16];
+    cdb[0] = 0x83;
+    cdb[10..14].copy_from_slice(&length.to_be_bytes());
+    send_all(&mut link, &cdb, &list).await?;
+    Ok(Round::new(format!("{COMMANDS} EXTENDED COPY of 64 MiB"), vec![link]))
+}
+
+/// 128 VERIFY(16) of a whole disk, by a stranger on a target that asks for no credential.
+pub(super) async fn verifies(target: &str) -> Result<Round> {
+    let mut link = loop {
+        match log_in_to(target).await {
+            Err(Lost::Connection) => tokio::time::sleep(AGAIN).await,
+            other => break other?,
+        }
+    };
+    let capacity = link.command(0, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], &Transfer::In(8)).await?;
+    // The last block's address is the number of those behind the first, which alone is not zero.
+    let blocks = capacity.get(..4).context("a capacity")?;
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[1], cdb[9]) = (0x8f, 6, 1);
+    cdb[10..14].copy_from_slice(blocks);
+    send_all(&mut link, &cdb, &[0; 512]).await?;
+    Ok(Round::new(format!("{COMMANDS} VERIFY of a whole disk"), vec![link]))
+}
+
+/// A login to a target that asks for no credential.
+async fn log_in_to(target: &str) -> Result<Link, Lost> {
+    let mut link = Link::over(connect(source(31), PORT).await?);
+    let words = format!(
+        "InitiatorName=iqn.2024-01.org.example:stranger\0TargetName={target}\0SessionType=Normal\0ImmediateData=Yes\0"
+    );
+    link.login_step(ISID, 0x87, &words).await?;
+    Ok(link)
+}
+
+/// Sends the command with its data as often as the window has room for, and reads no answer.
+async fn send_all(link: &mut Link, cdb: &[u8; 16], data: &[u8]) -> Result<()> {
+    for _ in 0..COMMANDS {
+        let mut bhs = link.request(0x01, 0xa1);
+        bhs[20..24].copy_from_slice(&u32::try_from(data.len())?.to_be_bytes());
+        bhs[32..48].copy_from_slice(cdb);
+        link.send(bhs, data).await?;
+    }
+    Ok(())
+}
+
+/// The NAA designator of page 83 (SPC-4 section 7.8.6), with its header.
+fn naa_of(page: &[u8]) -> Option<&[u8]> {
+    let mut rest = page.get(4..)?;
+    loop {
+        let length = 4 + usize::from(*rest.get(3)?);
+        if rest[1] & 0xf == 3 {
+            return rest.get(..length);
+        }
+        rest = rest.get(length..)?;
+    }
+}
+
+/// A parameter list (SPC-4 sections 6.3, 6.3.6.3 and 6.3.7.5): one disk, and four segments of 16 MiB from its start to what is behind.
+fn copy_list(naa: &[u8]) -> Vec<u8> {
+    let mut target = vec![0; 32];
+    target[0] = 0xe4;
+    target[4..6].copy_from_slice(&naa[..2]);
+    target[7..4 + naa.len()].copy_from_slice(&naa[3..]);
+    target[30] = 2;
+    let mut segment = vec![2, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0x80, 0];
+    segment.extend(0_u64.to_be_bytes());
+    segment.extend(0x8000_u64.to_be_bytes());
+    let segments = segment.repeat(4);
+    let mut list = vec![0; 16];
+    list[3] = 32;
+    list[10..12].copy_from_slice(&u16::try_from(segments.len()).unwrap_or(u16::MAX).to_be_bytes());
+    list.extend(target);
+    list.extend(segments);
+    list
+}

@@ -10,6 +10,7 @@ use ggnet_core::{
 };
 
 use super::{Shared, shared_answer::SharedAnswer};
+use crate::log;
 
 /// `GET /health/live`: the process answers.
 pub async fn live() -> &'static str {
@@ -67,7 +68,11 @@ fn own(app: &Shared) -> Health {
     if let Some(why) = ended.or_else(|| app.addresses.trouble()) {
         return Health::Down(why);
     }
-    carrier::health(&app.interfaces)
+    match (carrier::health(&app.interfaces), log::losing()) {
+        (Health::Up, Some(losing)) => Health::Degraded(losing),
+        (Health::Degraded(why), Some(losing)) => Health::Degraded(format!("{why}; {losing}")),
+        (carrier, _) => carrier,
+    }
 }
 
 /// All are asked at once. One that hangs is down when the port's limit for `health` has passed.

@@ -72,15 +72,45 @@ fn it_serves(address: &str) {
     }
 }
 
+/// Serves until health says that lines of the log are lost, and machines boot all the same.
+fn it_loses_lines(address: &str) {
+    let end = Instant::now() + Duration::from_secs(120);
+    loop {
+        it_serves(address);
+        let health = boot_request(address, "/health/ready");
+        assert!(health.starts_with("HTTP/1.1 200"), "{health}");
+        if health.contains("Lines of the log are lost") {
+            break assert!(health.contains(r#""status":"degraded""#), "{health}");
+        }
+        assert!(Instant::now() < end, "lost lines are not said: {health}");
+    }
+}
+
+/// How many lines of the log `/metrics` says are lost.
+fn lines_lost(address: &str, token: &str) -> u64 {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = format!("Host: {address}\r\nAuthorization: Bearer {token}\r\nConnection: close");
+    write!(stream, "GET /metrics HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let counted = answer.lines().find_map(|line| line.strip_prefix("ggnet_log_lines_lost_total "));
+    counted.unwrap_or_else(|| panic!("{answer}")).parse().unwrap()
+}
+
 #[test]
 fn a_log_that_nobody_reads_any_more_costs_the_log_only() {
     let (folder, address) = folder();
     let mut command = serve_and_log(folder.path(), &address, "debug");
-    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut server = Running::start(command, &address);
+    let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let token = lines.find_map(|line| token_in(&line).map(ToOwned::to_owned)).unwrap();
+    assert_eq!(lines_lost(&address, &token), 0);
+    assert!(!boot_request(&address, "/health/ready").contains("are lost"));
     // The reader dies.
     drop(server.0.stderr.take());
-    it_serves(&address);
+    it_loses_lines(&address);
+    assert_ne!(lines_lost(&address, &token), 0);
     assert!(server.signal("TERM").success());
 }
 
@@ -90,7 +120,7 @@ fn a_log_on_a_full_disk_costs_the_log_only() {
     let mut command = serve_and_log(folder.path(), &address, "debug");
     command.stdout(Stdio::null()).stderr(dev_full());
     let mut server = Running::start(command, &address);
-    it_serves(&address);
+    it_loses_lines(&address);
     assert!(server.signal("TERM").success());
 }
 
@@ -100,8 +130,8 @@ fn a_reader_of_the_log_that_hangs_holds_up_nobody() {
     let mut command = serve_and_log(folder.path(), &address, "trace");
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let server = Running::start(command, &address);
-    // A pipe holds 64 KiB; this is far more, and nobody reads it.
-    it_serves(&address);
+    // A pipe holds 64 KiB, and the queue some thousand lines; this becomes far more, and nobody reads it.
+    it_loses_lines(&address);
     drop(server);
 }
 

@@ -27,6 +27,7 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     http::{Advertise, App, Connections, METRICS_PREFIX, router},
+    image_files::ImageFiles,
     log,
     say::say,
     signals::Stop,
@@ -78,6 +79,13 @@ impl Server {
         let app = App {
             long_lived: Arc::clone(&long_lived),
             addresses,
+            // Whether they carry packets proxyDHCP's own health says.
+            interfaces: if config.dhcp.backend == "proxy" {
+                Vec::new()
+            } else {
+                config.network.interfaces.clone()
+            },
+            image_files: ImageFiles::watch(&orchestrator, &long_lived),
             orchestrator: orchestrator.clone(),
             token: token.clone(),
             advertise: Advertise { address: config.network.advertise, http_port: address.port() },

@@ -3,10 +3,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
+mod support;
+
 use std::{
     fs::File,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
     path::Path,
     process::{Child, Command},
     sync::Arc,
@@ -15,12 +15,9 @@ use std::{
 
 use ggnet_core::{
     Error, ErrorKind, Result,
-    nouns::{
-        Actor, Firmware, Image, ImageId, ImageVersion, ImageVersionId, Machine, MachineId, MachineState,
-        VersionSource, VersionState, WritebackPolicy,
-    },
+    nouns::{Actor, Firmware, ImageId, Machine, MachineId, MachineState, WritebackPolicy},
     orchestrator::{Orchestrator, StartRequest, Started},
-    ports::{Batch, Clock as _, SystemClock, Write},
+    ports::{Clock as _, SystemClock},
     registry::Registry,
     testkit::{
         flaky::{FaultPlan, Flaky},
@@ -31,9 +28,7 @@ use ggnet_core::{
 };
 use ggnet_server::{config::Config, serve::Server};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
-
-/// Far longer than any limit here.
-const FOR_EVER: Duration = Duration::from_secs(120);
+use support::{FOR_EVER, get, image, until};
 
 // A folder that never answers.
 
@@ -112,65 +107,6 @@ fn with_mounts(test: &str, body: impl Future<Output = ()>) {
     assert!(status.success(), "as root, or where user namespaces are allowed");
 }
 
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    for _ in 0..6000 {
-        if condition().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("this never happened: {what}");
-}
-
-/// The answer's body.
-async fn get(http: SocketAddr, path: &str, token: &str) -> String {
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {http}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
-    );
-    let got = tokio::task::spawn_blocking(move || {
-        let mut connection = TcpStream::connect(http).unwrap();
-        connection.set_read_timeout(Some(FOR_EVER)).unwrap();
-        connection.write_all(request.as_bytes()).unwrap();
-        let mut text = String::new();
-        connection.read_to_string(&mut text).unwrap();
-        text
-    });
-    got.await.unwrap().split_once("\r\n\r\n").unwrap().1.to_owned()
-}
-
-/// An image with one ready version of a MiB.
-async fn image(o: &Orchestrator) -> ImageId {
-    let now = SystemClock.now();
-    let mut image = Image {
-        id: ImageId::generate(),
-        name: "debian".parse().unwrap(),
-        description: String::new(),
-        current: None,
-        created_at: now,
-        updated_at: now,
-        revision: 0,
-    };
-    let version = ImageVersion {
-        id: ImageVersionId::generate(),
-        image: image.id,
-        number: 1,
-        state: VersionState::Ready,
-        comment: String::new(),
-        source: VersionSource::Import { path: "/import".into(), format: None, expected_sha256: None },
-        size_bytes: 1 << 20,
-        sha256: Some("0".repeat(64)),
-        error: None,
-        created_at: now,
-        finished_at: Some(now),
-    };
-    File::create_new(o.version_path(version.id)).unwrap().set_len(1 << 20).unwrap();
-    let batch = Batch::new().write(Write::Image(image.clone())).write(Write::Version(version.clone()));
-    o.ports().store().commit(batch).await.unwrap();
-    (image.revision, image.current) = (1, Some(version.id));
-    o.ports().store().commit(Batch::new().write(Write::Image(image.clone()))).await.unwrap();
-    image.id
-}
-
 async fn machine(o: &Orchestrator, n: u8, image: ImageId) -> Machine {
     let now = SystemClock.now();
     let machine = Machine {
@@ -217,7 +153,7 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
         let (o, http) = (server.orchestrator.clone(), server.http);
         let token = server.new_token.as_ref().unwrap().expose().to_owned();
         until("it serves", async || o.is_serving()).await;
-        let image = image(&o).await;
+        let image = image(&o, "debian").await.0;
         let (one, two) = (machine(&o, 1, image).await, machine(&o, 2, image).await);
         start(&o, &one).await.unwrap();
 

@@ -36,6 +36,7 @@ mod start;
 mod stop;
 mod strangers;
 mod targets;
+mod versions_to_boot;
 
 use std::{
     future::Future,

@@ -183,7 +183,7 @@ impl Orchestrator {
         (report, world.targets.is_some())
     }
 
-    async fn all_machines(&self) -> Result<Vec<Machine>> {
+    pub(super) async fn all_machines(&self) -> Result<Vec<Machine>> {
         let mut all = Vec::new();
         for page in 1.. {
             let request = PageRequest { page, per_page: 1000 };

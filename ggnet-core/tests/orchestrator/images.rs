@@ -244,6 +244,31 @@ async fn an_import_whose_end_is_not_recorded_yet_can_be_cancelled_and_deleted() 
 }
 
 #[tokio::test]
+async fn what_machines_boot_is_what_is_current_pinned_or_used() {
+    let house = House::new();
+    let p = house.open().await;
+    let boots = async || p.o.versions_to_boot().await.unwrap().into_iter().collect::<Vec<_>>();
+    assert_eq!(boots().await, []);
+    let (debian, one) = p.image("debian").await;
+    let (_, other) = p.image("win11").await;
+    let (two, three) = (p.version(debian, 2).await, p.version(debian, 3).await);
+    p.version(debian, 4).await;
+    let sorted = |mut versions: Vec<ImageVersionId>| {
+        versions.sort();
+        versions
+    };
+    assert_eq!(boots().await, sorted(vec![one, other]));
+    // Pinned, and in use by a session that began before another became current.
+    p.machine(1, debian, |m| m.pinned_version = Some(two)).await;
+    let machine = p.machine(2, debian, |_| ()).await;
+    let session = p.start(&machine).await.unwrap().session;
+    p.set_current(debian, three).await;
+    assert_eq!(boots().await, sorted(vec![one, two, three, other]));
+    p.stop(&session, false).await.unwrap();
+    assert_eq!(boots().await, sorted(vec![two, three, other]));
+}
+
+#[tokio::test]
 async fn a_version_in_use_stays() {
     let house = House::new();
     let p = house.open().await;

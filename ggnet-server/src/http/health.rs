@@ -1,40 +1,80 @@
 //! Health: alive, ready, and what this server is.
 
+use std::{sync::Arc, time::Duration};
+
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
+use ggnet_backends::carrier;
 use ggnet_core::{
     api::{BackendHealth, HealthResponse, ServerInfo},
     ports::Health,
 };
 
-use super::Shared;
+use super::{Shared, shared_answer::SharedAnswer};
+use crate::log;
 
 /// `GET /health/live`: the process answers.
 pub async fn live() -> &'static str {
     "ok\n"
 }
 
-/// `GET /health/ready`: machines can boot now; else 503 with the reason.
-pub async fn ready(State(app): State<Shared>) -> impl IntoResponse {
+/// How long an answer of the backends is given to all who ask: a look may start a program.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// What `/health/ready` is answered from.
+pub(super) struct Ready {
+    app: Shared,
+    backends: SharedAnswer<Vec<BackendHealth>>,
+}
+
+impl Ready {
+    pub(super) fn new(app: Shared) -> Self {
+        let backends = SharedAnswer::new(FRESH, app.stopping.clone());
+        Self { app, backends }
+    }
+}
+
+/// `GET /health/ready`: machines can boot now; else 503 with the reason. Who asks while the backends are being asked waits for that answer,
+/// and who asks within [`FRESH`] of it has the same.
+pub(super) async fn ready(State(ready): State<Arc<Ready>>) -> impl IntoResponse {
+    let app = &ready.app;
+    let backends = ready.backends.get(|| ask_all(Arc::clone(app))).await;
+    // None: the server stops, or this broke.
+    let backends = backends.map(|all| all.to_vec()).unwrap_or_default();
+    let serving = app.orchestrator.is_serving() && !app.stopping.is_cancelled();
+    let ready = serving && !backends.is_empty() && backends.iter().all(|b| b.boots);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(HealthResponse { ready, serving, backends }))
+}
+
+async fn ask_all(app: Shared) -> Vec<BackendHealth> {
     let p = app.orchestrator.ports();
-    let own = app.orchestrator.trouble().or_else(|| app.long_lived.trouble());
-    let own = match own.or_else(|| app.addresses.trouble()) {
-        Some(trouble) => Health::Down(trouble),
-        None => app.orchestrator.degraded().map_or(Health::Up, Health::Degraded),
-    };
-    let backends: [BackendHealth; 7] = tokio::join!(
+    let backends: [BackendHealth; 8] = tokio::join!(
         ask("store", p.store().name(), p.store().health()),
         ask("target", p.target().name(), p.target().health()),
         ask("writeback", p.writeback().name(), p.writeback().health()),
         ask("dhcp", p.dhcp().name(), p.dhcp().health()),
         ask("boot_files", p.boot_files().name(), p.boot_files().health()),
         ask("converter", p.converter().name(), p.converter().health()),
-        ask("server", "ggnet", async { own }),
+        ask("images", "ggnet", async { app.image_files.health() }),
+        ask("server", "ggnet", async { own(&app) }),
     )
     .into();
-    let serving = app.orchestrator.is_serving() && !app.stopping.is_cancelled();
-    let ready = serving && backends.iter().all(|b| b.boots);
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(HealthResponse { ready, serving, backends: backends.into() }))
+    backends.into()
+}
+
+/// The server itself.
+fn own(app: &Shared) -> Health {
+    let ended = app.orchestrator.trouble().or_else(|| app.long_lived.trouble());
+    if let Some(why) = ended.or_else(|| app.addresses.trouble()) {
+        return Health::Down(why);
+    }
+    let carrier = match carrier::health(&app.interfaces) {
+        Health::Up => None,
+        Health::Degraded(why) => Some(why),
+        worse => return worse,
+    };
+    let why: Vec<_> = [carrier, app.orchestrator.degraded(), log::losing()].into_iter().flatten().collect();
+    if why.is_empty() { Health::Up } else { Health::Degraded(why.join("; ")) }
 }
 
 /// All are asked at once. One that hangs is down when the port's limit for `health` has passed.

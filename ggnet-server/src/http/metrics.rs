@@ -27,6 +27,7 @@ use prometheus_client::{
 };
 
 use super::{Shared, error::Answer};
+use crate::log;
 
 /// What every name begins with.
 pub(crate) const PREFIX: &str = "ggnet";
@@ -48,6 +49,7 @@ async fn scrape(app: &Shared) -> Scrape {
         sessions,
         online: app.orchestrator.online_count(),
         serving: app.orchestrator.is_serving(),
+        log_lines_lost: log::lost(),
         disks: disks.unwrap_or_default(),
     }
 }
@@ -143,6 +145,7 @@ struct Scrape {
     sessions: Option<SessionCounts>,
     online: u64,
     serving: bool,
+    log_lines_lost: u64,
     disks: BTreeMap<Labels, Totals>,
 }
 
@@ -184,6 +187,11 @@ impl Collector for Scrape {
         )?;
         let help = "Whether logins and boot scripts are served: the first reconcile has ended";
         gauge(out.encode_descriptor("serving", help, None, MetricType::Gauge)?, self.serving.into())?;
+
+        let help =
+            "Log lines that could not be written, or found no place in the queue before a reader that hangs";
+        let lost = out.encode_descriptor("log_lines_lost", help, None, MetricType::Counter)?;
+        ConstCounter::new(self.log_lines_lost).encode(lost)?;
 
         type Get = fn(&Totals) -> u64;
         let gauges: [(&str, &str, Get); 2] = [
@@ -275,7 +283,13 @@ mod tests {
         let disks = by_disk(&[connection(&manual, "iqn.x:a", 10), connection(&manual, "iqn.x:a", 5)], &names);
         let text = render(
             &Registry::default(),
-            Scrape { sessions: Some(SessionCounts::default()), online: 1, serving: true, disks },
+            Scrape {
+                sessions: Some(SessionCounts::default()),
+                online: 1,
+                serving: true,
+                log_lines_lost: 7,
+                disks,
+            },
         )
         .unwrap();
         let labels = r#"machine="",target="a\"b",initiator="iqn.x:a""#;
@@ -288,6 +302,7 @@ mod tests {
             format!("ggnet_disk_command_seconds_sum{{{labels}}} 0.003"),
             "ggnet_sessions{state=\"active\"} 0".to_owned(),
             "ggnet_online_sessions 1".to_owned(),
+            "ggnet_log_lines_lost_total 7".to_owned(),
         ] {
             assert_eq!(text.lines().filter(|l| **l == line).count(), 1, "{line}\n{text}");
         }

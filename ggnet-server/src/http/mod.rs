@@ -16,6 +16,7 @@ mod listener;
 mod machines;
 mod metrics;
 mod sessions;
+mod shared_answer;
 mod targets;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -41,7 +42,7 @@ pub use connection::Endpoints;
 pub(crate) use listener::Connections;
 pub(crate) use metrics::PREFIX as METRICS_PREFIX;
 
-use crate::token::TokenHash;
+use crate::{image_files::ImageFiles, token::TokenHash};
 
 /// What the routes need.
 pub struct App {
@@ -59,6 +60,10 @@ pub struct App {
     pub long_lived: Arc<Supervisor>,
     /// The addresses that HTTP listens on.
     pub addresses: Arc<Addresses>,
+    /// The interfaces that machines are served on, those aside that the DHCP backend looks at itself.
+    pub interfaces: Vec<String>,
+    /// The files that machines boot.
+    pub image_files: Arc<ImageFiles>,
     /// Cancelled when the server stops.
     pub stopping: tokio_util::sync::CancellationToken,
 }
@@ -112,7 +117,7 @@ pub fn router(app: App) -> Router {
     let health = Router::new()
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
-        .with_state(app.clone())
+        .with_state(Arc::new(health::Ready::new(app.clone())))
         .layer(CatchPanicLayer::custom(error::panicked));
     Router::new()
         .nest("/api/v1", api)

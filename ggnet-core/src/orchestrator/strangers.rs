@@ -4,7 +4,8 @@
 //! and machines cause has a budget, which a boot or a room that is switched on fits into, and a flood does not: beyond it nothing is
 //! written, and once a minute the log says how much was left out.
 //!
-//! Bounds: unknown machines, 200 at once and then 5 a second; the stages and diagnoses of one registered machine, 60 at once and then
+//! Bounds: unknown machines, 200 at once and then 5 a second, of which the store keeps the last 1,000; their first sights as events, which
+//! stay for months, 200 at once and then one in ten seconds; the stages and diagnoses of one registered machine, 60 at once and then
 //! one in ten seconds, which is at most 420 in its first hour and 360 in each that follows.
 
 use std::{
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 use crate::nouns::MachineId;
 
 const UNKNOWN: Budget = Budget { burst: 200.0, a_second: 5.0 };
+const FIRST_SIGHTS: Budget = Budget { burst: 200.0, a_second: 0.1 };
 const OF_ONE_MACHINE: Budget = Budget { burst: 60.0, a_second: 0.1 };
 /// How often the log says what was left out.
 const SAID_EVERY: Duration = Duration::from_secs(60);
@@ -61,6 +63,7 @@ pub(super) struct Strangers(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     unknown: Option<Left>,
+    first_sights: Option<Left>,
     machines: HashMap<MachineId, Left>,
     left_out: u64,
     said: Option<Instant>,
@@ -70,6 +73,13 @@ impl Strangers {
     /// Whether the sight of an unknown machine may be written.
     pub(super) fn unknown(&self) -> bool {
         self.take(|state, now| state.unknown.get_or_insert(Left::new(UNKNOWN, now)).take(UNKNOWN, now))
+    }
+
+    /// Whether the first sight of an unknown machine may be an event.
+    pub(super) fn first_sight(&self) -> bool {
+        self.take(|state, now| {
+            state.first_sights.get_or_insert(Left::new(FIRST_SIGHTS, now)).take(FIRST_SIGHTS, now)
+        })
     }
 
     /// Whether an event that a machine, or somebody in its name, has caused may be written.
@@ -111,6 +121,17 @@ mod tests {
         assert_eq!((0..20_000).filter(|_| strangers.unknown()).count(), 200);
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!((0..20_000).filter(|_| strangers.unknown()).count(), 50);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn first_sights_have_a_stated_bound_an_hour() {
+        let strangers = Strangers::default();
+        let mut written = 0;
+        for _ in 0..3600 {
+            written += (0..5).filter(|_| strangers.first_sight()).count();
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert!((559..=560).contains(&written), "{written}");
     }
 
     #[tokio::test(start_paused = true)]

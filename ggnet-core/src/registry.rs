@@ -16,6 +16,9 @@ use crate::{
 /// How long a factory may take. Opening the largest database takes seconds; systemd gives a whole start 90 s.
 pub const MAKING: Duration = Duration::from_secs(75);
 
+/// How long it may take without a word in the log.
+const SLOW: Duration = Duration::from_secs(5);
+
 /// What is decided once for all backends.
 #[derive(Clone)]
 pub struct Wiring {
@@ -79,7 +82,16 @@ impl<P: ?Sized> Factories<P> {
             Error::new(ErrorKind::Invalid, format!("There is no {} backend {name:?}", self.port))
                 .with_hint(format!("Known ones: {}", self.names().join(", ")))
         })?;
-        let made = tokio::time::timeout(MAKING, factory(wiring, settings)).await.unwrap_or_else(|_| {
+        let made = async {
+            let mut made = std::pin::pin!(factory(wiring, settings));
+            // Said while it lasts, for whoever watches a start that does not end.
+            if let Ok(made) = tokio::time::timeout(SLOW, made.as_mut()).await {
+                return made;
+            }
+            tracing::warn!(port = self.port, backend = name, "the start waits for this backend");
+            made.await
+        };
+        let made = tokio::time::timeout(MAKING, made).await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Timeout,
                 format!("The {} backend {name} was not ready within {MAKING:?}", self.port),

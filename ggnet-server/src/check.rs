@@ -60,7 +60,7 @@ fn look(config: &Config) -> Vec<Finding> {
     // As the server does when it starts.
     host::raise_open_files();
     let mut findings = vec![
-        host::program(Path::new("qemu-img"), "qemu-utils", Level::Fail),
+        host::program(&converter(config), "qemu-utils", Level::Fail),
         host::program(Path::new("prlimit"), "util-linux", Level::Fail),
         host::program(Path::new("setpriv"), "util-linux", Level::Fail),
         loader("undionly.kpxe", "PCs with a BIOS"),
@@ -99,6 +99,12 @@ fn look(config: &Config) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// The program that converts images.
+fn converter(config: &Config) -> PathBuf {
+    let named = config.converter.settings.get("program").and_then(serde_json::Value::as_str);
+    named.unwrap_or("qemu-img").into()
 }
 
 /// Where the database is.

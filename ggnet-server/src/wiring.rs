@@ -103,10 +103,12 @@ async fn build(
 ) -> Result<Orchestrator> {
     let store = made!(made, "store", store);
     let images_dir = wiring.data_dir.join("images");
-    for dir in [&images_dir].into_iter().chain(&config.import_dirs()) {
-        tokio::fs::create_dir_all(dir)
-            .await
-            .map_err(|e| Error::io(format!("making {}", dir.display()), e))?;
+    // What is imported is for whoever imports; who could write the images would write every machine's disk.
+    for (dir, mode) in
+        [(&images_dir, 0o700)].into_iter().chain(config.import_dirs().iter().map(|d| (d, 0o777)))
+    {
+        let made = tokio::fs::DirBuilder::new().recursive(true).mode(mode).create(dir).await;
+        made.map_err(|e| Error::io(format!("making {}", dir.display()), e))?;
     }
     let limits = config.port_limits()?;
     let (c, w) = (config, || wiring.clone());

@@ -421,7 +421,8 @@ impl Orchestrator {
         at: Timestamp,
     ) -> Result<(Option<NewEvent>, Option<Write>)> {
         let known = self.inner.ports.store().seen_machine(mac).await?.is_some();
-        let event = (!known && self.inner.strangers.first_sight()).then(|| NewEvent::new(at, EventKind::MachineSeen { mac }));
+        let event = (!known && self.inner.strangers.first_sight())
+            .then(|| NewEvent::new(at, EventKind::MachineSeen { mac }));
         let seen = SeenMachine { mac, firmware, address, first_seen: at, last_seen: at, count: 1 };
         Ok((event, Some(Write::Seen(seen))))
     }

@@ -71,6 +71,16 @@ impl Fuse {
 
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+        // On a busy host some of its threads go on for a while, and still answer.
+        while signal == Signal::STOP && !self.is_stopped() {
+            sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let mut states = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")));
+        states.all(|stat| stat.unwrap().rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
     }
 }
 

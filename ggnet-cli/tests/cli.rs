@@ -135,6 +135,35 @@ fn a_lost_key_is_refused_until_it_is_back_or_reset() {
 }
 
 #[test]
+fn a_lost_instance_file_is_refused_until_its_line_is_back() {
+    let mut server = Server::logged_in();
+    server.kill();
+    let file = server.data().join("instance");
+    let line = std::fs::read_to_string(&file).unwrap();
+    let instance = line.trim();
+    for held in [None, Some("0badcafe\n"), Some("")] {
+        std::fs::remove_file(&file).unwrap();
+        if let Some(held) = held {
+            std::fs::write(&file, held).unwrap();
+        }
+        // However often the unit starts it.
+        let mut hint = String::new();
+        for _ in 0..2 {
+            let ran = server.over_again().ends(2).says(file.to_str().unwrap()).says(instance);
+            assert_eq!(std::fs::read_to_string(&file).ok().as_deref(), held, "nothing was changed");
+            hint = ran.stderr;
+        }
+        // By hand, as it says.
+        let by_hand = hint.split('`').nth(1).unwrap();
+        assert!(by_hand.contains(instance), "{by_hand}");
+        assert!(Command::new("sh").args(["-c", by_hand]).status().unwrap().success());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), line);
+    }
+    server.again();
+    server.run("server --wait 60").ends(0).shows(instance);
+}
+
+#[test]
 fn machines_from_registration_to_removal() {
     let server = Server::logged_in();
     server.run("machine list").ends(0).says("Nothing there");

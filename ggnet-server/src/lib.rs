@@ -14,6 +14,7 @@ pub mod config;
 pub mod data_dir;
 pub mod helper;
 pub mod http;
+pub mod instance;
 mod key;
 mod log;
 pub mod options;

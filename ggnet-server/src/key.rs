@@ -26,17 +26,10 @@ fn told(done: &KeyReset) -> String {
     if let Some(kept) = &done.kept {
         text.push_str(&format!(" The old file is {}.", kept.display()));
     }
-    text.push_str(match done.ended.len() {
-        0 => " No session needed the old one.",
-        _ => "\n",
-    });
-    match done.ended.len() {
-        0 => return text,
-        1 => text.push_str("1 session was ended: its machine"),
-        n => text.push_str(&format!("{n} sessions were ended: their machines")),
-    }
-    text.push_str(
-        " must boot anew, also what still runs. Writes of `discard` machines go when the server starts, kept writes stay.",
-    );
-    text
+    let ended = match done.ended.len() {
+        0 => return text + " No session needed the old one.",
+        1 => "1 session was ended: its machine must boot anew, even if it still runs.".to_owned(),
+        n => format!("{n} sessions were ended: their machines must boot anew, even those that still run."),
+    };
+    text + "\n" + &ended + " Writes of `discard` machines go when the server starts; kept writes stay."
 }

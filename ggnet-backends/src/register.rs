@@ -69,18 +69,18 @@ struct NoSettings {}
 
 #[cfg(feature = "store-sqlite")]
 async fn sqlite(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::Store>> {
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Table {
-        path: Option<std::path::PathBuf>,
-        key_file: Option<std::path::PathBuf>,
+    use ggnet_core::ports::Store as _;
+
+    use crate::store::sqlite::{SqliteConfig, SqliteStore};
+
+    let config = SqliteConfig::from_settings(&wiring.data_dir, table)?;
+    let store = SqliteStore::open(config).await?;
+    // One damaged record must not keep the others from being served.
+    if let Err(e) = store.end_unreadable_sessions(wiring.clock.now(), None).await {
+        store.shutdown().await;
+        return Err(e);
     }
-    let table: Table = settings("sqlite", table)?;
-    let config = crate::store::sqlite::SqliteConfig {
-        path: table.path.unwrap_or_else(|| wiring.data_dir.join("ggnet.db")),
-        key_file: table.key_file.unwrap_or_else(|| wiring.data_dir.join("ggnet.key")),
-    };
-    Ok(Arc::new(crate::store::sqlite::SqliteStore::open(config).await?))
+    Ok(Arc::new(store))
 }
 
 #[cfg(feature = "target-builtin")]

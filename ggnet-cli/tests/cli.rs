@@ -90,6 +90,86 @@ fn a_new_database_beside_images_is_refused_and_costs_neither_images_nor_the_toke
 }
 
 #[test]
+fn a_lost_key_is_refused_until_it_is_back_or_reset() {
+    let mut server = Server::logged_in();
+    let path = server.raw_image("golden.raw", 4);
+    server.run(&format!("image import golden {path}")).ends(0);
+    server.run(&format!("machine add pc-1 --mac {MAC} --image golden")).ends(0);
+    server.run("session start pc-1").ends(0);
+    server.offline("key reset").ends(1).says("it is not lost");
+    let (key, aside) = (server.data().join("ggnet.key"), server.data().join("aside"));
+    std::fs::rename(&key, &aside).unwrap();
+    // However often the unit starts it.
+    for _ in 0..2 {
+        let ran = server
+            .over_again()
+            .ends(2)
+            .says("is missing")
+            .says("1 live session")
+            .says("ggnet-server key reset");
+        assert!(ran.stderr.contains(key.to_str().unwrap()), "{ran:#?}");
+        assert!(!key.exists(), "no new key was made");
+    }
+    std::fs::write(&key, [7; 32]).unwrap();
+    server
+        .over_again()
+        .ends(2)
+        .says("is not the key that sealed")
+        .says("1 live session")
+        .says("ggnet-server key reset");
+    server.offline("token reset").ends(2).says("ggnet-server key reset");
+
+    std::fs::copy(&aside, &key).unwrap();
+    server.again();
+    server.run("server --wait 60").ends(0);
+    server.run("session list").ends(0).shows("pc-1").shows("active");
+    server.kill();
+
+    std::fs::write(&key, [7; 32]).unwrap();
+    server
+        .offline("key reset")
+        .ends(0)
+        .shows("1 session was ended")
+        .shows("ggnet.key.old-1")
+        .shows("must boot anew");
+    assert_eq!(std::fs::read(server.data().join("ggnet.key.old-1")).unwrap(), [7; 32]);
+    server.offline("key reset").ends(0).shows("No session needed the old one").shows("ggnet.key.old-2");
+    server.again();
+    server.run("server --wait 60").ends(0);
+    assert_eq!(server.json("session list --all --machine pc-1")[0]["state"], "failed");
+    server.run("session start pc-1").ends(0);
+}
+
+#[test]
+fn a_lost_instance_file_is_refused_until_its_line_is_back() {
+    let mut server = Server::logged_in();
+    server.kill();
+    let file = server.data().join("instance");
+    let line = std::fs::read_to_string(&file).unwrap();
+    let instance = line.trim();
+    for held in [None, Some("0badcafe\n"), Some("")] {
+        std::fs::remove_file(&file).unwrap();
+        if let Some(held) = held {
+            std::fs::write(&file, held).unwrap();
+        }
+        // However often the unit starts it.
+        let mut hint = String::new();
+        for _ in 0..2 {
+            let ran = server.over_again().ends(2).says(file.to_str().unwrap()).says(instance);
+            assert_eq!(std::fs::read_to_string(&file).ok().as_deref(), held, "nothing was changed");
+            hint = ran.stderr;
+        }
+        // By hand, as it says.
+        let by_hand = hint.split('`').nth(1).unwrap();
+        assert!(by_hand.contains(instance), "{by_hand}");
+        assert!(Command::new("sh").args(["-c", by_hand]).status().unwrap().success());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), line);
+    }
+    server.again();
+    server.run("server --wait 60").ends(0).shows(instance);
+}
+
+#[test]
 fn machines_from_registration_to_removal() {
     let server = Server::logged_in();
     server.run("machine list").ends(0).says("Nothing there");

@@ -15,6 +15,8 @@ pub mod data_dir;
 pub mod helper;
 pub mod http;
 pub mod image_files;
+pub mod instance;
+mod key;
 mod listen;
 mod log;
 pub mod options;
@@ -29,7 +31,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use ggnet_core::{Error, ErrorKind, registry::Registry};
 
-use crate::options::{Command, Options, TokenCommand};
+use crate::options::{Command, KeyCommand, Options, TokenCommand};
 
 /// Parses the command line and does what it says. Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 3 `check` found
 /// something that keeps machines from booting.
@@ -51,6 +53,9 @@ pub fn main(registry: &Registry) -> ExitCode {
             Command::Serve => serve::serve(config, registry).await.map(|()| ExitCode::SUCCESS),
             Command::Helper(options) => helper::helper(&config, &options).await.map(|()| ExitCode::SUCCESS),
             Command::Check { lan, json } => check::check(&config, lan.as_deref(), json).await,
+            Command::Key { command: KeyCommand::Reset } => {
+                key::reset(&config).await.map(|()| ExitCode::SUCCESS)
+            }
             Command::Token { command: TokenCommand::Reset } => {
                 serve::reset_token(&config, registry).await.map(|()| ExitCode::SUCCESS)
             }

@@ -78,6 +78,12 @@ pub enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// The key file, which opens the credentials of sessions in the database.
+    Key {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
 }
 
 /// What the helper does, beside what the configuration says of the target.
@@ -101,6 +107,14 @@ pub struct HelperOptions {
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Make a new token, shown once; the old one is worth nothing from then on. The server must be stopped.
+    Reset,
+}
+
+/// What to do with the key.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// When the key file is lost or another: make a new one, keep the old one beside it, and end the sessions that need it. Their machines
+    /// must boot anew. Refused while it opens any of them. The server must be stopped.
     Reset,
 }
 

@@ -1,6 +1,6 @@
 //! Serving: from a configuration to a running server, until it is told to stop.
 //!
-//! Order of the start: lock the data folder → bind HTTP → store → backends (iSCSI binds) → orchestrator → token → serve. Whatever fails
+//! Order of the start: lock the data folder → bind HTTP → store, whose instance is compared → backends (iSCSI binds) → orchestrator → token → serve. Whatever fails
 //! says what and leaves nothing behind. Order of the stop: no new HTTP requests → those under way are answered → orchestrator's tasks →
 //! backends.
 
@@ -28,6 +28,7 @@ use crate::{
     data_dir::DataDir,
     http::{Advertise, App, Connections, METRICS_PREFIX, router},
     image_files::ImageFiles,
+    instance::Instance,
     log,
     say::say,
     signals::Stop,
@@ -61,8 +62,13 @@ impl Server {
         let listener = bind(config.http.listen).await?;
         let address =
             listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
-        let wiring = wiring::wiring(config, &data, address.port()).await?;
+        let instance = Instance::read(data.path()).await?;
+        let wiring = wiring::wiring(config, &data, &instance, address.port())?;
         let store = wiring::store(config, registry, &wiring).await?;
+        if let Err(e) = instance.settle(store.as_ref()).await {
+            store.shutdown().await;
+            return Err(e);
+        }
         let mut metrics = Metrics::with_prefix(METRICS_PREFIX);
         let orchestrator = wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
         let store = orchestrator.ports().store().clone();
@@ -219,7 +225,8 @@ fn say_what_is_off(config: &Config) {
 /// `ggnet-server token reset`.
 pub async fn reset_token(config: &Config, registry: &Registry) -> Result<()> {
     let data = DataDir::lock(&config.data_dir)?;
-    let wiring = wiring::wiring(config, &data, config.http.listen.port()).await?;
+    let instance = Instance::read(data.path()).await?;
+    let wiring = wiring::wiring(config, &data, &instance, config.http.listen.port())?;
     let store = wiring::store(config, registry, &wiring).await?;
     let (token, hash) = TokenHash::generate()?;
     // Shown before it counts: when nobody can read it the old one stays.

@@ -1,30 +1,21 @@
 //! Wiring: from a configuration and a registry to the orchestrator over its ports.
 
-use std::{
-    io::Write as _,
-    path::{Path, PathBuf},
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
-
-use atomic_write_file::AtomicWriteFile;
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use ggnet_core::{
     Error, Result,
     boot_text::templates::BootTemplates,
     metrics::Registry as Metrics,
-    nouns::InstanceId,
     orchestrator::{Backends, Orchestrator, OrchestratorConfig, Ports},
     ports::{Store, SystemClock},
     registry::{Registry, Wiring},
 };
 
-use crate::{config::Config, data_dir::DataDir};
+use crate::{config::Config, data_dir::DataDir, instance::Instance};
 
 /// What is decided once for all backends.
-pub async fn wiring(config: &Config, data: &DataDir, http_port: u16) -> Result<Wiring> {
-    let instance = instance(data.path()).await?;
+pub fn wiring(config: &Config, data: &DataDir, instance: &Instance, http_port: u16) -> Result<Wiring> {
+    let instance = instance.id().clone();
     let images = data.path().join("images");
     let defaults = OrchestratorConfig::new(instance.clone(), images)?;
     Ok(Wiring {
@@ -144,30 +135,4 @@ async fn build(
     };
     let templates = BootTemplates::load(c.templates_dir.as_deref())?;
     Orchestrator::new(ports, settings, templates)
-}
-
-/// This installation's instance id; made at the first start.
-async fn instance(data: &Path) -> Result<InstanceId> {
-    let path = data.join("instance");
-    match tokio::fs::read_to_string(&path).await {
-        Ok(text) => text.trim().parse(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let id = InstanceId::generate();
-            write_atomically(path, format!("{id}\n")).await?;
-            Ok(id)
-        }
-        Err(e) => Err(Error::io(format!("reading {}", path.display()), e)),
-    }
-}
-
-/// Whole or not at all, and there after a power cut.
-async fn write_atomically(path: PathBuf, text: String) -> Result<()> {
-    let shown = path.display().to_string();
-    let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-        let mut file = AtomicWriteFile::options().open(&path)?;
-        file.write_all(text.as_bytes())?;
-        file.commit()
-    });
-    let written = written.await.map_err(|e| Error::internal("A blocking task died").with_source(e))?;
-    written.map_err(|e| Error::io(format!("writing {shown}"), e))
 }

@@ -187,6 +187,14 @@ impl Server {
         Ran { code, stdout: said, stderr: std::fs::read_to_string(self.folder.path().join("log")).unwrap() }
     }
 
+    /// Kills it and runs another command of its program over its folder, such as `key reset`.
+    pub fn offline(&mut self, words: &str) -> Ran {
+        self.kill();
+        let mut command = serve(self.folder.path(), &self.address);
+        let output = command.args(words.split_whitespace()).stderr(Stdio::piped()).output().unwrap();
+        output.into()
+    }
+
     /// Kills it and starts it again over its folder, which has its token; it answers when this returns.
     pub fn again(&mut self) {
         self.kill();

@@ -24,6 +24,7 @@
 
 mod delete;
 mod errors;
+mod key;
 mod open;
 mod read;
 mod reserve;
@@ -41,28 +42,51 @@ use async_trait::async_trait;
 use ggnet_core::{
     Error, ErrorKind, Result,
     nouns::{
-        AuditRow, Event, EventKind, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine,
-        MachineId, ManualTarget, Name, NewEvent, SeenMachine, Session, SessionId, SessionState, StopReason,
-        TargetId, Timestamp,
+        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
+        ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
-    ports::{Batch, Health, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store, Write},
+    ports::{Batch, Health, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store},
+    registry::{Settings, settings},
 };
-use sqlx::{Connection as _, FromRow as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
+use sqlx::{Connection as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
 use tokio_util::task::TaskTracker;
 
 use errors::{BACKEND, Failure};
 use reserve::Reserve;
 use seal::Sealer;
 
-use open::{sync_folder, tighten};
+use open::{Opened, sync_folder, tighten};
+
+pub use key::KeyReset;
 
 /// Where the store keeps its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SqliteConfig {
     /// The database; made when it is not there. Its folder must exist. SQLite keeps `-wal` and `-shm` files beside it.
     pub path: PathBuf,
-    /// The key that seals credentials: 32 random bytes, made when it is not there. Belongs into the backup, apart from the database.
+    /// The key that seals credentials: 32 random bytes, made when it is not there and no live session needs it. Belongs into the
+    /// backup, apart from the database.
     pub key_file: PathBuf,
+}
+
+impl SqliteConfig {
+    /// From the settings of the configuration's section, with the files' usual places in the data folder.
+    ///
+    /// # Errors
+    /// `Invalid`: a key that does not exist, or a value of another type.
+    pub fn from_settings(data_dir: &Path, table: Settings) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            path: Option<PathBuf>,
+            key_file: Option<PathBuf>,
+        }
+        let table: Table = settings(BACKEND, table)?;
+        Ok(Self {
+            path: table.path.unwrap_or_else(|| data_dir.join("ggnet.db")),
+            key_file: table.key_file.unwrap_or_else(|| data_dir.join("ggnet.key")),
+        })
+    }
 }
 
 /// The writer's connection; none after it failed (the next use opens it anew) and after `shutdown`.
@@ -270,19 +294,27 @@ fn closed() -> Error {
 
 impl SqliteStore {
     /// Opens the database and the key file, makes them when they are not there, checks the database and brings its schema up to
-    /// date. Files are made in a blocking thread.
+    /// date. Files are made in a blocking thread. Sessions that the key file does not open while it opens others stay as they are:
+    /// call [`end_unreadable_sessions`](Self::end_unreadable_sessions) before reading them.
     ///
     /// # Errors
-    /// `Corrupt`: the file is not a sound SQLite database, or the key file is not a key; `Unsupported`: a newer GGnet wrote it;
-    /// `Permission`, `NotFound`, `Full`, `Busy`: as the file system or SQLite says. A key that does not fit the stored credentials
-    /// is no error here but at the sessions that it cannot open.
+    /// `Corrupt`: the file is not a sound SQLite database; `Unsupported`: a newer GGnet wrote it; `Invalid`: the key file is not a
+    /// key, or live sessions have credentials and it is missing or opens none of them (no key is made then);
+    /// `Permission`, `NotFound`, `Full`, `Busy`: as the file system or SQLite says.
     ///
     /// # Cancellation
     /// Dropped half-way, it leaves an empty or a migrated database; opening again goes on.
     pub async fn open(config: SqliteConfig) -> Result<Self> {
         let SqliteConfig { path, key_file } = config;
-        let opened = open::open(&path, key_file).await;
-        let (sealer, options, connection, readers) = opened.map_err(|f| f.into_error(&path, "open"))?;
+        let fail = |f: Failure| f.into_error(&path, "open");
+        let opened = open::open(&path).await.map_err(fail)?;
+        let sealer = key::fitting(&opened.readers, key_file).await.map_err(fail)?;
+        Ok(Self::over(path, sealer, opened).await)
+    }
+
+    /// The store over an open database.
+    async fn over(path: PathBuf, sealer: Sealer, opened: Opened) -> Self {
+        let Opened { options, writer, readers } = opened;
         let beside = path.clone();
         let reserve =
             tokio::task::spawn_blocking(move || Reserve::open(&beside, open::writes_elsewhere(&beside)))
@@ -298,44 +330,19 @@ impl SqliteStore {
             path,
             options,
             sealer,
-            writer: tokio::sync::Mutex::new(Writer { connection: Some(connection), closed: false }),
+            writer: tokio::sync::Mutex::new(Writer { connection: Some(writer), closed: false }),
             readers,
             tasks: TaskTracker::new(),
             trouble: Mutex::new(None),
             reserve,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
     }
 
     /// The database's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.shared.path
-    }
-
-    /// Ends every live session whose credentials do not open with the key file, as `failed` at `at`, with an event each; what they
-    /// left in backends is the reconciler's to remove. For an operator who lost the key file. Returns the sessions it ended.
-    ///
-    /// # Errors
-    /// As `commit`; sessions ended before the failure stay ended.
-    pub async fn end_unreadable_sessions(&self, at: Timestamp) -> Result<Vec<SessionId>> {
-        let fail = self.shared.fail("end_unreadable_sessions");
-        let rows = read::live_rows(&self.shared.readers).await.map_err(&fail)?;
-        let mut ended = Vec::new();
-        for row in rows {
-            let row = rows::SessionRow::from_row(&row).map_err(|e| fail(e.into()))?;
-            let Err(why) = row.open(&self.shared.sealer) else { continue };
-            let mut session = row.bare()?;
-            session.state = SessionState::Failed;
-            session.ended_at = Some(at);
-            session.stop_reason = Some(StopReason::Operator);
-            session.error = Some(why.message().to_owned());
-            let kind = EventKind::SessionFailed { reason: why.message().to_owned() };
-            let event = NewEvent::new(at, kind).machine(session.machine).session(session.id);
-            ended.push(session.id);
-            self.commit(Batch::new().write(Write::Session(Box::new(session))).event(event)).await?;
-        }
-        Ok(ended)
     }
 
     /// Runs a transaction in a task of its own, so that a dropped caller never leaves the writer half-way.

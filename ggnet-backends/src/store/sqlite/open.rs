@@ -7,7 +7,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::ErrorKind as Io,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -18,10 +18,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{
-    errors::{Failure, corrupt_hint},
-    seal::Sealer,
-};
+use super::errors::{Failure, corrupt_hint};
 
 /// The schema, embedded. A released file never changes; a change is a new file.
 static MIGRATOR: Migrator = sqlx::migrate!("src/store/sqlite/migrations");
@@ -32,16 +29,18 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Readers beside the writer; a read takes tens of microseconds.
 const READERS: u32 = 4;
 
-type Opened = (Sealer, SqliteConnectOptions, SqliteConnection, SqlitePool);
+/// A database that was found sound: its writer and its readers.
+pub(super) struct Opened {
+    pub(super) options: SqliteConnectOptions,
+    pub(super) writer: SqliteConnection,
+    pub(super) readers: SqlitePool,
+}
 
-pub(super) async fn open(path: &Path, key_file: PathBuf) -> Result<Opened, Failure> {
+pub(super) async fn open(path: &Path) -> Result<Opened, Failure> {
     let file = path.to_owned();
-    let sealer = tokio::task::spawn_blocking(move || {
-        make_file(&file)?;
-        Sealer::open(&key_file)
-    })
-    .await
-    .map_err(|e| Error::internal("Opening the store's files was cut short").with_source(e))??;
+    tokio::task::spawn_blocking(move || make_file(&file))
+        .await
+        .map_err(|e| Error::internal("Opening the database was cut short").with_source(e))??;
 
     let vfs = if writes_elsewhere(path) { "unix-excl" } else { "unix" };
     let options = SqliteConnectOptions::new()
@@ -55,9 +54,9 @@ pub(super) async fn open(path: &Path, key_file: PathBuf) -> Result<Opened, Failu
         // A log that grew under a long read is cut back at the next checkpoint.
         .pragma("journal_size_limit", "67108864")
         .disable_statement_logging();
-    let mut connection = SqliteConnection::connect_with(&options).await?;
-    check(path, &mut connection).await?;
-    migrate(path, &options, &mut connection).await?;
+    let mut writer = SqliteConnection::connect_with(&options).await?;
+    check(path, &mut writer).await?;
+    migrate(path, &options, &mut writer).await?;
 
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
@@ -68,7 +67,7 @@ pub(super) async fn open(path: &Path, key_file: PathBuf) -> Result<Opened, Failu
         .acquire_timeout(BUSY_TIMEOUT)
         .connect_with(options.clone().read_only(true))
         .await?;
-    Ok((sealer, options, connection, readers))
+    Ok(Opened { options, writer, readers })
 }
 
 /// Whether the database is on a file system that needs a new place for every write (btrfs, ZFS, bcachefs). There the write-ahead log's

@@ -61,13 +61,17 @@ pub(super) async fn session(
 
 /// Every live session, newest first.
 pub(super) async fn live_sessions(pool: &SqlitePool, sealer: &Sealer) -> Read<Vec<Session>> {
-    sessions(&live_rows(pool).await?, sealer)
+    let rows = sqlx::query(
+        "SELECT doc, current_sealed, next_sealed FROM sessions WHERE live_machine_id IS NOT NULL ORDER BY seq DESC",
+    );
+    sessions(&rows.fetch_all(pool).await?, sealer)
 }
 
-/// The live sessions as they are stored.
-pub(super) async fn live_rows(pool: &SqlitePool) -> Read<Vec<sqlx::sqlite::SqliteRow>> {
-    Ok(sqlx::query(
-        "SELECT doc, current_sealed, next_sealed FROM sessions WHERE live_machine_id IS NOT NULL ORDER BY seq DESC",
+/// The live sessions with credentials, as they are stored.
+pub(super) async fn live_sealed(pool: &SqlitePool) -> Read<Vec<SessionRow>> {
+    Ok(sqlx::query_as(
+        "SELECT doc, current_sealed, next_sealed FROM sessions WHERE live_machine_id IS NOT NULL \
+         AND (current_sealed IS NOT NULL OR next_sealed IS NOT NULL) ORDER BY seq DESC",
     )
     .fetch_all(pool)
     .await?)

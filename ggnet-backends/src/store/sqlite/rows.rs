@@ -110,6 +110,16 @@ impl SessionRow {
         }
         Ok(session)
     }
+
+    /// Whether any of its credentials opens: then this is the key that sealed them.
+    pub(super) fn fits(&self, sealer: &Sealer) -> bool {
+        let Ok(session) = self.bare() else { return false };
+        let opens = |number: u32, sealed: Option<&Vec<u8>>| {
+            sealed.is_some_and(|s| sealer.open_sealed(session.id, number, s).is_ok())
+        };
+        opens(session.current.number, self.current_sealed.as_ref())
+            || session.next.as_ref().is_some_and(|next| opens(next.number, self.next_sealed.as_ref()))
+    }
 }
 
 /// One record of a query that may find none.

@@ -6,7 +6,7 @@
 //!
 //! Invariants: the key file appears whole or not at all (written aside, synced, linked to its name, which never replaces one);
 //! it is 32 random bytes; nonces are 24 random bytes, one per sealing. A key that does not fit is `Corrupt` when a value is
-//! opened, never when the store is.
+//! opened; what that means for the store is `key`'s to say.
 //!
 //! A sealed value: version byte 1, nonce, ciphertext with tag. The plaintext: the user's length in 2 bytes, user, secret.
 
@@ -30,6 +30,9 @@ use zeroize::Zeroizing;
 const VERSION: u8 = 1;
 const NONCE: usize = 24;
 
+/// The key itself.
+pub(super) type KeyBytes = Zeroizing<[u8; 32]>;
+
 /// Seals and opens the credentials of sessions.
 pub(super) struct Sealer {
     cipher: XChaCha20Poly1305,
@@ -37,13 +40,18 @@ pub(super) struct Sealer {
 }
 
 impl Sealer {
+    /// By this key; errors name the file that it is of.
+    pub(super) fn new(key: &KeyBytes, key_file: &Path) -> Self {
+        Self { cipher: XChaCha20Poly1305::new(&Key::from(**key)), key_file: key_file.to_owned() }
+    }
+
     /// Reads the key file, or makes it. Blocking.
     pub(super) fn open(key_file: &Path) -> Result<Self> {
         let key = match read_key(key_file)? {
             Some(key) => key,
             None => make_key(key_file)?,
         };
-        Ok(Self { cipher: XChaCha20Poly1305::new(&Key::from(*key)), key_file: key_file.to_owned() })
+        Ok(Self::new(&key, key_file))
     }
 
     /// Seals a generation's credentials; nothing for a generation without.
@@ -79,8 +87,8 @@ impl Sealer {
             )
             .with_subject(session.to_string())
             .with_hint(
-                "Put the original key file back from a backup and start again; if it is lost, end these sessions: \
-                 their machines get new credentials at the next boot",
+                "Restart the server: it ends a session whose record is damaged, and says what to do about a key file \
+                 that does not fit",
             )
         };
         let (version, rest) = sealed.split_first().ok_or_else(bad)?;
@@ -116,7 +124,8 @@ fn random<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn read_key(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>> {
+/// The key in the file; none: there is no such file. `Invalid`: it is not a key. Blocking.
+pub(super) fn read_key(path: &Path) -> Result<Option<KeyBytes>> {
     let doing = |what: &str| format!("{what} the key file {}", path.display());
     let file = match File::open(path) {
         Ok(file) => file,
@@ -127,15 +136,57 @@ fn read_key(path: &Path) -> Result<Option<Zeroizing<[u8; 32]>>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(33));
     file.take(33).read_to_end(&mut bytes).map_err(|e| Error::io(doing("Reading"), e))?;
     let key: [u8; 32] = bytes.as_slice().try_into().map_err(|_| {
-        Error::new(ErrorKind::Corrupt, format!("The key file {} is not 32 bytes long", path.display()))
-            .with_hint("Put the original key file back from a backup, or move this one away to get a new key")
+        Error::invalid("store.key_file", format!("The key file {} is not 32 bytes long", path.display()))
+            .with_hint("Put the right key file back from a backup; if it is lost: `ggnet-server key reset`")
     })?;
     Ok(Some(Zeroizing::new(key)))
 }
 
-/// Writes a new key beside its name and links it there; the loser of a race takes the winner's key.
-fn make_key(path: &Path) -> Result<Zeroizing<[u8; 32]>> {
-    let key = Zeroizing::new(random::<32>()?);
+/// A new random key.
+pub(super) fn new_key() -> Result<KeyBytes> {
+    Ok(Zeroizing::new(random::<32>()?))
+}
+
+/// Puts a new key into the file; the loser of a race takes the winner's key.
+fn make_key(path: &Path) -> Result<KeyBytes> {
+    let key = new_key()?;
+    if write_key(path, &key)? {
+        return Ok(key);
+    }
+    read_key(path)?.ok_or_else(|| Error::internal(format!("{} vanished", path.display())))
+}
+
+/// Puts this key into the file in place of another, which is kept beside it as `<path>.old-<n>`; gives that name. Blocking.
+pub(super) fn replace_key(path: &Path, key: &KeyBytes) -> Result<Option<PathBuf>> {
+    let mut kept = None;
+    for n in 1_u32.. {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".old-{n}"));
+        let aside = PathBuf::from(aside);
+        // A link, because a rename would replace what an earlier reset kept.
+        match fs::hard_link(path, &aside) {
+            Ok(()) => {
+                fs::remove_file(path)
+                    .map_err(|e| Error::io(format!("Moving the key file {} away", path.display()), e))?;
+                kept = Some(aside);
+                break;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => break,
+            Err(e) => return Err(Error::io(format!("Keeping the key file {}", path.display()), e)),
+        }
+    }
+    if !write_key(path, key)? {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("Somebody made the key file {}", path.display()),
+        ));
+    }
+    Ok(kept)
+}
+
+/// Writes a key beside its name and links it there; false: there is a file already.
+fn write_key(path: &Path, key: &KeyBytes) -> Result<bool> {
     let tag: [u8; 8] = random()?;
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".new-{:016x}", u64::from_be_bytes(tag)));
@@ -146,7 +197,7 @@ fn make_key(path: &Path) -> Result<Zeroizing<[u8; 32]>> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
         // The umask may have taken bits away.
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        file.write_all(&*key)?;
+        file.write_all(&**key)?;
         file.sync_all()?;
         fs::hard_link(&aside, path)
     };
@@ -154,14 +205,12 @@ fn make_key(path: &Path) -> Result<Zeroizing<[u8; 32]>> {
     let removed = fs::remove_file(&aside);
     match linked {
         Ok(()) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-            return read_key(path)?.ok_or_else(|| Error::internal(format!("{} vanished", path.display())));
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
         Err(e) => return Err(Error::io(doing(), e)),
     }
     removed.map_err(|e| Error::io(doing(), e))?;
     super::sync_folder(path)?;
-    Ok(key)
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -1,0 +1,181 @@
+//! The instance id: part of every name that this GGnet gives out. The file `instance` in the data folder holds it, and the database
+//! remembers it: under another id the server finds none of its kept writes, and machines boot without them.
+//!
+//! Invariants: neither is written before both were read; the file is there before the database remembers it; a refused start changes
+//! nothing.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use atomic_write_file::AtomicWriteFile;
+use ggnet_core::{
+    Error, Result,
+    nouns::InstanceId,
+    ports::{Batch, Store, Write},
+};
+
+const SETTING: &str = "instance";
+
+/// The instance id by its file, not compared with the database yet.
+#[derive(Debug)]
+pub struct Instance {
+    id: InstanceId,
+    path: PathBuf,
+    file: File,
+}
+
+#[derive(Debug)]
+enum File {
+    Read,
+    Missing,
+    /// It holds no instance id.
+    Damaged(Error),
+}
+
+impl Instance {
+    /// Reads the file; a new id where there is none. Nothing is written.
+    ///
+    /// # Errors
+    /// As reading the file says.
+    pub async fn read(data: &Path) -> Result<Self> {
+        let path = data.join("instance");
+        let (id, file) = match tokio::fs::read(&path).await {
+            Ok(bytes) => match String::from_utf8_lossy(&bytes).trim().parse() {
+                Ok(id) => (id, File::Read),
+                Err(e) => (InstanceId::generate(), File::Damaged(e)),
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => (InstanceId::generate(), File::Missing),
+            Err(e) => return Err(Error::io(format!("reading {}", path.display()), e)),
+        };
+        Ok(Self { id, path, file })
+    }
+
+    /// The id, to be used once [`settle`](Self::settle) has passed.
+    #[must_use]
+    pub fn id(&self) -> &InstanceId {
+        &self.id
+    }
+
+    /// Compares the file with what the database remembers. At a first start it writes the file, and the database remembers it.
+    ///
+    /// # Errors
+    /// `Invalid`: the database is another instance's, or the file is missing or damaged beside a database that remembers one; else as
+    /// the store or the file system says.
+    pub async fn settle(self, store: &dyn Store) -> Result<()> {
+        let Self { id, path, file } = self;
+        let shown = path.display();
+        match (store.setting(SETTING).await?, file) {
+            (Some(known), File::Read) if known == id.as_str() => Ok(()),
+            (Some(known), file) => {
+                let wrong = match file {
+                    File::Read => format!("The file {shown} says instance {id}"),
+                    File::Missing => format!("The file {shown} is missing"),
+                    File::Damaged(_) => format!("The file {shown} holds no instance id"),
+                };
+                let message = format!(
+                    "{wrong}, but the database is that of instance {known}: its kept writes and targets have that in their names"
+                );
+                Err(Error::invalid("instance", message).with_hint(format!(
+                    "If this is the right database, put the file back; it holds that one line: `echo {known} > '{shown}'` (as the \
+                     server's user). Else put back the database that belongs to this data folder (store.path)"
+                )))
+            }
+            (None, File::Damaged(e)) => {
+                let message = format!("The file {shown} holds no instance id: {}", e.message());
+                Err(Error::invalid("instance", message)
+                    .with_hint("Put it back from a backup; writebacks have it in their names"))
+            }
+            (None, file) => {
+                if matches!(file, File::Missing) {
+                    write_atomically(path, format!("{id}\n")).await?;
+                }
+                remember(&id, store).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What cannot be recorded now (a full disk) must not keep the server from its start: the next one records it.
+async fn remember(id: &InstanceId, store: &dyn Store) {
+    let write = Write::Setting { key: SETTING.to_owned(), value: id.to_string() };
+    if let Err(error) = store.commit(Batch::new().write(write)).await {
+        tracing::warn!(error = %error.report(), "the database does not remember the instance id yet");
+    }
+}
+
+/// Whole or not at all, and there after a power cut.
+async fn write_atomically(path: PathBuf, text: String) -> Result<()> {
+    let shown = path.display().to_string();
+    let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let mut file = AtomicWriteFile::options().open(&path)?;
+        file.write_all(text.as_bytes())?;
+        file.commit()
+    });
+    let written = written.await.map_err(|e| Error::internal("A blocking task died").with_source(e))?;
+    written.map_err(|e| Error::io(format!("writing {shown}"), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use ggnet_core::{ErrorKind, testkit::memory::MemoryStore};
+
+    use super::*;
+
+    async fn settle(data: &Path, store: &MemoryStore) -> Result<String> {
+        let instance = Instance::read(data).await?;
+        let id = instance.id().to_string();
+        instance.settle(store).await?;
+        Ok(id)
+    }
+
+    #[tokio::test]
+    async fn a_database_that_remembers_none_takes_the_files_and_then_refuses_any_other() {
+        let (data, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
+        let file = data.path().join("instance");
+        fs::write(&file, "no id\n").unwrap();
+        let e = settle(data.path(), &store).await.unwrap_err();
+        assert!(e.message().contains(file.to_str().unwrap()), "{e}");
+        assert_eq!(store.setting(SETTING).await.unwrap(), None);
+
+        fs::write(&file, "0badcafe\n").unwrap();
+        assert_eq!(settle(data.path(), &store).await.unwrap(), "0badcafe");
+        assert_eq!(settle(data.path(), &store).await.unwrap(), "0badcafe");
+        for held in [None, Some("1badcafe\n"), Some(""), Some("0badcafe0")] {
+            fs::remove_file(&file).unwrap();
+            if let Some(held) = held {
+                fs::write(&file, held).unwrap();
+            }
+            let e = settle(data.path(), &store).await.unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::Invalid);
+            let said = format!("{} {}", e.message(), e.hint().unwrap());
+            assert!(said.contains(file.to_str().unwrap()) && said.contains("echo 0badcafe >"), "{said}");
+            assert_eq!(fs::read_to_string(&file).ok().as_deref(), held, "a refused start changes nothing");
+            fs::write(&file, "0badcafe").unwrap();
+        }
+        assert_eq!(settle(data.path(), &store).await.unwrap(), "0badcafe");
+    }
+
+    #[tokio::test]
+    async fn a_first_start_makes_the_file_and_the_row() {
+        let (data, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
+        let id = settle(data.path(), &store).await.unwrap();
+        assert_eq!(fs::read_to_string(data.path().join("instance")).unwrap(), format!("{id}\n"));
+        assert_eq!(store.setting(SETTING).await.unwrap(), Some(id));
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_does_not_keep_the_server_from_its_start() {
+        let (data, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
+        fs::write(data.path().join("instance"), "0badcafe\n").unwrap();
+        store.world().set_full(true);
+        settle(data.path(), &store).await.unwrap();
+        store.world().set_full(false);
+        settle(data.path(), &store).await.unwrap();
+        assert_eq!(store.setting(SETTING).await.unwrap().as_deref(), Some("0badcafe"));
+    }
+}

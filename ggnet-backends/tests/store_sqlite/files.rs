@@ -176,6 +176,21 @@ async fn another_programs_lock_is_busy_and_passes() {
 }
 
 #[tokio::test]
+async fn a_database_that_is_replaced_under_the_server_is_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let path = config(folder.path()).path;
+    let aside = folder.path().join("aside");
+    fs::rename(&path, &aside).unwrap();
+    assert!(matches!(store.health().await, Health::Down(why) if why.contains("removed or replaced")));
+    // As a restore by copying does it.
+    fs::copy(&aside, &path).unwrap();
+    assert!(matches!(store.health().await, Health::Down(_)));
+    fs::rename(&aside, &path).unwrap();
+    assert_eq!(store.health().await, Health::Up);
+}
+
+#[tokio::test]
 async fn a_record_that_does_not_read_is_corrupt_and_the_others_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;

@@ -34,6 +34,7 @@ mod write;
 
 use std::{
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -97,6 +98,8 @@ struct Writer {
 
 struct Shared {
     path: PathBuf,
+    /// Device and inode of the file that is open.
+    file: (u64, u64),
     options: SqliteConnectOptions,
     sealer: Sealer,
     // Fair, first come first served: it is the queue of the writers.
@@ -288,6 +291,13 @@ impl Shared {
     }
 }
 
+/// Device and inode of what stands at a path.
+async fn identity(path: PathBuf) -> io::Result<(u64, u64)> {
+    let looked = tokio::task::spawn_blocking(move || std::fs::metadata(path));
+    let meta = looked.await.unwrap_or_else(|died| Err(io::Error::other(died)))?;
+    Ok((meta.dev(), meta.ino()))
+}
+
 fn closed() -> Error {
     Error::new(ErrorKind::Unavailable, "The store is shut down").retryable(false)
 }
@@ -326,8 +336,12 @@ impl SqliteStore {
                 None
             }
         };
+        let file = identity(path.clone())
+            .await
+            .map_err(|e| Error::io(format!("Looking at {}", path.display()), e))?;
         let shared = Shared {
             path,
+            file,
             options,
             sealer,
             writer: tokio::sync::Mutex::new(Writer { connection: Some(writer), closed: false }),
@@ -513,6 +527,13 @@ impl Store for SqliteStore {
     async fn health(&self) -> Health {
         if let Err(e) = read!(self, "health", read::counts(&self.shared.readers)) {
             return Health::Down(e.report());
+        }
+        if identity(self.shared.path.clone()).await.ok() != Some(self.shared.file) {
+            let db = self.shared.path.display();
+            return Health::Down(format!(
+                "The file of the database {db} was removed or replaced while it is open, so what changes now is lost: put it back, or stop \
+                 the server, restore the right one and start again"
+            ));
         }
         if self.shared.is_read_only().await {
             let db = self.shared.path.display();

@@ -119,6 +119,7 @@ async fn write_atomically(path: PathBuf, text: String) -> Result<()> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "files as an operator leaves them")]
 mod tests {
     use std::fs;
 

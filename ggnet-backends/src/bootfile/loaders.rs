@@ -68,6 +68,7 @@ impl Loaders {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "files of a package")]
 mod tests {
     use super::*;
 

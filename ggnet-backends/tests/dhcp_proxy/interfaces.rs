@@ -1,12 +1,15 @@
 //! The host's interfaces change while we listen: gone and back, renamed, without an address or a carrier, made a bridge's port.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::{Duration, Instant},
+};
 
 use ggnet_backends::{
-    dhcp::proxy::ProxyDhcpConfig,
+    dhcp::proxy::{ProxyDhcp, ProxyDhcpConfig},
     host::{self, Level},
 };
-use ggnet_core::ports::Health;
+use ggnet_core::ports::{DhcpBackend as _, Health};
 
 use crate::{
     netns::{Link, inside, run, with_namespaces},

@@ -10,7 +10,7 @@ mod interfaces;
 mod support;
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::Path,
     time::Duration,
@@ -20,7 +20,10 @@ use ggnet_backends::dhcp::{
     probe::{DhcpServerSeen, probe},
     proxy::{ProxyDhcpConfig, Unknown},
 };
-use ggnet_core::{nouns::Firmware, ports::Observation};
+use ggnet_core::{
+    nouns::{Firmware, MacAddr},
+    ports::Observation,
+};
 use netns::{Link, inside, run, with_namespaces};
 use support::*;
 

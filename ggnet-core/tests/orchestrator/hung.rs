@@ -110,6 +110,7 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("writeback", "remove") => failed(p.writeback().remove(&id(1), Removal::Force).await),
         ("writeback", "open_base") => failed(p.writeback().open_base(&base()).await),
         ("writeback", "list") => failed(p.writeback().list().await),
+        ("writeback", "get") => failed(p.writeback().get(&id(1)).await),
         ("writeback", "health") => dead(p.writeback().health().await),
         ("dhcp", "ensure") => failed(p.dhcp().ensure(&host(1)).await),
         ("dhcp", "remove") => failed(p.dhcp().remove(&id(1), Removal::Force).await),
@@ -227,7 +228,7 @@ async fn every_call_of_every_port_that_hangs_ends_and_health_names_it() {
             tokio::time::timeout(FOR_EVER, m.ports.shutdown()).await.expect("the ports close");
         }
     }
-    assert_eq!(tried, 49, "methods of ports; were some added?");
+    assert_eq!(tried, 50, "methods of ports; were some added?");
 }
 
 #[tokio::test(start_paused = true)]

@@ -98,8 +98,8 @@ struct Writer {
 
 struct Shared {
     path: PathBuf,
-    /// Device and inode of the file that is open.
-    file: (u64, u64),
+    /// Device and inode of the file that is open; none where that could not be asked.
+    file: Option<(u64, u64)>,
     options: SqliteConnectOptions,
     sealer: Sealer,
     // Fair, first come first served: it is the queue of the writers.
@@ -336,9 +336,7 @@ impl SqliteStore {
                 None
             }
         };
-        let file = identity(path.clone())
-            .await
-            .map_err(|e| Error::io(format!("Looking at {}", path.display()), e))?;
+        let file = identity(path.clone()).await.ok();
         let shared = Shared {
             path,
             file,
@@ -528,7 +526,7 @@ impl Store for SqliteStore {
         if let Err(e) = read!(self, "health", read::counts(&self.shared.readers)) {
             return Health::Down(e.report());
         }
-        if identity(self.shared.path.clone()).await.ok() != Some(self.shared.file) {
+        if self.shared.file.is_some() && identity(self.shared.path.clone()).await.ok() != self.shared.file {
             let db = self.shared.path.display();
             return Health::Down(format!(
                 "The file of the database {db} was removed or replaced while it is open, so what changes now is lost: put it back, or stop \

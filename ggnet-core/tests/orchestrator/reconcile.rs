@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ggnet_core::{
     ErrorKind,
-    nouns::{Actor, EventKind, MachineId, ResourceId, SessionState, StopReason, WritebackPolicy},
+    nouns::{Actor, EventKind, Machine, MachineId, ResourceId, SessionState, StopReason, WritebackPolicy},
     orchestrator::NewTarget,
     ports::{
         BaseImage, BootBundle, BootFileStore as _, DhcpBackend as _, DhcpHost, Removal, Store as _,
@@ -110,28 +110,35 @@ async fn an_unknown_list_is_not_an_empty_one() {
     }
 }
 
-#[tokio::test]
-async fn kept_writes_that_are_gone_are_not_replaced_by_an_empty_disk() {
-    let house = House::new();
-    let p = house.open().await;
+/// A machine that has booted and written, and whose disk is gone, as after a start of the server at which the folder of the writebacks was not
+/// mounted: it is not given an empty one.
+async fn a_written_disk_that_is_gone(p: &Process, writeback: WritebackPolicy) -> Machine {
     let (image, _) = p.image("debian").await;
-    let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
+    let machine = p.machine(1, image, |m| m.writeback = writeback).await;
     let disk = p.power_on(&machine).await;
     disk.write(0, 0, &[7; 512]).await.unwrap();
     disk.logout().await;
     let session = p.session(&machine).await;
     let target = session.target(&session.current);
-    // As after a start of the server at which the folder of the writebacks was not mounted.
     p.targets.remove(&target, Removal::Force).await.unwrap();
     p.writebacks.remove(&session.current.writeback, Removal::Force).await.unwrap();
     let report = format!("{:?}", p.o.reconcile().await);
     assert!(report.contains("The written disk") && report.contains("is gone"), "{report}");
     assert!(p.login(&target, &machine).await.is_err(), "nobody reads an empty disk for its own");
+    assert!(p.writebacks.list().await.unwrap().is_empty());
+    machine
+}
+
+#[tokio::test]
+async fn kept_writes_that_are_gone_are_not_replaced_by_an_empty_disk() {
+    let house = House::new();
+    let p = house.open().await;
+    let machine = a_written_disk_that_is_gone(&p, WritebackPolicy::Keep).await;
     let refused = p.boot(machine.macs[0]).await.unwrap_err();
     assert!(refused.kind() == ErrorKind::Corrupt && refused.hint().unwrap().contains("mounted"), "{refused}");
     assert!(p.writebacks.list().await.unwrap().is_empty());
     // The operator gives them up.
-    p.stop(&session, true).await.unwrap();
+    p.stop(&p.session(&machine).await, true).await.unwrap();
     assert!(p.power_on(&machine).await.is_connected());
 }
 
@@ -139,18 +146,7 @@ async fn kept_writes_that_are_gone_are_not_replaced_by_an_empty_disk() {
 async fn a_running_machines_disk_that_is_gone_is_not_replaced_by_an_empty_one() {
     let house = House::new();
     let p = house.open().await;
-    let (image, _) = p.image("debian").await;
-    let machine = p.machine(1, image, |_| ()).await;
-    let disk = p.power_on(&machine).await;
-    disk.write(0, 0, &[7; 512]).await.unwrap();
-    disk.logout().await;
-    let session = p.session(&machine).await;
-    let target = session.target(&session.current);
-    p.targets.remove(&target, Removal::Force).await.unwrap();
-    p.writebacks.remove(&session.current.writeback, Removal::Force).await.unwrap();
-    let report = format!("{:?}", p.o.reconcile().await);
-    assert!(report.contains("The written disk") && report.contains("is gone"), "{report}");
-    assert!(p.login(&target, &machine).await.is_err(), "its file system goes on over what it wrote");
+    let machine = a_written_disk_that_is_gone(&p, WritebackPolicy::Discard).await;
     // A reboot is promised an empty disk.
     assert!(p.power_on(&machine).await.is_connected());
 }

@@ -234,8 +234,11 @@ fn a_start_that_hangs_can_be_stopped() {
 }
 
 #[test]
-fn few_open_files_are_made_as_many_as_may_be_and_the_log_says_when_that_is_not_enough() {
+fn few_open_files_are_made_as_many_as_may_be_and_what_is_wrong_is_in_the_log() {
     let (folder, address) = folder();
+    let data = folder.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let server = serve(folder.path(), &address);
     let mut command = Command::new("prlimit");
     command.args(["--nofile=200:1000", "--"]).arg(server.get_program()).args(server.get_args());
@@ -247,7 +250,7 @@ fn few_open_files_are_made_as_many_as_may_be_and_the_log_says_when_that_is_not_e
     assert_eq!(files.split_whitespace().nth(3), Some("1000"), "{files}");
     let log = || fs::read_to_string(folder.path().join("log")).unwrap();
     let end = Instant::now() + Duration::from_secs(60);
-    while !log().contains("LimitNOFILE=8192") {
+    while !(log().contains("LimitNOFILE=8192") && log().contains("chmod 700")) {
         assert!(Instant::now() < end, "{}", log());
         std::thread::sleep(Duration::from_millis(20));
     }

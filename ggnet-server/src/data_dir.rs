@@ -3,7 +3,7 @@
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
     io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -26,6 +26,11 @@ impl DataDir {
             .create(path)
             .map_err(|e| Error::io(doing("making"), e))?;
         let path = path.canonicalize().map_err(|e| Error::io(doing("finding"), e))?;
+        let mode = path.metadata().map_err(|e| Error::io(doing("looking at"), e))?.mode();
+        if mode & 0o077 != 0 {
+            let dir = path.display();
+            tracing::warn!("other users of this host may enter the data folder {dir}: `chmod 700 {dir}`");
+        }
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)

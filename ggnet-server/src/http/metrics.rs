@@ -97,7 +97,8 @@ struct Names {
     machines: BTreeMap<MachineId, String>,
 }
 
-/// The labels of a disk's counters: machine, manual target (one of them is empty), initiator.
+/// The labels of a disk's counters: machine, manual target (one of them is empty), initiator. The last is empty for a manual target:
+/// whoever logs in there names himself as he likes, and each name would be a series of its own.
 type Labels = [(&'static str, String); 3];
 
 #[derive(Debug, Default)]
@@ -113,10 +114,11 @@ fn by_disk(connections: &[Connection], names: &Names) -> BTreeMap<Labels, Totals
     let mut all: BTreeMap<Labels, Totals> = BTreeMap::new();
     for c in connections {
         let machine = c.target.owner().and_then(|(m, _)| names.machines.get(&m).cloned());
+        let initiator = if c.target.owner().is_some() { c.initiator.clone() } else { String::new() };
         let labels = [
             ("machine", machine.unwrap_or_default()),
             ("target", names.manual.get(&c.target).cloned().unwrap_or_default()),
-            ("initiator", c.initiator.clone()),
+            ("initiator", initiator),
         ];
         let to = all.entry(labels).or_default();
         to.connections += 1;
@@ -280,7 +282,7 @@ mod tests {
             manual: BTreeMap::from([(manual.clone(), "a\"b".to_owned())]),
             machines: BTreeMap::new(),
         };
-        let disks = by_disk(&[connection(&manual, "iqn.x:a", 10), connection(&manual, "iqn.x:a", 5)], &names);
+        let disks = by_disk(&[connection(&manual, "iqn.x:a", 10), connection(&manual, "iqn.x:b", 5)], &names);
         let text = render(
             &Registry::default(),
             Scrape {
@@ -292,7 +294,7 @@ mod tests {
             },
         )
         .unwrap();
-        let labels = r#"machine="",target="a\"b",initiator="iqn.x:a""#;
+        let labels = r#"machine="",target="a\"b",initiator="""#;
         for line in [
             format!("ggnet_disk_read_bytes_total{{{labels}}} 15"),
             format!("ggnet_disk_reads_total{{{labels}}} 4"),

@@ -225,7 +225,11 @@ pub fn what_dhcpd_refuses_changes_nothing(room: &mut NativeRoom, api: &Api, imag
     let second = add("after", "52:54:00:db:00:02");
     let refused = ggnet_tests::refusal(api.start_session(second.id)).unwrap();
     assert!(refused.to_string().contains("dhcpd"), "{refused}");
-    assert_eq!(room.server.sh(state).unwrap(), before);
+    // The reconciler tries again, too: while dhcpd checks that, the file holds what is tried.
+    wait::until("dhcpd and its file to be as before", wait::SHORT, || {
+        Ok((room.server.sh(state)? == before).then_some(()))
+    })
+    .unwrap();
     assert_eq!(targets(room), 1);
 
     room.server.sh("cp /root/good /etc/dhcp/dhcpd.conf").unwrap();

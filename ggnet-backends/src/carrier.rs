@@ -33,9 +33,14 @@ pub fn health(interfaces: &[String]) -> Health {
             }
         }
     }
+    judge(&why, gone, interfaces.len())
+}
+
+/// How a server on `all` interfaces is, of which `out` reach nobody; `why` says that, and what else is to be said of some.
+pub(crate) fn judge(why: &[String], out: usize, all: usize) -> Health {
     match why.join("; ") {
         none if none.is_empty() => Health::Up,
-        why if gone == interfaces.len() => Health::Down(why),
+        why if out == all => Health::Down(why),
         why => Health::Degraded(why),
     }
 }

@@ -13,6 +13,7 @@ use ggnet_backends::{
     bootfile::tftpd_hpa::{self, TftpdHpaConfig},
     dhcp::probe,
     host::{self, Finding, Level, Transport},
+    image::qemu_img::{self, QemuImgConfig},
     writeback::reflink,
 };
 use ggnet_core::{
@@ -103,8 +104,7 @@ fn look(config: &Config) -> Vec<Finding> {
 
 /// The program that converts images.
 fn converter(config: &Config) -> PathBuf {
-    let named = config.converter.settings.get("program").and_then(serde_json::Value::as_str);
-    named.unwrap_or("qemu-img").into()
+    settings::<QemuImgConfig>(qemu_img::NAME, config.converter.settings.clone()).unwrap_or_default().program
 }
 
 /// Where the database is.

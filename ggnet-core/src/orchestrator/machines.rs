@@ -6,7 +6,7 @@ use super::Orchestrator;
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{Actor, EventKind, Machine, MachineId, ResourceId, WritebackPolicy},
-    ports::{Batch, MachineFilter, PageRequest, Removal, Write},
+    ports::{Batch, Removal, Write},
 };
 
 /// A machine to register. Its id, times and revision are ours to set.
@@ -106,22 +106,14 @@ impl Orchestrator {
     /// That no other machine has its fixed address: a DHCP server would drop one of the two entries, and with it that machine's boot files.
     async fn check_fixed_address(&self, machine: &Machine) -> Result<()> {
         let Some(address) = machine.fixed_address else { return Ok(()) };
-        let mut page = PageRequest { page: 1, per_page: 1000 };
-        loop {
-            let machines = self.inner.ports.store().machines(&MachineFilter::default(), page).await?.items;
-            if let Some(other) =
-                machines.iter().find(|m| m.fixed_address == Some(address) && m.id != machine.id)
-            {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!("Machine {} has the address {address}", other.name),
-                )
-                .with_hint("Give each machine an address of its own, or none: then DHCP chooses one"));
-            }
-            if machines.is_empty() {
-                return Ok(());
-            }
-            page.page += 1;
+        let machines = self.all_machines().await?;
+        match machines.iter().find(|m| m.fixed_address == Some(address) && m.id != machine.id) {
+            None => Ok(()),
+            Some(other) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!("Machine {} has the address {address}", other.name),
+            )
+            .with_hint("Give each machine an address of its own, or none: then DHCP chooses one")),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
         Actor, ChapPair, EventKind, Generation, ImageId, ImageVersionId, Iqn, Machine, MachineId,
         MachineState, ResourceId, Session, SessionId, SessionState, StopReason, WritebackPolicy,
     },
-    ports::{Removal, TargetEndpoint, WritebackListed},
+    ports::{Removal, TargetEndpoint},
 };
 
 /// What to start.
@@ -153,9 +153,9 @@ impl Orchestrator {
         machine: &Machine,
         image: ImageId,
     ) -> Result<Option<ImageVersionId>> {
-        let Some(kept) = self.kept(&ResourceId::machine(machine.id)).await?.and_then(|w| w.base) else {
-            return Ok(None);
-        };
+        // Also one that was cut short.
+        let kept = self.inner.ports.writeback().get(&ResourceId::machine(machine.id)).await?;
+        let Some(kept) = kept.and_then(|w| w.base) else { return Ok(None) };
         let below = self.inner.ports.store().version(kept).await?.ok_or_else(|| {
             Error::new(
                 ErrorKind::Corrupt,
@@ -172,11 +172,6 @@ impl Orchestrator {
         .with_hint("Discard its kept writeback first, or assign that image again"))
     }
 
-    /// A kept writeback, when there is one; also one that was cut short.
-    pub(super) async fn kept(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
-        self.inner.ports.writeback().get(id).await
-    }
-
     /// Does the steps. The caller holds the machine's lock.
     pub(super) async fn perform_start(
         &self,
@@ -184,8 +179,8 @@ impl Orchestrator {
         mut session: Session,
         actor: &Actor,
     ) -> Result<Started> {
-        let keeps_already =
-            session.policy == WritebackPolicy::Keep && self.kept(&session.current.writeback).await?.is_some();
+        let keeps_already = session.policy == WritebackPolicy::Keep
+            && self.inner.ports.writeback().get(&session.current.writeback).await?.is_some();
         let row = self.audit(
             actor,
             "session.start",

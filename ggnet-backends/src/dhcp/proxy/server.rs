@@ -40,7 +40,7 @@ use super::{
     policy::{Port, To, decide},
 };
 use crate::{
-    carrier::Carrier,
+    carrier::{self, Carrier},
     dhcp::interface,
     log_budget::LogBudget,
     udp::{Failing, PktinfoSocket, RECEIVE_BUFFER},
@@ -165,11 +165,7 @@ fn reach(config: &ProxyDhcpConfig) -> Health {
         out += usize::from(address.is_some() || gone.is_some());
         why.extend(address.into_iter().chain(gone).chain(waiting));
     }
-    match why.join("; ") {
-        none if none.is_empty() => Health::Up,
-        why if out == config.interfaces.len() => Health::Down(why),
-        why => Health::Degraded(why),
-    }
+    carrier::judge(&why, out, config.interfaces.len())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

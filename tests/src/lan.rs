@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::api::Api;
 use crate::netns::Netns;
@@ -136,10 +136,11 @@ impl Lan {
         Ok(output.stdout)
     }
 
-    /// Asks for an address as this card's UEFI firmware does, and takes none.
+    /// Asks for an address as this card's UEFI firmware does, until an offer has come. Unlike firmware `udhcpc` takes the first offer for the
+    /// only one: whether it ends with an address depends on who was faster, the router or the server, which gives none.
     ///
     /// # Errors
-    /// `udhcpc` is not installed, or `ip` refuses.
+    /// `udhcpc` is not installed, or nobody offered anything; `ip` refuses.
     pub fn uefi_asks(&self, mac: &str) -> Result<()> {
         let n = self.taps.fetch_add(1, Ordering::Relaxed);
         let (outer, inner) = (format!("port{n}"), format!("card{n}"));
@@ -149,7 +150,9 @@ impl Lan {
         udhcpc.args(["-i", &inner, "-f", "-q", "-n", "-t", "20", "-T", "1", "-s", "/bin/true"]);
         // Options 60 and 93 (RFC 4578): a PXE client of architecture 7.
         udhcpc.args(["-V", "PXEClient:Arch:00007:UNDI:003016", "-x", "0x5d:0007"]);
-        process::run(&mut udhcpc)?;
+        let asked = process::output(&mut udhcpc)?;
+        let said = String::from_utf8_lossy(&asked.stderr);
+        ensure!(said.contains("broadcasting select"), "no offer: {said}");
         self.ns.ip(&["link", "del", &outer]).map(drop)
     }
 

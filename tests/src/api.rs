@@ -77,7 +77,8 @@ impl Api {
                 .no_proxy()
                 // A connection kept from before a restart of the server would fail the first request after it.
                 .pool_max_idle_per_host(0)
-                .timeout(Duration::from_secs(60))
+                // Not for ever; and long enough for fifty starts at once on an emulated server that shares its host.
+                .timeout(Duration::from_secs(600))
                 .build()?,
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
         })

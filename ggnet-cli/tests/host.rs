@@ -135,11 +135,20 @@ fn a_reader_of_the_log_that_hangs_holds_up_nobody() {
     drop(server);
 }
 
+/// A server that another program starts in its own place.
+fn through(starter: &[&str], server: &Command) -> Command {
+    let mut command = Command::new(starter[0]);
+    command.args(&starter[1..]).arg(server.get_program()).args(server.get_args());
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
 #[test]
 fn a_terminal_that_closes_is_a_clean_stop() {
     let (folder, address) = folder();
-    let mut command = serve(folder.path(), &address);
-    command.stdout(Stdio::null());
+    // Whoever runs the tests may ignore the signal, and hand that down.
+    let mut command = through(&["env", "--default-signal=HUP"], &serve(folder.path(), &address));
+    command.stderr(File::create(folder.path().join("log")).unwrap());
     let mut server = Running::start(command, &address);
     assert!(server.signal("HUP").success());
     let log = fs::read_to_string(folder.path().join("log")).unwrap();
@@ -149,9 +158,7 @@ fn a_terminal_that_closes_is_a_clean_stop() {
 #[test]
 fn a_server_that_is_to_outlive_its_terminal_does() {
     let (folder, address) = folder();
-    let server = serve(folder.path(), &address);
-    let mut command = Command::new("nohup");
-    command.arg(server.get_program()).args(server.get_args()).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut command = through(&["nohup"], &serve(folder.path(), &address));
     command.stderr(File::create(folder.path().join("log")).unwrap());
     let mut server = Running::start(command, &address);
     let pid = server.0.id().to_string();

@@ -7,52 +7,23 @@ use std::{
     time::Duration,
 };
 
-use super::{Orchestrator, StartRequest, pending::Turn};
+use super::{
+    Orchestrator, StartRequest,
+    boot_request::{Advertised, BootAnswer, BootRequest},
+    pending::Turn,
+};
 use crate::{
     boot_text::{
-        BootUrl, Host, SanUri,
+        Host, SanUri,
         templates::{DeclinedScript, FirstScript, MachineScript, UnknownScript},
     },
     error::{Error, ErrorKind, Result},
     nouns::{
-        Actor, BootStage, EventKind, Firmware, Generation, MacAddr, Machine, MachineState, NewEvent, Session,
+        Actor, BootStage, EventKind, Generation, MacAddr, Machine, MachineState, NewEvent, Session,
         SessionState,
     },
     ports::{Batch, TargetEndpoint},
 };
-
-/// Under which addresses this machine reaches us: the configured ones, else what its connection tells.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Advertised {
-    /// The portal's address.
-    pub portal: Host,
-    /// Where scripts and reports are, without a trailing slash: `http://192.0.2.1:8080`.
-    pub http_url: BootUrl,
-}
-
-/// A request for a boot script.
-#[derive(Clone, Debug)]
-pub struct BootRequest {
-    /// Who asks, as it says.
-    pub mac: MacAddr,
-    /// Its firmware, where the request tells.
-    pub firmware: Firmware,
-    /// From where, for the record.
-    pub peer: Option<String>,
-    /// How it reaches us.
-    pub advertised: Advertised,
-    /// False (HEAD): says what would be answered and prepares nothing.
-    pub prepare: bool,
-}
-
-/// What to answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BootAnswer {
-    /// This script.
-    Script(String),
-    /// Come again after this time: a start or stop is under way. iPXE honours 503 with Retry-After.
-    Retry(Duration),
-}
 
 /// Why a known machine is sent to its next boot device.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,6 +19,7 @@
 //! * Nothing is served before the first reconcile has ended ([`crate::ports::LoginGate::serving`]).
 
 mod boot;
+mod boot_request;
 mod config;
 mod failed_starts;
 mod generation;
@@ -49,7 +50,8 @@ use std::{
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use boot::{Advertised, BootAnswer, BootRequest, Decision, Declined, decide};
+pub use boot::{Decision, Declined, decide};
+pub use boot_request::{Advertised, BootAnswer, BootRequest};
 pub use config::{ChapPolicy, OrchestratorConfig};
 pub use images::{DeletedVersion, ImportRequest};
 pub use machines::{MachineChange, NewMachine};

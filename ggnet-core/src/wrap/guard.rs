@@ -97,7 +97,7 @@ impl Layer for Guard {
         let held = match shared.admit(&op).await {
             Ok(held) => held,
             Err(e) => {
-                shared.metrics.call(&op, "refused", asked.elapsed());
+                shared.metrics.call(op.labels(), "refused", asked.elapsed());
                 return Err(e);
             }
         };
@@ -279,7 +279,7 @@ impl Shared {
                 let e = self.timeout(&op);
                 tracing::warn!(port = op.port, backend = op.backend, operation = op.name, object = op.object, error = %e,
                     "a call passed its limit; it goes on without its caller");
-                self.metrics.call(&op, "timeout", asked.elapsed());
+                self.metrics.call(op.labels(), "timeout", asked.elapsed());
                 // Nobody may wait any more.
                 let _ = answer.send(Err(e));
                 let outcome = tries.await.err().map(|e| e.report());
@@ -295,7 +295,7 @@ impl Shared {
             Ok(_) => "ok",
             Err(e) => e.kind().as_str(),
         };
-        self.metrics.call(&op, outcome, asked.elapsed());
+        self.metrics.call(op.labels(), outcome, asked.elapsed());
         // Before the answer: the caller's next call finds turn and place free.
         drop((begun, held));
         // Nobody may wait any more.

@@ -56,7 +56,7 @@ pub(crate) use guard::Guard;
 pub use guard::OVERDUE_WAIT;
 pub use limits::{Limits, PortLimits};
 
-use crate::{error::Result, ports::Health};
+use crate::{error::Result, metrics::Labels, ports::Health};
 use pulse::Pulse;
 
 /// What a call is, as far as its limits are concerned.
@@ -94,6 +94,13 @@ pub struct Op {
     pub object: Option<String>,
     /// How far a conversion is.
     pulse: Option<Arc<Pulse>>,
+}
+
+impl Op {
+    /// What [`Metrics`](crate::metrics::Metrics) count it under.
+    fn labels(&self) -> Labels<3> {
+        [("port", self.port), ("backend", self.backend), ("operation", self.name)]
+    }
 }
 
 /// One try of a call.

@@ -8,8 +8,6 @@ use std::{fmt, io, process::ExitCode};
 use ggnet_core::{ErrorKind, api::Problem};
 use serde_json::{Value, json};
 
-use crate::output::{Format, complain};
-
 /// What every command returns.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -137,19 +135,13 @@ impl Failure {
         ExitCode::from(self.exit as u8)
     }
 
-    /// Says it on stderr: for people, or as one problem document.
-    pub fn report(&self, format: Format) {
-        if self.exit == Exit::ReaderGone {
-            return;
-        }
-        match format {
-            Format::Table => complain(&self.to_string()),
-            Format::Json => complain(&self.document().to_string()),
-        }
+    /// Whether nobody is there to be told.
+    pub fn is_reader_gone(&self) -> bool {
+        self.exit == Exit::ReaderGone
     }
 
     /// The problem document, with the exit code beside it.
-    fn document(&self) -> Value {
+    pub fn document(&self) -> Value {
         let mut document =
             serde_json::to_value(&self.problem).unwrap_or_else(|_| json!({ "detail": self.problem.detail }));
         if let Value::Object(fields) = &mut document {

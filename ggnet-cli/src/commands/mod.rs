@@ -2,6 +2,7 @@
 
 mod guest_kit;
 mod image;
+mod image_version;
 mod import;
 mod login;
 mod machine;

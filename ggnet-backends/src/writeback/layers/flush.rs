@@ -28,12 +28,11 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
-    device::Device,
     files::{Files, Open, RawFile},
     folder::full,
-    format::Header,
+    format::{DURABLE, DURABLE_NEW, Header},
+    layer::Layer,
     map::{BlockMap, DirtyPage},
-    shelf::{DURABLE, DURABLE_NEW},
 };
 
 /// What a flush needs beside the disk itself.
@@ -96,28 +95,27 @@ impl Flusher {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Flushes `device`, whose flusher this is.
-    pub(super) fn flush(device: &Device) -> io::Result<()> {
-        device.alive()?;
-        let this = &device.flusher;
-        let seen = this.begun.load(Ordering::SeqCst);
-        let mut inner = this.lock();
-        device.alive()?;
+    /// Flushes `layer`, which is the one in this flusher's folder.
+    pub(super) fn flush(&self, layer: &Layer) -> io::Result<()> {
+        layer.alive()?;
+        let seen = self.begun.load(Ordering::SeqCst);
+        let mut inner = self.lock();
+        layer.alive()?;
         if inner.done > seen {
             return Ok(());
         }
-        let number = this.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        if device.unsynced.swap(false, Ordering::AcqRel) {
-            let pages = device.map.take_dirty();
-            if let Err(failure) = inner.make_durable(device, &pages) {
-                device.map.mark_dirty(&pages);
-                device.unsynced.store(true, Ordering::Release);
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        if layer.unsynced.swap(false, Ordering::AcqRel) {
+            let pages = layer.map.take_dirty();
+            if let Err(failure) = inner.make_durable(layer, &pages) {
+                layer.map.mark_dirty(&pages);
+                layer.unsynced.store(true, Ordering::Release);
                 return Err(match failure {
                     Failure::Resources(e) => e,
                     Failure::Sync(e) => {
-                        device.fail();
+                        layer.fail();
                         // Whatever kind it was: the caller must not take it for a write that can be tried again.
-                        io::Error::other(format!("Writeback {} did not reach its disk: {e}", device.id))
+                        io::Error::other(format!("Writeback {} did not reach its disk: {e}", layer.id))
                     }
                 });
             }
@@ -129,8 +127,8 @@ impl Flusher {
 
 impl Inner {
     /// Steps 2 to 4.
-    fn make_durable(&mut self, device: &Device, pages: &[DirtyPage]) -> Result<(), Failure> {
-        device.data.sync_data().map_err(Failure::Sync)?;
+    fn make_durable(&mut self, layer: &Layer, pages: &[DirtyPage]) -> Result<(), Failure> {
+        layer.data.sync_data().map_err(Failure::Sync)?;
         match &self.durable {
             Some(file) => {
                 BlockMap::write_pages(&**file, pages).map_err(Failure::of)?;

@@ -9,10 +9,7 @@ use ggnet_core::{
 };
 
 use super::{
-    super::{
-        format::FAILED_MARK,
-        shelf::{DATA, DURABLE, HOT},
-    },
+    super::format::{DATA, DURABLE, FAILED_MARK, HOT},
     sim::Sim,
     *,
 };

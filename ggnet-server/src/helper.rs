@@ -11,7 +11,7 @@ use std::{
 };
 
 use ggnet_backends::{
-    helper::{Duties, TargetDuty, serve},
+    helper_server::{Duties, TargetDuty, serve},
     owner::Owner,
     run::SystemRunner,
     service::{Daemon, Manager, Service, ServiceConfig},

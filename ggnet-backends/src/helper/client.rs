@@ -13,7 +13,7 @@ use ggnet_core::{
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::protocol::{Action, Answer, MAX_ANSWER, Request, decode, encode, too_long};
-use crate::{service::State, target::lio_configfs::Op};
+use crate::{daemon::State, lio::Op};
 
 /// How long to wait for a place in the helper's queue.
 const CONNECT: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use ggnet_core::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use crate::{service::State, target::lio_configfs::Op};
+use crate::{daemon::State, lio::Op};
 
 /// Where the helper listens unless told otherwise.
 pub const SOCKET: &str = "/run/ggnet/helper.sock";
@@ -137,6 +137,6 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T> {
 }
 
 /// That a line is longer than it may be.
-pub(super) fn too_long(limit: usize) -> io::Error {
+pub(crate) fn too_long(limit: usize) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("longer than {limit} bytes"))
 }

@@ -4,7 +4,8 @@ use std::{os::unix::fs::MetadataExt as _, path::Path};
 
 use ggnet_backends::{
     dhcp::dnsmasq::{Dnsmasq, DnsmasqConfig},
-    helper::{Action, Duties, Helper, serve},
+    helper::{Action, Helper},
+    helper_server::{Duties, serve},
     owner::Owner,
     service::{Manager, Service, ServiceConfig},
 };

@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use ggnet_backends::{
-    helper::{Duties, TargetDuty, serve},
+    helper_server::{Duties, TargetDuty, serve},
     owner::Owner,
     target::lio_configfs::{Hook, LioConfig, LioConfigfs},
 };

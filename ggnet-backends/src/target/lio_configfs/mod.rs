@@ -20,8 +20,7 @@ pub(crate) mod plan;
 mod sessions;
 #[cfg(test)]
 pub(crate) mod tests;
-pub(crate) mod tree;
-pub(crate) mod want;
+mod want;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -37,16 +36,15 @@ use ggnet_core::{
 
 use self::{
     have::{Have, Shown, folders_in, read},
-    tree::Tree,
-    want::{Names, Want},
-};
-pub use self::{
-    plan::NOTHING,
-    tree::{Hook, Op, Value},
+    want::Want,
 };
 #[cfg(feature = "helper")]
 use crate::helper::Helper;
-use crate::turns::Turns;
+pub use crate::lio::Hook;
+use crate::{
+    lio::{Op, names::Names, tree::Tree},
+    turns::Turns,
+};
 
 /// The backend's name.
 pub const NAME: &str = "lio-configfs";

@@ -27,7 +27,7 @@ use ggnet_core::{
 use tokio::runtime::Handle;
 
 use self::tool::Tool;
-use super::lio_configfs::{Hands, Hook, LioConfig, LioConfigfs, Op};
+use super::lio_configfs::{Hands, Hook, LioConfig, LioConfigfs};
 use crate::run::SystemRunner;
 
 /// The backend's name.

@@ -17,9 +17,9 @@ use super::{
     LioConfig,
     have::{Have, Shown},
     plan,
-    tree::{Op, Tree, Value},
-    want::{Names, Want},
+    want::Want,
 };
+use crate::lio::{Op, Value, names::Names, tree::Tree};
 
 const INFO: &str = "info";
 const LIVE: &str = "InitiatorName: x\nSession State: TARG_SESS_STATE_LOGGED_IN\n";

@@ -10,7 +10,7 @@ fn a_target_is_set_up_in_order_and_enabled_last() {
     let want = lab.want(&lab.spec(chap(1, "TopSecret1234567")));
     let disk = lab.dir.path().join("disk");
     let ops = lines(&lab.plan(&want), &want);
-    let adapter = want.names.adapter(0, &want.luns[0].store);
+    let adapter = want.names.adapter(0, want.luns[0].store.plugin());
     let device = format!("{adapter}/0ddba11e.0196f0d200007000800000000000000{}.7.0", 1);
     let expected = [
         "mkdir TARGET".to_owned(),
@@ -51,7 +51,7 @@ fn a_target_is_taken_down_in_order_and_its_name_goes_last() {
     lab.ensure(&spec);
     let want = lab.want(&spec);
     let ops = plan::take_down(&want.names.target(), &lab.have(&want));
-    let adapter = want.names.adapter(0, &want.luns[0].store);
+    let adapter = want.names.adapter(0, want.luns[0].store.plugin());
     let expected = [
         "write TPG/enable \"0\"".to_owned(),
         "unlink TPG/acls/iqn.2026-11.local.ggnet:pc-1/lun_0/ggnet".into(),
@@ -111,8 +111,8 @@ fn the_serial_and_the_model_do_not_depend_on_the_generation() {
     };
     assert_eq!(wwn(&specs[0]), wwn(&specs[1]));
     assert_ne!(
-        lab.names(&specs[0].id).adapter(0, &lab.want(&specs[0]).luns[0].store),
-        lab.names(&specs[1].id).adapter(0, &lab.want(&specs[1]).luns[0].store),
+        lab.names(&specs[0].id).adapter(0, lab.want(&specs[0]).luns[0].store.plugin()),
+        lab.names(&specs[1].id).adapter(0, lab.want(&specs[1]).luns[0].store.plugin()),
     );
 }
 

@@ -28,14 +28,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
-use super::{
-    fence,
-    protocol::{Action, Answer, Failure, MAX_REQUEST, Request, decode, encode, too_long},
-};
+use super::fence;
 use crate::{
+    helper::{Action, Answer, Failure, MAX_REQUEST, Request, decode, encode, too_long},
+    lio::{Op, names::Names, tree::Tree},
     owner::Owner,
     service::Service,
-    target::lio_configfs::{Op, tree::Tree, want::Names},
     turns::Turns,
 };
 

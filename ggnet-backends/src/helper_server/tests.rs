@@ -22,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
+    helper::*,
+    lio::{Op, Value},
     owner::{Owner, Uid},
     target::lio_configfs::{
-        Op, Value,
         have::Shown,
         plan,
         tests::{Lab, chap, initiator, lines, only},

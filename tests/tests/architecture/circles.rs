@@ -29,7 +29,7 @@ pub struct Step {
 impl fmt::Display for Circle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inside = if self.inside.is_empty() { "the workspace" } else { &self.inside };
-        write!(f, "a circle in {inside}: {}", self.way.first().map_or("", |step| &step.from))?;
+        write!(f, "a circle in {inside}: {}", self.way.first().map_or("", |step| step.from.as_str()))?;
         self.way.iter().try_for_each(|step| write!(f, " → {}", step.to))?;
         writeln!(f)?;
         for Step { from, to, place: Place { at, path } } in &self.way {

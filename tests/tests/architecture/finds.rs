@@ -1,4 +1,4 @@
-//! That the search finds what it is for: small crates of source text, each with a circle put in, or with what only looks like one.
+//! Tests of the search itself, on small crates of source text: each has a circle, or something that only looks like one.
 
 use std::collections::BTreeMap;
 

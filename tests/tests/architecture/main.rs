@@ -1,22 +1,21 @@
-//! The architecture as a test: no circle between modules, folders or crates, and no long file without its reason.
+//! Checks the architecture: no circle between modules, folders or crates, and no file over 600 lines without a reason.
 //!
 //! # The rule
 //!
-//! Below every folder (and below the workspace, and beside each file with children of its own) the things that stand side by side, each
-//! with all that is below it, use each other in one direction only. So two files of a folder are no circle, two folders of a crate are none
-//! even if no two of their files are, and two crates are none.
+//! Siblings (the crates of the workspace, and the direct children of one module) must not use each other in a circle. A sibling counts
+//! with everything below it, so two folders can form a circle although no two of their files do.
 //!
-//! A module may use what its own parents define, and they may use it: that is not counted. A folder's `mod.rs` holds the words that its
-//! files share (`host::Finding`, `commands::Context`) beside what brings the files together; about a hundred files use their `mod.rs` that
-//! way, and taking all those words into files of their own would only give each folder a second `mod.rs`. A re-export is nothing by itself:
-//! what is taken from a parent counts as a use of the file that defines it.
+//! Uses between a module and its own parents are not counted. A folder's `mod.rs` both defines what its files share (`host::Finding`,
+//! `commands::Context`) and calls them: about a hundred files use their `mod.rs` in this way, and moving those definitions out would only
+//! give each folder a second `mod.rs`. A name that a parent re-exports counts as a use of the file that defines it.
 //!
 //! # What is seen
 //!
-//! Paths: imports, and every path in types, expressions, patterns and macro calls. Not seen: methods that are called on a value whose type is
-//! never named, paths in attributes, what macros put in beside the tokens that they are given. Code for tests only does not count.
+//! Paths: imports, and every path in types, expressions, patterns and macro calls, in the `src` of each crate. Not seen: methods called on
+//! a value whose type is never named, paths in attributes, and what a macro adds to the tokens it is given. Code that is compiled for
+//! tests only is left out.
 //!
-//! How it is found: `source` (one file) → `modules` (the tree, and who uses whom) → `circles`.
+//! Steps: `source` (one file) → `modules` (the tree, and who uses whom) → `circles`. `finds` tests these steps.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
 mod circles;
@@ -33,7 +32,7 @@ use std::{
 use circles::circles;
 use modules::uses;
 
-/// A circle that is known and stays for now. One that is no longer there, or has other members, fails the test.
+/// A known circle that stays for now. The test fails when it has gone or has other members.
 struct Exception {
     /// Below which module.
     inside: &'static str,

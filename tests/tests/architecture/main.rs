@@ -121,8 +121,9 @@ fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, String>) {
     for path in entries {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir() {
-            // Builds, caches and what is hidden.
-            if name != "target" && !name.starts_with('.') {
+            // Cargo builds in `target` beside a manifest; a module may have that name, too.
+            let is_build = name == "target" && folder.join("Cargo.toml").exists();
+            if !is_build && !name.starts_with('.') {
                 collect(root, &path, files);
             }
         } else if name.ends_with(".rs") || name == "Cargo.toml" {

@@ -5,7 +5,7 @@
 //! and logs. `Display` prints kind and context and never the source: the chain is printed once, by [`Error::report`].
 //! Secrets never enter an error: [`ToolFailure::argv`] is redacted by whoever builds it.
 
-use std::{error::Error as StdError, fmt};
+use std::{error::Error as StdError, fmt, sync::Arc};
 
 /// The result of every port call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -82,7 +82,7 @@ pub struct ToolFailure {
     pub stderr_tail: String,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Context {
     backend: Option<String>,
     operation: Option<&'static str>,
@@ -90,11 +90,11 @@ struct Context {
     field: Option<&'static str>,
     hint: Option<String>,
     tool: Option<ToolFailure>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 /// A failure: kind + retryable? + message + context + source.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     retryable: bool,
@@ -199,7 +199,7 @@ impl Error {
     /// The cause.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.context.source = Some(source.into());
+        self.context.source = Some(Arc::from(source.into()));
         self
     }
 

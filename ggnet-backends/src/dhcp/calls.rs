@@ -6,7 +6,7 @@ use std::{future::Future, path::PathBuf};
 use ggnet_core::{
     error::{Error, Result},
     nouns::ResourceId,
-    ports::Health,
+    ports::{DhcpChange, DhcpRefusal, Health, apply_each},
 };
 use rustix::fs::{Access, access};
 use tokio_util::task::TaskTracker;
@@ -57,6 +57,18 @@ impl Calls {
             work.await
         };
         self.whole(operation, work).await
+    }
+
+    /// Each of these changes in its machine's turn, all of them at the same time.
+    pub(super) async fn each<Work>(
+        &self,
+        changes: &[DhcpChange],
+        one: impl Fn(DhcpChange) -> Work,
+    ) -> Vec<DhcpRefusal>
+    where
+        Work: Future<Output = Result<()>> + Send + 'static,
+    {
+        apply_each(changes, |change| self.in_turn("apply", change.id(), one(change.clone()))).await
     }
 
     /// Waits for the calls that have begun; no other may begin.

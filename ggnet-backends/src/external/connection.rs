@@ -252,7 +252,7 @@ impl Connection {
         };
         if answer.protocol != PROTOCOL {
             return refused(format!(
-                "it speaks version {} of the protocol, and we speak {PROTOCOL}",
+                "it speaks version {} of the protocol, and we speak {PROTOCOL} (docs/backend-authors.md says what changed)",
                 answer.protocol
             ));
         }

@@ -11,7 +11,7 @@ use ggnet_backends::{
 };
 use ggnet_core::{
     ErrorKind, Result,
-    ports::{DhcpBackend as _, Health, Removal},
+    ports::{DhcpBackend as _, DhcpBackendExt as _, Health},
     testkit::suite::run,
 };
 use tokio::net::UnixListener;
@@ -80,7 +80,7 @@ fn dnsmasq_is_watched_started_and_restarted_by_the_helper() {
             tokio::task::block_in_place(|| assert_boots(&on_link.link, &one));
             let starts = || on_link.log().matches(": started, version").count();
             assert_eq!(starts(), 1);
-            backend.remove(&one.id, Removal::IfIdle).await.unwrap();
+            backend.remove(&one.id).await.unwrap();
             assert_eq!(starts(), 2, "restarted once: {}", on_link.log());
             tokio::task::block_in_place(|| {
                 assert_does_not_boot(&on_link.link, one.macs[0]);

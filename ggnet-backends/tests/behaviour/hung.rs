@@ -13,7 +13,7 @@ use ggnet_core::{
     ErrorKind,
     metrics::Registry,
     orchestrator::{Backends, Ports},
-    ports::{DhcpBackend, Health, Removal, SystemClock},
+    ports::{DhcpBackend, DhcpBackendExt as _, Health, SystemClock},
     testkit::{
         memory::{MemoryBootFiles, MemoryConverter, MemoryStore, MemoryTargets, MemoryWritebacks},
         suite::{instance, run},
@@ -87,12 +87,12 @@ pub async fn suspended(dhcp: Arc<dyn DhcpBackend>, pid_file: &Path, removed: Dur
     // It does not end when it is asked to, and is killed after 20 s: longer than the limit here. The removal does come to its end.
     let _stopped = Suspended::by(pid_file);
     let id = host(11).id;
-    let e = ports.dhcp().remove(&id, Removal::Force).await.unwrap_err();
+    let e = ports.dhcp().remove(&id).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Timeout, "{}", e.report());
     let e = ports.dhcp().ensure(&host(11)).await.unwrap_err();
     assert!(e.message().contains("still busy with an earlier call"), "{e}");
     let gone = async {
-        while ports.dhcp().remove(&id, Removal::Force).await.is_err() {
+        while ports.dhcp().remove(&id).await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };

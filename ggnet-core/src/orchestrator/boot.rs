@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Orchestrator, StartRequest,
+    Orchestrator,
     boot_request::{Advertised, BootAnswer, BootRequest},
     pending::Turn,
 };
@@ -19,7 +19,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     nouns::{
-        Actor, BootStage, EventKind, Generation, MacAddr, Machine, MachineState, NewEvent, Session,
+        Actor, BootStage, EventKind, Generation, MacAddr, Machine, MachineState, Name, NewEvent, Session,
         SessionState,
     },
     ports::{Batch, TargetEndpoint},
@@ -166,9 +166,8 @@ impl Orchestrator {
         if let Some(wait) = self.inner.failed_starts.wait(machine.id) {
             return Ok(BootAnswer::Retry(wait));
         }
-        let actor = Actor::Machine { mac: request.mac, address: request.peer.clone() };
-        let start = StartRequest { machine: machine.id, image: None, actor: actor.clone() };
-        let prepared = match self.prepare_start(&start).await {
+        let (id, actor) = (machine.id, Actor::Machine { mac: request.mac, address: request.peer.clone() });
+        let prepared = match self.prepare_start(machine.clone(), None).await {
             Ok(prepared) => prepared,
             // The image is not ready, or the kept writeback belongs to another: nothing a machine could wait for.
             Err(e) if e.kind() == ErrorKind::Conflict => {
@@ -177,26 +176,27 @@ impl Orchestrator {
             }
             Err(e) => return Err(e),
         };
-        let started = match self.perform_start(prepared.0, prepared.1, &actor).await {
+        let started = match self.perform_start(prepared, &actor).await {
             Ok(started) => {
-                self.inner.failed_starts.forget(start.machine);
+                self.inner.failed_starts.forget(id);
                 started
             }
             Err(e) => {
-                self.inner.failed_starts.add(start.machine);
+                self.inner.failed_starts.add(id);
                 return Err(e);
             }
         };
-        let generation = started.session.current.clone();
-        self.script_read(&started.session, &generation).await?;
+        let generation = &started.session.current;
+        self.script_read(&started.session, generation).await?;
+        let boots = Boots { image: started.image.name, version: started.version.number };
         let script = self.script(
             &started.machine,
-            &started.session,
-            &generation,
+            (&started.session, generation),
+            boots,
             &started.endpoint,
             &request.advertised,
         );
-        Ok(BootAnswer::Script(script.await?))
+        Ok(BootAnswer::Script(script?))
     }
 
     async fn answer_continue(
@@ -205,18 +205,22 @@ impl Orchestrator {
         machine: Machine,
         mut session: Session,
     ) -> Result<BootAnswer> {
-        let generation = if request.prepare {
+        let (generation, made) = if request.prepare {
             self.commit_before_boot(&mut session).await?;
             self.generation_for_boot(&machine, &mut session).await?
         } else {
-            session.next.clone().unwrap_or_else(|| session.current.clone())
+            (session.next.clone().unwrap_or_else(|| session.current.clone()), None)
         };
-        let endpoint = self.ensure_generation(&session, &generation).await?;
+        let endpoint = match made {
+            Some(endpoint) => endpoint,
+            None => self.endpoint_of(&session, &generation).await?,
+        };
         if request.prepare {
             self.script_read(&session, &generation).await?;
         }
-        let script = self.script(&machine, &session, &generation, &endpoint, &request.advertised).await?;
-        Ok(BootAnswer::Script(script))
+        let boots = self.boots(&generation).await?;
+        let of = (&session, &generation);
+        Ok(BootAnswer::Script(self.script(&machine, of, boots, &endpoint, &request.advertised)?))
     }
 
     async fn script_read(&self, session: &Session, generation: &Generation) -> Result<()> {
@@ -272,7 +276,7 @@ impl Orchestrator {
         let (this, id, advertised) = (self.clone(), session.id, advertised.clone());
         let machine = session.machine;
         self.run(async move {
-            // A target's port is only known from `ensure`, and an `ensure` beside a stop would bring back what the stop removed.
+            // What is lacking is made, and that beside a stop would bring back what the stop removed.
             let _guard = this.inner.locks.lock(&machine).await;
             let store = this.inner.ports.store();
             let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
@@ -286,9 +290,10 @@ impl Orchestrator {
             let machine =
                 store.machine(machine).await?.ok_or_else(|| Error::not_found("machine", machine))?;
             let generation = session.next.as_ref().unwrap_or(&session.current);
-            let endpoint = this.ensure_generation(&session, generation).await?;
+            let endpoint = this.endpoint_of(&session, generation).await?;
             let uri = this.san_uri(&session, generation, &endpoint, &advertised)?;
-            Ok((this.script(&machine, &session, generation, &endpoint, &advertised).await?, uri))
+            let boots = this.boots(generation).await?;
+            Ok((this.script(&machine, (&session, generation), boots, &endpoint, &advertised)?, uri))
         })
         .await
     }
@@ -309,30 +314,41 @@ impl Orchestrator {
         })
     }
 
-    async fn script(
-        &self,
-        machine: &Machine,
-        session: &Session,
-        generation: &Generation,
-        endpoint: &TargetEndpoint,
-        advertised: &Advertised,
-    ) -> Result<String> {
+    /// What a generation boots.
+    async fn boots(&self, generation: &Generation) -> Result<Boots> {
         let store = self.inner.ports.store();
         let image = store.image(generation.image).await?;
         let image = image.ok_or_else(|| Error::not_found("image", generation.image))?;
         let version = store.version(generation.version).await?;
+        Ok(Boots { image: image.name, version: version.map_or(0, |v| v.number) })
+    }
+
+    fn script(
+        &self,
+        machine: &Machine,
+        (session, generation): (&Session, &Generation),
+        boots: Boots,
+        endpoint: &TargetEndpoint,
+        advertised: &Advertised,
+    ) -> Result<String> {
         let mac = machine.primary_mac()?;
         self.inner.templates.machine(&MachineScript {
             machine: machine.name.clone(),
             mac,
-            image: image.name,
-            version: version.map_or(0, |v| v.number),
+            image: boots.image,
+            version: boots.version,
             san: self.san_uri(session, generation, endpoint, advertised)?,
             initiator: session.initiator.clone(),
             chap: generation.chap.clone(),
             report_url: advertised.http_url.join(&format!("boot/{}/report", mac.hyphenated()))?,
         })
     }
+}
+
+/// What a script says that it boots, for the machine's screen.
+struct Boots {
+    image: Name,
+    version: u32,
 }
 
 /// The port of the portal that a machine finds at this address: the one that listens there, or on every address. An address where none listens

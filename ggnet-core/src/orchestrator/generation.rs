@@ -21,7 +21,7 @@ use super::Orchestrator;
 use crate::{
     error::{ErrorKind, Result},
     nouns::{EventKind, Generation, Machine, Session, SessionId, SessionState, WritebackPolicy},
-    ports::{Login, LoginGate, LoginVerdict, Removal},
+    ports::{Login, LoginGate, LoginVerdict, Removal, TargetEndpoint},
 };
 
 /// How long prepared generations have waited for their login: since this process first saw each. Not by the time of day, which a machine
@@ -47,17 +47,18 @@ impl Unused {
 }
 
 impl Orchestrator {
-    /// The generation that the machine's next boot uses; prepares it when there is none. The caller holds the machine's lock.
+    /// The generation that the machine's next boot uses; prepares it when there is none, and then says how its target is reached, too. The
+    /// caller holds the machine's lock.
     pub(super) async fn generation_for_boot(
         &self,
         machine: &Machine,
         session: &mut Session,
-    ) -> Result<Generation> {
+    ) -> Result<(Generation, Option<TargetEndpoint>)> {
         let (image, version) = match session.policy {
             WritebackPolicy::Keep => (session.current.image, session.current.version),
             WritebackPolicy::Discard => {
                 match self.version_to_boot(machine, session.chosen_image, session.policy).await {
-                    Ok(found) => found,
+                    Ok(found) => (found.image.id, found.version.id),
                     // Nothing else can be booted (the machine's image was taken from it, or has no version that is ready): what it ran so far.
                     Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
                         (session.current.image, session.current.version)
@@ -68,11 +69,11 @@ impl Orchestrator {
         };
         // Nobody has used the current one: it is still the next boot's.
         if session.current.committed_at.is_none() && session.current.version == version {
-            return Ok(session.current.clone());
+            return Ok((session.current.clone(), None));
         }
         if let Some(next) = &session.next {
             if next.version == version {
-                return Ok(next.clone());
+                return Ok((next.clone(), None));
             }
             // Prepared for a version that is no longer wanted, and never used: unless somebody logs in just now.
             self.drop_next(session, Removal::IfIdle).await?;
@@ -82,17 +83,20 @@ impl Orchestrator {
         session.next = Some(generation.clone());
         session.last_generation = number;
         // Recorded before it is made: a crash in between leaves a record that the reconciler completes, never an unknown object.
-        {
+        let version = {
             let _image = self.inner.image_lock.read().await;
-            self.base(version).await?;
+            let version = self.ready_version(version).await?;
             self.record_session(session, EventKind::GenerationPrepared { number }, None).await?;
             self.inner.unused.waited(session.id, number);
+            version
+        };
+        match self.ensure_generation_over(session, &generation, &version).await {
+            Ok(endpoint) => Ok((generation, Some(endpoint))),
+            Err(e) => {
+                self.drop_next(session, Removal::Force).await?;
+                Err(e)
+            }
         }
-        if let Err(e) = self.ensure_generation(session, &generation).await {
-            self.drop_next(session, Removal::Force).await?;
-            return Err(e);
-        }
-        Ok(generation)
     }
 
     /// Removes the prepared generation. `Busy` when somebody has logged in to it and `how` spares that. The caller holds the machine's

@@ -81,7 +81,7 @@ impl Orchestrator {
                 && (after.image, after.writeback) != (before.image, before.writeback)
                 && let Some(image) = after.image
             {
-                this.kept_over(&after, image).await?;
+                this.check_kept(&after, image).await?;
             }
             let addresses = this.inner.address_lock.lock().await;
             if after.fixed_address != before.fixed_address {

@@ -21,6 +21,7 @@
 mod boot;
 mod boot_request;
 mod config;
+mod dhcp_changes;
 mod failed_starts;
 mod generation;
 mod images;
@@ -94,6 +95,7 @@ struct Inner {
     unused: generation::Unused,
     strangers: strangers::Strangers,
     failed_starts: failed_starts::FailedStarts,
+    dhcp_changes: dhcp_changes::DhcpChanges,
     events: broadcast::Sender<Event>,
     observations: observation_queue::ObservationQueue,
     serving: AtomicBool,
@@ -133,6 +135,7 @@ impl Orchestrator {
                 unused: generation::Unused::default(),
                 strangers: strangers::Strangers::default(),
                 failed_starts: failed_starts::FailedStarts::default(),
+                dhcp_changes: dhcp_changes::DhcpChanges::default(),
                 events,
                 observations: observation_queue::ObservationQueue::default(),
                 serving: AtomicBool::new(false),

@@ -10,23 +10,23 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use tokio::sync::Semaphore;
 
 use super::{Orchestrator, StopRequest, pruning::Pruning};
 use crate::{
     error::{Error, ErrorKind, Result},
+    keyed_locks::KeyGuard,
     nouns::{
         EventKind, Generation, Machine, MachineId, ResourceId, Session, SessionState, StopReason,
         WritebackPolicy,
     },
-    ports::{Batch, Completeness, Listed, LoginVisibility, MachineFilter, PageRequest, Removal, SpecDigest},
+    ports::{
+        Batch, Completeness, DhcpChange, DhcpHost, Listed, LoginVisibility, MachineFilter, PageRequest,
+        Removal, SpecDigest,
+    },
 };
 
 /// How many machines are worked on at once.
 const PARALLEL: usize = 16;
-/// How many of them the DHCP server is told of at once. Far more: a daemon that is restarted for a change is then restarted for all
-/// of them together. With sixteen at a time a hundred machines were seven restarts of dhcpd.
-const TOLD: usize = 256;
 /// How soon a first round that could not see the store or the targets is tried again; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 
@@ -168,11 +168,16 @@ impl Orchestrator {
                 Err(e) => report.trouble.push(format!("imports: {}", e.report())),
             }
         }
-        let (world, slots) = (&world, &Semaphore::new(PARALLEL));
-        let rounds = stream::iter(work)
-            .map(|machine| async move { self.reconcile_machine(machine, world, slots).await });
-        let rounds: Vec<_> = rounds.buffer_unordered(TOLD).collect().await;
-        rounds.into_iter().for_each(|r| report.add(r));
+        let world = &world;
+        let rounds =
+            stream::iter(work).map(|machine| async move { self.reconcile_machine(machine, world).await });
+        let rounds: Vec<_> = rounds.buffer_unordered(PARALLEL).collect().await;
+        let mut untold = Vec::new();
+        for (machine, done, is_untold) in rounds {
+            report.add(done);
+            untold.extend(is_untold.then_some(machine));
+        }
+        self.reconcile_dhcp(untold, world, &mut report).await;
         self.reconcile_manual_targets(world, &mut report).await;
         if report.made + report.removed + report.ended > 0 && self.is_serving() {
             let action = format!("made {}, removed {}, ended {}", report.made, report.removed, report.ended);
@@ -226,23 +231,27 @@ impl Orchestrator {
         world
     }
 
-    async fn reconcile_machine(&self, id: MachineId, world: &World, slots: &Semaphore) -> ReconcileReport {
+    /// Also says whether DHCP has to be told of this machine.
+    async fn reconcile_machine(&self, id: MachineId, world: &World) -> (MachineId, ReconcileReport, bool) {
         let mut report = ReconcileReport::default();
-        let slot = slots.acquire().await;
-        // A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
-        let guard = match self.inner.locks.try_lock(&id) {
+        let Some(_guard) = self.lock_to_reconcile(id).await else { return (id, report, false) };
+        let done = self.reconcile_locked(id, world, &mut report).await;
+        let is_untold = match &done {
+            Ok(wanted) => {
+                world.having_dhcp(id, wanted.as_ref().map(Self::dhcp_host).as_ref()) != Having::Same
+            }
+            Err(_) => false,
+        };
+        report.note(&format!("machine {id}"), done.map(|_| ()));
+        (id, report, is_untold)
+    }
+
+    /// A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
+    async fn lock_to_reconcile(&self, id: MachineId) -> Option<KeyGuard> {
+        match self.inner.locks.try_lock(&id) {
             None if !self.is_serving() => Some(self.inner.locks.lock(&id).await),
             guard => guard,
-        };
-        let Some(_guard) = guard else { return report };
-        let done = self.reconcile_locked(id, world, &mut report).await;
-        drop(slot);
-        let done = match done {
-            Ok(wanted) => self.reconcile_dhcp(id, wanted, world, &mut report).await,
-            Err(e) => Err(e),
-        };
-        report.note(&format!("machine {id}"), done);
-        report
+        }
     }
 
     /// All but the DHCP server; returns the machine if it should be known there.
@@ -340,8 +349,7 @@ impl Orchestrator {
     }
 
     fn having_target(&self, session: &Session, generation: &Generation, world: &World) -> Result<Having> {
-        // The digest needs no disk, only its key: what `ensure` would compare.
-        let spec = self.target_spec(session, generation, Self::no_disk())?;
+        let spec = self.target_spec(session, generation)?;
         Ok(Having::of(world.targets.as_ref(), &spec.id, spec.digest()))
     }
 
@@ -407,26 +415,47 @@ impl Orchestrator {
         Ok(())
     }
 
-    async fn reconcile_dhcp(
-        &self,
-        id: MachineId,
-        wanted: Option<Machine>,
-        world: &World,
-        report: &mut ReconcileReport,
-    ) -> Result<()> {
-        let (id, dhcp) = (ResourceId::machine(id), self.inner.ports.dhcp());
-        if let Some(machine) = wanted {
-            let host = Self::dhcp_host(&machine);
-            let having = Having::of(world.dhcp.as_ref(), &id, host.digest());
-            if having != Having::Same {
-                dhcp.ensure(&host).await?;
+    /// Tells DHCP of these machines in one set, under the locks of all of them: a daemon that must be restarted is restarted once.
+    async fn reconcile_dhcp(&self, machines: Vec<MachineId>, world: &World, report: &mut ReconcileReport) {
+        let (mut guards, mut changes, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for id in machines {
+            // Nobody waits for a second machine's lock while holding one, so these may be taken one after the other.
+            let Some(guard) = self.lock_to_reconcile(id).await else { continue };
+            // Again under the lock: it may have been changed, started or stopped meanwhile.
+            let wanted = match self.wanted_in_dhcp(id).await {
+                Ok(wanted) => wanted,
+                Err(e) => {
+                    report.note(&format!("machine {id}"), Err(e));
+                    continue;
+                }
+            };
+            let having = world.having_dhcp(id, wanted.as_ref());
+            if having == Having::Same {
+                continue;
             }
-            report.made += u64::from(having == Having::Other);
-        } else if world.dhcp.as_ref().is_some_and(|d| d.contains_key(&id)) {
-            dhcp.remove(&id, Removal::Force).await?;
-            report.removed += 1;
+            names.push((id, wanted.is_some(), having));
+            let whole = ResourceId::machine(id);
+            changes.push(wanted.map_or(DhcpChange::Remove(whole), DhcpChange::Ensure));
+            guards.push(guard);
         }
-        Ok(())
+        if changes.is_empty() {
+            return;
+        }
+        let outcomes = self.change_all_dhcp(changes).await;
+        drop(guards);
+        for ((id, wanted, having), outcome) in names.into_iter().zip(outcomes) {
+            if report.note(&format!("machine {id}"), outcome) {
+                report.made += u64::from(wanted && having == Having::Other);
+                report.removed += u64::from(!wanted);
+            }
+        }
+    }
+
+    async fn wanted_in_dhcp(&self, id: MachineId) -> Result<Option<DhcpHost>> {
+        let store = self.inner.ports.store();
+        let Some(machine) = store.machine(id).await? else { return Ok(None) };
+        let live = store.live_session(id).await?.is_some();
+        Ok(Self::wants_boot(&machine, live).then(|| Self::dhcp_host(&machine)))
     }
 
     /// Removes what backends have of this machine and nobody wants: targets before writebacks, so that no disk is taken from under
@@ -467,7 +496,7 @@ impl Orchestrator {
         }
         let whole = ResourceId::machine(id);
         if world.boot_files.as_ref().is_some_and(|b| b.contains_key(&whole)) {
-            p.boot_files().remove(&whole, Removal::Force).await?;
+            p.boot_files().remove(&whole).await?;
             report.removed += 1;
         }
         Ok(())
@@ -480,7 +509,7 @@ impl Orchestrator {
             Err(e) => return report.trouble.push(format!("manual targets: {}", e.report())),
         };
         for target in &wanted {
-            let having = match self.manual_target_with(target, Self::no_disk()) {
+            let having = match self.manual_target_spec(target) {
                 Ok(spec) => Having::of(Some(listed), &spec.id, spec.digest()),
                 Err(e) => {
                     report.note(&format!("target {}", target.name), Err(e));
@@ -490,10 +519,7 @@ impl Orchestrator {
             if having == Having::Same {
                 continue;
             }
-            let made = match self.manual_target_spec(target).await {
-                Ok(spec) => self.inner.ports.target().ensure(&spec).await.map(|_| ()),
-                Err(e) => Err(e),
-            };
+            let made = self.ensure_manual_target(target).await.map(|_| ());
             if report.note(&format!("target {}", target.name), made) {
                 report.made += u64::from(having == Having::Other);
             }
@@ -519,6 +545,16 @@ impl Orchestrator {
 }
 
 impl World {
+    /// How DHCP has a machine beside how it should have it; none: not at all.
+    fn having_dhcp(&self, id: MachineId, wanted: Option<&DhcpHost>) -> Having {
+        let whole = ResourceId::machine(id);
+        match wanted {
+            Some(host) => Having::of(self.dhcp.as_ref(), &whole, host.digest()),
+            None if self.dhcp.as_ref().is_some_and(|dhcp| dhcp.contains_key(&whole)) => Having::Other,
+            None => Having::Same,
+        }
+    }
+
     fn owners(&self) -> HashSet<MachineId> {
         let ids = self.targets.iter().flat_map(|t| t.keys());
         let ids = ids.chain(self.writebacks.iter().flatten());

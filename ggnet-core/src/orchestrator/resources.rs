@@ -4,16 +4,15 @@ use std::path::PathBuf;
 
 use super::Orchestrator;
 use crate::{
-    block::Disk,
     boot_text::templates::ChainScript,
     error::{Error, ErrorKind, Result},
     nouns::{
-        Generation, ImageVersionId, Iqn, Machine, ManualTarget, ResourceId, Session, VersionState,
-        WritebackPolicy,
+        Generation, ImageVersion, ImageVersionId, Iqn, Machine, ManualTarget, ResourceId, Session,
+        VersionState, WritebackPolicy,
     },
     ports::{
-        Access, BaseImage, BootBundle, DhcpHost, LunSpec, Removal, SpecDigest, TargetEndpoint, TargetSpec,
-        WritebackSpec,
+        Access, BaseImage, BootBundle, DhcpChange, DhcpHost, LunDisks, LunSpec, Removal, SpecDigest,
+        TargetEndpoint, TargetSpec, WritebackSpec,
     },
 };
 
@@ -32,18 +31,19 @@ impl Orchestrator {
         }
     }
 
-    pub(super) async fn writeback_spec(&self, generation: &Generation) -> Result<WritebackSpec> {
-        Ok(WritebackSpec { id: generation.writeback.clone(), base: self.base(generation.version).await? })
-    }
-
-    pub(super) async fn base(&self, id: ImageVersionId) -> Result<BaseImage> {
+    /// A version that can be booted.
+    pub(super) async fn ready_version(&self, id: ImageVersionId) -> Result<ImageVersion> {
         let version = self.inner.ports.store().version(id).await?;
         let version = version.ok_or_else(|| Error::not_found("image version", id))?;
         if version.state != VersionState::Ready {
             return Err(Error::new(ErrorKind::Conflict, format!("Image version {id} is not ready"))
                 .with_hint("Wait until its import has ended, or boot another version"));
         }
-        Ok(BaseImage { version: id, path: self.version_path(id), size_bytes: version.size_bytes })
+        Ok(version)
+    }
+
+    fn base(&self, version: &ImageVersion) -> BaseImage {
+        BaseImage { version: version.id, path: self.version_path(version.id), size_bytes: version.size_bytes }
     }
 
     /// The IQN of a generation's target.
@@ -51,18 +51,12 @@ impl Orchestrator {
         Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &session.target(generation))
     }
 
-    pub(super) fn target_spec(
-        &self,
-        session: &Session,
-        generation: &Generation,
-        disk: Disk,
-    ) -> Result<TargetSpec> {
+    pub(super) fn target_spec(&self, session: &Session, generation: &Generation) -> Result<TargetSpec> {
         Ok(TargetSpec {
             id: session.target(generation),
             iqn: self.target_iqn(session, generation)?,
             luns: vec![LunSpec {
                 number: 0,
-                disk,
                 disk_key: generation.writeback.to_string(),
                 // Of the machine and the LUN, never of the generation.
                 serial: SpecDigest::of([session.machine.simple().as_bytes(), b"lun0"]).short(),
@@ -76,13 +70,36 @@ impl Orchestrator {
         })
     }
 
+    /// How a generation's target is reached. What is there is not touched; what is lacking is made.
+    pub(super) async fn endpoint_of(
+        &self,
+        session: &Session,
+        generation: &Generation,
+    ) -> Result<TargetEndpoint> {
+        match self.inner.ports.target().endpoint(&session.target(generation)).await? {
+            Some(endpoint) => Ok(endpoint),
+            None => self.ensure_generation(session, generation).await,
+        }
+    }
+
     /// Makes a generation's writeback and target exist.
     pub(super) async fn ensure_generation(
         &self,
         session: &Session,
         generation: &Generation,
     ) -> Result<TargetEndpoint> {
-        let spec = self.writeback_spec(generation).await?;
+        let version = self.ready_version(generation.version).await?;
+        self.ensure_generation_over(session, generation, &version).await
+    }
+
+    /// The same where the generation's version was read already.
+    pub(super) async fn ensure_generation_over(
+        &self,
+        session: &Session,
+        generation: &Generation,
+        version: &ImageVersion,
+    ) -> Result<TargetEndpoint> {
+        let spec = WritebackSpec { id: generation.writeback.clone(), base: self.base(version) };
         let written = match session.policy {
             // One disk for all generations of the session, and for the sessions before it.
             WritebackPolicy::Keep => session.current.committed_at,
@@ -101,8 +118,8 @@ impl Orchestrator {
             .with_source(e),
             _ => e,
         })?;
-        let spec = self.target_spec(session, generation, disk)?;
-        self.inner.ports.target().ensure(&spec).await
+        let spec = self.target_spec(session, generation)?;
+        self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
     }
 
     /// A machine has booted from this disk: what it wrote must be there. An empty disk in its place, made without a word, would be the loss
@@ -165,32 +182,28 @@ impl Orchestrator {
         let (id, p) = (ResourceId::machine(machine.id), &self.inner.ports);
         if Self::wants_boot(machine, live) {
             p.boot_files().ensure(&self.boot_bundle(machine)?).await?;
-            p.dhcp().ensure(&Self::dhcp_host(machine)).await
+            self.change_dhcp(DhcpChange::Ensure(Self::dhcp_host(machine))).await
         } else {
-            p.dhcp().remove(&id, Removal::Force).await?;
-            p.boot_files().remove(&id, Removal::Force).await
+            self.change_dhcp(DhcpChange::Remove(id.clone())).await?;
+            p.boot_files().remove(&id).await
         }
     }
 
-    pub(super) async fn manual_target_spec(&self, target: &ManualTarget) -> Result<TargetSpec> {
-        let base = self.base(target.version).await?;
+    /// Makes a manual target exist, over its version's own bytes.
+    pub(super) async fn ensure_manual_target(&self, target: &ManualTarget) -> Result<TargetEndpoint> {
+        let base = self.base(&self.ready_version(target.version).await?);
         let disk = self.inner.ports.writeback().open_base(&base).await?;
-        self.manual_target_with(target, disk)
+        let spec = self.manual_target_spec(target)?;
+        self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
     }
 
-    /// Stands for a disk where only the spec's digest is wanted, which does not depend on it.
-    pub(super) fn no_disk() -> Disk {
-        Disk::Device { path: PathBuf::new() }
-    }
-
-    pub(super) fn manual_target_with(&self, target: &ManualTarget, disk: Disk) -> Result<TargetSpec> {
+    pub(super) fn manual_target_spec(&self, target: &ManualTarget) -> Result<TargetSpec> {
         let id = ResourceId::manual(target.id);
         let key = format!("version-{}", target.version);
         Ok(TargetSpec {
             iqn: Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &id)?,
             luns: vec![LunSpec {
                 number: 0,
-                disk,
                 serial: SpecDigest::of([id.as_str().as_bytes()]).short(),
                 disk_key: key,
                 read_only: true,

@@ -4,6 +4,8 @@
 //! machine; a version in use by a live session, a pin or a manual target cannot be deleted; a record changes only over the revision
 //! it was read with. A batch that would break one is `Conflict` and changes nothing.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -175,7 +177,16 @@ pub struct SessionCounts {
     pub failed: u64,
 }
 
-/// Persistence. Lists are ordered: machines, images and targets by name, versions by number, sessions newest first, seen machines
+/// Names of machines and images, by their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Of machines.
+    pub machines: HashMap<MachineId, Name>,
+    /// Of images.
+    pub images: HashMap<ImageId, Name>,
+}
+
+/// Persistence. A method that is added later has a default, made of the others. Lists are ordered: machines, images and targets by name, versions by number, sessions newest first, seen machines
 /// by last sight (newest first), events by `seq`.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
@@ -222,6 +233,19 @@ pub trait Store: Send + Sync + 'static {
     async fn sessions(&self, filter: &SessionFilter, page: PageRequest) -> Result<Page<Session>>;
     /// The counters.
     async fn session_counts(&self) -> Result<SessionCounts>;
+
+    /// The names of these machines and images, for a page that shows them; those that are not there are left out. At most a page's worth
+    /// (1000) of each. By itself a read for each; a store that can does it in one.
+    async fn names(&self, machines: &[MachineId], images: &[ImageId]) -> Result<Names> {
+        let mut names = Names::default();
+        for id in machines {
+            names.machines.extend(self.machine(*id).await?.map(|machine| (*id, machine.name)));
+        }
+        for id in images {
+            names.images.extend(self.image(*id).await?.map(|image| (*id, image.name)));
+        }
+        Ok(names)
+    }
 
     /// A manual target.
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>>;

@@ -52,7 +52,7 @@ struct Shared {
 }
 
 /// What a call holds until it ends.
-type Held = (Option<KeyGuard>, Option<OwnedSemaphorePermit>);
+type Held = (Vec<KeyGuard>, Option<OwnedSemaphorePermit>);
 
 impl Class {
     /// Whether calls of this class count among those in flight.
@@ -155,11 +155,18 @@ impl Late {
 
 /// Names a call for people.
 fn what(op: &Op) -> String {
-    match &op.object {
-        Some(object) if op.class != Class::Health => {
-            format!("{} {} {} of {object}", op.port, op.backend, op.name)
+    let of = if op.class == Class::Health { String::new() } else { op.of() };
+    format!("{} {} {}{of}", op.port, op.backend, op.name)
+}
+
+impl Op {
+    /// Names what it changes, for people.
+    pub(super) fn of(&self) -> String {
+        match self.objects.as_slice() {
+            [] => String::new(),
+            [object] => format!(" of {object}"),
+            [first, others @ ..] => format!(" of {first} and {} more", others.len()),
         }
-        _ => format!("{} {} {}", op.port, op.backend, op.name),
     }
 }
 
@@ -172,10 +179,10 @@ impl Shared {
     /// Waits for everything that a call needs before it may begin.
     async fn admit(&self, op: &Op) -> Result<Held> {
         let until = Instant::now() + self.limits.of(op.class);
-        let (mut turn, mut place) = (None, None);
-        if let Some(object) = &op.object {
+        let (mut turns, mut place) = (Vec::with_capacity(op.objects.len()), None);
+        for object in &op.objects {
             let blocked = |calls: &Calls| calls.left(on(object));
-            turn = Some(self.wait(op, until, self.turns.lock(object.as_str()), blocked).await?);
+            turns.push(self.wait(op, until, self.turns.lock(object.as_str()), blocked).await?);
         }
         if op.class == Class::Commit {
             let blocked = |calls: &Calls| calls.left(commit);
@@ -188,7 +195,7 @@ impl Shared {
             // The semaphore is never closed.
             place = self.wait(op, until, free, blocked).await?.ok();
         }
-        Ok((turn, place))
+        Ok((turns, place))
     }
 
     /// Waits for `thing`; not for long where a call that nobody waits for stands in the way, and never beyond `until`.
@@ -277,13 +284,13 @@ impl Shared {
                 let_go.store(true, Ordering::Release);
                 begun.is_overdue();
                 let e = self.timeout(&op);
-                tracing::warn!(port = op.port, backend = op.backend, operation = op.name, object = op.object, error = %e,
+                tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects, error = %e,
                     "a call passed its limit; it goes on without its caller");
                 self.metrics.call(op.labels(), "timeout", asked.elapsed());
                 // Nobody may wait any more.
                 let _ = answer.send(Err(e));
                 let outcome = tries.await.err().map(|e| e.report());
-                tracing::warn!(port = op.port, backend = op.backend, operation = op.name, object = op.object,
+                tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects,
                     took = ?asked.elapsed(), error = outcome, "a call that had passed its limit has ended");
                 return;
             }

@@ -82,7 +82,7 @@ async fn dhcp_and_boot_files_follow_a_machine() {
     p.assert_empty("it has nothing to boot").await;
     p.update(&machine, move |m| m.image = Some(image)).await;
     // A backend that is down does not undo the record; the reconciler brings it in line.
-    p.plan.add(Fault::on("dhcp.ensure").fails(ErrorKind::Unavailable));
+    p.plan.add(Fault::on("dhcp.apply").fails(ErrorKind::Unavailable));
     p.update(&machine, |m| m.macs = vec![mac(78)]).await;
     p.plan.clear();
     p.reconcile().await;

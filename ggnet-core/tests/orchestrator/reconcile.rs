@@ -7,8 +7,8 @@ use ggnet_core::{
     nouns::{Actor, EventKind, Machine, MachineId, ResourceId, SessionState, StopReason, WritebackPolicy},
     orchestrator::NewTarget,
     ports::{
-        BaseImage, BootBundle, BootFileStore as _, DhcpBackend as _, DhcpHost, Removal, Store as _,
-        TargetBackend as _, WritebackSpec, WritebackStore as _,
+        BaseImage, BootBundle, BootFileStore as _, DhcpBackend as _, DhcpBackendExt as _, DhcpHost, LunDisks,
+        Removal, Store as _, TargetBackend as _, WritebackSpec, WritebackStore as _,
     },
     testkit::flaky::Fault,
 };
@@ -27,14 +27,14 @@ async fn plant_orphans(p: &Process, version: ggnet_core::nouns::ImageVersionId) 
         iqn: "iqn.2026-11.org.example:orphan".parse().unwrap(),
         luns: vec![ggnet_core::ports::LunSpec {
             number: 0,
-            disk: p.writebacks.open_base(&base).await.unwrap(),
             disk_key: "x".to_owned(),
             serial: "1".to_owned(),
             read_only: true,
         }],
         access: ggnet_core::ports::Access::Shared,
     };
-    p.targets.ensure(&spec).await.unwrap();
+    let disks = LunDisks::from([(0, p.writebacks.open_base(&base).await.unwrap())]);
+    p.targets.ensure(&spec, &disks).await.unwrap();
     let id = ResourceId::machine(machine);
     let host = DhcpHost {
         id: id.clone(),
@@ -160,8 +160,8 @@ async fn what_a_live_session_lacks_is_made_again() {
     let session = p.start(&machine).await.unwrap().session;
     let (target, id) = (session.target(&session.current), ResourceId::machine(machine.id));
     p.targets.remove(&target, Removal::Force).await.unwrap();
-    p.dhcp.remove(&id, Removal::Force).await.unwrap();
-    p.files.remove(&id, Removal::Force).await.unwrap();
+    p.dhcp.remove(&id).await.unwrap();
+    p.files.remove(&id).await.unwrap();
     let report = p.o.reconcile().await;
     assert_eq!((report.made, report.removed), (3, 0), "{report:?}");
     p.assert_whole("made again").await;
@@ -311,7 +311,7 @@ async fn a_reconcile_beside_a_start_harms_nothing() {
     }
 }
 
-/// In paused time, where a daemon that takes all callers at once takes as long as for one.
+/// In one set: a daemon that must be restarted is restarted once.
 #[tokio::test(start_paused = true)]
 async fn the_dhcp_server_is_told_of_a_whole_room_at_once() {
     let house = House::new();
@@ -321,12 +321,13 @@ async fn the_dhcp_server_is_told_of_a_whole_room_at_once() {
         p.machine(n, image, |_| ()).await;
     }
     for listed in p.dhcp.list().await.unwrap() {
-        p.dhcp.remove(&listed.id, Removal::Force).await.unwrap();
+        p.dhcp.remove(&listed.id).await.unwrap();
     }
     let restart = Duration::from_secs(4);
-    p.plan.add(Fault::on("dhcp.ensure").is_delayed(restart));
-    let begun = tokio::time::Instant::now();
+    p.plan.add(Fault::on("dhcp.apply").is_delayed(restart));
+    let (begun, before) = (tokio::time::Instant::now(), p.plan.calls("dhcp.apply"));
     let report = p.o.reconcile().await;
     assert_eq!((report.made, report.trouble), (100, vec![]));
     assert_eq!(begun.elapsed().as_secs(), restart.as_secs());
+    assert_eq!(p.plan.calls("dhcp.apply") - before, 1, "in one set");
 }

@@ -28,7 +28,7 @@ use bytes::Bytes;
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{InstanceId, ResourceId},
-    ports::{BootBundle, BootFileStore, BootPath, Health, Listed, Observer, Removal},
+    ports::{BootBundle, BootFileStore, BootPath, Health, Listed, Observer},
 };
 use serde::Deserialize;
 
@@ -181,7 +181,7 @@ impl BootFileStore for TftpdHpa {
     }
 
     /// Dropped half-way: the file work goes on to its end.
-    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
+    async fn remove(&self, id: &ResourceId) -> Result<()> {
         let slot = self.inner.slots.lock(id).await?;
         let gone = id.clone();
         self.blocking("remove", id.as_str(), move |inner| {
@@ -191,6 +191,12 @@ impl BootFileStore for TftpdHpa {
             removed
         })
         .await
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        self.inner.slots.check_open()?;
+        let wanted = id.clone();
+        self.blocking("get", id.as_str(), move |inner| inner.bundles.get(&wanted)).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

@@ -28,7 +28,10 @@ use async_trait::async_trait;
 use ggnet_core::{
     ErrorKind, Result,
     nouns::{InstanceId, ResourceId},
-    ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
+    ports::{
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal, Health, Listed,
+        Observer,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -178,6 +181,13 @@ impl IscDhcpd {
 }
 
 impl Inner {
+    async fn make(self: Arc<Self>, change: DhcpChange) -> Result<()> {
+        match change {
+            DhcpChange::Ensure(host) => self.ensure(host).await,
+            DhcpChange::Remove(id) => self.remove(id).await,
+        }
+    }
+
     async fn ensure(self: Arc<Self>, host: DhcpHost) -> Result<()> {
         let block = self.keeper.text.block(&host)?;
         self.keeper.service.require_running().await?;
@@ -244,15 +254,8 @@ impl DhcpBackend for IscDhcpd {
     fn attach(&self, _: Arc<dyn Observer>) {}
 
     /// Dropped half-way: it goes on to its end.
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        let work = Arc::clone(&self.inner).ensure(host.clone());
-        self.calls.in_turn("ensure", &host.id, work).await
-    }
-
-    /// Dropped half-way: it goes on to its end.
-    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
-        let work = Arc::clone(&self.inner).remove(id.clone());
-        self.calls.in_turn("remove", id, work).await
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        Ok(self.calls.each(changes, |change| Arc::clone(&self.inner).make(change)).await)
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

@@ -25,8 +25,8 @@ use ggnet_core::{
     Error, Result,
     nouns::{MacAddr, ResourceId},
     ports::{
-        Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, NullObserver, Observer,
-        Removal,
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal, Health, Listed,
+        NullObserver, Observer,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -144,6 +144,13 @@ impl Table {
 }
 
 impl Machines {
+    fn know(&mut self, host: DhcpHost) {
+        for mac in &host.macs {
+            *self.macs.entry(*mac).or_default() += 1;
+        }
+        self.hosts.insert(host.id.clone(), host);
+    }
+
     fn forget(&mut self, id: &ResourceId) {
         let Some(old) = self.hosts.remove(id) else { return };
         for mac in old.macs {
@@ -155,6 +162,10 @@ impl Machines {
             }
         }
     }
+}
+
+fn listed(host: &DhcpHost) -> Listed {
+    Listed { id: host.id.clone(), digest: Some(host.digest()), completeness: Completeness::Whole }
 }
 
 impl ProxyDhcp {
@@ -191,32 +202,25 @@ impl DhcpBackend for ProxyDhcp {
     }
 
     /// Never waits, so it cannot be dropped half-way.
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
         let mut machines = self.table.machines.write().unwrap_or_else(PoisonError::into_inner);
-        machines.forget(&host.id);
-        for mac in &host.macs {
-            *machines.macs.entry(*mac).or_default() += 1;
+        for change in changes {
+            machines.forget(change.id());
+            if let DhcpChange::Ensure(host) = change {
+                machines.know(host.clone());
+            }
         }
-        machines.hosts.insert(host.id.clone(), host.clone());
-        Ok(())
+        Ok(Vec::new())
     }
 
-    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
-        self.table.machines.write().unwrap_or_else(PoisonError::into_inner).forget(id);
-        Ok(())
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        let machines = self.table.machines.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(machines.hosts.get(id).map(listed))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
         let machines = self.table.machines.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(machines
-            .hosts
-            .values()
-            .map(|host| Listed {
-                id: host.id.clone(),
-                digest: Some(host.digest()),
-                completeness: Completeness::Whole,
-            })
-            .collect())
+        Ok(machines.hosts.values().map(listed).collect())
     }
 
     async fn health(&self) -> Health {
@@ -230,7 +234,7 @@ impl DhcpBackend for ProxyDhcp {
 
 #[cfg(test)]
 mod tests {
-    use ggnet_core::nouns::DeviceType;
+    use ggnet_core::{nouns::DeviceType, ports::DhcpBackendExt as _};
 
     use super::*;
 
@@ -256,8 +260,8 @@ mod tests {
         let converged = host("m1", &[b]);
         dhcp.ensure(&converged).await.unwrap();
         assert!(known(a), "the other machine still has it");
-        dhcp.remove(&"m2".parse().unwrap(), Removal::IfIdle).await.unwrap();
-        dhcp.remove(&"m2".parse().unwrap(), Removal::IfIdle).await.unwrap();
+        dhcp.remove(&"m2".parse().unwrap()).await.unwrap();
+        dhcp.remove(&"m2".parse().unwrap()).await.unwrap();
         assert!(!known(a) && known(b));
         let listed = dhcp.list().await.unwrap();
         assert_eq!(listed.len(), 1);

@@ -46,7 +46,7 @@ use ggnet_core::{
         AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
         ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
-    ports::{Batch, Health, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store},
+    ports::{Batch, Health, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store},
     registry::{Settings, settings},
 };
 use sqlx::{Connection as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
@@ -470,6 +470,10 @@ impl Store for SqliteStore {
 
     async fn session_counts(&self) -> Result<SessionCounts> {
         read!(self, "session_counts", read::counts(&self.shared.readers))
+    }
+
+    async fn names(&self, machines: &[MachineId], images: &[ImageId]) -> Result<Names> {
+        read!(self, "names", read::names(&self.shared.readers, machines, images))
     }
 
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>> {

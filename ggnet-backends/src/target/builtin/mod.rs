@@ -17,8 +17,9 @@ use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{InstanceId, Iqn, ResourceId},
     ports::{
-        Clock, Completeness, Connection, Health, IoCounters, Listed, LoginGate, LoginVisibility, LunSpec,
-        Observer, Removal, SpecDigest, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
+        Clock, Completeness, Connection, Health, IoCounters, Listed, LoginGate, LoginVisibility, LunDisks,
+        LunSpec, Observer, Removal, SpecDigest, TargetBackend, TargetCapabilities, TargetEndpoint,
+        TargetSpec,
     },
     supervisor::Supervisor,
 };
@@ -113,11 +114,11 @@ impl BuiltinTargets {
         Iqn::target(&self.prefix, &self.instance, id)
     }
 
-    fn lun(&self, spec: &LunSpec, target: &ResourceId) -> Result<Lun> {
-        let Disk::Blocks(device) = &spec.disk else {
+    fn lun(&self, (spec, disk): (&LunSpec, &Disk), target: &ResourceId) -> Result<Lun> {
+        let Disk::Blocks(device) = disk else {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("The built-in target serves blocks of our own process, not {:?}", spec.disk.form()),
+                format!("The built-in target serves blocks of our own process, not {:?}", disk.form()),
             )
             .with_backend(NAME));
         };
@@ -128,6 +129,20 @@ impl BuiltinTargets {
             read_only: spec.read_only,
             removable: false,
         })
+    }
+
+    /// A target as it is served now.
+    fn served(&self, id: &ResourceId) -> Result<Option<ServedTarget>> {
+        let iqn = self.iqn(id)?;
+        Ok(self.targets.get(&iqn).filter(|_| self.server.has_target(iqn.as_str())))
+    }
+
+    fn endpoint_of(&self, spec: &TargetSpec) -> TargetEndpoint {
+        TargetEndpoint {
+            iqn: spec.iqn.clone(),
+            listen: self.server.local_addrs().to_vec(),
+            lun: spec.boot_lun(),
+        }
     }
 
     async fn close(&self, iqn: &Iqn, how: Removal) -> Result<()> {
@@ -146,13 +161,13 @@ impl BuiltinTargets {
         })
     }
 
-    async fn replace(&self, spec: &TargetSpec, disks: SpecDigest) -> Result<()> {
+    async fn replace(&self, spec: &TargetSpec, disks: &[(&LunSpec, &Disk)]) -> Result<()> {
         self.close(&spec.iqn, Removal::IfIdle).await?;
-        let luns = spec.luns.iter().map(|l| self.lun(l, &spec.id)).collect::<Result<Vec<_>>>()?;
+        let luns = disks.iter().map(|lun| self.lun(*lun, &spec.id)).collect::<Result<Vec<_>>>()?;
         // Known before it can be logged in to: a login finds its access rules.
         self.targets.set(
             &spec.iqn,
-            ServedTarget { id: spec.id.clone(), digest: spec.digest(), disks, access: spec.access.clone() },
+            ServedTarget { digest: spec.digest(), disks: disks_digest(spec), spec: spec.clone() },
         );
         let added = self.server.add_target(TargetConfig { iqn: spec.iqn.to_string(), luns });
         added.map_err(|e| {
@@ -220,7 +235,7 @@ impl TargetBackend for BuiltinTargets {
         self.targets.attach(gate, observer);
     }
 
-    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
+    async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint> {
         // Held across awaits: an ensure and a remove of one target are one after the other.
         let _turn = self.turns.of(&spec.id).await;
         let done = async {
@@ -231,27 +246,27 @@ impl TargetBackend for BuiltinTargets {
                 ));
             }
             spec.access.check()?;
-            let disks = disks_digest(spec);
+            let luns = spec.with_disks(disks)?;
             match self.targets.get(&spec.iqn) {
-                Some(have) if have.disks == disks && self.server.has_target(spec.iqn.as_str()) => {
+                Some(have)
+                    if have.disks == disks_digest(spec) && self.server.has_target(spec.iqn.as_str()) =>
+                {
                     if have.digest != spec.digest() {
-                        self.targets.set(
-                            &spec.iqn,
-                            ServedTarget { digest: spec.digest(), access: spec.access.clone(), ..have },
-                        );
+                        let served = ServedTarget { digest: spec.digest(), spec: spec.clone(), ..have };
+                        self.targets.set(&spec.iqn, served);
                     }
                     Ok(())
                 }
-                _ => self.replace(spec, disks).await,
+                _ => self.replace(spec, &luns).await,
             }
         };
         done.await
             .map_err(|e| e.with_backend(NAME).with_operation("ensure").with_subject(spec.id.to_string()))?;
-        Ok(TargetEndpoint {
-            iqn: spec.iqn.clone(),
-            listen: self.server.local_addrs().to_vec(),
-            lun: spec.luns.first().map_or(0, |l| l.number),
-        })
+        Ok(self.endpoint_of(spec))
+    }
+
+    async fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>> {
+        Ok(self.served(id)?.map(|served| self.endpoint_of(&served.spec)))
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
@@ -267,6 +282,15 @@ impl TargetBackend for BuiltinTargets {
             closed
         };
         done.await.map_err(|e| e.with_backend(NAME).with_operation("remove").with_subject(id.to_string()))
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        let listed = |served: ServedTarget| Listed {
+            id: id.clone(),
+            digest: Some(served.digest),
+            completeness: Completeness::Whole,
+        };
+        Ok(self.served(id)?.map(listed))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

@@ -22,14 +22,19 @@ mod sessions;
 pub(crate) mod tests;
 mod want;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{InstanceId, Iqn, ResourceId},
     ports::{
-        Completeness, Connection, Health, Listed, LoginGate, LoginVisibility, Observer, Removal,
+        Completeness, Connection, Health, Listed, LoginGate, LoginVisibility, LunDisks, Observer, Removal,
         TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
     },
 };
@@ -286,9 +291,9 @@ impl Inner {
         }
     }
 
-    fn ensure(&self, spec: &TargetSpec) -> Result<()> {
+    fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<()> {
         let names = self.names(&spec.id)?;
-        let want = Want::of(spec, names, &self.config)?;
+        let want = Want::of(spec, disks, names, &self.config)?;
         let left = || {
             plan::converge(&want, &self.have(&want.names)?).map_err(|plan::Busy| {
                 Error::new(ErrorKind::Busy, format!("Target {} has a live session: its disks stay", spec.iqn))
@@ -331,14 +336,29 @@ impl Inner {
         Ok(folders_in(&fabric)?.into_iter().filter_map(ours).collect())
     }
 
+    /// The portal group of a target that is there, whole or in part.
+    fn group(&self, id: &ResourceId) -> Result<Option<PathBuf>> {
+        let target = self.fabric()?.join(self.names(id)?.iqn);
+        Ok(target.is_dir().then(|| target.join("tpgt_1")))
+    }
+
+    fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>> {
+        let Some(group) = self.group(id)?.filter(|group| is_enabled(group)) else { return Ok(None) };
+        let numbers = folders_in(&group.join("lun"))?;
+        let numbers = numbers.iter().filter_map(|name| name.strip_prefix("lun_")?.parse().ok());
+        Ok(Some(TargetEndpoint {
+            iqn: Iqn::target(&self.prefix, &self.instance, id)?,
+            listen: self.config.listen.clone(),
+            lun: numbers.min().unwrap_or(0),
+        }))
+    }
+
+    fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        Ok(self.group(id)?.map(|group| listed(id.clone(), &group)))
+    }
+
     fn list(&self) -> Result<Vec<Listed>> {
-        let listed = |(id, group): (ResourceId, PathBuf)| {
-            // Enabled last and disabled first.
-            let whole = read(&group.join("enable")) == "1";
-            let completeness = if whole { Completeness::Whole } else { Completeness::Partial };
-            Listed { id, digest: None, completeness }
-        };
-        Ok(self.targets()?.into_iter().map(listed).collect())
+        Ok(self.targets()?.into_iter().map(|(id, group)| listed(id, &group)).collect())
     }
 
     fn connections(&self) -> Result<Vec<Connection>> {
@@ -348,6 +368,16 @@ impl Inner {
         }
         Ok(all)
     }
+}
+
+/// Whether a portal group serves: it is enabled last and disabled first.
+fn is_enabled(group: &Path) -> bool {
+    read(&group.join("enable")) == "1"
+}
+
+fn listed(id: ResourceId, group: &Path) -> Listed {
+    let completeness = if is_enabled(group) { Completeness::Whole } else { Completeness::Partial };
+    Listed { id, digest: None, completeness }
 }
 
 /// Whether it lets initiators log in.
@@ -375,20 +405,30 @@ impl TargetBackend for LioConfigfs {
     /// The kernel asks nobody and tells nobody.
     fn attach(&self, _: Arc<dyn LoginGate>, _: Arc<dyn Observer>) {}
 
-    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
+    async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint> {
         // Goes into the work: an ensure and a remove of one target are one after the other, also when this future is dropped.
         let turn = self.turns.of(&spec.id).await;
-        let wanted = spec.clone();
+        let (wanted, disks) = (spec.clone(), disks.clone());
         let done = self.run("ensure", move |inner| {
             let _turn = turn;
-            inner.ensure(&wanted)
+            inner.ensure(&wanted, &disks)
         });
         done.await.map_err(|e| e.with_subject(spec.id.to_string()))?;
         Ok(TargetEndpoint {
             iqn: spec.iqn.clone(),
             listen: self.inner.config.listen.clone(),
-            lun: spec.luns.first().map_or(0, |l| l.number),
+            lun: spec.boot_lun(),
         })
+    }
+
+    async fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>> {
+        let id = id.clone();
+        self.run("endpoint", move |inner| inner.endpoint(&id)).await
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        let id = id.clone();
+        self.run("get", move |inner| inner.get(&id)).await
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {

@@ -5,7 +5,7 @@ use ggnet_core::{
     block::{Disk, DiskForm},
     error::{Error, ErrorKind, Result},
     nouns::{ChapPair, ImageFormat},
-    ports::{Access, LunSpec, TargetSpec},
+    ports::{Access, LunDisks, LunSpec, TargetSpec},
 };
 
 use super::{LioConfig, NAME};
@@ -91,17 +91,13 @@ pub struct Want {
 
 impl Want {
     /// Checks a spec and turns it into what the tree should be. Looks at the files' sizes: blocking.
-    pub fn of(spec: &TargetSpec, names: Names, config: &LioConfig) -> Result<Self> {
+    pub fn of(spec: &TargetSpec, disks: &LunDisks, names: Names, config: &LioConfig) -> Result<Self> {
         if names.iqn != spec.iqn.as_str() {
             return Err(Error::invalid("iqn", format!("{} is not the name of target {}", spec.iqn, spec.id)));
         }
         spec.access.check()?;
-        let luns = spec.luns.iter().map(|l| lun(l, config)).collect::<Result<Vec<_>>>()?;
-        let mut numbers: Vec<u8> = luns.iter().map(|l| l.number).collect();
-        numbers.sort_unstable();
-        if numbers.windows(2).any(|pair| pair[0] == pair[1]) {
-            return Err(Error::invalid("luns", format!("Target {} has a LUN number twice", spec.id)));
-        }
+        let luns =
+            spec.with_disks(disks)?.into_iter().map(|of| lun(of, config)).collect::<Result<Vec<_>>>()?;
         let who = match &spec.access {
             Access::Shared => Who::All,
             Access::Initiator { name, chap, mutual } => {
@@ -134,11 +130,11 @@ fn credential(field: &'static str, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn lun(spec: &LunSpec, config: &LioConfig) -> Result<Lun> {
+fn lun((spec, disk): (&LunSpec, &Disk), config: &LioConfig) -> Result<Lun> {
     if !is_text(&spec.serial) {
         return Err(Error::invalid("serial", format!("{:?} cannot be a unit's serial number", spec.serial)));
     }
-    let store = match &spec.disk {
+    let store = match disk {
         Disk::File { path, format: ImageFormat::Raw } => {
             let path = plain_path(path)?;
             // Looked at first: the kernel would make a file that is not there, and an empty one.

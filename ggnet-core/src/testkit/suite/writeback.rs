@@ -38,6 +38,7 @@ macro_rules! writeback_behaviour {
             an_empty_backend_lists_nothing,
             ensure_twice_equals_once,
             list_shows_exactly_what_was_ensured,
+            get_shows_what_list_shows,
             remove_of_nothing_is_success,
             what_was_removed_can_be_made_again,
             a_changed_spec_converges_or_is_busy,
@@ -168,6 +169,8 @@ common_cases!(Writebacks, WritebackFixture:
     ensure_twice_equals_once,
     /// `list` is what was ensured and not removed.
     list_shows_exactly_what_was_ensured,
+    /// `get` is `list` for one name.
+    get_shows_what_list_shows,
     /// Removing nothing succeeds, whatever `how`.
     remove_of_nothing_is_success,
     /// A name can be used again, over another base.

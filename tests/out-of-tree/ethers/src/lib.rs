@@ -19,7 +19,9 @@ use async_trait::async_trait;
 use ggnet_core::{
     Error, Result,
     nouns::{InstanceId, ResourceId},
-    ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
+    ports::{
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpChange, DhcpRefusal, Health, Listed, Observer,
+    },
     registry::{Registry, Settings, Wiring, settings},
 };
 use serde::Deserialize;
@@ -103,16 +105,17 @@ impl Inner {
         line.split_once(self.mark.as_str())?.1.split_once(' ')
     }
 
-    /// Replaces the lines of `id` with `lines`.
-    fn put(&self, id: &ResourceId, lines: &str) -> Result<()> {
+    /// Replaces the lines of these resources.
+    fn put(&self, lines: &BTreeMap<String, String>) -> Result<()> {
         let old = self.read()?;
-        let of_others =
-            |line: &&str| self.ours(line.trim_end()).is_none_or(|(owner, _)| owner != id.as_str());
-        let mut new: String = old.split_inclusive('\n').filter(of_others).collect();
+        let stays =
+            |line: &&str| self.ours(line.trim_end()).is_none_or(|(owner, _)| !lines.contains_key(owner));
+        let mut new: String = old.split_inclusive('\n').filter(stays).collect();
+        let lines: String = lines.values().map(String::as_str).collect();
         if !new.is_empty() && !new.ends_with('\n') && !lines.is_empty() {
             new.push('\n');
         }
-        new.push_str(lines);
+        new.push_str(&lines);
         if new == old {
             return Ok(());
         }
@@ -153,16 +156,18 @@ impl DhcpBackend for EthersFile {
         // A file sees nobody.
     }
 
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        let end = format!("{}{} {}", self.inner.mark, host.id, host.digest().short());
-        let lines: String = host.macs.iter().map(|mac| format!("{mac} {}{end}\n", host.name)).collect();
-        let id = host.id.clone();
-        self.blocking(move |inner| inner.put(&id, &lines)).await
-    }
-
-    async fn remove(&self, id: &ResourceId, _: Removal) -> Result<()> {
-        let id = id.clone();
-        self.blocking(move |inner| inner.put(&id, "")).await
+    /// All of them in one change of the file: none can fail alone.
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        let lines = |change: &DhcpChange| match change {
+            DhcpChange::Ensure(host) => {
+                let end = format!("{}{} {}", self.inner.mark, host.id, host.digest().short());
+                host.macs.iter().map(|mac| format!("{mac} {}{end}\n", host.name)).collect()
+            }
+            DhcpChange::Remove(_) => String::new(),
+        };
+        let new = changes.iter().map(|change| (change.id().to_string(), lines(change))).collect();
+        self.blocking(move |inner| inner.put(&new)).await?;
+        Ok(Vec::new())
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

@@ -86,7 +86,7 @@ fn values_are_written_exactly_and_without_a_newline() {
 fn a_block_device_and_a_read_only_one_are_told_as_such() {
     let lab = Lab::new();
     let mut spec = lab.spec(Access::Shared);
-    spec.luns[0].disk = Disk::Device { path: "/dev/loop0".into() };
+    spec.disks.insert(0, Disk::Device { path: "/dev/loop0".into() });
     let want = lab.want(&spec);
     let ops = lines(&lab.plan(&want), &want);
     assert!(ops[1].starts_with("mkdir core/iblock_"), "{ops:?}");
@@ -101,7 +101,7 @@ fn the_serial_and_the_model_do_not_depend_on_the_generation() {
     let mut specs = [lab.spec(only(1)), lab.spec(only(1))];
     specs[1].id = format!("{}8", lab.id().as_str().trim_end_matches('7')).parse().unwrap();
     specs[1].iqn = Iqn::target(&lab.prefix, &lab.instance, &specs[1].id).unwrap();
-    let wwn = |spec: &TargetSpec| {
+    let wwn = |spec: &Wanted| {
         let ops = lab.ensure(spec).into_iter();
         let wwn = |op| match op {
             Op::Write(path, value) => Some((path.rsplit_once("/wwn/")?.1.to_owned(), value)),
@@ -119,8 +119,8 @@ fn the_serial_and_the_model_do_not_depend_on_the_generation() {
 #[test]
 fn what_the_kernel_would_misread_is_refused() {
     let lab = Lab::new();
-    let refused = |spec: TargetSpec| {
-        let e = Want::of(&spec, lab.names(&spec.id), &lab.config).unwrap_err();
+    let refused = |spec: Wanted| {
+        let e = Want::of(&spec, &spec.disks, lab.names(&spec.id), &lab.config).unwrap_err();
         assert!(!e.report().contains("hunter"), "{}", e.report());
         e.kind()
     };
@@ -129,14 +129,14 @@ fn what_the_kernel_would_misread_is_refused() {
     }
     for path in ["relative", "/a,fd_dev_size=1", "/a\nb", "/a b", "/a\0b", "/a\u{7f}"] {
         let mut spec = lab.spec(only(1));
-        spec.luns[0].disk = Disk::File { path: path.into(), format: ImageFormat::Raw };
+        spec.disks.insert(0, Disk::File { path: path.into(), format: ImageFormat::Raw });
         assert_eq!(refused(spec), ErrorKind::Invalid, "{path:?}");
     }
     let mut spec = lab.spec(only(1));
-    spec.luns[0].disk = Disk::File { path: "/nonexistent/ggnet".into(), format: ImageFormat::Raw };
+    spec.disks.insert(0, Disk::File { path: "/nonexistent/ggnet".into(), format: ImageFormat::Raw });
     assert_eq!(refused(spec), ErrorKind::NotFound);
     let mut spec = lab.spec(only(1));
-    spec.luns[0].disk = Disk::File { path: lab.dir.path().join("disk"), format: ImageFormat::Qcow2 };
+    spec.disks.insert(0, Disk::File { path: lab.dir.path().join("disk"), format: ImageFormat::Qcow2 });
     assert_eq!(refused(spec), ErrorKind::Unsupported);
     let mut spec = lab.spec(only(1));
     spec.luns.push(spec.luns[0].clone());

@@ -16,7 +16,7 @@ pub mod user;
 
 pub use audit::AuditRow;
 pub use event::{BootStage, Event, EventKind, NewEvent};
-pub use id::{ImageId, ImageVersionId, InstanceId, MachineId, ResourceId, SessionId, TargetId};
+pub use id::{ImageId, ImageVersionId, InstanceId, MachineId, ResourceId, ServerId, SessionId, TargetId};
 pub use image::{Image, ImageFormat, ImageState, ImageVersion, VersionSource, VersionState};
 pub use iqn::Iqn;
 pub use mac::MacAddr;

@@ -147,6 +147,9 @@ impl Orchestrator {
         // Again under the lock: it may have been changed or deleted meanwhile.
         let Some(machine) = store.machine(found.id).await? else { return self.answer_unknown(request).await };
         let session = store.live_session(machine.id).await?;
+        if session.as_ref().is_some_and(|session| !self.owns(session)) {
+            return Ok(BootAnswer::Retry(Duration::from_secs(5)));
+        }
         match (decide(Some(&machine), session.as_ref()), session) {
             (Decision::Unknown, _) => self.answer_unknown(request).await,
             (Decision::Declined(why), _) => self.answer_declined(request, &machine, &why).await,
@@ -280,6 +283,7 @@ impl Orchestrator {
             let _guard = this.inner.locks.lock(&machine).await;
             let store = this.inner.ports.store();
             let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
+            this.check_owner(&session)?;
             if session.state != SessionState::Active {
                 return Err(Error::new(
                     ErrorKind::Conflict,

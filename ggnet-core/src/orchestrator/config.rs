@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     boot_text::BootUrl,
     error::{Error, Result},
-    nouns::{InstanceId, Iqn},
+    nouns::{InstanceId, Iqn, ServerId},
 };
 
 /// Whether initiators prove by CHAP that they may have a session's disk.
@@ -27,6 +27,8 @@ pub enum ChapPolicy {
 pub struct OrchestratorConfig {
     /// This GGnet among others on the host.
     pub instance: InstanceId,
+    /// This server among those of the installation; by default the only one.
+    pub server: ServerId,
     /// The start of every IQN.
     pub iqn_prefix: Iqn,
     /// Where the raw files of image versions live; ours alone.
@@ -59,6 +61,7 @@ impl OrchestratorConfig {
     /// The defaults, for this instance and this folder of images.
     pub fn new(instance: InstanceId, images_dir: PathBuf) -> Result<Self> {
         Ok(Self {
+            server: ServerId::only_one_of(&instance),
             instance,
             iqn_prefix: "iqn.2026-11.local.ggnet".parse()?,
             images_dir,

@@ -150,7 +150,8 @@ impl Orchestrator {
         let Some(mut session) = self.inner.ports.store().live_session(machine).await? else {
             return Ok(LoginVerdict::Refuse);
         };
-        if session.state != SessionState::Active {
+        // Of another server's session: never final, for its machine may find the right server by trying again.
+        if session.state != SessionState::Active || !self.owns(&session) {
             return Ok(LoginVerdict::Retry);
         }
         if Some(session.current.number) == number {

@@ -3,6 +3,8 @@
 //! At start-up and on a timer it lists first, reads the store second, and acts under the machine's lock after reading the session again
 //! there; so whatever was made after the list is never taken for an orphan, and whatever went since is not made again. A list that
 //! fails means *unknown*: that backend is left alone this time.
+//!
+//! Only what this server owns is looked after: a machine whose session another server serves is left alone, whole.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -74,6 +76,17 @@ struct World {
     dhcp: Option<Objects>,
     /// Targets with a live initiator.
     online: Option<HashSet<ResourceId>>,
+}
+
+/// What a look at a machine found.
+enum Looked {
+    /// Another server serves its session: nothing of it is ours to change.
+    Elsewhere,
+    /// It is ours to look after.
+    Ours {
+        /// The machine, if DHCP should know it.
+        wanted: Option<Machine>,
+    },
 }
 
 /// How an object is beside what it should be.
@@ -159,9 +172,12 @@ impl Orchestrator {
             }
         };
         // Every machine that has a session, should be known to DHCP, or of which a backend has something.
-        let mut work: HashSet<MachineId> = sessions.iter().map(|s| s.machine).collect();
+        let (ours, others): (Vec<_>, Vec<_>) = sessions.iter().partition(|session| self.owns(session));
+        let mut work: HashSet<MachineId> = ours.iter().map(|s| s.machine).collect();
         work.extend(machines.iter().filter(|m| Self::wants_boot(m, false)).map(|m| m.id));
         work.extend(world.owners());
+        // Two servers that publish one session's disk would be two writers.
+        others.iter().for_each(|session| _ = work.remove(&session.machine));
         if self.inner.swept.initialized() {
             match self.fail_abandoned_imports().await {
                 Ok(failed) => report.ended += failed,
@@ -237,10 +253,10 @@ impl Orchestrator {
         let Some(_guard) = self.lock_to_reconcile(id).await else { return (id, report, false) };
         let done = self.reconcile_locked(id, world, &mut report).await;
         let is_untold = match &done {
-            Ok(wanted) => {
+            Ok(Looked::Ours { wanted }) => {
                 world.having_dhcp(id, wanted.as_ref().map(Self::dhcp_host).as_ref()) != Having::Same
             }
-            Err(_) => false,
+            Ok(Looked::Elsewhere) | Err(_) => false,
         };
         report.note(&format!("machine {id}"), done.map(|_| ()));
         (id, report, is_untold)
@@ -254,16 +270,19 @@ impl Orchestrator {
         }
     }
 
-    /// All but the DHCP server; returns the machine if it should be known there.
+    /// All but the DHCP server.
     async fn reconcile_locked(
         &self,
         id: MachineId,
         world: &World,
         report: &mut ReconcileReport,
-    ) -> Result<Option<Machine>> {
+    ) -> Result<Looked> {
         let store = self.inner.ports.store();
         let machine = store.machine(id).await?;
         let mut session = store.live_session(id).await?;
+        if session.as_ref().is_some_and(|session| !self.owns(session)) {
+            return Ok(Looked::Elsewhere);
+        }
         match (&machine, session.take()) {
             (Some(machine), Some(live)) => {
                 session = self.reconcile_session(machine, live, world, report).await?;
@@ -281,7 +300,7 @@ impl Orchestrator {
         // What cannot be removed keeps no machine from booting.
         let removed = self.remove_orphans(id, machine.as_ref(), session.as_ref(), world, report).await;
         report.note(&format!("machine {id}"), removed);
-        Ok(wanted)
+        Ok(Looked::Ours { wanted })
     }
 
     /// Returns the session if it is still live.

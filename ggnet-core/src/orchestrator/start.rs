@@ -133,6 +133,8 @@ impl Orchestrator {
             ended_at: None,
             stop_reason: None,
             stop_forced: false,
+            owner: Some(self.inner.config.server.clone()),
+            epoch: 0,
             error: None,
             revision: 0,
         };

@@ -39,6 +39,7 @@ impl Orchestrator {
             // Held to the end: nobody else may touch this machine's session half-way.
             let _guard = this.inner.locks.lock(&machine).await;
             let session = store.session(request.session).await?.ok_or_else(missing)?;
+            this.check_owner(&session)?;
             match session.state {
                 SessionState::Active | SessionState::Stopping => this.perform_stop(session, &request).await,
                 // The lock is ours, so nobody works on it: a start that was cut short.

@@ -40,7 +40,8 @@ pub use dhcp::{
 pub use image_converter::{ConvertSpec, Converted, ImageConverter, ImageProbe, Progress};
 pub use observer::{NullObserver, Observation, Observer};
 pub use store::{
-    Batch, MAX_SEEN, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store, Write,
+    Batch, Fence, MAX_SEEN, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store,
+    Write,
 };
 pub use target::{
     Access, Connection, IoCounters, Login, LoginGate, LoginVerdict, LoginVisibility, LunDisks, LunSpec,

@@ -58,6 +58,15 @@ pub enum Write {
     },
 }
 
+/// That a session is still in this epoch: nobody has taken it over since it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The session.
+    pub session: SessionId,
+    /// Its epoch.
+    pub epoch: u64,
+}
+
 /// Changes that happen together, with their events and audit rows.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -69,6 +78,8 @@ pub struct Batch {
     pub audit: Vec<AuditRow>,
     /// Whether it may use what the store keeps in reserve for a full disk: see [`Batch::from_reserve()`].
     pub from_reserve: bool,
+    /// What must still be so, or nothing of it is applied.
+    pub fences: Vec<Fence>,
 }
 
 impl Batch {
@@ -83,6 +94,13 @@ impl Batch {
     #[must_use]
     pub const fn from_reserve(mut self) -> Self {
         self.from_reserve = true;
+        self
+    }
+
+    /// Applied only while this session is in the epoch that it was read in; else `Conflict`, and `NotFound` when it is not there.
+    #[must_use]
+    pub fn fenced(mut self, session: &Session) -> Self {
+        self.fences.push(Fence { session: session.id, epoch: session.epoch });
         self
     }
 

@@ -9,7 +9,7 @@ use ggnet_core::{
         AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, Machine, MachineId, ManualTarget,
         NewEvent, SeenMachine, Session,
     },
-    ports::{Batch, MAX_SEEN, Write},
+    ports::{Batch, Fence, MAX_SEEN, Write},
 };
 use sqlx::SqliteConnection;
 
@@ -28,6 +28,9 @@ pub(super) async fn apply(
     sealer: &Sealer,
     batch: Batch,
 ) -> Result<Vec<Event>, Failure> {
+    for fence in &batch.fences {
+        check(conn, fence).await?;
+    }
     for write in batch.writes {
         match write {
             Write::Machine(m) => machine(conn, m).await?,
@@ -59,6 +62,26 @@ pub(super) async fn apply(
         audit(conn, row).await?;
     }
     Ok(events)
+}
+
+/// That a fence still holds.
+async fn check(conn: &mut SqliteConnection, fence: &Fence) -> Done {
+    let id = fence.session.to_string();
+    // Records from before there were epochs are in the first.
+    let epoch: Option<i64> =
+        sqlx::query_scalar("SELECT coalesce(json_extract(doc, '$.epoch'), 0) FROM sessions WHERE id = $1")
+            .bind(&id)
+            .fetch_optional(conn)
+            .await?;
+    let epoch = epoch.ok_or_else(|| Error::not_found("session", &id))?;
+    if u64::try_from(epoch).is_ok_and(|epoch| epoch == fence.epoch) {
+        return Ok(());
+    }
+    let message = format!(
+        "Session {id} was taken over: it is in epoch {epoch}, this change was made in epoch {}",
+        fence.epoch
+    );
+    Err(conflict(message, "Another server has it now; nothing was changed").with_subject(id).into())
 }
 
 const READ_AGAIN: &str = "Read it again and repeat the change";

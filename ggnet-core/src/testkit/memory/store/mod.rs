@@ -160,6 +160,9 @@ impl Store for MemoryStore {
         if state.full && !batch.from_reserve {
             return Err(Error::new(ErrorKind::Full, "Only the reserve is left").with_backend(BACKEND));
         }
+        for fence in &batch.fences {
+            state.tables.check(*fence).map_err(|e| e.with_backend(BACKEND).with_operation("commit"))?;
+        }
         let mut tables = state.tables.clone();
         for write in batch.writes {
             tables.apply(write).map_err(|e| e.with_backend(BACKEND).with_operation("commit"))?;

@@ -8,7 +8,7 @@ use crate::{
         Firmware, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId, ManualTarget,
         SeenMachine, Session, SessionId, SessionState, TargetId,
     },
-    ports::{MAX_SEEN, SessionCounts, Write},
+    ports::{Fence, MAX_SEEN, SessionCounts, Write},
 };
 
 /// What is constrained, and may have to be taken back.
@@ -74,6 +74,20 @@ impl Tables {
                 Ok(())
             }
         }
+    }
+
+    /// That a fence still holds.
+    pub(super) fn check(&self, fence: Fence) -> Result<()> {
+        let place = self.session_places.get(&fence.session);
+        let session = place.and_then(|place| self.sessions.get(place));
+        let session = session.ok_or_else(|| Error::not_found("session", fence.session))?;
+        if session.epoch == fence.epoch {
+            return Ok(());
+        }
+        Err(conflict(format!(
+            "Session {} was taken over: it is in epoch {}, this change was made in epoch {}",
+            session.id, session.epoch, fence.epoch
+        )))
     }
 
     /// The live sessions, in the order in which they were recorded.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::ErrorKind,
-    nouns::{ImageId, ImageVersionId, MachineId, SessionState, TargetId, VersionState},
+    nouns::{ImageId, ImageVersionId, MachineId, Session, SessionState, TargetId, VersionState},
     ports::{Batch, Write},
 };
 
@@ -128,6 +128,32 @@ pub async fn of_two_operators_exactly_one_wins(f: Fresh<'_>) {
     }
     assert_eq!(m.revision, 11);
     assert_eq!(s.events(0, 100, None).await.unwrap().len(), 10);
+}
+
+/// A change that was decided before another server took the session over is not applied, nor anything beside it.
+pub async fn a_stale_fence_changes_nothing(f: Fresh<'_>) {
+    let s = f.fresh().await;
+    let r = room(&*s).await;
+    let live = session(r.machine.id, &r.version, SessionState::Active);
+    write(&*s, [put(&live)]).await;
+    let read = s.session(live.id).await.unwrap().unwrap();
+    s.commit(Batch::new().event(event(1)).fenced(&read)).await.expect("nobody took it over");
+
+    let taken = Session { owner: Some("0badcafe".parse().unwrap()), epoch: read.epoch + 1, ..read.clone() };
+    write(&*s, [put(&taken)]).await;
+    let stale = Batch::new().write(Write::Machine(machine(2))).event(event(2)).fenced(&read);
+    let e = s.commit(stale).await.expect_err("it was taken over");
+    assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());
+    says(&e, &[&live.id.to_string(), "epoch"]);
+    assert_eq!(s.machine_by_mac(mac(2)).await.unwrap(), None);
+    assert_eq!(s.events(0, 100, None).await.unwrap().len(), 1);
+    let now = s.session(live.id).await.unwrap().unwrap();
+    assert_eq!((&now.owner, now.epoch), (&taken.owner, taken.epoch));
+    s.commit(Batch::new().event(event(3)).fenced(&now)).await.expect("in its own epoch");
+
+    let unknown = session(r.machine.id, &r.version, SessionState::Stopped);
+    let e = s.commit(Batch::new().event(event(4)).fenced(&unknown)).await.expect_err("no such session");
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{}", e.report());
 }
 
 /// A second live session of a machine is refused, also when many start at once.

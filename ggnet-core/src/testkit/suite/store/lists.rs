@@ -7,8 +7,8 @@ use super::{
 };
 use crate::{
     error::ErrorKind,
-    nouns::{MachineState, SessionId, SessionState},
-    ports::{Batch, MachineFilter, PageRequest, SessionCounts, SessionFilter, Write},
+    nouns::{ImageId, MachineState, SessionId, SessionState},
+    ports::{Batch, MachineFilter, Names, PageRequest, SessionCounts, SessionFilter, Write},
 };
 
 /// Lists are ordered by name and paged, with the total of all pages; a page that cannot be is refused with the field.
@@ -188,4 +188,17 @@ pub async fn session_counters_never_drift(f: Fresh<'_>) {
         }
         assert_eq!(s.session_counts().await.unwrap(), counted, "after step {step}");
     }
+}
+
+/// The names of what is there, and nothing of what is not.
+pub async fn names_are_read_for_a_page(f: Fresh<'_>) {
+    let s = f.fresh().await;
+    let r = room(&*s).await;
+    let (other, unknown) = (machine(2), machine(3));
+    write(&*s, [Write::Machine(other.clone())]).await;
+    let names =
+        s.names(&[r.machine.id, other.id, unknown.id], &[r.image.id, ImageId::generate()]).await.unwrap();
+    let machines = [(r.machine.id, r.machine.name.clone()), (other.id, other.name)].into();
+    assert_eq!((names.machines, names.images), (machines, [(r.image.id, r.image.name.clone())].into()));
+    assert_eq!(s.names(&[], &[]).await.unwrap(), Names::default());
 }

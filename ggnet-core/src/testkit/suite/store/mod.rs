@@ -46,6 +46,7 @@ macro_rules! store_behaviour {
                 a_machine_without_cards_is_refused
                 a_record_changes_only_over_the_revision_it_was_read_with
                 of_two_operators_exactly_one_wins
+                a_stale_fence_changes_nothing
                 a_machine_has_at_most_one_live_session
                 a_machine_with_a_live_session_is_not_deleted
                 a_version_in_use_is_not_deleted
@@ -56,6 +57,7 @@ macro_rules! store_behaviour {
                 lists_are_ordered_and_paged
                 machines_are_filtered
                 sessions_are_filtered_newest_first
+                names_are_read_for_a_page
                 session_counters_never_drift
                 events_are_read_by_cursor
                 audit_rows_come_newest_first

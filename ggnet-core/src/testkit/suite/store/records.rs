@@ -111,6 +111,8 @@ pub fn session(machine: MachineId, version: &ImageVersion, state: SessionState) 
         ended_at: (!state.is_live()).then(|| at(50)),
         stop_reason: None,
         stop_forced: false,
+        owner: None,
+        epoch: 0,
         error: None,
         revision: 0,
     }

@@ -10,6 +10,7 @@ use std::{
 use super::{
     Orchestrator,
     boot_request::{Advertised, BootAnswer, BootRequest},
+    locked_machine::LockedMachine,
     pending::Turn,
 };
 use crate::{
@@ -143,7 +144,7 @@ impl Orchestrator {
             self.inner.online.script_asked(request.mac);
         }
         // Held to the end: a start, or the making of a generation, must not interleave with a stop.
-        let _guard = self.inner.locks.lock(&found.id).await;
+        let locked = self.lock_machine(found.id).await;
         // Again under the lock: it may have been changed or deleted meanwhile.
         let Some(machine) = store.machine(found.id).await? else { return self.answer_unknown(request).await };
         let session = store.live_session(machine.id).await?;
@@ -156,14 +157,138 @@ impl Orchestrator {
             // Nobody works on it, for the lock is ours: the reconciler will undo or finish it shortly.
             (Decision::Wait, _) => Ok(BootAnswer::Retry(Duration::from_secs(2))),
             (Decision::Start, _) if !request.prepare => Ok(BootAnswer::Retry(Duration::from_secs(1))),
-            (Decision::Start, _) => self.answer_start(request, machine).await,
-            (Decision::Continue, Some(session)) => self.answer_continue(request, machine, session).await,
+            (Decision::Start, _) => locked.answer_start(request, machine).await,
+            (Decision::Continue, Some(session)) => locked.answer_continue(request, machine, session).await,
             (Decision::Continue, None) => {
                 Err(Error::internal("A session was to be continued and there is none"))
             }
         }
     }
 
+    async fn script_read(&self, session: &Session, generation: &Generation) -> Result<()> {
+        if !self.inner.strangers.of_machine(session.machine) {
+            return Ok(());
+        }
+        let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation.number) };
+        self.record(Batch::new().event(self.session_event(session, kind))).await.map(|_| ())
+    }
+
+    async fn answer_unknown(&self, request: &BootRequest) -> Result<BootAnswer> {
+        if request.prepare && self.inner.strangers.unknown() {
+            // Held until it is recorded: of two requests at once only one is the first sight.
+            let _first = self.inner.seen_lock.lock().await;
+            let (event, write) =
+                self.unknown_seen(request.mac, request.firmware, request.peer.clone(), self.now()).await?;
+            let batch = Batch {
+                writes: write.into_iter().collect(),
+                events: event.into_iter().collect(),
+                ..Batch::new()
+            };
+            self.record(batch).await?;
+        }
+        let script = self
+            .inner
+            .templates
+            .unknown(&UnknownScript { mac: request.mac, server_url: request.advertised.http_url.clone() })?;
+        Ok(BootAnswer::Script(script))
+    }
+
+    async fn answer_declined(
+        &self,
+        request: &BootRequest,
+        machine: &Machine,
+        why: &Declined,
+    ) -> Result<BootAnswer> {
+        let reason = why.reason();
+        if request.prepare && self.inner.strangers.of_machine(machine.id) {
+            let event = NewEvent::new(self.now(), EventKind::BootDeclined { reason: reason.clone() })
+                .machine(machine.id);
+            self.record(Batch::new().event(event)).await?;
+        }
+        let script = DeclinedScript { machine: machine.name.clone(), mac: request.mac, reason };
+        Ok(BootAnswer::Script(self.inner.templates.declined(&script)?))
+    }
+
+    /// The boot script of a live session as it would be read now; prepares nothing. `Conflict` when the session is not active any more.
+    pub async fn current_script(
+        &self,
+        session: &Session,
+        advertised: &Advertised,
+    ) -> Result<(String, SanUri)> {
+        let (this, id, advertised) = (self.clone(), session.id, advertised.clone());
+        let machine = session.machine;
+        self.run(async move {
+            // What is lacking is made, and that beside a stop would bring back what the stop removed.
+            let locked = this.lock_machine(machine).await;
+            let store = this.inner.ports.store();
+            let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
+            this.check_owner(&session)?;
+            if session.state != SessionState::Active {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("Session {id} is {}, not active", session.state.as_str()),
+                )
+                .with_hint("Start a new session"));
+            }
+            let machine =
+                store.machine(machine).await?.ok_or_else(|| Error::not_found("machine", machine))?;
+            let generation = session.next.as_ref().unwrap_or(&session.current);
+            let endpoint = locked.endpoint_of(&session, generation).await?;
+            let uri = this.san_uri(&session, generation, &endpoint, &advertised)?;
+            let boots = this.boots(generation).await?;
+            Ok((this.script(&machine, (&session, generation), boots, &endpoint, &advertised)?, uri))
+        })
+        .await
+    }
+
+    /// Where a generation's disk is, for a machine that reaches us under `advertised`.
+    pub fn san_uri(
+        &self,
+        session: &Session,
+        generation: &Generation,
+        endpoint: &TargetEndpoint,
+        advertised: &Advertised,
+    ) -> Result<SanUri> {
+        Ok(SanUri {
+            server: advertised.portal.clone(),
+            port: port_at(&advertised.portal, &endpoint.listen),
+            lun: endpoint.lun,
+            target: self.target_iqn(session, generation)?,
+        })
+    }
+
+    /// What a generation boots.
+    async fn boots(&self, generation: &Generation) -> Result<Boots> {
+        let store = self.inner.ports.store();
+        let image = store.image(generation.image).await?;
+        let image = image.ok_or_else(|| Error::not_found("image", generation.image))?;
+        let version = store.version(generation.version).await?;
+        Ok(Boots { image: image.name, version: version.map_or(0, |v| v.number) })
+    }
+
+    fn script(
+        &self,
+        machine: &Machine,
+        (session, generation): (&Session, &Generation),
+        boots: Boots,
+        endpoint: &TargetEndpoint,
+        advertised: &Advertised,
+    ) -> Result<String> {
+        let mac = machine.primary_mac()?;
+        self.inner.templates.machine(&MachineScript {
+            machine: machine.name.clone(),
+            mac,
+            image: boots.image,
+            version: boots.version,
+            san: self.san_uri(session, generation, endpoint, advertised)?,
+            initiator: session.initiator.clone(),
+            chap: generation.chap.clone(),
+            report_url: advertised.http_url.join(&format!("boot/{}/report", mac.hyphenated()))?,
+        })
+    }
+}
+
+impl LockedMachine<'_> {
     async fn answer_start(&self, request: &BootRequest, machine: Machine) -> Result<BootAnswer> {
         // What made its last start fail is seldom mended within seconds, and each try is recorded.
         if let Some(wait) = self.inner.failed_starts.wait(machine.id) {
@@ -224,128 +349,6 @@ impl Orchestrator {
         let boots = self.boots(&generation).await?;
         let of = (&session, &generation);
         Ok(BootAnswer::Script(self.script(&machine, of, boots, &endpoint, &request.advertised)?))
-    }
-
-    async fn script_read(&self, session: &Session, generation: &Generation) -> Result<()> {
-        if !self.inner.strangers.of_machine(session.machine) {
-            return Ok(());
-        }
-        let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation.number) };
-        self.record(Batch::new().event(self.session_event(session, kind))).await.map(|_| ())
-    }
-
-    async fn answer_unknown(&self, request: &BootRequest) -> Result<BootAnswer> {
-        if request.prepare && self.inner.strangers.unknown() {
-            // Held until it is recorded: of two requests at once only one is the first sight.
-            let _first = self.inner.seen_lock.lock().await;
-            let (event, write) =
-                self.unknown_seen(request.mac, request.firmware, request.peer.clone(), self.now()).await?;
-            let batch = Batch {
-                writes: write.into_iter().collect(),
-                events: event.into_iter().collect(),
-                ..Batch::new()
-            };
-            self.record(batch).await?;
-        }
-        let script = self
-            .inner
-            .templates
-            .unknown(&UnknownScript { mac: request.mac, server_url: request.advertised.http_url.clone() })?;
-        Ok(BootAnswer::Script(script))
-    }
-
-    async fn answer_declined(
-        &self,
-        request: &BootRequest,
-        machine: &Machine,
-        why: &Declined,
-    ) -> Result<BootAnswer> {
-        let reason = why.reason();
-        if request.prepare && self.inner.strangers.of_machine(machine.id) {
-            let event = NewEvent::new(self.now(), EventKind::BootDeclined { reason: reason.clone() })
-                .machine(machine.id);
-            self.record(Batch::new().event(event)).await?;
-        }
-        let script = DeclinedScript { machine: machine.name.clone(), mac: request.mac, reason };
-        Ok(BootAnswer::Script(self.inner.templates.declined(&script)?))
-    }
-
-    /// The boot script of a live session as it would be read now; prepares nothing. `Conflict` when the session is not active any more.
-    pub async fn current_script(
-        &self,
-        session: &Session,
-        advertised: &Advertised,
-    ) -> Result<(String, SanUri)> {
-        let (this, id, advertised) = (self.clone(), session.id, advertised.clone());
-        let machine = session.machine;
-        self.run(async move {
-            // What is lacking is made, and that beside a stop would bring back what the stop removed.
-            let _guard = this.inner.locks.lock(&machine).await;
-            let store = this.inner.ports.store();
-            let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
-            this.check_owner(&session)?;
-            if session.state != SessionState::Active {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!("Session {id} is {}, not active", session.state.as_str()),
-                )
-                .with_hint("Start a new session"));
-            }
-            let machine =
-                store.machine(machine).await?.ok_or_else(|| Error::not_found("machine", machine))?;
-            let generation = session.next.as_ref().unwrap_or(&session.current);
-            let endpoint = this.endpoint_of(&session, generation).await?;
-            let uri = this.san_uri(&session, generation, &endpoint, &advertised)?;
-            let boots = this.boots(generation).await?;
-            Ok((this.script(&machine, (&session, generation), boots, &endpoint, &advertised)?, uri))
-        })
-        .await
-    }
-
-    /// Where a generation's disk is, for a machine that reaches us under `advertised`.
-    pub fn san_uri(
-        &self,
-        session: &Session,
-        generation: &Generation,
-        endpoint: &TargetEndpoint,
-        advertised: &Advertised,
-    ) -> Result<SanUri> {
-        Ok(SanUri {
-            server: advertised.portal.clone(),
-            port: port_at(&advertised.portal, &endpoint.listen),
-            lun: endpoint.lun,
-            target: self.target_iqn(session, generation)?,
-        })
-    }
-
-    /// What a generation boots.
-    async fn boots(&self, generation: &Generation) -> Result<Boots> {
-        let store = self.inner.ports.store();
-        let image = store.image(generation.image).await?;
-        let image = image.ok_or_else(|| Error::not_found("image", generation.image))?;
-        let version = store.version(generation.version).await?;
-        Ok(Boots { image: image.name, version: version.map_or(0, |v| v.number) })
-    }
-
-    fn script(
-        &self,
-        machine: &Machine,
-        (session, generation): (&Session, &Generation),
-        boots: Boots,
-        endpoint: &TargetEndpoint,
-        advertised: &Advertised,
-    ) -> Result<String> {
-        let mac = machine.primary_mac()?;
-        self.inner.templates.machine(&MachineScript {
-            machine: machine.name.clone(),
-            mac,
-            image: boots.image,
-            version: boots.version,
-            san: self.san_uri(session, generation, endpoint, advertised)?,
-            initiator: session.initiator.clone(),
-            chap: generation.chap.clone(),
-            report_url: advertised.http_url.join(&format!("boot/{}/report", mac.hyphenated()))?,
-        })
     }
 }
 

@@ -7,7 +7,7 @@
 //! A set is taken when none is under way, or when the last one has been for [`PATIENCE`]: what hangs holds up nobody else for longer.
 //!
 //! Invariants: whoever waits is answered, or hears that the server is shutting down; of two changes of one entry in one set the later one
-//! counts, for both. Callers hold the machine's lock, so two there are only where a caller has given up.
+//! counts, for both. Callers hold the machine's lock, so there are two only where one has given up.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
-use super::Orchestrator;
+use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::ResourceId,
@@ -60,17 +60,15 @@ impl DhcpChanges {
 }
 
 impl Orchestrator {
-    /// Has one entry changed, together with others. The caller holds the machine's lock.
-    pub(super) async fn change_dhcp(&self, change: DhcpChange) -> Result<()> {
-        self.change_all_dhcp(vec![change]).await.pop().unwrap_or(Ok(()))
-    }
-
-    /// Has these entries changed in one set; an outcome for each, in their order. The caller holds the locks of their machines.
-    pub(super) async fn change_all_dhcp(&self, changes: Vec<DhcpChange>) -> Vec<Result<()>> {
+    /// Has these entries changed in one set; an outcome for each, in their order.
+    pub(super) async fn change_all_dhcp(
+        &self,
+        changes: Vec<(&LockedMachine<'_>, DhcpChange)>,
+    ) -> Vec<Result<()>> {
         let mut answers = Vec::with_capacity(changes.len());
         let must_take = {
             let mut gathering = self.inner.dhcp_changes.lock();
-            for change in changes {
+            for (_, change) in changes {
                 let (answer, answered) = oneshot::channel();
                 gathering.waiting.push(Waiting { change, answer });
                 answers.push(answered);
@@ -139,5 +137,12 @@ impl Orchestrator {
             }
             Err(e) => changes.iter().map(|_| Err(e.clone())).collect(),
         }
+    }
+}
+
+impl LockedMachine<'_> {
+    /// Has one entry changed, together with others.
+    pub(super) async fn change_dhcp(&self, change: DhcpChange) -> Result<()> {
+        self.change_all_dhcp(vec![(self, change)]).await.pop().unwrap_or(Ok(()))
     }
 }

@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::Orchestrator;
+use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
     error::{ErrorKind, Result},
     nouns::{EventKind, Generation, Machine, Session, SessionId, SessionState, WritebackPolicy},
@@ -47,8 +47,36 @@ impl Unused {
 }
 
 impl Orchestrator {
-    /// The generation that the machine's next boot uses; prepares it when there is none, and then says how its target is reached, too. The
-    /// caller holds the machine's lock.
+    /// Decides over a login and commits the generation it is for.
+    pub(super) async fn admit(&self, login: &Login) -> Result<LoginVerdict> {
+        let Some((machine, number)) = login.target.owner() else {
+            // A manual target: the backend's own access rules have decided.
+            return Ok(LoginVerdict::Accept);
+        };
+        let locked = self.lock_machine(machine).await;
+        let Some(mut session) = self.inner.ports.store().live_session(machine).await? else {
+            return Ok(LoginVerdict::Refuse);
+        };
+        // Of another server's session: never final, for its machine may find the right server by trying again.
+        if session.state != SessionState::Active || !self.owns(&session) {
+            return Ok(LoginVerdict::Retry);
+        }
+        if Some(session.current.number) == number {
+            if session.current.committed_at.is_none() {
+                locked.commit_current(&mut session).await?;
+            }
+        } else if session.next.as_ref().map(|g| g.number) == number {
+            locked.commit_next(&mut session).await?;
+        } else {
+            return Ok(LoginVerdict::Refuse);
+        }
+        self.inner.online.seen(session.id);
+        Ok(LoginVerdict::Accept)
+    }
+}
+
+impl LockedMachine<'_> {
+    /// The generation that the machine's next boot uses; prepares it when there is none, and then says how its target is reached, too.
     pub(super) async fn generation_for_boot(
         &self,
         machine: &Machine,
@@ -99,8 +127,7 @@ impl Orchestrator {
         }
     }
 
-    /// Removes the prepared generation. `Busy` when somebody has logged in to it and `how` spares that. The caller holds the machine's
-    /// lock.
+    /// Removes the prepared generation. `Busy` when somebody has logged in to it and `how` spares that.
     pub(super) async fn drop_next(&self, session: &mut Session, how: Removal) -> Result<()> {
         let Some(next) = session.next.take() else { return Ok(()) };
         let removed = self.remove_generation(session, &next, how).await;
@@ -111,7 +138,7 @@ impl Orchestrator {
         self.record_session(session, EventKind::GenerationExpired { number: next.number }, None).await
     }
 
-    /// Makes the prepared generation current: its first authenticated login. The caller holds the machine's lock.
+    /// Makes the prepared generation current: its first authenticated login.
     pub(super) async fn commit_next(&self, session: &mut Session) -> Result<()> {
         let Some(mut next) = session.next.take() else { return Ok(()) };
         let old = session.current.clone();
@@ -138,33 +165,6 @@ impl Orchestrator {
         let number = session.current.number;
         session.current.committed_at = Some(self.now());
         self.record_session(session, EventKind::GenerationCommitted { number }, None).await
-    }
-
-    /// Decides over a login and commits the generation it is for.
-    pub(super) async fn admit(&self, login: &Login) -> Result<LoginVerdict> {
-        let Some((machine, number)) = login.target.owner() else {
-            // A manual target: the backend's own access rules have decided.
-            return Ok(LoginVerdict::Accept);
-        };
-        let _guard = self.inner.locks.lock(&machine).await;
-        let Some(mut session) = self.inner.ports.store().live_session(machine).await? else {
-            return Ok(LoginVerdict::Refuse);
-        };
-        // Of another server's session: never final, for its machine may find the right server by trying again.
-        if session.state != SessionState::Active || !self.owns(&session) {
-            return Ok(LoginVerdict::Retry);
-        }
-        if Some(session.current.number) == number {
-            if session.current.committed_at.is_none() {
-                self.commit_current(&mut session).await?;
-            }
-        } else if session.next.as_ref().map(|g| g.number) == number {
-            self.commit_next(&mut session).await?;
-        } else {
-            return Ok(LoginVerdict::Refuse);
-        }
-        self.inner.online.seen(session.id);
-        Ok(LoginVerdict::Accept)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::Orchestrator;
+use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{Actor, EventKind, Machine, MachineId, ResourceId, WritebackPolicy},
@@ -26,7 +26,7 @@ impl Orchestrator {
             machine.updated_at = machine.created_at;
             machine.validate()?;
             this.check_assignment(&machine).await?;
-            let _guard = this.inner.locks.lock(&machine.id).await;
+            let locked = this.lock_machine(machine.id).await;
             let addresses = this.inner.address_lock.lock().await;
             this.check_fixed_address(&machine).await?;
             let row = this.audit(
@@ -42,7 +42,7 @@ impl Orchestrator {
             this.record(batch).await?;
             drop(addresses);
             machine.revision = 1;
-            this.settle_or_leave(&machine).await;
+            locked.settle_or_leave(&machine).await;
             Ok(machine)
         })
         .await
@@ -58,7 +58,7 @@ impl Orchestrator {
     ) -> Result<Machine> {
         let this = self.clone();
         self.run(async move {
-            let _guard = this.inner.locks.lock(&id).await;
+            let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
             let before = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if revision.is_some_and(|r| r != before.revision) {
@@ -97,7 +97,7 @@ impl Orchestrator {
             this.record(Batch::new().write(Write::Machine(after.clone())).event(event).audit(row)).await?;
             drop(addresses);
             after.revision += 1;
-            this.settle_or_leave(&after).await;
+            locked.settle_or_leave(&after).await;
             Ok(after)
         })
         .await
@@ -121,7 +121,7 @@ impl Orchestrator {
     pub async fn delete_machine(&self, id: MachineId, actor: Actor) -> Result<()> {
         let this = self.clone();
         self.run(async move {
-            let _guard = this.inner.locks.lock(&id).await;
+            let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if let Some(live) = store.live_session(id).await? {
@@ -142,7 +142,7 @@ impl Orchestrator {
             this.record(batch.from_reserve()).await?;
             let mut gone = machine;
             gone.auto_start = false;
-            if let Err(e) = this.settle_boot(&gone, false).await {
+            if let Err(e) = locked.settle_boot(&gone, false).await {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
             let kept = ResourceId::machine(id);
@@ -158,7 +158,7 @@ impl Orchestrator {
     pub async fn discard_kept_writeback(&self, id: MachineId, actor: Actor) -> Result<()> {
         let this = self.clone();
         self.run(async move {
-            let _guard = this.inner.locks.lock(&id).await;
+            let _locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if store.live_session(id).await?.is_some() {
@@ -190,7 +190,9 @@ impl Orchestrator {
         }
         Ok(())
     }
+}
 
+impl LockedMachine<'_> {
     /// The record counts; DHCP and boot files follow now, or when the reconciler comes round.
     async fn settle_or_leave(&self, machine: &Machine) {
         let live = self.inner.ports.store().live_session(machine.id).await;

@@ -11,7 +11,8 @@
 //! Stop: record `stopping` → DHCP → boot files → target → writeback (under `discard`) → record `stopped`.
 //!
 //! Invariants:
-//! * Everything that changes a machine's session runs under that machine's lock, and re-reads the session under it.
+//! * Everything that changes a machine's session is a method of [`LockedMachine`](locked_machine::LockedMachine), which only that machine's lock
+//!   gives, and re-reads the session under it.
 //! * Every state change, its audit row and its event are one transaction of the store; subscribers hear of it afterwards.
 //! * Work that changes anything runs in a task of the orchestrator's own, so a caller that goes away stops nothing half-way.
 //! * `online` is observed, never a state.
@@ -26,6 +27,7 @@ mod failed_starts;
 mod generation;
 mod images;
 mod journal;
+mod locked_machine;
 mod machines;
 mod observation_queue;
 mod observe;

@@ -13,10 +13,9 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{Orchestrator, StopRequest, pruning::Pruning};
+use super::{Orchestrator, StopRequest, locked_machine::LockedMachine, pruning::Pruning};
 use crate::{
     error::{Error, ErrorKind, Result},
-    keyed_locks::KeyGuard,
     nouns::{
         EventKind, Generation, Machine, MachineId, ResourceId, Session, SessionState, StopReason,
         WritebackPolicy,
@@ -250,8 +249,8 @@ impl Orchestrator {
     /// Also says whether DHCP has to be told of this machine.
     async fn reconcile_machine(&self, id: MachineId, world: &World) -> (MachineId, ReconcileReport, bool) {
         let mut report = ReconcileReport::default();
-        let Some(_guard) = self.lock_to_reconcile(id).await else { return (id, report, false) };
-        let done = self.reconcile_locked(id, world, &mut report).await;
+        let Some(locked) = self.lock_to_reconcile(id).await else { return (id, report, false) };
+        let done = locked.reconcile_locked(world, &mut report).await;
         let is_untold = match &done {
             Ok(Looked::Ours { wanted }) => {
                 world.having_dhcp(id, wanted.as_ref().map(Self::dhcp_host).as_ref()) != Having::Same
@@ -263,21 +262,114 @@ impl Orchestrator {
     }
 
     /// A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
-    async fn lock_to_reconcile(&self, id: MachineId) -> Option<KeyGuard> {
-        match self.inner.locks.try_lock(&id) {
-            None if !self.is_serving() => Some(self.inner.locks.lock(&id).await),
+    async fn lock_to_reconcile(&self, id: MachineId) -> Option<LockedMachine<'_>> {
+        match self.try_lock_machine(id) {
+            None if !self.is_serving() => Some(self.lock_machine(id).await),
             guard => guard,
         }
     }
 
-    /// All but the DHCP server.
-    async fn reconcile_locked(
-        &self,
-        id: MachineId,
-        world: &World,
-        report: &mut ReconcileReport,
-    ) -> Result<Looked> {
+    fn having_target(&self, session: &Session, generation: &Generation, world: &World) -> Result<Having> {
+        let spec = self.target_spec(session, generation)?;
+        Ok(Having::of(world.targets.as_ref(), &spec.id, spec.digest()))
+    }
+
+    fn is_idle_too_long(&self, session: &Session, world: &World) -> bool {
+        let Some(online) = &world.online else { return false };
+        let connected = session.generations().any(|g| online.contains(&session.target(g)));
+        let offline: Duration = self.inner.online.update(session.id, connected);
+        session.policy == WritebackPolicy::Discard && !connected && offline >= self.inner.config.idle_timeout
+    }
+
+    /// Tells DHCP of these machines in one set, under the locks of all of them: a daemon that must be restarted is restarted once.
+    async fn reconcile_dhcp(&self, machines: Vec<MachineId>, world: &World, report: &mut ReconcileReport) {
+        let (mut locked, mut changes, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for id in machines {
+            // Nobody waits for a second machine's lock while holding one, so these may be taken one after the other.
+            let Some(machine) = self.lock_to_reconcile(id).await else { continue };
+            // Again under the lock: it may have been changed, started or stopped meanwhile.
+            let wanted = match self.wanted_in_dhcp(id).await {
+                Ok(wanted) => wanted,
+                Err(e) => {
+                    report.note(&format!("machine {id}"), Err(e));
+                    continue;
+                }
+            };
+            let having = world.having_dhcp(id, wanted.as_ref());
+            if having == Having::Same {
+                continue;
+            }
+            names.push((id, wanted.is_some(), having));
+            let whole = ResourceId::machine(id);
+            changes.push(wanted.map_or(DhcpChange::Remove(whole), DhcpChange::Ensure));
+            locked.push(machine);
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let outcomes = self.change_all_dhcp(locked.iter().zip(changes).collect()).await;
+        drop(locked);
+        for ((id, wanted, having), outcome) in names.into_iter().zip(outcomes) {
+            if report.note(&format!("machine {id}"), outcome) {
+                report.made += u64::from(wanted && having == Having::Other);
+                report.removed += u64::from(!wanted);
+            }
+        }
+    }
+
+    async fn wanted_in_dhcp(&self, id: MachineId) -> Result<Option<DhcpHost>> {
         let store = self.inner.ports.store();
+        let Some(machine) = store.machine(id).await? else { return Ok(None) };
+        let live = store.live_session(id).await?.is_some();
+        Ok(Self::wants_boot(&machine, live).then(|| Self::dhcp_host(&machine)))
+    }
+
+    async fn reconcile_manual_targets(&self, world: &World, report: &mut ReconcileReport) {
+        let Some(listed) = &world.targets else { return };
+        let wanted = match self.inner.ports.store().targets().await {
+            Ok(wanted) => wanted,
+            Err(e) => return report.trouble.push(format!("manual targets: {}", e.report())),
+        };
+        for target in &wanted {
+            let having = match self.manual_target_spec(target) {
+                Ok(spec) => Having::of(Some(listed), &spec.id, spec.digest()),
+                Err(e) => {
+                    report.note(&format!("target {}", target.name), Err(e));
+                    continue;
+                }
+            };
+            if having == Having::Same {
+                continue;
+            }
+            let made = self.ensure_manual_target(target).await.map(|_| ());
+            if report.note(&format!("target {}", target.name), made) {
+                report.made += u64::from(having == Having::Other);
+            }
+        }
+        let keep: HashSet<_> = wanted.iter().map(|t| ResourceId::manual(t.id)).collect();
+        for orphan in listed.keys().filter(|r| r.owner().is_none() && !keep.contains(*r)) {
+            // One may have been made since the list; the store decides.
+            if self.manual_target_exists(orphan).await {
+                continue;
+            }
+            let removed = self.inner.ports.target().remove(orphan, Removal::Force).await;
+            if report.note(&format!("target {orphan}"), removed) {
+                report.removed += 1;
+            }
+        }
+    }
+
+    async fn manual_target_exists(&self, id: &ResourceId) -> bool {
+        // Unknown counts as existing: nothing is removed on a guess.
+        let targets = self.inner.ports.store().targets().await;
+        targets.map_or(true, |t| t.iter().any(|t| ResourceId::manual(t.id) == *id))
+    }
+}
+
+impl LockedMachine<'_> {
+    /// All but the DHCP server.
+    async fn reconcile_locked(&self, world: &World, report: &mut ReconcileReport) -> Result<Looked> {
+        let (store, id) = (self.inner.ports.store(), self.id());
         let machine = store.machine(id).await?;
         let mut session = store.live_session(id).await?;
         if session.as_ref().is_some_and(|session| !self.owns(session)) {
@@ -293,12 +385,13 @@ impl Orchestrator {
             }
             (_, None) => {}
         }
-        let wanted = machine.as_ref().filter(|machine| Self::wants_boot(machine, session.is_some())).cloned();
+        let wanted =
+            machine.as_ref().filter(|machine| Orchestrator::wants_boot(machine, session.is_some())).cloned();
         if let Some(machine) = &wanted {
             self.reconcile_boot_files(machine, world, report).await?;
         }
         // What cannot be removed keeps no machine from booting.
-        let removed = self.remove_orphans(id, machine.as_ref(), session.as_ref(), world, report).await;
+        let removed = self.remove_orphans(machine.as_ref(), session.as_ref(), world, report).await;
         report.note(&format!("machine {id}"), removed);
         Ok(Looked::Ours { wanted })
     }
@@ -362,14 +455,9 @@ impl Orchestrator {
             session: session.id,
             force: reason == StopReason::MachineGone,
             reason,
-            actor: Self::system(),
+            actor: Orchestrator::system(),
         };
         self.perform_stop(session, &request).await.map(|_| ())
-    }
-
-    fn having_target(&self, session: &Session, generation: &Generation, world: &World) -> Result<Having> {
-        let spec = self.target_spec(session, generation)?;
-        Ok(Having::of(world.targets.as_ref(), &spec.id, spec.digest()))
     }
 
     /// Before a boot is answered by a backend whose logins are only polled: what the last round could not see yet.
@@ -412,13 +500,6 @@ impl Orchestrator {
         }
     }
 
-    fn is_idle_too_long(&self, session: &Session, world: &World) -> bool {
-        let Some(online) = &world.online else { return false };
-        let connected = session.generations().any(|g| online.contains(&session.target(g)));
-        let offline: Duration = self.inner.online.update(session.id, connected);
-        session.policy == WritebackPolicy::Discard && !connected && offline >= self.inner.config.idle_timeout
-    }
-
     async fn reconcile_boot_files(
         &self,
         machine: &Machine,
@@ -434,60 +515,16 @@ impl Orchestrator {
         Ok(())
     }
 
-    /// Tells DHCP of these machines in one set, under the locks of all of them: a daemon that must be restarted is restarted once.
-    async fn reconcile_dhcp(&self, machines: Vec<MachineId>, world: &World, report: &mut ReconcileReport) {
-        let (mut guards, mut changes, mut names) = (Vec::new(), Vec::new(), Vec::new());
-        for id in machines {
-            // Nobody waits for a second machine's lock while holding one, so these may be taken one after the other.
-            let Some(guard) = self.lock_to_reconcile(id).await else { continue };
-            // Again under the lock: it may have been changed, started or stopped meanwhile.
-            let wanted = match self.wanted_in_dhcp(id).await {
-                Ok(wanted) => wanted,
-                Err(e) => {
-                    report.note(&format!("machine {id}"), Err(e));
-                    continue;
-                }
-            };
-            let having = world.having_dhcp(id, wanted.as_ref());
-            if having == Having::Same {
-                continue;
-            }
-            names.push((id, wanted.is_some(), having));
-            let whole = ResourceId::machine(id);
-            changes.push(wanted.map_or(DhcpChange::Remove(whole), DhcpChange::Ensure));
-            guards.push(guard);
-        }
-        if changes.is_empty() {
-            return;
-        }
-        let outcomes = self.change_all_dhcp(changes).await;
-        drop(guards);
-        for ((id, wanted, having), outcome) in names.into_iter().zip(outcomes) {
-            if report.note(&format!("machine {id}"), outcome) {
-                report.made += u64::from(wanted && having == Having::Other);
-                report.removed += u64::from(!wanted);
-            }
-        }
-    }
-
-    async fn wanted_in_dhcp(&self, id: MachineId) -> Result<Option<DhcpHost>> {
-        let store = self.inner.ports.store();
-        let Some(machine) = store.machine(id).await? else { return Ok(None) };
-        let live = store.live_session(id).await?.is_some();
-        Ok(Self::wants_boot(&machine, live).then(|| Self::dhcp_host(&machine)))
-    }
-
     /// Removes what backends have of this machine and nobody wants: targets before writebacks, so that no disk is taken from under
     /// a target.
     async fn remove_orphans(
         &self,
-        id: MachineId,
         machine: Option<&Machine>,
         session: Option<&Session>,
         world: &World,
         report: &mut ReconcileReport,
     ) -> Result<()> {
-        let p = &self.inner.ports;
+        let (p, id) = (&self.inner.ports, self.id());
         let of_machine = |r: &&ResourceId| r.owner().is_some_and(|(m, _)| m == id);
         let targets: HashSet<ResourceId> =
             session.into_iter().flat_map(|s| s.generations().map(|g| s.target(g))).collect();
@@ -510,7 +547,7 @@ impl Orchestrator {
             p.writeback().remove(orphan, Removal::Force).await?;
             report.removed += 1;
         }
-        if machine.is_some_and(|m| Self::wants_boot(m, session.is_some())) {
+        if machine.is_some_and(|m| Orchestrator::wants_boot(m, session.is_some())) {
             return Ok(());
         }
         let whole = ResourceId::machine(id);
@@ -519,47 +556,6 @@ impl Orchestrator {
             report.removed += 1;
         }
         Ok(())
-    }
-
-    async fn reconcile_manual_targets(&self, world: &World, report: &mut ReconcileReport) {
-        let Some(listed) = &world.targets else { return };
-        let wanted = match self.inner.ports.store().targets().await {
-            Ok(wanted) => wanted,
-            Err(e) => return report.trouble.push(format!("manual targets: {}", e.report())),
-        };
-        for target in &wanted {
-            let having = match self.manual_target_spec(target) {
-                Ok(spec) => Having::of(Some(listed), &spec.id, spec.digest()),
-                Err(e) => {
-                    report.note(&format!("target {}", target.name), Err(e));
-                    continue;
-                }
-            };
-            if having == Having::Same {
-                continue;
-            }
-            let made = self.ensure_manual_target(target).await.map(|_| ());
-            if report.note(&format!("target {}", target.name), made) {
-                report.made += u64::from(having == Having::Other);
-            }
-        }
-        let keep: HashSet<_> = wanted.iter().map(|t| ResourceId::manual(t.id)).collect();
-        for orphan in listed.keys().filter(|r| r.owner().is_none() && !keep.contains(*r)) {
-            // One may have been made since the list; the store decides.
-            if self.manual_target_exists(orphan).await {
-                continue;
-            }
-            let removed = self.inner.ports.target().remove(orphan, Removal::Force).await;
-            if report.note(&format!("target {orphan}"), removed) {
-                report.removed += 1;
-            }
-        }
-    }
-
-    async fn manual_target_exists(&self, id: &ResourceId) -> bool {
-        // Unknown counts as existing: nothing is removed on a guess.
-        let targets = self.inner.ports.store().targets().await;
-        targets.map_or(true, |t| t.iter().any(|t| ResourceId::manual(t.id) == *id))
     }
 }
 

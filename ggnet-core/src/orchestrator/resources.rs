@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Orchestrator;
+use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
     boot_text::templates::ChainScript,
     error::{Error, ErrorKind, Result},
@@ -70,6 +70,63 @@ impl Orchestrator {
         })
     }
 
+    pub(super) fn dhcp_host(machine: &Machine) -> DhcpHost {
+        DhcpHost {
+            id: ResourceId::machine(machine.id),
+            name: machine.name.clone(),
+            macs: machine.macs.clone(),
+            fixed_address: machine.fixed_address,
+            device_type: machine.device_type,
+        }
+    }
+
+    /// A machine's boot files: for each card a script without secrets that chains to the HTTP server.
+    pub(super) fn boot_bundle(&self, machine: &Machine) -> Result<BootBundle> {
+        let mut files = std::collections::BTreeMap::new();
+        for (mac, server) in machine.macs.iter().zip(self.inner.config.chain_url.iter().cycle()) {
+            let script_url = server.join(&format!("boot/{}.ipxe", mac.hyphenated()))?;
+            let text =
+                self.inner.templates.chain(&ChainScript { machine: machine.name.clone(), script_url })?;
+            files.insert(format!("machines/{}.ipxe", mac.hyphenated()).parse()?, text.into());
+        }
+        Ok(BootBundle { id: ResourceId::machine(machine.id), files })
+    }
+
+    /// Whether DHCP and the boot files should know a machine: while it is in service and has, or will get, a session.
+    pub(super) fn wants_boot(machine: &Machine, live: bool) -> bool {
+        machine.state == crate::nouns::MachineState::Active
+            && (live || (machine.auto_start && machine.image.is_some()))
+    }
+
+    /// Makes a manual target exist, over its version's own bytes.
+    pub(super) async fn ensure_manual_target(&self, target: &ManualTarget) -> Result<TargetEndpoint> {
+        let base = self.base(&self.ready_version(target.version).await?);
+        let disk = self.inner.ports.writeback().open_base(&base).await?;
+        let spec = self.manual_target_spec(target)?;
+        self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
+    }
+
+    pub(super) fn manual_target_spec(&self, target: &ManualTarget) -> Result<TargetSpec> {
+        let id = ResourceId::manual(target.id);
+        let key = format!("version-{}", target.version);
+        Ok(TargetSpec {
+            iqn: Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &id)?,
+            luns: vec![LunSpec {
+                number: 0,
+                serial: SpecDigest::of([id.as_str().as_bytes()]).short(),
+                disk_key: key,
+                read_only: true,
+            }],
+            access: match &target.initiator {
+                Some(name) => Access::Initiator { name: name.clone(), chap: None, mutual: None },
+                None => Access::Shared,
+            },
+            id,
+        })
+    }
+}
+
+impl LockedMachine<'_> {
     /// How a generation's target is reached. What is there is not touched; what is lacking is made.
     pub(super) async fn endpoint_of(
         &self,
@@ -149,70 +206,15 @@ impl Orchestrator {
         Ok(())
     }
 
-    pub(super) fn dhcp_host(machine: &Machine) -> DhcpHost {
-        DhcpHost {
-            id: ResourceId::machine(machine.id),
-            name: machine.name.clone(),
-            macs: machine.macs.clone(),
-            fixed_address: machine.fixed_address,
-            device_type: machine.device_type,
-        }
-    }
-
-    /// A machine's boot files: for each card a script without secrets that chains to the HTTP server.
-    pub(super) fn boot_bundle(&self, machine: &Machine) -> Result<BootBundle> {
-        let mut files = std::collections::BTreeMap::new();
-        for (mac, server) in machine.macs.iter().zip(self.inner.config.chain_url.iter().cycle()) {
-            let script_url = server.join(&format!("boot/{}.ipxe", mac.hyphenated()))?;
-            let text =
-                self.inner.templates.chain(&ChainScript { machine: machine.name.clone(), script_url })?;
-            files.insert(format!("machines/{}.ipxe", mac.hyphenated()).parse()?, text.into());
-        }
-        Ok(BootBundle { id: ResourceId::machine(machine.id), files })
-    }
-
-    /// Whether DHCP and the boot files should know a machine: while it is in service and has, or will get, a session.
-    pub(super) fn wants_boot(machine: &Machine, live: bool) -> bool {
-        machine.state == crate::nouns::MachineState::Active
-            && (live || (machine.auto_start && machine.image.is_some()))
-    }
-
-    /// Brings DHCP and the boot files to what [`Self::wants_boot`] says.
+    /// Brings DHCP and the boot files to what [`Orchestrator::wants_boot`] says.
     pub(super) async fn settle_boot(&self, machine: &Machine, live: bool) -> Result<()> {
         let (id, p) = (ResourceId::machine(machine.id), &self.inner.ports);
-        if Self::wants_boot(machine, live) {
+        if Orchestrator::wants_boot(machine, live) {
             p.boot_files().ensure(&self.boot_bundle(machine)?).await?;
-            self.change_dhcp(DhcpChange::Ensure(Self::dhcp_host(machine))).await
+            self.change_dhcp(DhcpChange::Ensure(Orchestrator::dhcp_host(machine))).await
         } else {
             self.change_dhcp(DhcpChange::Remove(id.clone())).await?;
             p.boot_files().remove(&id).await
         }
-    }
-
-    /// Makes a manual target exist, over its version's own bytes.
-    pub(super) async fn ensure_manual_target(&self, target: &ManualTarget) -> Result<TargetEndpoint> {
-        let base = self.base(&self.ready_version(target.version).await?);
-        let disk = self.inner.ports.writeback().open_base(&base).await?;
-        let spec = self.manual_target_spec(target)?;
-        self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
-    }
-
-    pub(super) fn manual_target_spec(&self, target: &ManualTarget) -> Result<TargetSpec> {
-        let id = ResourceId::manual(target.id);
-        let key = format!("version-{}", target.version);
-        Ok(TargetSpec {
-            iqn: Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &id)?,
-            luns: vec![LunSpec {
-                number: 0,
-                serial: SpecDigest::of([id.as_str().as_bytes()]).short(),
-                disk_key: key,
-                read_only: true,
-            }],
-            access: match &target.initiator {
-                Some(name) => Access::Initiator { name: name.clone(), chap: None, mutual: None },
-                None => Access::Shared,
-            },
-            id,
-        })
     }
 }

@@ -4,7 +4,7 @@
 use serde_json::json;
 use tokio::sync::RwLockReadGuard;
 
-use super::{ChapPolicy, Orchestrator};
+use super::{ChapPolicy, Orchestrator, locked_machine::LockedMachine};
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{
@@ -68,77 +68,12 @@ impl Orchestrator {
         let this = self.clone();
         self.run(async move {
             // Held to the end: nobody else may touch this machine's session half-way.
-            let _guard = this.inner.locks.lock(&request.machine).await;
-            let machine = this.startable(request.machine).await?;
-            let prepared = this.prepare_start(machine, request.image).await?;
-            this.perform_start(prepared, &request.actor).await
+            let locked = this.lock_machine(request.machine).await;
+            let machine = locked.startable().await?;
+            let prepared = locked.prepare_start(machine, request.image).await?;
+            locked.perform_start(prepared, &request.actor).await
         })
         .await
-    }
-
-    /// A machine that has no live session. The caller holds its lock.
-    async fn startable(&self, id: MachineId) -> Result<Machine> {
-        let store = self.inner.ports.store();
-        let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
-        if let Some(live) = store.live_session(machine.id).await? {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!("Machine {} already has session {} ({})", machine.name, live.id, live.state.as_str()),
-            )
-            .with_hint("Stop that session first"));
-        }
-        Ok(machine)
-    }
-
-    /// Validates and makes the session's record, not yet stored. The caller holds the machine's lock, and has seen that the machine has no
-    /// live session.
-    pub(super) async fn prepare_start(
-        &self,
-        machine: Machine,
-        wanted: Option<ImageId>,
-    ) -> Result<Prepared<'_>> {
-        if machine.state != MachineState::Active {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!("Machine {} is {}, not active", machine.name, machine.state.as_str()),
-            )
-            .with_hint("Set its state to active first"));
-        }
-        let store = self.inner.ports.store();
-        let image_guard = self.inner.image_lock.read().await;
-        let Choice { image, version, keeps_already } =
-            self.version_to_boot(&machine, wanted, machine.writeback).await?;
-        let last = store.last_session(machine.id).await?;
-        // It may have been discarded since; asked once more, for a failed start removes what it takes for its own.
-        if !keeps_already
-            && [machine.writeback, last.as_ref().map_or(WritebackPolicy::Discard, |s| s.policy)]
-                == [WritebackPolicy::Keep; 2]
-        {
-            self.check_nothing_kept(&machine).await?;
-        }
-        let number = last.map_or(1, |s| s.highest_generation().saturating_add(1));
-        let now = self.now();
-        let session = Session {
-            id: SessionId::generate(),
-            machine: machine.id,
-            state: SessionState::Starting,
-            policy: machine.writeback,
-            chosen_image: wanted,
-            initiator: Iqn::initiator(&self.inner.config.iqn_prefix, machine.primary_mac()?)?,
-            current: self.new_generation(&machine, machine.writeback, number, image.id, version.id)?,
-            next: None,
-            last_generation: number,
-            started_at: now,
-            active_at: None,
-            ended_at: None,
-            stop_reason: None,
-            stop_forced: false,
-            owner: Some(self.inner.config.server.clone()),
-            epoch: 0,
-            error: None,
-            revision: 0,
-        };
-        Ok(Prepared { machine, session, image, version, keeps_already, image_guard })
     }
 
     pub(super) fn new_generation(
@@ -242,8 +177,75 @@ impl Orchestrator {
         )
         .with_hint("Discard its kept writeback first, or assign that image again"))
     }
+}
 
-    /// Does the steps. The caller holds the machine's lock.
+impl LockedMachine<'_> {
+    /// A machine that has no live session. The caller holds its lock.
+    async fn startable(&self) -> Result<Machine> {
+        let (store, id) = (self.inner.ports.store(), self.id());
+        let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
+        if let Some(live) = store.live_session(machine.id).await? {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("Machine {} already has session {} ({})", machine.name, live.id, live.state.as_str()),
+            )
+            .with_hint("Stop that session first"));
+        }
+        Ok(machine)
+    }
+
+    /// Validates and makes the session's record, not yet stored. The caller holds the machine's lock, and has seen that the machine has no
+    /// live session.
+    pub(super) async fn prepare_start(
+        &self,
+        machine: Machine,
+        wanted: Option<ImageId>,
+    ) -> Result<Prepared<'_>> {
+        if machine.state != MachineState::Active {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("Machine {} is {}, not active", machine.name, machine.state.as_str()),
+            )
+            .with_hint("Set its state to active first"));
+        }
+        let store = self.inner.ports.store();
+        let image_guard = self.inner.image_lock.read().await;
+        let Choice { image, version, keeps_already } =
+            self.version_to_boot(&machine, wanted, machine.writeback).await?;
+        let last = store.last_session(machine.id).await?;
+        // It may have been discarded since; asked once more, for a failed start removes what it takes for its own.
+        if !keeps_already
+            && [machine.writeback, last.as_ref().map_or(WritebackPolicy::Discard, |s| s.policy)]
+                == [WritebackPolicy::Keep; 2]
+        {
+            self.check_nothing_kept(&machine).await?;
+        }
+        let number = last.map_or(1, |s| s.highest_generation().saturating_add(1));
+        let now = self.now();
+        let session = Session {
+            id: SessionId::generate(),
+            machine: machine.id,
+            state: SessionState::Starting,
+            policy: machine.writeback,
+            chosen_image: wanted,
+            initiator: Iqn::initiator(&self.inner.config.iqn_prefix, machine.primary_mac()?)?,
+            current: self.new_generation(&machine, machine.writeback, number, image.id, version.id)?,
+            next: None,
+            last_generation: number,
+            started_at: now,
+            active_at: None,
+            ended_at: None,
+            stop_reason: None,
+            stop_forced: false,
+            owner: Some(self.inner.config.server.clone()),
+            epoch: 0,
+            error: None,
+            revision: 0,
+        };
+        Ok(Prepared { machine, session, image, version, keeps_already, image_guard })
+    }
+
+    /// Does the steps.
     pub(super) async fn perform_start(&self, prepared: Prepared<'_>, actor: &Actor) -> Result<Started> {
         let Prepared { machine, mut session, image, version, keeps_already, image_guard } = prepared;
         let row = self.audit(

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
     error::{Error, ErrorKind, Result},
-    nouns::{Actor, EventKind, Machine, MachineId, ResourceId, WritebackPolicy},
+    nouns::{Actor, EventKind, MacAddr, Machine, MachineId, ResourceId, WritebackPolicy},
     ports::{Batch, Removal, Write},
 };
 
@@ -172,6 +172,19 @@ impl Orchestrator {
             let row = this.audit(&actor, "machine.discard_writeback", ("machine", id.to_string()), json!({}));
             let event = this.event(EventKind::MachineUpdated).machine(id);
             this.record(Batch::new().event(event).audit(row).from_reserve()).await.map(|_| ())
+        })
+        .await
+    }
+
+    /// Forgets an unknown machine that was seen. `NotFound` when it was not.
+    pub async fn forget_seen(&self, mac: MacAddr, actor: Actor) -> Result<()> {
+        let this = self.clone();
+        self.run(async move {
+            let seen = this.inner.ports.store().seen_machine(mac).await?;
+            let seen = seen.ok_or_else(|| Error::not_found("unknown machine", mac))?;
+            let row = this.audit(&actor, "seen.forget", ("seen", mac.to_string()), json!({ "before": seen }));
+            let batch = Batch::new().write(Write::DeleteSeen(mac)).audit(row);
+            this.record(batch.from_reserve()).await.map(|_| ())
         })
         .await
     }

@@ -9,7 +9,7 @@ use ggnet_core::{
     Error, ErrorKind, Result,
     api::{CreateMachineRequest, UpdateMachineRequest},
     nouns::{Firmware, ImageId, MacAddr, Machine, MachineId, MachineState, Name, SeenMachine, Timestamp},
-    ports::{Batch, MachineFilter, Page, Write},
+    ports::{MachineFilter, Page},
 };
 use serde::Deserialize;
 
@@ -192,13 +192,10 @@ pub async fn register_seen(
 /// `DELETE /machines/seen/{mac}`: forgets one.
 pub async fn forget_seen(
     State(app): State<Shared>,
+    ConnectInfo(ends): ConnectInfo<Endpoints>,
     ValidPath(mac): ValidPath<MacAddr>,
 ) -> Answer<StatusCode> {
     seen_one(&app, mac).await?;
-    app.orchestrator
-        .ports()
-        .store()
-        .commit(Batch::new().write(Write::DeleteSeen(mac)).from_reserve())
-        .await?;
+    app.orchestrator.forget_seen(mac, admin(&ends)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

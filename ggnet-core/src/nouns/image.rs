@@ -55,6 +55,9 @@ pub struct Image {
     /// The version that machines boot unless they are pinned to another.
     #[serde(default)]
     pub current: Option<ImageVersionId>,
+    /// The highest number that a version of it ever had: one that was removed is not given again, so that people never mean two by it.
+    #[serde(default)]
+    pub last_version: u32,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last changed.

@@ -110,23 +110,21 @@ impl Orchestrator {
             let guard = this.inner.image_lock.write().await;
             let now = this.now();
             let store = this.inner.ports.store();
-            let (image, writes) = match store.image_by_name(&request.image).await? {
-                Some(image) => (image, vec![]),
-                None => {
-                    let image = Image {
-                        id: ImageId::generate(),
-                        name: request.image.clone(),
-                        description: String::new(),
-                        current: None,
-                        created_at: now,
-                        updated_at: now,
-                        revision: 0,
-                    };
-                    (image.clone(), vec![Write::Image(image)])
-                }
-            };
-            let number =
-                store.versions(image.id).await?.iter().map(|v| v.number).max().unwrap_or(0).saturating_add(1);
+            let known = store.image_by_name(&request.image).await?;
+            let mut image = known.unwrap_or_else(|| Image {
+                id: ImageId::generate(),
+                name: request.image.clone(),
+                description: String::new(),
+                current: None,
+                last_version: 0,
+                created_at: now,
+                updated_at: now,
+                revision: 0,
+            });
+            let there = store.versions(image.id).await?;
+            // Records from before images counted their versions have the numbers alone.
+            let number = there.iter().map(|v| v.number).fold(image.last_version, u32::max).saturating_add(1);
+            image.last_version = number;
             let version = ImageVersion {
                 id: ImageVersionId::generate(),
                 image: image.id,
@@ -150,8 +148,8 @@ impl Orchestrator {
                 ("image", image.id.to_string()),
                 json!({ "name": image.name, "version": version.id, "path": request.path }),
             );
-            let mut batch = Batch { writes, ..Batch::new() };
-            if !batch.writes.is_empty() {
+            let mut batch = Batch::new().write(Write::Image(image.clone()));
+            if image.revision == 0 {
                 batch = batch.event(this.event(EventKind::ImageCreated).image(image.id));
             }
             batch = batch.write(Write::Version(version.clone()));

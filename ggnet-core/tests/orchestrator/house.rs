@@ -287,6 +287,7 @@ impl Process {
             name: name.parse().unwrap(),
             description: String::new(),
             current: None,
+            last_version: 0,
             created_at: now,
             updated_at: now,
             revision: 0,

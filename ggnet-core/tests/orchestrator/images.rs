@@ -68,11 +68,16 @@ async fn an_import_becomes_ready_and_current() {
     assert_eq!(told, [EventKind::ImageCreated, EventKind::VersionImporting, EventKind::VersionReady]);
 
     ask.make_current = false;
-    let (again, second) = p.o.import(ask).await.unwrap();
+    let (again, second) = p.o.import(ask.clone()).await.unwrap();
     assert_eq!((again.id, second.number), (image.id, 2));
     ended(&p, second.id).await;
     assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id), "not asked to be");
     assert_eq!(files(&house).len(), 2);
+
+    p.o.delete_version(second.id, Actor::Embedder).await.unwrap();
+    let (_, third) = p.o.import(ask).await.unwrap();
+    assert_eq!(third.number, 3, "a number means one version for ever");
+    ended(&p, third.id).await;
 }
 
 #[tokio::test]

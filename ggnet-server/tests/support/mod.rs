@@ -53,6 +53,7 @@ pub async fn image(o: &Orchestrator, name: &str) -> (ImageId, ImageVersionId) {
         name: name.parse().unwrap(),
         description: String::new(),
         current: None,
+        last_version: 0,
         created_at: now,
         updated_at: now,
         revision: 0,

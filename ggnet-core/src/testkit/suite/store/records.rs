@@ -51,6 +51,7 @@ pub fn image(name: &str) -> Image {
         name: name.parse().unwrap(),
         description: "An image".to_owned(),
         current: None,
+        last_version: 0,
         created_at: at(0),
         updated_at: at(1),
         revision: 0,

@@ -156,7 +156,7 @@ fn served_folder(config: &Config) -> Vec<Finding> {
     let what = format!("settings of {}", tftpd_hpa::NAME);
     let store: TftpdHpaConfig = match settings(tftpd_hpa::NAME, config.boot_files.settings.clone()) {
         Ok(store) => store,
-        Err(e) => return vec![Finding::bad(Level::Fail, what, e.message(), "See docs/configuration.md")],
+        Err(e) => return vec![Finding::bad(Level::Fail, what, e.explain(), "See docs/configuration.md")],
     };
     let mut findings = vec![
         host::program(Path::new("in.tftpd"), "tftpd-hpa", if store.ask { Level::Fail } else { Level::Warn }),

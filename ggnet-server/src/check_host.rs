@@ -24,7 +24,7 @@ pub fn kernel_target(config: &Config) -> Vec<Finding> {
         _ => return vec![],
     };
     needs.unwrap_or_else(|e| {
-        vec![Finding::bad(Level::Fail, "section [target]", e.message(), "See docs/configuration.md")]
+        vec![Finding::bad(Level::Fail, "section [target]", e.explain(), "See docs/configuration.md")]
     })
 }
 
@@ -50,7 +50,7 @@ fn by_configfs(lio: LioConfig) -> Vec<Finding> {
     let what = format!("helper on {}", socket.display());
     let reached = match Helper::at(socket).reach() {
         Ok(()) => Finding::ok(what, "It may be asked"),
-        Err(e) => Finding::bad(Level::Fail, what, e.message(), e.hint().unwrap_or("see the message")),
+        Err(e) => Finding::bad(Level::Fail, what, e.explain(), e.hint().unwrap_or("see the message")),
     };
     // Its unit has the modules loaded.
     vec![host::kernel_target(&lio.root, Level::Warn), reached]

@@ -152,7 +152,7 @@ pub(super) enum Said {
     Observed(Observation),
 }
 
-/// A request that a program could not fulfil.
+/// A request that a program could not fulfil, in the protocol's own words: fewer than an [`Error`] has, and none that we have not looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(any(test, feature = "fuzzing"), derive(Serialize))]
 #[serde(deny_unknown_fields)]

@@ -101,7 +101,7 @@ impl Helper {
         let line = encode(request)?;
         let answer = self.exchange(&line).map_err(|e| self.failed(e))?;
         match decode(&answer)? {
-            Answer::Failed(failure) => Err(failure.into()),
+            Answer::Failed(e) => Err(e),
             answer => Ok(answer),
         }
     }
@@ -156,11 +156,11 @@ impl Helper {
             ),
             _ => (
                 ErrorKind::Unavailable,
-                format!("The helper on {at} hung up: {e}"),
+                format!("The helper on {at} hung up"),
                 "journalctl -u ggnet-helper says why",
             ),
         };
-        Error::new(kind, message).with_subject(at.to_string()).with_hint(hint).with_source(e)
+        Error::new(kind, message).with_subject(at.to_string()).with_hint(hint).with_reason(e)
     }
 
     fn strange(&self) -> Error {

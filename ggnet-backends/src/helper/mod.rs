@@ -22,5 +22,5 @@ mod server;
 mod tests;
 
 pub use client::Helper;
-pub use protocol::{Action, Answer, Failure, MAX_REQUEST, Request, SOCKET, decode, encode};
+pub use protocol::{Action, Answer, MAX_REQUEST, Request, SOCKET, decode, encode};
 pub use server::{Duties, TargetDuty, serve};

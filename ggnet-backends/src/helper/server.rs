@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 
 use super::{
     fence,
-    protocol::{Action, Answer, Failure, MAX_REQUEST, Request, decode, encode, too_long},
+    protocol::{Action, Answer, MAX_REQUEST, Request, decode, encode, too_long},
 };
 use crate::{
     owner::Owner,
@@ -95,9 +95,9 @@ impl TargetDuty {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 Err(Error::new(
                     ErrorKind::Unavailable,
-                    format!("The kernel target is not there: {} cannot be made: {e}", fabric.display()),
+                    format!("The kernel target is not there: {} cannot be made", fabric.display()),
                 )
-                .with_source(e)
+                .with_reason(e)
                 .with_hint("mount -t configfs configfs /sys/kernel/config; modprobe target_core_mod; modprobe iscsi_target_mod"))
             }
             _ => Ok(()),
@@ -174,7 +174,7 @@ async fn converse(mut stream: UnixStream, duties: &Arc<Duties>) {
             Err(e)
         }
     };
-    let answer = answer.unwrap_or_else(|e| Answer::Failed(Failure::from(&e)));
+    let answer = answer.unwrap_or_else(Answer::Failed);
     let Ok(line) = encode(&answer) else { return };
     // Who does not wait for the answer needs none.
     let _ = timeout(WRITE, async {

@@ -192,7 +192,8 @@ async fn a_damaged_record_costs_its_session_alone() {
         assert_eq!((events.len(), events[0].event.session), (1, Some(w.live.id)));
         let why = ended.error.unwrap();
         assert!(
-            matches!(&events[0].event.kind, EventKind::SessionFailed { reason } if *reason == why),
+            matches!(&events[0].event.kind, EventKind::SessionFailed { reason, failure }
+                if *reason == why && *failure == ended.failure && failure.is_some()),
             "{events:?}"
         );
         store.shutdown().await;

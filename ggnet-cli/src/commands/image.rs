@@ -5,7 +5,7 @@ use ggnet_core::{
     nouns::{ImageState, VersionSource, VersionState},
 };
 
-use super::{Context, import, wire_name};
+use super::{Context, failure_rows, import, wire_name};
 use crate::{
     client::Client,
     failure::{Failure, Result},
@@ -157,10 +157,15 @@ fn show(context: &Context, i: &ImageResponse) -> Result<()> {
                 v.version.sha256.as_deref().and_then(|s| s.get(..12)).unwrap_or_default().into(),
                 source(&v.version.source).into(),
                 v.version.finished_at.map(time::ago).unwrap_or_default().into(),
-                v.version.error.as_deref().unwrap_or(&v.version.comment).into(),
+                v.version.comment.as_str().into(),
             ]
         },
-    )
+    )?;
+    for v in i.versions.iter().filter(|v| v.version.state == VersionState::Failed) {
+        context.out.text("")?;
+        show_version(context, i.image.name.as_str(), v)?;
+    }
+    Ok(())
 }
 
 fn version_state(v: &VersionResponse) -> Field {
@@ -181,7 +186,7 @@ fn source(source: &VersionSource) -> String {
 
 /// One version: what an import ends with.
 pub fn show_version(context: &Context, name: &str, v: &VersionResponse) -> Result<()> {
-    let rows = vec![
+    let mut rows = vec![
         ("version", format!("{name}:{}", v.version.number).into()),
         ("id", v.version.id.to_string().into()),
         ("state", version_state(v)),
@@ -189,5 +194,9 @@ pub fn show_version(context: &Context, name: &str, v: &VersionResponse) -> Resul
         ("sha-256", v.version.sha256.as_deref().unwrap_or_default().into()),
         ("comment", v.version.comment.as_str().into()),
     ];
+    if let Some(error) = &v.version.error {
+        rows.push(("error", Field::with(error, Mood::Bad)));
+    }
+    rows.extend(failure_rows(v.version.failure.as_ref()));
     context.out.one(v, rows)
 }

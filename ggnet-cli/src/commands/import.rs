@@ -57,8 +57,11 @@ pub async fn import(context: &Context, o: Import) -> Result<()> {
     };
     if ended.version.state == VersionState::Failed {
         let why = ended.version.error.as_deref().unwrap_or("the server does not say why");
-        return Err(Failure::refused(format!("The import of {label} failed: {why}"))
-            .hint("Nothing of it is left on the server's disk; the file it came from is as it was"));
+        let failure = Failure::refused(format!("The import of {label} failed and left nothing on the server: {why}"));
+        return Err(match &ended.version.failure {
+            Some(known) => failure.because_of(known),
+            None => failure,
+        });
     }
     image::show_version(context, begun.image.name.as_str(), &ended)
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ImageId, MacAddr, MachineId, SessionId, Timestamp};
+use super::{Failure, ImageId, MacAddr, MachineId, SessionId, Timestamp};
 
 /// The observed stages of a boot, in their usual order; together a machine's boot timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -92,6 +92,9 @@ pub enum EventKind {
     VersionFailed {
         /// Why.
         reason: String,
+        /// Which failure it was; none in events of older versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
     },
     /// A version was deleted.
     VersionDeleted,
@@ -122,6 +125,9 @@ pub enum EventKind {
     SessionFailed {
         /// Why.
         reason: String,
+        /// Which failure it was; none in events of older versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
     },
     /// The reconciler removed something that nobody owned, or made something that a live session lacked.
     Reconciled {

@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::Error;
+use crate::error::{Error, code};
 
 /// `Serialize` as the `Display` form and `Deserialize` through `FromStr`, so that a bad value names its field.
 macro_rules! string_serde {
@@ -48,9 +48,10 @@ macro_rules! uuid_id {
         impl FromStr for $name {
             type Err = Error;
             fn from_str(s: &str) -> Result<Self, Error> {
-                uuid::Uuid::try_parse(s)
-                    .map(Self)
-                    .map_err(|_| Error::invalid("id", format!("{s:?} is not a {} id (a UUID)", $what)))
+                uuid::Uuid::try_parse(s).map(Self).map_err(|_| {
+                    Error::invalid("id", format!("{s:?} is not a {} id (a UUID)", $what))
+                        .with_code(code::id_invalid($what, s))
+                })
             }
         }
 

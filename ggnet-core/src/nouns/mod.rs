@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod event;
+pub mod failure;
 pub mod id;
 pub mod image;
 pub mod iqn;
@@ -16,6 +17,7 @@ pub mod user;
 
 pub use audit::AuditRow;
 pub use event::{BootStage, Event, EventKind, NewEvent};
+pub use failure::Failure;
 pub use id::{ImageId, ImageVersionId, InstanceId, MachineId, ResourceId, SessionId, TargetId};
 pub use image::{Image, ImageFormat, ImageState, ImageVersion, VersionSource, VersionState};
 pub use iqn::Iqn;

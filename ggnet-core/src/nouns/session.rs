@@ -13,7 +13,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ChapPair, ImageId, ImageVersionId, Iqn, MachineId, ResourceId, SessionId, Timestamp, WritebackPolicy,
+    ChapPair, Failure, ImageId, ImageVersionId, Iqn, MachineId, ResourceId, SessionId, Timestamp,
+    WritebackPolicy,
 };
 
 /// Where a session stands.
@@ -138,6 +139,9 @@ pub struct Session {
     /// What failed, for people.
     #[serde(default)]
     pub error: Option<String>,
+    /// Which failure that was, and what to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
     /// Grows with every change; updates are conditional on it.
     pub revision: u64,
 }

@@ -13,7 +13,7 @@ use crate::{
         BootUrl, Host, SanUri,
         templates::{DeclinedScript, FirstScript, MachineScript, UnknownScript},
     },
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{
         Actor, BootStage, EventKind, Firmware, Generation, MacAddr, Machine, MachineState, NewEvent, Session,
         SessionState,
@@ -201,7 +201,7 @@ impl Orchestrator {
             Ok(prepared) => prepared,
             // The image is not ready, or the kept writeback belongs to another: nothing a machine could wait for.
             Err(e) if e.kind() == ErrorKind::Conflict => {
-                let why = Declined::NotReady(e.message().to_owned());
+                let why = Declined::NotReady(e.explain());
                 return self.answer_declined(request, &machine, &why).await;
             }
             Err(e) => return Err(e),
@@ -307,7 +307,7 @@ impl Orchestrator {
             let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
             if session.state != SessionState::Active {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::session_not_active(id, session.state.as_str()),
                     format!("Session {id} is {}, not active", session.state.as_str()),
                 )
                 .with_hint("Start a new session"));

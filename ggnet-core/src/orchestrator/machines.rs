@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::Orchestrator;
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result, code},
     nouns::{Actor, EventKind, Machine, MachineId, ResourceId, WritebackPolicy},
     ports::{Batch, Removal, Write},
 };
@@ -63,7 +63,7 @@ impl Orchestrator {
             let before = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if revision.is_some_and(|r| r != before.revision) {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::machine_changed(&before.name, before.revision),
                     format!(
                         "Machine {} was changed by somebody else (revision {})",
                         before.name, before.revision
@@ -110,7 +110,7 @@ impl Orchestrator {
         match machines.iter().find(|m| m.fixed_address == Some(address) && m.id != machine.id) {
             None => Ok(()),
             Some(other) => Err(Error::new(
-                ErrorKind::Conflict,
+                code::address_taken(address, &other.name),
                 format!("Machine {} has the address {address}", other.name),
             )
             .with_hint("Give each machine an address of its own, or none: then DHCP chooses one")),
@@ -126,7 +126,7 @@ impl Orchestrator {
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if let Some(live) = store.live_session(id).await? {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::machine_has_session(&machine.name),
                     format!("Machine {} has session {} ({})", machine.name, live.id, live.state.as_str()),
                 )
                 .with_hint("Stop that session first"));
@@ -163,7 +163,7 @@ impl Orchestrator {
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if store.live_session(id).await?.is_some() {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::machine_has_session(&machine.name),
                     format!("Machine {} has a live session that uses its kept writeback", machine.name),
                 )
                 .with_hint("Stop that session first"));
@@ -181,12 +181,17 @@ impl Orchestrator {
         let store = self.inner.ports.store();
         let Some(image) = machine.image else { return Ok(()) };
         if store.image(image).await?.is_none() {
-            return Err(Error::invalid("image", format!("There is no image {image}")));
+            return Err(Error::new(code::unknown_image(image), format!("There is no image {image}"))
+                .with_field("image"));
         }
         if let Some(pinned) = machine.pinned_version
             && store.version(pinned).await?.is_none_or(|v| v.image != image)
         {
-            return Err(Error::invalid("pinned_version", format!("{pinned} is no version of image {image}")));
+            return Err(Error::new(
+                code::pinned_version_of_other_image(pinned, image),
+                format!("{pinned} is no version of image {image}"),
+            )
+            .with_field("pinned_version"));
         }
         Ok(())
     }

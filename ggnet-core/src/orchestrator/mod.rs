@@ -61,7 +61,7 @@ pub use targets::NewTarget;
 
 use crate::{
     boot_text::templates::BootTemplates,
-    error::{Error, Result},
+    error::{Error, Result, code},
     keyed_locks::KeyedLocks,
     nouns::{Event, MachineId, SessionId, Timestamp},
     supervisor::Supervisor,
@@ -244,11 +244,11 @@ impl Orchestrator {
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         if self.inner.cancel.is_cancelled() {
-            return Err(Error::new(crate::ErrorKind::Unavailable, "The server is shutting down"));
+            return Err(Error::new(code::shutting_down(), "The server is shutting down"));
         }
         let done = self.spawn(work).await;
         done.map_err(|e| Error::internal("A task of the orchestrator died").with_source(e))?.ok_or_else(
-            || Error::new(crate::ErrorKind::Unavailable, "The server was shut down before this was done"),
+            || Error::new(code::shutting_down(), "The server was shut down before this was done"),
         )?
     }
 

@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 
 use super::{Orchestrator, StopRequest, pruning::Pruning};
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{
         EventKind, Generation, Machine, MachineId, ResourceId, Session, SessionState, StopReason,
         WritebackPolicy,
@@ -287,7 +287,7 @@ impl Orchestrator {
             // The lock is ours, so nobody works on it: our process died in the middle.
             SessionState::Starting => {
                 let why = Error::new(
-                    crate::ErrorKind::Unavailable,
+                    code::start_interrupted(),
                     "The server was interrupted while it started the session",
                 );
                 let kept = session.policy == WritebackPolicy::Keep;

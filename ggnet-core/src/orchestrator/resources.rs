@@ -6,7 +6,7 @@ use super::Orchestrator;
 use crate::{
     block::Disk,
     boot_text::templates::ChainScript,
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{
         Generation, ImageVersionId, Iqn, Machine, ManualTarget, ResourceId, Session, VersionState,
         WritebackPolicy,
@@ -40,7 +40,7 @@ impl Orchestrator {
         let version = self.inner.ports.store().version(id).await?;
         let version = version.ok_or_else(|| Error::not_found("image version", id))?;
         if version.state != VersionState::Ready {
-            return Err(Error::new(ErrorKind::Conflict, format!("Image version {id} is not ready"))
+            return Err(Error::new(code::version_not_ready(id), format!("Image version {id} is not ready"))
                 .with_hint("Wait until its import has ended, or boot another version"));
         }
         Ok(BaseImage { version: id, path: self.version_path(id), size_bytes: version.size_bytes })
@@ -94,7 +94,7 @@ impl Orchestrator {
         let disk = self.inner.ports.writeback().ensure(&spec).await.map_err(|e| match e.kind() {
             // Not the machine's fault, and no path for strangers to read.
             ErrorKind::NotFound => Error::new(
-                ErrorKind::Corrupt,
+                code::image_file_gone(generation.version),
                 format!("The file of image version {} is gone", generation.version),
             )
             .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
@@ -111,7 +111,7 @@ impl Orchestrator {
         if self.inner.ports.writeback().get(id).await?.is_some() {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Corrupt, format!("The written disk {id} is gone: no empty one is put in its place"))
+        Err(Error::new(code::written_disk_gone(id), format!("The written disk {id} is gone: no empty one is put in its place"))
             .with_hint(
                 "Is the folder or disk of the writebacks mounted? Bring it back; or stop the session, which gives the machine an empty \
                  disk at its next start",

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{ChapPolicy, Orchestrator};
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result, code},
     nouns::{
         Actor, ChapPair, EventKind, Generation, ImageId, ImageVersionId, Iqn, Machine, MachineId,
         MachineState, ResourceId, Session, SessionId, SessionState, StopReason, WritebackPolicy,
@@ -61,14 +61,14 @@ impl Orchestrator {
             .ok_or_else(|| Error::not_found("machine", request.machine))?;
         if machine.state != MachineState::Active {
             return Err(Error::new(
-                ErrorKind::Conflict,
+                code::machine_not_active(&machine.name, machine.state.as_str()),
                 format!("Machine {} is {}, not active", machine.name, machine.state.as_str()),
             )
             .with_hint("Set its state to active first"));
         }
         if let Some(live) = store.live_session(machine.id).await? {
             return Err(Error::new(
-                ErrorKind::Conflict,
+                code::machine_has_session(&machine.name),
                 format!("Machine {} already has session {} ({})", machine.name, live.id, live.state.as_str()),
             )
             .with_hint("Stop that session first"));
@@ -93,6 +93,7 @@ impl Orchestrator {
             stop_reason: None,
             stop_forced: false,
             error: None,
+            failure: None,
             revision: 0,
         };
         Ok((machine, session))
@@ -129,8 +130,11 @@ impl Orchestrator {
     ) -> Result<(ImageId, ImageVersionId)> {
         let store = self.inner.ports.store();
         let image = wanted.or(machine.image).ok_or_else(|| {
-            Error::new(ErrorKind::Conflict, format!("Machine {} has no image", machine.name))
-                .with_hint("Assign one, or name one in the request")
+            Error::new(
+                code::machine_without_image(&machine.name),
+                format!("Machine {} has no image", machine.name),
+            )
+            .with_hint("Assign one, or name one in the request")
         })?;
         if policy == WritebackPolicy::Keep
             && let Some(kept) = self.kept_over(machine, image).await?
@@ -140,8 +144,11 @@ impl Orchestrator {
         let record = store.image(image).await?.ok_or_else(|| Error::not_found("image", image))?;
         let pinned = machine.pinned_version.filter(|_| machine.image == Some(image));
         let version = pinned.or(record.current).ok_or_else(|| {
-            Error::new(ErrorKind::Conflict, format!("Image {} has no version that is ready", record.name))
-                .with_hint("Wait until its import has ended, or import a version")
+            Error::new(
+                code::image_without_version(&record.name),
+                format!("Image {} has no version that is ready", record.name),
+            )
+            .with_hint("Wait until its import has ended, or import a version")
         })?;
         self.base(version).await?;
         Ok((image, version))
@@ -158,7 +165,7 @@ impl Orchestrator {
         let Some(kept) = kept.and_then(|w| w.base) else { return Ok(None) };
         let below = self.inner.ports.store().version(kept).await?.ok_or_else(|| {
             Error::new(
-                ErrorKind::Corrupt,
+                code::kept_writes_without_version(&machine.name),
                 format!("Machine {} keeps writes over a lost version", machine.name),
             )
         })?;
@@ -166,7 +173,7 @@ impl Orchestrator {
             return Ok(Some(kept));
         }
         Err(Error::new(
-            ErrorKind::Conflict,
+            code::kept_writes_of_other_image(&machine.name, below.number),
             format!("Machine {} keeps writes over version {} of another image", machine.name, below.number),
         )
         .with_hint("Discard its kept writeback first, or assign that image again"))
@@ -218,7 +225,10 @@ impl Orchestrator {
                 }
             }
             Ok(Err(e)) => e,
-            Err(_) => Error::new(ErrorKind::Timeout, format!("The start took longer than {deadline:?}")),
+            Err(_) => Error::new(
+                code::start_too_long(format_args!("{deadline:?}")),
+                format!("The start took longer than {deadline:?}"),
+            ),
         };
         tracing::warn!(session = %session.id, machine = %machine.name, error = %failure.report(), "start failed; undoing");
         self.undo_start(&machine, session, keeps_already, &failure).await;
@@ -261,8 +271,10 @@ impl Orchestrator {
         session.state = SessionState::Failed;
         session.ended_at = Some(self.now());
         session.stop_reason = Some(StopReason::StartFailed);
-        session.error = Some(why.to_string());
-        let kind = EventKind::SessionFailed { reason: why.to_string() };
+        let (reason, failure) = (why.report(), Some(why.into()));
+        session.error = Some(reason.clone());
+        session.failure.clone_from(&failure);
+        let kind = EventKind::SessionFailed { reason, failure };
         if let Err(e) = self.record_session(&mut session, kind, None).await {
             // The reconciler finds a `starting` that nobody works on and undoes it again.
             tracing::error!(session = %session.id, error = %e.report(), "could not record the failed start");

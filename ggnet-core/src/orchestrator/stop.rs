@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Orchestrator;
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{Actor, EventKind, Machine, Session, SessionId, SessionState, StopReason},
     ports::{Batch, Removal, Write},
 };
@@ -44,7 +44,7 @@ impl Orchestrator {
                 // The lock is ours, so nobody works on it: a start that was cut short.
                 SessionState::Starting => this.perform_stop(session, &request).await,
                 SessionState::Stopped | SessionState::Failed => Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::session_ended(session.id, session.state.as_str()),
                     format!("Session {} is already {}", session.id, session.state.as_str()),
                 )
                 .with_hint("Nothing is left to stop; start a new session when the machine should boot")),
@@ -82,7 +82,7 @@ impl Orchestrator {
 
     fn still_running(session: &Session) -> Error {
         Error::new(
-            ErrorKind::Busy,
+            code::session_in_use(session.id),
             format!("Session {} has a live initiator: its machine is running", session.id),
         )
         .retryable(false)
@@ -144,7 +144,7 @@ impl Orchestrator {
         session.state = SessionState::Stopped;
         session.next = None;
         session.ended_at = Some(self.now());
-        session.error = None;
+        (session.error, session.failure) = (None, None);
         self.record_session(&mut session, EventKind::SessionStopped, None).await?;
         self.inner.online.forget(session.id);
         self.inner.unused.forget(session.id);

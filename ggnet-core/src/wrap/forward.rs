@@ -107,7 +107,7 @@ macro_rules! forward {
                     Box::pin(async move { Ok(inner.health().await) })
                 };
                 let told = self.layer.around(op, call).await;
-                self.layer.health(told.unwrap_or_else(|e| Health::Down(e.message().to_owned())))
+                self.layer.health(told.unwrap_or_else(|e| Health::Down(e.explain())))
             }
 
             $(async fn $end(&self) {

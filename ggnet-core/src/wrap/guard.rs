@@ -22,7 +22,7 @@ use super::{
     retry::tried,
 };
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Code, Error, ErrorKind, Result, code},
     keyed_locks::{KeyGuard, KeyedLocks},
     metrics::Metrics,
     ports::Health,
@@ -116,7 +116,7 @@ impl Layer for Guard {
         }
         let result = answered.await.unwrap_or_else(|_| {
             Err(if shared.closed.is_cancelled() {
-                Error::new(ErrorKind::Unavailable, format!("{lost}: the port was closed"))
+                Error::new(code::shutting_down(), format!("{lost}: the port was closed"))
             } else {
                 Error::internal(format!("{lost}: the backend panicked"))
             })
@@ -163,8 +163,8 @@ fn what(op: &Op) -> String {
     }
 }
 
-fn failure(op: &Op, kind: ErrorKind, message: &str) -> Error {
-    let e = Error::new(kind, format!("{}: {message}", what(op)));
+fn failure(op: &Op, code: Code, message: &str) -> Error {
+    let e = Error::new(code, format!("{}: {message}", what(op)));
     e.with_backend(op.backend).with_operation(op.name).with_hint(HINT)
 }
 
@@ -200,7 +200,7 @@ impl Shared {
         blocked: impl Fn(&Calls) -> Option<Late>,
     ) -> Result<T> {
         if self.closed.is_cancelled() && op.class != Class::Shutdown {
-            return Err(failure(op, ErrorKind::Unavailable, "the port was closed"));
+            return Err(failure(op, code::shutting_down(), "the port was closed"));
         }
         let cancelled = async {
             match &op.pulse {
@@ -208,18 +208,20 @@ impl Shared {
                 None => pending().await,
             }
         };
-        let message = tokio::select! {
+        let busy = || code::backend_busy(op.port, op.backend, op.name);
+        let (code, message) = tokio::select! {
             biased;
             thing = thing => return Ok(thing),
             late = self.calls.blocked(OVERDUE_WAIT, blocked) => {
-                format!("not begun, still busy with an earlier call. {}", late.text())
+                (busy(), format!("not begun, still busy with an earlier call. {}", late.text()))
             }
             () = tokio::time::sleep_until(until) => {
-                format!("not begun, the calls before it did not end within {:?}", self.limits.of(op.class))
+                let limit = self.limits.of(op.class);
+                (busy(), format!("not begun, the calls before it did not end within {limit:?}"))
             }
-            () = cancelled => "cancelled before it began".to_owned(),
+            () = cancelled => (ErrorKind::Unavailable.into(), "cancelled before it began".to_owned()),
         };
-        Err(failure(op, ErrorKind::Unavailable, &message))
+        Err(failure(op, code, &message))
     }
 
     /// Returns when the caller is to be let go.
@@ -237,7 +239,7 @@ impl Shared {
             Some(_) => "was cancelled and did not end in time".to_owned(),
             None => format!("did not end within {limit:?}"),
         };
-        failure(op, ErrorKind::Timeout, &message)
+        failure(op, code::backend_timeout(op.port, op.backend, op.name), &message)
     }
 
     /// The call, to its real end.

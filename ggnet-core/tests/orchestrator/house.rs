@@ -260,6 +260,7 @@ impl Process {
             size_bytes: SIZE,
             sha256: Some("0".repeat(64)),
             error: None,
+            failure: None,
             created_at: now,
             finished_at: Some(now),
         };

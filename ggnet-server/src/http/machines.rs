@@ -6,8 +6,9 @@ use axum::{
     http::StatusCode,
 };
 use ggnet_core::{
-    Error, ErrorKind, Result,
+    Error, Result,
     api::{CreateMachineRequest, UpdateMachineRequest},
+    error::code,
     nouns::{Firmware, ImageId, MacAddr, Machine, MachineId, MachineState, Name, SeenMachine, Timestamp},
     ports::{Batch, MachineFilter, Page, Write},
 };
@@ -164,7 +165,7 @@ pub async fn seen(
 async fn seen_one(app: &Shared, mac: MacAddr) -> Result<SeenMachine> {
     let found = app.orchestrator.ports().store().seen_machine(mac).await?;
     found.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("No unknown machine {mac} was seen"))
+        Error::new(code::seen_machine_not_found(mac), format!("No unknown machine {mac} was seen"))
             .with_hint("`ggnet machine seen` shows all")
     })
 }

@@ -6,12 +6,13 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use ggnet_core::{
-    Error, ErrorKind, Result,
+    Error, Result,
     api::{
         BootScriptResponse, IscsiDetails, SessionListResponse, SessionResponse, SessionStartRequest,
         SessionStartResponse, SessionStatsResponse, SessionStopRequest, TargetInfo,
     },
     boot_text::SanUri,
+    error::code,
     nouns::{Session, SessionId, SessionState, StopReason},
     orchestrator::{StartRequest, StopRequest},
     ports::SessionFilter,
@@ -143,8 +144,11 @@ async fn live_of(app: &Shared, reference: &str) -> Result<Session> {
     let store = app.orchestrator.ports().store();
     let machine = machine(store.as_ref(), reference).await?;
     store.live_session(machine.id).await?.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("Machine {} has no live session", machine.name))
-            .with_hint("Start one with `ggnet session start`, or let the machine boot with auto start on")
+        Error::new(
+            code::no_live_session(&machine.name),
+            format!("Machine {} has no live session", machine.name),
+        )
+        .with_hint("Start one with `ggnet session start`, or let the machine boot with auto start on")
     })
 }
 

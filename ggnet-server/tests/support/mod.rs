@@ -67,6 +67,7 @@ pub async fn image(o: &Orchestrator, name: &str) -> (ImageId, ImageVersionId) {
         size_bytes: 1 << 20,
         sha256: Some("0".repeat(64)),
         error: None,
+        failure: None,
         created_at: now,
         finished_at: Some(now),
     };

@@ -211,10 +211,10 @@ impl BootFileStore for TftpdHpa {
             inner.bundles.closed_folder()
         });
         match looked.await {
-            Err(e) if e.kind() == ErrorKind::Full => Health::Degraded(e.message().to_owned()),
+            Err(e) if e.kind() == ErrorKind::Full => Health::Degraded(e.explain()),
             Err(e) => {
                 let hint = e.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-                Health::Down(format!("{}{hint}", e.message()))
+                Health::Down(format!("{}{hint}", e.explain()))
             }
             Ok(Some(closed)) => Health::Down(closed),
             Ok(None) if self.inner.config.ask => self.served().await,

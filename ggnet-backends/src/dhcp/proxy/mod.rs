@@ -268,15 +268,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_bad_configuration_names_its_field() {
-        let bad = |c: ProxyDhcpConfig| async { ProxyDhcp::start(c).await.err().unwrap().field() };
+        let bad = |c: ProxyDhcpConfig| async { ProxyDhcp::start(c).await.err().unwrap() };
         let c = ProxyDhcpConfig::default;
         let loaders = [(Arch(0), "../x".to_owned())].into();
-        assert_eq!(bad(ProxyDhcpConfig { loaders, ..c() }).await, Some("loaders"));
-        assert_eq!(bad(ProxyDhcpConfig { http_files: "x".into(), ..c() }).await, Some("http_files"));
+        assert_eq!(bad(ProxyDhcpConfig { loaders, ..c() }).await.field(), Some("loaders"));
+        assert_eq!(bad(ProxyDhcpConfig { http_files: "x".into(), ..c() }).await.field(), Some("http_files"));
         let twice = vec!["lo".to_owned(), "lo".to_owned()];
-        assert_eq!(bad(ProxyDhcpConfig { interfaces: twice, ..c() }).await, Some("interfaces"));
+        assert_eq!(bad(ProxyDhcpConfig { interfaces: twice, ..c() }).await.field(), Some("interfaces"));
         let advertise = [("eth7".to_owned(), Ipv4Addr::LOCALHOST)].into();
-        assert_eq!(bad(ProxyDhcpConfig { advertise, ..c() }).await, Some("advertise"));
+        assert_eq!(bad(ProxyDhcpConfig { advertise, ..c() }).await.field(), Some("advertise"));
         let e = ProxyDhcp::start(ProxyDhcpConfig { interfaces: vec!["nosuchif0".into()], ..c() })
             .await
             .err()

@@ -221,7 +221,7 @@ impl Shared {
                 }
                 Err(e) => {
                     let hint = e.hint().map(|hint| format!(": {hint}")).unwrap_or_default();
-                    let why = format!("ProxyDHCP is deaf on {name}: {}{hint}", e.message());
+                    let why = format!("ProxyDHCP is deaf on {name}: {}{hint}", e.explain());
                     let before = lock(&self.lost).insert(name.to_owned(), why.clone());
                     if before.as_ref() != Some(&why) {
                         tracing::warn!(target: "dhcp", interface = name, why, "an interface is not served until it is back");

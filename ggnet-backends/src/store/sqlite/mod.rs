@@ -42,6 +42,7 @@ use std::{
 use async_trait::async_trait;
 use ggnet_core::{
     Error, ErrorKind, Result,
+    error::code,
     nouns::{
         AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
         ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
@@ -199,7 +200,7 @@ impl Shared {
 
     fn only_the_reserve(&self) -> Error {
         Error::new(
-            ErrorKind::Full,
+            code::database_full(self.path.display()),
             format!("No space is left for the database {} but its reserve", self.path.display()),
         )
         .with_hint("Free space on its file system: stopping sessions and deleting images still works")
@@ -268,7 +269,7 @@ impl Shared {
                 if trouble.as_ref().is_none_or(|t| t.kind != e.kind()) {
                     tracing::error!(error = %e.report(), "a change of the database failed");
                 }
-                *trouble = Some(Trouble { kind: e.kind(), why: e.message().to_owned() });
+                *trouble = Some(Trouble { kind: e.kind(), why: e.explain() });
             }
         }
     }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use ggnet_core::{Error, ErrorKind, Result};
+use ggnet_core::{Error, ErrorKind, Result, error::code};
 use sqlx::{
     ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
@@ -86,7 +86,7 @@ async fn check(path: &Path, conn: &mut SqliteConnection) -> Result<(), Failure> 
         return Ok(());
     }
     Err(Error::new(
-        ErrorKind::Corrupt,
+        code::database_damaged(path.display()),
         format!("The database {} is damaged: {}", path.display(), found.join("; ")),
     )
     .with_hint(corrupt_hint(path))
@@ -109,7 +109,7 @@ async fn migrate(
             sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut *conn).await?;
         if let Some(newest) = newest.filter(|n| *n > known) {
             return Err(Error::new(
-                ErrorKind::Unsupported,
+                code::database_too_new(path.display(), newest, known),
                 format!(
                     "The database {} was written by a newer GGnet: its schema is {newest}, this program knows up to \
                      {known}",

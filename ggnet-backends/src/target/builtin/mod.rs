@@ -14,7 +14,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use ggnet_core::{
     block::{Disk, DiskForm},
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{InstanceId, Iqn, ResourceId},
     ports::{
         Clock, Completeness, Connection, Health, IoCounters, Listed, LoginGate, LoginVisibility, LunSpec,
@@ -137,7 +137,7 @@ impl BuiltinTargets {
         };
         self.server.remove_target(iqn.as_str(), closing).await.map_err(|e| match e {
             RemoveError::Busy { sessions } => {
-                Error::new(ErrorKind::Busy, format!("Target {iqn} has {sessions} live session(s)"))
+                Error::new(code::target_in_use(iqn), format!("Target {iqn} has {sessions} live session(s)"))
             }
             RemoveError::Flush { lun, source } => {
                 Error::new(ErrorKind::Corrupt, format!("LUN {lun} of target {iqn} could not be flushed"))
@@ -159,9 +159,9 @@ impl BuiltinTargets {
             self.targets.forget(&spec.iqn);
             match e {
                 AddError::BadLun(_) | AddError::BadDevice(_) | AddError::BadName(_) => {
-                    Error::new(ErrorKind::Invalid, format!("Target {}: {e}", spec.iqn)).with_source(e)
+                    Error::new(ErrorKind::Invalid, format!("Target {} was refused", spec.iqn)).with_reason(e)
                 }
-                other => Error::internal(format!("Target {}: {other}", spec.iqn)).with_source(other),
+                other => Error::internal(format!("Target {} could not be made", spec.iqn)).with_reason(other),
             }
         })
     }

@@ -27,7 +27,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use ggnet_core::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{InstanceId, Iqn, ResourceId},
     ports::{
         Completeness, Connection, Health, Listed, LoginGate, LoginVisibility, Observer, Removal,
@@ -213,9 +213,9 @@ impl Inner {
             }
             Err(e) => Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("The kernel target is not there: {} cannot be made: {e}", fabric.display()),
+                format!("The kernel target is not there: {} cannot be made", fabric.display()),
             )
-            .with_source(e)
+            .with_reason(e)
             .with_hint(
                 "mount -t configfs configfs /sys/kernel/config; modprobe target_core_mod; modprobe iscsi_target_mod",
             )),
@@ -292,9 +292,8 @@ impl Inner {
         let names = self.names(&spec.id)?;
         let want = Want::of(spec, names, &self.config)?;
         let left = || {
-            plan::converge(&want, &self.have(&want.names)?).map_err(|plan::Busy| {
-                Error::new(ErrorKind::Busy, format!("Target {} has a live session: its disks stay", spec.iqn))
-            })
+            plan::converge(&want, &self.have(&want.names)?)
+                .map_err(|plan::Busy| in_use(spec.iqn.as_str(), "has a live session: its disks stay"))
         };
         self.apply_all(&spec.id, left()?, left).inspect_err(|_| self.undo(&spec.id, &want.names))
     }
@@ -317,7 +316,7 @@ impl Inner {
         let names = self.names(id)?;
         let have = self.have(&names)?;
         if how == Removal::IfIdle && have.is_live() {
-            return Err(Error::new(ErrorKind::Busy, format!("Target {} has a live session", names.iqn)));
+            return Err(in_use(&names.iqn, "has a live session"));
         }
         let left = || Ok(plan::take_down(&names.target(), &self.have(&names)?));
         self.apply_all(id, plan::take_down(&names.target(), &have), left)
@@ -350,6 +349,10 @@ impl Inner {
         }
         Ok(all)
     }
+}
+
+fn in_use(iqn: &str, why: &str) -> Error {
+    Error::new(code::target_in_use(iqn), format!("Target {iqn} {why}"))
 }
 
 /// Whether it lets initiators log in.

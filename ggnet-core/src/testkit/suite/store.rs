@@ -89,6 +89,7 @@ pub fn version(image: ImageId, number: u32) -> ImageVersion {
         size_bytes: 1 << 33,
         sha256: Some("cd".repeat(32)),
         error: None,
+        failure: None,
         created_at: at(0),
         finished_at: Some(at(9)),
     }
@@ -127,6 +128,7 @@ pub fn session(machine: MachineId, version: &ImageVersion, state: SessionState) 
         stop_reason: None,
         stop_forced: false,
         error: None,
+        failure: None,
         revision: 0,
     }
 }
@@ -665,6 +667,7 @@ pub async fn versions_are_replaced_and_numbered(f: Fresh<'_>) {
 
     one.comment = "second thoughts".to_owned();
     (importing.state, importing.error) = (VersionState::Failed, Some("no space".to_owned()));
+    importing.failure = Some((&Error::not_found("image", 7).with_hint("Import it")).into());
     write(&*s, [Write::Version(one.clone()), Write::Version(importing.clone())]).await;
     assert_eq!(s.version(one.id).await.unwrap(), Some(one.clone()));
     assert_eq!(s.importing_versions().await.unwrap(), vec![]);
@@ -870,6 +873,7 @@ pub async fn events_are_read_by_cursor(f: Fresh<'_>) {
     let s = f.fresh().await;
     let m = machine(1);
     let text = || "because".to_owned();
+    let failed = Error::not_found("image", "win11").with_hint("Import it");
     let kinds = [
         EventKind::MachineSeen { mac: mac(1) },
         EventKind::BootDeclined { reason: text() },
@@ -877,9 +881,9 @@ pub async fn events_are_read_by_cursor(f: Fresh<'_>) {
         EventKind::BootStage { stage: BootStage::IscsiLogin, generation: Some(3) },
         EventKind::BootStage { stage: BootStage::AddressOffered, generation: None },
         EventKind::BootDiagnosis { message: text() },
-        EventKind::VersionFailed { reason: text() },
+        EventKind::VersionFailed { reason: text(), failure: None },
         EventKind::GenerationCommitted { number: u32::MAX },
-        EventKind::SessionFailed { reason: text() },
+        EventKind::SessionFailed { reason: text(), failure: Some(Failure::from(&failed)) },
         EventKind::Reconciled { action: text() },
         EventKind::DiskTrouble { message: text() },
         EventKind::TargetDeleted,

@@ -62,7 +62,7 @@ impl Entry {
             ("stage", _) if of_stage => None,
             ("message" | "reason" | "action", Value::String(text)) => Some(text.clone()),
             // Said below: the reason says what it was, what is left is what to do.
-            ("failure", _) => None,
+            ("failure" | "diagnosis", _) => None,
             (_, Value::String(text)) => Some(format!("{key} {text}")),
             (_, value) => Some(format!("{key} {value}")),
         };
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use ggnet_core::{
         Error, ErrorKind,
-        nouns::{BootStage, Event, EventKind, NewEvent},
+        nouns::{BootStage, Diagnosis, Event, EventKind, NewEvent},
     };
 
     fn entry(kind: EventKind) -> Entry {
@@ -141,7 +141,9 @@ mod tests {
         assert_eq!((e.name().as_str(), e.words().as_str()), ("iscsi-login", "generation 2"));
         let e = entry(EventKind::BootFailed { stage: "sanboot".to_owned(), errno: "2c0d603b".to_owned() });
         assert_eq!((e.name().as_str(), e.words().as_str()), ("boot-failed", "errno 2c0d603b, stage sanboot"));
-        let e = entry(EventKind::BootDiagnosis { message: "Secure Boot is probably on".to_owned() });
+        let message = "Secure Boot is probably on".to_owned();
+        let diagnosis = Some(Diagnosis::secure_boot_likely("52:54:00:aa:00:01", 60));
+        let e = entry(EventKind::BootDiagnosis { message, diagnosis });
         assert_eq!(e.words(), "Secure Boot is probably on");
         let full = Error::new(ErrorKind::Full, "The disk is full").with_hint("Free space");
         let failure = Some((&full).into());

@@ -1,6 +1,7 @@
 //! The nouns of diskless boot, one file each, as newtypes that cannot hold a bad value: a parsed value is a proof.
 
 pub mod audit;
+pub mod diagnosis;
 pub mod event;
 pub mod failure;
 pub mod id;
@@ -16,6 +17,7 @@ pub mod target;
 pub mod user;
 
 pub use audit::AuditRow;
+pub use diagnosis::Diagnosis;
 pub use event::{BootStage, Event, EventKind, NewEvent};
 pub use failure::Failure;
 pub use id::{ImageId, ImageVersionId, InstanceId, MachineId, ResourceId, SessionId, TargetId};

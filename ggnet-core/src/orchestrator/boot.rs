@@ -15,8 +15,8 @@ use crate::{
     },
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        Actor, BootStage, EventKind, Firmware, Generation, MacAddr, Machine, MachineState, NewEvent, Session,
-        SessionState,
+        Actor, BootStage, Diagnosis, EventKind, Firmware, Generation, MacAddr, Machine, MachineState,
+        NewEvent, Session, SessionState,
     },
     ports::{Batch, TargetEndpoint},
 };
@@ -76,6 +76,15 @@ impl Declined {
             Self::NoImage => "no image is assigned to this machine".to_owned(),
             Self::NoAutoStart => "no session is started for this machine, and auto start is off".to_owned(),
             Self::NotReady(why) => why.clone(),
+        }
+    }
+
+    fn diagnosis(&self) -> Diagnosis {
+        match self {
+            Self::NotActive(state) => Diagnosis::set_to(state.as_str()),
+            Self::NoImage => Diagnosis::no_image(),
+            Self::NoAutoStart => Diagnosis::no_auto_start(),
+            Self::NotReady(why) => Diagnosis::not_ready(why),
         }
     }
 }
@@ -284,8 +293,8 @@ impl Orchestrator {
     ) -> Result<BootAnswer> {
         let reason = why.reason();
         if request.prepare && self.inner.strangers.of_machine(machine.id) {
-            let event = NewEvent::new(self.now(), EventKind::BootDeclined { reason: reason.clone() })
-                .machine(machine.id);
+            let kind = EventKind::BootDeclined { reason: reason.clone(), diagnosis: Some(why.diagnosis()) };
+            let event = NewEvent::new(self.now(), kind).machine(machine.id);
             self.record(Batch::new().event(event)).await?;
         }
         let script = DeclinedScript { machine: machine.name.clone(), mac: request.mac, reason };

@@ -876,11 +876,11 @@ pub async fn events_are_read_by_cursor(f: Fresh<'_>) {
     let failed = Error::not_found("image", "win11").with_hint("Import it");
     let kinds = [
         EventKind::MachineSeen { mac: mac(1) },
-        EventKind::BootDeclined { reason: text() },
+        EventKind::BootDeclined { reason: text(), diagnosis: None },
         EventKind::BootFailed { stage: "sanboot".to_owned(), errno: "2c0b8".to_owned() },
         EventKind::BootStage { stage: BootStage::IscsiLogin, generation: Some(3) },
         EventKind::BootStage { stage: BootStage::AddressOffered, generation: None },
-        EventKind::BootDiagnosis { message: text() },
+        EventKind::BootDiagnosis { message: text(), diagnosis: Some(Diagnosis::not_answered("x")) },
         EventKind::VersionFailed { reason: text(), failure: None },
         EventKind::GenerationCommitted { number: u32::MAX },
         EventKind::SessionFailed { reason: text(), failure: Some(Failure::from(&failed)) },

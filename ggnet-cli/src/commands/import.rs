@@ -57,7 +57,8 @@ pub async fn import(context: &Context, o: Import) -> Result<()> {
     };
     if ended.version.state == VersionState::Failed {
         let why = ended.version.error.as_deref().unwrap_or("the server does not say why");
-        let failure = Failure::refused(format!("The import of {label} failed and left nothing on the server: {why}"));
+        let failure =
+            Failure::refused(format!("The import of {label} failed and left nothing on the server: {why}"));
         return Err(match &ended.version.failure {
             Some(known) => failure.because_of(known),
             None => failure,

@@ -22,6 +22,7 @@
 //! * The database, its reserve and the key file have mode 0600, whatever the umask.
 //! * A change that frees space is recorded also on a full disk, as long as the reserve lasts; any other only while that is whole.
 
+mod backup;
 mod delete;
 mod errors;
 mod key;
@@ -304,16 +305,16 @@ fn closed() -> Error {
 
 impl SqliteStore {
     /// Opens the database and the key file, makes them when they are not there, checks the database and brings its schema up to
-    /// date. Files are made in a blocking thread. Sessions that the key file does not open while it opens others stay as they are:
+    /// date, after a copy of it was made beside it as `<path>.<schema>.bak`. Files are made in a blocking thread. Sessions that the key file does not open while it opens others stay as they are:
     /// call [`end_unreadable_sessions`](Self::end_unreadable_sessions) before reading them.
     ///
     /// # Errors
     /// `Corrupt`: the file is not a sound SQLite database; `Unsupported`: a newer GGnet wrote it; `Invalid`: the key file is not a
     /// key, or live sessions have credentials and it is missing or opens none of them (no key is made then);
-    /// `Permission`, `NotFound`, `Full`, `Busy`: as the file system or SQLite says.
+    /// `Permission`, `NotFound`, `Full`, `Busy`: as the file system or SQLite says, also of that copy.
     ///
     /// # Cancellation
-    /// Dropped half-way, it leaves an empty or a migrated database; opening again goes on.
+    /// Dropped half-way, it leaves an empty or a migrated database, or a part of the copy; opening again goes on.
     pub async fn open(config: SqliteConfig) -> Result<Self> {
         let SqliteConfig { path, key_file } = config;
         let fail = |f: Failure| f.into_error(&path, "open");

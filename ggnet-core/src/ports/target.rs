@@ -143,6 +143,9 @@ pub struct TargetCapabilities {
     pub max_luns: u8,
     /// Whether targets outlive our process (the kernel's do).
     pub survives_restart: bool,
+    /// Whether a disk that grows is served with its new size at once, and initiators are notified (see [`crate::block`]). If not,
+    /// its old size is served until the target is made again.
+    pub follows_growth: bool,
 }
 
 /// A connection of an initiator.

@@ -140,7 +140,12 @@ impl BuiltinTargets {
                 Error::new(ErrorKind::Busy, format!("Target {iqn} has {sessions} live session(s)"))
             }
             RemoveError::Flush { lun, source } => {
-                Error::new(ErrorKind::Corrupt, format!("LUN {lun} of target {iqn} could not be flushed"))
+                // A disk that cannot flush now has lost nothing.
+                let kind = match source.kind() {
+                    std::io::ErrorKind::ResourceBusy => ErrorKind::Unavailable,
+                    _ => ErrorKind::Corrupt,
+                };
+                Error::new(kind, format!("LUN {lun} of target {iqn} could not be flushed"))
                     .with_source(source)
             }
         })
@@ -213,6 +218,7 @@ impl TargetBackend for BuiltinTargets {
             logins: LoginVisibility::Gated,
             max_luns: 255,
             survives_restart: false,
+            follows_growth: true,
         }
     }
 

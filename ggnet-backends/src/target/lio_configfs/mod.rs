@@ -371,6 +371,8 @@ impl TargetBackend for LioConfigfs {
             logins: LoginVisibility::Polled,
             max_luns: 255,
             survives_restart: true,
+            // The kernel keeps the size that a file had when its backstore was made.
+            follows_growth: false,
         }
     }
 

@@ -79,6 +79,7 @@ impl MemoryTargets {
             logins: LoginVisibility::Gated,
             max_luns: 16,
             survives_restart: false,
+            follows_growth: true,
         };
         Self::with_capabilities(world, capabilities)
     }

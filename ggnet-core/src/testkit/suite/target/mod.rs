@@ -18,7 +18,7 @@ use crate::{
         Access, Listed, LoginVerdict, LoginVisibility, LunSpec, NullObserver, Observation, Removal,
         SpecDigest, TargetBackend, TargetEndpoint, TargetSpec,
     },
-    testkit::disk,
+    testkit::{disk, memory::RamDisk},
 };
 
 const SIZE: u64 = 4 << 20;
@@ -62,6 +62,7 @@ macro_rules! target_behaviour {
             remove_lets_go_of_the_disks,
             what_is_written_reaches_the_disk,
             each_target_serves_its_own_disk,
+            a_disk_that_grew_is_served_to_its_end,
             if_idle_is_busy_under_a_live_initiator,
             force_removes_under_a_live_initiator,
             changed_luns_under_a_live_initiator_are_busy,
@@ -106,7 +107,7 @@ pub trait TargetFixture: Fixture<dyn TargetBackend> {
     }
 }
 
-/// An initiator that is logged in. Dropping it breaks the connection.
+/// An initiator that is logged in. Dropping it breaks the connection. A unit attention is no error to it: it sends the command again.
 #[async_trait]
 pub trait TargetClient: Send + Sync {
     /// Reads `len` bytes at `offset`, both in whole sectors. Any error once the target has closed the connection; it must not
@@ -224,6 +225,11 @@ pub async fn not_run(f: &impl TargetFixture, case: &str) -> Option<String> {
         "the_newest_login_of_a_name_wins" => {
             client().or_else(|| gated().map(|why| format!("{why}: it cannot close the older session")))
         }
+        "a_disk_that_grew_is_served_to_its_end" => client()
+            .or_else(|| {
+                lacks(can.follows_growth, "it serves the size that a disk had when its target was made")
+            })
+            .or_else(|| lacks(can.accepts.contains(&DiskForm::Blocks), "it takes no disk of our process")),
         "what_is_written_reaches_the_disk"
         | "each_target_serves_its_own_disk"
         | "if_idle_is_busy_under_a_live_initiator"
@@ -333,7 +339,7 @@ pub async fn the_endpoint_names_the_target_and_its_first_lun(f: &impl TargetFixt
 pub async fn a_disk_form_it_does_not_take_is_unsupported(f: &impl TargetFixture) {
     let served = serve(f).await;
     let accepts = served.port.capabilities().accepts;
-    let blocks: Arc<dyn BlockDevice> = Arc::new(crate::testkit::memory::RamDisk::zeros(1 << 20));
+    let blocks: Arc<dyn BlockDevice> = Arc::new(RamDisk::zeros(1 << 20));
     let file = Disk::File { path: "/nonexistent/ggnet-disk".into(), format: ImageFormat::Raw };
     let device = Disk::Device { path: "/dev/nonexistent-ggnet-disk".into() };
     for disk in [Disk::Blocks(blocks), file, device] {
@@ -399,7 +405,7 @@ pub async fn remove_lets_go_of_the_disks(f: &impl TargetFixture) {
     let served = serve(f).await;
     for how in [Removal::IfIdle, Removal::Force] {
         let mut spec = spec(f, &id(), only(1)).await;
-        let device: Arc<dyn BlockDevice> = Arc::new(crate::testkit::memory::RamDisk::zeros(1 << 20));
+        let device: Arc<dyn BlockDevice> = Arc::new(RamDisk::zeros(1 << 20));
         spec.luns[0].disk = Disk::Blocks(Arc::clone(&device));
         let endpoint = served.port.ensure(&spec).await.expect("ensure");
         let client = match how {
@@ -462,6 +468,27 @@ pub async fn each_target_serves_its_own_disk(f: &impl TargetFixture) {
     for client in clients {
         client.logout().await.expect("logout");
     }
+}
+
+/// The new size counts at once, for the initiator that is there and for the next one.
+pub async fn a_disk_that_grew_is_served_to_its_end(f: &impl TargetFixture) {
+    let served = serve(f).await;
+    let disk = Arc::new(RamDisk::zeros(1 << 20));
+    let mut spec = spec(f, &id(), only(1)).await;
+    spec.luns[0].disk = Disk::Blocks(Arc::clone(&disk) as _);
+    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let client = connect(f, &endpoint, &spec.access).await;
+    let size = 2 << 20;
+    let last = size as u64 - 512;
+    client.read(last, 512).await.expect_err("the disk ends before");
+    disk.grow(size);
+    assert_eq!(client.read(last, 512).await.expect("what is new can be read"), vec![0; 512]);
+    client.write(last, &pattern(4, 512)).await.expect("and written");
+    assert_eq!(disk.to_vec()[size - 512..], pattern(4, 512));
+    client.logout().await.expect("logout");
+    let next = connect(f, &endpoint, &spec.access).await;
+    assert_eq!(next.read(last, 512).await.expect("by the next one, too"), pattern(4, 512));
+    served.port.ensure(&spec).await.expect("nothing has to change for it");
 }
 
 /// `IfIdle` spares a live initiator, and works once it has gone.

@@ -21,8 +21,8 @@
 //! * Zero → present → zero and the like, with the flush at any place: the word is of the state at the start of that flush; its data
 //!   is that state's or a later one's, and a state `zero` needs no data at all.
 //!
-//! *A write that fails half-way* (no space): the maps are as before, so what had not been present reads as before; the sectors
-//! that had been present may hold either, as after any write that was not acknowledged.
+//! *A write that fails half-way* (no space, no memory): the maps are as before, so what had not been present reads as before; the
+//! sectors that had been present may hold either, as after any write that was not acknowledged.
 //!
 //! Invariants: state changes only under the lock; the hot map file is changed before memory, so nobody acts on a state that a
 //! kill could undo; a disk that failed an fsync or was removed answers every call with an error for good.
@@ -42,6 +42,7 @@ use ggnet_core::{
 };
 
 use super::{
+    busy::or_busy,
     chain::{Chain, Wait, read_through, run_through, runs},
     files::RawFile,
     flush::Flusher,
@@ -166,7 +167,7 @@ impl Device {
     fn read(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<bool> {
         self.alive()?;
         self.range(offset, buf.len())?;
-        read_through(&self.map, &*self.data, self.chain.below(), buf, offset, wait)
+        read_through(&self.map, &*self.data, self.chain.below(), buf, offset, wait).map_err(or_busy)
     }
 
     fn write(&self, buf: &[u8], offset: u64, wait: Wait) -> io::Result<bool> {
@@ -176,10 +177,11 @@ impl Device {
             return Ok(true);
         }
         let done = if self.map.all(first, end, State::Present) {
-            self.rewrite(buf, offset, wait)?
+            self.rewrite(buf, offset, wait)
         } else {
-            self.first_write(buf, offset, first, end, wait)?
+            self.first_write(buf, offset, first, end, wait)
         };
+        let done = done.map_err(or_busy)?;
         if done {
             self.unsynced.store(true, Ordering::Release);
         }
@@ -269,10 +271,11 @@ impl Device {
             let stop = ((at / GROUP_BLOCKS + STRIPES) * GROUP_BLOCKS).min(end);
             let _held = self.locks.lock(at, stop);
             if !self.map.all(at, stop, State::Zero) {
-                self.record(at, stop, State::Zero)?;
+                self.record(at, stop, State::Zero).map_err(or_busy)?;
                 self.unsynced.store(true, Ordering::Release);
                 if self.punches {
-                    self.data.punch(at * BLOCK, (stop * BLOCK).min(self.size) - at * BLOCK)?;
+                    let len = (stop * BLOCK).min(self.size) - at * BLOCK;
+                    self.data.punch(at * BLOCK, len).map_err(or_busy)?;
                 }
             }
             at = stop;
@@ -351,5 +354,6 @@ impl BlockDevice for Device {
         self.alive()?;
         self.range(offset, to_usize(len))?;
         runs(offset, len, limit, |at, end| run_through(&self.map, self.chain.below(), at, end))
+            .map_err(or_busy)
     }
 }

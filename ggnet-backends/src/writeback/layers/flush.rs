@@ -14,7 +14,8 @@
 //!
 //! Invariants: one flush at a time; one that began after a caller came in, and succeeded, serves that caller too; a sync that
 //! failed is never repeated: the disk fails for good, because what the kernel could not write it may have dropped. Only a lack
-//! of space or of file handles on the way from 2 to 4 is passed on as such and may be tried again: nothing was lost.
+//! of space, of file descriptors or of memory in a call that is no sync may be tried again, for nothing was lost: space is passed on
+//! as such, the others as `ResourceBusy`.
 
 use std::{
     io::{self, IoSlice},
@@ -25,9 +26,8 @@ use std::{
     },
 };
 
-use rustix::io::Errno;
-
 use super::{
+    busy::{or_busy, scarce},
     device::Device,
     files::{Files, Open, RawFile},
     folder::full,
@@ -66,11 +66,7 @@ enum Failure {
 impl Failure {
     /// The failure of anything but a sync.
     fn of(e: io::Error) -> Self {
-        let scarce = full(&e)
-            || [Errno::MFILE, Errno::NFILE, Errno::NOMEM]
-                .iter()
-                .any(|errno| e.raw_os_error() == Some(errno.raw_os_error()));
-        if scarce { Self::Resources(e) } else { Self::Sync(e) }
+        if full(&e) || scarce(&e) { Self::Resources(or_busy(e)) } else { Self::Sync(e) }
     }
 }
 

@@ -7,7 +7,7 @@
 //! * what is in the folder tells `list` everything (`shelf`, `format`);
 //! * all disks on one version share one open file and one page cache (`chain`).
 //!
-//! Floors: `mod` → `shelf` → `device` → `flush` → `chain` → `map`, `locks`, `format` → the folder and
+//! Floors: `mod` → `shelf` → `device` → `flush` → `chain` → `map`, `locks`, `format`, `busy` → the folder and
 //! files that all stores share.
 //!
 //! Invariants: at most one `Device` per writeback exists in the process, so nobody else writes its files; it lives as long as
@@ -15,6 +15,7 @@
 //! threads and ends there even when the caller's future is dropped.
 
 mod base_disk;
+mod busy;
 mod chain;
 mod device;
 mod flush;

@@ -37,13 +37,6 @@ mod slots;
 pub mod store;
 #[cfg(any(feature = "target-builtin", feature = "target-lio-configfs"))]
 pub mod target;
-#[cfg(any(
-    feature = "dhcp-dnsmasq",
-    feature = "dhcp-isc-dhcpd",
-    feature = "target-builtin",
-    feature = "target-lio-configfs"
-))]
-mod turns;
 #[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy"))]
 mod udp;
 #[cfg(any(feature = "writeback-layers", feature = "writeback-reflink"))]

@@ -5,6 +5,7 @@ use std::{future::Future, path::PathBuf};
 
 use ggnet_core::{
     error::{Error, Result},
+    keyed_locks::KeyedLocks,
     nouns::ResourceId,
     ports::Health,
 };
@@ -12,22 +13,19 @@ use rustix::fs::{Access, access};
 use tokio_util::task::TaskTracker;
 
 use super::files;
-use crate::{
-    service::{Service, State},
-    turns::Turns,
-};
+use crate::service::{Service, State};
 
 /// The calls of one backend.
 pub(super) struct Calls {
     backend: &'static str,
-    turns: Turns,
+    turns: KeyedLocks<ResourceId>,
     tasks: TaskTracker,
 }
 
 impl Calls {
     /// Of the backend with this name, which its errors bear.
     pub(super) fn of(backend: &'static str) -> Self {
-        Self { backend, turns: Turns::default(), tasks: TaskTracker::new() }
+        Self { backend, turns: KeyedLocks::default(), tasks: TaskTracker::new() }
     }
 
     /// Runs `work` to its end.
@@ -50,7 +48,7 @@ impl Calls {
         machine: &ResourceId,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let turn = self.turns.of(machine).await;
+        let turn = self.turns.lock(machine).await;
         let work = async move {
             // Held in the work: the next call waits also when this one's caller has gone.
             let _turn = turn;

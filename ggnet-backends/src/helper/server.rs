@@ -17,6 +17,7 @@ use std::{
 
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
+    keyed_locks::KeyedLocks,
     nouns::{InstanceId, Iqn, ResourceId},
 };
 use tokio::{
@@ -36,7 +37,6 @@ use crate::{
     owner::Owner,
     service::Service,
     target::lio_configfs::{Op, tree::Tree, want::Names},
-    turns::Turns,
 };
 
 /// How long a question may take to come, and an answer to be taken.
@@ -64,7 +64,7 @@ pub struct TargetDuty {
     instance_file: PathBuf,
     disks: Vec<PathBuf>,
     instance: OnceLock<InstanceId>,
-    turns: Turns,
+    turns: KeyedLocks<ResourceId>,
 }
 
 impl TargetDuty {
@@ -72,7 +72,7 @@ impl TargetDuty {
     /// with disks below the folders `disks`.
     #[must_use]
     pub fn new(root: PathBuf, iqn_prefix: Iqn, instance_file: PathBuf, disks: Vec<PathBuf>) -> Self {
-        let (instance, turns) = (OnceLock::new(), Turns::default());
+        let (instance, turns) = (OnceLock::new(), KeyedLocks::default());
         Self { root, iqn_prefix, instance_file, disks, instance, turns }
     }
 
@@ -233,7 +233,7 @@ impl Duties {
             }
             Request::Apply { target, ops } => {
                 // Held to the end: the next list of changes of this target begins with what this one left.
-                let _turn = self.target()?.turns.of(&target).await;
+                let _turn = self.target()?.turns.lock(&target).await;
                 self.blocking(move |owner, duty| duty.apply(owner, &target, &ops)).await?;
                 Ok(Answer::Done)
             }

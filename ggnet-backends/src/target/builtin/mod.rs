@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use ggnet_core::{
     block::{Disk, DiskForm},
     error::{Error, ErrorKind, Result},
+    keyed_locks::KeyedLocks,
     nouns::{InstanceId, Iqn, ResourceId},
     ports::{
         Clock, Completeness, Connection, Health, IoCounters, Listed, LoginGate, LoginVisibility, LunSpec,
@@ -31,7 +32,7 @@ use self::{
 use crate::iscsi::{
     AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
 };
-use crate::{addresses::Addresses, turns::Turns};
+use crate::addresses::Addresses;
 
 const NAME: &str = "builtin";
 /// How long a shutdown waits for requests in flight and the last flush.
@@ -60,7 +61,7 @@ pub struct BuiltinTargets {
     prefix: Iqn,
     instance: InstanceId,
     clock: Arc<dyn Clock>,
-    turns: Turns,
+    turns: KeyedLocks<ResourceId>,
     pressure: Pressure,
 }
 
@@ -98,7 +99,7 @@ impl BuiltinTargets {
             prefix,
             instance,
             clock,
-            turns: Turns::default(),
+            turns: KeyedLocks::default(),
             pressure: Pressure::default(),
         })
     }
@@ -222,7 +223,7 @@ impl TargetBackend for BuiltinTargets {
 
     async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
         // Held across awaits: an ensure and a remove of one target are one after the other.
-        let _turn = self.turns.of(&spec.id).await;
+        let _turn = self.turns.lock(&spec.id).await;
         let done = async {
             if self.iqn(&spec.id)? != spec.iqn {
                 return Err(Error::invalid(
@@ -256,7 +257,7 @@ impl TargetBackend for BuiltinTargets {
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
         // Held across awaits, as in `ensure`.
-        let _turn = self.turns.of(id).await;
+        let _turn = self.turns.lock(id).await;
         let done = async {
             let iqn = self.iqn(id)?;
             let closed = self.close(&iqn, how).await;

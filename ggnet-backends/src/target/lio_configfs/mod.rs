@@ -28,6 +28,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
+    keyed_locks::KeyedLocks,
     nouns::{InstanceId, Iqn, ResourceId},
     ports::{
         Completeness, Connection, Health, Listed, LoginGate, LoginVisibility, Observer, Removal,
@@ -46,7 +47,6 @@ pub use self::{
 };
 #[cfg(feature = "helper")]
 use crate::helper::Helper;
-use crate::turns::Turns;
 
 /// The backend's name.
 pub const NAME: &str = "lio-configfs";
@@ -80,7 +80,7 @@ impl Default for LioConfig {
 /// The backend. See the module.
 pub struct LioConfigfs {
     inner: Arc<Inner>,
-    turns: Turns,
+    turns: KeyedLocks<ResourceId>,
 }
 
 /// Somebody else who changes the tree for us, and may stop half-way without saying so: what came of it is read from the tree. Blocking.
@@ -173,7 +173,7 @@ impl LioConfigfs {
             config,
         };
         inner.ready()?;
-        Ok(Self { inner: Arc::new(inner), turns: Turns::default() })
+        Ok(Self { inner: Arc::new(inner), turns: KeyedLocks::default() })
     }
 
     /// Runs blocking work that goes on to its end when the caller goes away.
@@ -379,7 +379,7 @@ impl TargetBackend for LioConfigfs {
 
     async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
         // Goes into the work: an ensure and a remove of one target are one after the other, also when this future is dropped.
-        let turn = self.turns.of(&spec.id).await;
+        let turn = self.turns.lock(&spec.id).await;
         let wanted = spec.clone();
         let done = self.run("ensure", move |inner| {
             let _turn = turn;
@@ -395,7 +395,7 @@ impl TargetBackend for LioConfigfs {
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
         // As in `ensure`.
-        let turn = self.turns.of(id).await;
+        let turn = self.turns.lock(id).await;
         let wanted = id.clone();
         let done = self.run("remove", move |inner| {
             let _turn = turn;

@@ -1,14 +1,15 @@
 //! `DhcpBackend` backends, and a look at which DHCP servers a network has.
 //!
-//! `proxy` answers itself; `dnsmasq` and `isc_dhcpd` write what a daemon of the host reads. `arch` and `loaders` are what they have in
-//! common: who gets which boot file. `boot_files`, `files` and `calls` are what the latter two share: what a machine is told, how they
-//! write, and how they are called.
+//! `proxy` answers itself; `dnsmasq` and `isc_dhcpd` write what a daemon of the host reads. `arch`, `loaders` and `boot_files` are what
+//! they have in common: who gets which boot file. `daemon`, `files` and `calls` are what the latter two share: what a daemon must know
+//! beforehand, how they write, and how they are called.
 
 pub mod arch;
-#[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]
 mod boot_files;
 #[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]
 mod calls;
+#[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]
+mod daemon;
 #[cfg(feature = "dhcp-dnsmasq")]
 pub mod dnsmasq;
 #[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]

@@ -39,9 +39,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     arch::Arch,
-    boot_files,
     calls::{self, Calls},
-    files, loaders,
+    daemon, files, loaders,
 };
 use crate::{
     run::CommandRunner,
@@ -154,7 +153,7 @@ impl Dnsmasq {
         loaders::validate(&config.loaders).map_err(named)?;
         loaders::validate_http_files(&config.http_files).map_err(named)?;
         let advertise = match config.mode {
-            Mode::Server => boot_files::require_advertise(config.advertise).map_err(named)?,
+            Mode::Server => daemon::require_advertise(config.advertise).map_err(named)?,
             // Boot files stand in dnsmasq's own file.
             Mode::Proxy => Ipv4Addr::UNSPECIFIED,
         };

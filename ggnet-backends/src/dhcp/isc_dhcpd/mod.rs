@@ -39,9 +39,8 @@ use self::{
 };
 use super::{
     arch::Arch,
-    boot_files,
     calls::{self, Calls},
-    files, loaders,
+    daemon, files, loaders,
 };
 use crate::{
     run::CommandRunner,
@@ -151,7 +150,7 @@ impl IscDhcpd {
     ) -> Result<Self> {
         loaders::validate(&config.loaders)?;
         loaders::validate_http_files(&config.http_files)?;
-        let advertise = boot_files::require_advertise(config.advertise)?;
+        let advertise = daemon::require_advertise(config.advertise)?;
         let service = config.service(Arc::clone(&runner))?;
         let ours_to_start = config.service.command.is_some();
         let window = if config.omapi.is_some() { OMAPI_WINDOW } else { WINDOW };

@@ -32,7 +32,7 @@ use ggnet_core::{
 use serde::{Deserialize, Serialize};
 
 pub use super::arch::{self, Arch};
-use super::loaders;
+use super::{boot_files::BootFiles, loaders};
 
 /// The backend's name in the configuration and in errors.
 const NAME: &str = "proxy";
@@ -89,9 +89,15 @@ impl Default for ProxyDhcpConfig {
 }
 
 impl ProxyDhcpConfig {
-    /// The loader for an architecture.
-    fn loader(&self, arch: Arch) -> Option<&str> {
-        loaders::loader(&self.loaders, arch)
+    /// The boot files that machines are told of, at this address of ours.
+    fn boot_files(&self, advertise: Ipv4Addr) -> BootFiles<'_> {
+        BootFiles {
+            advertise,
+            http_port: self.http_port,
+            http_files: &self.http_files,
+            mac_prefix: self.mac_prefix,
+            loaders: &self.loaders,
+        }
     }
 
     fn validate(&self) -> Result<()> {
@@ -289,9 +295,10 @@ mod tests {
         let json = r#"{"interfaces": ["br0"], "advertise": {"br0": "10.0.0.1"}, "unknown": "answer",
                        "loaders": {"efi-arm64": "arm.efi", "31": "x"}, "relays": true}"#;
         let config: ProxyDhcpConfig = serde_json::from_str(json).unwrap();
-        assert_eq!(config.loader(Arch(11)), Some("arm.efi"));
-        assert_eq!(config.loader(Arch(31)), Some("x"));
-        assert_eq!(config.loader(Arch(0)), Some("undionly.kpxe"));
+        let loader = |arch| config.boot_files(Ipv4Addr::LOCALHOST).loader(Arch(arch), false, None);
+        assert_eq!(loader(11).as_deref(), Some("arm.efi"));
+        assert_eq!(loader(31).as_deref(), Some("x"));
+        assert_eq!(loader(0).as_deref(), Some("undionly.kpxe"));
         assert_eq!(config.unknown, Unknown::Answer);
         assert!(serde_json::from_str::<ProxyDhcpConfig>(r#"{"interface": "br0"}"#).is_err());
     }

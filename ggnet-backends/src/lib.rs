@@ -6,7 +6,7 @@ pub mod addresses;
 pub mod bootfile;
 #[cfg(any(feature = "dhcp-proxy", feature = "host-check"))]
 pub mod carrier;
-#[cfg(any(feature = "host-check", feature = "writeback-reflink"))]
+#[cfg(feature = "host-check")]
 mod cloning;
 #[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd", feature = "dhcp-proxy"))]
 pub mod dhcp;

@@ -1,11 +1,28 @@
 //! What the backends that write for a DHCP daemon of the host have in common: a registered machine's boot files, all of which the
-//! daemon must know before the machine asks.
+//! daemon must know before the machine asks; the address that it is told; and what the daemon needs of the host.
 
-use std::net::Ipv4Addr;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+};
 
-use ggnet_core::{Error, Result, nouns::MacAddr, ports::DhcpHost};
+use ggnet_core::{
+    Error, Result,
+    nouns::MacAddr,
+    ports::DhcpHost,
+    registry::{BoundBy, Finding, Key, Level, Settings, Socket, Wiring, or_decided},
+};
+use serde::de::DeserializeOwned;
 
-use super::{arch::Arch, boot_files::BootFiles};
+use super::{arch::Arch, boot_files::BootFiles, section};
+use crate::{
+    host,
+    service::{Service, State},
+};
+
+/// The key of the address that machines are told.
+pub(super) const ADVERTISE: Key =
+    ("advertise", "The IPv4 address that machines are told; left out: network.advertise");
 
 /// The script that iPXE on this machine is told.
 pub(super) fn script(boot: &BootFiles<'_>, host: &DhcpHost) -> String {
@@ -41,4 +58,41 @@ pub(super) fn require_advertise(advertise: Option<Ipv4Addr>) -> Result<Ipv4Addr>
         Error::invalid("advertise", "Machines must be told an IPv4 address to boot from")
             .with_hint("Set network.advertise, or advertise in the section [dhcp]")
     })
+}
+
+/// Reads a section. We know no interface's own address, so `network.advertise` is what machines are told.
+pub(super) fn read<T: DeserializeOwned>(backend: &str, wiring: &Wiring, table: Settings) -> Result<T> {
+    let table = match wiring.advertise {
+        Some(IpAddr::V4(address)) => or_decided(table, "advertise", address.to_string()),
+        _ => table,
+    };
+    section::read(backend, wiring, table)
+}
+
+/// The daemon's sockets.
+pub(super) fn sockets(ports: &[u16]) -> Vec<Socket> {
+    let socket =
+        |port: &u16| Socket::udp((Ipv4Addr::UNSPECIFIED, *port).into(), "DHCP").bound_by(BoundBy::Other);
+    ports.iter().map(socket).collect()
+}
+
+/// Whether the daemon is installed and we may write in the folders that it reads. Blocking.
+pub(super) fn look(program: &str, package: &str, folders: &[PathBuf]) -> Vec<Finding> {
+    let mut findings = vec![host::program(Path::new(program), package, Level::Fail)];
+    findings.extend(host::starters());
+    findings.extend(folders.iter().map(|folder| host::writable_folder(folder, Level::Fail)));
+    findings
+}
+
+/// Whether the daemon runs. GGnet starts what it has a command for; else nobody answers.
+pub(super) async fn look_at_service(service: &Service) -> Finding {
+    let what = service.label();
+    match service.state().await {
+        Ok(State::Running) => Finding::ok(what, "It runs"),
+        Ok(State::Stopped(why)) => Finding::bad(Level::Warn, what, why, "start it, before the machines ask"),
+        Ok(State::Suspended(why)) => {
+            Finding::bad(Level::Warn, what, why, "continue it, before the machines ask")
+        }
+        Err(e) => Finding::failed(Level::Warn, what, &e),
+    }
 }

@@ -24,7 +24,7 @@ mod systemd;
 
 use std::{path::PathBuf, sync::Arc};
 
-use ggnet_core::{Error, ErrorKind, Result};
+use ggnet_core::{Error, ErrorKind, Result, registry::Key};
 use serde::{Deserialize, Serialize};
 
 pub use batch::Batch;
@@ -45,6 +45,15 @@ pub enum Manager {
     /// systemd, asked by the helper: for a server that is not root.
     Helper,
 }
+
+/// The keys of [`ServiceConfig`], as the table `service` of a backend's section.
+pub(crate) const KEYS: &[Key] = &[
+    ("service.manager", "\"auto\", \"systemd\", \"process\" or \"helper\"; left out: \"auto\""),
+    ("service.unit", "systemd's name for it; left out: Debian's"),
+    ("service.pid_file", "Where its process id is; left out: as Debian has it"),
+    ("service.command", "Program and arguments that start it, where systemd does not"),
+    ("service.helper", "The helper's socket; left out: /run/ggnet/helper.sock"),
+];
 
 /// How the configuration says where a daemon is. What is left out is the backend's default, which is Debian's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

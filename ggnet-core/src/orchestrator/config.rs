@@ -60,7 +60,7 @@ impl OrchestratorConfig {
     pub fn new(instance: InstanceId, images_dir: PathBuf) -> Result<Self> {
         Ok(Self {
             instance,
-            iqn_prefix: "iqn.2026-11.local.ggnet".parse()?,
+            iqn_prefix: Self::default_iqn_prefix()?,
             images_dir,
             chap: ChapPolicy::Required,
             idle_timeout: Duration::from_secs(600),
@@ -73,6 +73,11 @@ impl OrchestratorConfig {
             boot_wait: Duration::from_secs(5),
             chain_url: None,
         })
+    }
+
+    /// The start of every IQN where nobody chose another.
+    pub fn default_iqn_prefix() -> Result<Iqn> {
+        "iqn.2026-11.local.ggnet".parse()
     }
 
     pub(super) fn check(&self) -> Result<()> {

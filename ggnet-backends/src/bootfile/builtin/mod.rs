@@ -8,6 +8,7 @@
 //! pointers, never across an await). A transfer keeps the bytes it began with, whatever happens to the bundle meanwhile.
 //! Nothing is kept on disk: after a restart the reconciler fills the store again.
 
+mod descriptor;
 mod tftp;
 
 use std::{
@@ -27,6 +28,7 @@ use ggnet_core::{
     },
 };
 
+pub use descriptor::descriptor;
 pub use tftp::TftpConfig;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -14,6 +14,7 @@
 
 mod ask;
 mod bundles;
+mod descriptor;
 mod root;
 
 use std::{
@@ -32,6 +33,7 @@ use ggnet_core::{
 };
 use serde::Deserialize;
 
+pub use self::descriptor::descriptor;
 use self::{ask::Answer, bundles::Bundles};
 use super::loaders::DEBIAN_IPXE_DIR;
 use crate::slots::{self, Slots};

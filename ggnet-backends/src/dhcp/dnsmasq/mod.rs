@@ -19,6 +19,7 @@
 //! Invariants: one call at a time works on one machine's files, in a task that ends its work also when the caller goes away; what is
 //! on disk tells everything, there is no other memory.
 
+mod descriptor;
 mod render;
 
 use std::{
@@ -37,6 +38,7 @@ use ggnet_core::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::descriptor::descriptor;
 use super::{
     arch::Arch,
     calls::{self, Calls},

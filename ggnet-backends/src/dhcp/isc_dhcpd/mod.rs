@@ -12,6 +12,7 @@
 //! Invariants: one call at a time for one machine, in a task that ends its work also when the caller goes away; what is on disk tells
 //! everything, there is no other memory.
 
+mod descriptor;
 mod keeper;
 mod omapi;
 mod text;
@@ -47,6 +48,7 @@ use crate::{
     service::{Batch, Daemon, Service, ServiceConfig, State},
 };
 
+pub use descriptor::descriptor;
 pub use omapi::{KeyAlgorithm, OmapiConfig};
 
 /// The backend's name in the configuration and in errors.

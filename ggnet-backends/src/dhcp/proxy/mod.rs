@@ -7,6 +7,7 @@
 //!
 //! Invariants: a machine is answered from the moment its `ensure` returns; the table's lock is never held across an await.
 
+mod descriptor;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -31,6 +32,7 @@ use ggnet_core::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::descriptor::descriptor;
 pub use super::arch::{self, Arch};
 use super::{boot_files::BootFiles, loaders};
 

@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// The PXE boot server's port.
-const BOOT_SERVER: u16 = 4011;
+pub(super) const BOOT_SERVER: u16 = 4011;
 /// Pause after a failed receive, so that a broken interface does not spin a core.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(500);
 /// How often it is looked whether the interface is still the one that the sockets are bound to.

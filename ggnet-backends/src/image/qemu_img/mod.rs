@@ -22,6 +22,7 @@
 
 mod config;
 mod convert;
+mod descriptor;
 mod failure;
 mod header;
 mod probe;
@@ -43,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use crate::run::{CommandRunner, Invocation, Limits};
 
 pub use config::QemuImgConfig;
+pub use descriptor::descriptor;
 
 use probe::SECTOR;
 use source::Source;

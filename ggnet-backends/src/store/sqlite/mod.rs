@@ -23,6 +23,7 @@
 //! * A change that frees space is recorded also on a full disk, as long as the reserve lasts; any other only while that is whole.
 
 mod delete;
+mod descriptor;
 mod errors;
 mod key;
 mod open;
@@ -58,6 +59,7 @@ use seal::Sealer;
 
 use open::{Opened, sync_folder, tighten};
 
+pub use descriptor::descriptor;
 pub use key::KeyReset;
 
 /// Where the store keeps its files.

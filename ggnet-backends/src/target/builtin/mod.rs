@@ -4,6 +4,7 @@
 //! then a login gets 0301, which initiators retry). Invariants: what `list` says is what the server serves; calls for one target wait for
 //! each other; the old devices are free when `remove` has returned.
 
+mod descriptor;
 mod device;
 mod gone;
 mod policy;
@@ -24,15 +25,16 @@ use ggnet_core::{
     supervisor::Supervisor,
 };
 
+pub use self::descriptor::descriptor;
 use self::{
     device::Served,
     policy::{Served as ServedTarget, Targets},
     pressure::Pressure,
 };
+use crate::addresses::Addresses;
 use crate::iscsi::{
     AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
 };
-use crate::addresses::Addresses;
 
 const NAME: &str = "builtin";
 /// How long a shutdown waits for requests in flight and the last flush.

@@ -15,6 +15,7 @@
 //! Invariants: nothing of the tree is changed that does not bear a name of ours; calls for one target wait for each other, also when
 //! their futures are dropped (a call that has begun ends); a target of ours that is not enabled is listed as partial.
 
+pub(crate) mod descriptor;
 pub(crate) mod have;
 pub(crate) mod plan;
 mod sessions;
@@ -36,14 +37,15 @@ use ggnet_core::{
     },
 };
 
+pub use self::{
+    descriptor::descriptor,
+    plan::NOTHING,
+    tree::{Hook, Op, Value},
+};
 use self::{
     have::{Have, Shown, folders_in, read},
     tree::Tree,
     want::{Names, Want},
-};
-pub use self::{
-    plan::NOTHING,
-    tree::{Hook, Op, Value},
 };
 #[cfg(feature = "helper")]
 use crate::helper::Helper;

@@ -16,6 +16,7 @@
 
 mod base_disk;
 mod chain;
+mod descriptor;
 mod device;
 mod flush;
 mod format;
@@ -41,6 +42,7 @@ use ggnet_core::{
     },
 };
 
+pub use self::descriptor::descriptor;
 use self::{
     device::{Device, Status},
     files::{Files, OsFiles},

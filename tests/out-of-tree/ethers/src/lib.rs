@@ -20,7 +20,7 @@ use ggnet_core::{
     Error, Result,
     nouns::{InstanceId, ResourceId},
     ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
-    registry::{Registry, Settings, Wiring, settings},
+    registry::{Descriptor, Finding, Level, Registry, Settings, Wiring, settings},
 };
 use serde::Deserialize;
 use tokio::sync::Mutex;
@@ -38,13 +38,39 @@ struct Table {
 
 /// Registers the backend.
 pub fn register(registry: &mut Registry) {
-    registry.dhcp.add(NAME, make);
+    registry.dhcp.add(
+        Descriptor::new(NAME, make)
+            .summary("An ethers file, for a DHCP server that somebody else runs")
+            .keys(&[("path", "The file; left out: ethers in the data folder")])
+            .check(check),
+    );
 }
 
 async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn DhcpBackend>> {
     let table: Table = settings(NAME, table)?;
     let path = table.path.unwrap_or_else(|| wiring.data_dir.join("ethers"));
     Ok(Arc::new(EthersFile::new(path, wiring.instance)))
+}
+
+/// Whether the file can be read, and made where it is not there. The server makes the data folder, but no other.
+async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
+    let table: Table = settings(NAME, table)?;
+    let path = table.path.clone().unwrap_or_else(|| wiring.data_dir.join("ethers"));
+    let what = format!("ethers file {}", path.display());
+    let folder = path.parent().map(Path::to_owned).filter(|_| table.path.is_some());
+    let file = EthersFile::new(path, wiring.instance);
+    let looked = file.blocking(move |inner| {
+        let missing = folder.filter(|folder| !folder.is_dir());
+        Ok((inner.read()?.lines().count(), missing))
+    });
+    Ok(vec![match looked.await {
+        Ok((lines, None)) => Finding::ok(what, format!("It has {lines} lines")),
+        Ok((_, Some(folder))) => {
+            let mend = format!("sudo install -d -o ggnet {}", folder.display());
+            Finding::bad(Level::Fail, what, format!("There is no folder {}", folder.display()), mend)
+        }
+        Err(e) => Finding::failed(Level::Fail, what, &e),
+    }])
 }
 
 /// An ethers file.

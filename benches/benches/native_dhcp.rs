@@ -16,7 +16,7 @@ use ggnet_backends::run::SystemRunner;
 use ggnet_backends::service::{Manager, ServiceConfig};
 use ggnet_benches::{TABLE, Times, heading};
 use ggnet_core::nouns::{DeviceType, InstanceId, MacAddr};
-use ggnet_core::ports::{DhcpBackend, DhcpHost, Removal};
+use ggnet_core::ports::{DhcpBackend, DhcpBackendExt as _, DhcpHost};
 use ggnet_tests::process;
 
 const INSIDE: &str = "GGNET_BENCH_INSIDE";
@@ -108,7 +108,7 @@ async fn round(c: &mut Contender) {
     let changed = DhcpHost { fixed_address: None, ..one.clone() };
     c.add.push(timed(c.backend.ensure(&one)).await);
     c.change.push(timed(c.backend.ensure(&changed)).await);
-    c.remove.push(timed(c.backend.remove(&one.id, Removal::Force)).await);
+    c.remove.push(timed(c.backend.remove(&one.id)).await);
     let hosts: Vec<DhcpHost> = (100..100 + AT_ONCE).map(host).collect();
     for adds in [true, false] {
         let begun = Instant::now();
@@ -119,7 +119,7 @@ async fn round(c: &mut Contender) {
                 tokio::spawn(async move {
                     match adds {
                         true => backend.ensure(&host).await,
-                        false => backend.remove(&host.id, Removal::Force).await,
+                        false => backend.remove(&host.id).await,
                     }
                 })
             })

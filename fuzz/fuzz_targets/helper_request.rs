@@ -1,4 +1,4 @@
-//! See `helper::fuzzing::request`.
+//! See `helper_server::fuzzing::request`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_backends::helper::fuzzing::request(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_backends::helper_server::fuzzing::request(input));

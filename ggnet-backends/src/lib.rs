@@ -6,14 +6,18 @@ pub mod addresses;
 pub mod bootfile;
 #[cfg(any(feature = "dhcp-proxy", feature = "host-check"))]
 pub mod carrier;
-#[cfg(any(feature = "host-check", feature = "writeback-reflink"))]
+#[cfg(feature = "host-check")]
 mod cloning;
+#[cfg(feature = "service")]
+mod daemon;
 #[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd", feature = "dhcp-proxy"))]
 pub mod dhcp;
 #[cfg(feature = "external")]
 pub mod external;
 #[cfg(feature = "helper")]
 pub mod helper;
+#[cfg(feature = "helper")]
+pub mod helper_server;
 #[cfg(feature = "host-check")]
 pub mod host;
 #[cfg(feature = "image-qemu-img")]
@@ -22,6 +26,8 @@ pub mod image;
 pub mod iscsi;
 #[cfg(any(feature = "dhcp-proxy", feature = "host-check"))]
 mod links;
+#[cfg(feature = "target-lio-configfs")]
+pub mod lio;
 #[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy", feature = "iscsi"))]
 pub mod log_budget;
 #[cfg(feature = "target-lio-configfs")]
@@ -37,13 +43,6 @@ mod slots;
 pub mod store;
 #[cfg(any(feature = "target-builtin", feature = "target-lio-configfs"))]
 pub mod target;
-#[cfg(any(
-    feature = "dhcp-dnsmasq",
-    feature = "dhcp-isc-dhcpd",
-    feature = "target-builtin",
-    feature = "target-lio-configfs"
-))]
-mod turns;
 #[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy"))]
 mod udp;
 #[cfg(any(feature = "writeback-layers", feature = "writeback-reflink"))]

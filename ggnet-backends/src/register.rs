@@ -1,296 +1,151 @@
-//! Hands the factory of every backend that was compiled in to core's registry.
-//!
-//! A backend's settings are its section of the configuration; what is decided once for all of them comes as [`Wiring`].
+//! Hands the descriptor of every backend that was compiled in to core's registry.
 
 use ggnet_core::registry::Registry;
-#[cfg(any(
-    feature = "bootfile-builtin",
-    feature = "bootfile-tftpd-hpa",
-    feature = "dhcp-dnsmasq",
-    feature = "dhcp-isc-dhcpd",
-    feature = "dhcp-proxy",
-    feature = "external",
-    feature = "image-qemu-img",
-    feature = "store-sqlite",
-    feature = "target-builtin",
-    feature = "target-lio-configfs",
-    feature = "writeback-layers",
-    feature = "writeback-reflink"
-))]
-use {
-    ggnet_core::{
-        error::Result,
-        registry::{Settings, Wiring, settings},
-    },
-    std::sync::Arc,
-};
 
 /// Registers our backends.
 pub fn register(registry: &mut Registry) {
     // Without any backend feature there is nothing to register.
     let _ = &registry;
     #[cfg(feature = "store-sqlite")]
-    registry.stores.add("sqlite", sqlite);
+    registry.stores.add(crate::store::sqlite::descriptor());
     #[cfg(feature = "target-builtin")]
-    registry.targets.add("builtin", builtin_target);
+    registry.targets.add(crate::target::builtin::descriptor());
     #[cfg(feature = "target-lio-configfs")]
-    registry.targets.add(crate::target::lio_configfs::NAME, lio_configfs);
+    registry.targets.add(crate::target::lio_configfs::descriptor());
     #[cfg(feature = "target-lio-targetcli")]
-    registry.targets.add(crate::target::lio_targetcli::NAME, lio_targetcli);
+    registry.targets.add(crate::target::lio_targetcli::descriptor());
     #[cfg(feature = "writeback-layers")]
-    registry.writebacks.add("layers", layers);
+    registry.writebacks.add(crate::writeback::layers::descriptor());
     #[cfg(feature = "writeback-reflink")]
-    registry.writebacks.add(crate::writeback::reflink::NAME, reflink);
+    registry.writebacks.add(crate::writeback::reflink::descriptor());
     #[cfg(feature = "dhcp-proxy")]
-    registry.dhcp.add("proxy", proxy);
+    registry.dhcp.add(crate::dhcp::proxy::descriptor());
     #[cfg(feature = "dhcp-dnsmasq")]
-    registry.dhcp.add(crate::dhcp::dnsmasq::NAME, dnsmasq);
+    registry.dhcp.add(crate::dhcp::dnsmasq::descriptor());
     #[cfg(feature = "dhcp-isc-dhcpd")]
-    registry.dhcp.add(crate::dhcp::isc_dhcpd::NAME, isc_dhcpd);
+    registry.dhcp.add(crate::dhcp::isc_dhcpd::descriptor());
     #[cfg(feature = "bootfile-builtin")]
-    registry.boot_files.add("builtin", builtin_boot_files);
+    registry.boot_files.add(crate::bootfile::builtin::descriptor());
     #[cfg(feature = "bootfile-tftpd-hpa")]
-    registry.boot_files.add(crate::bootfile::tftpd_hpa::NAME, tftpd_hpa);
+    registry.boot_files.add(crate::bootfile::tftpd_hpa::descriptor());
     #[cfg(feature = "external")]
     {
-        registry.dhcp.add(crate::external::NAME, external_dhcp);
-        registry.boot_files.add(crate::external::NAME, external_boot_files);
-        registry.writebacks.add(crate::external::NAME, external_writebacks);
+        use crate::external::descriptor::{boot_files, dhcp, writebacks};
+
+        registry.dhcp.add(dhcp());
+        registry.boot_files.add(boot_files());
+        registry.writebacks.add(writebacks());
     }
     #[cfg(feature = "image-qemu-img")]
-    registry.converters.add("qemu-img", qemu_img);
+    registry.converters.add(crate::image::qemu_img::descriptor());
 }
 
-/// A factory that takes no settings still refuses unknown ones.
-#[cfg(feature = "writeback-layers")]
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoSettings {}
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
 
-#[cfg(feature = "store-sqlite")]
-async fn sqlite(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::Store>> {
-    use ggnet_core::ports::Store as _;
-
-    use crate::store::sqlite::{SqliteConfig, SqliteStore};
-
-    let config = SqliteConfig::from_settings(&wiring.data_dir, table)?;
-    let store = SqliteStore::open(config).await?;
-    // One damaged record must not keep the others from being served.
-    if let Err(e) = store.end_unreadable_sessions(wiring.clock.now(), None).await {
-        store.shutdown().await;
-        return Err(e);
-    }
-    Ok(Arc::new(store))
-}
-
-#[cfg(feature = "target-builtin")]
-async fn builtin_target(
-    wiring: Wiring,
-    table: Settings,
-) -> Result<Arc<dyn ggnet_core::ports::TargetBackend>> {
-    let config = settings("builtin", table)?;
-    let (prefix, instance) = (wiring.iqn_prefix, wiring.instance);
-    Ok(Arc::new(crate::target::builtin::BuiltinTargets::start(config, prefix, instance, wiring.clock)?))
-}
-
-#[cfg(feature = "target-lio-configfs")]
-async fn lio_configfs(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::TargetBackend>> {
-    use crate::target::lio_configfs::{LioConfigfs, NAME};
-    let config = settings(NAME, table)?;
-    let start = move || LioConfigfs::start(config, wiring.iqn_prefix, wiring.instance);
-    let started = tokio::task::spawn_blocking(start).await;
-    Ok(Arc::new(started.map_err(|e| ggnet_core::Error::internal("Starting LIO died").with_source(e))??))
-}
-
-#[cfg(feature = "target-lio-targetcli")]
-async fn lio_targetcli(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::TargetBackend>> {
-    use crate::target::lio_targetcli::{NAME, start};
-    let config = settings(NAME, table)?;
-    let home = wiring.data_dir.join("targetcli");
-    let start = move || start(config, wiring.iqn_prefix, wiring.instance, &home);
-    let started = tokio::task::spawn_blocking(start).await;
-    Ok(Arc::new(started.map_err(|e| ggnet_core::Error::internal("Starting LIO died").with_source(e))??))
-}
-
-#[cfg(feature = "writeback-layers")]
-async fn layers(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::WritebackStore>> {
-    let NoSettings {} = settings("layers", table)?;
-    let config = crate::writeback::layers::LayersConfig {
-        dir: wiring.data_dir.join("writebacks"),
-        instance: wiring.instance,
+    use ggnet_core::{
+        nouns::InstanceId,
+        registry::{PortName, Wiring},
     };
-    Ok(Arc::new(opened(move || crate::writeback::layers::Layers::open(config)).await?))
-}
+    use serde_json::json;
 
-#[cfg(feature = "writeback-reflink")]
-async fn reflink(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::WritebackStore>> {
-    use crate::writeback::reflink::{CopyMode, NAME, Reflink, ReflinkConfig};
+    use super::*;
 
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Table {
-        /// Where the raw files stand.
-        dir: Option<std::path::PathBuf>,
-        /// What to do where the file system cannot share blocks.
-        #[serde(default)]
-        copy: CopyMode,
+    const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+
+    /// What stands between the backticks of a text.
+    fn quoted(text: &str) -> impl Iterator<Item = String> + '_ {
+        text.split('`').skip(1).step_by(2).map(|name| name.trim_matches(['[', ']']).to_owned())
     }
-    let table: Table = settings(NAME, table)?;
-    let config = ReflinkConfig {
-        dir: table.dir.unwrap_or_else(|| wiring.data_dir.join("disks")),
-        images: Some(wiring.data_dir.join("images")),
-        instance: wiring.instance,
-        copy: table.copy,
-    };
-    Ok(Arc::new(opened(move || Reflink::open(config)).await?))
-}
 
-/// Opens a store on a blocking thread.
-#[cfg(any(feature = "writeback-layers", feature = "writeback-reflink"))]
-async fn opened<T: Send + 'static>(open: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let opened = tokio::task::spawn_blocking(open).await;
-    opened.map_err(|e| ggnet_core::Error::internal("Opening the writebacks died").with_source(e))?
-}
-
-#[cfg(feature = "dhcp-proxy")]
-async fn proxy(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::DhcpBackend>> {
-    let names_port = table.get("http_port").is_some();
-    let mut config: crate::dhcp::proxy::ProxyDhcpConfig = settings("proxy", table)?;
-    if config.interfaces.is_empty() {
-        config.interfaces = wiring.interfaces;
+    /// The keys of docs/configuration.md, by the headings `### [port]: backend`; those of the table `service` by that word.
+    fn documented() -> BTreeMap<(String, String), BTreeSet<String>> {
+        let text = std::fs::read_to_string(DOCS).unwrap();
+        let backends = text.split_once("\n## Backends\n").unwrap().1.split_once("\n## ").unwrap().0;
+        let mut all = BTreeMap::<_, BTreeSet<String>>::new();
+        for part in backends.split("\n### ").skip(1) {
+            let (heading, body) = part.split_once('\n').unwrap();
+            let rows: Vec<_> = body.lines().filter(|line| line.starts_with("| `")).collect();
+            let sections: Vec<_> = match heading.split_once(": ") {
+                Some((ports, backend)) => {
+                    quoted(ports).map(|port| (port, quoted(backend).next().unwrap())).collect()
+                }
+                None => vec![("service".to_owned(), String::new())],
+            };
+            for (port, backend) in sections {
+                let of_port =
+                    |row: &&str| !row.contains("` only") || row.contains(&format!("`[{port}]` only"));
+                let cells = rows.iter().filter(|row| of_port(row)).filter_map(|row| row.split('|').nth(1));
+                let keys = cells.flat_map(quoted).collect();
+                all.insert((port, backend), keys);
+            }
+        }
+        all
     }
-    if !names_port {
-        config.http_port = wiring.http_port;
+
+    #[test]
+    #[cfg(all(feature = "store-sqlite", feature = "target-builtin", feature = "target-lio-targetcli"))]
+    #[cfg(all(feature = "writeback-layers", feature = "writeback-reflink", feature = "external"))]
+    #[cfg(all(feature = "dhcp-proxy", feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]
+    #[cfg(all(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa", feature = "image-qemu-img"))]
+    fn every_key_is_in_the_documentation_and_every_one_there_exists() {
+        let mut registry = Registry::new();
+        register(&mut registry);
+        let documented = documented();
+        let service = &documented[&("service".to_owned(), String::new())];
+        let mut seen = 1;
+        for port in PortName::ALL {
+            for about in registry.all(port) {
+                assert!(!about.summary().is_empty(), "{port} {}", about.name());
+                let mut keys = BTreeSet::new();
+                for (key, meaning) in about.keys().unwrap() {
+                    assert!(
+                        !meaning.is_empty() && keys.insert((*key).to_owned()),
+                        "{port} {} {key}",
+                        about.name()
+                    );
+                }
+                let section = (port.to_string(), about.name().to_owned());
+                let mut wanted = documented.get(&section).unwrap_or_else(|| panic!("no {section:?}")).clone();
+                if wanted.remove("service") {
+                    wanted.extend(service.iter().map(|key| format!("service.{key}")));
+                }
+                // A table without a key is documented by a line of its own.
+                wanted.retain(|key| !keys.iter().any(|one| one.starts_with(&format!("{key}."))));
+                assert_eq!(keys, wanted, "{section:?}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, documented.len(), "{:?}", documented.keys());
     }
-    if let (true, Some(std::net::IpAddr::V4(address))) = (config.advertise.is_empty(), wiring.advertise) {
-        config.advertise = config.interfaces.iter().map(|name| (name.clone(), address)).collect();
+
+    #[tokio::test]
+    async fn every_key_is_one_that_the_backend_reads() {
+        let mut registry = Registry::new();
+        register(&mut registry);
+        let wiring =
+            Wiring::new(InstanceId::generate(), "iqn.2026-11.local.test".parse().unwrap(), "/".into());
+        for port in PortName::ALL {
+            for about in registry.all(port) {
+                for (key, _) in about.keys().unwrap() {
+                    // Fits no key, so that nothing is looked at.
+                    let mut table = json!({ "no such thing": [] });
+                    for part in key.rsplit('.') {
+                        table = json!({ part: table });
+                    }
+                    let listens = about.listens(port, &wiring, table.clone()).err().map(|e| e.report());
+                    let found = about.check(port, wiring.clone(), table).await.into_iter().map(|f| f.why);
+                    let said: Vec<String> = listens.into_iter().chain(found).collect();
+                    let unknown = format!("unknown field `{}`", key.rsplit('.').next().unwrap());
+                    assert!(!said.is_empty(), "{port} {} {key}: it is taken", about.name());
+                    assert!(
+                        !said.iter().any(|why| why.contains(&unknown)),
+                        "{port} {} {said:?}",
+                        about.name()
+                    );
+                }
+            }
+        }
     }
-    Ok(Arc::new(crate::dhcp::proxy::ProxyDhcp::start(config).await?))
-}
-
-/// The address that machines are told by a backend of which we know no interface's own.
-#[cfg(any(feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]
-fn advertised(wiring: &Wiring) -> Option<std::net::Ipv4Addr> {
-    match wiring.advertise {
-        Some(std::net::IpAddr::V4(address)) => Some(address),
-        _ => None,
-    }
-}
-
-#[cfg(feature = "dhcp-dnsmasq")]
-async fn dnsmasq(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::DhcpBackend>> {
-    use crate::dhcp::dnsmasq::{Dnsmasq, DnsmasqConfig, NAME};
-
-    let names_port = table.get("http_port").is_some();
-    let mut config: DnsmasqConfig = settings(NAME, table)?;
-    if !names_port {
-        config.http_port = wiring.http_port;
-    }
-    config.advertise = config.advertise.or_else(|| advertised(&wiring));
-    let runner = Arc::new(crate::run::SystemRunner::new()?);
-    Ok(Arc::new(Dnsmasq::open(config, &wiring.instance, runner).await?))
-}
-
-#[cfg(feature = "dhcp-isc-dhcpd")]
-async fn isc_dhcpd(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::DhcpBackend>> {
-    use crate::dhcp::isc_dhcpd::{IscDhcpd, IscDhcpdConfig, NAME};
-
-    let names_port = table.get("http_port").is_some();
-    let mut config: IscDhcpdConfig = settings(NAME, table)?;
-    if !names_port {
-        config.http_port = wiring.http_port;
-    }
-    config.advertise = config.advertise.or_else(|| advertised(&wiring));
-    let runner = Arc::new(crate::run::SystemRunner::new()?);
-    Ok(Arc::new(IscDhcpd::open(config, &wiring.instance, runner).await?))
-}
-
-#[cfg(feature = "bootfile-builtin")]
-async fn builtin_boot_files(
-    wiring: Wiring,
-    table: Settings,
-) -> Result<Arc<dyn ggnet_core::ports::BootFileStore>> {
-    use crate::bootfile::builtin::{BuiltinBootFiles, TftpConfig};
-
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Table {
-        /// Served by TFTP when given, or when an interface is named.
-        tftp: Option<TftpConfig>,
-        /// Where Debian's package `ipxe` puts its loaders.
-        #[serde(default = "debian")]
-        loaders_dir: std::path::PathBuf,
-    }
-    fn debian() -> std::path::PathBuf {
-        crate::bootfile::loaders::DEBIAN_IPXE_DIR.into()
-    }
-    let table: Table = settings("builtin", table)?;
-    let store = BuiltinBootFiles::new();
-    let loaders = ensure_loaders(&store, &table.loaders_dir).await?;
-    let tftp = table.tftp.or_else(|| (!wiring.interfaces.is_empty()).then(TftpConfig::default));
-    if let Some(tftp) = tftp {
-        // Firmware asks us for them.
-        store.loaders_are(loaders.health());
-        let bound = store.serve_tftp(tftp).await?;
-        tracing::info!(?bound, "TFTP is served");
-    }
-    Ok(Arc::new(store))
-}
-
-#[cfg(feature = "bootfile-tftpd-hpa")]
-async fn tftpd_hpa(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::BootFileStore>> {
-    use crate::bootfile::tftpd_hpa::{NAME, TftpdHpa, TftpdHpaConfig};
-
-    let config: TftpdHpaConfig = settings(NAME, table)?;
-    let loaders = config.loaders_dir.clone();
-    let store = TftpdHpa::open(config, wiring.instance).await?;
-    ensure_loaders(&store, &loaders).await?;
-    Ok(Arc::new(store))
-}
-
-#[cfg(feature = "external")]
-async fn external_dhcp(wiring: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::DhcpBackend>> {
-    let config = settings(crate::external::NAME, table)?;
-    Ok(Arc::new(crate::external::ExternalDhcp::open(config, wiring.instance).await?))
-}
-
-#[cfg(feature = "external")]
-async fn external_boot_files(
-    wiring: Wiring,
-    table: Settings,
-) -> Result<Arc<dyn ggnet_core::ports::BootFileStore>> {
-    let (config, loaders) = crate::external::boot_file_settings(table)?;
-    let store = crate::external::ExternalBootFiles::open(config, wiring.instance).await?;
-    ensure_loaders(&store, &loaders).await?;
-    Ok(Arc::new(store))
-}
-
-#[cfg(feature = "external")]
-async fn external_writebacks(
-    wiring: Wiring,
-    table: Settings,
-) -> Result<Arc<dyn ggnet_core::ports::WritebackStore>> {
-    let config = settings(crate::external::NAME, table)?;
-    Ok(Arc::new(crate::external::ExternalWritebacks::open(config, wiring.instance).await?))
-}
-
-/// Puts the host's loaders into a store: Debian's package `ipxe`, or another folder.
-#[cfg(any(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa", feature = "external"))]
-async fn ensure_loaders(
-    store: &dyn ggnet_core::ports::BootFileStore,
-    dir: &std::path::Path,
-) -> Result<crate::bootfile::loaders::Loaders> {
-    let found = crate::bootfile::loaders::read_loaders(dir).await?;
-    if let Some(hint) = &found.hint {
-        tracing::warn!(dir = %dir.display(), missing = ?found.missing, %hint, "boot loaders are missing");
-    }
-    store.ensure(&found.bundle).await?;
-    Ok(found)
-}
-
-#[cfg(feature = "image-qemu-img")]
-async fn qemu_img(_: Wiring, table: Settings) -> Result<Arc<dyn ggnet_core::ports::ImageConverter>> {
-    let config = settings(crate::image::qemu_img::NAME, table)?;
-    let runner = Arc::new(crate::run::SystemRunner::new()?);
-    Ok(Arc::new(crate::image::qemu_img::QemuImg::new(config, runner)))
 }

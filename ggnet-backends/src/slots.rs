@@ -1,6 +1,9 @@
 //! [`Slots`]: one lock for each object of ours, so that two calls for one id run one after the other, and calls for different ids
 //! do not wait for each other; and [`blocking`], the way to file work. Both outlive a caller who drops his future.
 //!
+//! Not [`ggnet_core::keyed_locks`], because each lock here guards what is remembered of its object: entries outlive their holders until
+//! [`Slots::sweep`] lets them go, and [`Slots::close`] hands all of them out.
+//!
 //! Invariants: an object's lock is held until its file work has ended, whatever became of the caller (the guard moves into the
 //! work); after [`Slots::close`] nothing begins.
 

@@ -21,6 +21,11 @@ use tokio::{io::Interest, net::UdpSocket};
 /// Room for the largest batch that the kernel coalesces into one receive.
 pub(crate) const RECEIVE_BUFFER: usize = 65_535;
 
+/// How much the kernel is asked to keep until it is read. A room that powers on at once, or a flood, sends faster than one task reads, and
+/// what does not fit is lost before anybody can tell a machine's from a stranger's. The kernel gives twice `net.core.rmem_max` at most: by
+/// default 416 KiB, which is twice what a socket has unasked.
+const QUEUE: usize = 4 << 20;
+
 /// A UDP socket with the local address of every datagram.
 pub(crate) struct PktinfoSocket {
     io: UdpSocket,
@@ -64,6 +69,7 @@ impl Received {
 impl PktinfoSocket {
     /// Takes over a bound socket; call it inside a tokio runtime.
     pub(crate) fn new(socket: socket2::Socket) -> io::Result<Self> {
+        socket.set_recv_buffer_size(QUEUE)?;
         socket.set_nonblocking(true)?;
         let io = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&io))?;

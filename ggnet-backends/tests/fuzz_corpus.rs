@@ -10,7 +10,7 @@ use std::io;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use ggnet_backends::{bootfile::builtin, dhcp::proxy, external, helper, iscsi};
+use ggnet_backends::{bootfile::builtin, dhcp::proxy, external, helper_server, iscsi};
 use ggnet_core::testkit::tier::rounds;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -22,7 +22,7 @@ type Property = fn(&[u8]);
 const TARGETS: [(&str, Property, usize); 9] = [
     ("dhcp_packet", proxy::fuzzing::packet, 10_000),
     ("external_line", external::fuzzing::line, 10_000),
-    ("helper_request", helper::fuzzing::request, 10_000),
+    ("helper_request", helper_server::fuzzing::request, 10_000),
     ("iscsi_cdb", iscsi::fuzzing::cdb, 2_000),
     ("iscsi_login", iscsi::fuzzing::login, 10_000),
     ("iscsi_pdu", iscsi::fuzzing::pdu, 2_000),

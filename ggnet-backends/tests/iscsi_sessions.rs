@@ -396,7 +396,6 @@ async fn several_units_and_a_resize() {
     let other = Login { isid: [0x80, 2, 2, 2, 2, 2], ..Login::default() };
     let mut j = Initiator::login(rig.address, other).await.unwrap();
     a.data.write().unwrap().resize(3 * MIB, 0);
-    rig.server.resized(IQN);
     // Every nexus is told, once.
     for who in [&mut i, &mut j] {
         let (_, end) = who.read(0, 1, 512).await;

@@ -2,7 +2,7 @@
 //!
 //! Neither proxies nor redirects are followed: the token goes to the server that was named and nowhere else.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use ggnet_core::{
     api::{HealthResponse, Problem},
@@ -161,7 +161,7 @@ impl Client {
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         let why = if error.is_timeout() { "it does not answer in time".to_owned() } else { innermost(error) };
-        Failure::unreachable(format!("The server {} cannot be reached: {why}", self.server))
+        Failure::unreachable(&self.server, why)
             .hint("Is ggnet-server running there? `--server URL` or GGNET_SERVER names another")
     }
 }
@@ -186,6 +186,8 @@ async fn failed(response: Response) -> Failure {
         status: status.as_u16(),
         detail: plain(&body, status),
         kind: "internal".to_owned(),
+        code: "internal".to_owned(),
+        args: BTreeMap::new(),
         field: None,
         hint: None,
         retryable: false,

@@ -5,10 +5,13 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use ggnet_core::{ErrorKind, api::Problem};
+use ggnet_core::{
+    Error, ErrorKind,
+    api::Problem,
+    error::{Code, code},
+    nouns,
+};
 use serde_json::{Value, json};
-
-use crate::output::{Format, complain};
 
 /// What every command returns.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -50,18 +53,9 @@ impl Failure {
         Self { exit: exit_of(problem.status), problem: Box::new(problem), by_server: true }
     }
 
-    fn local(exit: Exit, kind: ErrorKind, detail: impl fmt::Display) -> Self {
-        let problem = Problem {
-            type_uri: format!("urn:ggnet:problem:{kind}"),
-            title: kind.to_string(),
-            status: 0,
-            detail: detail.to_string(),
-            kind: kind.to_string(),
-            field: None,
-            hint: None,
-            retryable: kind.retryable_by_default(),
-            request_id: None,
-        };
+    fn local(exit: Exit, code: impl Into<Code>, detail: impl fmt::Display) -> Self {
+        let error = Error::new(code, detail.to_string());
+        let problem = Problem::of(&error, 0, error.kind().as_str());
         Self { exit, problem: Box::new(problem), by_server: false }
     }
 
@@ -74,7 +68,7 @@ impl Failure {
 
     /// Not logged in.
     pub fn forbidden(detail: impl fmt::Display) -> Self {
-        Self::local(Exit::Forbidden, ErrorKind::Permission, detail)
+        Self::local(Exit::Forbidden, code::not_logged_in(), detail)
     }
 
     /// The named thing does not exist.
@@ -83,13 +77,14 @@ impl Failure {
     }
 
     /// The server does not answer.
-    pub fn unreachable(detail: impl fmt::Display) -> Self {
-        Self::local(Exit::Unreachable, ErrorKind::Unavailable, detail)
+    pub fn unreachable(server: impl fmt::Display, why: impl fmt::Display) -> Self {
+        let detail = format!("The server {server} cannot be reached: {why}");
+        Self::local(Exit::Unreachable, code::server_unreachable(server), detail)
     }
 
     /// What was waited for did not happen in time.
     pub fn timed_out(detail: impl fmt::Display) -> Self {
-        Self::local(Exit::TimedOut, ErrorKind::Timeout, detail)
+        Self::local(Exit::TimedOut, code::wait_too_long(), detail)
     }
 
     /// It was refused, or did not work.
@@ -99,7 +94,7 @@ impl Failure {
 
     /// Ctrl-C.
     pub fn interrupted(detail: impl fmt::Display) -> Self {
-        Self::local(Exit::Interrupted, ErrorKind::Unavailable, detail)
+        Self::local(Exit::Interrupted, code::interrupted(), detail)
     }
 
     /// A local file or stream failed; `doing` says which.
@@ -108,6 +103,18 @@ impl Failure {
             return Self::local(Exit::ReaderGone, ErrorKind::Unavailable, "");
         }
         Self::local(Exit::Refused, ErrorKind::Unavailable, format!("{doing}: {error}")).retryable(false)
+    }
+
+    /// It is what made something fail on the server, which is known by its code and says what to do next.
+    #[must_use]
+    pub fn because_of(mut self, failure: &nouns::Failure) -> Self {
+        self.problem.type_uri = Problem::type_of(&failure.kind);
+        self.problem.title.clone_from(&failure.kind);
+        self.problem.kind.clone_from(&failure.kind);
+        self.problem.code.clone_from(&failure.code);
+        self.problem.args.clone_from(&failure.args);
+        self.problem.hint.clone_from(&failure.hint);
+        self
     }
 
     /// What to do next.
@@ -137,19 +144,13 @@ impl Failure {
         ExitCode::from(self.exit as u8)
     }
 
-    /// Says it on stderr: for people, or as one problem document.
-    pub fn report(&self, format: Format) {
-        if self.exit == Exit::ReaderGone {
-            return;
-        }
-        match format {
-            Format::Table => complain(&self.to_string()),
-            Format::Json => complain(&self.document().to_string()),
-        }
+    /// Whether nobody is there to be told.
+    pub fn is_reader_gone(&self) -> bool {
+        self.exit == Exit::ReaderGone
     }
 
     /// The problem document, with the exit code beside it.
-    fn document(&self) -> Value {
+    pub fn document(&self) -> Value {
         let mut document =
             serde_json::to_value(&self.problem).unwrap_or_else(|_| json!({ "detail": self.problem.detail }));
         if let Value::Object(fields) = &mut document {
@@ -180,6 +181,10 @@ impl fmt::Display for Failure {
         }
         if let Some(hint) = &p.hint {
             write!(f, "\n  what to do: {hint}")?;
+        }
+        // The code of a kind says nothing that the words do not.
+        if !p.code.is_empty() && p.code != p.kind {
+            write!(f, "\n  code: {}", p.code)?;
         }
         // A defect has nothing to say for itself: the log has it under this id.
         if p.status >= 500
@@ -222,8 +227,31 @@ mod tests {
         );
         let document = failure.document();
         assert_eq!(document["field"], "mac");
-        assert_eq!(document["kind"], "invalid");
+        assert_eq!((&document["kind"], &document["code"]), (&"invalid".into(), &"invalid".into()));
         assert_eq!(document["exit_code"], 2);
         assert!(document.get("status").is_none(), "no server sent a status");
+    }
+
+    #[test]
+    fn a_specific_code_is_shown_to_people_and_has_its_arguments_for_programs() {
+        let failure = Failure::unreachable("http://pc:8470", "it is off");
+        let words = failure.to_string();
+        assert!(words.ends_with("\n  code: server_unreachable"), "{words}");
+        let document = failure.document();
+        assert_eq!(document["code"], "server_unreachable");
+        assert_eq!(document["args"]["server"], "http://pc:8470");
+    }
+
+    #[test]
+    fn what_failed_on_the_server_keeps_its_code_and_hint() {
+        let full = Error::new(code::image_folder_full(), "Full").with_hint("Free space");
+        let failure = Failure::refused("The import failed").because_of(&nouns::Failure::from(&full));
+        assert_eq!(
+            failure.to_string(),
+            "error: The import failed\n  what to do: Free space\n  code: image_folder_full"
+        );
+        let document = failure.document();
+        assert_eq!((&document["kind"], &document["code"]), (&"full".into(), &"image_folder_full".into()));
+        assert_eq!(document["type"], "urn:ggnet:problem:full");
     }
 }

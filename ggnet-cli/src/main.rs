@@ -27,7 +27,7 @@ async fn main() -> ExitCode {
     match commands::run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report(format);
+            output::report(&failure, format);
             failure.exit_code()
         }
     }

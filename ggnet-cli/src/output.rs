@@ -201,6 +201,17 @@ pub fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Reports a failure on stderr: for people, or as one problem document.
+pub fn report(failure: &Failure, format: Format) {
+    if failure.is_reader_gone() {
+        return;
+    }
+    match format {
+        Format::Table => complain(&failure.to_string()),
+        Format::Json => complain(&failure.document().to_string()),
+    }
+}
+
 /// A question on stderr, whose answer comes on the same line.
 pub fn ask(question: &str) -> Result<()> {
     let mut stderr = io::stderr();

@@ -193,16 +193,17 @@ fn machines_from_registration_to_removal() {
     );
     server.run(&line).ends(0).shows("pc-1").says("nothing to boot yet");
     server.run(&format!("machine add pc-1 --mac {MAC}")).ends(1);
-    server.run("machine add pc-1 --mac 52:54:00:aa:00:09").ends(1).says("pc-1");
+    server.run("machine add pc-1 --mac 52:54:00:aa:00:09").ends(1).says("pc-1").says("code: name_taken");
     let problem = server.run(&format!("machine add pc-2 --mac {MAC} -o json")).ends(1).problem();
     assert_eq!((problem["status"].as_u64(), problem["kind"].as_str()), (Some(409), Some("conflict")));
+    assert_eq!((&problem["code"], &problem["args"]["machine"]), (&"mac_taken".into(), &"pc-1".into()));
 
     let shown = server.json("machine show pc-1");
     assert_eq!(shown["macs"][1], "52:54:00:aa:00:02");
     assert_eq!((&shown["writeback"], &shown["auto_start"]), (&Value::from("keep"), &Value::from(false)));
     let id = shown["id"].as_str().unwrap();
     assert_eq!(server.json(&format!("machine show {id}")), shown);
-    server.run("machine show pc-404").ends(4).says("ggnet machine list");
+    server.run("machine show pc-404").ends(4).says("ggnet machine list").says("code: machine_not_found");
     server.run("machine list --group room-2").ends(0).shows("pc-1").shows("uefi");
     assert_eq!(server.json("machine list --group elsewhere"), Value::Array(vec![]));
 
@@ -210,7 +211,8 @@ fn machines_from_registration_to_removal() {
     let changed = server
         .json("machine set pc-1 --discard --auto-start --description repaired --no-groups --revision 1");
     assert_eq!((&changed["writeback"], &changed["groups"]), (&Value::from("discard"), &Value::Array(vec![])));
-    server.run("machine set pc-1 --description late --revision 1").ends(1).says("what to do:");
+    let late = server.run("machine set pc-1 --description late --revision 1").ends(1);
+    late.says("what to do:").says("code: machine_changed");
     server.run("machine set pc-1 --fixed-address 10.9.9.9").ends(0).shows("10.9.9.9");
     assert_eq!(server.json("machine set pc-1 --fixed-address none")["fixed_address"], Value::Null);
 
@@ -248,7 +250,15 @@ fn an_image_is_imported_booted_and_given_up() {
     server.run(&format!("image import debian {path} --sha256 12")).ends(2).says("--sha256");
     server.run(&format!("image import import {path}")).ends(2).says("Choose another name");
     let wrong = server.run(&format!("image import debian {path} --sha256 {}", "0".repeat(64))).ends(1);
-    assert!(wrong.stderr.contains("failed"), "{wrong:?}");
+    wrong.says("failed").says("what to do: The file is damaged").says("code: checksum_mismatch");
+    let shown = server.run("image show debian").ends(0);
+    shown.shows("what to do:").shows("The file is damaged").shows("checksum_mismatch");
+    let failed = &server.json("image show debian")["versions"][0]["failure"];
+    assert_eq!(
+        (&failed["code"], &failed["args"]["path"]),
+        (&"checksum_mismatch".into(), &path.clone().into())
+    );
+    server.run("events").ends(0).shows("what to do: The file is damaged");
 
     let done = server.run(&format!("image import debian {path} --format raw --comment first")).ends(0);
     let done = done.says("importing debian:2: ").shows("ready").shows("8.00 MiB");
@@ -260,7 +270,10 @@ fn an_image_is_imported_booted_and_given_up() {
     assert_eq!(server.json("image list")[0]["versions"].as_array().unwrap().len(), 3);
 
     server.run(&format!("machine add pc-1 --mac {MAC}")).ends(0);
-    server.run("session start pc-1").ends(1).says("what to do:");
+    server.run("session start pc-1").ends(1).says("what to do:").says("code: machine_without_image");
+    let problem = server.run("--output json session start pc-1").ends(1).problem();
+    assert_eq!((&problem["code"], &problem["kind"]), (&"machine_without_image".into(), &"conflict".into()));
+    assert_eq!(problem["args"]["machine"], "pc-1");
     server.run("machine set pc-1 --image debian --pin debian:2").ends(0).shows("debian");
     server.run("session show pc-1").ends(4).says("ggnet session start pc-1");
     server.run("session start pc-404").ends(4);
@@ -273,7 +286,7 @@ fn an_image_is_imported_booted_and_given_up() {
     server.run("session stats").ends(0).shows("1 (0 online)");
     server.run("machine boot-script pc-1").ends(0).shows("#!ipxe").shows("sanboot");
     server.run("target list").ends(0).shows("pc-1");
-    server.run("image remove-version debian:2 --yes").ends(1);
+    server.run("image remove-version debian:2 --yes").ends(1).says("code: version_is_current");
     server.run("machine remove pc-1 --yes").ends(1);
     assert_eq!(server.json(&format!("session show {session}"))["machine_name"], "pc-1");
 

@@ -7,6 +7,30 @@
 //! Invariants: all methods take `&self` and may run at the same time from many threads; overlapping writes in flight leave either
 //! one's bytes in each 512-byte sector, as on a real disk; offsets and lengths are bytes, multiples of
 //! [`BlockInfo::logical_block`], and within [`BlockInfo::size_bytes`], else `InvalidInput` and nothing happens.
+//!
+//! # Errors
+//!
+//! | `io::ErrorKind` | means | the initiator sees |
+//! |---|---|---|
+//! | `ResourceBusy` | not now, try again | BUSY: it sends the command again |
+//! | `StorageFull`, `QuotaExceeded` | the host has no space | DATA PROTECT, space allocation failed |
+//! | `ReadOnlyFilesystem` | the disk takes no writes | DATA PROTECT, write protected |
+//! | `InvalidInput` | a range that is not on the disk | a defect of the caller |
+//! | any other | the medium failed | MEDIUM ERROR |
+//!
+//! `ResourceBusy` is for what passes by itself: a shortage of file descriptors or of memory, a place where the bytes are that cannot
+//! be reached for a moment. A write or a discard that returns it may have been done in part, and is done whole when it is sent again.
+//! Never return it for an error of the medium, nor for a flush whose sync has failed: the kernel may have dropped what it could
+//! not write, and the sync that succeeds after that would lie. A flush that could not begin its sync may return it. Initiators do
+//! not try for ever (Linux three minutes): a disk that can wait for a while by itself should, in the calls that may block.
+//!
+//! # Growth
+//!
+//! [`BlockInfo::size_bytes`] may grow while the disk is open, and never shrinks. Only the owner of the bytes lets it grow: the store
+//! that handed out the device, or a wrapper around it. It may do so at any time, also under a live initiator; when `info` has the
+//! new size, all of it can be read and written. A target whose
+//! [`follows_growth`](crate::ports::TargetCapabilities::follows_growth) is set serves the new size from then on and notifies every
+//! initiator; others serve the old one until the target is made again.
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -15,7 +39,7 @@ use crate::nouns::ImageFormat;
 /// What a block device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockInfo {
-    /// Its size in bytes, a multiple of `logical_block`.
+    /// Its size in bytes, a multiple of `logical_block`. It may grow, see the module.
     pub size_bytes: u64,
     /// 512 or 4096: the smallest unit that can be addressed.
     pub logical_block: u32,
@@ -36,12 +60,10 @@ pub struct BlockRun {
     pub mapped: bool,
 }
 
-/// A disk's bytes. See the module for what holds for every method.
-///
-/// Errors are `io::Error`: `StorageFull` when the host has no space (the write did not happen and may be tried again),
-/// `ReadOnlyFilesystem`, `InvalidInput`; anything else is an error of the medium.
+/// A disk's bytes. See the module for what holds for every method, for errors and for growth.
 pub trait BlockDevice: Send + Sync + 'static {
-    /// Size, block sizes and abilities; constant for the device's life.
+    /// Size, block sizes and abilities; all but the size are constant. A target calls it for every command: no system call, no lock
+    /// that is held across one.
     fn info(&self) -> BlockInfo;
 
     /// Fills `buf` from `offset` if that needs no wait for a disk; `Ok(false)`: it would, nothing is promised about `buf`.
@@ -62,8 +84,9 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Writes `buf` at `offset`; may wait. When it returns the write survives the death of our process, not a power cut.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes every write that returned before this call survive a power cut. After it failed once it fails for good: what the
-    /// kernel could not write it may have dropped, and a later success would lie.
+    /// Makes every write that returned before this call survive a power cut. After a sync has failed once it fails for good: what
+    /// the kernel could not write it may have dropped, and a later success would lie. `ResourceBusy` and `StorageFull` say that no
+    /// sync has failed.
     fn flush(&self) -> io::Result<()>;
 
     /// Lets the range read as zeros and gives its space back where [`BlockInfo::discard`] says so.

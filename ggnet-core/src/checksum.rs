@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result, code},
     ports::image_converter::Progress,
 };
 
@@ -47,7 +47,7 @@ pub fn sha256_bytes(bytes: &[u8]) -> String {
 
 fn was_cancelled(path: &Path) -> Error {
     let message = format!("The checksum of {} was cancelled", path.display());
-    Error::new(ErrorKind::Unavailable, message).retryable(false)
+    Error::new(code::import_cancelled(), message).retryable(false)
 }
 
 fn hash(path: &Path, progress: &Progress, stop: &CancellationToken) -> Result<String> {
@@ -109,6 +109,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::ErrorKind;
 
     fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
         let mut f = tempfile::NamedTempFile::new().unwrap();

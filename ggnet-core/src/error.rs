@@ -1,78 +1,40 @@
-//! One error for every port: what kind of failure, whether trying again may help, and where it happened.
+//! One error for every port: which failure it is, whether trying again may help, what happened, where, and why.
 //!
-//! A caller decides by [`ErrorKind`] and [`Error::is_retryable`] alone; it never needs to know which backend spoke. The
-//! context (backend, operation, subject, and for an external tool its argv, exit code and last lines of stderr) is for people
-//! and logs. `Display` prints kind and context and never the source: the chain is printed once, by [`Error::report`].
-//! Secrets never enter an error: [`ToolFailure::argv`] is redacted by whoever builds it.
+//! ```text
+//! code      which failure, with the arguments of its text; it has a kind (module `code`)
+//! message   what failed, and on what
+//! reason    why: the words of the operating system or of a library, where they are fit for people
+//! hint      what to do next
+//! context   where: pairs of key and value that the layers on the error's way added, innermost first
+//! tool      an external program: argv, exit code, last lines of stderr
+//! causes    the chain of sources behind that, for the log
+//! ```
+//!
+//! A caller decides by [`ErrorKind`] and [`Error::is_retryable`] alone; it never needs to know which backend spoke. Context, tool and
+//! causes are for logs; message, reason, hint and code are what a user sees.
+//!
+//! Invariants:
+//! * Everything is text, so an error can be cloned, stored and sent, and is the same on the other side, its causes included.
+//! * Each cause is printed once. The message holds neither reason nor causes; `Display` prints message, reason, kind and context, and
+//!   [`source`](StdError::source) begins behind them. [`Error::report`] prints all of it.
+//! * Secrets never enter an error: [`ToolFailure::argv`] is redacted by whoever builds it.
 
-use std::{error::Error as StdError, fmt};
+mod causes;
+pub mod code;
+mod kind;
+
+use std::{borrow::Cow, error::Error as StdError, fmt};
+
+use causes::Causes;
+use serde::{Deserialize, Serialize};
+
+pub use self::{code::Code, kind::ErrorKind};
 
 /// The result of every port call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What kind of failure this is; stable, and the only thing to match on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// The named thing does not exist.
-    NotFound,
-    /// The request contradicts what exists (a duplicate name, a second start, a changed revision).
-    Conflict,
-    /// The thing is in use right now (a live initiator, a held lock); nothing was changed.
-    Busy,
-    /// The request itself is wrong; `field` says where.
-    Invalid,
-    /// The operating system or a policy forbids it.
-    Permission,
-    /// A service, tool, file or device that is needed is not there or does not answer.
-    Unavailable,
-    /// It took longer than allowed; the outcome is unknown, and `ensure` or `list` will tell.
-    Timeout,
-    /// No space (or quota) is left.
-    Full,
-    /// Stored data is not what it should be.
-    Corrupt,
-    /// The backend cannot do this, and says so in its capabilities.
-    Unsupported,
-    /// A defect of ours.
-    Internal,
-}
-
-impl ErrorKind {
-    /// The kind's name as it stands in logs, in problem documents and between us and a backend in another process.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NotFound => "not_found",
-            Self::Conflict => "conflict",
-            Self::Busy => "busy",
-            Self::Invalid => "invalid",
-            Self::Permission => "permission",
-            Self::Unavailable => "unavailable",
-            Self::Timeout => "timeout",
-            Self::Full => "full",
-            Self::Corrupt => "corrupt",
-            Self::Unsupported => "unsupported",
-            Self::Internal => "internal",
-        }
-    }
-
-    /// Whether the same call may succeed later without anybody changing the request.
-    #[must_use]
-    pub const fn retryable_by_default(self) -> bool {
-        matches!(self, Self::Busy | Self::Unavailable | Self::Timeout)
-    }
-}
-
-impl fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// How an external tool failed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolFailure {
     /// The program and its arguments, secrets redacted.
     pub argv: Vec<String>,
@@ -82,48 +44,71 @@ pub struct ToolFailure {
     pub stderr_tail: String,
 }
 
-#[derive(Debug, Default)]
-struct Context {
-    backend: Option<String>,
-    operation: Option<&'static str>,
-    subject: Option<String>,
-    field: Option<&'static str>,
-    hint: Option<String>,
-    tool: Option<ToolFailure>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+/// One thing that is known of the place where an error happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// What it is: `backend`, `operation`, `subject`, or a word of the layer that added it.
+    pub key: Cow<'static, str>,
+    /// Which.
+    pub value: String,
 }
 
-/// A failure: kind + retryable? + message + context + source.
-#[derive(Debug)]
-pub struct Error {
-    kind: ErrorKind,
+const BACKEND: &str = "backend";
+const OPERATION: &str = "operation";
+const SUBJECT: &str = "subject";
+
+/// A failure. See the [module](self).
+// Boxed so that a `Result` stays small on the success path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Error(Box<Parts>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Parts {
+    #[serde(flatten)]
+    code: Code,
     retryable: bool,
     message: String,
-    // Boxed so that a `Result` stays two words wide on the success path.
-    context: Box<Context>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    field: Option<Cow<'static, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    context: Vec<Context>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tool: Option<ToolFailure>,
+    #[serde(default, skip_serializing_if = "Causes::is_empty")]
+    causes: Causes,
 }
 
 impl Error {
-    /// A failure of `kind`; `message` starts with a capital, names the subject and does not repeat the source.
-    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            retryable: kind.retryable_by_default(),
+    /// A failure with this code; a kind is one, too. `message` starts with a capital, names the subject and does not repeat the source.
+    pub fn new(code: impl Into<Code>, message: impl Into<String>) -> Self {
+        let code = code.into();
+        Self(Box::new(Parts {
+            retryable: code.kind().retryable_by_default(),
+            code,
             message: message.into(),
-            context: Box::default(),
-        }
+            reason: None,
+            field: None,
+            hint: None,
+            context: Vec::new(),
+            tool: None,
+            causes: Causes::default(),
+        }))
     }
 
     /// `Invalid` input: the field's name and what is wrong with it.
-    pub fn invalid(field: &'static str, message: impl Into<String>) -> Self {
-        let mut e = Self::new(ErrorKind::Invalid, message);
-        e.context.field = Some(field);
-        e
+    pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, message).with_field(field)
     }
 
     /// `NotFound`: `what` ("machine") and its name or id.
     pub fn not_found(what: &str, which: impl fmt::Display) -> Self {
-        Self::new(ErrorKind::NotFound, format!("No {what} {which}")).with_subject(which.to_string())
+        let which = which.to_string();
+        Self::new(code::not_found(what, &which), format!("No {what} {which}")).with_subject(which)
     }
 
     /// A defect of ours; say which invariant broke.
@@ -151,140 +136,199 @@ impl Error {
             | Io::AddrNotAvailable => ErrorKind::Unavailable,
             _ => ErrorKind::Internal,
         };
-        Self::new(kind, format!("{doing}: {source}")).with_source(source)
+        Self::new(kind, doing.to_string()).with_reason(source)
     }
 
     /// Overrides whether trying again may help.
     #[must_use]
     pub fn retryable(mut self, retryable: bool) -> Self {
-        self.retryable = retryable;
+        self.0.retryable = retryable;
+        self
+    }
+
+    /// A more exact code for what it is. Where that is of another kind, it may be tried again as that kind may.
+    #[must_use]
+    pub fn with_code(mut self, code: Code) -> Self {
+        if code.kind() != self.kind() {
+            self.0.retryable = code.kind().retryable_by_default();
+        }
+        self.0.code = code;
+        self
+    }
+
+    /// Names the input that is wrong: a field, a key of the configuration, or a place in a body (`macs[0]`).
+    #[must_use]
+    pub fn with_field(mut self, field: impl Into<Cow<'static, str>>) -> Self {
+        self.0.field = Some(field.into());
+        self
+    }
+
+    /// Why it failed, where the source's own words are fit for people; what is behind the source goes to the causes.
+    #[must_use]
+    pub fn with_reason(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let source: Box<dyn StdError + Send + Sync> = source.into();
+        let mut texts = causes::texts(&*source).into_iter();
+        self.0.reason = texts.next();
+        self.0.causes = self.0.causes.and(texts);
+        self
+    }
+
+    /// Adds to where it happened. Whoever comes later is further out.
+    #[must_use]
+    pub fn with_context(mut self, key: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+        let here = Context { key: key.into(), value: value.into() };
+        if !self.0.context.contains(&here) {
+            self.0.context.push(here);
+        }
         self
     }
 
     /// Names the backend ("builtin", "lio-configfs").
     #[must_use]
-    pub fn with_backend(mut self, backend: impl Into<String>) -> Self {
-        self.context.backend = Some(backend.into());
-        self
+    pub fn with_backend(self, backend: impl Into<String>) -> Self {
+        self.with_context(BACKEND, backend)
     }
 
     /// Names the port's method ("ensure").
     #[must_use]
-    pub fn with_operation(mut self, operation: &'static str) -> Self {
-        self.context.operation = Some(operation);
-        self
+    pub fn with_operation(self, operation: impl Into<String>) -> Self {
+        self.with_context(OPERATION, operation)
     }
 
     /// Names what the call was about (an id, a path, a unit).
     #[must_use]
-    pub fn with_subject(mut self, subject: impl Into<String>) -> Self {
-        self.context.subject = Some(subject.into());
-        self
+    pub fn with_subject(self, subject: impl Into<String>) -> Self {
+        self.with_context(SUBJECT, subject)
     }
 
     /// What a person should do next; shown to operators.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.context.hint = Some(hint.into());
+        self.0.hint = Some(hint.into());
         self
     }
 
     /// How the external tool failed.
     #[must_use]
     pub fn with_tool(mut self, tool: ToolFailure) -> Self {
-        self.context.tool = Some(tool);
+        self.0.tool = Some(tool);
         self
     }
 
-    /// The cause.
+    /// The cause, with what is behind it: for the log only.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.context.source = Some(source.into());
+        let source: Box<dyn StdError + Send + Sync> = source.into();
+        self.0.causes = self.0.causes.and(causes::texts(&*source));
         self
     }
 
     /// What kind of failure this is.
     #[must_use]
-    pub const fn kind(&self) -> ErrorKind {
-        self.kind
+    pub fn kind(&self) -> ErrorKind {
+        self.0.code.kind()
+    }
+
+    /// Which failure this is, with the arguments of its text.
+    #[must_use]
+    pub fn code(&self) -> &Code {
+        &self.0.code
     }
 
     /// Whether the same call may succeed later.
     #[must_use]
-    pub const fn is_retryable(&self) -> bool {
-        self.retryable
+    pub fn is_retryable(&self) -> bool {
+        self.0.retryable
     }
 
-    /// The message alone, without context.
+    /// What failed, without the reason and the context.
     #[must_use]
     pub fn message(&self) -> &str {
-        &self.message
+        &self.0.message
     }
 
-    /// The input field that is wrong, for `Invalid`.
+    /// Why, where a reason is known that is fit for people.
     #[must_use]
-    pub fn field(&self) -> Option<&'static str> {
-        self.context.field
+    pub fn reason(&self) -> Option<&str> {
+        self.0.reason.as_deref()
+    }
+
+    /// What failed and why, for people.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        match &self.0.reason {
+            Some(reason) => format!("{}: {reason}", self.0.message),
+            None => self.0.message.clone(),
+        }
+    }
+
+    /// The input that is wrong, for `Invalid`.
+    #[must_use]
+    pub fn field(&self) -> Option<&str> {
+        self.0.field.as_deref()
     }
 
     /// What a person should do next.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
-        self.context.hint.as_deref()
+        self.0.hint.as_deref()
     }
 
-    /// The backend that failed.
+    /// Where it happened, innermost first.
+    #[must_use]
+    pub fn context(&self) -> &[Context] {
+        &self.0.context
+    }
+
+    fn innermost(&self, key: &str) -> Option<&str> {
+        self.0.context.iter().find(|here| here.key == key).map(|here| here.value.as_str())
+    }
+
+    /// The backend that failed: the innermost.
     #[must_use]
     pub fn backend(&self) -> Option<&str> {
-        self.context.backend.as_deref()
+        self.innermost(BACKEND)
     }
 
-    /// What the call was about.
+    /// What the innermost call was about.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
-        self.context.subject.as_deref()
+        self.innermost(SUBJECT)
     }
 
     /// How the external tool failed, when one was run.
     #[must_use]
     pub fn tool(&self) -> Option<&ToolFailure> {
-        self.context.tool.as_ref()
+        self.0.tool.as_ref()
     }
 
     /// The whole chain on one line, for logs.
     #[must_use]
     pub fn report(&self) -> String {
-        let mut out = self.to_string();
-        let mut next = self.source();
-        while let Some(cause) = next {
-            let text = cause.to_string();
-            // The message of an I/O error says its cause already.
-            if !out.contains(&text) {
-                out.push_str(": ");
-                out.push_str(&text);
-            }
-            next = cause.source();
-        }
-        out
+        causes::texts(self).join(": ")
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}", self.message, self.kind)?;
-        let c = &self.context;
-        if let Some(backend) = &c.backend {
-            write!(f, ", backend {backend}")?;
+        let parts = &*self.0;
+        f.write_str(&parts.message)?;
+        if let Some(reason) = &parts.reason {
+            write!(f, ": {reason}")?;
         }
-        if let Some(operation) = c.operation {
-            write!(f, ", {operation}")?;
+        write!(f, " ({}", self.kind())?;
+        if parts.code.is_specific() {
+            write!(f, ", code {}", parts.code)?;
         }
-        if let Some(subject) = &c.subject
-            && !self.message.contains(subject.as_str())
-        {
-            write!(f, ", {subject}")?;
+        for Context { key, value } in &parts.context {
+            match &**key {
+                OPERATION => write!(f, ", {value}")?,
+                SUBJECT if parts.message.contains(value.as_str()) => {}
+                SUBJECT => write!(f, ", {value}")?,
+                key => write!(f, ", {key} {value}")?,
+            }
         }
-        if let Some(tool) = &c.tool {
+        if let Some(tool) = &parts.tool {
             write!(f, ", ran `{}`", tool.argv.join(" "))?;
             match tool.exit_code {
                 Some(code) => write!(f, ", exit code {code}")?,
@@ -300,33 +344,114 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.context.source.as_deref().map(|s| s as &(dyn StdError + 'static))
+        self.0.causes.first()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
-    #[test]
-    fn display_has_kind_and_context_but_not_the_source() {
-        let e = Error::new(ErrorKind::Unavailable, "Could not start the converter")
+    /// An error with every part, over a chain of two.
+    fn whole() -> Error {
+        let cause = Error::new(ErrorKind::Busy, "The cause").with_source("the root");
+        Error::new(code::image_file_gone("v1"), "Could not start the converter")
+            .with_field("path")
+            .with_hint("Bring it back")
             .with_backend("qemu-img")
             .with_operation("convert")
             .with_subject("a.qcow2")
-            .with_source(std::io::Error::other("the cause"));
-        let s = e.to_string();
-        assert!(s.contains("unavailable") && s.contains("qemu-img") && s.contains("a.qcow2"), "{s}");
-        assert!(!s.contains("the cause"), "{s}");
-        assert!(e.report().ends_with(": the cause"), "{}", e.report());
-        assert!(e.is_retryable());
+            .with_tool(ToolFailure {
+                argv: vec!["qemu-img".to_owned()],
+                exit_code: Some(1),
+                stderr_tail: "no\n".to_owned(),
+            })
+            .with_reason(io::Error::other("the reason"))
+            .with_source(cause)
+    }
+
+    #[test]
+    fn display_has_kind_code_and_context_and_the_report_each_cause_once() {
+        let e = whole();
+        assert_eq!(
+            e.to_string(),
+            "Could not start the converter: the reason (corrupt, code image_file_gone, backend qemu-img, convert, a.qcow2, \
+             ran `qemu-img`, exit code 1, stderr: no)"
+        );
+        assert_eq!(e.report(), format!("{e}: The cause (busy): the root"));
+        assert_eq!((e.message(), e.reason()), ("Could not start the converter", Some("the reason")));
+        assert_eq!(e.explain(), "Could not start the converter: the reason");
+    }
+
+    #[test]
+    fn a_clone_and_what_comes_out_of_json_are_the_same_error_with_its_causes() {
+        let e = whole();
+        assert_eq!(e.clone(), e);
+        let json = serde_json::to_value(&e).unwrap();
+        assert_eq!((&json["kind"], &json["code"]), (&"corrupt".into(), &"image_file_gone".into()));
+        assert_eq!(json["args"]["version"], "v1");
+        assert_eq!(json["causes"], serde_json::json!(["The cause (busy)", "the root"]));
+        let back: Error = serde_json::from_value(json).unwrap();
+        assert_eq!(back, e);
+        assert_eq!(back.report(), e.report());
+        assert_eq!(depth(&back), 2);
+    }
+
+    fn depth(e: &dyn StdError) -> usize {
+        e.source().map_or(0, |cause| 1 + depth(cause))
+    }
+
+    #[test]
+    fn a_code_that_only_the_sender_knows_arrives_with_its_kind() {
+        let sent =
+            r#"{"kind":"busy","code":"of_tomorrow","args":{"a":"1"},"retryable":true,"message":"M","new":1}"#;
+        let e: Error = serde_json::from_str(sent).unwrap();
+        assert_eq!((e.kind(), e.code().name(), e.message()), (ErrorKind::Busy, "of_tomorrow", "M"));
+        assert_eq!(e.code().args()["a"], "1");
+    }
+
+    #[test]
+    fn context_is_a_list_and_the_innermost_word_is_what_a_caller_reads() {
+        let e = Error::not_found("machine", "pc-1").with_backend("inner").with_subject("a batch");
+        let e = e.with_backend("outer").with_operation("commit").with_backend("inner");
+        assert_eq!((e.backend(), e.subject()), (Some("inner"), Some("pc-1")));
+        let pairs: Vec<_> = e.context().iter().map(|c| format!("{}={}", c.key, c.value)).collect();
+        let want = ["subject=pc-1", "backend=inner", "subject=a batch", "backend=outer", "operation=commit"];
+        assert_eq!(pairs, want, "and what is known already is not added again");
+    }
+
+    #[test]
+    fn each_kind_of_a_source_goes_on_behind_it() {
+        let deep = io::Error::other(Error::internal("Outer").with_source("inner"));
+        let e = Error::io("Doing", deep);
+        assert_eq!(e.report(), "Doing: Outer (internal) (internal): inner");
     }
 
     #[test]
     fn a_full_disk_is_full() {
-        let e = Error::io("writing /x", std::io::Error::from_raw_os_error(28));
+        let e = Error::io("Writing /x", io::Error::from_raw_os_error(28));
         assert_eq!(e.kind(), ErrorKind::Full);
         assert!(!e.is_retryable());
-        assert_eq!(e.report().matches("No space left").count(), 1, "{}", e.report());
+        assert_eq!(e.message(), "Writing /x", "the source is not in the message");
+        assert!(e.explain().starts_with("Writing /x: No space left"), "{e}");
+        for printed in [e.to_string(), e.report()] {
+            assert_eq!(printed.matches("No space left").count(), 1, "{printed}");
+        }
+    }
+
+    #[test]
+    fn a_more_exact_code_brings_its_kind_and_what_that_says_of_trying_again() {
+        let e = Error::new(ErrorKind::Internal, "M").with_code(code::database_locked("/x"));
+        assert!(e.is_retryable());
+        let e = Error::new(ErrorKind::Busy, "M").retryable(false).with_code(code::database_locked("/x"));
+        assert!(!e.is_retryable(), "what was said of this error stays");
+    }
+
+    #[test]
+    fn what_is_not_there_has_the_code_of_its_kind_of_thing() {
+        assert_eq!(Error::not_found("image version", 7).code(), &code::version_not_found(7));
+        assert_eq!(Error::not_found("spoon", 7).code(), &ErrorKind::NotFound.into());
     }
 }

@@ -1,4 +1,5 @@
-//! One lock per key. Entries exist only while somebody holds or waits.
+//! [`KeyedLocks`]: one lock per key, so that calls for one thing run one after the other and calls for different things do not wait for
+//! each other. Entries exist only while somebody holds or waits.
 
 use std::{
     borrow::Borrow,
@@ -9,7 +10,8 @@ use std::{
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-pub(crate) struct KeyedLocks<K> {
+/// One lock per key: a machine's, a target's, an object's.
+pub struct KeyedLocks<K> {
     locks: Mutex<HashMap<K, Arc<AsyncMutex<()>>>>,
 }
 
@@ -19,12 +21,12 @@ impl<K> Default for KeyedLocks<K> {
     }
 }
 
-/// Held across awaits on purpose: it puts calls on one thing in order.
-pub(crate) type KeyGuard = OwnedMutexGuard<()>;
+/// Holds one key's lock until it is dropped. Held across awaits on purpose: it puts calls on one thing in order.
+pub type KeyGuard = OwnedMutexGuard<()>;
 
 impl<K: Hash + Eq> KeyedLocks<K> {
-    /// Waits for the lock; first come, first served.
-    pub(crate) async fn lock<Q>(&self, key: &Q) -> KeyGuard
+    /// Waits for the lock; first come, first served. Dropped half-way: nothing happened.
+    pub async fn lock<Q>(&self, key: &Q) -> KeyGuard
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -33,7 +35,7 @@ impl<K: Hash + Eq> KeyedLocks<K> {
     }
 
     /// The lock if nobody holds it.
-    pub(crate) fn try_lock<Q>(&self, key: &Q) -> Option<KeyGuard>
+    pub fn try_lock<Q>(&self, key: &Q) -> Option<KeyGuard>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -52,5 +54,24 @@ impl<K: Hash + Eq> KeyedLocks<K> {
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         }
         locks.entry(key.to_owned()).or_default().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_key_waits_others_do_not_and_entries_go_when_nobody_holds_them() {
+        let locks = KeyedLocks::<String>::default();
+        let held = locks.lock("a").await;
+        assert!(locks.try_lock("a").is_none());
+        for n in 0..100 {
+            drop(locks.lock(&n.to_string()).await);
+        }
+        assert!(locks.locks.lock().unwrap().len() <= 65);
+        assert!(locks.try_lock("a").is_none(), "an entry in use stays");
+        drop(held);
+        assert!(locks.try_lock("a").is_some());
     }
 }

@@ -10,7 +10,7 @@ pub mod block;
 pub mod boot_text;
 pub mod checksum;
 pub mod error;
-mod keyed_locks;
+pub mod keyed_locks;
 pub mod metrics;
 pub mod nouns;
 pub mod orchestrator;

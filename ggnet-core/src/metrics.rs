@@ -16,9 +16,8 @@ use prometheus_client::{
 };
 use tokio::time::Duration;
 
-use crate::wrap::Op;
-
-type Labels<const N: usize> = [(&'static str, &'static str); N];
+/// Names of labels with their values.
+pub(crate) type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 /// Seconds.
 const BUCKETS: [f64; 11] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0, 120.0, 600.0, 3600.0];
@@ -70,10 +69,11 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn call(&self, op: &Op, outcome: &'static str, took: Duration) {
-        let (port, backend, operation) = (("port", op.port), ("backend", op.backend), ("operation", op.name));
+    /// Counts a call; `of` is its port, backend and operation.
+    pub(crate) fn call(&self, of: Labels<3>, outcome: &'static str, took: Duration) {
+        let [port, backend, operation] = of;
         self.calls.get_or_create(&[port, backend, operation, ("outcome", outcome)]).inc();
-        self.seconds.get_or_create(&[port, backend, operation]).observe(took.as_secs_f64());
+        self.seconds.get_or_create(&of).observe(took.as_secs_f64());
     }
 
     pub(crate) fn observation_dropped(&self) {

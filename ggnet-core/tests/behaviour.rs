@@ -72,6 +72,7 @@ impl Targets {
             logins: LoginVisibility::Polled,
             max_luns: 2,
             survives_restart: true,
+            follows_growth: false,
             ..builtin
         })
     }
@@ -177,6 +178,7 @@ ggnet_core::target_behaviour!(kernel_like_targets, Targets::kernel(), not_run: [
     a_wrong_secret_is_refused,
     the_target_proves_itself,
     the_newest_login_of_a_name_wins,
+    a_disk_that_grew_is_served_to_its_end,
     the_gate_is_asked_after_authentication,
     the_gate_can_put_off_and_refuse,
     no_login_is_served_before_the_gate_serves,

@@ -17,8 +17,9 @@ use ggnet_core::{
     block::{BlockDevice, BlockInfo, Disk},
     nouns::ResourceId,
     ports::{
-        BaseImage, Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal,
-        WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
+        BaseImage, Completeness, DhcpBackend, DhcpBackendExt as _, DhcpCapabilities, DhcpChange, DhcpHost,
+        DhcpRefusal, Health, Listed, Observer, Removal, WritebackCapabilities, WritebackListed,
+        WritebackSpec, WritebackStore, apply_each,
     },
     testkit::{
         disk::FileDisk,
@@ -44,6 +45,8 @@ enum Defect {
     LeavesDebris,
     BusyAtOnce,
     TakesPartialForWhole,
+    GetsNothing,
+    MakesOneOfASet,
 }
 
 struct Broken {
@@ -64,7 +67,43 @@ impl DhcpBackend for Broken {
         self.inner.attach(observer);
     }
 
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        // With this defect only the first of a set is made.
+        let changes =
+            if self.defect == Defect::MakesOneOfASet { &changes[..changes.len().min(1)] } else { changes };
+        let made = apply_each(changes, |change| async move {
+            match change {
+                DhcpChange::Ensure(host) => self.ensure_one(host).await,
+                DhcpChange::Remove(id) => self.remove_one(id).await,
+            }
+        });
+        Ok(made.await)
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        match self.defect {
+            Defect::GetsNothing => Ok(None),
+            _ => self.inner.get(id).await,
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        match self.defect {
+            Defect::ListsNothing => Ok(Vec::new()),
+            _ => self.inner.list().await,
+        }
+    }
+
+    async fn health(&self) -> Health {
+        self.inner.health().await
+    }
+    async fn shutdown(&self) {
+        self.inner.shutdown().await;
+    }
+}
+
+impl Broken {
+    async fn ensure_one(&self, host: &DhcpHost) -> Result<()> {
         let have = self.inner.list().await?.into_iter().find(|l| l.id == host.id);
         match self.defect {
             Defect::IgnoresChanges
@@ -98,28 +137,14 @@ impl DhcpBackend for Broken {
         self.inner.ensure(host).await
     }
 
-    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
+    async fn remove_one(&self, id: &ResourceId) -> Result<()> {
         match self.defect {
             Defect::RemoveLies => Ok(()),
             Defect::RemoveOfNothingFails if !self.inner.list().await?.iter().any(|l| l.id == *id) => {
                 Err(Error::not_found("entry", id))
             }
-            _ => self.inner.remove(id, how).await,
+            _ => self.inner.remove(id).await,
         }
-    }
-
-    async fn list(&self) -> Result<Vec<Listed>> {
-        match self.defect {
-            Defect::ListsNothing => Ok(Vec::new()),
-            _ => self.inner.list().await,
-        }
-    }
-
-    async fn health(&self) -> Health {
-        self.inner.health().await
-    }
-    async fn shutdown(&self) {
-        self.inner.shutdown().await;
     }
 }
 
@@ -159,6 +184,8 @@ dhcp_defects! {
     a_partial_object_that_stays_after_a_crash: StaysPartial fails a_crash_within_a_call_is_mended;
     debris_beside_the_object: LeavesDebris fails ensure_twice_equals_once;
     calls_at_once_that_do_not_wait: BusyAtOnce fails fifty_ensures_at_once_of_one_name;
+    a_get_that_differs_from_list: GetsNothing fails get_shows_what_list_shows;
+    a_set_of_which_one_is_made: MakesOneOfASet fails a_set_of_changes_is_made_whole;
 }
 
 // Writebacks: what only the bytes show.

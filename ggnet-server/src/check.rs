@@ -2,28 +2,28 @@
 //!
 //! It looks and changes nothing. Every finding is ok, a warning, or a failure that keeps machines from booting; a failure is exit code 3.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
 use ggnet_backends::{
-    bootfile::tftpd_hpa::{self, TftpdHpaConfig},
     dhcp::probe,
-    host::{self, Finding, Level, Transport},
-    image::qemu_img::{self, QemuImgConfig},
-    writeback::reflink,
+    host::{self, Finding, Level},
 };
 use ggnet_core::{
     Error, Result,
+    nouns::InstanceId,
     orchestrator::ChapPolicy,
     ports::{Clock as _, SystemClock},
-    registry::settings,
+    registry::{BoundBy, PortName, Registry, Wiring},
 };
 
-use crate::{check_dhcp, check_external, check_host, config::Config, say::say};
+use crate::{
+    check_firewall::firewall,
+    config::Config,
+    instance::Instance,
+    say::say,
+    sockets::{self, Owned},
+    wiring,
+};
 
 /// What a room of a few machines needs at least: one image and some writebacks.
 const WANTED_SPACE: u64 = 20 << 30;
@@ -31,13 +31,8 @@ const WANTED_SPACE: u64 = 20 << 30;
 pub(crate) const WANTED_FILES: u64 = 8192;
 
 /// Looks, prints, and says by the exit code whether machines can boot.
-pub async fn check(config: &Config, lan: Option<&str>, json: bool) -> Result<ExitCode> {
-    let owned = config.clone();
-    let looked = tokio::task::spawn_blocking(move || look(&owned)).await;
-    let mut findings = looked.map_err(|e| Error::internal("The check died").with_source(e))?;
-    findings.extend(check_dhcp::look(config).await);
-    findings.extend(check_external::look(config).await);
-    findings.extend(check_host::firewall(config, &iscsi_listen(config)).await);
+pub async fn check(config: &Config, registry: &Registry, lan: Option<&str>, json: bool) -> Result<ExitCode> {
+    let mut findings = look(config, registry).await?;
     if let Some(interface) = lan {
         findings.extend(ask_network(interface).await);
     }
@@ -57,132 +52,95 @@ pub async fn check(config: &Config, lan: Option<&str>, json: bool) -> Result<Exi
     Ok(if failed { ExitCode::from(3) } else { ExitCode::SUCCESS })
 }
 
-fn look(config: &Config) -> Vec<Finding> {
+/// The host, then each port's backend, then what they listen on together.
+async fn look(config: &Config, registry: &Registry) -> Result<Vec<Finding>> {
+    // A data folder that is not there or not ours to read: another id serves for a look.
+    let instance = Instance::read(&config.data_dir).await;
+    let instance = instance.map_or_else(|_| InstanceId::generate(), |instance| instance.id().clone());
+    let wiring = wiring::wiring(config, &config.data_dir, instance, config.http.listen.port())?;
+    let owned = config.clone();
+    let mut findings = host::look(move || look_at_host(&owned)).await?;
+    let mut sockets = sockets::of_http(config);
+    for port in PortName::ALL {
+        let (found, listens) = look_at_backend(config, registry, &wiring, port).await;
+        findings.extend(found);
+        sockets.extend(listens);
+    }
+    let mut findings = without_repeats(findings);
+    let failed = |e| Finding::failed(Level::Fail, "ports", &e);
+    findings.extend(sockets::collisions(config, &sockets).into_iter().map(failed));
+    let mend = "give --iscsi-listen (or target.listen) that address, or leave it out";
+    let out_of_reach = sockets::iscsi_out_of_reach(config, &sockets);
+    findings.extend(out_of_reach.map(|why| Finding::bad(Level::Warn, "iSCSI", why, mend)));
+    findings.extend(chap(config));
+    if !config.network.interfaces.is_empty() {
+        let ports = sockets.iter().map(|(_, socket)| (socket.transport, socket.at.port())).collect();
+        findings.extend(firewall(&ports).await);
+    }
+    findings.extend(host::look(move || look_at_ports(&sockets)).await?);
+    Ok(findings)
+}
+
+/// Backends may need the same of the host.
+fn without_repeats(findings: Vec<Finding>) -> Vec<Finding> {
+    let mut kept: Vec<Finding> = Vec::new();
+    for finding in findings {
+        if !kept.contains(&finding) {
+            kept.push(finding);
+        }
+    }
+    kept
+}
+
+/// What the server needs, whatever its backends are. Blocking.
+fn look_at_host(config: &Config) -> Vec<Finding> {
     // As the server does when it starts.
     host::raise_open_files();
     let mut findings = vec![
-        host::program(&converter(config), "qemu-utils", Level::Fail),
-        host::program(Path::new("prlimit"), "util-linux", Level::Fail),
-        host::program(Path::new("setpriv"), "util-linux", Level::Fail),
-        loader("undionly.kpxe", "PCs with a BIOS"),
-        loader("ipxe.efi", "PCs with UEFI"),
         host::free_space(&config.data_dir, WANTED_SPACE),
-        host::kept_space(&database(config)),
         host::open_files(WANTED_FILES),
         host::clock(SystemClock.now()),
-        port(Transport::Tcp, config.http.listen),
     ];
-    findings.extend(iscsi_listen(config).into_iter().map(|at| port(Transport::Tcp, at)));
-    let mend = "give --iscsi-listen (or target.listen) that address, or leave it out";
-    findings.extend(iscsi_out_of_reach(config).map(|why| Finding::bad(Level::Warn, "iSCSI", why, mend)));
-    findings.extend(check_host::kernel_target(config));
-    findings.extend(served_folder(config));
-    findings.extend(writebacks(config));
-    findings.extend(chap(config));
     if config.network.interfaces.is_empty() {
         findings.push(Finding::ok("DHCP and TFTP", "They answer on no network, for no interface is named"));
     } else {
-        let this = std::env::current_exe().unwrap_or_else(|_| "ggnet-server".into());
-        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         findings.extend(config.network.interfaces.iter().map(|name| host::interface(name)));
-        let proxy = config.dhcp.backend == "proxy";
-        let tftp = config.boot_files.backend == "builtin";
-        if proxy || tftp {
-            findings.push(host::low_port(if proxy { 67 } else { 69 }, &this, Level::Fail));
-        }
-        if tftp {
-            findings.push(host::port(Transport::Udp, any, 69, Level::Fail));
-        }
-        if proxy {
-            // Shared with a DHCP server on this host on purpose: a holder is worth a word, not a failure.
-            findings.push(host::port(Transport::Udp, any, 67, Level::Warn));
-            findings.push(host::port(Transport::Udp, any, 4011, Level::Warn));
-        }
     }
     findings
 }
 
-/// The program that converts images.
-fn converter(config: &Config) -> PathBuf {
-    settings::<QemuImgConfig>(qemu_img::NAME, config.converter.settings.clone()).unwrap_or_default().program
-}
-
-/// Where the database is.
-fn database(config: &Config) -> PathBuf {
-    let path = config.store.settings.get("path").and_then(serde_json::Value::as_str);
-    let folder = path.map(Path::new).and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
-    folder.map_or_else(|| config.data_dir.clone(), Path::to_owned)
-}
-
-fn port(transport: Transport, at: SocketAddr) -> Finding {
-    host::port(transport, at.ip(), at.port(), Level::Fail)
-}
-
-/// Where the built-in target would listen.
-fn iscsi_listen(config: &Config) -> Vec<SocketAddr> {
-    if config.target.backend != "builtin" {
-        return vec![];
-    }
-    let listen = config.target.settings.get("listen").cloned();
-    let listen = listen.and_then(|l| serde_json::from_value(l).ok());
-    listen.unwrap_or_else(|| ggnet_backends::target::builtin::BuiltinTargetConfig::default().listen)
-}
-
-/// Why a machine that gets its boot script from us would look for its disk where nobody listens.
-pub(crate) fn iscsi_out_of_reach(config: &Config) -> Option<String> {
-    let (http, iscsi) = (config.http.listen.ip(), iscsi_listen(config));
-    let told = config.network.advertise.is_none() && !http.is_unspecified();
-    let reached = |v4: bool| {
-        let found = |ip: IpAddr| ip.is_unspecified() || ip == http || !(told || ip.is_loopback());
-        iscsi.iter().map(SocketAddr::ip).filter(|ip| ip.is_ipv4() == v4).any(found)
+/// What a port's backend says, and where it would listen. What is wrong with its section is said once.
+async fn look_at_backend(
+    config: &Config,
+    registry: &Registry,
+    wiring: &Wiring,
+    port: PortName,
+) -> (Vec<Finding>, Vec<Owned>) {
+    let section = config.section(port);
+    let look = async {
+        let about = registry.about(port, &section.backend)?;
+        let listens = sockets::of_backend(config, registry, wiring, port)?;
+        Ok((about.check(port, wiring.clone(), section.settings.clone()).await, listens))
     };
-    // HTTP on `[::]` serves both families; a socket of the target only its own.
-    let everybody = reached(http.is_ipv4()) && (told || http.is_ipv4() || reached(true));
-    if http.is_loopback() || iscsi.is_empty() || everybody {
-        return None;
-    }
-    let iscsi: Vec<_> = iscsi.iter().map(ToString::to_string).collect();
-    Some(format!(
-        "Machines get their script from {http} and find no disk there: iSCSI listens only on {}",
-        iscsi.join(", ")
-    ))
+    look.await.unwrap_or_else(|e: Error| {
+        (vec![Finding::failed(Level::Fail, format!("section [{port}]"), &e)], Vec::new())
+    })
 }
 
-/// What the boot file store "tftpd-hpa" needs.
-fn served_folder(config: &Config) -> Vec<Finding> {
-    if config.boot_files.backend != tftpd_hpa::NAME {
-        return vec![];
-    }
-    let what = format!("settings of {}", tftpd_hpa::NAME);
-    let store: TftpdHpaConfig = match settings(tftpd_hpa::NAME, config.boot_files.settings.clone()) {
-        Ok(store) => store,
-        Err(e) => return vec![Finding::bad(Level::Fail, what, e.message(), "See docs/configuration.md")],
-    };
-    let mut findings = vec![
-        host::program(Path::new("in.tftpd"), "tftpd-hpa", if store.ask { Level::Fail } else { Level::Warn }),
-        host::tftp_folder(&store.root),
-    ];
-    if store.ask {
-        findings.push(host::tftp_server(store.server, &store.root));
-    }
-    let prefix = config.dhcp.settings.get("mac_prefix").and_then(serde_json::Value::as_bool);
-    if config.dhcp.backend == "proxy" && prefix != Some(false) {
-        let why = "DHCP would name loaders as <mac>/<loader>, and in.tftpd knows no such path";
-        findings.push(Finding::bad(Level::Fail, what, why, "Set mac_prefix = false in [dhcp]"));
+/// Whether what we would bind is free and ours to bind. Blocking.
+fn look_at_ports(sockets: &[Owned]) -> Vec<Finding> {
+    let ours = sockets.iter().map(|(_, socket)| socket).filter(|socket| socket.bound_by != BoundBy::Other);
+    let low = ours.clone().map(|socket| socket.at.port()).filter(|port| (1..1024).contains(port)).min();
+    let this = std::env::current_exe().unwrap_or_else(|_| "ggnet-server".into());
+    let mut findings: Vec<_> = low.map(|port| host::low_port(port, &this, Level::Fail)).into_iter().collect();
+    // One finding for those that differ by interface.
+    let mut seen = BTreeSet::new();
+    for socket in ours.filter(|socket| seen.insert((socket.transport, socket.at))) {
+        // A holder of what is shared on purpose is worth a word, not a failure.
+        let taken = if socket.bound_by == BoundBy::UsShared { Level::Warn } else { Level::Fail };
+        findings.push(host::port(socket.transport, socket.at.ip(), socket.at.port(), taken));
     }
     findings
-}
-
-/// What the writeback store "reflink" needs.
-fn writebacks(config: &Config) -> Option<Finding> {
-    let settings = &config.writeback.settings;
-    let text = |key: &str| settings.get(key).and_then(serde_json::Value::as_str);
-    if config.writeback.backend != reflink::NAME {
-        return None;
-    }
-    let missing = if text("copy") == Some("full") { Level::Warn } else { Level::Fail };
-    let disks = text("dir").map_or_else(|| config.data_dir.join("disks"), Into::into);
-    Some(host::reflinks(&config.data_dir.join("images"), &disks, missing))
 }
 
 /// Whether sessions are open to whoever knows a name.
@@ -193,29 +151,13 @@ fn chap(config: &Config) -> Option<Finding> {
     (config.session.chap == ChapPolicy::Off).then(|| Finding::bad(Level::Warn, "CHAP of sessions", why, mend))
 }
 
-fn loader(file: &str, whom: &str) -> Finding {
-    let path = Path::new("/usr/lib/ipxe").join(file);
-    let what = format!("boot loader {file}");
-    if path.is_file() {
-        Finding::ok(what, format!("It is {}", path.display()))
-    } else {
-        let why = format!("{} is missing; {whom} get no loader from us", path.display());
-        Finding::bad(Level::Warn, what, why, "apt-get install ipxe")
-    }
-}
-
 /// Who answers a PXE request on this network.
 async fn ask_network(interface: &str) -> Vec<Finding> {
     let what = format!("DHCP on {interface}");
     let seen = match probe::probe(interface, Duration::from_secs(4)).await {
         Ok(seen) => seen,
         Err(e) => {
-            return vec![Finding::bad(
-                Level::Fail,
-                what,
-                e.report(),
-                e.hint().unwrap_or("see the message").to_owned(),
-            )];
+            return vec![Finding::failed(Level::Fail, what, &e)];
         }
     };
     let mut findings: Vec<Finding> = seen.iter().map(|s| Finding::ok(what.clone(), describe(s))).collect();
@@ -249,5 +191,33 @@ mod tests {
         let warned = |text: &str| chap(&Config::parse(text, "x").unwrap()).map(|finding| finding.level);
         assert_eq!(warned(""), None);
         assert_eq!(warned("[session]\nchap = \"off\"\n"), Some(Level::Warn));
+    }
+    #[tokio::test]
+    async fn each_section_is_looked_at_once_and_a_wrong_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "data_dir = \"{0}/data\"\n[http]\nlisten = \"127.0.0.1:3260\"\n[store]\npfad = \"x\"\n[dhcp]\nbackend = \"mine\"\n\
+             [boot_files]\nloaders_dir = \"{0}\"\n",
+            dir.path().display()
+        );
+        let mut registry = Registry::new();
+        ggnet_backends::register(&mut registry);
+        let findings = look(&Config::parse(&text, "x").unwrap(), &registry).await.unwrap();
+        let of = |what: &str| findings.iter().filter(|f| f.what == what).collect::<Vec<_>>();
+        let store = of("section [store]");
+        assert_eq!((store.len(), store[0].level), (1, Level::Fail));
+        assert!(store[0].mend.as_deref().unwrap().contains("path, key_file"), "{}", store[0]);
+        assert!(of("section [dhcp]")[0].mend.as_deref().unwrap().contains("Known ones: "));
+        assert_eq!(of("boot loader ipxe.efi")[0].level, Level::Warn, "it is not in that folder");
+        assert!(of("ports")[0].why.contains("[http]") && of("ports")[0].why.contains("[target]"));
+        assert_eq!(of("TCP port 3260 on 127.0.0.1").len(), 1);
+        assert_eq!(of("program prlimit").len(), 1);
+        assert!(!dir.path().join("data").exists(), "it looks and changes nothing");
+    }
+
+    #[test]
+    fn what_backends_need_alike_is_said_once() {
+        let (a, b) = (Finding::ok("a", "x"), Finding::ok("b", "x"));
+        assert_eq!(without_repeats(vec![a.clone(), b.clone(), a.clone()]), [a, b]);
     }
 }

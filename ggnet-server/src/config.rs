@@ -14,8 +14,8 @@ use std::{
 use ggnet_core::{
     Error, ErrorKind, Result,
     nouns::Iqn,
-    orchestrator::ChapPolicy,
-    registry::Settings,
+    orchestrator::{ChapPolicy, OrchestratorConfig},
+    registry::{PortName, Settings},
     wrap::{self, PortLimits},
 };
 use serde::{Deserialize, Deserializer};
@@ -39,17 +39,23 @@ pub struct Config {
     /// The log.
     pub log: Log,
     /// Persistence.
-    pub store: Backend<Sqlite>,
+    #[serde(deserialize_with = "store")]
+    pub store: Backend,
     /// iSCSI targets.
-    pub target: Backend<Builtin>,
+    #[serde(deserialize_with = "target")]
+    pub target: Backend,
     /// Writable disks.
-    pub writeback: Backend<Layers>,
+    #[serde(deserialize_with = "writeback")]
+    pub writeback: Backend,
     /// DHCP.
-    pub dhcp: Backend<Proxy>,
+    #[serde(deserialize_with = "dhcp")]
+    pub dhcp: Backend,
     /// Boot files.
-    pub boot_files: Backend<Builtin>,
+    #[serde(deserialize_with = "boot_files")]
+    pub boot_files: Backend,
     /// Image conversion.
-    pub converter: Backend<QemuImg>,
+    #[serde(deserialize_with = "converter")]
+    pub converter: Backend,
     /// A folder with boot script templates that replace ours.
     pub templates_dir: Option<PathBuf>,
 }
@@ -64,12 +70,12 @@ impl Default for Config {
             images: Images::default(),
             limits: Limits::default(),
             log: Log::default(),
-            store: Backend::default(),
-            target: Backend::default(),
-            writeback: Backend::default(),
-            dhcp: Backend::default(),
-            boot_files: Backend::default(),
-            converter: Backend::default(),
+            store: Backend::usual(PortName::Store),
+            target: Backend::usual(PortName::Target),
+            writeback: Backend::usual(PortName::Writeback),
+            dhcp: Backend::usual(PortName::Dhcp),
+            boot_files: Backend::usual(PortName::BootFiles),
+            converter: Backend::usual(PortName::Converter),
             templates_dir: None,
         }
     }
@@ -231,67 +237,63 @@ pub enum LogFormat {
     Json,
 }
 
-/// Names a section's default backend.
-pub trait DefaultBackend {
-    /// The name.
-    const NAME: &'static str;
-}
-
-macro_rules! default_backend {
-    ($($marker:ident = $name:literal),* $(,)?) => {$(
-        #[doc = concat!("The default backend is `", $name, "`.")]
-        #[derive(Clone, Copy, Debug)]
-        pub struct $marker;
-        impl DefaultBackend for $marker {
-            const NAME: &'static str = $name;
-        }
-    )*};
-}
-default_backend!(
-    Sqlite = "sqlite",
-    Builtin = "builtin",
-    Layers = "layers",
-    Proxy = "proxy",
-    QemuImg = "qemu-img"
-);
-
 /// A port's section: the backend's name and its own settings.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(from = "RawBackend")]
-pub struct Backend<D: DefaultBackend> {
+#[derive(Clone, Debug)]
+pub struct Backend {
     /// Which backend.
     pub backend: String,
     /// Its own settings.
     pub settings: Settings,
-    default: std::marker::PhantomData<D>,
 }
 
-#[derive(Deserialize)]
-struct RawBackend {
-    backend: Option<String>,
-    #[serde(flatten)]
-    settings: BTreeMap<String, serde_json::Value>,
-}
-
-impl<D: DefaultBackend> From<RawBackend> for Backend<D> {
-    fn from(raw: RawBackend) -> Self {
-        Self {
-            backend: raw.backend.unwrap_or_else(|| D::NAME.to_owned()),
-            settings: raw.settings.into_iter().collect(),
-            default: std::marker::PhantomData,
-        }
+impl Backend {
+    /// The default backend of a port, with no settings.
+    #[must_use]
+    pub fn usual(port: PortName) -> Self {
+        Self { backend: usual(port).to_owned(), settings: Settings::Object(serde_json::Map::new()) }
     }
 }
 
-impl<D: DefaultBackend> Default for Backend<D> {
-    fn default() -> Self {
-        Self {
-            backend: D::NAME.to_owned(),
-            settings: Settings::Object(serde_json::Map::new()),
-            default: std::marker::PhantomData,
-        }
+/// The name of a port's default backend.
+#[must_use]
+pub const fn usual(port: PortName) -> &'static str {
+    match port {
+        PortName::Store => "sqlite",
+        PortName::Target | PortName::BootFiles => "builtin",
+        PortName::Writeback => "layers",
+        PortName::Dhcp => "proxy",
+        PortName::Converter => "qemu-img",
     }
 }
+
+/// Reads a port's section. One that names no backend is of the default one.
+fn section<'de, D: Deserializer<'de>>(port: PortName, d: D) -> std::result::Result<Backend, D::Error> {
+    #[derive(Deserialize)]
+    struct Raw {
+        backend: Option<String>,
+        #[serde(flatten)]
+        settings: BTreeMap<String, serde_json::Value>,
+    }
+    let Raw { backend, settings } = Raw::deserialize(d)?;
+    let backend = backend.unwrap_or_else(|| usual(port).to_owned());
+    Ok(Backend { backend, settings: settings.into_iter().collect() })
+}
+
+macro_rules! sections {
+    ($($name:ident = $port:ident),* $(,)?) => {$(
+        fn $name<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Backend, D::Error> {
+            section(PortName::$port, d)
+        }
+    )*};
+}
+sections!(
+    store = Store,
+    target = Target,
+    writeback = Writeback,
+    dhcp = Dhcp,
+    boot_files = BootFiles,
+    converter = Converter,
+);
 
 /// `"90s"`, `"10m"`, `"1h 30m"`, or a number of seconds.
 fn duration<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Duration, D::Error> {
@@ -318,6 +320,24 @@ fn some_duration<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Option<
 }
 
 impl Config {
+    /// A port's section.
+    #[must_use]
+    pub const fn section(&self, port: PortName) -> &Backend {
+        match port {
+            PortName::Store => &self.store,
+            PortName::Target => &self.target,
+            PortName::Writeback => &self.writeback,
+            PortName::Dhcp => &self.dhcp,
+            PortName::BootFiles => &self.boot_files,
+            PortName::Converter => &self.converter,
+        }
+    }
+
+    /// The start of every IQN.
+    pub fn iqn_prefix(&self) -> Result<Iqn> {
+        self.session.iqn_prefix.clone().map_or_else(OrchestratorConfig::default_iqn_prefix, Ok)
+    }
+
     /// The limits of every port. A disk that is copied whole at a session's start takes as long as the start may.
     pub fn port_limits(&self) -> Result<PortLimits> {
         let mut limits = PortLimits::default();
@@ -375,7 +395,12 @@ mod tests {
         let c = Config::parse("", "x").unwrap();
         assert!(c.http.listen.ip().is_loopback());
         assert!(c.network.interfaces.is_empty());
-        assert_eq!((c.target.backend.as_str(), c.store.backend.as_str()), ("builtin", "sqlite"));
+        for port in PortName::ALL {
+            assert_eq!(c.section(port).backend, usual(port));
+        }
+        let c =
+            Config::parse("[dhcp]\nunknown = \"answer\"\n[boot_files]\nbackend = \"mine\"\n", "x").unwrap();
+        assert_eq!((c.dhcp.backend.as_str(), c.boot_files.backend.as_str()), ("proxy", "mine"));
     }
 
     #[test]

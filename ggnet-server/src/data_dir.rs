@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ggnet_core::{Error, ErrorKind, Result};
+use ggnet_core::{Error, ErrorKind, Result, error::code};
 
 /// A locked data folder. The lock goes with the value, and with the process however it dies.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl DataDir {
                     format!("process {holder}")
                 };
                 return Err(Error::new(
-                    ErrorKind::Busy,
+                    code::data_folder_in_use(path.display(), &who),
                     format!("The data folder {} is in use by {who}", path.display()),
                 )
                 .retryable(false)

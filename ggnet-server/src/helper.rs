@@ -11,15 +11,13 @@ use std::{
 };
 
 use ggnet_backends::{
-    helper::{Duties, TargetDuty, serve},
+    helper_server::{Duties, TargetDuty, serve},
     owner::Owner,
     run::SystemRunner,
     service::{Daemon, Manager, Service, ServiceConfig},
     target::lio_configfs::{self, LioConfig},
 };
-use ggnet_core::{
-    Error, ErrorKind, Result, nouns::InstanceId, orchestrator::OrchestratorConfig, registry::settings,
-};
+use ggnet_core::{Error, ErrorKind, Result, registry::settings};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
@@ -81,13 +79,11 @@ fn target(config: &Config, more: &[PathBuf]) -> Result<Option<TargetDuty>> {
             format!("data_dir {} is no absolute path, and the helper stands elsewhere", data.display());
         return Err(Error::new(ErrorKind::Invalid, message));
     }
-    let default = OrchestratorConfig::new(InstanceId::generate(), data.join("images"))?;
-    let prefix = config.session.iqn_prefix.clone().unwrap_or(default.iqn_prefix);
     let chosen = config.writeback.settings.get("dir").and_then(serde_json::Value::as_str);
     let disks = chosen.map_or_else(|| data.join("disks"), |dir| real(Path::new(dir)));
     let mut folders = vec![data.join("images"), disks];
     folders.extend(more.iter().map(|dir| real(dir)));
-    Ok(Some(TargetDuty::new(lio.root, prefix, data.join("instance"), folders)))
+    Ok(Some(TargetDuty::new(lio.root, config.iqn_prefix()?, data.join("instance"), folders)))
 }
 
 fn units(names: &[String]) -> Result<BTreeMap<String, Service>> {

@@ -83,7 +83,7 @@ impl Instance {
                 )))
             }
             (None, File::Damaged(e)) => {
-                let message = format!("The file {shown} holds no instance id: {}", e.message());
+                let message = format!("The file {shown} holds no instance id: {}", e.explain());
                 Err(Error::invalid("instance", message)
                     .with_hint("Put it back from a backup; writebacks have it in their names"))
             }

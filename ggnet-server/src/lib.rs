@@ -6,10 +6,9 @@
 // They panic where nobody reads what they write: `say` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod backends;
 pub mod check;
-mod check_dhcp;
-mod check_external;
-mod check_host;
+mod check_firewall;
 pub mod config;
 pub mod data_dir;
 pub mod helper;
@@ -23,6 +22,7 @@ pub mod options;
 mod say;
 pub mod serve;
 mod signals;
+mod sockets;
 pub mod token;
 pub mod wiring;
 
@@ -31,14 +31,20 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use ggnet_core::{Error, ErrorKind, registry::Registry};
 
-use crate::options::{Command, KeyCommand, Options, TokenCommand};
+use crate::{
+    config::Config,
+    options::{Command, KeyCommand, Options, TokenCommand},
+};
 
 /// Parses the command line and does what it says. Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 3 `check` found
 /// something that keeps machines from booting.
 #[must_use]
 pub fn main(registry: &Registry) -> ExitCode {
     let options = Options::parse();
-    let config = match options.configuration() {
+    // Whose configuration is wrong can look up what may stand in it.
+    let listing = matches!(options.command, Some(Command::Backends { .. }));
+    let configuration = if listing { Ok(Config::default()) } else { options.configuration() };
+    let config = match configuration {
         Ok(config) => config,
         Err(e) => return fail(&e, 2),
     };
@@ -52,7 +58,8 @@ pub fn main(registry: &Registry) -> ExitCode {
         match options.command.unwrap_or(Command::Serve) {
             Command::Serve => serve::serve(config, registry).await.map(|()| ExitCode::SUCCESS),
             Command::Helper(options) => helper::helper(&config, &options).await.map(|()| ExitCode::SUCCESS),
-            Command::Check { lan, json } => check::check(&config, lan.as_deref(), json).await,
+            Command::Check { lan, json } => check::check(&config, registry, lan.as_deref(), json).await,
+            Command::Backends { json } => backends::list(registry, json).map(|()| ExitCode::SUCCESS),
             Command::Key { command: KeyCommand::Reset } => {
                 key::reset(&config).await.map(|()| ExitCode::SUCCESS)
             }

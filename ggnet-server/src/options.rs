@@ -33,7 +33,7 @@ pub struct Options {
     /// Where HTTP listens.
     #[arg(long, env = "GGNET_HTTP_LISTEN", value_name = "ADDR:PORT", value_parser = listen::address, global = true)]
     pub http_listen: Option<SocketAddr>,
-    /// Where the built-in iSCSI target listens; left out: on the address of HTTP, port 3260.
+    /// Where iSCSI listens; left out: on the address of HTTP, port 3260.
     #[arg(long, env = "GGNET_ISCSI_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',', value_parser = listen::address, global = true)]
     pub iscsi_listen: Vec<SocketAddr>,
     /// An interface on which DHCP and TFTP answer. Unless told otherwise HTTP and iSCSI then listen on every address.
@@ -66,6 +66,12 @@ pub enum Command {
         /// Also send a PXE request on this interface and name every server that answers.
         #[arg(long, value_name = "IF")]
         lan: Option<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The backends that this server has, and the keys of their sections in the configuration.
+    Backends {
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -144,7 +150,6 @@ impl Options {
         if !self.iscsi_listen.is_empty() {
             config.target.settings["listen"] = json!(self.iscsi_listen);
         }
-        iscsi_follows(&mut config);
         if self.advertise.is_some() {
             config.network.advertise = self.advertise;
         }
@@ -160,28 +165,6 @@ impl Options {
         config.port_limits()?;
         Ok(config)
     }
-}
-
-/// Where the target listens when nobody has said it: on a named network everywhere, else where HTTP does, for a machine that gets its script
-/// there looks for its disk there.
-fn iscsi_follows(config: &mut Config) {
-    let ours = ["builtin", "lio-configfs", "lio-targetcli"].contains(&config.target.backend.as_str());
-    if !ours || config.target.settings.get("listen").is_some() {
-        return;
-    }
-    let http = config.http.listen.ip();
-    let listen = if !config.network.interfaces.is_empty() {
-        vec![IpAddr::from([0, 0, 0, 0])]
-    } else if http.is_loopback() {
-        return;
-    } else if http.is_ipv6() && http.is_unspecified() && config.target.backend == "builtin" {
-        // HTTP serves both families there; this target's socket only its own.
-        vec![http, IpAddr::from([0, 0, 0, 0])]
-    } else {
-        vec![http]
-    };
-    let listen: Vec<_> = listen.into_iter().map(|ip| SocketAddr::new(ip, 3260)).collect();
-    config.target.settings["listen"] = json!(listen);
 }
 
 #[cfg(test)]
@@ -214,7 +197,7 @@ mod tests {
             .configuration()
             .unwrap();
         assert!(c.http.listen.ip().is_unspecified());
-        assert_eq!(c.target.settings["listen"][0], "0.0.0.0:3260");
+        assert_eq!(c.target.settings["listen"], json!(null), "the target follows");
         let c = Options::parse_from([
             "s",
             "--config",
@@ -225,21 +208,5 @@ mod tests {
             "127.0.0.1:1",
         ]);
         assert!(c.configuration().unwrap().http.listen.ip().is_loopback());
-    }
-
-    #[test]
-    fn iscsi_listens_where_http_was_opened_unless_told_otherwise() {
-        let listen = |flags: &[&str]| {
-            let all = ["s", "--config", "/dev/null"].iter().chain(flags);
-            let c = Options::parse_from(all).configuration().unwrap();
-            c.target.settings["listen"].clone()
-        };
-        assert_eq!(listen(&[]), json!(null));
-        assert_eq!(listen(&["--http-listen", "127.0.0.1:81"]), json!(null));
-        assert_eq!(listen(&["--http-listen", "10.77.0.1:81"]), json!(["10.77.0.1:3260"]));
-        assert_eq!(listen(&["--http-listen", "0.0.0.0:81"]), json!(["0.0.0.0:3260"]));
-        assert_eq!(listen(&["--http-listen", "[::]:81"]), json!(["[::]:3260", "0.0.0.0:3260"]));
-        let both = ["--http-listen", "0.0.0.0:81", "--iscsi-listen", "127.0.0.1:7"];
-        assert_eq!(listen(&both), json!(["127.0.0.1:7"]));
     }
 }

@@ -1,8 +1,8 @@
 //! Serving: from a configuration to a running server, until it is told to stop.
 //!
-//! Order of the start: lock the data folder → bind HTTP → store, whose instance is compared → backends (iSCSI binds) → orchestrator → token → serve. Whatever fails
-//! says what and leaves nothing behind. Order of the stop: no new HTTP requests → those under way are answered → orchestrator's tasks →
-//! backends.
+//! Order of the start: lock the data folder → bind HTTP → compare what listens where → store, whose instance is compared → backends (iSCSI
+//! binds) → orchestrator → token → serve. Whatever fails says what and leaves nothing behind. Order of the stop: no new HTTP requests →
+//! those under way are answered → orchestrator's tasks → backends.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -32,6 +32,7 @@ use crate::{
     log,
     say::say,
     signals::Stop,
+    sockets,
     token::TokenHash,
     wiring,
 };
@@ -63,7 +64,14 @@ impl Server {
         let address =
             listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
         let instance = Instance::read(data.path()).await?;
-        let wiring = wiring::wiring(config, &data, &instance, address.port())?;
+        let wiring = wiring::wiring(config, data.path(), instance.id().clone(), address.port())?;
+        let sockets = sockets::all(config, registry, &wiring)?;
+        if let Some(e) = sockets::collisions(config, &sockets).into_iter().next() {
+            return Err(e);
+        }
+        if let Some(why) = sockets::iscsi_out_of_reach(config, &sockets) {
+            tracing::warn!("{why}");
+        }
         let store = wiring::store(config, registry, &wiring).await?;
         if let Err(e) = instance.settle(store.as_ref()).await {
             store.shutdown().await;
@@ -85,12 +93,7 @@ impl Server {
         let app = App {
             long_lived: Arc::clone(&long_lived),
             addresses,
-            // Whether they carry packets proxyDHCP's own health says.
-            interfaces: if config.dhcp.backend == "proxy" {
-                Vec::new()
-            } else {
-                config.network.interfaces.clone()
-            },
+            interfaces: sockets::unwatched(config, &sockets),
             image_files: ImageFiles::watch(&orchestrator, &long_lived),
             orchestrator: orchestrator.clone(),
             token: token.clone(),
@@ -217,16 +220,14 @@ fn say_what_is_off(config: &Config) {
             "HTTP is reached from this machine only; `--http-listen 0.0.0.0:8080` opens it, and iSCSI with it"
         );
     }
-    if let Some(why) = crate::check::iscsi_out_of_reach(config) {
-        tracing::warn!("{why}");
-    }
 }
 
 /// `ggnet-server token reset`.
 pub async fn reset_token(config: &Config, registry: &Registry) -> Result<()> {
     let data = DataDir::lock(&config.data_dir)?;
     let instance = Instance::read(data.path()).await?;
-    let wiring = wiring::wiring(config, &data, &instance, config.http.listen.port())?;
+    let http_port = config.http.listen.port();
+    let wiring = wiring::wiring(config, data.path(), instance.id().clone(), http_port)?;
     let store = wiring::store(config, registry, &wiring).await?;
     let (token, hash) = TokenHash::generate()?;
     // Shown before it counts: when nobody can read it the old one stays.

@@ -1,32 +1,48 @@
 //! Wiring: from a configuration and a registry to the orchestrator over its ports.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use ggnet_core::{
     Error, Result,
     boot_text::templates::BootTemplates,
     metrics::Registry as Metrics,
+    nouns::InstanceId,
     orchestrator::{Backends, Orchestrator, OrchestratorConfig, Ports},
-    ports::{Store, SystemClock},
-    registry::{Registry, Wiring},
+    ports::Store,
+    registry::{PortName, Registry, Wiring},
 };
 
-use crate::{config::Config, data_dir::DataDir, instance::Instance};
+use crate::config::Config;
 
 /// What is decided once for all backends.
-pub fn wiring(config: &Config, data: &DataDir, instance: &Instance, http_port: u16) -> Result<Wiring> {
-    let instance = instance.id().clone();
-    let images = data.path().join("images");
-    let defaults = OrchestratorConfig::new(instance.clone(), images)?;
-    Ok(Wiring {
-        instance,
-        iqn_prefix: config.session.iqn_prefix.clone().unwrap_or(defaults.iqn_prefix),
-        data_dir: data.path().to_owned(),
-        advertise: config.network.advertise,
-        http_port,
-        interfaces: config.network.interfaces.clone(),
-        clock: Arc::new(SystemClock),
-    })
+pub fn wiring(config: &Config, data_dir: &Path, instance: InstanceId, http_port: u16) -> Result<Wiring> {
+    let mut wiring = Wiring::new(instance, config.iqn_prefix()?, data_dir.to_owned());
+    wiring.advertise = config.network.advertise;
+    wiring.http_port = http_port;
+    wiring.listen = reached_at(config);
+    wiring.interfaces.clone_from(&config.network.interfaces);
+    wiring.backends =
+        PortName::ALL.into_iter().map(|port| (port, config.section(port).backend.clone())).collect();
+    Ok(wiring)
+}
+
+/// Where machines reach us: on a named network everywhere, else where HTTP listens, for a machine that gets its script there looks for
+/// its disk there.
+fn reached_at(config: &Config) -> IpAddr {
+    let http = config.http.listen.ip();
+    if !config.network.interfaces.is_empty() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    } else if http.is_loopback() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST)
+    } else {
+        http
+    }
 }
 
 /// The store alone: also for `token reset`.
@@ -135,4 +151,19 @@ async fn build(
     };
     let templates = BootTemplates::load(c.templates_dir.as_deref())?;
     Orchestrator::new(ports, settings, templates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_listen_where_http_was_opened_unless_a_network_is_named() {
+        let reached = |text: &str| reached_at(&Config::parse(text, "x").unwrap()).to_string();
+        assert_eq!(reached(""), "127.0.0.1");
+        assert_eq!(reached("[http]\nlisten = \"[::1]:81\""), "127.0.0.1");
+        assert_eq!(reached("[http]\nlisten = \"10.77.0.1:81\""), "10.77.0.1");
+        assert_eq!(reached("[http]\nlisten = \"[::]:81\""), "::");
+        assert_eq!(reached("[network]\ninterfaces = [\"eth7\"]"), "0.0.0.0");
+    }
 }

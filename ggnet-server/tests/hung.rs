@@ -18,7 +18,7 @@ use ggnet_core::{
     nouns::{Actor, Firmware, ImageId, Machine, MachineId, MachineState, WritebackPolicy},
     orchestrator::{Orchestrator, StartRequest, Started},
     ports::{Clock as _, SystemClock},
-    registry::Registry,
+    registry::{Descriptor, Registry},
     testkit::{
         flaky::{FaultPlan, Flaky},
         memory::{
@@ -220,10 +220,10 @@ fn refused<T>(port: &str, fails: &str, backend: T) -> Result<T> {
 macro_rules! add {
     ($factories:expr, $name:literal, $port:literal, $fails:expr, $plan:expr, $new:expr) => {{
         let (plan, fails) = ($plan.clone(), $fails.to_owned());
-        $factories.add($name, move |_, _| {
+        $factories.add(Descriptor::new($name, move |_, _| {
             let backend = refused($port, &fails, Flaky::new(Arc::new($new), &plan));
             async move { backend.map(|b| Arc::new(b) as _) }
-        });
+        }));
     }};
 }
 

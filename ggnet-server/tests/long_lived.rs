@@ -164,7 +164,7 @@ fn each_long_lived_task_that_ends_is_named_by_health_and_its_service_comes_back(
                 "TFTP on 0.0.0.0:69",
                 "proxyDHCP on lo",
                 "the HTTP accept loop of 127.0.0.1:8080",
-                "the iSCSI accept loop of 127.0.0.1:3260",
+                "the iSCSI accept loop of 0.0.0.0:3260",
                 "the reconciler",
                 "the watch over the files of images",
                 "the writer of observations",

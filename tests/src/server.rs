@@ -27,6 +27,8 @@ pub struct ServerOptions {
     pub import_dirs: Vec<PathBuf>,
     /// Where everything is kept; none: a temporary folder that goes with the value.
     pub data_dir: Option<PathBuf>,
+    /// The administrator token of a data folder that was used before; none: the server makes one and prints it.
+    pub token: Option<String>,
 }
 
 /// A server of one's own. Dropping it kills it.
@@ -46,7 +48,7 @@ pub struct GgnetServer {
 }
 
 impl GgnetServer {
-    /// Starts a server on an empty data folder and waits until machines can boot.
+    /// Starts a server on an empty data folder, or on one whose token is known, and waits until machines can boot.
     ///
     /// # Errors
     /// The binary was not built (the error says how), or the server does not become ready: the error holds its log.
@@ -79,7 +81,10 @@ impl GgnetServer {
             _data: data,
         };
         server.wait_ready()?;
-        server.token = token_in(&server.log_text()).context("the server printed no token")?;
+        server.token = match &server.options.token {
+            Some(token) => token.clone(),
+            None => token_in(&server.log_text()).context("the server printed no token")?,
+        };
         Ok(server)
     }
 

@@ -20,7 +20,7 @@ use ggnet_benches::INITIATOR;
 use ggnet_core::block::{BlockDevice, BlockInfo, Disk};
 use ggnet_core::nouns::{ImageVersionId, InstanceId, Iqn, ResourceId};
 use ggnet_core::ports::{
-    Access, BaseImage, Login, LoginGate, LoginVerdict, LunSpec, NullObserver, SystemClock,
+    Access, BaseImage, Login, LoginGate, LoginVerdict, LunDisks, LunSpec, NullObserver, SystemClock,
     TargetBackend as _, TargetSpec, WritebackSpec, WritebackStore as _,
 };
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -142,13 +142,13 @@ async fn main() -> Result<()> {
         let iqn = Iqn::target(&prefix, &instance, &id)?;
         let lun = LunSpec {
             number: 0,
-            disk: disks.disk(&id).await?,
             disk_key: format!("bench{n}"),
             serial: format!("bench{n}"),
             read_only: false,
         };
         let access = Access::Initiator { name: INITIATOR.parse()?, chap: None, mutual: None };
-        targets.ensure(&TargetSpec { id, iqn: iqn.clone(), luns: vec![lun], access }).await?;
+        let on = LunDisks::from([(0, disks.disk(&id).await?)]);
+        targets.ensure(&TargetSpec { id, iqn: iqn.clone(), luns: vec![lun], access }, &on).await?;
         println!("target {iqn}");
     }
     println!("ready");

@@ -8,7 +8,8 @@ use std::path::Path;
 use bytes::Bytes;
 use ggnet_core::{
     Error, Result,
-    ports::{BootBundle, BootPath, Health},
+    ports::{BootBundle, BootFileStore, BootPath, Health},
+    registry::{Finding, Key, Level},
 };
 
 /// Where Debian's `ipxe` package puts its loaders.
@@ -17,6 +18,10 @@ pub const DEBIAN_IPXE_DIR: &str = "/usr/lib/ipxe";
 /// The loaders we look for: BIOS over the card's own driver, UEFI with iPXE's drivers, UEFI over the firmware's driver, and the one
 /// that PXELINUX loads like a kernel.
 pub const LOADER_FILES: [&str; 4] = ["undionly.kpxe", "ipxe.efi", "snponly.efi", "ipxe.lkrn"];
+
+/// The key of a section that names another folder.
+pub(crate) const DIR_KEY: Key =
+    ("loaders_dir", "Where the loaders are read from, at start; left out: /usr/lib/ipxe");
 
 /// The loaders of this host.
 #[derive(Clone, Debug)]
@@ -51,6 +56,34 @@ pub async fn read_loaders(dir: &Path) -> Result<Loaders> {
     let hint = (!missing.is_empty())
         .then(|| format!("{} not found in {}: apt-get install ipxe", missing.join(", "), dir.display()));
     Ok(Loaders { bundle, missing, hint })
+}
+
+/// Puts the host's loaders into a store: Debian's package `ipxe`, or another folder.
+///
+/// # Errors
+/// As [`read_loaders`], and as the store says.
+pub(crate) async fn ensure_in(store: &dyn BootFileStore, dir: &Path) -> Result<Loaders> {
+    let found = read_loaders(dir).await?;
+    if let Some(hint) = &found.hint {
+        tracing::warn!(dir = %dir.display(), missing = ?found.missing, %hint, "boot loaders are missing");
+    }
+    store.ensure(&found.bundle).await?;
+    Ok(found)
+}
+
+/// Whether the loaders are there that firmware is given unless something else is configured.
+pub(crate) async fn look(dir: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (file, whom) in [("undionly.kpxe", "PCs with a BIOS"), ("ipxe.efi", "PCs with UEFI")] {
+        let (what, path) = (format!("boot loader {file}"), dir.join(file));
+        findings.push(if tokio::fs::metadata(&path).await.is_ok_and(|meta| meta.is_file()) {
+            Finding::ok(what, format!("It is {}", path.display()))
+        } else {
+            let why = format!("{} is missing; {whom} get no loader from us", path.display());
+            Finding::bad(Level::Warn, what, why, "apt-get install ipxe")
+        });
+    }
+    findings
 }
 
 impl Loaders {

@@ -5,29 +5,27 @@ use std::{future::Future, path::PathBuf};
 
 use ggnet_core::{
     error::{Error, Result},
+    keyed_locks::KeyedLocks,
     nouns::ResourceId,
-    ports::Health,
+    ports::{DhcpChange, DhcpRefusal, Health, apply_each},
 };
 use rustix::fs::{Access, access};
 use tokio_util::task::TaskTracker;
 
 use super::files;
-use crate::{
-    service::{Service, State},
-    turns::Turns,
-};
+use crate::service::{Service, State};
 
 /// The calls of one backend.
 pub(super) struct Calls {
     backend: &'static str,
-    turns: Turns,
+    turns: KeyedLocks<ResourceId>,
     tasks: TaskTracker,
 }
 
 impl Calls {
     /// Of the backend with this name, which its errors bear.
     pub(super) fn of(backend: &'static str) -> Self {
-        Self { backend, turns: Turns::default(), tasks: TaskTracker::new() }
+        Self { backend, turns: KeyedLocks::default(), tasks: TaskTracker::new() }
     }
 
     /// Runs `work` to its end.
@@ -50,13 +48,25 @@ impl Calls {
         machine: &ResourceId,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let turn = self.turns.of(machine).await;
+        let turn = self.turns.lock(machine).await;
         let work = async move {
             // Held in the work: the next call waits also when this one's caller has gone.
             let _turn = turn;
             work.await
         };
         self.whole(operation, work).await
+    }
+
+    /// Each of these changes in its machine's turn, all of them at the same time.
+    pub(super) async fn each<Work>(
+        &self,
+        changes: &[DhcpChange],
+        one: impl Fn(DhcpChange) -> Work,
+    ) -> Vec<DhcpRefusal>
+    where
+        Work: Future<Output = Result<()>> + Send + 'static,
+    {
+        apply_each(changes, |change| self.in_turn("apply", change.id(), one(change.clone()))).await
     }
 
     /// Waits for the calls that have begun; no other may begin.

@@ -7,14 +7,14 @@ use bytes::Bytes;
 use ggnet_core::{
     error::Result,
     nouns::{InstanceId, ResourceId},
-    ports::{BootBundle, BootFileStore, BootPath, Health, Listed, Observer, Removal},
+    ports::{BootBundle, BootFileStore, BootPath, Health, Listed, Observer},
     registry::{Settings, settings},
 };
 
 use super::{
     ExternalConfig, NAME,
     connection::Connection,
-    wire::{Content, EnsureFiles, Read, Remove},
+    wire::{Content, EnsureFiles, Named, Read},
 };
 use crate::bootfile::loaders::DEBIAN_IPXE_DIR;
 
@@ -57,8 +57,12 @@ impl BootFileStore for ExternalBootFiles {
         self.connection.tell("ensure", bundle.id.as_str(), EnsureFiles::new(bundle)).await
     }
 
-    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
-        self.connection.tell("remove", id.as_str(), Remove { id, how }).await
+    async fn remove(&self, id: &ResourceId) -> Result<()> {
+        self.connection.tell("remove", id.as_str(), Named { id }).await
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        self.connection.call("get", id.as_str(), Named { id }).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

@@ -62,7 +62,7 @@ impl Current {
         self.failures = if proven { 1 } else { self.failures.saturating_add(1) };
         let wait = back_off(self.failures);
         tracing::warn!(error = %why.report(), ?wait, "a backend's program is started again by the next call");
-        self.again = Some((Instant::now() + wait, why.message().to_owned()));
+        self.again = Some((Instant::now() + wait, why.explain()));
     }
 }
 
@@ -161,7 +161,7 @@ impl Connection {
             })
         };
         called.await.map_err(|e| {
-            let e = if e.subject().is_none() && !subject.is_empty() { e.with_subject(subject) } else { e };
+            let e = if subject.is_empty() { e } else { e.with_subject(subject) };
             e.with_backend(NAME).with_operation(method)
         })
     }
@@ -185,7 +185,7 @@ impl Connection {
     pub(super) async fn health(&self) -> Health {
         self.call("health", "", Nothing {}).await.unwrap_or_else(|e| {
             let hint = e.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-            Health::Down(format!("{}{hint}", e.message()))
+            Health::Down(format!("{}{hint}", e.explain()))
         })
     }
 
@@ -252,7 +252,7 @@ impl Connection {
         };
         if answer.protocol != PROTOCOL {
             return refused(format!(
-                "it speaks version {} of the protocol, and we speak {PROTOCOL}",
+                "it speaks version {} of the protocol, and we speak {PROTOCOL} (docs/backend-authors.md says what changed)",
                 answer.protocol
             ));
         }

@@ -6,13 +6,13 @@ use async_trait::async_trait;
 use ggnet_core::{
     error::Result,
     nouns::{InstanceId, ResourceId},
-    ports::{DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
+    ports::{DhcpBackend, DhcpCapabilities, DhcpChange, DhcpRefusal, Health, Listed, Observer, apply_each},
 };
 
 use super::{
     ExternalConfig, NAME,
     connection::Connection,
-    wire::{EnsureHost, Remove},
+    wire::{Applied, Apply, Failed, Named},
 };
 
 /// DHCP entries that a program of somebody else's keeps. See the module above.
@@ -34,6 +34,31 @@ impl ExternalDhcp {
     }
 }
 
+/// How many changes a request may have: a line of them has less than 100 KiB.
+const IN_A_LINE: usize = 256;
+
+impl ExternalDhcp {
+    async fn request(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        let subject = match changes {
+            [one] => one.id().as_str(),
+            _ => "",
+        };
+        let applied: Applied = self.connection.call("apply", subject, Apply::new(changes)).await?;
+        let refusal = |failed: Failed| {
+            let error = failed.error.into_error().with_backend(NAME).with_operation("apply");
+            let error =
+                if error.subject().is_none() { error.with_subject(failed.id.as_str()) } else { error };
+            DhcpRefusal { id: failed.id, error }
+        };
+        Ok(applied.failed.into_iter().map(refusal).collect())
+    }
+
+    async fn alone(&self, change: &DhcpChange) -> Result<()> {
+        let mut failed = self.request(std::slice::from_ref(change)).await?;
+        failed.pop().map_or(Ok(()), |failed| Err(failed.error))
+    }
+}
+
 #[async_trait]
 impl DhcpBackend for ExternalDhcp {
     fn name(&self) -> &'static str {
@@ -48,13 +73,22 @@ impl DhcpBackend for ExternalDhcp {
         self.connection.attach(observer);
     }
 
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        let wanted = EnsureHost { digest: host.digest(), host };
-        self.connection.tell("ensure", host.id.as_str(), wanted).await
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        let mut failed = Vec::new();
+        for some in changes.chunks(IN_A_LINE) {
+            match self.request(some).await {
+                // Too much for a line: then each in a line of its own, so that what is too long by itself fails alone.
+                Err(e) if e.field() == Some("max_line") => {
+                    failed.extend(apply_each(some, |one| self.alone(one)).await);
+                }
+                applied => failed.extend(applied?),
+            }
+        }
+        Ok(failed)
     }
 
-    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
-        self.connection.tell("remove", id.as_str(), Remove { id, how }).await
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        self.connection.call("get", id.as_str(), Named { id }).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

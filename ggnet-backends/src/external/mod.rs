@@ -12,6 +12,7 @@
 
 mod boot_files;
 mod connection;
+pub mod descriptor;
 mod dhcp;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use ggnet_core::ports::{
-    BaseImage, BootBundle, DhcpCapabilities, DhcpHost, Health, Listed, Removal, WritebackCapabilities,
-    WritebackListed, WritebackSpec,
+    BaseImage, BootBundle, DhcpCapabilities, DhcpChange, DhcpHost, Health, Listed, Removal,
+    WritebackCapabilities, WritebackListed, WritebackSpec,
 };
 use serde_json::Value;
 
 use super::{
     wire::{
-        Content, EnsureFiles, EnsureHost, EnsureWriteback, Hello, HelloAnswer, Nothing, OpenBase, PROTOCOL,
-        Read, Remove, Said, cancel, decode, request, shutdown,
+        Applied, Apply, Content, EnsureFiles, EnsureWriteback, Hello, HelloAnswer, Named, Nothing, OpenBase,
+        PROTOCOL, Read, Remove, Said, cancel, decode, request, shutdown,
     },
     writeback::Place,
 };
@@ -44,6 +44,8 @@ fn written() -> Vec<Vec<u8>> {
         fixed_address: Some("192.0.2.17".parse().unwrap()),
         device_type: ggnet_core::nouns::DeviceType::X64,
     };
+    let gone = "01935bd28c7e7b3a8f0de1b2c3d4e5f5".parse().unwrap();
+    let changes = [DhcpChange::Ensure(host.clone()), DhcpChange::Remove(gone)];
     let path: ggnet_core::ports::BootPath = "machines/52-54-00-12-34-56.ipxe".parse().unwrap();
     let files = [(path.clone(), Bytes::from_static(b"#!ipxe\n"))].into();
     let bundle = BootBundle { id: host.id.clone(), files };
@@ -59,17 +61,19 @@ fn written() -> Vec<Vec<u8>> {
         Hello { protocol: PROTOCOL, port: "dhcp", instance: &instance, config: &config, check: false };
     vec![
         request(0, "hello", hello).unwrap(),
-        request(1, "ensure", EnsureHost { digest: host.digest(), host: &host }).unwrap(),
-        request(2, "remove", Remove { id: &host.id, how: Removal::Force }).unwrap(),
+        request(1, "apply", Apply::new(&changes)).unwrap(),
+        request(2, "get", Named { id: &host.id }).unwrap(),
         request(3, "ensure", EnsureFiles::new(&bundle)).unwrap(),
         request(4, "read", Read::new(&path)).unwrap(),
         request(5, "list", Nothing {}).unwrap(),
         request(6, "health", Nothing {}).unwrap(),
         request(7, "read", Read::new(&"nothing/here.ipxe".parse().unwrap())).unwrap(),
+        request(12, "remove", Named { id: &host.id }).unwrap(),
         request(8, "ensure", EnsureWriteback { digest: disk.digest(), id: &disk.id, base: &disk.base })
             .unwrap(),
         request(9, "open_base", OpenBase { base: &disk.base }).unwrap(),
         request(10, "list", Nothing {}).unwrap(),
+        request(11, "remove", Remove { id: &disk.id, how: Removal::Force }).unwrap(),
         cancel(3),
         shutdown(),
     ]
@@ -137,6 +141,8 @@ fn understood(id: u64, method: &str, result: Value) {
         "list" => assert!(form::<Vec<Listed>>(result)[0].digest.is_some()),
         "read" => assert_eq!(form::<Content>(result).content, "#!ipxe\n"),
         "health" => assert!(matches!(form(result), Health::Down(_))),
+        "apply" => assert_eq!(form::<Applied>(result).failed.len(), 1),
+        "get" => assert!(form::<Option<Listed>>(result).is_some()),
         "ensure" | "remove" => {}
         other => panic!("no answer to {other} is known"),
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{InstanceId, ResourceId},
-    ports::{BaseImage, BootBundle, BootPath, DhcpHost, Observation, Removal, SpecDigest},
+    ports::{BaseImage, BootBundle, BootPath, DhcpChange, DhcpHost, Observation, Removal, SpecDigest},
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
 use crate::run::shown;
 
 /// The version of the protocol that we speak.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// A request.
 #[derive(Serialize)]
@@ -54,19 +54,64 @@ pub(super) struct HelloAnswer {
     pub capabilities: Value,
 }
 
-/// Of `remove`.
+/// Of `get`, and of `remove` of boot files.
+#[derive(Serialize)]
+pub(super) struct Named<'a> {
+    pub id: &'a ResourceId,
+}
+
+/// Of `remove` of a writeback.
 #[derive(Serialize)]
 pub(super) struct Remove<'a> {
     pub id: &'a ResourceId,
     pub how: Removal,
 }
 
-/// Of `ensure` of a machine.
+/// Of `apply`: changes of DHCP entries.
 #[derive(Serialize)]
-pub(super) struct EnsureHost<'a> {
-    pub digest: SpecDigest,
-    #[serde(flatten)]
-    pub host: &'a DhcpHost,
+pub(super) struct Apply<'a> {
+    pub changes: Vec<Change<'a>>,
+}
+
+impl<'a> Apply<'a> {
+    pub(super) fn new(changes: &'a [DhcpChange]) -> Self {
+        let change = |change: &'a DhcpChange| match change {
+            DhcpChange::Ensure(host) => Change::Ensure { digest: host.digest(), host },
+            DhcpChange::Remove(id) => Change::Remove { id },
+        };
+        Self { changes: changes.iter().map(change).collect() }
+    }
+}
+
+/// A change of a DHCP entry.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Change<'a> {
+    /// The machine is to be known so.
+    Ensure {
+        digest: SpecDigest,
+        #[serde(flatten)]
+        host: &'a DhcpHost,
+    },
+    /// The machine is to be forgotten.
+    Remove { id: &'a ResourceId },
+}
+
+/// The answer to `apply`: what failed.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(any(test, feature = "fuzzing"), derive(Serialize))]
+#[serde(deny_unknown_fields)]
+pub(super) struct Applied {
+    pub failed: Vec<Failed>,
+}
+
+/// A change that failed.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(any(test, feature = "fuzzing"), derive(Serialize))]
+#[serde(deny_unknown_fields)]
+pub(super) struct Failed {
+    pub id: ResourceId,
+    pub error: Refusal,
 }
 
 /// Of `ensure` of boot files: path → content in base64.
@@ -152,7 +197,7 @@ pub(super) enum Said {
     Observed(Observation),
 }
 
-/// A request that a program could not fulfil.
+/// A request that a program could not fulfil, in the protocol's own words: fewer than an [`Error`] has, and none that we have not looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(any(test, feature = "fuzzing"), derive(Serialize))]
 #[serde(deny_unknown_fields)]

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::{
     ExternalConfig, NAME,
     connection::Connection,
-    wire::{EnsureWriteback, Nothing, OpenBase, Remove},
+    wire::{EnsureWriteback, Named, Nothing, OpenBase, Remove},
 };
 
 /// Private writable disks that a program of somebody else's makes. See the module above.
@@ -113,6 +113,10 @@ impl WritebackStore for ExternalWritebacks {
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
         self.connection.tell("remove", id.as_str(), Remove { id, how }).await
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
+        self.connection.call("get", id.as_str(), Named { id }).await
     }
 
     async fn list(&self) -> Result<Vec<WritebackListed>> {

@@ -13,7 +13,7 @@ use ggnet_core::{
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::protocol::{Action, Answer, MAX_ANSWER, Request, decode, encode, too_long};
-use crate::{service::State, target::lio_configfs::Op};
+use crate::{daemon::State, lio::Op};
 
 /// How long to wait for a place in the helper's queue.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -101,7 +101,7 @@ impl Helper {
         let line = encode(request)?;
         let answer = self.exchange(&line).map_err(|e| self.failed(e))?;
         match decode(&answer)? {
-            Answer::Failed(failure) => Err(failure.into()),
+            Answer::Failed(e) => Err(e),
             answer => Ok(answer),
         }
     }
@@ -156,11 +156,11 @@ impl Helper {
             ),
             _ => (
                 ErrorKind::Unavailable,
-                format!("The helper on {at} hung up: {e}"),
+                format!("The helper on {at} hung up"),
                 "journalctl -u ggnet-helper says why",
             ),
         };
-        Error::new(kind, message).with_subject(at.to_string()).with_hint(hint).with_source(e)
+        Error::new(kind, message).with_subject(at.to_string()).with_hint(hint).with_reason(e)
     }
 
     fn strange(&self) -> Error {

@@ -1,26 +1,18 @@
-//! The helper: the one process of GGnet that is root, and the closed list of things that it does for a server that is not.
+//! Asking the helper, the one process of GGnet that is root, for what a server that is not root cannot do itself.
 //!
 //! ```text
 //!   server (user ggnet)                      helper (root)
-//!   target/lio_configfs ─┐                   ┌─▶ fence ─▶ the kernel's tree, below this GGnet's names
-//!                        ├─ client ═socket═ server
-//!   service ─────────────┘      protocol     └─▶ units that its command line names: state, start, restart
+//!   target/lio_configfs ─┐
+//!                        ├─ client ═socket═ helper_server
+//!   service ─────────────┘      protocol
 //! ```
-//! A connection is one question and one answer, a line of JSON each. Whoever asks is known by the kernel's word for it (SO_PEERCRED).
+//! A connection is one question and one answer, a line of JSON each. What the helper does with a question is `helper_server`'s.
 //!
-//! Invariants: a question that is refused has changed nothing; what is allowed is decided by what the helper was started with, never by
-//! what is asked; the kernel opens a disk with the rights of the server's user; secrets travel to the helper, never back, and are in
-//! no log line and no error; every connection is bounded in time and size.
+//! Invariants: secrets travel to the helper, never back, and are in no log line and no error; every message is bounded in size.
 
 mod client;
-mod fence;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
 mod protocol;
-mod server;
-#[cfg(test)]
-mod tests;
 
 pub use client::Helper;
-pub use protocol::{Action, Answer, Failure, MAX_REQUEST, Request, SOCKET, decode, encode};
-pub use server::{Duties, TargetDuty, serve};
+pub(crate) use protocol::too_long;
+pub use protocol::{Action, Answer, MAX_REQUEST, Request, SOCKET, decode, encode};

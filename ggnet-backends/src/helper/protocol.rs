@@ -1,6 +1,7 @@
 //! The lines that travel: a [`Request`] and an [`Answer`], each one line of JSON.
 //!
-//! Everything is an enum without unknown fields; what does not parse is refused without being quoted, for it may hold a secret.
+//! Everything that is asked is an enum without unknown fields; what does not parse is refused without being quoted, for it may hold a
+//! secret. An error travels whole, with its context and its causes.
 
 use std::io;
 
@@ -11,7 +12,7 @@ use ggnet_core::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use crate::{service::State, target::lio_configfs::Op};
+use crate::{daemon::State, lio::Op};
 
 /// Where the helper listens unless told otherwise.
 pub const SOCKET: &str = "/run/ggnet/helper.sock";
@@ -63,48 +64,7 @@ pub enum Answer {
     /// Whether the daemon runs.
     State(State),
     /// It was refused or it failed.
-    Failed(Failure),
-}
-
-/// A failure, as far as it travels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Failure {
-    /// What kind of failure.
-    pub kind: ErrorKind,
-    /// Whether the same call may succeed later.
-    pub retryable: bool,
-    /// In words.
-    pub message: String,
-    /// What it was about.
-    pub subject: Option<String>,
-    /// What a person should do next.
-    pub hint: Option<String>,
-}
-
-impl From<&Error> for Failure {
-    fn from(e: &Error) -> Self {
-        Self {
-            kind: e.kind(),
-            retryable: e.is_retryable(),
-            message: e.message().to_owned(),
-            subject: e.subject().map(str::to_owned),
-            hint: e.hint().map(str::to_owned),
-        }
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        let mut e = Self::new(failure.kind, failure.message).retryable(failure.retryable);
-        if let Some(subject) = failure.subject {
-            e = e.with_subject(subject);
-        }
-        if let Some(hint) = failure.hint {
-            e = e.with_hint(hint);
-        }
-        e
-    }
+    Failed(Error),
 }
 
 /// The line of a message, with its newline.
@@ -137,6 +97,6 @@ pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T> {
 }
 
 /// That a line is longer than it may be.
-pub(super) fn too_long(limit: usize) -> io::Error {
+pub(crate) fn too_long(limit: usize) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("longer than {limit} bytes"))
 }

@@ -32,6 +32,12 @@ pub fn program(program: &Path, package: &str, missing: Level) -> Finding {
     }
 }
 
+/// Whether what starts every program of ours is there: it sets their limits and has them end with us.
+#[must_use]
+pub fn starters() -> [Finding; 2] {
+    ["prlimit", "setpriv"].map(|name| program(Path::new(name), "util-linux", Level::Fail))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

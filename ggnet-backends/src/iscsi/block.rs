@@ -8,14 +8,15 @@
 //! * all calls take `&self` and may run at the same time, overlapping ranges included;
 //! * offsets and lengths are in bytes and multiples of [`BlockInfo::logical_block`], and lie inside the device;
 //! * a write that returned is seen by every later read, and survives the death of the process;
-//! * only [`flush`](BlockDevice::flush) makes it survive a power cut; one that failed is never reported as done later.
+//! * only [`flush`](BlockDevice::flush) makes it survive a power cut; one whose sync failed is never reported as done later;
+//! * the size may grow and never shrinks; nothing else of [`BlockInfo`] changes.
 
 use std::io;
 
 /// What a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockInfo {
-    /// Size in bytes, a multiple of `logical_block`.
+    /// Size in bytes, a multiple of `logical_block`. It may grow while sessions are open.
     pub size_bytes: u64,
     /// Bytes of a logical block: 512 or 4096.
     pub logical_block: u32,
@@ -40,11 +41,14 @@ pub struct BlockRun {
 
 /// A disk, as the target needs it. See the module's words for what every implementor promises.
 ///
-/// Errors: [`io::ErrorKind::StorageFull`] and `QuotaExceeded` become "space allocation failed" (the initiator may go on
-/// after space was made); any other becomes a medium error.
+/// Errors:
+/// * [`io::ErrorKind::ResourceBusy`]: not now, try again. It becomes status BUSY, and the initiator sends the command again. Never
+///   for an error of the medium, nor for a flush whose sync failed. What it leaves half done is done whole by the repetition.
+/// * [`io::ErrorKind::StorageFull`] and `QuotaExceeded` become "space allocation failed" (the initiator may go on after space was
+///   made), `ReadOnlyFilesystem` "write protected".
+/// * Any other becomes a medium error.
 pub trait BlockDevice: Send + Sync {
-    /// What the device is. Called on the hot path: it must be cheap. The size may grow while sessions are open
-    /// (see [`IscsiServer::resized`](super::IscsiServer::resized)); nothing else may change.
+    /// What the device is. Called for every command, which is how growth is noticed: it must be cheap, without a system call.
     fn info(&self) -> BlockInfo;
 
     /// Fills `buf` from `offset` without waiting for a disk, or returns `Ok(false)` with `buf` undefined.

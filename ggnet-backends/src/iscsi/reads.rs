@@ -13,9 +13,8 @@ use super::memory::STEP;
 use super::pdu::{Bhs, FINAL, NO_TAG, opcode};
 use super::scsi::Reply;
 use super::scsi::lu::LogicalUnit;
-use super::scsi::sense::Sense;
 use super::session::{OUT_HIGH, Session};
-use super::tasks::{Command, Done, JOB_READ};
+use super::tasks::{Command, Done, JOB_READ, log_failed};
 use super::workers::Queue;
 
 /// A read that is not yet answered.
@@ -96,9 +95,8 @@ impl Session {
     }
 
     pub(super) fn read_failed(&mut self, task: &ReadTask, error: &io::Error) {
-        tracing::warn!(session = self.me.id.0, lun = task.command.lun, offset = task.offset, %error, "read failed");
-        let reply = Reply::check(Sense::from_read(error));
-        self.answer_after(&task.command, reply, Some(0), task.sent.pdus);
+        log_failed(self.me.id, task.command.lun, task.offset, "read", error);
+        self.answer_after(&task.command, Reply::read_failed(error), Some(0), task.sent.pdus);
     }
 
     /// Reads the next part on the blocking pool. False: there is no room, and the task waits.

@@ -23,8 +23,8 @@ use super::connection::connection;
 use super::login::valid_name;
 use super::memory::Pool;
 use super::places::{Occupancy, Places};
-use super::scsi::Units;
 use super::scsi::lu::LogicalUnit;
+use super::scsi::{Units, is_busy};
 use super::target::{SessionShared, Target};
 use super::workers::Workers;
 use super::{CloseReason, LoginPolicy, ServerConfig, SessionId, SessionInfo, SessionObserver, TargetConfig};
@@ -39,6 +39,9 @@ const SESSIONS_A_SECOND: u32 = 100;
 const BACKLOG: i32 = 1024;
 /// Pause after an `accept` that failed for lack of resources.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often a last flush is tried on a device that is busy, and the pause between two tries. No initiator is left that would.
+const FLUSH_TRIES: u32 = 20;
+const FLUSH_PAUSE: Duration = Duration::from_millis(100);
 
 /// A listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -233,7 +236,8 @@ impl IscsiServer {
     }
 
     /// Removes a target. Removing what is not there is success. Under [`Removal::Force`] this returns when the last
-    /// request in flight has ended and every device is flushed: nobody writes to them through us afterwards.
+    /// request in flight has ended and every device is flushed (a busy one is tried for two seconds): nobody writes to them through
+    /// us afterwards.
     ///
     /// Dropped half-way: the target is removed and its sessions close all the same, only nobody waits for them, and the
     /// flush may not have happened.
@@ -291,13 +295,6 @@ impl IscsiServer {
         Occupancy { leased: self.0.memory.leased(), ..self.0.places.occupancy() }
     }
 
-    /// Looks at the sizes of a target's devices again and tells every initiator of those that have changed.
-    pub fn resized(&self, iqn: &str) {
-        if let Some(target) = self.0.target(&iqn.to_lowercase()) {
-            target.units.iter().for_each(|u| u.resized());
-        }
-    }
-
     /// Stops: no new connections, requests in flight end, answers go out, connections close, devices are flushed.
     /// Returns false when that took longer than `grace` (the rest then goes on in the background).
     pub async fn shutdown(&self, grace: Duration) -> bool {
@@ -330,11 +327,20 @@ impl Inner {
 
     async fn flush(&self, target: &Target) -> Result<(), RemoveError> {
         for unit in target.units.iter().filter(|u| !u.read_only()) {
-            let (unit, lun) = (Arc::clone(unit), unit.number);
-            let flushed = tokio::task::spawn_blocking(move || unit.device.flush()).await;
-            flushed
-                .unwrap_or_else(|e| Err(io::Error::other(e)))
-                .map_err(|source| RemoveError::Flush { lun, source })?;
+            let lun = unit.number;
+            let mut tries = 0;
+            loop {
+                let unit = Arc::clone(unit);
+                let flushed = tokio::task::spawn_blocking(move || unit.device.flush()).await;
+                match flushed.unwrap_or_else(|e| Err(io::Error::other(e))) {
+                    Ok(()) => break,
+                    Err(e) if is_busy(&e) && tries < FLUSH_TRIES => {
+                        tries += 1;
+                        tokio::time::sleep(FLUSH_PAUSE).await;
+                    }
+                    Err(source) => return Err(RemoveError::Flush { lun, source }),
+                }
+            }
         }
         Ok(())
     }

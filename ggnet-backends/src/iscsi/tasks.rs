@@ -17,16 +17,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::SessionEvent;
 use super::answers::Sent;
 use super::bytes::{index, sat16};
 use super::pdu::{Bhs, reject};
 use super::reads::ReadTask;
 use super::scsi::sense::Sense;
-use super::scsi::{Plan, Reply, decode, lun_number, no_unit};
+use super::scsi::{Plan, Reply, decode, is_busy, lun_number, no_unit};
 use super::session::{Job, Session};
 use super::workers::{Cancel, Queue};
 use super::writes::Sink;
+use super::{SessionEvent, SessionId};
 
 /// Most bytes that one job reads.
 pub(super) const JOB_READ: usize = 1 << 20;
@@ -267,6 +267,16 @@ impl Session {
             self.command_ended(*immediate);
         }
         (hit.len(), tickets)
+    }
+}
+
+/// Logs that the device failed. A busy device is no failure, and is asked again too often for a line each.
+pub(super) fn log_failed(session: SessionId, lun: u16, offset: u64, what: &str, error: &io::Error) {
+    let session = session.0;
+    if is_busy(error) {
+        tracing::debug!(session, lun, offset, what, %error, "the device is busy");
+    } else {
+        tracing::warn!(session, lun, offset, %error, "{what} failed");
     }
 }
 

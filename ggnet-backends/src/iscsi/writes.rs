@@ -14,7 +14,7 @@ use super::scsi::reserve::Access;
 use super::scsi::sense::Sense;
 use super::scsi::{Action, Reply};
 use super::session::Session;
-use super::tasks::{Command, Done};
+use super::tasks::{Command, Done, log_failed};
 use super::workers::{Cancel, Queue};
 
 /// What becomes of a write's data.
@@ -175,8 +175,8 @@ impl Session {
     }
 
     pub(super) fn write_error(&self, lun: u16, offset: u64, error: &io::Error) -> Reply {
-        tracing::warn!(session = self.me.id.0, lun, offset, %error, "write failed");
-        Reply::check(Sense::from_write(error))
+        log_failed(self.me.id, lun, offset, "write", error);
+        Reply::write_failed(error)
     }
 
     /// Takes a Data-Out PDU.
@@ -344,14 +344,15 @@ impl Session {
             Sink::Stream { offset, flush } => {
                 let (ticket, _) = self.ticket(&command);
                 self.counters().taken(buf.len());
+                let session = self.me.id;
                 self.spawn(
                     if flush { Queue::Flush } else { Queue::Data },
                     None,
                     move || match finish_stream(&unit, &buf, offset + (want - buf.len()) as u64, flush) {
                         Ok(()) => Reply::good(),
                         Err(e) => {
-                            tracing::warn!(lun = command.lun, error = %e, "write or flush failed");
-                            Reply::check(Sense::from_write(&e))
+                            log_failed(session, command.lun, offset, "write or flush", &e);
+                            Reply::write_failed(&e)
                         }
                     },
                     move |reply| Done::Replied { ticket, command, asked, staged: 0, reply },

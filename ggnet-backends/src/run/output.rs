@@ -1,7 +1,7 @@
 //! [`Output`]: how a program ended and what it said.
 
 use bytes::Bytes;
-use ggnet_core::error::{Error, ErrorKind, Result, ToolFailure};
+use ggnet_core::error::{Code, Error, Result, ToolFailure};
 
 /// A program that ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,25 +27,25 @@ impl Output {
         self.code == Some(0)
     }
 
-    /// An error of `kind` that carries argv, exit code and the last lines of stderr.
-    pub fn failure(&self, kind: ErrorKind, message: impl Into<String>) -> Error {
+    /// An error with this code, or of this kind, that carries argv, exit code and the last lines of stderr.
+    pub fn failure(&self, code: impl Into<Code>, message: impl Into<String>) -> Error {
         let mut message = message.into();
         if let Some(signal) = self.signal {
             message.push_str(&format!(": ended by signal {signal}"));
         }
-        Error::new(kind, message).with_tool(ToolFailure {
+        Error::new(code, message).with_tool(ToolFailure {
             argv: self.argv.clone(),
             exit_code: self.code,
             stderr_tail: self.stderr_tail.clone(),
         })
     }
 
-    /// Itself, or an error of `kind` unless it ended with exit code 0.
+    /// Itself, or an error unless it ended with exit code 0.
     ///
     /// # Errors
     /// [`Output::failure`] for every other end.
-    pub fn require_success(self, kind: ErrorKind, message: impl Into<String>) -> Result<Self> {
-        if self.success() { Ok(self) } else { Err(self.failure(kind, message)) }
+    pub fn require_success(self, code: impl Into<Code>, message: impl Into<String>) -> Result<Self> {
+        if self.success() { Ok(self) } else { Err(self.failure(code, message)) }
     }
 }
 

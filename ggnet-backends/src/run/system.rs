@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use ggnet_core::error::{Error, ErrorKind, Result, ToolFailure};
+use ggnet_core::error::{Error, ErrorKind, Result, ToolFailure, code};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
@@ -72,7 +72,8 @@ impl SystemRunner {
                     .with_hint(format!("Put the right program there: {install_hint}"))
             }
             None => {
-                Error::new(ErrorKind::Unavailable, format!("Program {} is not installed", program.display()))
+                let program = program.display();
+                Error::new(code::program_missing(&program), format!("Program {program} is not installed"))
                     .with_hint(install_hint)
             }
         })

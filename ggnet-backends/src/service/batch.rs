@@ -113,31 +113,10 @@ impl<T: Send + 'static> Inner<T> {
             let outcome = (self.action)(brought).await;
             for caller in callers {
                 // A caller that went away needs no answer.
-                let _ = caller.send(match &outcome {
-                    Ok(()) => Ok(()),
-                    Err(e) => Err(copy(e)),
-                });
+                let _ = caller.send(outcome.clone());
             }
         }
     }
-}
-
-/// The same failure for another caller; an error is not `Clone`, because of its source, which becomes text here.
-fn copy(e: &Error) -> Error {
-    let mut copy = Error::new(e.kind(), e.message()).retryable(e.is_retryable());
-    if let Some(subject) = e.subject() {
-        copy = copy.with_subject(subject);
-    }
-    if let Some(hint) = e.hint() {
-        copy = copy.with_hint(hint);
-    }
-    if let Some(tool) = e.tool() {
-        copy = copy.with_tool(tool.clone());
-    }
-    if let Some(source) = std::error::Error::source(e) {
-        copy = copy.with_source(source.to_string());
-    }
-    copy
 }
 
 #[cfg(test)]
@@ -151,6 +130,12 @@ mod tests {
 
     use super::*;
 
+    fn failure() -> Error {
+        let cause = Error::internal("The cause").with_source("the root");
+        let e = Error::new(ErrorKind::Unavailable, "It is off").with_subject("unit x").with_hint("on");
+        e.with_backend("dnsmasq").with_source(cause)
+    }
+
     #[tokio::test]
     async fn a_hundred_callers_at_once_are_one_run_and_share_its_failure() {
         let runs = Arc::new(AtomicUsize::new(0));
@@ -159,15 +144,11 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
             async move {
                 assert!(brought == (0..100).collect::<Vec<_>>() || brought == [7], "{brought:?}");
-                Err(Error::new(ErrorKind::Unavailable, "It is off").with_subject("unit x").with_hint("on"))
+                Err(failure())
             }
         });
         for outcome in join_all((0..100).map(|n| batch.join(n))).await {
-            let e = outcome.unwrap_err();
-            assert_eq!(
-                (e.kind(), e.subject(), e.hint()),
-                (ErrorKind::Unavailable, Some("unit x"), Some("on"))
-            );
+            assert_eq!(outcome, Err(failure()));
         }
         batch.finish().await;
         assert_eq!(runs.load(Ordering::Relaxed), 1);

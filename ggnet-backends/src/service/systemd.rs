@@ -180,7 +180,7 @@ impl Unit {
         let denied = matches!(&e, zbus::Error::MethodError(name, ..)
             if name.ends_with(".AccessDenied") || name.ends_with(".InteractiveAuthorizationRequired"));
         let kind = if denied { ErrorKind::Permission } else { ErrorKind::Unavailable };
-        let error = Error::new(kind, format!("Unit {}: {doing} failed: {e}", self.name)).with_source(e);
+        let error = Error::new(kind, format!("Unit {}: {doing} failed", self.name)).with_reason(e);
         if denied {
             error.with_hint("Set service.manager to \"helper\", or run the server as root")
         } else {
@@ -197,7 +197,7 @@ mod tests {
     fn only_a_units_name_is_taken() {
         assert!(Unit::new("isc-dhcp-server.service").is_ok());
         for bad in ["", "dnsmasq", "a b.service", "../x.service", "x.service;reboot"] {
-            assert_eq!(Unit::new(bad).err().and_then(|e| e.field()), Some("service.unit"), "{bad:?}");
+            assert_eq!(Unit::new(bad).err().unwrap().field(), Some("service.unit"), "{bad:?}");
         }
     }
 }

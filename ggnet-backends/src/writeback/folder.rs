@@ -53,6 +53,14 @@ pub(super) fn make(dir: &Path) -> Result<()> {
     made.map_err(|e| Error::io(format!("Creating {}", dir.display()), e))
 }
 
+/// Opens a store on a blocking thread.
+pub(super) async fn opened<T: Send + 'static>(
+    open: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.map_err(|e| Error::internal("Opening the writebacks died").with_source(e))?
+}
+
 impl Folder {
     pub(super) fn new(files: Arc<dyn Files>, dir: PathBuf, instance: InstanceId) -> Self {
         Self { files, dir, instance, probing: Mutex::default() }

@@ -14,7 +14,7 @@ use ggnet_backends::{
 use ggnet_core::{
     ErrorKind,
     nouns::MacAddr,
-    ports::{Completeness, DhcpBackend, Health, Removal},
+    ports::{Completeness, DhcpBackend, DhcpBackendExt as _, Health},
     testkit::suite::{DhcpAnswer, DhcpFixture, Fixture, Foreign, instance, run},
 };
 use tempfile::TempDir;
@@ -196,7 +196,7 @@ fn each_kind_of_firmware_gets_its_boot_file_and_a_removed_machine_gets_none() {
                 assert_boots(&on_link.link, &one);
                 assert_boots(&on_link.link, &two);
             });
-            backend.remove(&one.id, Removal::IfIdle).await.unwrap();
+            backend.remove(&one.id).await.unwrap();
             tokio::task::block_in_place(|| {
                 assert_does_not_boot(&on_link.link, one.macs[0]);
                 assert_boots(&on_link.link, &two);
@@ -234,7 +234,7 @@ fn additions_need_no_restart_and_fifty_removals_at_once_are_few() {
             }
             tokio::task::block_in_place(|| assert_boots(&on_link.link, &hosts[49]));
             assert_eq!(starts(), 1, "additions need none");
-            let removals = hosts[..49].iter().map(|h| backend.remove(&h.id, Removal::Force));
+            let removals = hosts[..49].iter().map(|h| backend.remove(&h.id));
             futures_util::future::join_all(removals).await.into_iter().for_each(|done| done.unwrap());
             tokio::task::block_in_place(|| {
                 assert_boots(&on_link.link, &hosts[49]);
@@ -298,7 +298,7 @@ fn killed_between_any_two_writes_ensure_and_remove_mend_it() {
                     (1, Completeness::Partial),
                     "after step {steps}"
                 );
-                backend.remove(&old.id, Removal::Force).await.unwrap();
+                backend.remove(&old.id).await.unwrap();
                 assert!(on_link.files().is_empty(), "{:?}", on_link.files());
                 tokio::task::block_in_place(|| assert_does_not_boot(&on_link.link, old.macs[0]));
             }
@@ -325,7 +325,7 @@ fn a_stopped_dnsmasq_is_unavailable_and_names_its_pid_file() {
             assert!(e.to_string().contains(&pid_file), "{e}");
             assert!(matches!(backend.health().await, Health::Down(why) if why.contains(&pid_file)));
             assert_eq!(backend.list().await.unwrap().len(), 1, "nothing was begun");
-            backend.remove(&host(11).id, Removal::Force).await.unwrap();
+            backend.remove(&host(11).id).await.unwrap();
             // Another process's id in the file is no dnsmasq, and gets no signal.
             native_dhcp::write(&on_link.at("pid"), &std::process::id().to_string());
             assert_eq!(backend.ensure(&host(12)).await.unwrap_err().kind(), ErrorKind::Unavailable);
@@ -371,7 +371,7 @@ fn in_proxy_mode_another_server_gives_the_address_and_dnsmasq_the_boot_file() {
             let (known, removed) = (host(11), host(12));
             backend.ensure(&known).await.unwrap();
             backend.ensure(&removed).await.unwrap();
-            backend.remove(&removed.id, Removal::IfIdle).await.unwrap();
+            backend.remove(&removed.id).await.unwrap();
             assert_eq!(on_link.files(), ["hosts/ggnet-0ddba11e-m11"]);
             let script = format!("http://{US}:8080/boot/first.ipxe");
             for (asks, file) in [

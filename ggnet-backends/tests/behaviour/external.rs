@@ -15,7 +15,7 @@ use ggnet_core::{
     ErrorKind,
     error::Result,
     nouns::{InstanceId, MacAddr},
-    ports::{BootBundle, BootFileStore, BootPath, DhcpBackend, Health, SystemClock},
+    ports::{BootBundle, BootFileStore, BootPath, DhcpBackend, Health},
     registry::{Registry, Wiring},
     testkit::suite::{BootFileFixture, DhcpAnswer, DhcpFixture, Fixture, Foreign, instance, iqn_prefix},
 };
@@ -259,15 +259,7 @@ async fn the_registry_makes_them_and_gives_the_loaders_to_the_boot_file_store() 
     crate::native_dhcp::write(&loaders.path().join("undionly.kpxe"), "a loader");
     let mut registry = Registry::new();
     ggnet_backends::register(&mut registry);
-    let wiring = Wiring {
-        instance: instance(),
-        iqn_prefix: iqn_prefix(),
-        data_dir: root.path().into(),
-        advertise: None,
-        http_port: 8080,
-        interfaces: vec![],
-        clock: Arc::new(SystemClock),
-    };
+    let wiring = Wiring::new(instance(), iqn_prefix(), root.path().into());
     let config = example("boot_files.py", "root", root.path());
     let mut table =
         json!({ "command": config.command, "config": config.config, "loaders_dir": loaders.path() });

@@ -12,7 +12,9 @@ use ggnet_backends::external::{ExternalConfig, ExternalDhcp};
 use ggnet_core::{
     Error, ErrorKind, Result,
     nouns::{Firmware, ResourceId},
-    ports::{Completeness, DhcpBackend, DhcpHost, Health, NullObserver, Observation, Observer, Removal},
+    ports::{
+        Completeness, DhcpBackend, DhcpBackendExt as _, DhcpHost, Health, NullObserver, Observation, Observer,
+    },
     testkit::suite::instance,
 };
 use serde_json::json;
@@ -35,13 +37,13 @@ HELLO = hear()
 DIR = HELLO["params"]["config"]["dir"]
 note("starts", os.getpid())
 def hello(**other):
-    result = {"protocol": 1, "port": "dhcp", "capabilities": {"leases": False, "observes": True}}
+    result = {"protocol": 2, "port": "dhcp", "capabilities": {"leases": False, "observes": True}}
     say(id=0, result={**result, **other})
 def serve():
     for line in sys.stdin:
         m = json.loads(line)
         if m["method"] == "shutdown": sys.exit()
-        if "id" in m: say(id=m["id"], result=[] if m["method"] == "list" else None)
+        if "id" in m: say(id=m["id"], result={"list": [], "apply": {"failed": []}}.get(m["method"]))
 "#;
 
 /// A program and the folder in which it leaves notes.
@@ -103,7 +105,7 @@ fn id(n: u8) -> ResourceId {
 #[tokio::test]
 async fn another_version_or_port_or_no_answer_to_hello_is_refused_in_words() {
     for (script, words) in [
-        ("hello(protocol=2)", "version 2 of the protocol, and we speak 1"),
+        ("hello(protocol=1)", "version 1 of the protocol, and we speak 2"),
         ("hello(port='target')", "for the port target, and was asked for dhcp"),
         ("hello(capabilities={'leases': True})", "missing field `observes`"),
         ("say(id=0, result={'port': 'dhcp'})", "missing field `protocol`"),
@@ -126,7 +128,7 @@ say(id=hear()["id"], error={"kind": "busy", "message": "Lease\nin use", "retryab
 say(id=hear()["id"], error={"kind": "full", "message": "No space"})
 serve()"#;
     let dhcp = World::new(refuses).open().await.unwrap();
-    let e = dhcp.remove(&id(1), Removal::IfIdle).await.unwrap_err();
+    let e = dhcp.remove(&id(1)).await.unwrap_err();
     assert_eq!((e.kind(), e.is_retryable(), e.message()), (ErrorKind::Busy, false, "Lease\\nin use"));
     assert_eq!((e.hint(), e.subject(), e.backend()), (Some("Wait"), Some("pc-1"), Some("external")));
     let e = dhcp.ensure(&host(1)).await.unwrap_err();
@@ -239,7 +241,7 @@ while True: note("heard", json.dumps(hear()))"#;
     let dhcp = world.open().await.unwrap();
     let e = dhcp.ensure(&host(1)).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Timeout, "{}", e.report());
-    assert!(e.is_retryable() && e.message().contains("ensure within 1s"), "{e}");
+    assert!(e.is_retryable() && e.message().contains("apply within 1s"), "{e}");
     let cancelled = json!({ "method": "cancel", "params": { "id": 1 } }).to_string();
     let heard = || world.notes("heard").iter().any(|line| line.replace(' ', "") == cancelled);
     until("it is told that nobody waits any more", heard).await;
@@ -254,7 +256,7 @@ async fn answers_may_come_in_any_order() {
     let backwards = r#"
 hello()
 asked = [hear() for n in range(8)]
-for m in reversed(asked): say(id=m["id"], error={"kind": "conflict", "message": m["params"]["id"]})
+for m in reversed(asked): say(id=m["id"], error={"kind": "conflict", "message": m["params"]["changes"][0]["ensure"]["id"]})
 serve()"#;
     let dhcp = World::new(backwards).open().await.unwrap();
     let hosts: Vec<DhcpHost> = (1..=8).map(host).collect();
@@ -286,7 +288,7 @@ serve()"#;
     assert!(poll!(dhcp.ensure(&host)).is_pending());
     let listed = dhcp.list().await.unwrap();
     assert_eq!((listed.len(), listed[0].completeness, listed[0].digest), (1, Completeness::Partial, None));
-    assert_eq!(world.notes("heard"), ["ensure", "cancel"]);
+    assert_eq!(world.notes("heard"), ["apply", "cancel"]);
 }
 
 #[tokio::test]

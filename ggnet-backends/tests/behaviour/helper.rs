@@ -4,13 +4,14 @@ use std::{os::unix::fs::MetadataExt as _, path::Path};
 
 use ggnet_backends::{
     dhcp::dnsmasq::{Dnsmasq, DnsmasqConfig},
-    helper::{Action, Duties, Helper, serve},
+    helper::{Action, Helper},
+    helper_server::{Duties, serve},
     owner::Owner,
     service::{Manager, Service, ServiceConfig},
 };
 use ggnet_core::{
     ErrorKind, Result,
-    ports::{DhcpBackend as _, Health, Removal},
+    ports::{DhcpBackend as _, DhcpBackendExt as _, Health},
     testkit::suite::run,
 };
 use tokio::net::UnixListener;
@@ -79,7 +80,7 @@ fn dnsmasq_is_watched_started_and_restarted_by_the_helper() {
             tokio::task::block_in_place(|| assert_boots(&on_link.link, &one));
             let starts = || on_link.log().matches(": started, version").count();
             assert_eq!(starts(), 1);
-            backend.remove(&one.id, Removal::IfIdle).await.unwrap();
+            backend.remove(&one.id).await.unwrap();
             assert_eq!(starts(), 2, "restarted once: {}", on_link.log());
             tokio::task::block_in_place(|| {
                 assert_does_not_boot(&on_link.link, one.macs[0]);

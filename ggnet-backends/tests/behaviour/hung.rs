@@ -13,7 +13,7 @@ use ggnet_core::{
     ErrorKind,
     metrics::Registry,
     orchestrator::{Backends, Ports},
-    ports::{DhcpBackend, Health, Removal, SystemClock},
+    ports::{DhcpBackend, DhcpBackendExt as _, Health, SystemClock},
     testkit::{
         memory::{MemoryBootFiles, MemoryConverter, MemoryStore, MemoryTargets, MemoryWritebacks},
         suite::{instance, run},
@@ -87,12 +87,12 @@ pub async fn suspended(dhcp: Arc<dyn DhcpBackend>, pid_file: &Path, removed: Dur
     // It does not end when it is asked to, and is killed after 20 s: longer than the limit here. The removal does come to its end.
     let _stopped = Suspended::by(pid_file);
     let id = host(11).id;
-    let e = ports.dhcp().remove(&id, Removal::Force).await.unwrap_err();
+    let e = ports.dhcp().remove(&id).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Timeout, "{}", e.report());
     let e = ports.dhcp().ensure(&host(11)).await.unwrap_err();
     assert!(e.message().contains("still busy with an earlier call"), "{e}");
     let gone = async {
-        while ports.dhcp().remove(&id, Removal::Force).await.is_err() {
+        while ports.dhcp().remove(&id).await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -141,7 +141,7 @@ async fn under_a_bus_that_hangs() {
     assert_eq!(e.kind(), ErrorKind::Timeout, "{}", e.report());
     let health = dhcp.health().await;
     let Health::Down(why) = &health else { panic!("{health:?}") };
-    assert!(why.contains("dhcp dnsmasq health") && why.contains("ensure of"), "{why}");
+    assert!(why.contains("dhcp dnsmasq health") && why.contains("apply of"), "{why}");
     // Files are read without the bus.
     assert!(dhcp.list().await.unwrap().is_empty());
     // The backend has a limit of its own for the bus: nothing hangs for ever, and it says what it was.

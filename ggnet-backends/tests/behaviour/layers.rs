@@ -144,6 +144,10 @@ impl<S: WritebackStore> WritebackStore for InProcess<S> {
         within(&self.process, self.store.remove(id, how)).await
     }
 
+    async fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
+        within(&self.process, self.store.get(id)).await
+    }
+
     async fn list(&self) -> Result<Vec<WritebackListed>> {
         within(&self.process, self.store.list()).await
     }

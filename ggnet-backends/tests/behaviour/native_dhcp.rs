@@ -11,7 +11,7 @@ use ggnet_backends::run::SystemRunner;
 use ggnet_core::{
     Result,
     nouns::{DeviceType, MacAddr, ResourceId},
-    ports::{DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
+    ports::{DhcpBackend, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal, Health, Listed, Observer},
     testkit::suite::{DhcpAnswer, Foreign},
 };
 use tokio::runtime::Handle;
@@ -80,12 +80,12 @@ impl<B: DhcpBackend> DhcpBackend for InProcess<B> {
         self.backend.attach(observer);
     }
 
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        within(&self.process, self.backend.ensure(host)).await
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        within(&self.process, self.backend.apply(changes)).await
     }
 
-    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
-        within(&self.process, self.backend.remove(id, how)).await
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        within(&self.process, self.backend.get(id)).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

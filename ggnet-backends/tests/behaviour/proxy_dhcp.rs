@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use ggnet_backends::dhcp::proxy::{ProxyDhcp, ProxyDhcpConfig};
 use ggnet_core::{
     nouns::{DeviceType, MacAddr},
-    ports::{DhcpBackend, DhcpHost, Removal},
+    ports::{DhcpBackend, DhcpBackendExt as _, DhcpHost},
     testkit::suite::{DhcpAnswer, DhcpFixture, Fixture, dhcp, run},
 };
 
@@ -99,7 +99,7 @@ impl DhcpFixture for OnLink {
         port.ensure(&last).await.unwrap();
         let ns = self.link.client.clone();
         let asked = tokio::task::spawn_blocking(move || inside(&ns, move || answer(mac))).await.unwrap();
-        port.remove(&last.id, Removal::IfIdle).await.unwrap();
+        port.remove(&last.id).await.unwrap();
         asked
     }
 }

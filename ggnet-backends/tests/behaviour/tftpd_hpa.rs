@@ -13,7 +13,7 @@ use ggnet_backends::bootfile::tftpd_hpa::{TftpdHpa, TftpdHpaConfig};
 use ggnet_core::{
     error::Result,
     nouns::{InstanceId, ResourceId},
-    ports::{BootBundle, BootFileStore, BootPath, Health, Listed, Observer, Removal},
+    ports::{BootBundle, BootFileStore, BootPath, Health, Listed, Observer},
     testkit::suite::{BootFileFixture, Fixture, Foreign, instance},
 };
 use tempfile::TempDir;
@@ -147,8 +147,12 @@ impl BootFileStore for InProcess {
         within(&self.process, self.store.ensure(bundle)).await
     }
 
-    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
-        within(&self.process, self.store.remove(id, how)).await
+    async fn remove(&self, id: &ResourceId) -> Result<()> {
+        within(&self.process, self.store.remove(id)).await
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        within(&self.process, self.store.get(id)).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

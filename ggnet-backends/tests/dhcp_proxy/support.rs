@@ -16,7 +16,9 @@ use ggnet_backends::{
 };
 use ggnet_core::{
     nouns::{DeviceType, MacAddr},
-    ports::{BootBundle, BootFileStore, DhcpBackend, DhcpHost, Health, Observation, Observer},
+    ports::{
+        BootBundle, BootFileStore, DhcpBackend, DhcpBackendExt as _, DhcpHost, Health, Observation, Observer,
+    },
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;

@@ -1,4 +1,4 @@
-//! A disk in memory that can be made to wait, to fail and to grow.
+//! A disk in memory that can be made to wait, to fail, to ask for another try and to grow.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
@@ -8,7 +8,7 @@ use ggnet_backends::iscsi::{BlockDevice, BlockInfo, BlockRun};
 
 /// A disk in memory.
 pub struct MemDisk {
-    /// What is on it. Its length is the disk's; after a change of it, `IscsiServer::resized` tells the initiators.
+    /// What is on it. Its length is the disk's; the target notices when it grows.
     pub data: RwLock<Vec<u8>>,
     block: u32,
     /// Decline every `try_` call, so that everything runs as a job.
@@ -20,6 +20,8 @@ pub struct MemDisk {
     pub waiting: AtomicU32,
     pub full: AtomicBool,
     pub broken: AtomicBool,
+    /// Device calls that still succeed, and how many after them say `ResourceBusy`.
+    busy: Mutex<(u32, u32)>,
     pub flushes: AtomicUsize,
     /// Device calls that write, ever.
     pub writes: AtomicUsize,
@@ -38,6 +40,7 @@ impl MemDisk {
             waiting: AtomicU32::new(0),
             full: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            busy: Mutex::default(),
             flushes: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
@@ -47,6 +50,30 @@ impl MemDisk {
     pub fn hold(&self, on: bool) {
         *self.held.lock().unwrap() = on;
         self.released.notify_all();
+    }
+
+    /// After `after` more device calls that touch the medium, `calls` of them are not possible now.
+    pub fn be_busy(&self, after: u32, calls: u32) {
+        *self.busy.lock().unwrap() = (after, calls);
+    }
+
+    /// Whether calls are still to be told so.
+    pub fn is_busy(&self) -> bool {
+        self.busy.lock().unwrap().1 > 0
+    }
+
+    fn not_busy(&self) -> io::Result<()> {
+        match &mut *self.busy.lock().unwrap() {
+            (_, 0) => Ok(()),
+            (0, calls) => {
+                *calls -= 1;
+                Err(io::ErrorKind::ResourceBusy.into())
+            }
+            (after, _) => {
+                *after -= 1;
+                Ok(())
+            }
+        }
     }
 
     fn wait(&self) {
@@ -64,6 +91,7 @@ impl MemDisk {
     }
 
     fn get(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.not_busy()?;
         if self.broken.load(SeqCst) {
             return Err(io::Error::other("broken"));
         }
@@ -77,6 +105,7 @@ impl MemDisk {
             (0, 0),
             "unaligned write"
         );
+        self.not_busy()?;
         if self.full.load(SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -129,6 +158,7 @@ impl BlockDevice for MemDisk {
     }
 
     fn flush(&self) -> io::Result<()> {
+        self.not_busy()?;
         if self.broken.load(SeqCst) {
             return Err(io::Error::other("broken"));
         }
@@ -137,11 +167,13 @@ impl BlockDevice for MemDisk {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.not_busy()?;
         self.data.write().unwrap()[Self::range(offset, usize::try_from(len).unwrap())].fill(0);
         Ok(())
     }
 
     fn block_status(&self, offset: u64, len: u64) -> io::Result<BlockRun> {
+        self.not_busy()?;
         let block = self.block as usize;
         let data = self.data.read().unwrap();
         let rest = &data[Self::range(offset, usize::try_from(len).unwrap())];

@@ -25,7 +25,7 @@ fn it_shows_saves_and_restores_our_targets() {
         let port = kernel.fresh().await;
         let Disk::File { path, .. } = kernel.disk("one", 1 << 20).await else { panic!("a file") };
         let spec = spec(&path, 1, Some("TopSecret1234567"));
-        let endpoint = port.ensure(&spec).await.unwrap();
+        let endpoint = port.ensure(&spec, &spec.disks).await.unwrap();
         let client = kernel.connect(&endpoint, &spec.access).await.unwrap();
         client.write(0, &[7; 512]).await.unwrap();
         client.flush().await.unwrap();
@@ -50,7 +50,7 @@ fn it_shows_saves_and_restores_our_targets() {
         let client = kernel.connect(&endpoint, &spec.access).await.unwrap();
         assert_eq!(client.read(0, 512).await.unwrap(), vec![7; 512]);
         // Under a live session nothing of its disks may change: so an ensure passes only if they are the ones that it wants.
-        assert_eq!(port.ensure(&spec).await.unwrap().iqn, spec.iqn);
+        assert_eq!(port.ensure(&spec, &spec.disks).await.unwrap().iqn, spec.iqn);
         assert_eq!(client.read(0, 512).await.unwrap(), vec![7; 512]);
         client.logout().await.unwrap();
         port.remove(&spec.id, Removal::Force).await.unwrap();

@@ -16,8 +16,8 @@ use ggnet_backends::target::lio_configfs::Hook;
 use ggnet_core::{
     block::Disk,
     nouns::Iqn,
-    ports::{Completeness, Removal, TargetBackend, TargetSpec},
-    testkit::suite::{Fixture as _, TargetFixture as _, instance, iqn_prefix},
+    ports::{Completeness, Removal, TargetBackend},
+    testkit::suite::{Fixture as _, TargetFixture as _, Wanted, instance, iqn_prefix},
 };
 
 use crate::kernel::{Kernel, assert_same, backend, block_on, spec, tree};
@@ -26,7 +26,7 @@ const SETUP: &str = "GGNET_TEST_LIO_VICTIM";
 const SECRETS: [&str; 2] = ["TopSecret1234567", "Other12345678901"];
 
 /// The target that the victim works on: the same for parent and child.
-fn target(file: &Path, variant: usize) -> TargetSpec {
+fn target(file: &Path, variant: usize) -> Wanted {
     let n = u32::try_from(variant).unwrap() + 1;
     let mut spec = spec(file, n, Some(SECRETS[variant]));
     spec.id = "t-victim".parse().unwrap();
@@ -55,7 +55,10 @@ fn victim() {
         let port = backend(instance(), Some(hook));
         match what {
             "remove" => port.remove(&"t-victim".parse().unwrap(), Removal::Force).await.unwrap(),
-            variant => drop(port.ensure(&target(Path::new(file), variant.parse().unwrap())).await.unwrap()),
+            variant => {
+                let wanted = target(Path::new(file), variant.parse().unwrap());
+                port.ensure(&wanted, &wanted.disks).await.unwrap();
+            }
         }
     });
 }
@@ -84,18 +87,19 @@ fn killed_everywhere(from: Option<usize>, what: &str) -> u32 {
             files.push(path);
         }
         let beside = spec(&files[1], 9, None);
-        let endpoint = port.ensure(&beside).await.unwrap();
+        let endpoint = port.ensure(&beside, &beside.disks).await.unwrap();
         let client = kernel.connect(&endpoint, &beside.access).await.unwrap();
         let alone = tree();
         let wanted = target(&files[0], what.parse().unwrap_or(0));
-        port.ensure(&wanted).await.unwrap();
+        port.ensure(&wanted, &wanted.disks).await.unwrap();
         let both = tree();
         port.remove(&wanted.id, Removal::Force).await.unwrap();
         for n in 0.. {
             let mut killed = false;
             for finish in [true, false] {
                 if let Some(from) = from {
-                    port.ensure(&target(&files[0], from)).await.unwrap();
+                    let from = target(&files[0], from);
+                    port.ensure(&from, &from.disks).await.unwrap();
                 }
                 killed |= killed_after(n, &files[0], what);
                 let listed = port.list().await.unwrap();
@@ -106,7 +110,7 @@ fn killed_everywhere(from: Option<usize>, what: &str) -> u32 {
                 let whole = |l: &&ggnet_core::ports::Listed| l.completeness == Completeness::Whole;
                 assert!(listed.iter().filter(whole).any(|l| l.id == beside.id), "after {n}: {listed:?}");
                 if finish {
-                    port.ensure(&wanted).await.unwrap();
+                    port.ensure(&wanted, &wanted.disks).await.unwrap();
                     assert_same(&tree(), &both, &format!("{what} killed after {n} changes, then ensured"));
                     let reached = kernel.connect(&endpoint_of(&endpoint, &wanted), &wanted.access).await;
                     reached.unwrap().logout().await.unwrap();
@@ -125,7 +129,7 @@ fn killed_everywhere(from: Option<usize>, what: &str) -> u32 {
 
 fn endpoint_of(
     other: &ggnet_core::ports::TargetEndpoint,
-    spec: &TargetSpec,
+    spec: &Wanted,
 ) -> ggnet_core::ports::TargetEndpoint {
     ggnet_core::ports::TargetEndpoint { iqn: spec.iqn.clone(), ..other.clone() }
 }

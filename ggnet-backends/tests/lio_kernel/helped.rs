@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use ggnet_backends::{
-    helper::{Duties, TargetDuty, serve},
+    helper_server::{Duties, TargetDuty, serve},
     owner::Owner,
     target::lio_configfs::{Hook, LioConfig, LioConfigfs},
 };
@@ -21,8 +21,8 @@ use ggnet_core::{
     error::{ErrorKind, Result},
     nouns::ResourceId,
     ports::{
-        Connection, Health, Listed, LoginGate, Observer, Removal, TargetBackend, TargetCapabilities,
-        TargetEndpoint, TargetSpec,
+        Connection, Health, Listed, LoginGate, LunDisks, Observer, Removal, TargetBackend,
+        TargetCapabilities, TargetEndpoint, TargetSpec,
     },
     testkit::suite::{Fixture as _, TargetFixture as _, instance, iqn_prefix},
 };
@@ -136,8 +136,16 @@ impl TargetBackend for Unprivileged {
         self.backend.attach(gate, observer);
     }
 
-    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
-        self.within(self.backend.ensure(spec)).await
+    async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint> {
+        self.within(self.backend.ensure(spec, disks)).await
+    }
+
+    async fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>> {
+        self.within(self.backend.endpoint(id)).await
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        self.within(self.backend.get(id)).await
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
@@ -170,11 +178,11 @@ fn a_disk_that_the_servers_user_may_not_open_is_not_opened_for_it_by_the_kernel(
         chown(&path, Some(0), Some(0)).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let spec = spec(&path, 1, None);
-        let e = port.ensure(&spec).await.unwrap_err();
+        let e = port.ensure(&spec, &spec.disks).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Permission, "{e}");
         assert_same(&tree(), &pristine(), "nothing is left of it");
         Helped::own(&path);
-        let endpoint = port.ensure(&spec).await.unwrap();
+        let endpoint = port.ensure(&spec, &spec.disks).await.unwrap();
         let client = kernel.connect(&endpoint, &spec.access).await.unwrap();
         client.write(0, &[7; 512]).await.unwrap();
         client.logout().await.unwrap();
@@ -192,14 +200,14 @@ fn a_secret_that_may_not_be_read_is_changed_all_the_same() {
         let (old, mut new) =
             (spec(&path, 1, Some("TopSecret1234567")), spec(&path, 1, Some("Other12345678901")));
         (new.id, new.iqn) = (old.id.clone(), old.iqn.clone());
-        let endpoint = port.ensure(&old).await.unwrap();
+        let endpoint = port.ensure(&old, &old.disks).await.unwrap();
         kernel.connect(&endpoint, &old.access).await.unwrap().logout().await.unwrap();
-        port.ensure(&new).await.unwrap();
+        port.ensure(&new, &new.disks).await.unwrap();
         kernel.connect(&endpoint, &old.access).await.map(drop).expect_err("the old secret is worth nothing");
         kernel.connect(&endpoint, &new.access).await.unwrap().logout().await.unwrap();
         let mut open = new.clone();
-        open.access = spec(&path, 1, None).access;
-        port.ensure(&open).await.unwrap();
+        open.access = spec(&path, 1, None).spec.access;
+        port.ensure(&open, &open.disks).await.unwrap();
         kernel.connect(&endpoint, &open.access).await.unwrap().logout().await.unwrap();
     });
 }

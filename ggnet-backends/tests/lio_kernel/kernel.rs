@@ -23,8 +23,8 @@ use ggnet_core::{
     block::Disk,
     error::Result,
     nouns::{ChapPair, ImageFormat, InstanceId, Iqn, MachineId, ResourceId, Secret},
-    ports::{Access, LunSpec, Removal, TargetBackend, TargetEndpoint, TargetSpec},
-    testkit::suite::{Effort, Fixture, Foreign, TargetClient, TargetFixture, instance, iqn_prefix},
+    ports::{Access, LunDisks, LunSpec, Removal, TargetBackend, TargetEndpoint, TargetSpec},
+    testkit::suite::{Effort, Fixture, Foreign, TargetClient, TargetFixture, Wanted, instance, iqn_prefix},
 };
 
 use crate::{helped::Helped, iscsi_support::client};
@@ -171,7 +171,7 @@ impl Fixture<dyn TargetBackend> for Kernel {
         let other = backend(other_instance(), None);
         let mut spec = spec(&self.file("foreign", 1 << 20), 9, None);
         spec.iqn = Iqn::target(&iqn_prefix(), &other_instance(), &spec.id).unwrap();
-        other.ensure(&spec).await.unwrap();
+        other.ensure(&spec, &spec.disks).await.unwrap();
         // An operator's own, as targetcli makes them.
         let backstore = format!("{ROOT}/core/fileio_3/operators");
         fs::create_dir_all(&backstore).unwrap();
@@ -263,15 +263,16 @@ pub fn backend(instance: InstanceId, hook: Option<Hook>) -> LioConfigfs {
 }
 
 /// A target on a file, for initiator `n`.
-pub fn spec(file: &Path, n: u32, secret: Option<&str>) -> TargetSpec {
+pub fn spec(file: &Path, n: u32, secret: Option<&str>) -> Wanted {
     let id = ResourceId::generation(MachineId::generate(), 1);
     let iqn = Iqn::target(&iqn_prefix(), &instance(), &id).unwrap();
     let disk = Disk::File { path: file.to_owned(), format: ImageFormat::Raw };
     let disk_key = file.display().to_string();
-    let lun = LunSpec { number: 0, disk, disk_key, serial: format!("5e71a1{n:04x}"), read_only: false };
+    let lun = LunSpec { number: 0, disk_key, serial: format!("5e71a1{n:04x}"), read_only: false };
     let name = format!("iqn.2026-11.local.ggnet:pc-{n}").parse().unwrap();
     let chap = secret.map(|s| ChapPair { user: format!("pc-{n}"), secret: Secret::new(s) });
-    TargetSpec { id, iqn, luns: vec![lun], access: Access::Initiator { name, chap, mutual: None } }
+    let access = Access::Initiator { name, chap, mutual: None };
+    Wanted { spec: TargetSpec { id, iqn, luns: vec![lun], access }, disks: LunDisks::from([(0, disk)]) }
 }
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {

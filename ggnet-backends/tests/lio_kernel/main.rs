@@ -31,6 +31,8 @@ macro_rules! behaviour {
             too_many_luns_are_refused,
             // It takes no disk of our process.
             remove_lets_go_of_the_disks,
+            // The kernel keeps the size that a file had when its backstore was made.
+            a_disk_that_grew_is_served_to_its_end,
             // The kernel asks nobody at a login, and serves on when our process ends.
             the_newest_login_of_a_name_wins,
             the_gate_is_asked_after_authentication,

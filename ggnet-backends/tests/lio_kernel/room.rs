@@ -27,7 +27,7 @@ fn fifty_ensures_at_once_leave_fifty_right_targets_and_removed_none() {
         }
         let calls = specs.iter().cloned().map(|spec| {
             let port = Arc::clone(&port);
-            tokio::spawn(async move { port.ensure(&spec).await.unwrap() })
+            tokio::spawn(async move { port.ensure(&spec, &spec.disks).await.unwrap() })
         });
         let mut endpoints = Vec::new();
         for call in calls.collect::<Vec<_>>() {
@@ -62,15 +62,15 @@ fn ensure_twice_equals_once_in_every_object_and_value() {
         let mut second = spec.luns[0].clone();
         second.number = 5;
         second.read_only = true;
-        second.disk = Disk::File { path: path.clone(), format: ImageFormat::Raw };
+        spec.disks.insert(5, Disk::File { path: path.clone(), format: ImageFormat::Raw });
         spec.luns.push(second);
-        port.ensure(&spec).await.unwrap();
+        port.ensure(&spec, &spec.disks).await.unwrap();
         let once = tree();
-        port.ensure(&spec).await.unwrap();
+        port.ensure(&spec, &spec.disks).await.unwrap();
         assert_same(&tree(), &once, "ensured once");
         // Also by the next process.
         drop(port);
-        kernel.reopen().await.ensure(&spec).await.unwrap();
+        kernel.reopen().await.ensure(&spec, &spec.disks).await.unwrap();
         assert_same(&tree(), &once, "ensured once");
     });
 }
@@ -81,11 +81,11 @@ fn a_disk_that_is_not_there_leaves_nothing() {
     block_on(async {
         let port = kernel.fresh().await;
         let mut spec = spec(std::path::Path::new("/tmp/nonexistent"), 1, None);
-        port.ensure(&spec).await.unwrap_err();
+        port.ensure(&spec, &spec.disks).await.unwrap_err();
         assert_same(&tree(), &pristine(), "nothing is left");
         // The kernel finds out when the device is opened: half of the target is there by then.
-        spec.luns[0].disk = Disk::Device { path: "/dev/nonexistent".into() };
-        port.ensure(&spec).await.unwrap_err();
+        spec.disks.insert(0, Disk::Device { path: "/dev/nonexistent".into() });
+        port.ensure(&spec, &spec.disks).await.unwrap_err();
         assert_same(&tree(), &pristine(), "nothing is left");
     });
 }

@@ -29,7 +29,7 @@ fn sessions_and_their_bytes_are_read_back_also_with_chap() {
                 panic!("a file")
             };
             let spec = spec(&path, n, secret);
-            let endpoint = port.ensure(&spec).await.unwrap();
+            let endpoint = port.ensure(&spec, &spec.disks).await.unwrap();
             let client = kernel.connect(&endpoint, &spec.access).await.unwrap();
             let before = only_one(port.as_ref()).await;
             assert_eq!(before.target, spec.id);
@@ -55,13 +55,13 @@ fn an_initiator_that_is_no_longer_allowed_goes_with_its_session() {
         let Disk::File { path, .. } = kernel.disk("changed", 1 << 20).await else { panic!("a file") };
         let (old, mut new) = (spec(&path, 1, Some("TopSecret1234567")), spec(&path, 2, None));
         (new.id, new.iqn, new.luns) = (old.id.clone(), old.iqn.clone(), old.luns.clone());
-        let endpoint = port.ensure(&old).await.unwrap();
+        let endpoint = port.ensure(&old, &old.disks).await.unwrap();
         let client = kernel.connect(&endpoint, &old.access).await.unwrap();
-        port.ensure(&new).await.unwrap();
+        port.ensure(&new, &new.disks).await.unwrap();
         client.read(0, 512).await.expect("it is still served");
         kernel.connect(&endpoint, &old.access).await.map(drop).expect_err("its secret is worth nothing now");
         // And back: it may again, with its secret.
-        port.ensure(&old).await.unwrap();
+        port.ensure(&old, &old.disks).await.unwrap();
         kernel.connect(&endpoint, &old.access).await.unwrap().logout().await.unwrap();
         client.read(0, 512).await.expect("and it was served all the time");
     });
@@ -92,13 +92,13 @@ fn a_login_under_way_does_not_outlive_the_rule_that_it_came_by() {
         let Disk::File { path, .. } = kernel.disk("changed", 1 << 20).await else { panic!("a file") };
         let (old, mut new) = (spec(&path, 1, None), spec(&path, 2, None));
         (new.id, new.iqn, new.luns) = (old.id.clone(), old.iqn.clone(), old.luns.clone());
-        let endpoint = port.ensure(&old).await.unwrap();
+        let endpoint = port.ensure(&old, &old.disks).await.unwrap();
         let mut wire = Initiator::connect(endpoint.listen[0]).await.unwrap();
         assert!(login_step(&mut wire, 0x04, &who(1, &endpoint)).await, "the first half of a login");
         assert!(port.connections().await.unwrap().is_empty(), "the kernel shows no session yet");
 
         let (changing, wanted) = (Arc::clone(&port), new.clone());
-        let changing = tokio::spawn(async move { changing.ensure(&wanted).await });
+        let changing = tokio::spawn(async move { changing.ensure(&wanted, &wanted.disks).await });
         let group = Path::new(ROOT).join("iscsi").join(old.iqn.to_string()).join("tpgt_1");
         let as_before = || {
             group.join("acls/iqn.2026-11.local.ggnet:pc-1").exists()

@@ -18,7 +18,7 @@ use ggnet_core::{
         paths::chain_file,
     },
     error::ErrorKind,
-    ports::{BootBundle, BootFileStore as _, Completeness, Health, Removal},
+    ports::{BootBundle, BootFileStore as _, Completeness, Health},
     testkit::{suite::instance, tier::rounds},
 };
 use tempfile::TempDir;
@@ -195,7 +195,7 @@ async fn a_planted_link_is_followed_nowhere() {
         assert_eq!(store.read(&path.parse().unwrap()).await.unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(store.list().await.unwrap(), [], "nothing is left of a refused bundle");
         assert_eq!(store.read(&"ok/x".parse().unwrap()).await.unwrap_err().kind(), ErrorKind::NotFound);
-        store.remove(&"pc".parse().unwrap(), Removal::Force).await.unwrap();
+        store.remove(&"pc".parse().unwrap()).await.unwrap();
     }
     // Within our own folder, too.
     store.ensure(&bundle("pc", &[("x", b"1")])).await.unwrap();
@@ -218,7 +218,7 @@ async fn what_somebody_else_put_there_is_not_replaced() {
     let e = store.ensure(&bundle("loaders", &[("undionly.kpxe", b"ours")])).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());
     assert!(e.hint().unwrap().contains(dir.path().to_str().unwrap()), "{e:?}");
-    store.remove(&"loaders".parse().unwrap(), Removal::Force).await.unwrap();
+    store.remove(&"loaders".parse().unwrap()).await.unwrap();
     assert_eq!(std::fs::read(dir.path().join("undionly.kpxe")).unwrap(), b"theirs");
 }
 
@@ -261,7 +261,7 @@ async fn a_full_disk_leaves_the_old_files() {
     let listed = store.list().await.unwrap();
     assert_eq!((listed.len(), listed[0].digest), (1, Some(old.digest())));
     assert_eq!(listed[0].completeness, Completeness::Whole);
-    store.remove(&old.id, Removal::Force).await.unwrap();
+    store.remove(&old.id).await.unwrap();
     store.ensure(&bundle("pc", &[("machines/a", &[3; 100 << 10])])).await.unwrap();
 }
 
@@ -283,7 +283,7 @@ async fn two_instances_in_one_folder_leave_each_other_alone() {
         assert_eq!((listed.len(), listed[0].digest), (1, Some(own.digest())));
     }
     assert_eq!(b.read(&"machines/a".parse().unwrap()).await.unwrap_err().kind(), ErrorKind::NotFound);
-    b.remove(&"pc".parse().unwrap(), Removal::Force).await.unwrap();
+    b.remove(&"pc".parse().unwrap()).await.unwrap();
     assert_eq!(a.read(&"machines/a".parse().unwrap()).await.unwrap(), "a");
     let of_b = TftpdHpa::open(config(dir.path()), "ffffffff".parse().unwrap()).await.unwrap();
     assert_eq!(of_b.list().await.unwrap(), []);
@@ -305,7 +305,7 @@ async fn whoever_is_killed_within_a_call_leaves_nothing_that_is_not_mended() {
         for n in 0.. {
             store.ensure(&variant(n)).await.unwrap();
             if n % 5 == 4 {
-                store.remove(&"pc".parse().unwrap(), Removal::Force).await.unwrap();
+                store.remove(&"pc".parse().unwrap()).await.unwrap();
             }
             done();
         }
@@ -340,7 +340,7 @@ async fn whoever_is_killed_within_a_call_leaves_nothing_that_is_not_mended() {
         assert_eq!(folder & 0o777, 0o755, "round {round}");
     }
     let store = open(dir.path()).await;
-    store.remove(&"pc".parse().unwrap(), Removal::Force).await.unwrap();
+    store.remove(&"pc".parse().unwrap()).await.unwrap();
     let left: Vec<_> = names(dir.path()).into_iter().filter(|p| p.is_file() || p.is_symlink()).collect();
     assert_eq!(left.len(), 1, "the sign of life alone: {left:?}");
 }

@@ -6,7 +6,7 @@ use ggnet_backends::store::sqlite::{KeyReset, SqliteStore};
 use ggnet_core::{
     ErrorKind,
     nouns::{EventKind, Session, SessionState, StopReason},
-    ports::{Batch, PageRequest, Store, SystemClock, Write},
+    ports::{Batch, PageRequest, Store, Write},
     registry::{Registry, Wiring},
     testkit::suite::store::{at, generation, image, machine, session, version},
 };
@@ -151,15 +151,8 @@ async fn ended_sessions_need_no_key() {
 async fn started(folder: &Path) -> Arc<dyn Store> {
     let mut registry = Registry::new();
     ggnet_backends::register(&mut registry);
-    let wiring = Wiring {
-        instance: "0badcafe".parse().unwrap(),
-        iqn_prefix: "iqn.2025-01.net.example".parse().unwrap(),
-        data_dir: folder.to_owned(),
-        advertise: None,
-        http_port: 80,
-        interfaces: vec![],
-        clock: Arc::new(SystemClock),
-    };
+    let (instance, prefix) = ("0badcafe".parse().unwrap(), "iqn.2025-01.net.example".parse().unwrap());
+    let wiring = Wiring::new(instance, prefix, folder.to_owned());
     registry.stores.make("sqlite", wiring, serde_json::Value::Null).await.unwrap()
 }
 
@@ -192,7 +185,8 @@ async fn a_damaged_record_costs_its_session_alone() {
         assert_eq!((events.len(), events[0].event.session), (1, Some(w.live.id)));
         let why = ended.error.unwrap();
         assert!(
-            matches!(&events[0].event.kind, EventKind::SessionFailed { reason } if *reason == why),
+            matches!(&events[0].event.kind, EventKind::SessionFailed { reason, failure }
+                if *reason == why && *failure == ended.failure && failure.is_some()),
             "{events:?}"
         );
         store.shutdown().await;

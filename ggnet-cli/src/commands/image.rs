@@ -5,7 +5,7 @@ use ggnet_core::{
     nouns::{ImageState, VersionSource, VersionState},
 };
 
-use super::{Context, import, wire_name};
+use super::{Context, image_version, import, wire_name};
 use crate::{
     client::Client,
     failure::{Failure, Result},
@@ -152,24 +152,20 @@ fn show(context: &Context, i: &ImageResponse) -> Result<()> {
             let current = if Some(v.version.id) == i.image.current { " (current)" } else { "" };
             vec![
                 format!("{}:{}{current}", i.image.name, v.version.number).into(),
-                version_state(v),
+                image_version::state(v),
                 if v.version.size_bytes == 0 { Field::from("") } else { size(v.version.size_bytes).into() },
                 v.version.sha256.as_deref().and_then(|s| s.get(..12)).unwrap_or_default().into(),
                 source(&v.version.source).into(),
                 v.version.finished_at.map(time::ago).unwrap_or_default().into(),
-                v.version.error.as_deref().unwrap_or(&v.version.comment).into(),
+                v.version.comment.as_str().into(),
             ]
         },
-    )
-}
-
-fn version_state(v: &VersionResponse) -> Field {
-    match (v.version.state, v.progress_per_mille) {
-        (VersionState::Ready, _) => Field::with("ready", Mood::Good),
-        (VersionState::Failed, _) => Field::with("failed", Mood::Bad),
-        (VersionState::Importing, Some(p)) => Field::with(format!("importing, {} %", p / 10), Mood::Middling),
-        (VersionState::Importing, None) => Field::with("importing", Mood::Middling),
+    )?;
+    for v in i.versions.iter().filter(|v| v.version.state == VersionState::Failed) {
+        context.out.text("")?;
+        image_version::show(context, i.image.name.as_str(), v)?;
     }
+    Ok(())
 }
 
 fn source(source: &VersionSource) -> String {
@@ -177,17 +173,4 @@ fn source(source: &VersionSource) -> String {
         VersionSource::Import { path, .. } => path.display().to_string(),
         VersionSource::Writeback { session, .. } => format!("session {session}"),
     }
-}
-
-/// One version: what an import ends with.
-pub fn show_version(context: &Context, name: &str, v: &VersionResponse) -> Result<()> {
-    let rows = vec![
-        ("version", format!("{name}:{}", v.version.number).into()),
-        ("id", v.version.id.to_string().into()),
-        ("state", version_state(v)),
-        ("size", size(v.version.size_bytes).into()),
-        ("sha-256", v.version.sha256.as_deref().unwrap_or_default().into()),
-        ("comment", v.version.comment.as_str().into()),
-    ];
-    context.out.one(v, rows)
 }

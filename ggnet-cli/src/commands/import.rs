@@ -11,7 +11,7 @@ use ggnet_core::{
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::{Instant, sleep};
 
-use super::{Context, image};
+use super::{Context, image_version};
 use crate::{
     client::Client,
     failure::{Failure, Result},
@@ -40,7 +40,7 @@ pub async fn import(context: &Context, o: Import) -> Result<()> {
     let label = format!("{}:{}", begun.image.name, begun.version.version.number);
     if o.no_wait {
         context.out.note(&format!("The import goes on; `ggnet image show {}` shows it", begun.image.name));
-        return image::show_version(context, begun.image.name.as_str(), &begun.version);
+        return image_version::show(context, begun.image.name.as_str(), &begun.version);
     }
     let id = begun.version.version.id;
     let how =
@@ -57,10 +57,14 @@ pub async fn import(context: &Context, o: Import) -> Result<()> {
     };
     if ended.version.state == VersionState::Failed {
         let why = ended.version.error.as_deref().unwrap_or("the server does not say why");
-        return Err(Failure::refused(format!("The import of {label} failed: {why}"))
-            .hint("Nothing of it is left on the server's disk; the file it came from is as it was"));
+        let failure =
+            Failure::refused(format!("The import of {label} failed and left nothing on the server: {why}"));
+        return Err(match &ended.version.failure {
+            Some(known) => failure.because_of(known),
+            None => failure,
+        });
     }
-    image::show_version(context, begun.image.name.as_str(), &ended)
+    image_version::show(context, begun.image.name.as_str(), &ended)
 }
 
 /// Never ends without a limit.

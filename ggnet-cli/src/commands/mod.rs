@@ -2,6 +2,7 @@
 
 mod guest_kit;
 mod image;
+mod image_version;
 mod import;
 mod login;
 mod machine;
@@ -11,12 +12,14 @@ mod target;
 mod timeline;
 mod watch;
 
+use ggnet_core::nouns;
+
 use crate::{
     client::Client,
     credentials::Credentials,
     failure::{Failure, Result},
     options::{Command, Global, Options},
-    output::Output,
+    output::{Field, Output},
 };
 
 /// What every command has.
@@ -82,4 +85,11 @@ fn wire_name<T: serde::Serialize>(value: &T) -> String {
         Ok(other) => other.to_string(),
         Err(_) => String::new(),
     }
+}
+
+/// What is known of a failure beside its words.
+fn failure_rows(failure: Option<&nouns::Failure>) -> Vec<(&'static str, Field)> {
+    let Some(failure) = failure else { return Vec::new() };
+    let hint = failure.hint.as_deref().map(|hint| ("what to do", hint.into()));
+    hint.into_iter().chain([("code", failure.code.as_str().into())]).collect()
 }

@@ -7,7 +7,7 @@ use ggnet_core::{
     nouns::{SessionId, SessionState},
 };
 
-use super::{Context, image, machine, watch, wire_name};
+use super::{Context, failure_rows, image, machine, watch, wire_name};
 use crate::{
     client::{Client, Query},
     failure::{Failure, Result},
@@ -135,6 +135,7 @@ fn rows(s: &SessionResponse) -> Vec<(&'static str, Field)> {
     if let Some(error) = &session.error {
         rows.push(("error", Field::with(error, Mood::Bad)));
     }
+    rows.extend(failure_rows(session.failure.as_ref()));
     rows
 }
 

@@ -61,10 +61,14 @@ impl Entry {
         let one = |(key, value): (&String, &Value)| match (key.as_str(), value) {
             ("stage", _) if of_stage => None,
             ("message" | "reason" | "action", Value::String(text)) => Some(text.clone()),
+            // Said below: the reason says what it was, what is left is what to do.
+            ("failure" | "diagnosis", _) => None,
             (_, Value::String(text)) => Some(format!("{key} {text}")),
             (_, value) => Some(format!("{key} {value}")),
         };
-        printable(&self.details.iter().filter_map(one).collect::<Vec<_>>().join(", "))
+        let hint = self.details.get("failure").and_then(|failure| failure.get("hint")?.as_str());
+        let hint = hint.map(|hint| format!("what to do: {hint}"));
+        printable(&self.details.iter().filter_map(one).chain(hint).collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -121,7 +125,10 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ggnet_core::nouns::{BootStage, Event, EventKind, NewEvent};
+    use ggnet_core::{
+        Error, ErrorKind,
+        nouns::{BootStage, Diagnosis, Event, EventKind, NewEvent},
+    };
 
     fn entry(kind: EventKind) -> Entry {
         let event = NewEvent::new(Timestamp::UNIX_EPOCH, kind).machine(MachineId::generate());
@@ -134,8 +141,14 @@ mod tests {
         assert_eq!((e.name().as_str(), e.words().as_str()), ("iscsi-login", "generation 2"));
         let e = entry(EventKind::BootFailed { stage: "sanboot".to_owned(), errno: "2c0d603b".to_owned() });
         assert_eq!((e.name().as_str(), e.words().as_str()), ("boot-failed", "errno 2c0d603b, stage sanboot"));
-        let e = entry(EventKind::BootDiagnosis { message: "Secure Boot is probably on".to_owned() });
+        let message = "Secure Boot is probably on".to_owned();
+        let diagnosis = Some(Diagnosis::secure_boot_likely("52:54:00:aa:00:01", 60));
+        let e = entry(EventKind::BootDiagnosis { message, diagnosis });
         assert_eq!(e.words(), "Secure Boot is probably on");
+        let full = Error::new(ErrorKind::Full, "The disk is full").with_hint("Free space");
+        let failure = Some((&full).into());
+        let e = entry(EventKind::VersionFailed { reason: full.report(), failure });
+        assert_eq!(e.words(), "The disk is full (full), what to do: Free space");
     }
 
     #[test]

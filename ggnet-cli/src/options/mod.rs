@@ -17,7 +17,10 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use crate::{failure::Failure, output::Format};
+use crate::{
+    failure::Failure,
+    output::{self, Format},
+};
 use values::ServerUrl;
 
 const AFTER: &str = "\
@@ -127,7 +130,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Options, ExitCode> {
         let printed = matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
         if json && !printed {
             let failure = usage(&e);
-            failure.report(Format::Json);
+            output::report(&failure, Format::Json);
             return failure.exit_code();
         }
         // A reader who has gone reads no help.

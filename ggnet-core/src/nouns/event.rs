@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ImageId, MacAddr, MachineId, SessionId, Timestamp};
+use super::{Diagnosis, Failure, ImageId, MacAddr, MachineId, SessionId, Timestamp};
 
 /// The observed stages of a boot, in their usual order; together a machine's boot timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,6 +57,9 @@ pub enum EventKind {
     BootDeclined {
         /// Why.
         reason: String,
+        /// Which reason that is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        diagnosis: Option<Diagnosis>,
     },
     /// The machine's iPXE reported a failure.
     BootFailed {
@@ -77,6 +80,9 @@ pub enum EventKind {
     BootDiagnosis {
         /// In plain words.
         message: String,
+        /// Which explanation that is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        diagnosis: Option<Diagnosis>,
     },
     /// An image was created.
     ImageCreated,
@@ -92,6 +98,9 @@ pub enum EventKind {
     VersionFailed {
         /// Why.
         reason: String,
+        /// Which failure it was; none in events of older versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
     },
     /// A version was deleted.
     VersionDeleted,
@@ -122,6 +131,9 @@ pub enum EventKind {
     SessionFailed {
         /// Why.
         reason: String,
+        /// Which failure it was; none in events of older versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
     },
     /// The reconciler removed something that nobody owned, or made something that a live session lacked.
     Reconciled {

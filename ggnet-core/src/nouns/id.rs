@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::Error;
+use crate::error::{Error, code};
 
 /// `Serialize` as the `Display` form and `Deserialize` through `FromStr`, so that a bad value names its field.
 macro_rules! string_serde {
@@ -48,9 +48,10 @@ macro_rules! uuid_id {
         impl FromStr for $name {
             type Err = Error;
             fn from_str(s: &str) -> Result<Self, Error> {
-                uuid::Uuid::try_parse(s)
-                    .map(Self)
-                    .map_err(|_| Error::invalid("id", format!("{s:?} is not a {} id (a UUID)", $what)))
+                uuid::Uuid::try_parse(s).map(Self).map_err(|_| {
+                    Error::invalid("id", format!("{s:?} is not a {} id (a UUID)", $what))
+                        .with_code(code::id_invalid($what, s))
+                })
             }
         }
 
@@ -96,53 +97,76 @@ uuid_id!(
     "target"
 );
 
-/// This GGnet among others on the same host: eight hexadecimal digits, part of every name it gives out, so that two
-/// GGnets leave each other's objects alone.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct InstanceId(String);
+macro_rules! hex_id {
+    ($(#[$doc:meta])* $name:ident, $field:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash)]
+        pub struct $name(String);
 
-impl InstanceId {
-    /// A new random instance id.
-    #[must_use]
-    pub fn generate() -> Self {
-        let random = uuid::Uuid::new_v4().simple().to_string();
-        Self(random[..8].to_owned())
-    }
+        impl $name {
+            /// A new random one.
+            #[must_use]
+            pub fn generate() -> Self {
+                let random = uuid::Uuid::new_v4().simple().to_string();
+                Self(random[..8].to_owned())
+            }
 
-    /// The eight digits.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for InstanceId {
-    type Err = Error;
-    fn from_str(s: &str) -> Result<Self, Error> {
-        if s.len() == 8 && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-            Ok(Self(s.to_owned()))
-        } else {
-            Err(Error::invalid(
-                "instance",
-                format!("{s:?} is not an instance id: eight lower-case hexadecimal digits"),
-            ))
+            /// The eight digits.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
         }
-    }
+
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(s: &str) -> Result<Self, Error> {
+                if s.len() == 8 && s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+                    Ok(Self(s.to_owned()))
+                } else {
+                    Err(Error::invalid(
+                        $field,
+                        format!(concat!("{:?} is no ", $field, " id: eight lower-case hexadecimal digits"), s),
+                    ))
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        string_serde!($name);
+    };
 }
 
-impl fmt::Display for InstanceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+hex_id!(
+    /// This GGnet among others: eight hexadecimal digits, part of every name it gives out, so that two GGnets leave each other's objects
+    /// alone. All servers of one installation share it.
+    InstanceId,
+    "instance"
+);
+hex_id!(
+    /// One server of an installation: eight hexadecimal digits. It owns the sessions that it serves.
+    ServerId,
+    "server"
+);
+
+impl ServerId {
+    /// The server of an installation that has only one.
+    #[must_use]
+    pub fn only_one_of(instance: &InstanceId) -> Self {
+        Self(instance.0.clone())
     }
 }
-
-impl fmt::Debug for InstanceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-string_serde!(InstanceId);
 
 /// The name under which a backend keeps one object of ours: 1 to 64 of `[a-z0-9.-]`, first and last alphanumeric.
 /// Safe as a file name, inside an IQN and as a dhcpd host name.

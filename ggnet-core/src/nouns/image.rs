@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ImageId, ImageVersionId, Name, SessionId, Timestamp};
+use super::{Failure, ImageId, ImageVersionId, Name, SessionId, Timestamp};
 
 /// A disk format that qemu-img reads; raw is what we serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,6 +55,9 @@ pub struct Image {
     /// The version that machines boot unless they are pinned to another.
     #[serde(default)]
     pub current: Option<ImageVersionId>,
+    /// The highest number that a version of it ever had: one that was removed is not given again, so that people never mean two by it.
+    #[serde(default)]
+    pub last_version: u32,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last changed.
@@ -120,6 +123,9 @@ pub struct ImageVersion {
     /// Why it failed.
     #[serde(default)]
     pub error: Option<String>,
+    /// Which failure that was, and what to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
     /// When the import began.
     pub created_at: Timestamp,
     /// When it became ready or failed.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::Error;
+use crate::error::{Error, code};
 use crate::nouns::{InstanceId, MacAddr, ResourceId};
 
 /// `iqn.YYYY-MM.reversed.domain[:anything]`, lower case, at most 223 bytes. Underscores are refused everywhere because
@@ -45,6 +45,7 @@ impl FromStr for Iqn {
                 "iqn",
                 format!("{s:?} is not an IQN: {why} (example: iqn.2026-11.org.example:pc-17)"),
             )
+            .with_code(code::iqn_invalid(s))
         };
         if s.len() > 223 {
             return Err(bad("longer than 223 bytes"));

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::Error;
+use crate::error::{Error, code};
 
 /// A unicast hardware address. `AA-BB-…`, `aa:bb:…`, `aabb.ccdd.eeff` and `aabbccddeeff` all parse to the same value;
 /// it prints as `aa:bb:cc:dd:ee:ff`. All-zero, broadcast and multicast addresses are refused: no machine boots with one.
@@ -12,14 +12,12 @@ pub struct MacAddr([u8; 6]);
 impl MacAddr {
     /// The address with these octets; the same refusals as parsing.
     pub fn new(octets: [u8; 6]) -> Result<Self, Error> {
+        let bad = |why| Err(Error::invalid("mac", why).with_code(code::mac_invalid(Self(octets))));
         if octets == [0; 6] {
-            return Err(Error::invalid("mac", "The MAC address is all zeros"));
+            return bad("The MAC address is all zeros");
         }
         if octets[0] & 1 == 1 {
-            return Err(Error::invalid(
-                "mac",
-                "The MAC address is a multicast or broadcast address; a machine has a unicast one",
-            ));
+            return bad("The MAC address is a multicast or broadcast address; a machine has a unicast one");
         }
         Ok(Self(octets))
     }
@@ -56,6 +54,7 @@ impl FromStr for MacAddr {
                 "mac",
                 format!("{s:?} is not a MAC address: expected six octets such as 52:54:00:12:34:56"),
             )
+            .with_code(code::mac_invalid(s))
         };
         // The separator must be one kind at the usual places, so that "1:23:45…" is not read as something else.
         let groups: Vec<&str> = match s.len() {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{ImageId, ImageVersionId, MacAddr, MachineId, Name, Timestamp};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, code};
 
 /// What kind of computer it is; decides which boot files it is given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -135,30 +135,38 @@ impl Machine {
     /// Checks what the field types cannot hold.
     pub fn validate(&self) -> Result<()> {
         if self.macs.is_empty() {
-            return Err(Error::invalid("macs", "A machine needs at least one MAC address"));
+            return Err(Error::invalid("macs", "A machine needs at least one MAC address")
+                .with_code(code::mac_missing()));
         }
         if self.macs.len() > 16 {
-            return Err(Error::invalid("macs", "A machine has at most 16 MAC addresses"));
+            return Err(Error::invalid("macs", "A machine has at most 16 MAC addresses")
+                .with_code(code::too_many(16)));
         }
         let mut sorted = self.macs.clone();
         sorted.sort_unstable();
-        sorted.dedup();
-        if sorted.len() != self.macs.len() {
-            return Err(Error::invalid("macs", "The same MAC address is given twice"));
+        if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            let mac = twice[0];
+            return Err(Error::invalid("macs", format!("The MAC address {mac} is given twice"))
+                .with_code(code::mac_repeated(mac)));
         }
         if self.groups.len() > 64 {
-            return Err(Error::invalid("groups", "A machine is in at most 64 groups"));
+            return Err(
+                Error::invalid("groups", "A machine is in at most 64 groups").with_code(code::too_many(64))
+            );
         }
         if self.description.len() > 2000 {
-            return Err(Error::invalid("description", "The description is longer than 2000 bytes"));
+            return Err(Error::invalid("description", "The description is longer than 2000 bytes")
+                .with_code(code::too_long(2000)));
         }
         if let Some(address) = self.fixed_address
             && (address.is_unspecified() || address.is_multicast() || address.is_loopback())
         {
-            return Err(Error::invalid("fixed_address", format!("{address} cannot be a machine's address")));
+            return Err(Error::invalid("fixed_address", format!("{address} cannot be a machine's address"))
+                .with_code(code::fixed_address_invalid(address)));
         }
         if self.pinned_version.is_some() && self.image.is_none() {
-            return Err(Error::invalid("pinned_version", "A version is pinned but no image is assigned"));
+            return Err(Error::invalid("pinned_version", "A version is pinned but no image is assigned")
+                .with_code(code::pinned_version_without_image()));
         }
         Ok(())
     }

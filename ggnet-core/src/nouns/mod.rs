@@ -1,7 +1,9 @@
 //! The nouns of diskless boot, one file each, as newtypes that cannot hold a bad value: a parsed value is a proof.
 
 pub mod audit;
+pub mod diagnosis;
 pub mod event;
+pub mod failure;
 pub mod id;
 pub mod image;
 pub mod iqn;
@@ -15,8 +17,10 @@ pub mod target;
 pub mod user;
 
 pub use audit::AuditRow;
+pub use diagnosis::Diagnosis;
 pub use event::{BootStage, Event, EventKind, NewEvent};
-pub use id::{ImageId, ImageVersionId, InstanceId, MachineId, ResourceId, SessionId, TargetId};
+pub use failure::Failure;
+pub use id::{ImageId, ImageVersionId, InstanceId, MachineId, ResourceId, ServerId, SessionId, TargetId};
 pub use image::{Image, ImageFormat, ImageState, ImageVersion, VersionSource, VersionState};
 pub use iqn::Iqn;
 pub use mac::MacAddr;

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::Error;
+use crate::error::{Error, code};
 
 /// 1 to 63 of `[a-z0-9-]`, first and last alphanumeric, as a DNS label (RFC 1123 2.1), because a machine's name becomes its
 /// host name. Upper case is folded.
@@ -36,7 +36,8 @@ impl FromStr for Name {
                 format!(
                     "{s:?} is not a name: 1 to 63 letters, digits or hyphens, first and last a letter or digit"
                 ),
-            ))
+            )
+            .with_code(code::name_invalid(s)))
         }
     }
 }

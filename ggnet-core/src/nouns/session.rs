@@ -13,7 +13,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ChapPair, ImageId, ImageVersionId, Iqn, MachineId, ResourceId, SessionId, Timestamp, WritebackPolicy,
+    ChapPair, Failure, ImageId, ImageVersionId, Iqn, MachineId, ResourceId, ServerId, SessionId, Timestamp,
+    WritebackPolicy,
 };
 
 /// Where a session stands.
@@ -138,6 +139,15 @@ pub struct Session {
     /// What failed, for people.
     #[serde(default)]
     pub error: Option<String>,
+    /// Which failure that was, and what to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The server that serves it, and alone may change it. None, in a record from before servers had ids: whichever finds it.
+    #[serde(default)]
+    pub owner: Option<ServerId>,
+    /// Grows whenever another server takes it over: what was decided in an earlier epoch must not be carried out any more.
+    #[serde(default)]
+    pub epoch: u64,
     /// Grows with every change; updates are conditional on it.
     pub revision: u64,
 }
@@ -152,6 +162,12 @@ impl Session {
     /// The generations that exist: current, and next when prepared.
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         std::iter::once(&self.current).chain(self.next.as_ref())
+    }
+
+    /// Whether this server is its owner.
+    #[must_use]
+    pub fn is_of(&self, server: &ServerId) -> bool {
+        self.owner.as_ref().is_none_or(|owner| owner == server)
     }
 
     /// The highest generation number this session has given out.

@@ -7,52 +7,24 @@ use std::{
     time::Duration,
 };
 
-use super::{Orchestrator, StartRequest, pending::Turn};
+use super::{
+    Orchestrator,
+    boot_request::{Advertised, BootAnswer, BootRequest},
+    locked_machine::LockedMachine,
+    pending::Turn,
+};
 use crate::{
     boot_text::{
-        BootUrl, Host, SanUri,
+        Host, SanUri,
         templates::{DeclinedScript, FirstScript, MachineScript, UnknownScript},
     },
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{
-        Actor, BootStage, EventKind, Firmware, Generation, MacAddr, Machine, MachineState, NewEvent, Session,
-        SessionState,
+        Actor, BootStage, Diagnosis, EventKind, Generation, MacAddr, Machine, MachineState, Name, NewEvent,
+        Session, SessionState,
     },
     ports::{Batch, TargetEndpoint},
 };
-
-/// Under which addresses this machine reaches us: the configured ones, else what its connection tells.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Advertised {
-    /// The portal's address.
-    pub portal: Host,
-    /// Where scripts and reports are, without a trailing slash: `http://192.0.2.1:8080`.
-    pub http_url: BootUrl,
-}
-
-/// A request for a boot script.
-#[derive(Clone, Debug)]
-pub struct BootRequest {
-    /// Who asks, as it says.
-    pub mac: MacAddr,
-    /// Its firmware, where the request tells.
-    pub firmware: Firmware,
-    /// From where, for the record.
-    pub peer: Option<String>,
-    /// How it reaches us.
-    pub advertised: Advertised,
-    /// False (HEAD): says what would be answered and prepares nothing.
-    pub prepare: bool,
-}
-
-/// What to answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BootAnswer {
-    /// This script.
-    Script(String),
-    /// Come again after this time: a start or stop is under way. iPXE honours 503 with Retry-After.
-    Retry(Duration),
-}
 
 /// Why a known machine is sent to its next boot device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +48,15 @@ impl Declined {
             Self::NoImage => "no image is assigned to this machine".to_owned(),
             Self::NoAutoStart => "no session is started for this machine, and auto start is off".to_owned(),
             Self::NotReady(why) => why.clone(),
+        }
+    }
+
+    fn diagnosis(&self) -> Diagnosis {
+        match self {
+            Self::NotActive(state) => Diagnosis::set_to(state.as_str()),
+            Self::NoImage => Diagnosis::no_image(),
+            Self::NoAutoStart => Diagnosis::no_auto_start(),
+            Self::NotReady(why) => Diagnosis::not_ready(why),
         }
     }
 }
@@ -172,80 +153,25 @@ impl Orchestrator {
             self.inner.online.script_asked(request.mac);
         }
         // Held to the end: a start, or the making of a generation, must not interleave with a stop.
-        let _guard = self.inner.locks.lock(&found.id).await;
+        let locked = self.lock_machine(found.id).await;
         // Again under the lock: it may have been changed or deleted meanwhile.
         let Some(machine) = store.machine(found.id).await? else { return self.answer_unknown(request).await };
         let session = store.live_session(machine.id).await?;
+        if session.as_ref().is_some_and(|session| !self.owns(session)) {
+            return Ok(BootAnswer::Retry(Duration::from_secs(5)));
+        }
         match (decide(Some(&machine), session.as_ref()), session) {
             (Decision::Unknown, _) => self.answer_unknown(request).await,
             (Decision::Declined(why), _) => self.answer_declined(request, &machine, &why).await,
             // Nobody works on it, for the lock is ours: the reconciler will undo or finish it shortly.
             (Decision::Wait, _) => Ok(BootAnswer::Retry(Duration::from_secs(2))),
             (Decision::Start, _) if !request.prepare => Ok(BootAnswer::Retry(Duration::from_secs(1))),
-            (Decision::Start, _) => self.answer_start(request, machine).await,
-            (Decision::Continue, Some(session)) => self.answer_continue(request, machine, session).await,
+            (Decision::Start, _) => locked.answer_start(request, machine).await,
+            (Decision::Continue, Some(session)) => locked.answer_continue(request, machine, session).await,
             (Decision::Continue, None) => {
                 Err(Error::internal("A session was to be continued and there is none"))
             }
         }
-    }
-
-    async fn answer_start(&self, request: &BootRequest, machine: Machine) -> Result<BootAnswer> {
-        // What made its last start fail is seldom mended within seconds, and each try is recorded.
-        if let Some(wait) = self.inner.failed_starts.wait(machine.id) {
-            return Ok(BootAnswer::Retry(wait));
-        }
-        let actor = Actor::Machine { mac: request.mac, address: request.peer.clone() };
-        let start = StartRequest { machine: machine.id, image: None, actor: actor.clone() };
-        let prepared = match self.prepare_start(&start).await {
-            Ok(prepared) => prepared,
-            // The image is not ready, or the kept writeback belongs to another: nothing a machine could wait for.
-            Err(e) if e.kind() == ErrorKind::Conflict => {
-                let why = Declined::NotReady(e.message().to_owned());
-                return self.answer_declined(request, &machine, &why).await;
-            }
-            Err(e) => return Err(e),
-        };
-        let started = match self.perform_start(prepared.0, prepared.1, &actor).await {
-            Ok(started) => {
-                self.inner.failed_starts.forget(start.machine);
-                started
-            }
-            Err(e) => {
-                self.inner.failed_starts.add(start.machine);
-                return Err(e);
-            }
-        };
-        let generation = started.session.current.clone();
-        self.script_read(&started.session, &generation).await?;
-        let script = self.script(
-            &started.machine,
-            &started.session,
-            &generation,
-            &started.endpoint,
-            &request.advertised,
-        );
-        Ok(BootAnswer::Script(script.await?))
-    }
-
-    async fn answer_continue(
-        &self,
-        request: &BootRequest,
-        machine: Machine,
-        mut session: Session,
-    ) -> Result<BootAnswer> {
-        let generation = if request.prepare {
-            self.commit_before_boot(&mut session).await?;
-            self.generation_for_boot(&machine, &mut session).await?
-        } else {
-            session.next.clone().unwrap_or_else(|| session.current.clone())
-        };
-        let endpoint = self.ensure_generation(&session, &generation).await?;
-        if request.prepare {
-            self.script_read(&session, &generation).await?;
-        }
-        let script = self.script(&machine, &session, &generation, &endpoint, &request.advertised).await?;
-        Ok(BootAnswer::Script(script))
     }
 
     async fn script_read(&self, session: &Session, generation: &Generation) -> Result<()> {
@@ -284,8 +210,8 @@ impl Orchestrator {
     ) -> Result<BootAnswer> {
         let reason = why.reason();
         if request.prepare && self.inner.strangers.of_machine(machine.id) {
-            let event = NewEvent::new(self.now(), EventKind::BootDeclined { reason: reason.clone() })
-                .machine(machine.id);
+            let kind = EventKind::BootDeclined { reason: reason.clone(), diagnosis: Some(why.diagnosis()) };
+            let event = NewEvent::new(self.now(), kind).machine(machine.id);
             self.record(Batch::new().event(event)).await?;
         }
         let script = DeclinedScript { machine: machine.name.clone(), mac: request.mac, reason };
@@ -301,13 +227,14 @@ impl Orchestrator {
         let (this, id, advertised) = (self.clone(), session.id, advertised.clone());
         let machine = session.machine;
         self.run(async move {
-            // A target's port is only known from `ensure`, and an `ensure` beside a stop would bring back what the stop removed.
-            let _guard = this.inner.locks.lock(&machine).await;
+            // What is lacking is made, and that beside a stop would bring back what the stop removed.
+            let locked = this.lock_machine(machine).await;
             let store = this.inner.ports.store();
             let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
+            this.check_owner(&session)?;
             if session.state != SessionState::Active {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::session_not_active(id, session.state.as_str()),
                     format!("Session {id} is {}, not active", session.state.as_str()),
                 )
                 .with_hint("Start a new session"));
@@ -315,9 +242,10 @@ impl Orchestrator {
             let machine =
                 store.machine(machine).await?.ok_or_else(|| Error::not_found("machine", machine))?;
             let generation = session.next.as_ref().unwrap_or(&session.current);
-            let endpoint = this.ensure_generation(&session, generation).await?;
+            let endpoint = locked.endpoint_of(&session, generation).await?;
             let uri = this.san_uri(&session, generation, &endpoint, &advertised)?;
-            Ok((this.script(&machine, &session, generation, &endpoint, &advertised).await?, uri))
+            let boots = this.boots(generation).await?;
+            Ok((this.script(&machine, (&session, generation), boots, &endpoint, &advertised)?, uri))
         })
         .await
     }
@@ -338,30 +266,105 @@ impl Orchestrator {
         })
     }
 
-    async fn script(
-        &self,
-        machine: &Machine,
-        session: &Session,
-        generation: &Generation,
-        endpoint: &TargetEndpoint,
-        advertised: &Advertised,
-    ) -> Result<String> {
+    /// What a generation boots.
+    async fn boots(&self, generation: &Generation) -> Result<Boots> {
         let store = self.inner.ports.store();
         let image = store.image(generation.image).await?;
         let image = image.ok_or_else(|| Error::not_found("image", generation.image))?;
         let version = store.version(generation.version).await?;
+        Ok(Boots { image: image.name, version: version.map_or(0, |v| v.number) })
+    }
+
+    fn script(
+        &self,
+        machine: &Machine,
+        (session, generation): (&Session, &Generation),
+        boots: Boots,
+        endpoint: &TargetEndpoint,
+        advertised: &Advertised,
+    ) -> Result<String> {
         let mac = machine.primary_mac()?;
         self.inner.templates.machine(&MachineScript {
             machine: machine.name.clone(),
             mac,
-            image: image.name,
-            version: version.map_or(0, |v| v.number),
+            image: boots.image,
+            version: boots.version,
             san: self.san_uri(session, generation, endpoint, advertised)?,
             initiator: session.initiator.clone(),
             chap: generation.chap.clone(),
             report_url: advertised.http_url.join(&format!("boot/{}/report", mac.hyphenated()))?,
         })
     }
+}
+
+impl LockedMachine<'_> {
+    async fn answer_start(&self, request: &BootRequest, machine: Machine) -> Result<BootAnswer> {
+        // What made its last start fail is seldom mended within seconds, and each try is recorded.
+        if let Some(wait) = self.inner.failed_starts.wait(machine.id) {
+            return Ok(BootAnswer::Retry(wait));
+        }
+        let (id, actor) = (machine.id, Actor::Machine { mac: request.mac, address: request.peer.clone() });
+        let prepared = match self.prepare_start(machine.clone(), None).await {
+            Ok(prepared) => prepared,
+            // The image is not ready, or the kept writeback belongs to another: nothing a machine could wait for.
+            Err(e) if e.kind() == ErrorKind::Conflict => {
+                let why = Declined::NotReady(e.explain());
+                return self.answer_declined(request, &machine, &why).await;
+            }
+            Err(e) => return Err(e),
+        };
+        let started = match self.perform_start(prepared, &actor).await {
+            Ok(started) => {
+                self.inner.failed_starts.forget(id);
+                started
+            }
+            Err(e) => {
+                self.inner.failed_starts.add(id);
+                return Err(e);
+            }
+        };
+        let generation = &started.session.current;
+        self.script_read(&started.session, generation).await?;
+        let boots = Boots { image: started.image.name, version: started.version.number };
+        let script = self.script(
+            &started.machine,
+            (&started.session, generation),
+            boots,
+            &started.endpoint,
+            &request.advertised,
+        );
+        Ok(BootAnswer::Script(script?))
+    }
+
+    async fn answer_continue(
+        &self,
+        request: &BootRequest,
+        machine: Machine,
+        mut session: Session,
+    ) -> Result<BootAnswer> {
+        let (generation, made) = if request.prepare {
+            self.commit_before_boot(&mut session).await?;
+            self.generation_for_boot(&machine, &mut session).await?
+        } else {
+            (session.next.clone().unwrap_or_else(|| session.current.clone()), None)
+        };
+        let endpoint = match made {
+            Some(endpoint) => endpoint,
+            None => self.endpoint_of(&session, &generation).await?,
+        };
+        if request.prepare {
+            self.script_read(&session, &generation).await?;
+        }
+        let boots = self.boots(&generation).await?;
+        let of = (&session, &generation);
+        Ok(BootAnswer::Script(self.script(&machine, of, boots, &endpoint, &request.advertised)?))
+    }
+}
+
+/// What a script says that it boots, for the machine's screen.
+struct Boots {
+    image: Name,
+    version: u32,
 }
 
 /// The port of the portal that a machine finds at this address: the one that listens there, or on every address. An address where none listens

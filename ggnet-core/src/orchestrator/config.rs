@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     boot_text::BootUrl,
     error::{Error, Result},
-    nouns::{InstanceId, Iqn},
+    nouns::{InstanceId, Iqn, ServerId},
 };
 
 /// Whether initiators prove by CHAP that they may have a session's disk.
@@ -27,6 +27,8 @@ pub enum ChapPolicy {
 pub struct OrchestratorConfig {
     /// This GGnet among others on the host.
     pub instance: InstanceId,
+    /// This server among those of the installation; by default the only one.
+    pub server: ServerId,
     /// The start of every IQN.
     pub iqn_prefix: Iqn,
     /// Where the raw files of image versions live; ours alone.
@@ -59,8 +61,9 @@ impl OrchestratorConfig {
     /// The defaults, for this instance and this folder of images.
     pub fn new(instance: InstanceId, images_dir: PathBuf) -> Result<Self> {
         Ok(Self {
+            server: ServerId::only_one_of(&instance),
             instance,
-            iqn_prefix: "iqn.2026-11.local.ggnet".parse()?,
+            iqn_prefix: Self::default_iqn_prefix()?,
             images_dir,
             chap: ChapPolicy::Required,
             idle_timeout: Duration::from_secs(600),
@@ -73,6 +76,11 @@ impl OrchestratorConfig {
             boot_wait: Duration::from_secs(5),
             chain_url: None,
         })
+    }
+
+    /// The start of every IQN where nobody chose another.
+    pub fn default_iqn_prefix() -> Result<Iqn> {
+        "iqn.2026-11.local.ggnet".parse()
     }
 
     pub(super) fn check(&self) -> Result<()> {

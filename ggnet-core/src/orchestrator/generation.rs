@@ -17,11 +17,11 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::Orchestrator;
+use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
     error::{ErrorKind, Result},
     nouns::{EventKind, Generation, Machine, Session, SessionId, SessionState, WritebackPolicy},
-    ports::{Login, LoginGate, LoginVerdict, Removal},
+    ports::{Login, LoginGate, LoginVerdict, Removal, TargetEndpoint},
 };
 
 /// How long prepared generations have waited for their login: since this process first saw each. Not by the time of day, which a machine
@@ -47,17 +47,46 @@ impl Unused {
 }
 
 impl Orchestrator {
-    /// The generation that the machine's next boot uses; prepares it when there is none. The caller holds the machine's lock.
+    /// Decides over a login and commits the generation it is for.
+    pub(super) async fn admit(&self, login: &Login) -> Result<LoginVerdict> {
+        let Some((machine, number)) = login.target.owner() else {
+            // A manual target: the backend's own access rules have decided.
+            return Ok(LoginVerdict::Accept);
+        };
+        let locked = self.lock_machine(machine).await;
+        let Some(mut session) = self.inner.ports.store().live_session(machine).await? else {
+            return Ok(LoginVerdict::Refuse);
+        };
+        // Of another server's session: never final, for its machine may find the right server by trying again.
+        if session.state != SessionState::Active || !self.owns(&session) {
+            return Ok(LoginVerdict::Retry);
+        }
+        if Some(session.current.number) == number {
+            if session.current.committed_at.is_none() {
+                locked.commit_current(&mut session).await?;
+            }
+        } else if session.next.as_ref().map(|g| g.number) == number {
+            locked.commit_next(&mut session).await?;
+        } else {
+            return Ok(LoginVerdict::Refuse);
+        }
+        self.inner.online.seen(session.id);
+        Ok(LoginVerdict::Accept)
+    }
+}
+
+impl LockedMachine<'_> {
+    /// The generation that the machine's next boot uses; prepares it when there is none, and then says how its target is reached, too.
     pub(super) async fn generation_for_boot(
         &self,
         machine: &Machine,
         session: &mut Session,
-    ) -> Result<Generation> {
+    ) -> Result<(Generation, Option<TargetEndpoint>)> {
         let (image, version) = match session.policy {
             WritebackPolicy::Keep => (session.current.image, session.current.version),
             WritebackPolicy::Discard => {
                 match self.version_to_boot(machine, session.chosen_image, session.policy).await {
-                    Ok(found) => found,
+                    Ok(found) => (found.image.id, found.version.id),
                     // Nothing else can be booted (the machine's image was taken from it, or has no version that is ready): what it ran so far.
                     Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
                         (session.current.image, session.current.version)
@@ -68,11 +97,11 @@ impl Orchestrator {
         };
         // Nobody has used the current one: it is still the next boot's.
         if session.current.committed_at.is_none() && session.current.version == version {
-            return Ok(session.current.clone());
+            return Ok((session.current.clone(), None));
         }
         if let Some(next) = &session.next {
             if next.version == version {
-                return Ok(next.clone());
+                return Ok((next.clone(), None));
             }
             // Prepared for a version that is no longer wanted, and never used: unless somebody logs in just now.
             self.drop_next(session, Removal::IfIdle).await?;
@@ -82,21 +111,23 @@ impl Orchestrator {
         session.next = Some(generation.clone());
         session.last_generation = number;
         // Recorded before it is made: a crash in between leaves a record that the reconciler completes, never an unknown object.
-        {
+        let version = {
             let _image = self.inner.image_lock.read().await;
-            self.base(version).await?;
+            let version = self.ready_version(version).await?;
             self.record_session(session, EventKind::GenerationPrepared { number }, None).await?;
             self.inner.unused.waited(session.id, number);
+            version
+        };
+        match self.ensure_generation_over(session, &generation, &version).await {
+            Ok(endpoint) => Ok((generation, Some(endpoint))),
+            Err(e) => {
+                self.drop_next(session, Removal::Force).await?;
+                Err(e)
+            }
         }
-        if let Err(e) = self.ensure_generation(session, &generation).await {
-            self.drop_next(session, Removal::Force).await?;
-            return Err(e);
-        }
-        Ok(generation)
     }
 
-    /// Removes the prepared generation. `Busy` when somebody has logged in to it and `how` spares that. The caller holds the machine's
-    /// lock.
+    /// Removes the prepared generation. `Busy` when somebody has logged in to it and `how` spares that.
     pub(super) async fn drop_next(&self, session: &mut Session, how: Removal) -> Result<()> {
         let Some(next) = session.next.take() else { return Ok(()) };
         let removed = self.remove_generation(session, &next, how).await;
@@ -107,7 +138,7 @@ impl Orchestrator {
         self.record_session(session, EventKind::GenerationExpired { number: next.number }, None).await
     }
 
-    /// Makes the prepared generation current: its first authenticated login. The caller holds the machine's lock.
+    /// Makes the prepared generation current: its first authenticated login.
     pub(super) async fn commit_next(&self, session: &mut Session) -> Result<()> {
         let Some(mut next) = session.next.take() else { return Ok(()) };
         let old = session.current.clone();
@@ -134,32 +165,6 @@ impl Orchestrator {
         let number = session.current.number;
         session.current.committed_at = Some(self.now());
         self.record_session(session, EventKind::GenerationCommitted { number }, None).await
-    }
-
-    /// Decides over a login and commits the generation it is for.
-    pub(super) async fn admit(&self, login: &Login) -> Result<LoginVerdict> {
-        let Some((machine, number)) = login.target.owner() else {
-            // A manual target: the backend's own access rules have decided.
-            return Ok(LoginVerdict::Accept);
-        };
-        let _guard = self.inner.locks.lock(&machine).await;
-        let Some(mut session) = self.inner.ports.store().live_session(machine).await? else {
-            return Ok(LoginVerdict::Refuse);
-        };
-        if session.state != SessionState::Active {
-            return Ok(LoginVerdict::Retry);
-        }
-        if Some(session.current.number) == number {
-            if session.current.committed_at.is_none() {
-                self.commit_current(&mut session).await?;
-            }
-        } else if session.next.as_ref().map(|g| g.number) == number {
-            self.commit_next(&mut session).await?;
-        } else {
-            return Ok(LoginVerdict::Refuse);
-        }
-        self.inner.online.seen(session.id);
-        Ok(LoginVerdict::Accept)
     }
 }
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Orchestrator;
 use crate::{
     checksum::sha256_file,
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{
         Actor, EventKind, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId, Name, VersionSource,
         VersionState,
@@ -103,30 +103,28 @@ impl Orchestrator {
             tokio::select! {
                 _ = this.inner.swept.wait() => {}
                 () = this.inner.cancel.cancelled() => {
-                    return Err(Error::new(ErrorKind::Unavailable, "The server is shutting down"));
+                    return Err(Error::new(code::shutting_down(), "The server is shutting down"));
                 }
             }
             // Two imports of one name must not both make the image, nor take the same number.
             let guard = this.inner.image_lock.write().await;
             let now = this.now();
             let store = this.inner.ports.store();
-            let (image, writes) = match store.image_by_name(&request.image).await? {
-                Some(image) => (image, vec![]),
-                None => {
-                    let image = Image {
-                        id: ImageId::generate(),
-                        name: request.image.clone(),
-                        description: String::new(),
-                        current: None,
-                        created_at: now,
-                        updated_at: now,
-                        revision: 0,
-                    };
-                    (image.clone(), vec![Write::Image(image)])
-                }
-            };
-            let number =
-                store.versions(image.id).await?.iter().map(|v| v.number).max().unwrap_or(0).saturating_add(1);
+            let known = store.image_by_name(&request.image).await?;
+            let mut image = known.unwrap_or_else(|| Image {
+                id: ImageId::generate(),
+                name: request.image.clone(),
+                description: String::new(),
+                current: None,
+                last_version: 0,
+                created_at: now,
+                updated_at: now,
+                revision: 0,
+            });
+            let there = store.versions(image.id).await?;
+            // Records from before images counted their versions have the numbers alone.
+            let number = there.iter().map(|v| v.number).fold(image.last_version, u32::max).saturating_add(1);
+            image.last_version = number;
             let version = ImageVersion {
                 id: ImageVersionId::generate(),
                 image: image.id,
@@ -141,6 +139,7 @@ impl Orchestrator {
                 size_bytes: 0,
                 sha256: None,
                 error: None,
+                failure: None,
                 created_at: now,
                 finished_at: None,
             };
@@ -150,8 +149,8 @@ impl Orchestrator {
                 ("image", image.id.to_string()),
                 json!({ "name": image.name, "version": version.id, "path": request.path }),
             );
-            let mut batch = Batch { writes, ..Batch::new() };
-            if !batch.writes.is_empty() {
+            let mut batch = Batch::new().write(Write::Image(image.clone()));
+            if image.revision == 0 {
                 batch = batch.event(this.event(EventKind::ImageCreated).image(image.id));
             }
             batch = batch.write(Write::Version(version.clone()));
@@ -242,17 +241,19 @@ impl Orchestrator {
                     batch = batch.write(Write::Image(image));
                 }
             }
-            Err(e) => batch = self.failed_version(version, e.to_string()),
+            Err(e) => batch = self.failed_version(version, e),
         }
         self.record(batch).await.map(|_| ())
     }
 
     /// A version that is no longer imported and has failed.
-    fn failed_version(&self, mut version: ImageVersion, reason: String) -> Batch {
+    fn failed_version(&self, mut version: ImageVersion, why: &Error) -> Batch {
+        let (reason, failure) = (why.report(), Some(why.into()));
         version.state = VersionState::Failed;
         version.error = Some(reason.clone());
+        version.failure.clone_from(&failure);
         version.finished_at = Some(self.now());
-        let event = self.event(EventKind::VersionFailed { reason }).image(version.image);
+        let event = self.event(EventKind::VersionFailed { reason, failure }).image(version.image);
         Batch::new().write(Write::Version(version)).event(event).from_reserve()
     }
 
@@ -271,8 +272,8 @@ impl Orchestrator {
                 continue;
             }
             let path = self.version_path(version.id);
-            let reason = "The import ended without a result; import the file again".to_owned();
-            self.record(self.failed_version(version, reason)).await?;
+            let why = interrupted("The import ended without a result");
+            self.record(self.failed_version(version, &why)).await?;
             remove_file(&path).await;
             failed += 1;
         }
@@ -296,10 +297,11 @@ impl Orchestrator {
         if let Some(expected) = &request.expected_sha256 {
             let found = sha256_file(&request.path, share(0, 150), running.cancel.clone()).await?;
             if !found.eq_ignore_ascii_case(expected) {
-                return Err(Error::invalid(
-                    "expected_sha256",
+                return Err(Error::new(
+                    code::checksum_mismatch(request.path.display(), &found, expected),
                     format!("{} has the checksum {found}, not {expected}", request.path.display()),
                 )
+                .with_field("expected_sha256")
                 .with_hint("The file is damaged or is another one; get it again"));
             }
         }
@@ -310,10 +312,12 @@ impl Orchestrator {
         if let Some(stated) = request.format
             && stated != probe.format
         {
-            return Err(Error::invalid(
-                "format",
+            return Err(Error::new(
+                code::format_mismatch(probe.format.qemu_name(), stated.qemu_name()),
                 format!("{} is {:?}, not {stated:?}", request.path.display(), probe.format),
-            ));
+            )
+            .with_field("format")
+            .with_hint("Import it with the format that it has, or leave the format out"));
         }
         let spec = ConvertSpec {
             source: request.path.clone(),
@@ -341,7 +345,7 @@ impl Orchestrator {
             let found = found.ok_or_else(|| Error::not_found("version of this image", version))?;
             if found.state != VersionState::Ready {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::version_not_ready(version),
                     format!("Version {} is not ready", found.number),
                 ));
             }
@@ -371,14 +375,14 @@ impl Orchestrator {
             let version = store.version(id).await?.ok_or_else(|| Error::not_found("image version", id))?;
             if this.is_importing(&version) {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::version_importing(id),
                     format!("Version {} is being imported", version.number),
                 )
                 .with_hint("Cancel the import first"));
             }
             if store.image(version.image).await?.is_some_and(|i| i.current == Some(id)) {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::version_is_current(id),
                     format!("Version {} is the current one", version.number),
                 )
                 .with_hint("Make another version current first, or delete the whole image"));
@@ -410,7 +414,7 @@ impl Orchestrator {
             let versions = store.versions(id).await?;
             if let Some(v) = versions.iter().find(|v| this.is_importing(v)) {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::version_importing(v.id),
                     format!("Version {} is being imported", v.number),
                 )
                 .with_hint("Cancel the import first"));
@@ -445,8 +449,12 @@ impl Orchestrator {
             Some((machine, _)) => format!("machine {machine}"),
             None => found.id.to_string(),
         };
-        Err(Error::new(ErrorKind::Conflict, format!("A writeback of {who} stands on this version"))
-            .with_hint("Stop its session, or discard its kept writeback, first"))
+        let version = found.base.map(|base| base.to_string()).unwrap_or_default();
+        Err(Error::new(
+            code::version_in_use(version, &who),
+            format!("A writeback of {who} stands on this version"),
+        )
+        .with_hint("Stop its session, or discard its kept writeback, first"))
     }
 
     /// Imports that our death interrupted become `failed`, and files that no version explains are removed.
@@ -461,9 +469,9 @@ impl Orchestrator {
     async fn try_interrupted_imports(&self) -> Result<()> {
         let dir = &self.inner.config.images_dir;
         for version in self.inner.ports.store().importing_versions().await? {
-            let reason = "The server was interrupted during the import; import the file again".to_owned();
+            let why = interrupted("The server was interrupted during the import");
             remove_file(&self.version_path(version.id)).await;
-            self.record(self.failed_version(version, reason)).await?;
+            self.record(self.failed_version(version, &why)).await?;
         }
         self.inner.ports.converter().clean(dir).await?;
         for (path, id) in version_files(dir).await? {
@@ -479,7 +487,11 @@ impl Orchestrator {
 }
 
 fn was_cancelled() -> Error {
-    Error::new(ErrorKind::Unavailable, "The import was cancelled").retryable(false)
+    Error::new(code::import_cancelled(), "The import was cancelled").retryable(false)
+}
+
+fn interrupted(message: &str) -> Error {
+    Error::new(code::import_interrupted(), message).with_hint("Import the file again")
 }
 
 /// How long a look at the folder of images, or the removal of a file there, may take.

@@ -2,7 +2,7 @@
 
 use super::Orchestrator;
 use crate::{
-    error::Result,
+    error::{Error, Result, code},
     nouns::{Actor, AuditRow, Event, EventKind, NewEvent, Session, SessionState},
     ports::{Batch, Write},
 };
@@ -16,6 +16,26 @@ impl Orchestrator {
             let _ = self.inner.events.send(event.clone());
         }
         Ok(events)
+    }
+
+    /// Whether a session is this server's to change.
+    pub(super) fn owns(&self, session: &Session) -> bool {
+        session.is_of(&self.inner.config.server)
+    }
+
+    /// # Errors
+    /// `Conflict`: another server's.
+    pub(super) fn check_owner(&self, session: &Session) -> Result<()> {
+        if self.owns(session) {
+            return Ok(());
+        }
+        let owner = session.owner.as_ref().map_or("", |owner| owner.as_str());
+        let message = format!(
+            "Session {} belongs to server {owner}, and this is {}",
+            session.id, self.inner.config.server
+        );
+        Err(Error::new(code::session_of_other_server(session.id, owner), message)
+            .with_hint("Ask that server"))
     }
 
     pub(super) fn event(&self, kind: EventKind) -> NewEvent {
@@ -54,6 +74,9 @@ impl Orchestrator {
             matches!(session.state, SessionState::Stopping | SessionState::Stopped | SessionState::Failed)
                 || matches!(kind, EventKind::GenerationExpired { .. });
         let mut batch = Batch::new().write(Write::Session(Box::new(session.clone())));
+        if session.revision > 0 {
+            batch = batch.fenced(session);
+        }
         batch = batch.event(self.session_event(session, kind));
         if let Some(row) = audit {
             batch = batch.audit(row);

@@ -2,10 +2,10 @@
 
 use serde_json::json;
 
-use super::Orchestrator;
+use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
-    error::{Error, ErrorKind, Result},
-    nouns::{Actor, EventKind, Machine, MachineId, ResourceId, WritebackPolicy},
+    error::{Error, Result, code},
+    nouns::{Actor, EventKind, MacAddr, Machine, MachineId, ResourceId, WritebackPolicy},
     ports::{Batch, Removal, Write},
 };
 
@@ -26,7 +26,7 @@ impl Orchestrator {
             machine.updated_at = machine.created_at;
             machine.validate()?;
             this.check_assignment(&machine).await?;
-            let _guard = this.inner.locks.lock(&machine.id).await;
+            let locked = this.lock_machine(machine.id).await;
             let addresses = this.inner.address_lock.lock().await;
             this.check_fixed_address(&machine).await?;
             let row = this.audit(
@@ -42,7 +42,7 @@ impl Orchestrator {
             this.record(batch).await?;
             drop(addresses);
             machine.revision = 1;
-            this.settle_or_leave(&machine).await;
+            locked.settle_or_leave(&machine).await;
             Ok(machine)
         })
         .await
@@ -58,12 +58,12 @@ impl Orchestrator {
     ) -> Result<Machine> {
         let this = self.clone();
         self.run(async move {
-            let _guard = this.inner.locks.lock(&id).await;
+            let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
             let before = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if revision.is_some_and(|r| r != before.revision) {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::machine_changed(&before.name, before.revision),
                     format!(
                         "Machine {} was changed by somebody else (revision {})",
                         before.name, before.revision
@@ -81,7 +81,7 @@ impl Orchestrator {
                 && (after.image, after.writeback) != (before.image, before.writeback)
                 && let Some(image) = after.image
             {
-                this.kept_over(&after, image).await?;
+                this.check_kept(&after, image).await?;
             }
             let addresses = this.inner.address_lock.lock().await;
             if after.fixed_address != before.fixed_address {
@@ -97,7 +97,7 @@ impl Orchestrator {
             this.record(Batch::new().write(Write::Machine(after.clone())).event(event).audit(row)).await?;
             drop(addresses);
             after.revision += 1;
-            this.settle_or_leave(&after).await;
+            locked.settle_or_leave(&after).await;
             Ok(after)
         })
         .await
@@ -110,7 +110,7 @@ impl Orchestrator {
         match machines.iter().find(|m| m.fixed_address == Some(address) && m.id != machine.id) {
             None => Ok(()),
             Some(other) => Err(Error::new(
-                ErrorKind::Conflict,
+                code::address_taken(address, &other.name),
                 format!("Machine {} has the address {address}", other.name),
             )
             .with_hint("Give each machine an address of its own, or none: then DHCP chooses one")),
@@ -121,12 +121,12 @@ impl Orchestrator {
     pub async fn delete_machine(&self, id: MachineId, actor: Actor) -> Result<()> {
         let this = self.clone();
         self.run(async move {
-            let _guard = this.inner.locks.lock(&id).await;
+            let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if let Some(live) = store.live_session(id).await? {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::machine_has_session(&machine.name),
                     format!("Machine {} has session {} ({})", machine.name, live.id, live.state.as_str()),
                 )
                 .with_hint("Stop that session first"));
@@ -142,7 +142,7 @@ impl Orchestrator {
             this.record(batch.from_reserve()).await?;
             let mut gone = machine;
             gone.auto_start = false;
-            if let Err(e) = this.settle_boot(&gone, false).await {
+            if let Err(e) = locked.settle_boot(&gone, false).await {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
             let kept = ResourceId::machine(id);
@@ -158,12 +158,12 @@ impl Orchestrator {
     pub async fn discard_kept_writeback(&self, id: MachineId, actor: Actor) -> Result<()> {
         let this = self.clone();
         self.run(async move {
-            let _guard = this.inner.locks.lock(&id).await;
+            let _locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if store.live_session(id).await?.is_some() {
                 return Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::machine_has_session(&machine.name),
                     format!("Machine {} has a live session that uses its kept writeback", machine.name),
                 )
                 .with_hint("Stop that session first"));
@@ -176,21 +176,43 @@ impl Orchestrator {
         .await
     }
 
+    /// Forgets an unknown machine that was seen. `NotFound` when it was not.
+    pub async fn forget_seen(&self, mac: MacAddr, actor: Actor) -> Result<()> {
+        let this = self.clone();
+        self.run(async move {
+            let seen = this.inner.ports.store().seen_machine(mac).await?;
+            let seen = seen.ok_or_else(|| {
+                Error::new(code::seen_machine_not_found(mac), format!("No unknown machine {mac} was seen"))
+            })?;
+            let row = this.audit(&actor, "seen.forget", ("seen", mac.to_string()), json!({ "before": seen }));
+            let batch = Batch::new().write(Write::DeleteSeen(mac)).audit(row);
+            this.record(batch.from_reserve()).await.map(|_| ())
+        })
+        .await
+    }
+
     /// An image and a pinned version must exist and belong together.
     async fn check_assignment(&self, machine: &Machine) -> Result<()> {
         let store = self.inner.ports.store();
         let Some(image) = machine.image else { return Ok(()) };
         if store.image(image).await?.is_none() {
-            return Err(Error::invalid("image", format!("There is no image {image}")));
+            return Err(Error::new(code::unknown_image(image), format!("There is no image {image}"))
+                .with_field("image"));
         }
         if let Some(pinned) = machine.pinned_version
             && store.version(pinned).await?.is_none_or(|v| v.image != image)
         {
-            return Err(Error::invalid("pinned_version", format!("{pinned} is no version of image {image}")));
+            return Err(Error::new(
+                code::pinned_version_of_other_image(pinned, image),
+                format!("{pinned} is no version of image {image}"),
+            )
+            .with_field("pinned_version"));
         }
         Ok(())
     }
+}
 
+impl LockedMachine<'_> {
     /// The record counts; DHCP and boot files follow now, or when the reconciler comes round.
     async fn settle_or_leave(&self, machine: &Machine) {
         let live = self.inner.ports.store().live_session(machine.id).await;

@@ -11,7 +11,8 @@
 //! Stop: record `stopping` → DHCP → boot files → target → writeback (under `discard`) → record `stopped`.
 //!
 //! Invariants:
-//! * Everything that changes a machine's session runs under that machine's lock, and re-reads the session under it.
+//! * Everything that changes a machine's session is a method of `LockedMachine`, which only that machine's lock
+//!   gives, and re-reads the session under it.
 //! * Every state change, its audit row and its event are one transaction of the store; subscribers hear of it afterwards.
 //! * Work that changes anything runs in a task of the orchestrator's own, so a caller that goes away stops nothing half-way.
 //! * `online` is observed, never a state.
@@ -19,11 +20,14 @@
 //! * Nothing is served before the first reconcile has ended ([`crate::ports::LoginGate::serving`]).
 
 mod boot;
+mod boot_request;
 mod config;
+mod dhcp_changes;
 mod failed_starts;
 mod generation;
 mod images;
 mod journal;
+mod locked_machine;
 mod machines;
 mod observation_queue;
 mod observe;
@@ -49,7 +53,8 @@ use std::{
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use boot::{Advertised, BootAnswer, BootRequest, Decision, Declined, decide};
+pub use boot::{Decision, Declined, decide};
+pub use boot_request::{Advertised, BootAnswer, BootRequest};
 pub use config::{ChapPolicy, OrchestratorConfig};
 pub use images::{DeletedVersion, ImportRequest};
 pub use machines::{MachineChange, NewMachine};
@@ -61,7 +66,7 @@ pub use targets::NewTarget;
 
 use crate::{
     boot_text::templates::BootTemplates,
-    error::{Error, Result},
+    error::{Error, Result, code},
     keyed_locks::KeyedLocks,
     nouns::{Event, MachineId, SessionId, Timestamp},
     supervisor::Supervisor,
@@ -92,6 +97,7 @@ struct Inner {
     unused: generation::Unused,
     strangers: strangers::Strangers,
     failed_starts: failed_starts::FailedStarts,
+    dhcp_changes: dhcp_changes::DhcpChanges,
     events: broadcast::Sender<Event>,
     observations: observation_queue::ObservationQueue,
     serving: AtomicBool,
@@ -131,6 +137,7 @@ impl Orchestrator {
                 unused: generation::Unused::default(),
                 strangers: strangers::Strangers::default(),
                 failed_starts: failed_starts::FailedStarts::default(),
+                dhcp_changes: dhcp_changes::DhcpChanges::default(),
                 events,
                 observations: observation_queue::ObservationQueue::default(),
                 serving: AtomicBool::new(false),
@@ -244,11 +251,11 @@ impl Orchestrator {
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         if self.inner.cancel.is_cancelled() {
-            return Err(Error::new(crate::ErrorKind::Unavailable, "The server is shutting down"));
+            return Err(Error::new(code::shutting_down(), "The server is shutting down"));
         }
         let done = self.spawn(work).await;
         done.map_err(|e| Error::internal("A task of the orchestrator died").with_source(e))?.ok_or_else(
-            || Error::new(crate::ErrorKind::Unavailable, "The server was shut down before this was done"),
+            || Error::new(code::shutting_down(), "The server was shut down before this was done"),
         )?
     }
 

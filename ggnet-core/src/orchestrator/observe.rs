@@ -18,8 +18,8 @@ use super::{Inner, Orchestrator, observation_queue::Seen};
 use crate::{
     error::Result,
     nouns::{
-        BootStage, EventKind, Firmware, MacAddr, Machine, MachineId, NewEvent, ResourceId, SeenMachine,
-        SessionId, SessionState, Timestamp,
+        BootStage, Diagnosis, EventKind, Firmware, MacAddr, Machine, MachineId, NewEvent, ResourceId,
+        SeenMachine, SessionId, SessionState, Timestamp,
     },
     ports::{Batch, Login, LoginGate, LoginVerdict, Observation, Observer, Write},
 };
@@ -296,8 +296,9 @@ impl Orchestrator {
             Observation::UnknownAsked { mac, firmware } => self.unknown_seen(mac, firmware, None, at).await?,
             Observation::NotAnswered { mac, reason } => match self.machine_of(mac).await? {
                 Some(machine) => {
-                    let message = reason.chars().take(DIAGNOSIS).collect();
-                    (of_machine(&machine, EventKind::BootDiagnosis { message }), None)
+                    let message: String = reason.chars().take(DIAGNOSIS).collect();
+                    let diagnosis = Diagnosis::not_answered(&message);
+                    (of_machine(&machine, diagnosed(diagnosis, message)), None)
                 }
                 None => (None, None),
             },
@@ -369,8 +370,11 @@ impl Orchestrator {
         {
             return Ok(None);
         }
-        let message = if current.chap.is_some() { STALLED } else { STALLED_WITHOUT_CHAP };
-        let event = NewEvent::new(at, EventKind::BootDiagnosis { message: message.to_owned() });
+        let (diagnosis, message) = match &current.chap {
+            Some(_) => (Diagnosis::login_stalled(), STALLED),
+            None => (Diagnosis::login_stalled_without_chap(), STALLED_WITHOUT_CHAP),
+        };
+        let event = NewEvent::new(at, diagnosed(diagnosis, message.to_owned()));
         Ok(Some(event.machine(machine).session(session.id).image(current.image)))
     }
 
@@ -387,25 +391,29 @@ impl Orchestrator {
             return Ok(None);
         }
         let from = peer.ip();
-        let message = match store.live_session(machine).await? {
+        let (diagnosis, message) = match store.live_session(machine).await? {
             Some(session) if number < session.current.number && self.inner.online.is_online(session.id) => {
-                format!(
-                    "{from} still asks for the disk of boot {number}, and this machine runs on that of boot {}: most \
-                     likely two machines boot with one MAC address, and the one at {from} has lost its disk",
-                    session.current.number
-                )
+                let current = session.current.number;
+                let message = format!(
+                    "{from} still asks for the disk of boot {number}, and this machine runs on that of boot {current}: most \
+                     likely two machines boot with one MAC address, and the one at {from} has lost its disk"
+                );
+                (Diagnosis::disk_taken_over(from, number, current), message)
             }
             // It is about to start, or was cut short: nobody else has its place.
             Some(_) => return Ok(None),
-            None => format!(
-                "{from} still asks for its disk, and its session was stopped: the machine still runs, or thinks so. Switch it off \
-                 or start it anew"
-            ),
+            None => {
+                let message = format!(
+                    "{from} still asks for its disk, and its session was stopped: the machine still runs, or thinks so. Switch it \
+                     off or start it anew"
+                );
+                (Diagnosis::session_was_stopped(from), message)
+            }
         };
         if !self.inner.online.may_explain(Explained::TooLate(machine)) {
             return Ok(None);
         }
-        Ok(Some(NewEvent::new(at, EventKind::BootDiagnosis { message }).machine(machine)))
+        Ok(Some(NewEvent::new(at, diagnosed(diagnosis, message)).machine(machine)))
     }
 
     async fn machine_of(&self, mac: MacAddr) -> Result<Option<Machine>> {
@@ -438,21 +446,27 @@ impl Orchestrator {
                 return true;
             }
             let seconds = deadline.as_secs();
-            let message = if loaded.runs {
-                format!(
+            let (diagnosis, message) = if loaded.runs {
+                let message = format!(
                     "The loader of {mac} started and asked for no boot script within {seconds} s: it probably does not \
                      reach the HTTP server. Look whether a firewall closes its port"
-                )
+                );
+                (Diagnosis::http_not_reached(mac, seconds), message)
             } else if loaded.efi {
-                format!(
+                let message = format!(
                     "{mac} fetched its UEFI loader and asked for no boot script within {seconds} s: Secure Boot is probably \
                      on. Switch it off in the firmware's setup, or give this machine a signed loader"
-                )
+                );
+                (Diagnosis::secure_boot_likely(mac, seconds), message)
             } else {
                 return false;
             };
-            batch.events.push(self.event(EventKind::BootDiagnosis { message }).machine(loaded.machine));
+            batch.events.push(self.event(diagnosed(diagnosis, message)).machine(loaded.machine));
             false
         });
     }
+}
+
+const fn diagnosed(diagnosis: Diagnosis, message: String) -> EventKind {
+    EventKind::BootDiagnosis { message, diagnosis: Some(diagnosis) }
 }

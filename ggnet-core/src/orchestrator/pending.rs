@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Advertised, BootAnswer, BootRequest};
+use super::boot_request::{Advertised, BootAnswer, BootRequest};
 use crate::nouns::MacAddr;
 
 /// What an answer depends on.

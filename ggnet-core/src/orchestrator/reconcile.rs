@@ -3,6 +3,8 @@
 //! At start-up and on a timer it lists first, reads the store second, and acts under the machine's lock after reading the session again
 //! there; so whatever was made after the list is never taken for an orphan, and whatever went since is not made again. A list that
 //! fails means *unknown*: that backend is left alone this time.
+//!
+//! Only what this server owns is looked after: a machine whose session another server serves is left alone, whole.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,23 +12,22 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use tokio::sync::Semaphore;
 
-use super::{Orchestrator, StopRequest, pruning::Pruning};
+use super::{Orchestrator, StopRequest, locked_machine::LockedMachine, pruning::Pruning};
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{
         EventKind, Generation, Machine, MachineId, ResourceId, Session, SessionState, StopReason,
         WritebackPolicy,
     },
-    ports::{Batch, Completeness, Listed, LoginVisibility, MachineFilter, PageRequest, Removal, SpecDigest},
+    ports::{
+        Batch, Completeness, DhcpChange, DhcpHost, Listed, LoginVisibility, MachineFilter, PageRequest,
+        Removal, SpecDigest,
+    },
 };
 
 /// How many machines are worked on at once.
 const PARALLEL: usize = 16;
-/// How many of them the DHCP server is told of at once. Far more: a daemon that is restarted for a change is then restarted for all
-/// of them together. With sixteen at a time a hundred machines were seven restarts of dhcpd.
-const TOLD: usize = 256;
 /// How soon a first round that could not see the store or the targets is tried again; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 
@@ -74,6 +75,17 @@ struct World {
     dhcp: Option<Objects>,
     /// Targets with a live initiator.
     online: Option<HashSet<ResourceId>>,
+}
+
+/// What a look at a machine found.
+enum Looked {
+    /// Another server serves its session: nothing of it is ours to change.
+    Elsewhere,
+    /// It is ours to look after.
+    Ours {
+        /// The machine, if DHCP should know it.
+        wanted: Option<Box<Machine>>,
+    },
 }
 
 /// How an object is beside what it should be.
@@ -159,20 +171,28 @@ impl Orchestrator {
             }
         };
         // Every machine that has a session, should be known to DHCP, or of which a backend has something.
-        let mut work: HashSet<MachineId> = sessions.iter().map(|s| s.machine).collect();
+        let (ours, others): (Vec<_>, Vec<_>) = sessions.iter().partition(|session| self.owns(session));
+        let mut work: HashSet<MachineId> = ours.iter().map(|s| s.machine).collect();
         work.extend(machines.iter().filter(|m| Self::wants_boot(m, false)).map(|m| m.id));
         work.extend(world.owners());
+        // Two servers that publish one session's disk would be two writers.
+        others.iter().for_each(|session| _ = work.remove(&session.machine));
         if self.inner.swept.initialized() {
             match self.fail_abandoned_imports().await {
                 Ok(failed) => report.ended += failed,
                 Err(e) => report.trouble.push(format!("imports: {}", e.report())),
             }
         }
-        let (world, slots) = (&world, &Semaphore::new(PARALLEL));
-        let rounds = stream::iter(work)
-            .map(|machine| async move { self.reconcile_machine(machine, world, slots).await });
-        let rounds: Vec<_> = rounds.buffer_unordered(TOLD).collect().await;
-        rounds.into_iter().for_each(|r| report.add(r));
+        let world = &world;
+        let rounds =
+            stream::iter(work).map(|machine| async move { self.reconcile_machine(machine, world).await });
+        let rounds: Vec<_> = rounds.buffer_unordered(PARALLEL).collect().await;
+        let mut untold = Vec::new();
+        for (machine, done, is_untold) in rounds {
+            report.add(done);
+            untold.extend(is_untold.then_some(machine));
+        }
+        self.reconcile_dhcp(untold, world, &mut report).await;
         self.reconcile_manual_targets(world, &mut report).await;
         if report.made + report.removed + report.ended > 0 && self.is_serving() {
             let action = format!("made {}, removed {}, ended {}", report.made, report.removed, report.ended);
@@ -226,35 +246,135 @@ impl Orchestrator {
         world
     }
 
-    async fn reconcile_machine(&self, id: MachineId, world: &World, slots: &Semaphore) -> ReconcileReport {
+    /// Also says whether DHCP has to be told of this machine.
+    async fn reconcile_machine(&self, id: MachineId, world: &World) -> (MachineId, ReconcileReport, bool) {
         let mut report = ReconcileReport::default();
-        let slot = slots.acquire().await;
-        // A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
-        let guard = match self.inner.locks.try_lock(&id) {
-            None if !self.is_serving() => Some(self.inner.locks.lock(&id).await),
-            guard => guard,
+        let Some(locked) = self.lock_to_reconcile(id).await else { return (id, report, false) };
+        let done = locked.reconcile_locked(world, &mut report).await;
+        let is_untold = match &done {
+            Ok(Looked::Ours { wanted }) => {
+                world.having_dhcp(id, wanted.as_deref().map(Self::dhcp_host).as_ref()) != Having::Same
+            }
+            Ok(Looked::Elsewhere) | Err(_) => false,
         };
-        let Some(_guard) = guard else { return report };
-        let done = self.reconcile_locked(id, world, &mut report).await;
-        drop(slot);
-        let done = match done {
-            Ok(wanted) => self.reconcile_dhcp(id, wanted, world, &mut report).await,
-            Err(e) => Err(e),
-        };
-        report.note(&format!("machine {id}"), done);
-        report
+        report.note(&format!("machine {id}"), done.map(|_| ()));
+        (id, report, is_untold)
     }
 
-    /// All but the DHCP server; returns the machine if it should be known there.
-    async fn reconcile_locked(
-        &self,
-        id: MachineId,
-        world: &World,
-        report: &mut ReconcileReport,
-    ) -> Result<Option<Machine>> {
+    /// A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
+    async fn lock_to_reconcile(&self, id: MachineId) -> Option<LockedMachine<'_>> {
+        match self.try_lock_machine(id) {
+            None if !self.is_serving() => Some(self.lock_machine(id).await),
+            guard => guard,
+        }
+    }
+
+    fn having_target(&self, session: &Session, generation: &Generation, world: &World) -> Result<Having> {
+        let spec = self.target_spec(session, generation)?;
+        Ok(Having::of(world.targets.as_ref(), &spec.id, spec.digest()))
+    }
+
+    fn is_idle_too_long(&self, session: &Session, world: &World) -> bool {
+        let Some(online) = &world.online else { return false };
+        let connected = session.generations().any(|g| online.contains(&session.target(g)));
+        let offline: Duration = self.inner.online.update(session.id, connected);
+        session.policy == WritebackPolicy::Discard && !connected && offline >= self.inner.config.idle_timeout
+    }
+
+    /// Tells DHCP of these machines in one set, under the locks of all of them: a daemon that must be restarted is restarted once.
+    async fn reconcile_dhcp(&self, machines: Vec<MachineId>, world: &World, report: &mut ReconcileReport) {
+        let (mut locked, mut changes, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for id in machines {
+            // Nobody waits for a second machine's lock while holding one, so these may be taken one after the other.
+            let Some(machine) = self.lock_to_reconcile(id).await else { continue };
+            // Again under the lock: it may have been changed, started or stopped meanwhile.
+            let wanted = match self.wanted_in_dhcp(id).await {
+                Ok(wanted) => wanted,
+                Err(e) => {
+                    report.note(&format!("machine {id}"), Err(e));
+                    continue;
+                }
+            };
+            let having = world.having_dhcp(id, wanted.as_ref());
+            if having == Having::Same {
+                continue;
+            }
+            names.push((id, wanted.is_some(), having));
+            let whole = ResourceId::machine(id);
+            changes.push(wanted.map_or(DhcpChange::Remove(whole), DhcpChange::Ensure));
+            locked.push(machine);
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let outcomes = self.change_all_dhcp(locked.iter().zip(changes).collect()).await;
+        drop(locked);
+        for ((id, wanted, having), outcome) in names.into_iter().zip(outcomes) {
+            if report.note(&format!("machine {id}"), outcome) {
+                report.made += u64::from(wanted && having == Having::Other);
+                report.removed += u64::from(!wanted);
+            }
+        }
+    }
+
+    async fn wanted_in_dhcp(&self, id: MachineId) -> Result<Option<DhcpHost>> {
         let store = self.inner.ports.store();
+        let Some(machine) = store.machine(id).await? else { return Ok(None) };
+        let live = store.live_session(id).await?.is_some();
+        Ok(Self::wants_boot(&machine, live).then(|| Self::dhcp_host(&machine)))
+    }
+
+    async fn reconcile_manual_targets(&self, world: &World, report: &mut ReconcileReport) {
+        let Some(listed) = &world.targets else { return };
+        let wanted = match self.inner.ports.store().targets().await {
+            Ok(wanted) => wanted,
+            Err(e) => return report.trouble.push(format!("manual targets: {}", e.report())),
+        };
+        for target in &wanted {
+            let having = match self.manual_target_spec(target) {
+                Ok(spec) => Having::of(Some(listed), &spec.id, spec.digest()),
+                Err(e) => {
+                    report.note(&format!("target {}", target.name), Err(e));
+                    continue;
+                }
+            };
+            if having == Having::Same {
+                continue;
+            }
+            let made = self.ensure_manual_target(target).await.map(|_| ());
+            if report.note(&format!("target {}", target.name), made) {
+                report.made += u64::from(having == Having::Other);
+            }
+        }
+        let keep: HashSet<_> = wanted.iter().map(|t| ResourceId::manual(t.id)).collect();
+        for orphan in listed.keys().filter(|r| r.owner().is_none() && !keep.contains(*r)) {
+            // One may have been made since the list; the store decides.
+            if self.manual_target_exists(orphan).await {
+                continue;
+            }
+            let removed = self.inner.ports.target().remove(orphan, Removal::Force).await;
+            if report.note(&format!("target {orphan}"), removed) {
+                report.removed += 1;
+            }
+        }
+    }
+
+    async fn manual_target_exists(&self, id: &ResourceId) -> bool {
+        // Unknown counts as existing: nothing is removed on a guess.
+        let targets = self.inner.ports.store().targets().await;
+        targets.map_or(true, |t| t.iter().any(|t| ResourceId::manual(t.id) == *id))
+    }
+}
+
+impl LockedMachine<'_> {
+    /// All but the DHCP server.
+    async fn reconcile_locked(&self, world: &World, report: &mut ReconcileReport) -> Result<Looked> {
+        let (store, id) = (self.inner.ports.store(), self.id());
         let machine = store.machine(id).await?;
         let mut session = store.live_session(id).await?;
+        if session.as_ref().is_some_and(|session| !self.owns(session)) {
+            return Ok(Looked::Elsewhere);
+        }
         match (&machine, session.take()) {
             (Some(machine), Some(live)) => {
                 session = self.reconcile_session(machine, live, world, report).await?;
@@ -265,14 +385,15 @@ impl Orchestrator {
             }
             (_, None) => {}
         }
-        let wanted = machine.as_ref().filter(|machine| Self::wants_boot(machine, session.is_some())).cloned();
+        let wanted =
+            machine.as_ref().filter(|machine| Orchestrator::wants_boot(machine, session.is_some())).cloned();
         if let Some(machine) = &wanted {
             self.reconcile_boot_files(machine, world, report).await?;
         }
         // What cannot be removed keeps no machine from booting.
-        let removed = self.remove_orphans(id, machine.as_ref(), session.as_ref(), world, report).await;
+        let removed = self.remove_orphans(machine.as_ref(), session.as_ref(), world, report).await;
         report.note(&format!("machine {id}"), removed);
-        Ok(wanted)
+        Ok(Looked::Ours { wanted: wanted.map(Box::new) })
     }
 
     /// Returns the session if it is still live.
@@ -287,7 +408,7 @@ impl Orchestrator {
             // The lock is ours, so nobody works on it: our process died in the middle.
             SessionState::Starting => {
                 let why = Error::new(
-                    crate::ErrorKind::Unavailable,
+                    code::start_interrupted(),
                     "The server was interrupted while it started the session",
                 );
                 let kept = session.policy == WritebackPolicy::Keep;
@@ -334,15 +455,9 @@ impl Orchestrator {
             session: session.id,
             force: reason == StopReason::MachineGone,
             reason,
-            actor: Self::system(),
+            actor: Orchestrator::system(),
         };
         self.perform_stop(session, &request).await.map(|_| ())
-    }
-
-    fn having_target(&self, session: &Session, generation: &Generation, world: &World) -> Result<Having> {
-        // The digest needs no disk, only its key: what `ensure` would compare.
-        let spec = self.target_spec(session, generation, Self::no_disk())?;
-        Ok(Having::of(world.targets.as_ref(), &spec.id, spec.digest()))
     }
 
     /// Before a boot is answered by a backend whose logins are only polled: what the last round could not see yet.
@@ -385,13 +500,6 @@ impl Orchestrator {
         }
     }
 
-    fn is_idle_too_long(&self, session: &Session, world: &World) -> bool {
-        let Some(online) = &world.online else { return false };
-        let connected = session.generations().any(|g| online.contains(&session.target(g)));
-        let offline: Duration = self.inner.online.update(session.id, connected);
-        session.policy == WritebackPolicy::Discard && !connected && offline >= self.inner.config.idle_timeout
-    }
-
     async fn reconcile_boot_files(
         &self,
         machine: &Machine,
@@ -407,39 +515,16 @@ impl Orchestrator {
         Ok(())
     }
 
-    async fn reconcile_dhcp(
-        &self,
-        id: MachineId,
-        wanted: Option<Machine>,
-        world: &World,
-        report: &mut ReconcileReport,
-    ) -> Result<()> {
-        let (id, dhcp) = (ResourceId::machine(id), self.inner.ports.dhcp());
-        if let Some(machine) = wanted {
-            let host = Self::dhcp_host(&machine);
-            let having = Having::of(world.dhcp.as_ref(), &id, host.digest());
-            if having != Having::Same {
-                dhcp.ensure(&host).await?;
-            }
-            report.made += u64::from(having == Having::Other);
-        } else if world.dhcp.as_ref().is_some_and(|d| d.contains_key(&id)) {
-            dhcp.remove(&id, Removal::Force).await?;
-            report.removed += 1;
-        }
-        Ok(())
-    }
-
     /// Removes what backends have of this machine and nobody wants: targets before writebacks, so that no disk is taken from under
     /// a target.
     async fn remove_orphans(
         &self,
-        id: MachineId,
         machine: Option<&Machine>,
         session: Option<&Session>,
         world: &World,
         report: &mut ReconcileReport,
     ) -> Result<()> {
-        let p = &self.inner.ports;
+        let (p, id) = (&self.inner.ports, self.id());
         let of_machine = |r: &&ResourceId| r.owner().is_some_and(|(m, _)| m == id);
         let targets: HashSet<ResourceId> =
             session.into_iter().flat_map(|s| s.generations().map(|g| s.target(g))).collect();
@@ -462,63 +547,29 @@ impl Orchestrator {
             p.writeback().remove(orphan, Removal::Force).await?;
             report.removed += 1;
         }
-        if machine.is_some_and(|m| Self::wants_boot(m, session.is_some())) {
+        if machine.is_some_and(|m| Orchestrator::wants_boot(m, session.is_some())) {
             return Ok(());
         }
         let whole = ResourceId::machine(id);
         if world.boot_files.as_ref().is_some_and(|b| b.contains_key(&whole)) {
-            p.boot_files().remove(&whole, Removal::Force).await?;
+            p.boot_files().remove(&whole).await?;
             report.removed += 1;
         }
         Ok(())
     }
-
-    async fn reconcile_manual_targets(&self, world: &World, report: &mut ReconcileReport) {
-        let Some(listed) = &world.targets else { return };
-        let wanted = match self.inner.ports.store().targets().await {
-            Ok(wanted) => wanted,
-            Err(e) => return report.trouble.push(format!("manual targets: {}", e.report())),
-        };
-        for target in &wanted {
-            let having = match self.manual_target_with(target, Self::no_disk()) {
-                Ok(spec) => Having::of(Some(listed), &spec.id, spec.digest()),
-                Err(e) => {
-                    report.note(&format!("target {}", target.name), Err(e));
-                    continue;
-                }
-            };
-            if having == Having::Same {
-                continue;
-            }
-            let made = match self.manual_target_spec(target).await {
-                Ok(spec) => self.inner.ports.target().ensure(&spec).await.map(|_| ()),
-                Err(e) => Err(e),
-            };
-            if report.note(&format!("target {}", target.name), made) {
-                report.made += u64::from(having == Having::Other);
-            }
-        }
-        let keep: HashSet<_> = wanted.iter().map(|t| ResourceId::manual(t.id)).collect();
-        for orphan in listed.keys().filter(|r| r.owner().is_none() && !keep.contains(*r)) {
-            // One may have been made since the list; the store decides.
-            if self.manual_target_exists(orphan).await {
-                continue;
-            }
-            let removed = self.inner.ports.target().remove(orphan, Removal::Force).await;
-            if report.note(&format!("target {orphan}"), removed) {
-                report.removed += 1;
-            }
-        }
-    }
-
-    async fn manual_target_exists(&self, id: &ResourceId) -> bool {
-        // Unknown counts as existing: nothing is removed on a guess.
-        let targets = self.inner.ports.store().targets().await;
-        targets.map_or(true, |t| t.iter().any(|t| ResourceId::manual(t.id) == *id))
-    }
 }
 
 impl World {
+    /// How DHCP has a machine beside how it should have it; none: not at all.
+    fn having_dhcp(&self, id: MachineId, wanted: Option<&DhcpHost>) -> Having {
+        let whole = ResourceId::machine(id);
+        match wanted {
+            Some(host) => Having::of(self.dhcp.as_ref(), &whole, host.digest()),
+            None if self.dhcp.as_ref().is_some_and(|dhcp| dhcp.contains_key(&whole)) => Having::Other,
+            None => Having::Same,
+        }
+    }
+
     fn owners(&self) -> HashSet<MachineId> {
         let ids = self.targets.iter().flat_map(|t| t.keys());
         let ids = ids.chain(self.writebacks.iter().flatten());

@@ -2,18 +2,17 @@
 
 use std::path::PathBuf;
 
-use super::Orchestrator;
+use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
-    block::Disk,
     boot_text::templates::ChainScript,
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{
-        Generation, ImageVersionId, Iqn, Machine, ManualTarget, ResourceId, Session, VersionState,
-        WritebackPolicy,
+        Generation, ImageVersion, ImageVersionId, Iqn, Machine, ManualTarget, ResourceId, Session,
+        VersionState, WritebackPolicy,
     },
     ports::{
-        Access, BaseImage, BootBundle, DhcpHost, LunSpec, Removal, SpecDigest, TargetEndpoint, TargetSpec,
-        WritebackSpec,
+        Access, BaseImage, BootBundle, DhcpChange, DhcpHost, LunDisks, LunSpec, Removal, SpecDigest,
+        TargetEndpoint, TargetSpec, WritebackSpec,
     },
 };
 
@@ -32,18 +31,19 @@ impl Orchestrator {
         }
     }
 
-    pub(super) async fn writeback_spec(&self, generation: &Generation) -> Result<WritebackSpec> {
-        Ok(WritebackSpec { id: generation.writeback.clone(), base: self.base(generation.version).await? })
-    }
-
-    pub(super) async fn base(&self, id: ImageVersionId) -> Result<BaseImage> {
+    /// A version that can be booted.
+    pub(super) async fn ready_version(&self, id: ImageVersionId) -> Result<ImageVersion> {
         let version = self.inner.ports.store().version(id).await?;
         let version = version.ok_or_else(|| Error::not_found("image version", id))?;
         if version.state != VersionState::Ready {
-            return Err(Error::new(ErrorKind::Conflict, format!("Image version {id} is not ready"))
+            return Err(Error::new(code::version_not_ready(id), format!("Image version {id} is not ready"))
                 .with_hint("Wait until its import has ended, or boot another version"));
         }
-        Ok(BaseImage { version: id, path: self.version_path(id), size_bytes: version.size_bytes })
+        Ok(version)
+    }
+
+    fn base(&self, version: &ImageVersion) -> BaseImage {
+        BaseImage { version: version.id, path: self.version_path(version.id), size_bytes: version.size_bytes }
     }
 
     /// The IQN of a generation's target.
@@ -51,18 +51,12 @@ impl Orchestrator {
         Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &session.target(generation))
     }
 
-    pub(super) fn target_spec(
-        &self,
-        session: &Session,
-        generation: &Generation,
-        disk: Disk,
-    ) -> Result<TargetSpec> {
+    pub(super) fn target_spec(&self, session: &Session, generation: &Generation) -> Result<TargetSpec> {
         Ok(TargetSpec {
             id: session.target(generation),
             iqn: self.target_iqn(session, generation)?,
             luns: vec![LunSpec {
                 number: 0,
-                disk,
                 disk_key: generation.writeback.to_string(),
                 // Of the machine and the LUN, never of the generation.
                 serial: SpecDigest::of([session.machine.simple().as_bytes(), b"lun0"]).short(),
@@ -74,62 +68,6 @@ impl Orchestrator {
                 mutual: None,
             },
         })
-    }
-
-    /// Makes a generation's writeback and target exist.
-    pub(super) async fn ensure_generation(
-        &self,
-        session: &Session,
-        generation: &Generation,
-    ) -> Result<TargetEndpoint> {
-        let spec = self.writeback_spec(generation).await?;
-        let written = match session.policy {
-            // One disk for all generations of the session, and for the sessions before it.
-            WritebackPolicy::Keep => session.current.committed_at,
-            WritebackPolicy::Discard => generation.committed_at,
-        };
-        if written.is_some() {
-            self.written_is_there(&spec.id).await?;
-        }
-        let disk = self.inner.ports.writeback().ensure(&spec).await.map_err(|e| match e.kind() {
-            // Not the machine's fault, and no path for strangers to read.
-            ErrorKind::NotFound => Error::new(
-                ErrorKind::Corrupt,
-                format!("The file of image version {} is gone", generation.version),
-            )
-            .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
-            .with_source(e),
-            _ => e,
-        })?;
-        let spec = self.target_spec(session, generation, disk)?;
-        self.inner.ports.target().ensure(&spec).await
-    }
-
-    /// A machine has booted from this disk: what it wrote must be there. An empty disk in its place, made without a word, would be the loss
-    /// of all of it under a running machine.
-    async fn written_is_there(&self, id: &ResourceId) -> Result<()> {
-        if self.inner.ports.writeback().get(id).await?.is_some() {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Corrupt, format!("The written disk {id} is gone: no empty one is put in its place"))
-            .with_hint(
-                "Is the folder or disk of the writebacks mounted? Bring it back; or stop the session, which gives the machine an empty \
-                 disk at its next start",
-            ))
-    }
-
-    /// Removes a generation's target, and its writeback unless that is the machine's to keep or another generation's.
-    pub(super) async fn remove_generation(
-        &self,
-        session: &Session,
-        generation: &Generation,
-        how: Removal,
-    ) -> Result<()> {
-        self.inner.ports.target().remove(&session.target(generation), how).await?;
-        if session.policy == WritebackPolicy::Discard {
-            self.inner.ports.writeback().remove(&generation.writeback, how).await?;
-        }
-        Ok(())
     }
 
     pub(super) fn dhcp_host(machine: &Machine) -> DhcpHost {
@@ -160,37 +98,21 @@ impl Orchestrator {
             && (live || (machine.auto_start && machine.image.is_some()))
     }
 
-    /// Brings DHCP and the boot files to what [`Self::wants_boot`] says.
-    pub(super) async fn settle_boot(&self, machine: &Machine, live: bool) -> Result<()> {
-        let (id, p) = (ResourceId::machine(machine.id), &self.inner.ports);
-        if Self::wants_boot(machine, live) {
-            p.boot_files().ensure(&self.boot_bundle(machine)?).await?;
-            p.dhcp().ensure(&Self::dhcp_host(machine)).await
-        } else {
-            p.dhcp().remove(&id, Removal::Force).await?;
-            p.boot_files().remove(&id, Removal::Force).await
-        }
-    }
-
-    pub(super) async fn manual_target_spec(&self, target: &ManualTarget) -> Result<TargetSpec> {
-        let base = self.base(target.version).await?;
+    /// Makes a manual target exist, over its version's own bytes.
+    pub(super) async fn ensure_manual_target(&self, target: &ManualTarget) -> Result<TargetEndpoint> {
+        let base = self.base(&self.ready_version(target.version).await?);
         let disk = self.inner.ports.writeback().open_base(&base).await?;
-        self.manual_target_with(target, disk)
+        let spec = self.manual_target_spec(target)?;
+        self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
     }
 
-    /// Stands for a disk where only the spec's digest is wanted, which does not depend on it.
-    pub(super) fn no_disk() -> Disk {
-        Disk::Device { path: PathBuf::new() }
-    }
-
-    pub(super) fn manual_target_with(&self, target: &ManualTarget, disk: Disk) -> Result<TargetSpec> {
+    pub(super) fn manual_target_spec(&self, target: &ManualTarget) -> Result<TargetSpec> {
         let id = ResourceId::manual(target.id);
         let key = format!("version-{}", target.version);
         Ok(TargetSpec {
             iqn: Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &id)?,
             luns: vec![LunSpec {
                 number: 0,
-                disk,
                 serial: SpecDigest::of([id.as_str().as_bytes()]).short(),
                 disk_key: key,
                 read_only: true,
@@ -201,5 +123,98 @@ impl Orchestrator {
             },
             id,
         })
+    }
+}
+
+impl LockedMachine<'_> {
+    /// How a generation's target is reached. What is there is not touched; what is lacking is made.
+    pub(super) async fn endpoint_of(
+        &self,
+        session: &Session,
+        generation: &Generation,
+    ) -> Result<TargetEndpoint> {
+        match self.inner.ports.target().endpoint(&session.target(generation)).await? {
+            Some(endpoint) => Ok(endpoint),
+            None => self.ensure_generation(session, generation).await,
+        }
+    }
+
+    /// Makes a generation's writeback and target exist.
+    pub(super) async fn ensure_generation(
+        &self,
+        session: &Session,
+        generation: &Generation,
+    ) -> Result<TargetEndpoint> {
+        let version = self.ready_version(generation.version).await?;
+        self.ensure_generation_over(session, generation, &version).await
+    }
+
+    /// The same where the generation's version was read already.
+    pub(super) async fn ensure_generation_over(
+        &self,
+        session: &Session,
+        generation: &Generation,
+        version: &ImageVersion,
+    ) -> Result<TargetEndpoint> {
+        let spec = WritebackSpec { id: generation.writeback.clone(), base: self.base(version) };
+        let written = match session.policy {
+            // One disk for all generations of the session, and for the sessions before it.
+            WritebackPolicy::Keep => session.current.committed_at,
+            WritebackPolicy::Discard => generation.committed_at,
+        };
+        if written.is_some() {
+            self.written_is_there(&spec.id).await?;
+        }
+        let disk = self.inner.ports.writeback().ensure(&spec).await.map_err(|e| match e.kind() {
+            // Not the machine's fault, and no path for strangers to read.
+            ErrorKind::NotFound => Error::new(
+                code::image_file_gone(generation.version),
+                format!("The file of image version {} is gone", generation.version),
+            )
+            .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
+            .with_source(e),
+            _ => e,
+        })?;
+        let spec = self.target_spec(session, generation)?;
+        self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
+    }
+
+    /// A machine has booted from this disk: what it wrote must be there. An empty disk in its place, made without a word, would be the loss
+    /// of all of it under a running machine.
+    async fn written_is_there(&self, id: &ResourceId) -> Result<()> {
+        if self.inner.ports.writeback().get(id).await?.is_some() {
+            return Ok(());
+        }
+        Err(Error::new(code::written_disk_gone(id), format!("The written disk {id} is gone: no empty one is put in its place"))
+            .with_hint(
+                "Is the folder or disk of the writebacks mounted? Bring it back; or stop the session, which gives the machine an empty \
+                 disk at its next start",
+            ))
+    }
+
+    /// Removes a generation's target, and its writeback unless that is the machine's to keep or another generation's.
+    pub(super) async fn remove_generation(
+        &self,
+        session: &Session,
+        generation: &Generation,
+        how: Removal,
+    ) -> Result<()> {
+        self.inner.ports.target().remove(&session.target(generation), how).await?;
+        if session.policy == WritebackPolicy::Discard {
+            self.inner.ports.writeback().remove(&generation.writeback, how).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings DHCP and the boot files to what [`Orchestrator::wants_boot`] says.
+    pub(super) async fn settle_boot(&self, machine: &Machine, live: bool) -> Result<()> {
+        let (id, p) = (ResourceId::machine(machine.id), &self.inner.ports);
+        if Orchestrator::wants_boot(machine, live) {
+            p.boot_files().ensure(&self.boot_bundle(machine)?).await?;
+            self.change_dhcp(DhcpChange::Ensure(Orchestrator::dhcp_host(machine))).await
+        } else {
+            self.change_dhcp(DhcpChange::Remove(id.clone())).await?;
+            p.boot_files().remove(&id).await
+        }
     }
 }

@@ -5,9 +5,9 @@
 
 use serde_json::json;
 
-use super::Orchestrator;
+use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::{Actor, EventKind, Machine, Session, SessionId, SessionState, StopReason},
     ports::{Batch, Removal, Write},
 };
@@ -37,14 +37,15 @@ impl Orchestrator {
             let missing = || Error::not_found("session", request.session);
             let machine = store.session(request.session).await?.ok_or_else(missing)?.machine;
             // Held to the end: nobody else may touch this machine's session half-way.
-            let _guard = this.inner.locks.lock(&machine).await;
+            let locked = this.lock_machine(machine).await;
             let session = store.session(request.session).await?.ok_or_else(missing)?;
+            this.check_owner(&session)?;
             match session.state {
-                SessionState::Active | SessionState::Stopping => this.perform_stop(session, &request).await,
+                SessionState::Active | SessionState::Stopping => locked.perform_stop(session, &request).await,
                 // The lock is ours, so nobody works on it: a start that was cut short.
-                SessionState::Starting => this.perform_stop(session, &request).await,
+                SessionState::Starting => locked.perform_stop(session, &request).await,
                 SessionState::Stopped | SessionState::Failed => Err(Error::new(
-                    ErrorKind::Conflict,
+                    code::session_ended(session.id, session.state.as_str()),
                     format!("Session {} is already {}", session.id, session.state.as_str()),
                 )
                 .with_hint("Nothing is left to stop; start a new session when the machine should boot")),
@@ -53,12 +54,34 @@ impl Orchestrator {
         .await
     }
 
-    /// The caller holds the machine's lock.
+    fn still_running(session: &Session) -> Error {
+        Error::new(
+            code::session_in_use(session.id),
+            format!("Session {} has a live initiator: its machine is running", session.id),
+        )
+        .retryable(false)
+        .with_hint("Shut the machine down first, or stop with force")
+    }
+
+    /// Whether an initiator is logged in to any of the session's targets, right now.
+    pub(super) async fn has_initiator(&self, session: &Session) -> Result<bool> {
+        let targets: Vec<_> = session.generations().map(|g| session.target(g)).collect();
+        Ok(self.inner.ports.target().connections().await?.iter().any(|c| targets.contains(&c.target)))
+    }
+
+    /// The actor of the orchestrator's own changes.
+    pub(super) const fn system() -> Actor {
+        Actor::System
+    }
+}
+
+impl LockedMachine<'_> {
+    /// Records that the session is being stopped, and does the steps.
     pub(super) async fn perform_stop(&self, mut session: Session, request: &StopRequest) -> Result<Session> {
         // A stop that was begun by force stays one.
         let force = request.force || (session.state == SessionState::Stopping && session.stop_forced);
         if !force && self.has_initiator(&session).await? {
-            return Err(Self::still_running(&session));
+            return Err(Orchestrator::still_running(&session));
         }
         if session.state != SessionState::Stopping || session.stop_forced != force {
             session.state = SessionState::Stopping;
@@ -76,17 +99,8 @@ impl Orchestrator {
         let session = self.carry_out_stop(session, machine.as_ref()).await?;
         match session.state {
             SessionState::Stopped => Ok(session),
-            _ => Err(Self::still_running(&session)),
+            _ => Err(Orchestrator::still_running(&session)),
         }
-    }
-
-    fn still_running(session: &Session) -> Error {
-        Error::new(
-            ErrorKind::Busy,
-            format!("Session {} has a live initiator: its machine is running", session.id),
-        )
-        .retryable(false)
-        .with_hint("Shut the machine down first, or stop with force")
     }
 
     /// Does the steps of a stop that is recorded, as it was asked for. Returns the session stopped; or active again, when the stop
@@ -144,21 +158,10 @@ impl Orchestrator {
         session.state = SessionState::Stopped;
         session.next = None;
         session.ended_at = Some(self.now());
-        session.error = None;
+        (session.error, session.failure) = (None, None);
         self.record_session(&mut session, EventKind::SessionStopped, None).await?;
         self.inner.online.forget(session.id);
         self.inner.unused.forget(session.id);
         Ok(session)
-    }
-
-    /// Whether an initiator is logged in to any of the session's targets, right now.
-    pub(super) async fn has_initiator(&self, session: &Session) -> Result<bool> {
-        let targets: Vec<_> = session.generations().map(|g| session.target(g)).collect();
-        Ok(self.inner.ports.target().connections().await?.iter().any(|c| targets.contains(&c.target)))
-    }
-
-    /// The actor of the orchestrator's own changes.
-    pub(super) const fn system() -> Actor {
-        Actor::System
     }
 }

@@ -37,7 +37,8 @@ impl Orchestrator {
                 created_at: this.now(),
             };
             let _image = this.inner.image_lock.read().await;
-            let spec = this.manual_target_spec(&target).await?;
+            // Said before anything is recorded.
+            this.ready_version(target.version).await?;
             let row = this.audit(
                 &actor,
                 "target.create",
@@ -47,7 +48,7 @@ impl Orchestrator {
             let event = this.event(EventKind::TargetCreated);
             // The record first: an object that no record explains would be an orphan.
             this.record(Batch::new().write(Write::Target(target.clone())).event(event).audit(row)).await?;
-            match this.inner.ports.target().ensure(&spec).await {
+            match this.ensure_manual_target(&target).await {
                 Ok(endpoint) => Ok((target, endpoint)),
                 Err(e) => {
                     let event = this.event(EventKind::TargetDeleted);

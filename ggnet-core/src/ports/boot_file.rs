@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Health, Listed, Observer, Removal, SpecDigest};
+use super::{Health, Listed, Observer, SpecDigest};
 use crate::{
     error::{Error, Result},
     nouns::ResourceId,
@@ -96,8 +96,13 @@ pub trait BootFileStore: Send + Sync + 'static {
     /// `Conflict` when another bundle has one of the paths.
     async fn ensure(&self, bundle: &BootBundle) -> Result<()>;
 
-    /// Removes the bundle's files. Transfers under way are finished; `how` makes no difference.
-    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()>;
+    /// Removes the bundle's files. Transfers under way are finished, so no user can be in the way.
+    async fn remove(&self, id: &ResourceId) -> Result<()>;
+
+    /// One of our bundles, as `list` shows it; none: there is nothing of it.
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        Ok(self.list().await?.into_iter().find(|listed| listed.id == *id))
+    }
 
     /// Our bundles.
     async fn list(&self) -> Result<Vec<Listed>>;

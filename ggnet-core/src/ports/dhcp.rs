@@ -3,11 +3,12 @@
 use std::{net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
-use super::{Health, Listed, Observer, Removal, SpecDigest};
+use super::{Health, Listed, Observer, SpecDigest};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     nouns::{DeviceType, MacAddr, Name, ResourceId},
 };
 
@@ -44,7 +45,51 @@ pub struct DhcpCapabilities {
     pub observes: bool,
 }
 
-/// DHCP entries. See [`crate::ports`] for what holds for `ensure`, `remove` and `list`.
+/// A change of the entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DhcpChange {
+    /// DHCP is to answer this machine, as described.
+    Ensure(DhcpHost),
+    /// DHCP is to forget this machine. An entry has no users, so none can be in the way; one that is not there is forgotten already.
+    Remove(ResourceId),
+}
+
+impl DhcpChange {
+    /// The entry that it changes.
+    #[must_use]
+    pub const fn id(&self) -> &ResourceId {
+        match self {
+            Self::Ensure(host) => &host.id,
+            Self::Remove(id) => id,
+        }
+    }
+}
+
+/// A change that failed.
+#[derive(Clone, Debug)]
+pub struct DhcpRefusal {
+    /// The entry that it was to change.
+    pub id: ResourceId,
+    /// Why it failed.
+    pub error: Error,
+}
+
+/// [`DhcpBackend::apply`] of a backend that makes each change by itself: all of them at the same time.
+pub async fn apply_each<'a, Done>(
+    changes: &'a [DhcpChange],
+    one: impl Fn(&'a DhcpChange) -> Done,
+) -> Vec<DhcpRefusal>
+where
+    Done: Future<Output = Result<()>>,
+{
+    let done = join_all(changes.iter().map(one)).await;
+    let refused = |(change, done): (&DhcpChange, Result<()>)| {
+        done.err().map(|error| DhcpRefusal { id: change.id().clone(), error })
+    };
+    changes.iter().zip(done).filter_map(refused).collect()
+}
+
+/// DHCP entries. See [`crate::ports`] for what holds for `apply`, which is `ensure` and `remove` of this port, `get` and `list`.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait DhcpBackend: Send + Sync + 'static {
@@ -54,14 +99,18 @@ pub trait DhcpBackend: Send + Sync + 'static {
     /// What it can do; constant.
     fn capabilities(&self) -> DhcpCapabilities;
 
-    /// Who is told of requests. Called once, before the first `ensure`.
+    /// Who is told of requests. Called once, before the first `apply`.
     fn attach(&self, observer: Arc<dyn Observer>);
 
-    /// Makes DHCP answer this machine. When it returns the next request is answered so.
-    async fn ensure(&self, host: &DhcpHost) -> Result<()>;
+    /// Makes these changes, each of another entry: together, because a daemon that must be restarted is restarted once for all of them.
+    /// When it returns the next request is answered so. The answer names the changes that failed, and why; all others are made, whatever
+    /// those were. What failed may be partly made: making it again completes it. An error in place of the answer says that of all of them.
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>>;
 
-    /// Lets DHCP forget this machine. Entries have no users, so `how` makes no difference.
-    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()>;
+    /// One of our entries, as `list` shows it; none: there is nothing of it.
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        Ok(self.list().await?.into_iter().find(|listed| listed.id == *id))
+    }
 
     /// Our entries.
     async fn list(&self) -> Result<Vec<Listed>>;
@@ -71,4 +120,24 @@ pub trait DhcpBackend: Send + Sync + 'static {
 
     /// Stops answering.
     async fn shutdown(&self);
+}
+
+/// Changes of one entry alone.
+#[async_trait]
+pub trait DhcpBackendExt: DhcpBackend {
+    /// Makes DHCP answer this machine: [`DhcpBackend::apply`] of this change alone.
+    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
+        alone(self.apply(&[DhcpChange::Ensure(host.clone())]).await?)
+    }
+
+    /// Lets DHCP forget this machine: [`DhcpBackend::apply`] of this change alone.
+    async fn remove(&self, id: &ResourceId) -> Result<()> {
+        alone(self.apply(&[DhcpChange::Remove(id.clone())]).await?)
+    }
+}
+
+impl<B: DhcpBackend + ?Sized> DhcpBackendExt for B {}
+
+fn alone(refused: Vec<DhcpRefusal>) -> Result<()> {
+    refused.into_iter().next().map_or(Ok(()), |refusal| Err(refusal.error))
 }

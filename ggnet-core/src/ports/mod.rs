@@ -4,7 +4,9 @@
 //!
 //! * `ensure(spec)` twice equals once; with a changed spec it converges, or returns `Busy` and changes nothing. It returns what a
 //!   client needs. Two calls at once for one id behave as one after the other; for different ids they do not wait for each other.
-//! * `remove` of nothing is success; under [`Removal::IfIdle`] a live user is `Busy` and nothing changes.
+//! * `remove` of nothing is success; where a thing can have users, a live one is `Busy` under [`Removal::IfIdle`], and nothing changes.
+//! * DHCP takes a set of changes at once ([`DhcpBackend::apply`]): each of them is an `ensure` or a `remove`.
+//! * `get` is `list` for one name: what the one shows the other shows, at less cost.
 //! * `list` returns only what this instance of GGnet owns, recognised by name, never by a private database. A list that fails
 //!   means *unknown*, never *empty*.
 //! * A future dropped half-way leaves the object absent, whole, or listed as [`Completeness::Partial`]; a second `ensure` completes
@@ -32,15 +34,18 @@ use sha2::{Digest as _, Sha256};
 
 pub use boot_file::{BootBundle, BootFileStore, BootPath};
 pub use clock::{Clock, SystemClock};
-pub use dhcp::{DhcpBackend, DhcpCapabilities, DhcpHost};
+pub use dhcp::{
+    DhcpBackend, DhcpBackendExt, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal, apply_each,
+};
 pub use image_converter::{ConvertSpec, Converted, ImageConverter, ImageProbe, Progress};
 pub use observer::{NullObserver, Observation, Observer};
 pub use store::{
-    Batch, MAX_SEEN, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store, Write,
+    Batch, Fence, MAX_SEEN, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store,
+    Write,
 };
 pub use target::{
-    Access, Connection, IoCounters, Login, LoginGate, LoginVerdict, LoginVisibility, LunSpec, TargetBackend,
-    TargetCapabilities, TargetEndpoint, TargetSpec,
+    Access, Connection, IoCounters, Login, LoginGate, LoginVerdict, LoginVisibility, LunDisks, LunSpec,
+    TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
 };
 pub use writeback::{BaseImage, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore};
 

@@ -4,6 +4,8 @@
 //! machine; a version in use by a live session, a pin or a manual target cannot be deleted; a record changes only over the revision
 //! it was read with. A batch that would break one is `Conflict` and changes nothing.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +58,15 @@ pub enum Write {
     },
 }
 
+/// That a session is still in this epoch: nobody has taken it over since it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The session.
+    pub session: SessionId,
+    /// Its epoch.
+    pub epoch: u64,
+}
+
 /// Changes that happen together, with their events and audit rows.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -67,6 +78,8 @@ pub struct Batch {
     pub audit: Vec<AuditRow>,
     /// Whether it may use what the store keeps in reserve for a full disk: see [`Batch::from_reserve()`].
     pub from_reserve: bool,
+    /// What must still be so, or nothing of it is applied.
+    pub fences: Vec<Fence>,
 }
 
 impl Batch {
@@ -81,6 +94,13 @@ impl Batch {
     #[must_use]
     pub const fn from_reserve(mut self) -> Self {
         self.from_reserve = true;
+        self
+    }
+
+    /// Applied only while this session is in the epoch that it was read in; else `Conflict`, and `NotFound` when it is not there.
+    #[must_use]
+    pub fn fenced(mut self, session: &Session) -> Self {
+        self.fences.push(Fence { session: session.id, epoch: session.epoch });
         self
     }
 
@@ -175,7 +195,16 @@ pub struct SessionCounts {
     pub failed: u64,
 }
 
-/// Persistence. Lists are ordered: machines, images and targets by name, versions by number, sessions newest first, seen machines
+/// Names of machines and images, by their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Of machines.
+    pub machines: HashMap<MachineId, Name>,
+    /// Of images.
+    pub images: HashMap<ImageId, Name>,
+}
+
+/// Persistence. A method that is added later has a default, made of the others. Lists are ordered: machines, images and targets by name, versions by number, sessions newest first, seen machines
 /// by last sight (newest first), events by `seq`.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
@@ -222,6 +251,19 @@ pub trait Store: Send + Sync + 'static {
     async fn sessions(&self, filter: &SessionFilter, page: PageRequest) -> Result<Page<Session>>;
     /// The counters.
     async fn session_counts(&self) -> Result<SessionCounts>;
+
+    /// The names of these machines and images, for a page that shows them; those that are not there are left out. At most a page's worth
+    /// (1000) of each. By itself a read for each; a store that can does it in one.
+    async fn names(&self, machines: &[MachineId], images: &[ImageId]) -> Result<Names> {
+        let mut names = Names::default();
+        for id in machines {
+            names.machines.extend(self.machine(*id).await?.map(|machine| (*id, machine.name)));
+        }
+        for id in images {
+            names.images.extend(self.image(*id).await?.map(|image| (*id, image.name)));
+        }
+        Ok(names)
+    }
 
     /// A manual target.
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>>;

@@ -1,6 +1,10 @@
 //! [`TargetBackend`]: iSCSI targets, one per session generation or manual target.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -13,13 +17,11 @@ use crate::{
     ports::Observer,
 };
 
-/// One LUN of a target.
-#[derive(Clone, Debug)]
+/// One LUN of a target: everything but its bytes, which are in [`LunDisks`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LunSpec {
     /// Its number.
     pub number: u8,
-    /// Its bytes.
-    pub disk: Disk,
     /// Names the bytes for the spec's digest: the writeback's or the version's name. Two disks with the same key are the same.
     pub disk_key: String,
     /// The unit serial number (VPD page 80) and the seed of the identifiers of page 83. It depends on the machine and the LUN,
@@ -68,8 +70,11 @@ impl Access {
     }
 }
 
-/// What a target should be.
-#[derive(Clone, Debug)]
+/// The bytes of a target's LUNs, by the LUN's number.
+pub type LunDisks = BTreeMap<u8, Disk>;
+
+/// What a target should be: its identity, without the disks. So it can be compared with what there is without opening any.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetSpec {
     /// Its name among our objects.
     pub id: ResourceId,
@@ -82,6 +87,36 @@ pub struct TargetSpec {
 }
 
 impl TargetSpec {
+    /// Each LUN with its disk, in the spec's order: a backend begins with it.
+    ///
+    /// # Errors
+    /// `Invalid` (field `luns`): a number twice; (field `disks`): a LUN without a disk, or a disk without a LUN.
+    pub fn with_disks<'a>(&'a self, disks: &'a LunDisks) -> Result<Vec<(&'a LunSpec, &'a Disk)>> {
+        let numbers: BTreeSet<u8> = self.luns.iter().map(|lun| lun.number).collect();
+        if numbers.len() < self.luns.len() {
+            return Err(Error::invalid("luns", format!("Target {} has a LUN number twice", self.id)));
+        }
+        if let Some(number) = disks.keys().find(|number| !numbers.contains(number)) {
+            return Err(Error::invalid(
+                "disks",
+                format!("Target {} has a disk for LUN {number}, and no such LUN", self.id),
+            ));
+        }
+        let with_disk = |lun: &'a LunSpec| match disks.get(&lun.number) {
+            Some(disk) => Ok((lun, disk)),
+            None => {
+                Err(Error::invalid("disks", format!("LUN {} of target {} has no disk", lun.number, self.id)))
+            }
+        };
+        self.luns.iter().map(with_disk).collect()
+    }
+
+    /// The LUN to boot from: the one with the lowest number.
+    #[must_use]
+    pub fn boot_lun(&self) -> u8 {
+        self.luns.iter().map(|lun| lun.number).min().unwrap_or(0)
+    }
+
     /// The digest of everything that a change of would have to converge.
     #[must_use]
     pub fn digest(&self) -> SpecDigest {
@@ -143,6 +178,9 @@ pub struct TargetCapabilities {
     pub max_luns: u8,
     /// Whether targets outlive our process (the kernel's do).
     pub survives_restart: bool,
+    /// Whether a disk that grows is served with its new size at once, and initiators are notified (see [`crate::block`]). If not,
+    /// its old size is served until the target is made again.
+    pub follows_growth: bool,
 }
 
 /// A connection of an initiator.
@@ -237,15 +275,24 @@ pub trait TargetBackend: Send + Sync + 'static {
     /// 0301.
     fn attach(&self, gate: Arc<dyn LoginGate>, observer: Arc<dyn Observer>);
 
-    /// Makes the target be as described and says how to reach it.
+    /// Makes the target be as described, over these disks (one for each LUN of the spec: [`TargetSpec::with_disks`]), and says how to
+    /// reach it. A target that is as described keeps the disks that it has: the same [`disk_key`](LunSpec::disk_key) is the same disk.
     ///
     /// A changed access takes effect for new logins; changed LUNs under a live initiator are `Busy`. Errors: `Unsupported` for
     /// a disk form that [`TargetCapabilities::accepts`] lacks; `Unavailable`; `Permission`. Cancellation: see [`crate::ports`].
-    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint>;
+    async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint>;
+
+    /// How a target of ours is reached, as its `ensure` said it; none: it is not there, or not whole. Changes nothing.
+    async fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>>;
 
     /// Removes the target: no new logins; under `Force` requests in flight are finished, disks flushed, connections closed.
     /// When it returns the backend holds no reference to the disks.
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()>;
+
+    /// One of our targets, as `list` shows it; none: there is nothing of it.
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        Ok(self.list().await?.into_iter().find(|listed| listed.id == *id))
+    }
 
     /// Our targets.
     async fn list(&self) -> Result<Vec<Listed>>;

@@ -2,13 +2,13 @@
 //!
 //! ```
 //! # use std::sync::Arc;
-//! # use ggnet_core::{ErrorKind, ports::DhcpBackend as _, testkit::{flaky::{Fault, FaultPlan, Flaky}, memory::MemoryDhcp}};
+//! # use ggnet_core::{ErrorKind, ports::BootFileStore as _, testkit::{flaky::{Fault, FaultPlan, Flaky}, memory::MemoryBootFiles}};
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 //! let plan = FaultPlan::new();
-//! let dhcp = Flaky::new(Arc::new(MemoryDhcp::new()), &plan);
+//! let files = Flaky::new(Arc::new(MemoryBootFiles::new()), &plan);
 //! plan.add(Fault::on("ensure").nth(2).fails(ErrorKind::Unavailable)); // the second one from here on
-//! plan.add(Fault::on("dhcp.remove").loses_the_answer(ErrorKind::Timeout)); // done, but nobody hears of it
-//! assert!(dhcp.list().await.is_ok());
+//! plan.add(Fault::on("boot_file.remove").loses_the_answer(ErrorKind::Timeout)); // done, but nobody hears of it
+//! assert!(files.list().await.is_ok());
 //! # });
 //! ```
 //!
@@ -290,7 +290,7 @@ mod tests {
     use super::*;
     use crate::{
         nouns::{DeviceType, MachineId, ResourceId},
-        ports::{Completeness, DhcpBackend, DhcpHost, Removal},
+        ports::{Completeness, DhcpBackend, DhcpBackendExt as _, DhcpHost},
         testkit::memory::MemoryDhcp,
     };
 
@@ -314,21 +314,21 @@ mod tests {
     async fn a_failed_call_did_nothing_and_a_lost_answer_did() {
         let (plan, dhcp) = flaky();
         let host = host();
-        plan.add(Fault::on("dhcp.ensure").nth(1).fails(ErrorKind::Full));
-        plan.add(Fault::on("ensure").nth(2).loses_the_answer(ErrorKind::Timeout));
-        plan.add(Fault::on("target.ensure").fails(ErrorKind::Internal));
+        plan.add(Fault::on("dhcp.apply").nth(1).fails(ErrorKind::Full));
+        plan.add(Fault::on("apply").nth(2).loses_the_answer(ErrorKind::Timeout));
+        plan.add(Fault::on("target.apply").fails(ErrorKind::Internal));
         assert_eq!(dhcp.ensure(&host).await.unwrap_err().kind(), ErrorKind::Full);
         assert!(dhcp.list().await.unwrap().is_empty());
         assert_eq!(dhcp.ensure(&host).await.unwrap_err().kind(), ErrorKind::Timeout);
         assert_eq!(dhcp.list().await.unwrap()[0].completeness, Completeness::Whole);
         dhcp.ensure(&host).await.unwrap();
-        assert_eq!((plan.calls("ensure"), plan.calls("dhcp.ensure"), plan.calls("target.ensure")), (3, 3, 0));
+        assert_eq!((plan.calls("apply"), plan.calls("dhcp.apply"), plan.calls("target.apply")), (3, 3, 0));
     }
 
     #[tokio::test]
     async fn a_cut_call_did_a_part() {
         let (plan, dhcp) = flaky();
-        plan.add(Fault::on("ensure").nth(1).is_cut_after(1));
+        plan.add(Fault::on("apply").nth(1).is_cut_after(1));
         assert_eq!(dhcp.ensure(&host()).await.unwrap_err().kind(), ErrorKind::Timeout);
         assert_eq!(dhcp.list().await.unwrap()[0].completeness, Completeness::Partial);
     }
@@ -339,9 +339,9 @@ mod tests {
         let world = dhcp.inner().world();
         let host = host();
         dhcp.ensure(&host).await.unwrap();
-        plan.add(Fault::on("remove").kills(1));
+        plan.add(Fault::on("apply").kills(1));
         let gone = host.id.clone();
-        let task = tokio::spawn(async move { dhcp.remove(&gone, Removal::Force).await });
+        let task = tokio::spawn(async move { dhcp.remove(&gone).await });
         plan.killed().await;
         assert!(!task.is_finished());
         task.abort();

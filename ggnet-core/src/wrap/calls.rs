@@ -82,7 +82,7 @@ impl Calls {
         let table = self.table();
         let late = || table.running.values().filter(|call| which(call));
         let oldest = late().min_by_key(|call| call.since)?;
-        let of = oldest.op.object.as_ref().map_or_else(String::new, |object| format!(" of {object}"));
+        let of = oldest.op.of();
         Some(Late {
             count: late().count(),
             oldest: format!("{}{of}", oldest.op.name),
@@ -162,7 +162,7 @@ impl Drop for Begun {
 
 /// Whether a call changes the object.
 pub(super) fn on(object: &str) -> impl Fn(&Op) -> bool {
-    move |op| op.object.as_deref() == Some(object)
+    move |op| op.objects.iter().any(|changed| changed == object)
 }
 
 /// Whether a call is a commit.

@@ -1,10 +1,10 @@
 //! [`Wrapped`] is every port: one table a port, from which the forwarding is made.
 //!
 //! A table's `straight` methods go to the wrapped port as they are. Its `calls` go through the layer: `again` ones may be repeated
-//! after an unknown outcome, `once` ones may not; then come the [`Class`], the arguments (references first, values after the `;`) and what
-//! the call changes. Arguments are owned by the call, which may outlive its caller, and cloned for each try.
+//! after an unknown outcome, `once` ones may not; then come the [`Class`], the arguments (references first, values after the `;`) and which
+//! objects the call changes. Arguments are owned by the call, which may outlive its caller, and cloned for each try.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,10 +20,10 @@ use crate::{
     },
     ports::{
         BaseImage, Batch, BootBundle, BootFileStore, BootPath, Connection, ConvertSpec, Converted,
-        DhcpBackend, DhcpCapabilities, DhcpHost, Health, ImageConverter, ImageProbe, Listed, LoginGate,
-        MachineFilter, Observer, Page, PageRequest, Progress, Removal, SessionCounts, SessionFilter, Store,
-        TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec, WritebackCapabilities,
-        WritebackListed, WritebackSpec, WritebackStore,
+        DhcpBackend, DhcpCapabilities, DhcpChange, DhcpRefusal, Health, ImageConverter, ImageProbe, Listed,
+        LoginGate, LunDisks, MachineFilter, Names, Observer, Page, PageRequest, Progress, Removal,
+        SessionCounts, SessionFilter, Store, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
+        WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
     },
 };
 
@@ -36,13 +36,18 @@ macro_rules! repeatable {
     };
 }
 
-macro_rules! object {
+macro_rules! objects {
     () => {
-        None
+        Vec::new()
     };
-    ($object:expr) => {
-        Some($object.to_string())
+    ($objects:expr) => {
+        sorted($objects)
     };
+}
+
+/// In one order, whoever asks: so that two calls which change some of the same objects never wait for each other.
+fn sorted<'a>(ids: impl IntoIterator<Item = &'a ResourceId>) -> Vec<String> {
+    ids.into_iter().map(ToString::to_string).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// A call with its arguments, owned: it may outlive its caller.
@@ -63,7 +68,7 @@ macro_rules! call {
 macro_rules! forward {
     ($port:ident as $label:literal {
         straight { $(fn $sm:ident($($sa:ident: $st:ty),*) $(-> $sr:ty)?;)* }
-        calls { $($kind:ident $class:ident $m:ident($(&$ra:ident: $rt:ty),*; $($a:ident: $t:ty),*) -> $r:ty $(, of $object:expr)?;)* }
+        calls { $($kind:ident $class:ident $m:ident($(&$ra:ident: $rt:ty),*; $($a:ident: $t:ty),*) -> $r:ty $(, of $objects:expr)?;)* }
         $(ends by $end:ident;)?
         $(beside { $($beside:tt)* })?
     }) => {
@@ -84,7 +89,7 @@ macro_rules! forward {
                     name: stringify!($m),
                     class: Class::$class,
                     repeatable: repeatable!($kind),
-                    object: object!($($object)?),
+                    objects: objects!($($objects)?),
                     pulse: None,
                 };
                 self.layer.around(op, call!(self.$m($(&$ra),*; $($a),*))).await
@@ -98,7 +103,7 @@ macro_rules! forward {
                     class: Class::Health,
                     repeatable: true,
                     // One at a time: when it hangs, only one thread hangs.
-                    object: Some("health".to_owned()),
+                    objects: vec!["health".to_owned()],
                     pulse: None,
                 };
                 let inner = Arc::clone(&self.inner);
@@ -107,7 +112,7 @@ macro_rules! forward {
                     Box::pin(async move { Ok(inner.health().await) })
                 };
                 let told = self.layer.around(op, call).await;
-                self.layer.health(told.unwrap_or_else(|e| Health::Down(e.message().to_owned())))
+                self.layer.health(told.unwrap_or_else(|e| Health::Down(e.explain())))
             }
 
             $(async fn $end(&self) {
@@ -117,7 +122,7 @@ macro_rules! forward {
                     name: stringify!($end),
                     class: Class::Shutdown,
                     repeatable: true,
-                    object: None,
+                    objects: Vec::new(),
                     pulse: None,
                 };
                 let inner = Arc::clone(&self.inner);
@@ -144,8 +149,10 @@ forward!(TargetBackend as "target" {
         fn attach(gate: Arc<dyn LoginGate>, observer: Arc<dyn Observer>);
     }
     calls {
-        again Change ensure(&spec: TargetSpec;) -> TargetEndpoint, of spec.id;
-        again Change remove(&id: ResourceId; how: Removal) -> (), of id;
+        again Change ensure(&spec: TargetSpec, &disks: LunDisks;) -> TargetEndpoint, of [&spec.id];
+        again Change remove(&id: ResourceId; how: Removal) -> (), of [id];
+        again Read endpoint(&id: ResourceId;) -> Option<TargetEndpoint>;
+        again Read get(&id: ResourceId;) -> Option<Listed>;
         again Read list(;) -> Vec<Listed>;
         again Read connections(;) -> Vec<Connection>;
     }
@@ -157,8 +164,8 @@ forward!(WritebackStore as "writeback" {
         fn capabilities() -> WritebackCapabilities;
     }
     calls {
-        again Change ensure(&spec: WritebackSpec;) -> Disk, of spec.id;
-        again Change remove(&id: ResourceId; how: Removal) -> (), of id;
+        again Change ensure(&spec: WritebackSpec;) -> Disk, of [&spec.id];
+        again Change remove(&id: ResourceId; how: Removal) -> (), of [id];
         again Read open_base(&base: BaseImage;) -> Disk;
         again Read list(;) -> Vec<WritebackListed>;
         again Read get(&id: ResourceId;) -> Option<WritebackListed>;
@@ -172,8 +179,8 @@ forward!(DhcpBackend as "dhcp" {
         fn attach(observer: Arc<dyn Observer>);
     }
     calls {
-        again Change ensure(&host: DhcpHost;) -> (), of host.id;
-        again Change remove(&id: ResourceId; how: Removal) -> (), of id;
+        again Change apply(&changes: [DhcpChange];) -> Vec<DhcpRefusal>, of changes.iter().map(DhcpChange::id);
+        again Read get(&id: ResourceId;) -> Option<Listed>;
         again Read list(;) -> Vec<Listed>;
     }
     ends by shutdown;
@@ -184,8 +191,9 @@ forward!(BootFileStore as "boot_file" {
         fn attach(observer: Arc<dyn Observer>);
     }
     calls {
-        again Change ensure(&bundle: BootBundle;) -> (), of bundle.id;
-        again Change remove(&id: ResourceId; how: Removal) -> (), of id;
+        again Change ensure(&bundle: BootBundle;) -> (), of [&bundle.id];
+        again Change remove(&id: ResourceId;) -> (), of [id];
+        again Read get(&id: ResourceId;) -> Option<Listed>;
         again Read list(;) -> Vec<Listed>;
         again Read read(&path: BootPath;) -> Bytes;
     }
@@ -214,7 +222,7 @@ forward!(ImageConverter as "image_converter" {
                 name: "convert",
                 class: Class::Convert,
                 repeatable: false,
-                object: Some(spec.destination.display().to_string()),
+                objects: vec![spec.destination.display().to_string()],
                 pulse: Some(Arc::clone(&pulse)),
             };
             let (inner, spec, progress) = (Arc::clone(&self.inner), spec.clone(), pulse.watch(progress));
@@ -257,6 +265,7 @@ forward!(Store as "store" {
         again Read live_sessions(;) -> Vec<Session>;
         again Read sessions(&filter: SessionFilter; page: PageRequest) -> Page<Session>;
         again Read session_counts(;) -> SessionCounts;
+        again Read names(&machines: [MachineId], &images: [ImageId];) -> Names;
         again Read target(; id: TargetId) -> Option<ManualTarget>;
         again Read targets(;) -> Vec<ManualTarget>;
         again Read seen_machine(; mac: MacAddr) -> Option<SeenMachine>;

@@ -22,7 +22,7 @@ use super::{
     retry::tried,
 };
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Code, Error, ErrorKind, Result, code},
     keyed_locks::{KeyGuard, KeyedLocks},
     metrics::Metrics,
     ports::Health,
@@ -52,7 +52,7 @@ struct Shared {
 }
 
 /// What a call holds until it ends.
-type Held = (Option<KeyGuard>, Option<OwnedSemaphorePermit>);
+type Held = (Vec<KeyGuard>, Option<OwnedSemaphorePermit>);
 
 impl Class {
     /// Whether calls of this class count among those in flight.
@@ -97,7 +97,7 @@ impl Layer for Guard {
         let held = match shared.admit(&op).await {
             Ok(held) => held,
             Err(e) => {
-                shared.metrics.call(&op, "refused", asked.elapsed());
+                shared.metrics.call(op.labels(), "refused", asked.elapsed());
                 return Err(e);
             }
         };
@@ -116,7 +116,7 @@ impl Layer for Guard {
         }
         let result = answered.await.unwrap_or_else(|_| {
             Err(if shared.closed.is_cancelled() {
-                Error::new(ErrorKind::Unavailable, format!("{lost}: the port was closed"))
+                Error::new(code::shutting_down(), format!("{lost}: the port was closed"))
             } else {
                 Error::internal(format!("{lost}: the backend panicked"))
             })
@@ -155,16 +155,23 @@ impl Late {
 
 /// Names a call for people.
 fn what(op: &Op) -> String {
-    match &op.object {
-        Some(object) if op.class != Class::Health => {
-            format!("{} {} {} of {object}", op.port, op.backend, op.name)
+    let of = if op.class == Class::Health { String::new() } else { op.of() };
+    format!("{} {} {}{of}", op.port, op.backend, op.name)
+}
+
+impl Op {
+    /// Names what it changes, for people.
+    pub(super) fn of(&self) -> String {
+        match self.objects.as_slice() {
+            [] => String::new(),
+            [object] => format!(" of {object}"),
+            [first, others @ ..] => format!(" of {first} and {} more", others.len()),
         }
-        _ => format!("{} {} {}", op.port, op.backend, op.name),
     }
 }
 
-fn failure(op: &Op, kind: ErrorKind, message: &str) -> Error {
-    let e = Error::new(kind, format!("{}: {message}", what(op)));
+fn failure(op: &Op, code: Code, message: &str) -> Error {
+    let e = Error::new(code, format!("{}: {message}", what(op)));
     e.with_backend(op.backend).with_operation(op.name).with_hint(HINT)
 }
 
@@ -172,10 +179,10 @@ impl Shared {
     /// Waits for everything that a call needs before it may begin.
     async fn admit(&self, op: &Op) -> Result<Held> {
         let until = Instant::now() + self.limits.of(op.class);
-        let (mut turn, mut place) = (None, None);
-        if let Some(object) = &op.object {
+        let (mut turns, mut place) = (Vec::with_capacity(op.objects.len()), None);
+        for object in &op.objects {
             let blocked = |calls: &Calls| calls.left(on(object));
-            turn = Some(self.wait(op, until, self.turns.lock(object.as_str()), blocked).await?);
+            turns.push(self.wait(op, until, self.turns.lock(object.as_str()), blocked).await?);
         }
         if op.class == Class::Commit {
             let blocked = |calls: &Calls| calls.left(commit);
@@ -188,7 +195,7 @@ impl Shared {
             // The semaphore is never closed.
             place = self.wait(op, until, free, blocked).await?.ok();
         }
-        Ok((turn, place))
+        Ok((turns, place))
     }
 
     /// Waits for `thing`; not for long where a call that nobody waits for stands in the way, and never beyond `until`.
@@ -200,7 +207,7 @@ impl Shared {
         blocked: impl Fn(&Calls) -> Option<Late>,
     ) -> Result<T> {
         if self.closed.is_cancelled() && op.class != Class::Shutdown {
-            return Err(failure(op, ErrorKind::Unavailable, "the port was closed"));
+            return Err(failure(op, code::shutting_down(), "the port was closed"));
         }
         let cancelled = async {
             match &op.pulse {
@@ -208,18 +215,20 @@ impl Shared {
                 None => pending().await,
             }
         };
-        let message = tokio::select! {
+        let busy = || code::backend_busy(op.port, op.backend, op.name);
+        let (code, message) = tokio::select! {
             biased;
             thing = thing => return Ok(thing),
             late = self.calls.blocked(OVERDUE_WAIT, blocked) => {
-                format!("not begun, still busy with an earlier call. {}", late.text())
+                (busy(), format!("not begun, still busy with an earlier call. {}", late.text()))
             }
             () = tokio::time::sleep_until(until) => {
-                format!("not begun, the calls before it did not end within {:?}", self.limits.of(op.class))
+                let limit = self.limits.of(op.class);
+                (busy(), format!("not begun, the calls before it did not end within {limit:?}"))
             }
-            () = cancelled => "cancelled before it began".to_owned(),
+            () = cancelled => (ErrorKind::Unavailable.into(), "cancelled before it began".to_owned()),
         };
-        Err(failure(op, ErrorKind::Unavailable, &message))
+        Err(failure(op, code, &message))
     }
 
     /// Returns when the caller is to be let go.
@@ -237,7 +246,7 @@ impl Shared {
             Some(_) => "was cancelled and did not end in time".to_owned(),
             None => format!("did not end within {limit:?}"),
         };
-        failure(op, ErrorKind::Timeout, &message)
+        failure(op, code::backend_timeout(op.port, op.backend, op.name), &message)
     }
 
     /// The call, to its real end.
@@ -277,13 +286,13 @@ impl Shared {
                 let_go.store(true, Ordering::Release);
                 begun.is_overdue();
                 let e = self.timeout(&op);
-                tracing::warn!(port = op.port, backend = op.backend, operation = op.name, object = op.object, error = %e,
+                tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects, error = %e,
                     "a call passed its limit; it goes on without its caller");
-                self.metrics.call(&op, "timeout", asked.elapsed());
+                self.metrics.call(op.labels(), "timeout", asked.elapsed());
                 // Nobody may wait any more.
                 let _ = answer.send(Err(e));
                 let outcome = tries.await.err().map(|e| e.report());
-                tracing::warn!(port = op.port, backend = op.backend, operation = op.name, object = op.object,
+                tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects,
                     took = ?asked.elapsed(), error = outcome, "a call that had passed its limit has ended");
                 return;
             }
@@ -295,7 +304,7 @@ impl Shared {
             Ok(_) => "ok",
             Err(e) => e.kind().as_str(),
         };
-        self.metrics.call(&op, outcome, asked.elapsed());
+        self.metrics.call(op.labels(), outcome, asked.elapsed());
         // Before the answer: the caller's next call finds turn and place free.
         drop((begun, held));
         // Nobody may wait any more.

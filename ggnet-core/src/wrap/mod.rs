@@ -7,7 +7,7 @@
 //!  caller                    refused: `Unavailable`, nothing was begun
 //!    │                              ▲ a call that nobody waits for stands in the way, or no turn or place within the limit
 //!    ▼                              │
-//!  turn of its object ──▶ place of its port ──▶ task of its own ──ends──▶ the caller has the result
+//!  turns of its objects ▶ place of its port ──▶ task of its own ──ends──▶ the caller has the result
 //!                                                     │
 //!                                                     └─limit─▶ the caller has `Timeout`; the call is *overdue*: it goes on, with
 //!                                                               turn and place, until it really ends
@@ -19,7 +19,7 @@
 //! * Turn and place belong to the work, not to the caller: a caller that gives up, or is dropped, frees nothing, because what it
 //!   began may still hold a thread. So at most [`Limits::in_flight`] calls of a port run, however many were given up. `health` and
 //!   `shutdown` need no place: a port that is full can still say so and be closed.
-//! * Calls that change one object (`ensure` and `remove` of one id, `convert` to one file) run one after the other. So nothing that was
+//! * Calls that change one object (`ensure` and `remove` of one id, `apply` to it among others, `convert` to one file) run one after the other. So nothing that was
 //!   ensured or removed after a call was given up (its limit passed, or its caller went away) is changed by that call: until it ends,
 //!   further changes of its object are refused after [`OVERDUE_WAIT`].
 //! * Commits of the store may run at the same time, as they did before; but none is begun while an earlier one that was given up has
@@ -56,7 +56,7 @@ pub(crate) use guard::Guard;
 pub use guard::OVERDUE_WAIT;
 pub use limits::{Limits, PortLimits};
 
-use crate::{error::Result, ports::Health};
+use crate::{error::Result, metrics::Labels, ports::Health};
 use pulse::Pulse;
 
 /// What a call is, as far as its limits are concerned.
@@ -90,10 +90,17 @@ pub struct Op {
     /// Whether making the call again after an unknown outcome is harmless. Not so for `commit` of the store (it would tell its events
     /// twice) and `convert` (hours of work, and a file that then exists).
     pub repeatable: bool,
-    /// What it changes, for calls that run one after the other: the object's id, the conversion's destination.
-    pub object: Option<String>,
+    /// What it changes, for calls that run one after the other: the objects' ids, each once and in their order; the conversion's destination.
+    pub objects: Vec<String>,
     /// How far a conversion is.
     pulse: Option<Arc<Pulse>>,
+}
+
+impl Op {
+    /// What [`Metrics`](crate::metrics::Metrics) count it under.
+    fn labels(&self) -> Labels<3> {
+        [("port", self.port), ("backend", self.backend), ("operation", self.name)]
+    }
 }
 
 /// One try of a call.

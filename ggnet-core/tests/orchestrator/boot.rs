@@ -17,7 +17,9 @@ async fn declined(p: &Process, mac: ggnet_core::nouns::MacAddr) -> String {
     let BootAnswer::Script(text) = p.boot(mac).await.unwrap() else { panic!("told to come again") };
     assert_eq!(inspect(&text).unwrap().san, [], "it falls through to its next boot device");
     let events = p.all_events().await.split_off(before);
-    let [EventKind::BootDeclined { reason }] = events.as_slice() else { panic!("{events:?}") };
+    let [EventKind::BootDeclined { reason, diagnosis: Some(_) }] = events.as_slice() else {
+        panic!("{events:?}")
+    };
     reason.clone()
 }
 

@@ -170,6 +170,31 @@ async fn every_step_of_a_stop() {
     }
 }
 
+/// The one would have it removed by a failed start, the other knows better: nothing is started, and nothing kept is lost.
+#[tokio::test]
+async fn a_store_whose_get_and_list_disagree_loses_nothing_that_was_kept() {
+    let mut house = House::new();
+    let p = house.open().await;
+    let machine = machine(&p, WritebackPolicy::Keep).await;
+    let disk = p.start_and_login(&machine).await;
+    disk.write(0, 0, &[5; 512]).await.unwrap();
+    drop(disk);
+    p.stop(&p.session(&machine).await, true).await.unwrap();
+
+    house.forgetful = true;
+    let p = house.open().await;
+    p.plan.add(Fault::on("target.ensure").fails(ErrorKind::Unavailable));
+    let e = p.start(&machine).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Corrupt, "{}", e.report());
+    assert!(e.hint().unwrap().contains("disagree"), "{e:?}");
+    p.reconcile().await;
+
+    house.forgetful = false;
+    let p = house.open().await;
+    let disk = p.start_and_login(&machine).await;
+    assert_eq!(disk.read(0, 0, 512).await.unwrap(), [5; 512]);
+}
+
 impl Process {
     pub async fn start_and_login(&self, machine: &Machine) -> ggnet_core::testkit::memory::MemoryInitiator {
         let session = self.start(machine).await.unwrap().session;

@@ -99,9 +99,6 @@ async fn an_old_target_that_still_stands_refuses() {
         iqn: p.o.target_iqn(&session, &session.current).unwrap(),
         luns: vec![ggnet_core::ports::LunSpec {
             number: 0,
-            disk: ggnet_core::block::Disk::Blocks(std::sync::Arc::new(
-                ggnet_core::testkit::memory::RamDisk::zeros(4096),
-            )),
             disk_key: "gone".to_owned(),
             serial: "1".to_owned(),
             read_only: false,
@@ -112,7 +109,9 @@ async fn an_old_target_that_still_stands_refuses() {
             mutual: None,
         },
     };
-    p.targets.ensure(&spec).await.unwrap();
+    let disk = std::sync::Arc::new(ggnet_core::testkit::memory::RamDisk::zeros(4096));
+    let disks = ggnet_core::ports::LunDisks::from([(0, ggnet_core::block::Disk::Blocks(disk))]);
+    p.targets.ensure(&spec, &disks).await.unwrap();
     assert_eq!(p.login(&spec.id, &machine).await.unwrap_err(), LoginError::AuthorizationFailure);
     p.reconcile().await;
     p.assert_whole("the orphan is removed").await;

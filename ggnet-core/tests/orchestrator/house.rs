@@ -12,6 +12,7 @@ use std::{
 
 use ggnet_core::{
     Result,
+    block::Disk,
     boot_text::{ipxe::inspect, templates::BootTemplates},
     metrics::Registry,
     nouns::{
@@ -24,9 +25,9 @@ use ggnet_core::{
         Started, StopRequest,
     },
     ports::{
-        Batch, BootFileStore as _, Clock as _, Completeness, DhcpBackend as _, LoginVisibility,
-        MachineFilter, PageRequest, Store, TargetBackend as _, TargetCapabilities, Write,
-        WritebackStore as _,
+        BaseImage, Batch, BootFileStore as _, Clock as _, Completeness, DhcpBackend as _, Health,
+        LoginVisibility, MachineFilter, PageRequest, Removal, Store, TargetBackend as _, TargetCapabilities,
+        Write, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
     },
     testkit::{
         flaky::{FaultPlan, Flaky},
@@ -54,6 +55,50 @@ pub struct House {
     pub config: OrchestratorConfig,
     pub limits: PortLimits,
     pub polled: bool,
+    /// Whether the writeback store's `get` says of everything that it is not there, whatever `list` says.
+    pub forgetful: bool,
+}
+
+/// A writeback store whose `get` knows nothing.
+struct Forgetful(Arc<MemoryWritebacks>);
+
+#[async_trait::async_trait]
+impl WritebackStore for Forgetful {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn capabilities(&self) -> WritebackCapabilities {
+        self.0.capabilities()
+    }
+
+    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
+        self.0.ensure(spec).await
+    }
+
+    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
+        self.0.open_base(base).await
+    }
+
+    async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
+        self.0.remove(id, how).await
+    }
+
+    async fn get(&self, _: &ResourceId) -> Result<Option<WritebackListed>> {
+        Ok(None)
+    }
+
+    async fn list(&self) -> Result<Vec<WritebackListed>> {
+        self.0.list().await
+    }
+
+    async fn health(&self) -> Health {
+        self.0.health().await
+    }
+
+    async fn shutdown(&self) {
+        self.0.shutdown().await;
+    }
 }
 
 /// One life of the orchestrator, with the backends behind its back.
@@ -85,6 +130,7 @@ impl House {
             config,
             limits: once(),
             polled: false,
+            forgetful: false,
         }
     }
 
@@ -107,7 +153,11 @@ impl House {
         let backends = Backends {
             store: Arc::new(Flaky::new(Arc::new(store.clone()), plan)),
             target: Arc::new(Flaky::new(targets.clone(), plan)),
-            writeback: Arc::new(Flaky::new(writebacks.clone(), plan)),
+            writeback: if self.forgetful {
+                Arc::new(Flaky::new(Arc::new(Forgetful(writebacks.clone())), plan))
+            } else {
+                Arc::new(Flaky::new(writebacks.clone(), plan))
+            },
             dhcp: Arc::new(Flaky::new(dhcp.clone(), plan)),
             boot_files: Arc::new(Flaky::new(files.clone(), plan)),
             converter: Arc::new(Flaky::new(Arc::new(MemoryConverter::new()), plan)),
@@ -236,6 +286,7 @@ impl Process {
             name: name.parse().unwrap(),
             description: String::new(),
             current: None,
+            last_version: 0,
             created_at: now,
             updated_at: now,
             revision: 0,
@@ -260,6 +311,7 @@ impl Process {
             size_bytes: SIZE,
             sha256: Some("0".repeat(64)),
             error: None,
+            failure: None,
             created_at: now,
             finished_at: Some(now),
         };

@@ -13,8 +13,8 @@ use ggnet_core::{
     orchestrator::{Backends, Ports, StartRequest},
     ports::{
         BaseImage, Batch, BootBundle, BootFileStore as _, Clock as _, Completeness, ConvertSpec, Converted,
-        DhcpHost, Health, ImageConverter, ImageProbe, Progress, Removal, Store as _, SystemClock,
-        WritebackSpec,
+        DhcpBackendExt as _, DhcpChange, DhcpHost, Health, ImageConverter, ImageProbe, LunDisks, Progress,
+        Removal, Store as _, SystemClock, WritebackSpec,
     },
     testkit::{
         flaky::{Fault, FaultPlan, Flaky, Matching},
@@ -99,8 +99,10 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         _ => None,
     };
     match (port, method) {
-        ("target", "ensure") => failed(p.target().ensure(&target()).await),
+        ("target", "ensure") => failed(p.target().ensure(&target(), &LunDisks::new()).await),
         ("target", "remove") => failed(p.target().remove(&id(1), Removal::Force).await),
+        ("target", "endpoint") => failed(p.target().endpoint(&id(1)).await),
+        ("target", "get") => failed(p.target().get(&id(1)).await),
         ("target", "list") => failed(p.target().list().await),
         ("target", "connections") => failed(p.target().connections().await),
         ("target", "health") => dead(p.target().health().await),
@@ -112,14 +114,15 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("writeback", "list") => failed(p.writeback().list().await),
         ("writeback", "get") => failed(p.writeback().get(&id(1)).await),
         ("writeback", "health") => dead(p.writeback().health().await),
-        ("dhcp", "ensure") => failed(p.dhcp().ensure(&host(1)).await),
-        ("dhcp", "remove") => failed(p.dhcp().remove(&id(1), Removal::Force).await),
+        ("dhcp", "apply") => failed(p.dhcp().apply(&[DhcpChange::Ensure(host(1))]).await),
+        ("dhcp", "get") => failed(p.dhcp().get(&id(1)).await),
         ("dhcp", "list") => failed(p.dhcp().list().await),
         ("dhcp", "health") => dead(p.dhcp().health().await),
         ("boot_file", "ensure") => {
             failed(p.boot_files().ensure(&BootBundle { id: id(1), files: Default::default() }).await)
         }
-        ("boot_file", "remove") => failed(p.boot_files().remove(&id(1), Removal::Force).await),
+        ("boot_file", "remove") => failed(p.boot_files().remove(&id(1)).await),
+        ("boot_file", "get") => failed(p.boot_files().get(&id(1)).await),
         ("boot_file", "list") => failed(p.boot_files().list().await),
         ("boot_file", "read") => failed(p.boot_files().read(&"a".parse().unwrap()).await),
         ("boot_file", "health") => dead(p.boot_files().health().await),
@@ -146,6 +149,7 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("store", "live_sessions") => failed(p.store().live_sessions().await),
         ("store", "sessions") => failed(p.store().sessions(&Default::default(), page).await),
         ("store", "session_counts") => failed(p.store().session_counts().await),
+        ("store", "names") => failed(p.store().names(&[], &[]).await),
         ("store", "target") => failed(p.store().target(TargetId::generate()).await),
         ("store", "targets") => failed(p.store().targets().await),
         ("store", "seen_machine") => failed(p.store().seen_machine(mac).await),
@@ -184,7 +188,12 @@ const METHODS: [(&str, &str, &[&str]); 6] = [
         &["name", "capabilities", "attach", "serving", "login"],
     ),
     ("writeback", include_str!("../../src/ports/writeback.rs"), &["name", "capabilities"]),
-    ("dhcp", include_str!("../../src/ports/dhcp.rs"), &["name", "capabilities", "attach"]),
+    (
+        "dhcp",
+        include_str!("../../src/ports/dhcp.rs"),
+        // Of one entry alone: both are `apply`.
+        &["name", "capabilities", "attach", "ensure", "remove"],
+    ),
     ("boot_file", include_str!("../../src/ports/boot_file.rs"), &["name", "attach"]),
     ("image_converter", include_str!("../../src/ports/image_converter.rs"), &["name"]),
     ("store", include_str!("../../src/ports/store.rs"), &["name"]),
@@ -228,7 +237,7 @@ async fn every_call_of_every_port_that_hangs_ends_and_health_names_it() {
             tokio::time::timeout(FOR_EVER, m.ports.shutdown()).await.expect("the ports close");
         }
     }
-    assert_eq!(tried, 50, "methods of ports; were some added?");
+    assert_eq!(tried, 54, "methods of ports; were some added?");
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,10 +253,10 @@ async fn a_port_that_hangs_when_it_closes_is_left_behind() {
 #[tokio::test(start_paused = true)]
 async fn a_full_port_refuses_at_once_and_goes_on_when_its_calls_end() {
     let m = made(&every(|of| of.in_flight = 3));
-    m.plan.add(Fault::on("dhcp.remove").first(3).is_delayed(Duration::from_secs(1000)));
+    m.plan.add(Fault::on("dhcp.apply").first(3).is_delayed(Duration::from_secs(1000)));
     let removes = (1..=3).map(|n| {
         let dhcp = m.ports.dhcp().clone();
-        tokio::spawn(async move { dhcp.remove(&id(n), Removal::Force).await })
+        tokio::spawn(async move { dhcp.remove(&id(n)).await })
     });
     for one in removes.collect::<Vec<_>>() {
         assert_eq!(one.await.unwrap().unwrap_err().kind(), ErrorKind::Timeout);
@@ -273,15 +282,15 @@ async fn a_full_port_refuses_at_once_and_goes_on_when_its_calls_end() {
 #[tokio::test(start_paused = true)]
 async fn calls_beyond_the_cap_wait_for_a_place_where_nothing_hangs() {
     let m = made(&every(|of| of.in_flight = 2));
-    m.plan.add(Fault::on("dhcp.remove").is_delayed(Duration::from_secs(1)));
+    m.plan.add(Fault::on("dhcp.apply").is_delayed(Duration::from_secs(1)));
     let removes = (1..=20).map(|n| {
         let dhcp = m.ports.dhcp().clone();
-        tokio::spawn(async move { dhcp.remove(&id(n), Removal::Force).await })
+        tokio::spawn(async move { dhcp.remove(&id(n)).await })
     });
     for one in removes.collect::<Vec<_>>() {
         one.await.unwrap().unwrap();
     }
-    assert_eq!(m.plan.calls("dhcp.remove"), 20);
+    assert_eq!(m.plan.calls("dhcp.apply"), 20);
 }
 
 #[tokio::test(start_paused = true)]
@@ -300,17 +309,17 @@ async fn a_caller_that_goes_away_frees_no_place() {
 async fn what_was_given_up_changes_nothing_that_was_removed_since() {
     let m = made(&PortLimits::default());
     // An `ensure` that begins, hangs beyond its limit and then does its work.
-    m.plan.add(Fault::on("dhcp.ensure").nth(1).is_delayed(Duration::from_secs(500)));
+    m.plan.add(Fault::on("dhcp.apply").nth(1).is_delayed(Duration::from_secs(500)));
     let dhcp = m.ports.dhcp();
     assert_eq!(dhcp.ensure(&host(1)).await.unwrap_err().kind(), ErrorKind::Timeout);
-    let e = dhcp.remove(&id(1), Removal::Force).await.unwrap_err();
+    let e = dhcp.remove(&id(1)).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
     assert!(e.message().contains("still busy with an earlier call"), "{e}");
-    assert_eq!(m.plan.calls("dhcp.remove"), 0, "removed now, it would come back later");
+    assert_eq!(m.plan.calls("dhcp.apply"), 1, "removed now, it would come back later");
     // Another object has nothing to do with it.
     dhcp.ensure(&host(2)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(500)).await;
-    dhcp.remove(&id(1), Removal::Force).await.expect("the earlier call has ended");
+    dhcp.remove(&id(1)).await.expect("the earlier call has ended");
     tokio::time::sleep(Duration::from_secs(500)).await;
     let left: Vec<_> = dhcp.list().await.unwrap().into_iter().map(|l| (l.id, l.completeness)).collect();
     assert_eq!(left, [(id(2), Completeness::Whole)]);
@@ -427,7 +436,7 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         "writeback.ensure",
         "target.ensure",
         "boot_file.ensure",
-        "dhcp.ensure",
+        "dhcp.apply",
         "writeback.list",
         "target.list",
         "target.connections",
@@ -441,6 +450,7 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         let (image, _) = p.image("debian").await;
         let one = p.machine(1, image, |m| m.auto_start = false).await;
         let other = p.machine(2, image, |m| m.auto_start = false).await;
+        let before = p.plan.calls(step);
         p.plan.add(Fault::on(step).nth(1).hangs());
         let (o, machine) = (p.o.clone(), one.id);
         let hung = tokio::spawn(async move {
@@ -448,7 +458,7 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
             let start = o.start(StartRequest { machine, image: None, actor: Actor::Embedder });
             tokio::join!(round, start)
         });
-        until("the call hangs", async || p.plan.calls(step) > 0).await;
+        until("the call hangs", async || p.plan.calls(step) > before).await;
         let started = tokio::time::timeout(FOR_EVER, p.start(&other)).await;
         let started = started.unwrap_or_else(|_| panic!("{step}: the other machine waits for ever"));
         if let Err(e) = started {
@@ -456,7 +466,9 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         }
         let (report, _) = tokio::time::timeout(FOR_EVER, hung).await.expect("the call has a limit").unwrap();
         assert!(
-            step.ends_with("ensure") || report.trouble.iter().any(|t| t.contains("did not end within")),
+            step.ends_with("ensure")
+                || step == "dhcp.apply"
+                || report.trouble.iter().any(|t| t.contains("did not end within")),
             "{step}: {report:?}"
         );
         // The machine's lock is free: it can be worked on again.
@@ -486,7 +498,7 @@ async fn ends_within_its_limits(house: &House, what: Matching) {
     let (image, _) = p.image(&format!("i{}", p.all_events().await.len())).await;
     let n = u32::try_from(p.all_events().await.len()).unwrap();
     let machine = p.machine(n, image, |_| ()).await;
-    p.plan.add(Fault::on("dhcp.ensure").fails(ErrorKind::Full));
+    p.plan.add(Fault::on("dhcp.apply").fails(ErrorKind::Full));
     p.plan.add(what.hangs());
     let (o, id) = (p.o.clone(), machine.id);
     let starting = tokio::spawn(async move {

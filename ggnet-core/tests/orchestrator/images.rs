@@ -68,11 +68,16 @@ async fn an_import_becomes_ready_and_current() {
     assert_eq!(told, [EventKind::ImageCreated, EventKind::VersionImporting, EventKind::VersionReady]);
 
     ask.make_current = false;
-    let (again, second) = p.o.import(ask).await.unwrap();
+    let (again, second) = p.o.import(ask.clone()).await.unwrap();
     assert_eq!((again.id, second.number), (image.id, 2));
     ended(&p, second.id).await;
     assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id), "not asked to be");
     assert_eq!(files(&house).len(), 2);
+
+    p.o.delete_version(second.id, Actor::Embedder).await.unwrap();
+    let (_, third) = p.o.import(ask).await.unwrap();
+    assert_eq!(third.number, 3, "a number means one version for ever");
+    ended(&p, third.id).await;
 }
 
 #[tokio::test]
@@ -85,14 +90,15 @@ async fn a_failed_import_leaves_the_reason_and_nothing_else() {
     wrong_sum.expected_sha256 = Some("0".repeat(64));
     let mut wrong_format = request(raw.clone());
     wrong_format.format = Some(ggnet_core::nouns::ImageFormat::Qcow2);
-    for (ask, fault, says) in [
-        (wrong_sum, None, "checksum"),
-        (wrong_format, None, "not Qcow2"),
-        (request(house.dir.path().join("missing.raw")), None, "not_found"),
-        (request(raw.clone()), Some(Fault::on("convert").nth(1).fails(ErrorKind::Full)), "full"),
+    for (ask, fault, says, code) in [
+        (wrong_sum, None, "checksum", "checksum_mismatch"),
+        (wrong_format, None, "not Qcow2", "format_mismatch"),
+        (request(house.dir.path().join("missing.raw")), None, "not_found", "not_found"),
+        (request(raw.clone()), Some(Fault::on("convert").nth(1).fails(ErrorKind::Full)), "full", "full"),
         (
             request(raw.clone()),
             Some(Fault::on("convert").nth(1).loses_the_answer(ErrorKind::Timeout)),
+            "timeout",
             "timeout",
         ),
     ] {
@@ -106,7 +112,11 @@ async fn a_failed_import_leaves_the_reason_and_nothing_else() {
         assert!(failed.error.as_ref().unwrap().contains(says), "{says}: {failed:?}");
         assert!(failed.finished_at.is_some());
         assert!(files(&house).is_empty(), "{says}");
-        assert!(matches!(p.all_events().await.last(), Some(EventKind::VersionFailed { .. })));
+        let why = failed.failure.clone().unwrap();
+        assert_eq!(why.code, code, "{says}");
+        assert_eq!(why.hint.is_some(), code.ends_with("mismatch"), "the hint of its error: {why:?}");
+        let event = EventKind::VersionFailed { reason: failed.error.unwrap(), failure: failed.failure };
+        assert_eq!(p.all_events().await.last(), Some(&event));
         p.o.delete_version(version.id, Actor::Embedder).await.unwrap();
     }
     assert_eq!(std::fs::read(&raw).unwrap(), [1; 4096], "the source is intact");
@@ -360,7 +370,11 @@ async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
     assert_eq!((report.ended, report.trouble), (1, vec![]));
     let failed = p.store.version(dead.id).await.unwrap().unwrap();
     assert_eq!(failed.state, VersionState::Failed);
-    assert!(failed.error.unwrap().contains("import the file again"));
+    let why = failed.failure.unwrap();
+    assert_eq!(
+        (why.code.as_str(), why.hint.as_deref()),
+        ("import_interrupted", Some("Import the file again"))
+    );
     assert_eq!(ended(&p, version.id).await.state, VersionState::Ready, "one that is under way goes on");
     assert_eq!(files(&house).len(), 1);
 }

@@ -7,7 +7,7 @@ use ggnet_core::{
     testkit::flaky::Fault,
 };
 
-use crate::house::{House, mac, pc};
+use crate::house::{House, all, mac, pc};
 
 #[tokio::test]
 async fn of_two_operators_the_second_is_told() {
@@ -82,7 +82,7 @@ async fn dhcp_and_boot_files_follow_a_machine() {
     p.assert_empty("it has nothing to boot").await;
     p.update(&machine, move |m| m.image = Some(image)).await;
     // A backend that is down does not undo the record; the reconciler brings it in line.
-    p.plan.add(Fault::on("dhcp.ensure").fails(ErrorKind::Unavailable));
+    p.plan.add(Fault::on("dhcp.apply").fails(ErrorKind::Unavailable));
     p.update(&machine, |m| m.macs = vec![mac(78)]).await;
     p.plan.clear();
     p.reconcile().await;
@@ -142,4 +142,21 @@ async fn a_discarded_writeback_gives_a_clean_disk() {
     p.stop(&p.session(&machine).await, true).await.unwrap();
     p.o.discard_kept_writeback(machine.id, Actor::Embedder).await.unwrap();
     assert_eq!(p.power_on(&machine).await.read(0, 0, 512).await.unwrap(), [0; 512]);
+}
+
+/// Who made an unknown machine be forgotten is in the audit, as all else is.
+#[tokio::test]
+async fn an_unknown_machine_is_forgotten_by_somebody() {
+    let p = House::new().open().await;
+    p.boot(mac(9)).await.unwrap();
+    assert!(p.store.seen_machine(mac(9)).await.unwrap().is_some());
+    p.o.forget_seen(mac(9), Actor::Embedder).await.unwrap();
+    assert_eq!(p.store.seen_machine(mac(9)).await.unwrap(), None);
+    let row = p.store.audit(all()).await.unwrap().items.remove(0);
+    assert_eq!(
+        (row.action.as_str(), row.subject_id, row.actor),
+        ("seen.forget", mac(9).to_string(), Actor::Embedder)
+    );
+    let e = p.o.forget_seen(mac(9), Actor::Embedder).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::NotFound);
 }

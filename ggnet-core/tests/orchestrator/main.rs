@@ -21,4 +21,5 @@ mod observed;
 mod reconcile;
 mod sessions;
 mod shutdown;
+mod trace;
 mod wrong_store;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use ggnet_core::{
-    nouns::{BootStage, EventKind, Firmware, MacAddr},
+    nouns::{BootStage, Diagnosis, EventKind, Firmware, MacAddr},
     ports::{BootBundle, BootFileStore as _, Observation, Observer as _, Store as _},
 };
 
@@ -88,7 +88,9 @@ async fn strangers_and_trouble_are_told() {
     .await;
     let events = p.all_events().await;
     assert_eq!(events.iter().filter(|k| **k == EventKind::MachineSeen { mac: mac(9) }).count(), 1);
-    let diagnosis = EventKind::BootDiagnosis { message: "no loader for arm64".to_owned() };
+    let message = "no loader for arm64".to_owned();
+    let diagnosis = Some(Diagnosis::not_answered(&message));
+    let diagnosis = EventKind::BootDiagnosis { message, diagnosis };
     assert!(p.events(machine.id).await.contains(&diagnosis));
     let seen = p.store.seen(all()).await.unwrap().items;
     assert_eq!((seen.len(), seen[0].count, seen[0].firmware), (1, 10, Firmware::Uefi));
@@ -107,7 +109,10 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
         let events = p.events(machine.id).await;
         events
             .iter()
-            .filter(|k| matches!(k, EventKind::BootDiagnosis { message } if message.contains("Secure Boot")))
+            .filter(|k| {
+                matches!(k, EventKind::BootDiagnosis { message, diagnosis: Some(d) }
+                if message.contains("Secure Boot") && d.code == "secure_boot_likely")
+            })
             .count()
     };
     let boots = async |machine: &ggnet_core::nouns::Machine, file| {
@@ -157,7 +162,7 @@ async fn a_running_machine_that_stalls_in_its_login_is_explained_once_an_hour() 
         tokio::time::sleep(Duration::from_secs(2)).await;
     };
     let explained = async |machine: &ggnet_core::nouns::Machine| {
-        let hint = |k: &&EventKind| matches!(k, EventKind::BootDiagnosis { message } if message.contains("guest-kit"));
+        let hint = |k: &&EventKind| matches!(k, EventKind::BootDiagnosis { message, .. } if message.contains("guest-kit"));
         p.events(machine.id).await.iter().filter(hint).count()
     };
     stall(&first).await;
@@ -216,7 +221,7 @@ async fn a_loader_that_runs_is_not_blamed_on_secure_boot() {
         .await
         .into_iter()
         .filter_map(|k| match k {
-            EventKind::BootDiagnosis { message } => Some(message),
+            EventKind::BootDiagnosis { message, .. } => Some(message),
             _ => None,
         })
         .collect();
@@ -243,7 +248,7 @@ async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
     };
     let told = async |words: &str| {
         let said =
-            |k: &&EventKind| matches!(k, EventKind::BootDiagnosis { message } if message.contains(words));
+            |k: &&EventKind| matches!(k, EventKind::BootDiagnosis { message, .. } if message.contains(words));
         p.events(machine.id).await.iter().filter(said).count()
     };
     // Another one boots with its MAC address.

@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use ggnet_core::{
     ErrorKind,
-    nouns::{Actor, EventKind, Machine, MachineId, ResourceId, SessionState, StopReason, WritebackPolicy},
-    orchestrator::NewTarget,
+    nouns::{
+        Actor, EventKind, Machine, MachineId, ResourceId, Session, SessionState, StopReason, WritebackPolicy,
+    },
+    orchestrator::{BootAnswer, NewTarget},
     ports::{
-        BaseImage, BootBundle, BootFileStore as _, DhcpBackend as _, DhcpHost, Removal, Store as _,
-        TargetBackend as _, WritebackSpec, WritebackStore as _,
+        BaseImage, Batch, BootBundle, BootFileStore as _, DhcpBackend as _, DhcpBackendExt as _, DhcpHost,
+        LunDisks, Removal, Store as _, TargetBackend as _, Write, WritebackSpec, WritebackStore as _,
     },
     testkit::flaky::Fault,
 };
 
-use crate::house::{House, Process, SIZE, mac};
+use crate::house::{House, Process, SIZE, advertised, mac};
 
 /// Objects of a machine that the store does not know, in every backend.
 async fn plant_orphans(p: &Process, version: ggnet_core::nouns::ImageVersionId) -> MachineId {
@@ -27,14 +29,14 @@ async fn plant_orphans(p: &Process, version: ggnet_core::nouns::ImageVersionId) 
         iqn: "iqn.2026-11.org.example:orphan".parse().unwrap(),
         luns: vec![ggnet_core::ports::LunSpec {
             number: 0,
-            disk: p.writebacks.open_base(&base).await.unwrap(),
             disk_key: "x".to_owned(),
             serial: "1".to_owned(),
             read_only: true,
         }],
         access: ggnet_core::ports::Access::Shared,
     };
-    p.targets.ensure(&spec).await.unwrap();
+    let disks = LunDisks::from([(0, p.writebacks.open_base(&base).await.unwrap())]);
+    p.targets.ensure(&spec, &disks).await.unwrap();
     let id = ResourceId::machine(machine);
     let host = DhcpHost {
         id: id.clone(),
@@ -160,8 +162,8 @@ async fn what_a_live_session_lacks_is_made_again() {
     let session = p.start(&machine).await.unwrap().session;
     let (target, id) = (session.target(&session.current), ResourceId::machine(machine.id));
     p.targets.remove(&target, Removal::Force).await.unwrap();
-    p.dhcp.remove(&id, Removal::Force).await.unwrap();
-    p.files.remove(&id, Removal::Force).await.unwrap();
+    p.dhcp.remove(&id).await.unwrap();
+    p.files.remove(&id).await.unwrap();
     let report = p.o.reconcile().await;
     assert_eq!((report.made, report.removed), (3, 0), "{report:?}");
     p.assert_whole("made again").await;
@@ -311,7 +313,7 @@ async fn a_reconcile_beside_a_start_harms_nothing() {
     }
 }
 
-/// In paused time, where a daemon that takes all callers at once takes as long as for one.
+/// In one set: a daemon that must be restarted is restarted once.
 #[tokio::test(start_paused = true)]
 async fn the_dhcp_server_is_told_of_a_whole_room_at_once() {
     let house = House::new();
@@ -321,12 +323,50 @@ async fn the_dhcp_server_is_told_of_a_whole_room_at_once() {
         p.machine(n, image, |_| ()).await;
     }
     for listed in p.dhcp.list().await.unwrap() {
-        p.dhcp.remove(&listed.id, Removal::Force).await.unwrap();
+        p.dhcp.remove(&listed.id).await.unwrap();
     }
     let restart = Duration::from_secs(4);
-    p.plan.add(Fault::on("dhcp.ensure").is_delayed(restart));
-    let begun = tokio::time::Instant::now();
+    p.plan.add(Fault::on("dhcp.apply").is_delayed(restart));
+    let (begun, before) = (tokio::time::Instant::now(), p.plan.calls("dhcp.apply"));
     let report = p.o.reconcile().await;
     assert_eq!((report.made, report.trouble), (100, vec![]));
     assert_eq!(begun.elapsed().as_secs(), restart.as_secs());
+    assert_eq!(p.plan.calls("dhcp.apply") - before, 1, "in one set");
+}
+
+/// A machine whose session another server serves: nothing is made, removed, stopped or answered in its name.
+#[tokio::test]
+async fn another_servers_session_is_left_alone() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    let _running = p.power_on(&machine).await;
+    let ours = p.session(&machine).await;
+    let theirs = Session { owner: Some("0badcafe".parse().unwrap()), epoch: ours.epoch + 1, ..ours.clone() };
+    p.store.commit(Batch::new().write(Write::Session(Box::new(theirs)))).await.unwrap();
+    let target = ours.target(&ours.current);
+    p.targets.remove(&target, Removal::Force).await.unwrap();
+    p.dhcp.remove(&ResourceId::machine(machine.id)).await.unwrap();
+    let left = p.left().await;
+
+    let report = p.o.reconcile().await;
+    assert_eq!((report.made, report.removed, report.ended, report.trouble), (0, 0, 0, vec![]));
+    assert_eq!(p.left().await, left, "the writeback and the boot files are that server's matter");
+    assert!(matches!(p.boot(machine.macs[0]).await.unwrap(), BootAnswer::Retry(_)));
+    let session = p.session(&machine).await;
+    for e in [
+        p.stop(&session, true).await.unwrap_err(),
+        p.o.current_script(&session, &advertised()).await.unwrap_err(),
+        p.start(&machine).await.unwrap_err(),
+    ] {
+        assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());
+    }
+    assert_eq!(p.session(&machine).await, session);
+
+    // Given back, all of it is made again.
+    let again = Session { owner: None, epoch: session.epoch + 1, ..session };
+    p.store.commit(Batch::new().write(Write::Session(Box::new(again)))).await.unwrap();
+    assert!(p.o.reconcile().await.made >= 2);
+    p.assert_whole("ours again").await;
 }

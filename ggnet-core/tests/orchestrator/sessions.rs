@@ -2,6 +2,7 @@
 
 use ggnet_core::{
     ErrorKind,
+    error::code,
     nouns::{
         Actor, EventKind, MachineId, MachineState, SessionId, SessionState, StopReason, WritebackPolicy,
     },
@@ -78,14 +79,14 @@ async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
     for state in [MachineState::Inactive, MachineState::Maintenance, MachineState::Retired] {
         p.update(&machine, move |m| m.state = state).await;
         let e = start(machine.id, None).await;
-        assert_eq!(e.kind(), ErrorKind::Conflict);
+        assert_eq!(e.code(), &code::machine_not_active(&machine.name, state.as_str()));
         assert!(e.message().contains(state.as_str()) && e.hint().is_some(), "{e}");
     }
     p.update(&machine, |m| m.state = MachineState::Active).await;
 
     let bare = p.o.create_machine(pc(2, None), Actor::Embedder).await.unwrap();
     let e = start(bare.id, None).await;
-    assert_eq!(e.kind(), ErrorKind::Conflict);
+    assert_eq!(e.code(), &code::machine_without_image("pc-2"));
     assert!(e.message().contains("no image") && e.hint().is_some(), "{e}");
 
     let mut empty = p.store.image(image).await.unwrap().unwrap();
@@ -238,8 +239,9 @@ async fn a_start_that_takes_too_long_is_undone() {
     let machine = p.machine(1, image, |m| m.auto_start = false).await;
     p.plan.add(Fault::on("target.ensure").first(1).is_delayed(std::time::Duration::from_secs(2)));
     let e = p.start(&machine).await.unwrap_err();
-    assert_eq!(e.kind(), ErrorKind::Timeout);
-    assert_eq!(p.last(&machine).await.unwrap().state, SessionState::Failed);
+    assert_eq!(e.code(), &code::start_too_long("100ms"));
+    let failed = p.last(&machine).await.unwrap();
+    assert_eq!((failed.state, failed.failure), (SessionState::Failed, Some((&e).into())));
     // What takes too long goes on, and is removed once it has ended.
     crate::house::until("it is undone", async || {
         p.reconcile().await;

@@ -6,7 +6,11 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use ggnet_core::{Error, ErrorKind, nouns::Actor};
+use ggnet_core::{
+    Error,
+    error::{Code, code},
+    nouns::Actor,
+};
 
 use super::{Endpoints, Shared, error::Failure};
 
@@ -23,8 +27,11 @@ pub async fn require_token(
         .and_then(|h| h.strip_prefix("Bearer "));
     match token {
         Some(token) if app.token.matches(token.trim()) => Ok(next.run(request).await),
-        Some(_) => Err(Failure::unauthorized("The token is wrong")),
-        None => Err(Failure::unauthorized("This needs the administrator token as `Authorization: Bearer …`")),
+        Some(_) => Err(Failure::unauthorized(code::token_wrong(), "The token is wrong")),
+        None => Err(Failure::unauthorized(
+            code::token_missing(),
+            "This needs the administrator token as `Authorization: Bearer …`",
+        )),
     }
 }
 
@@ -34,8 +41,8 @@ pub fn admin(ends: &Endpoints) -> Actor {
 }
 
 impl Failure {
-    fn unauthorized(message: &str) -> Self {
-        let error = Error::new(ErrorKind::Permission, message)
+    fn unauthorized(code: Code, message: &str) -> Self {
+        let error = Error::new(code, message)
             .with_hint("`ggnet login` stores it; `ggnet-server token reset` makes a new one");
         Self::with_status(error, axum::http::StatusCode::UNAUTHORIZED)
     }

@@ -6,7 +6,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use ggnet_core::{
-    Error, ErrorKind,
+    Error,
+    error::code,
     nouns::{Firmware, MacAddr},
     orchestrator::{BootAnswer, BootRequest},
     ports::BootPath,
@@ -63,7 +64,7 @@ pub async fn script(
 ) -> Answer<Response> {
     let mac: MacAddr = file
         .strip_suffix(".ipxe")
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, "Boot scripts are at /boot/<mac>.ipxe"))?
+        .ok_or_else(|| Error::new(code::path_not_found(), "Boot scripts are at /boot/<mac>.ipxe"))?
         .parse()?;
     let firmware = match query.platform.as_deref() {
         Some("efi") => Firmware::Uefi,

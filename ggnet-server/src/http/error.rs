@@ -1,7 +1,7 @@
 //! Core's errors as HTTP: the only place where an [`ErrorKind`] meets a status code.
 //!
-//! What goes out is the message, the field and the hint. Backend, tool output and causes stay in the log under the request's id, for they can
-//! name paths and commands of this host; an `Internal` error says nothing of itself at all.
+//! What goes out is the message with its reason, the code, the field and the hint. Context, tool output and causes stay in the log under
+//! the request's id, because they can name paths and commands of this host; an `Internal` error says nothing of itself at all.
 
 use std::{any::Any, sync::LazyLock};
 
@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use ggnet_backends::log_budget::LogBudget;
-use ggnet_core::{Error, ErrorKind, api::Problem};
+use ggnet_core::{Error, ErrorKind, api::Problem, error::code};
 
 /// Lines of the log about requests that failed: whoever asks for a boot script may cause them, as often as he likes.
 static FAILURES: LazyLock<LogBudget> = LazyLock::new(|| LogBudget::new(10));
@@ -21,8 +21,6 @@ static FAILURES: LazyLock<LogBudget> = LazyLock::new(|| LogBudget::new(10));
 pub struct Failure {
     error: Error,
     status: StatusCode,
-    /// Where in a body the input is wrong (`macs[0]`): found at run time, so core's error cannot name it.
-    field: Option<String>,
 }
 
 /// What a route returns.
@@ -30,7 +28,7 @@ pub type Answer<T> = Result<T, Failure>;
 
 impl Failure {
     pub(super) const fn with_status(error: Error, status: StatusCode) -> Self {
-        Self { error, status, field: None }
+        Self { error, status }
     }
 
     /// Of a request by iPXE, which comes again after 503 and gives up after anything else.
@@ -40,17 +38,12 @@ impl Failure {
         }
         error.into()
     }
-
-    pub(super) fn with_field(mut self, field: String) -> Self {
-        self.field = Some(field);
-        self
-    }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let status = status(error.kind());
-        Self { error, status, field: None }
+        Self { error, status }
     }
 }
 
@@ -70,7 +63,7 @@ const fn status(kind: ErrorKind) -> StatusCode {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let Self { error, status, field } = self;
+        let Self { error, status } = self;
         if status.is_server_error() {
             if let Some(left_out) = FAILURES.line() {
                 tracing::error!(error = %error.report(), left_out, "request failed");
@@ -78,23 +71,9 @@ impl IntoResponse for Failure {
         } else {
             tracing::debug!(error = %error.report(), "request refused");
         }
-        let hidden = error.kind() == ErrorKind::Internal;
-        let detail = if hidden {
-            "An internal error; the server's log has it under this request's id"
-        } else {
-            error.message()
-        };
-        let problem = Problem {
-            type_uri: format!("urn:ggnet:problem:{}", error.kind()),
-            title: status.canonical_reason().unwrap_or("Error").to_owned(),
-            status: status.as_u16(),
-            detail: detail.to_owned(),
-            kind: error.kind().to_string(),
-            field: field.or_else(|| error.field().map(str::to_owned)),
-            hint: error.hint().map(str::to_owned),
-            retryable: error.is_retryable(),
-            request_id: None,
-        };
+        let shown = if error.kind() == ErrorKind::Internal { without_words(&error) } else { error };
+        let title = status.canonical_reason().unwrap_or("Error");
+        let problem = Problem::of(&shown, status.as_u16(), title);
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -108,14 +87,24 @@ impl IntoResponse for Failure {
     }
 }
 
+/// What is said of a defect.
+fn without_words(error: &Error) -> Error {
+    let shown = Error::internal("An internal error; the server's log has it under this request's id");
+    let shown = shown.retryable(error.is_retryable());
+    match error.hint() {
+        Some(hint) => shown.with_hint(hint),
+        None => shown,
+    }
+}
+
 /// 404 for a path that is no route.
 pub async fn no_route() -> Failure {
-    Error::new(ErrorKind::NotFound, "There is nothing at this path").into()
+    Error::new(code::path_not_found(), "There is nothing at this path").into()
 }
 
 /// 405 for a method that a path does not have.
 pub async fn no_method() -> Failure {
-    let error = Error::new(ErrorKind::Invalid, "This path does not have that method");
+    let error = Error::new(code::method_not_allowed(), "This path does not have that method");
     Failure::with_status(error, StatusCode::METHOD_NOT_ALLOWED)
 }
 
@@ -146,7 +135,44 @@ pub fn request_span<B>(request: &Request<B>) -> tracing::Span {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use axum::body::to_bytes;
+
     use super::*;
+
+    async fn document(error: Error) -> serde_json::Value {
+        let response = Failure::from(error).into_response();
+        serde_json::from_slice(&to_bytes(response.into_body(), 1 << 16).await.unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_problem_has_code_arguments_and_reason_but_neither_context_nor_causes() {
+        let error = Error::new(code::machine_not_active("pc-1", "retired"), "It may not boot")
+            .with_field("machine")
+            .with_hint("Set its state")
+            .with_reason(io::Error::other("the reason"))
+            .with_backend("a backend")
+            .with_source("the cause");
+        let got = document(error).await;
+        let want = serde_json::json!({
+            "type": "urn:ggnet:problem:conflict", "title": "Conflict", "status": 409, "kind": "conflict",
+            "detail": "It may not boot: the reason", "code": "machine_not_active",
+            "args": { "machine": "pc-1", "state": "retired" }, "field": "machine", "hint": "Set its state",
+            "retryable": false,
+        });
+        assert_eq!(got, want);
+    }
+
+    #[tokio::test]
+    async fn a_defect_says_nothing_of_itself() {
+        let error = Error::internal("words of it").with_reason(io::Error::other("its reason"));
+        let got = document(error.with_field("its field")).await;
+        assert_eq!(got["code"], "internal");
+        for part in ["words of it", "its reason", "its field"] {
+            assert!(!got.to_string().contains(part), "{got}");
+        }
+    }
 
     #[test]
     fn ipxe_is_asked_to_come_again_where_that_may_help() {

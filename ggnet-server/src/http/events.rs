@@ -1,7 +1,7 @@
 //! Events since a cursor, and the audit log.
 
 use axum::{Json, extract::State};
-use ggnet_core::{Error, api::EventListResponse, nouns::AuditRow, ports::Page};
+use ggnet_core::{Error, api::EventListResponse, error::code, nouns::AuditRow, ports::Page};
 use serde::Deserialize;
 
 use super::{
@@ -35,7 +35,9 @@ pub async fn events(
 ) -> Answer<Json<EventListResponse>> {
     let limit = q.limit.unwrap_or(100);
     if !(1..=1000).contains(&limit) {
-        return Err(Error::invalid("limit", "The limit is 1 to 1000").into());
+        return Err(Error::invalid("limit", "The limit is 1 to 1000")
+            .with_code(code::out_of_range(1, 1000))
+            .into());
     }
     let store = app.orchestrator.ports().store();
     let machine = match &q.machine {

@@ -6,7 +6,8 @@ use axum::{
     http::request::Parts,
 };
 use ggnet_core::{
-    Error, ErrorKind, Result,
+    Error, Result,
+    error::code,
     nouns::{Image, ImageId, Machine, MachineId, Name},
     ports::{PageRequest, Store},
 };
@@ -23,11 +24,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ValidJson<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let bytes = Bytes::from_request(request, state)
             .await
-            .map_err(|e| Failure::with_status(Error::new(ErrorKind::Invalid, e.body_text()), e.status()))?;
+            .map_err(|e| Failure::with_status(refused(e.body_text()), e.status()))?;
         // No body at all is an empty object: every field that can be left out is.
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         parse(&mut serde_json::Deserializer::from_slice(bytes)).map(Self)
     }
+}
+
+/// A request that is not what this path takes.
+fn refused(why: String) -> Error {
+    Error::new(code::request_invalid(&why), why)
 }
 
 fn parse<'de, T: DeserializeOwned>(
@@ -37,11 +43,10 @@ fn parse<'de, T: DeserializeOwned>(
         let path = e.path().to_string();
         let inner = e.into_inner();
         let at = if path == "." { String::new() } else { format!("{path}: ") };
-        let failure = Failure::from(Error::new(ErrorKind::Invalid, format!("{at}{inner}")));
-        if path == "." { failure } else { failure.with_field(path) }
+        let error = refused(format!("{at}{inner}"));
+        if path == "." { error } else { error.with_field(path) }
     })?;
-    json.end()
-        .map_err(|e| Failure::from(Error::new(ErrorKind::Invalid, format!("After the JSON body: {e}"))))?;
+    json.end().map_err(|e| refused(format!("After the JSON body: {e}")))?;
     Ok(parsed)
 }
 
@@ -53,7 +58,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> 
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
-        query.map(|q| Self(q.0)).map_err(|e| Error::new(ErrorKind::Invalid, e.body_text()).into())
+        query.map(|q| Self(q.0)).map_err(|e| refused(e.body_text()).into())
     }
 }
 
@@ -65,7 +70,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ValidPa
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
-        path.map(|p| Self(p.0)).map_err(|e| Error::new(ErrorKind::Invalid, e.body_text()).into())
+        path.map(|p| Self(p.0)).map_err(|e| refused(e.body_text()).into())
     }
 }
 
@@ -73,10 +78,13 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ValidPa
 pub fn page(page: Option<u32>, per_page: Option<u32>) -> Result<PageRequest> {
     let (page, per_page) = (page.unwrap_or(1), per_page.unwrap_or(100));
     if page == 0 {
-        return Err(Error::invalid("page", "Pages count from 1"));
+        let most = u32::MAX;
+        return Err(Error::invalid("page", "Pages count from 1").with_code(code::out_of_range(1, most)));
     }
     if !(1..=1000).contains(&per_page) {
-        return Err(Error::invalid("per_page", "A page has 1 to 1000 items"));
+        return Err(
+            Error::invalid("per_page", "A page has 1 to 1000 items").with_code(code::out_of_range(1, 1000))
+        );
     }
     Ok(PageRequest { page, per_page })
 }
@@ -88,6 +96,7 @@ pub fn free_in_a_path(name: &Name, taken: &[&str]) -> Result<()> {
             "name",
             format!("{name} has a meaning of its own in addresses of the API"),
         )
+        .with_code(code::name_reserved(name))
         .with_hint("Choose another name"));
     }
     Ok(())
@@ -146,6 +155,7 @@ mod tests {
         let refused = ValidJson::<CreateMachineRequest>::from_request(request, &()).await.err().unwrap();
         let problem = problem(refused.into_response()).await;
         assert_eq!(problem.field.as_deref(), Some("macs[1]"));
+        assert_eq!((problem.code.as_str(), &problem.args["reason"]), ("request_invalid", &problem.detail));
         assert!(problem.detail.contains("is not a MAC address"), "{}", problem.detail);
     }
 

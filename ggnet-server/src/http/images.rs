@@ -8,8 +8,9 @@ use axum::{
     http::StatusCode,
 };
 use ggnet_core::{
-    Error, ErrorKind, Result,
+    Error, Result,
     api::{ImageResponse, ImportImageRequest, ImportResponse, VersionResponse},
+    error::code,
     nouns::{Image, ImageState, ImageVersion, ImageVersionId, VersionState},
     orchestrator::ImportRequest,
     ports::Page,
@@ -101,7 +102,9 @@ pub async fn import(
     if let Some(sum) = &body.sha256
         && (sum.len() != 64 || !sum.bytes().all(|b| b.is_ascii_hexdigit()))
     {
-        return Err(Error::invalid("sha256", "A SHA-256 is 64 hexadecimal digits").into());
+        return Err(Error::invalid("sha256", "A SHA-256 is 64 hexadecimal digits")
+            .with_code(code::sha256_invalid())
+            .into());
     }
     free_in_a_path(&body.name, &TAKEN)?;
     let path = confined(&app.import_dirs, body.path).await?;
@@ -123,6 +126,7 @@ async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
     let folders = || allowed.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
     if !path.is_absolute() {
         return Err(Error::invalid("path", format!("{} is not an absolute path", path.display()))
+            .with_code(code::import_path_not_absolute(path.display(), folders()))
             .with_hint(format!("Files may be imported from below {}", folders())));
     }
     let dirs = allowed.to_vec();
@@ -138,7 +142,7 @@ async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
     match real {
         Ok(Some(real)) => Ok(real),
         Ok(None) | Err(_) => Err(Error::new(
-            ErrorKind::NotFound,
+            code::import_file_not_found(path.display(), folders()),
             format!("There is no file {} below the folders that may be imported from", path.display()),
         )
         .with_hint(format!("Put it below {}", folders()))),

@@ -6,10 +6,11 @@ use axum::{
     http::StatusCode,
 };
 use ggnet_core::{
-    Error, ErrorKind, Result,
+    Error, Result,
     api::{CreateMachineRequest, UpdateMachineRequest},
+    error::code,
     nouns::{Firmware, ImageId, MacAddr, Machine, MachineId, MachineState, Name, SeenMachine, Timestamp},
-    ports::{Batch, MachineFilter, Page, Write},
+    ports::{MachineFilter, Page},
 };
 use serde::Deserialize;
 
@@ -164,7 +165,7 @@ pub async fn seen(
 async fn seen_one(app: &Shared, mac: MacAddr) -> Result<SeenMachine> {
     let found = app.orchestrator.ports().store().seen_machine(mac).await?;
     found.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("No unknown machine {mac} was seen"))
+        Error::new(code::seen_machine_not_found(mac), format!("No unknown machine {mac} was seen"))
             .with_hint("`ggnet machine seen` shows all")
     })
 }
@@ -192,13 +193,10 @@ pub async fn register_seen(
 /// `DELETE /machines/seen/{mac}`: forgets one.
 pub async fn forget_seen(
     State(app): State<Shared>,
+    ConnectInfo(ends): ConnectInfo<Endpoints>,
     ValidPath(mac): ValidPath<MacAddr>,
 ) -> Answer<StatusCode> {
     seen_one(&app, mac).await?;
-    app.orchestrator
-        .ports()
-        .store()
-        .commit(Batch::new().write(Write::DeleteSeen(mac)).from_reserve())
-        .await?;
+    app.orchestrator.forget_seen(mac, admin(&ends)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

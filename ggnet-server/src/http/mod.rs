@@ -60,7 +60,7 @@ pub struct App {
     pub long_lived: Arc<Supervisor>,
     /// The addresses that HTTP listens on.
     pub addresses: Arc<Addresses>,
-    /// The interfaces that machines are served on, those aside that the DHCP backend looks at itself.
+    /// The interfaces that machines are served on, those aside that a backend listens on by name and looks at itself.
     pub interfaces: Vec<String>,
     /// The files that machines boot.
     pub image_files: Arc<ImageFiles>,

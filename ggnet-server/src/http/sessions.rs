@@ -1,17 +1,20 @@
 //! Sessions.
 
+use std::collections::BTreeSet;
+
 use axum::{
     Json,
     extract::{ConnectInfo, State},
     http::{HeaderMap, StatusCode},
 };
 use ggnet_core::{
-    Error, ErrorKind, Result,
+    Error, Result,
     api::{
         BootScriptResponse, IscsiDetails, SessionListResponse, SessionResponse, SessionStartRequest,
         SessionStartResponse, SessionStatsResponse, SessionStopRequest, TargetInfo,
     },
     boot_text::SanUri,
+    error::code,
     nouns::{Session, SessionId, SessionState, StopReason},
     orchestrator::{StartRequest, StopRequest},
     ports::SessionFilter,
@@ -37,13 +40,27 @@ pub struct ListQuery {
     live: Option<bool>,
 }
 
+/// Sessions as they are shown; one read for all of them.
+async fn respond_all(app: &Shared, sessions: Vec<Session>) -> Result<Vec<SessionResponse>> {
+    let machines: Vec<_> = sessions.iter().map(|session| session.machine).collect();
+    let images: BTreeSet<_> = sessions.iter().map(|session| session.current.image).collect();
+    let images = Vec::from_iter(images);
+    let names = app.orchestrator.ports().store().names(&machines, &images).await?;
+    let respond = |session: Session| {
+        Ok(SessionResponse {
+            machine_name: names.machines.get(&session.machine).cloned(),
+            image_name: names.images.get(&session.current.image).cloned(),
+            target_iqn: app.orchestrator.target_iqn(&session, &session.current)?,
+            online: app.orchestrator.is_online(session.id),
+            session,
+        })
+    };
+    sessions.into_iter().map(respond).collect()
+}
+
 async fn respond(app: &Shared, session: Session) -> Result<SessionResponse> {
-    let store = app.orchestrator.ports().store();
-    let machine_name = store.machine(session.machine).await?.map(|m| m.name);
-    let image_name = store.image(session.current.image).await?.map(|i| i.name);
-    let target_iqn = app.orchestrator.target_iqn(&session, &session.current)?;
-    let online = app.orchestrator.is_online(session.id);
-    Ok(SessionResponse { session, machine_name, image_name, target_iqn, online })
+    let response = respond_all(app, vec![session]).await?.pop();
+    response.ok_or_else(|| Error::internal("A session was lost on its way to its answer"))
 }
 
 fn iscsi(uri: &SanUri, session: &Session) -> IscsiDetails {
@@ -111,10 +128,7 @@ pub async fn list(
         filter.image = Some(image(store.as_ref(), reference).await?.id);
     }
     let got = store.sessions(&filter, page(q.page, q.per_page)?).await?;
-    let mut items = Vec::with_capacity(got.items.len());
-    for session in got.items {
-        items.push(respond(&app, session).await?);
-    }
+    let items = respond_all(&app, got.items).await?;
     Ok(Json(SessionListResponse { items, total: got.total, page: got.page, per_page: got.per_page }))
 }
 
@@ -143,8 +157,11 @@ async fn live_of(app: &Shared, reference: &str) -> Result<Session> {
     let store = app.orchestrator.ports().store();
     let machine = machine(store.as_ref(), reference).await?;
     store.live_session(machine.id).await?.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("Machine {} has no live session", machine.name))
-            .with_hint("Start one with `ggnet session start`, or let the machine boot with auto start on")
+        Error::new(
+            code::no_live_session(&machine.name),
+            format!("Machine {} has no live session", machine.name),
+        )
+        .with_hint("Start one with `ggnet session start`, or let the machine boot with auto start on")
     })
 }
 

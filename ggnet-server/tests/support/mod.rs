@@ -53,6 +53,7 @@ pub async fn image(o: &Orchestrator, name: &str) -> (ImageId, ImageVersionId) {
         name: name.parse().unwrap(),
         description: String::new(),
         current: None,
+        last_version: 0,
         created_at: now,
         updated_at: now,
         revision: 0,
@@ -67,6 +68,7 @@ pub async fn image(o: &Orchestrator, name: &str) -> (ImageId, ImageVersionId) {
         size_bytes: 1 << 20,
         sha256: Some("0".repeat(64)),
         error: None,
+        failure: None,
         created_at: now,
         finished_at: Some(now),
     };

@@ -24,8 +24,8 @@ class Refused(Exception):
 
 class Store:
     def __init__(self, protocol, port, instance, config, check):
-        if protocol != 1 or port != "boot_files":
-            raise Refused("unsupported", f"This is a boot_files backend for protocol 1, not {port} for {protocol}")
+        if protocol != 2 or port != "boot_files":
+            raise Refused("unsupported", f"This is a boot_files backend for protocol 2, not {port} for {protocol}")
         if "root" not in config:
             raise Refused("invalid", "The folder is not named", 'config = { root = "/srv/tftp" }')
         self.root = Path(config["root"])
@@ -52,7 +52,7 @@ class Store:
             self.link(id, path)
         write(home, ".digest", digest.encode())
 
-    def remove(self, id, how):
+    def remove(self, id):
         home = self.root / self.ours / id
         if not home.is_dir():
             return
@@ -61,14 +61,19 @@ class Store:
             self.drop(id, path)
         shutil.rmtree(home)
 
+    def get(self, id):
+        home = self.root / self.ours / id
+        return self.listed(home) if home.is_dir() else None
+
     def list(self):
-        for home in sorted((self.root / self.ours).iterdir()):
-            if home.name.startswith("."):
-                continue
-            try:
-                yield {"id": home.name, "digest": (home / ".digest").read_text(), "completeness": "whole"}
-            except FileNotFoundError:
-                yield {"id": home.name, "completeness": "partial"}
+        homes = sorted((self.root / self.ours).iterdir())
+        return [self.listed(home) for home in homes if not home.name.startswith(".")]
+
+    def listed(self, home):
+        try:
+            return {"id": home.name, "digest": (home / ".digest").read_text(), "completeness": "whole"}
+        except FileNotFoundError:
+            return {"id": home.name, "completeness": "partial"}
 
     def read(self, path):
         id = self.owner(path)
@@ -117,7 +122,7 @@ class Store:
 
 
 OTHERS = "somebody else"
-METHODS = {m: getattr(Store, m) for m in ("ensure", "remove", "list", "read", "health")}
+METHODS = {m: getattr(Store, m) for m in ("ensure", "remove", "get", "list", "read", "health")}
 KINDS = {errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EACCES: "permission", errno.EPERM: "permission", errno.EROFS: "permission"}
 
 
@@ -153,10 +158,9 @@ def main():
         try:
             if method == "hello":
                 store = Store(**params)
-                answer["result"] = {"protocol": 1, "port": "boot_files"}
+                answer["result"] = {"protocol": 2, "port": "boot_files"}
             elif method in METHODS:
-                result = METHODS[method](store, **params)
-                answer["result"] = [*result] if method == "list" else result
+                answer["result"] = METHODS[method](store, **params)
             else:
                 raise Refused("unsupported", f"There is no method {method}")
         except Refused as e:

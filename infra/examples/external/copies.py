@@ -28,8 +28,8 @@ class Refused(Exception):
 
 class Store:
     def __init__(self, protocol, port, instance, config, check):
-        if protocol != 1 or port != "writeback":
-            raise Refused("unsupported", f"This is a writeback backend for protocol 1, not {port} for {protocol}")
+        if protocol != 2 or port != "writeback":
+            raise Refused("unsupported", f"This is a writeback backend for protocol 2, not {port} for {protocol}")
         if "root" not in config:
             raise Refused("invalid", "The folder is not named", 'config = { root = "/srv/ggnet/copies" }')
         self.root, self.ours = Path(config["root"]), f"{instance}-"
@@ -66,6 +66,13 @@ class Store:
         if home.exists():
             shutil.rmtree(home)
 
+    def get(self, id):
+        home = self.root / (self.ours + id)
+        try:
+            return self.listed(home) if home.exists() else None
+        except FileNotFoundError:  # removed this moment
+            return None
+
     def list(self):
         listed = []
         for home in sorted(self.root.glob(f"{self.ours}*")):
@@ -93,7 +100,7 @@ class Store:
         return {"status": "up"}
 
 
-METHODS = {m: getattr(Store, m) for m in ("ensure", "open_base", "remove", "list", "health")}
+METHODS = {m: getattr(Store, m) for m in ("ensure", "open_base", "remove", "get", "list", "health")}
 KINDS = {errno.ENOENT: "not_found", errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EACCES: "permission", errno.EPERM: "permission"}
 
 
@@ -151,7 +158,7 @@ def main():
     except Refused as e:
         return say({"id": 0, "error": e.error})
     capabilities = {"provides": "file", "kill_safe": True, "power_safe": True, "discard": True}
-    say({"id": 0, "result": {"protocol": 1, "port": "writeback", "capabilities": capabilities}})
+    say({"id": 0, "result": {"protocol": 2, "port": "writeback", "capabilities": capabilities}})
     last = {}  # by id, the last request for it that is under way; what is about no id has its own
     with ThreadPoolExecutor(16) as pool:  # its end waits for all
         for line in sys.stdin.buffer:

@@ -21,17 +21,26 @@ class Refused(Exception):
 
 class Ethers:
     def __init__(self, protocol, port, instance, config, check):
-        if protocol != 1 or port != "dhcp":
-            raise Refused("unsupported", f"This is a dhcp backend for protocol 1, not {port} for {protocol}")
+        if protocol != 2 or port != "dhcp":
+            raise Refused("unsupported", f"This is a dhcp backend for protocol 2, not {port} for {protocol}")
         if "path" not in config:
             raise Refused("invalid", "The file is not named", 'config = { path = "/etc/ethers" }')
         self.path, self.mark = config["path"], f" # ggnet {instance} "
 
-    def ensure(self, id, digest, name, macs, fixed_address, device_type):
-        self.put(id, [f"{mac} {name}{self.mark}{id} {digest}\n" for mac in macs])
+    def apply(self, changes):
+        new = {}
+        for change in changes:
+            gone, host = change.get("remove"), change.get("ensure")
+            if gone:
+                new[gone["id"]] = []
+            else:
+                end = f"{self.mark}{host['id']} {host['digest']}\n"
+                new[host["id"]] = [f"{mac} {host['name']}{end}" for mac in host["macs"]]
+        self.put(new)
+        return {"failed": []}
 
-    def remove(self, id, how):
-        self.put(id, [])
+    def get(self, id):
+        return next((entry for entry in self.list() if entry["id"] == id), None)
 
     def list(self):
         ours = {id: digest for id, digest in map(self.parse, self.lines()) if id}
@@ -53,9 +62,10 @@ class Ethers:
         id, _, digest = line.rstrip("\n").partition(self.mark)[2].partition(" ")
         return id, digest
 
-    def put(self, id, new):
+    def put(self, new):
+        """Replaces the lines of these ids, all in one change of the file."""
         old = self.lines()
-        lines = [line for line in old if self.parse(line)[0] != id] + new
+        lines = [line for line in old if self.parse(line)[0] not in new] + sum(new.values(), [])
         if lines == old:
             return
         with open(self.path + ".ggnet-new", "w") as file:
@@ -65,7 +75,7 @@ class Ethers:
         os.replace(self.path + ".ggnet-new", self.path)
 
 
-METHODS = {m: getattr(Ethers, m) for m in ("ensure", "remove", "list", "health")}
+METHODS = {m: getattr(Ethers, m) for m in ("apply", "get", "list", "health")}
 
 
 def main():
@@ -82,7 +92,7 @@ def main():
             if method == "hello":
                 ethers = Ethers(**params)
                 capabilities = {"leases": False, "observes": False}
-                answer["result"] = {"protocol": 1, "port": "dhcp", "capabilities": capabilities}
+                answer["result"] = {"protocol": 2, "port": "dhcp", "capabilities": capabilities}
             elif method in METHODS:
                 answer["result"] = METHODS[method](ethers, **params)
             else:

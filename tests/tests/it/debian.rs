@@ -49,7 +49,7 @@ impl Bench {
     pub fn diagnoses(&self) -> Vec<String> {
         let events = self.api.events(0, Some(self.machine.id)).unwrap();
         let diagnosis = |kind| match kind {
-            EventKind::BootDiagnosis { message } => Some(message),
+            EventKind::BootDiagnosis { message, .. } => Some(message),
             _ => None,
         };
         events.into_iter().filter_map(|e| diagnosis(e.event.kind)).collect()

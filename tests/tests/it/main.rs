@@ -4,6 +4,7 @@
 
 mod boot;
 mod chap_off;
+mod data_folders;
 mod debian;
 mod faults;
 mod guest_on_tgt;

@@ -118,7 +118,7 @@ fn a_loader_without_a_script_is_diagnosed_and_a_stranger_is_remembered() {
     let message = wait::until("the diagnosis", wait::SHORT, || {
         let events = lan.api().events(0, Some(machine.id))?;
         Ok(events.into_iter().find_map(|e| match e.event.kind {
-            EventKind::BootDiagnosis { message } => Some(message),
+            EventKind::BootDiagnosis { message, .. } => Some(message),
             _ => None,
         }))
     });

@@ -19,6 +19,7 @@ impl Room {
             config: config.to_owned(),
             import_dirs: vec![qcow2.parent().unwrap().to_owned()],
             data_dir: None,
+            token: None,
         })
         .unwrap();
         let api = server.api().unwrap();

@@ -23,7 +23,7 @@ fn a_login_that_stalls_before_its_first_word_or_after_the_challenge_is_explained
         [&silent, &speaks, &idle].map(|machine| account(&api.start_session(machine.id).unwrap(), 1));
     let explained = |machine: &Machine| {
         let hint = |kind: &EventKind| match kind {
-            EventKind::BootDiagnosis { message } => message.contains("ggnet guest-kit debian"),
+            EventKind::BootDiagnosis { message, .. } => message.contains("ggnet guest-kit debian"),
             _ => false,
         };
         api.events(0, Some(machine.id)).unwrap().iter().filter(|e| hint(&e.event.kind)).count()

@@ -8,6 +8,7 @@
 //! pointers, never across an await). A transfer keeps the bytes it began with, whatever happens to the bundle meanwhile.
 //! Nothing is kept on disk: after a restart the reconciler fills the store again.
 
+mod descriptor;
 mod tftp;
 
 use std::{
@@ -22,11 +23,11 @@ use ggnet_core::{
     Error, Result,
     nouns::{MacAddr, ResourceId},
     ports::{
-        BootBundle, BootFileStore, BootPath, Completeness, Health, Listed, NullObserver, Observer, Removal,
-        SpecDigest,
+        BootBundle, BootFileStore, BootPath, Completeness, Health, Listed, NullObserver, Observer, SpecDigest,
     },
 };
 
+pub use descriptor::descriptor;
 pub use tftp::TftpConfig;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -133,6 +134,10 @@ fn hyphenated_mac(part: &str) -> Option<MacAddr> {
     (part.len() == 17 && part.contains('-')).then(|| part.parse().ok()).flatten()
 }
 
+fn listed(id: &ResourceId, bundle: &Bundle) -> Listed {
+    Listed { id: id.clone(), digest: Some(bundle.digest), completeness: Completeness::Whole }
+}
+
 #[async_trait]
 impl BootFileStore for BuiltinBootFiles {
     fn name(&self) -> &'static str {
@@ -182,7 +187,7 @@ impl BootFileStore for BuiltinBootFiles {
         Ok(())
     }
 
-    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
+    async fn remove(&self, id: &ResourceId) -> Result<()> {
         let mut files = self.inner.files.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(bundle) = files.bundles.remove(id) {
             for path in bundle.paths {
@@ -192,17 +197,14 @@ impl BootFileStore for BuiltinBootFiles {
         Ok(())
     }
 
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        let files = self.inner.files.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(files.bundles.get(id).map(|bundle| listed(id, bundle)))
+    }
+
     async fn list(&self) -> Result<Vec<Listed>> {
         let files = self.inner.files.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(files
-            .bundles
-            .iter()
-            .map(|(id, bundle)| Listed {
-                id: id.clone(),
-                digest: Some(bundle.digest),
-                completeness: Completeness::Whole,
-            })
-            .collect())
+        Ok(files.bundles.iter().map(|(id, bundle)| listed(id, bundle)).collect())
     }
 
     /// Answers `<mac>/<rest>` with `<rest>` as TFTP does.
@@ -260,8 +262,8 @@ mod tests {
         let listed = store.list().await.unwrap();
         assert_eq!(listed.len(), 1);
         assert_eq!(listed[0].digest, Some(second.digest()));
-        store.remove(&"a".parse().unwrap(), Removal::IfIdle).await.unwrap();
-        store.remove(&"a".parse().unwrap(), Removal::Force).await.unwrap();
+        store.remove(&"a".parse().unwrap()).await.unwrap();
+        store.remove(&"a".parse().unwrap()).await.unwrap();
         assert!(store.list().await.unwrap().is_empty());
         assert_eq!(text(&store, "z").await, None);
     }

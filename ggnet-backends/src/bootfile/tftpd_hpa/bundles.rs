@@ -385,6 +385,15 @@ impl Bundles {
 
     /// Our bundles.
     pub(super) fn list(&self) -> Result<Vec<Listed>> {
+        self.listed(|_| true)
+    }
+
+    /// One of our bundles.
+    pub(super) fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        Ok(self.listed(|other| other == id)?.pop())
+    }
+
+    fn listed(&self, is_wanted: impl Fn(&ResourceId) -> bool) -> Result<Vec<Listed>> {
         let root = self.open()?;
         let house = self.house();
         let names = match root.names(&house) {
@@ -395,6 +404,9 @@ impl Bundles {
         for (name, _) in names.iter().filter(|(_, kind)| *kind == FileType::Directory) {
             let removed = name.strip_prefix(REMOVED);
             let Ok(id) = removed.unwrap_or(name).parse::<ResourceId>() else { continue };
+            if !is_wanted(&id) {
+                continue;
+            }
             let home = format!("{house}/{name}");
             let Some(found) = self.find(&root, &home).map_err(|e| self.failed("Reading", &home, e))? else {
                 continue;

@@ -14,6 +14,7 @@
 
 mod ask;
 mod bundles;
+mod descriptor;
 mod root;
 
 use std::{
@@ -28,10 +29,11 @@ use bytes::Bytes;
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{InstanceId, ResourceId},
-    ports::{BootBundle, BootFileStore, BootPath, Health, Listed, Observer, Removal},
+    ports::{BootBundle, BootFileStore, BootPath, Health, Listed, Observer},
 };
 use serde::Deserialize;
 
+pub use self::descriptor::descriptor;
 use self::{ask::Answer, bundles::Bundles};
 use super::loaders::DEBIAN_IPXE_DIR;
 use crate::slots::{self, Slots};
@@ -181,7 +183,7 @@ impl BootFileStore for TftpdHpa {
     }
 
     /// Dropped half-way: the file work goes on to its end.
-    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
+    async fn remove(&self, id: &ResourceId) -> Result<()> {
         let slot = self.inner.slots.lock(id).await?;
         let gone = id.clone();
         self.blocking("remove", id.as_str(), move |inner| {
@@ -191,6 +193,12 @@ impl BootFileStore for TftpdHpa {
             removed
         })
         .await
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        self.inner.slots.check_open()?;
+        let wanted = id.clone();
+        self.blocking("get", id.as_str(), move |inner| inner.bundles.get(&wanted)).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
@@ -211,10 +219,10 @@ impl BootFileStore for TftpdHpa {
             inner.bundles.closed_folder()
         });
         match looked.await {
-            Err(e) if e.kind() == ErrorKind::Full => Health::Degraded(e.message().to_owned()),
+            Err(e) if e.kind() == ErrorKind::Full => Health::Degraded(e.explain()),
             Err(e) => {
                 let hint = e.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-                Health::Down(format!("{}{hint}", e.message()))
+                Health::Down(format!("{}{hint}", e.explain()))
             }
             Ok(Some(closed)) => Health::Down(closed),
             Ok(None) if self.inner.config.ask => self.served().await,

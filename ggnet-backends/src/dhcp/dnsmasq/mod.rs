@@ -19,6 +19,7 @@
 //! Invariants: one call at a time works on one machine's files, in a task that ends its work also when the caller goes away; what is
 //! on disk tells everything, there is no other memory.
 
+mod descriptor;
 mod render;
 
 use std::{
@@ -33,15 +34,18 @@ use async_trait::async_trait;
 use ggnet_core::{
     Error, Result,
     nouns::{InstanceId, ResourceId},
-    ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
+    ports::{
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal, Health, Listed,
+        Observer,
+    },
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::descriptor::descriptor;
 use super::{
     arch::Arch,
-    boot_files,
     calls::{self, Calls},
-    files, loaders,
+    daemon, files, loaders,
 };
 use crate::{
     run::CommandRunner,
@@ -154,7 +158,7 @@ impl Dnsmasq {
         loaders::validate(&config.loaders).map_err(named)?;
         loaders::validate_http_files(&config.http_files).map_err(named)?;
         let advertise = match config.mode {
-            Mode::Server => boot_files::require_advertise(config.advertise).map_err(named)?,
+            Mode::Server => daemon::require_advertise(config.advertise).map_err(named)?,
             // Boot files stand in dnsmasq's own file.
             Mode::Proxy => Ipv4Addr::UNSPECIFIED,
         };
@@ -224,6 +228,13 @@ impl Inner {
         self.config.hosts_dir.join(format!(".{}{MARKER}", self.name(id)))
     }
 
+    async fn make(self: Arc<Self>, change: DhcpChange) -> Result<()> {
+        match change {
+            DhcpChange::Ensure(host) => self.ensure(host).await,
+            DhcpChange::Remove(id) => self.remove(id).await,
+        }
+    }
+
     async fn ensure(self: Arc<Self>, host: DhcpHost) -> Result<()> {
         let want = render::render(&host, &self.name(&host.id), &self.config, self.advertise)?;
         self.service.require_running().await?;
@@ -285,6 +296,11 @@ impl Inner {
         Ok(true)
     }
 
+    fn get(&self, id: ResourceId) -> Result<Option<Listed>> {
+        let files = [self.hosts(&id), self.options(&id), self.marker(&id)];
+        files.iter().any(|file| file.exists()).then(|| self.look(id)).transpose()
+    }
+
     fn list(&self) -> Result<Vec<Listed>> {
         let mut ids = BTreeSet::new();
         for name in
@@ -329,15 +345,13 @@ impl DhcpBackend for Dnsmasq {
     fn attach(&self, _: Arc<dyn Observer>) {}
 
     /// Dropped half-way: it goes on to its end.
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        let work = Arc::clone(&self.inner).ensure(host.clone());
-        self.calls.in_turn("ensure", &host.id, work).await
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        Ok(self.calls.each(changes, |change| Arc::clone(&self.inner).make(change)).await)
     }
 
-    /// Dropped half-way: it goes on to its end.
-    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
-        let work = Arc::clone(&self.inner).remove(id.clone());
-        self.calls.in_turn("remove", id, work).await
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        let (inner, id) = (Arc::clone(&self.inner), id.clone());
+        self.calls.whole("get", files::blocking(move || inner.get(id))).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

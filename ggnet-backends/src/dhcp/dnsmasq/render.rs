@@ -16,7 +16,7 @@ use std::{fmt::Write as _, net::IpAddr, net::Ipv4Addr};
 use ggnet_core::{Error, Result, ports::DhcpHost};
 
 use super::{DnsmasqConfig, Mode};
-use crate::dhcp::boot_files::{BootFiles, boots_over_http};
+use crate::dhcp::{boot_files::BootFiles, daemon};
 
 /// The first line of every file of ours.
 const HEAD: &str = "# Made by GGnet, which writes and removes it.\n# ";
@@ -92,11 +92,11 @@ fn options(host: &DhcpHost, name: &str, config: &DnsmasqConfig, advertise: Ipv4A
         mac_prefix: config.mac_prefix,
         loaders: &config.loaders,
     };
-    line("tag:ggnet-ipxe,", &format!("option:bootfile-name,{}", quoted(&boot.script(host))?));
-    for (arch, file) in boot.loaders(host) {
+    line("tag:ggnet-ipxe,", &format!("option:bootfile-name,{}", quoted(&daemon::script(&boot, host))?));
+    for (arch, file) in daemon::loaders(&boot, host) {
         let tags = format!("tag:ggnet-arch-{},tag:!ggnet-ipxe,", arch.0);
         line(&tags, &format!("option:bootfile-name,{}", quoted(&file)?));
-        if boots_over_http(arch) {
+        if daemon::boots_over_http(arch) {
             line(&tags, "option:vendor-class,HTTPClient");
         }
     }

@@ -12,6 +12,7 @@
 //! Invariants: one call at a time for one machine, in a task that ends its work also when the caller goes away; what is on disk tells
 //! everything, there is no other memory.
 
+mod descriptor;
 mod keeper;
 mod omapi;
 mod text;
@@ -28,7 +29,10 @@ use async_trait::async_trait;
 use ggnet_core::{
     ErrorKind, Result,
     nouns::{InstanceId, ResourceId},
-    ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
+    ports::{
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal, Health, Listed,
+        Observer,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,15 +43,15 @@ use self::{
 };
 use super::{
     arch::Arch,
-    boot_files,
     calls::{self, Calls},
-    files, loaders,
+    daemon, files, loaders,
 };
 use crate::{
     run::CommandRunner,
     service::{Batch, Daemon, Service, ServiceConfig, State},
 };
 
+pub use descriptor::descriptor;
 pub use omapi::{KeyAlgorithm, OmapiConfig};
 
 /// The backend's name in the configuration and in errors.
@@ -151,7 +155,7 @@ impl IscDhcpd {
     ) -> Result<Self> {
         loaders::validate(&config.loaders)?;
         loaders::validate_http_files(&config.http_files)?;
-        let advertise = boot_files::require_advertise(config.advertise)?;
+        let advertise = daemon::require_advertise(config.advertise)?;
         let service = config.service(Arc::clone(&runner))?;
         let ours_to_start = config.service.command.is_some();
         let window = if config.omapi.is_some() { OMAPI_WINDOW } else { WINDOW };
@@ -178,6 +182,13 @@ impl IscDhcpd {
 }
 
 impl Inner {
+    async fn make(self: Arc<Self>, change: DhcpChange) -> Result<()> {
+        match change {
+            DhcpChange::Ensure(host) => self.ensure(host).await,
+            DhcpChange::Remove(id) => self.remove(id).await,
+        }
+    }
+
     async fn ensure(self: Arc<Self>, host: DhcpHost) -> Result<()> {
         let block = self.keeper.text.block(&host)?;
         self.keeper.service.require_running().await?;
@@ -244,15 +255,8 @@ impl DhcpBackend for IscDhcpd {
     fn attach(&self, _: Arc<dyn Observer>) {}
 
     /// Dropped half-way: it goes on to its end.
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        let work = Arc::clone(&self.inner).ensure(host.clone());
-        self.calls.in_turn("ensure", &host.id, work).await
-    }
-
-    /// Dropped half-way: it goes on to its end.
-    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
-        let work = Arc::clone(&self.inner).remove(id.clone());
-        self.calls.in_turn("remove", id, work).await
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        Ok(self.calls.each(changes, |change| Arc::clone(&self.inner).make(change)).await)
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

@@ -242,7 +242,7 @@ impl Session<'_> {
                 match self.find("ggnet").await {
                     Ok(_) => Ok(()),
                     Err(e) if e.kind() == ErrorKind::Timeout => Err(e),
-                    Err(e) => Err(refused(e.message().to_owned())),
+                    Err(e) => Err(refused(e.explain())),
                 }
             }
         }

@@ -25,7 +25,7 @@ use serde::Serialize;
 use tera::{Context, Tera};
 
 use super::IscDhcpdConfig;
-use crate::dhcp::boot_files::{BootFiles, boots_over_http};
+use crate::dhcp::{boot_files::BootFiles, daemon};
 
 /// The packet's field for a boot file has 128 bytes, of which dhcpd cuts what is longer.
 const LONGEST_FILENAME: usize = 127;
@@ -167,12 +167,12 @@ impl Text {
         let mut context = Context::new();
         context.insert("host_name", host.name.as_str());
         context.insert("next_server", &boot.advertise.to_string());
-        context.insert("script", &boot.script(host));
-        let loaders = boot.loaders(host).into_iter().map(|(arch, file)| Loader {
+        context.insert("script", &daemon::script(&boot, host));
+        let loaders = daemon::loaders(&boot, host).into_iter().map(|(arch, file)| Loader {
             arch: format!("{:02x}:{:02x}", arch.0 >> 8, arch.0 & 255),
             statement: if file.len() > LONGEST_FILENAME { "option bootfile-name" } else { "filename" },
             file,
-            http: boots_over_http(arch),
+            http: daemon::boots_over_http(arch),
         });
         context.insert("loaders", &loaders.collect::<Vec<_>>());
         if let Some(address) = address {

@@ -7,6 +7,7 @@
 //!
 //! Invariants: a machine is answered from the moment its `ensure` returns; the table's lock is never held across an await.
 
+mod descriptor;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -25,14 +26,15 @@ use ggnet_core::{
     Error, Result,
     nouns::{MacAddr, ResourceId},
     ports::{
-        Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, NullObserver, Observer,
-        Removal,
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal, Health, Listed,
+        NullObserver, Observer,
     },
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::descriptor::descriptor;
 pub use super::arch::{self, Arch};
-use super::loaders;
+use super::{boot_files::BootFiles, loaders};
 
 /// The backend's name in the configuration and in errors.
 const NAME: &str = "proxy";
@@ -89,9 +91,15 @@ impl Default for ProxyDhcpConfig {
 }
 
 impl ProxyDhcpConfig {
-    /// The loader for an architecture.
-    fn loader(&self, arch: Arch) -> Option<&str> {
-        loaders::loader(&self.loaders, arch)
+    /// The boot files that machines are told of, at this address of ours.
+    fn boot_files(&self, advertise: Ipv4Addr) -> BootFiles<'_> {
+        BootFiles {
+            advertise,
+            http_port: self.http_port,
+            http_files: &self.http_files,
+            mac_prefix: self.mac_prefix,
+            loaders: &self.loaders,
+        }
     }
 
     fn validate(&self) -> Result<()> {
@@ -144,6 +152,13 @@ impl Table {
 }
 
 impl Machines {
+    fn know(&mut self, host: DhcpHost) {
+        for mac in &host.macs {
+            *self.macs.entry(*mac).or_default() += 1;
+        }
+        self.hosts.insert(host.id.clone(), host);
+    }
+
     fn forget(&mut self, id: &ResourceId) {
         let Some(old) = self.hosts.remove(id) else { return };
         for mac in old.macs {
@@ -155,6 +170,10 @@ impl Machines {
             }
         }
     }
+}
+
+fn listed(host: &DhcpHost) -> Listed {
+    Listed { id: host.id.clone(), digest: Some(host.digest()), completeness: Completeness::Whole }
 }
 
 impl ProxyDhcp {
@@ -191,32 +210,25 @@ impl DhcpBackend for ProxyDhcp {
     }
 
     /// Never waits, so it cannot be dropped half-way.
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
         let mut machines = self.table.machines.write().unwrap_or_else(PoisonError::into_inner);
-        machines.forget(&host.id);
-        for mac in &host.macs {
-            *machines.macs.entry(*mac).or_default() += 1;
+        for change in changes {
+            machines.forget(change.id());
+            if let DhcpChange::Ensure(host) = change {
+                machines.know(host.clone());
+            }
         }
-        machines.hosts.insert(host.id.clone(), host.clone());
-        Ok(())
+        Ok(Vec::new())
     }
 
-    async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
-        self.table.machines.write().unwrap_or_else(PoisonError::into_inner).forget(id);
-        Ok(())
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        let machines = self.table.machines.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(machines.hosts.get(id).map(listed))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {
         let machines = self.table.machines.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(machines
-            .hosts
-            .values()
-            .map(|host| Listed {
-                id: host.id.clone(),
-                digest: Some(host.digest()),
-                completeness: Completeness::Whole,
-            })
-            .collect())
+        Ok(machines.hosts.values().map(listed).collect())
     }
 
     async fn health(&self) -> Health {
@@ -230,7 +242,7 @@ impl DhcpBackend for ProxyDhcp {
 
 #[cfg(test)]
 mod tests {
-    use ggnet_core::nouns::DeviceType;
+    use ggnet_core::{nouns::DeviceType, ports::DhcpBackendExt as _};
 
     use super::*;
 
@@ -256,8 +268,8 @@ mod tests {
         let converged = host("m1", &[b]);
         dhcp.ensure(&converged).await.unwrap();
         assert!(known(a), "the other machine still has it");
-        dhcp.remove(&"m2".parse().unwrap(), Removal::IfIdle).await.unwrap();
-        dhcp.remove(&"m2".parse().unwrap(), Removal::IfIdle).await.unwrap();
+        dhcp.remove(&"m2".parse().unwrap()).await.unwrap();
+        dhcp.remove(&"m2".parse().unwrap()).await.unwrap();
         assert!(!known(a) && known(b));
         let listed = dhcp.list().await.unwrap();
         assert_eq!(listed.len(), 1);
@@ -268,15 +280,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_bad_configuration_names_its_field() {
-        let bad = |c: ProxyDhcpConfig| async { ProxyDhcp::start(c).await.err().unwrap().field() };
+        let bad = |c: ProxyDhcpConfig| async { ProxyDhcp::start(c).await.err().unwrap() };
         let c = ProxyDhcpConfig::default;
         let loaders = [(Arch(0), "../x".to_owned())].into();
-        assert_eq!(bad(ProxyDhcpConfig { loaders, ..c() }).await, Some("loaders"));
-        assert_eq!(bad(ProxyDhcpConfig { http_files: "x".into(), ..c() }).await, Some("http_files"));
+        assert_eq!(bad(ProxyDhcpConfig { loaders, ..c() }).await.field(), Some("loaders"));
+        assert_eq!(bad(ProxyDhcpConfig { http_files: "x".into(), ..c() }).await.field(), Some("http_files"));
         let twice = vec!["lo".to_owned(), "lo".to_owned()];
-        assert_eq!(bad(ProxyDhcpConfig { interfaces: twice, ..c() }).await, Some("interfaces"));
+        assert_eq!(bad(ProxyDhcpConfig { interfaces: twice, ..c() }).await.field(), Some("interfaces"));
         let advertise = [("eth7".to_owned(), Ipv4Addr::LOCALHOST)].into();
-        assert_eq!(bad(ProxyDhcpConfig { advertise, ..c() }).await, Some("advertise"));
+        assert_eq!(bad(ProxyDhcpConfig { advertise, ..c() }).await.field(), Some("advertise"));
         let e = ProxyDhcp::start(ProxyDhcpConfig { interfaces: vec!["nosuchif0".into()], ..c() })
             .await
             .err()
@@ -289,9 +301,10 @@ mod tests {
         let json = r#"{"interfaces": ["br0"], "advertise": {"br0": "10.0.0.1"}, "unknown": "answer",
                        "loaders": {"efi-arm64": "arm.efi", "31": "x"}, "relays": true}"#;
         let config: ProxyDhcpConfig = serde_json::from_str(json).unwrap();
-        assert_eq!(config.loader(Arch(11)), Some("arm.efi"));
-        assert_eq!(config.loader(Arch(31)), Some("x"));
-        assert_eq!(config.loader(Arch(0)), Some("undionly.kpxe"));
+        let loader = |arch| config.boot_files(Ipv4Addr::LOCALHOST).loader(Arch(arch), false, None);
+        assert_eq!(loader(11).as_deref(), Some("arm.efi"));
+        assert_eq!(loader(31).as_deref(), Some("x"));
+        assert_eq!(loader(0).as_deref(), Some("undionly.kpxe"));
         assert_eq!(config.unknown, Unknown::Answer);
         assert!(serde_json::from_str::<ProxyDhcpConfig>(r#"{"interface": "br0"}"#).is_err());
     }

@@ -67,8 +67,9 @@ pub(super) fn decide(
     if port == Port::BootServer && request.server.is_some_and(|server| server != advertise) {
         return ignored("for another boot server");
     }
-    let served = request.archs.iter().find_map(|arch| Some((*arch, config.loader(*arch)?)));
-    let arch = served.map_or(request.archs[0], |(arch, _)| arch);
+    let boot = config.boot_files(advertise);
+    let served = |arch: &Arch| boot.has_loader(*arch);
+    let arch = request.archs.iter().copied().find(served).unwrap_or(request.archs[0]);
     let mut seen = Vec::new();
     // The boot server request follows a DISCOVER that was observed already.
     let first_sight = port == Port::Dhcp;
@@ -81,10 +82,9 @@ pub(super) fn decide(
         }
     }
     let boot_file = if request.ipxe {
-        let script = if registered { request.mac.hyphenated() } else { "first".to_owned() };
-        format!("http://{advertise}:{}/boot/{script}.ipxe", config.http_port)
-    } else if let Some((_, loader)) = served {
-        loader_reference(request, class, config, advertise, loader)
+        boot.script(registered.then_some(request.mac))
+    } else if let Some(file) = boot.loader(arch, class == Class::Http, Some(request.mac)) {
+        file
     } else {
         let reason = no_loader(&request.archs);
         if first_sight {
@@ -126,24 +126,6 @@ fn destination(request: &Request, port: Port) -> To {
         To::Address(SocketAddrV4::new(request.ciaddr, CLIENT))
     } else {
         To::Address(SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT))
-    }
-}
-
-fn loader_reference(
-    request: &Request,
-    class: Class,
-    config: &ProxyDhcpConfig,
-    advertise: Ipv4Addr,
-    loader: &str,
-) -> String {
-    if loader.contains("://") {
-        return loader.to_owned();
-    }
-    let path =
-        if config.mac_prefix { format!("{}/{loader}", request.mac.hyphenated()) } else { loader.to_owned() };
-    match class {
-        Class::Pxe => path,
-        Class::Http => format!("http://{advertise}:{}{}/{path}", config.http_port, config.http_files),
     }
 }
 

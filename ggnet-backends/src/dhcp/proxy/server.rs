@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// The PXE boot server's port.
-const BOOT_SERVER: u16 = 4011;
+pub(super) const BOOT_SERVER: u16 = 4011;
 /// Pause after a failed receive, so that a broken interface does not spin a core.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(500);
 /// How often it is looked whether the interface is still the one that the sockets are bound to.
@@ -221,7 +221,7 @@ impl Shared {
                 }
                 Err(e) => {
                     let hint = e.hint().map(|hint| format!(": {hint}")).unwrap_or_default();
-                    let why = format!("ProxyDHCP is deaf on {name}: {}{hint}", e.message());
+                    let why = format!("ProxyDHCP is deaf on {name}: {}{hint}", e.explain());
                     let before = lock(&self.lost).insert(name.to_owned(), why.clone());
                     if before.as_ref() != Some(&why) {
                         tracing::warn!(target: "dhcp", interface = name, why, "an interface is not served until it is back");

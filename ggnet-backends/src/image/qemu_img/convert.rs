@@ -11,7 +11,7 @@ use std::{
 };
 
 use ggnet_core::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::ImageFormat,
     ports::{ConvertSpec, Converted, Progress},
 };
@@ -30,10 +30,9 @@ impl QemuImg {
         if spec.format != ImageFormat::Raw {
             let found = source.sniff().await?;
             if found != spec.format {
-                return Err(Error::invalid(
-                    "format",
-                    format!("The image is {}, not {}", found.qemu_name(), spec.format.qemu_name()),
-                ));
+                let (found, stated) = (found.qemu_name(), spec.format.qemu_name());
+                return Err(Error::invalid("format", format!("The image is {found}, not {stated}"))
+                    .with_code(code::format_mismatch(found, stated)));
             }
         }
         let size = self.inspect(&source, spec.format).await?.virtual_size;

@@ -1,6 +1,6 @@
 //! What a failed qemu-img means: from how it ended and what it said, the kind that a caller can act on.
 
-use ggnet_core::error::{Error, ErrorKind};
+use ggnet_core::error::{Error, ErrorKind, code};
 
 use crate::run::Output;
 
@@ -15,14 +15,14 @@ const SIGXFSZ: i32 = 25;
 
 /// The error of a qemu-img that did not succeed; `otherwise` is the kind when nothing it said is known.
 pub(super) fn explain(out: &Output, what: &str, otherwise: ErrorKind) -> Error {
+    let damaged = |why: &str| out.failure(code::image_damaged(why), format!("{what}: {why}"));
     match out.signal {
         Some(SIGXCPU | SIGXFSZ) => {
-            return out
-                .failure(ErrorKind::Corrupt, format!("{what}: the image needs more than any sane one does"));
+            return damaged("the image needs more than any sane one does");
         }
         // Out of its address space, glib aborts or traps; the others are crashes on a crafted file.
         Some(SIGILL | SIGTRAP | SIGABRT | SIGBUS | SIGFPE | SIGSEGV) => {
-            return out.failure(ErrorKind::Corrupt, format!("{what}: qemu-img broke on the image"));
+            return damaged("qemu-img broke on the image");
         }
         Some(_) => {
             return out
@@ -35,31 +35,30 @@ pub(super) fn explain(out: &Output, what: &str, otherwise: ErrorKind) -> Error {
     let has = |text: &str| said.contains(text);
     if has("No space left on device") || has("Disk quota exceeded") || has("File too large") {
         return out
-            .failure(ErrorKind::Full, format!("{what}: the disk is full"))
+            .failure(code::image_folder_full(), format!("{what}: the disk is full"))
             .with_hint("Free space where the images are stored, then import again");
     }
     if has("Failed to get") && has("lock") {
         return out
-            .failure(ErrorKind::Busy, format!("{what}: another program uses the image"))
+            .failure(code::import_file_locked(), format!("{what}: another program uses the image"))
             .with_hint("Stop the virtual machine that uses it, then import again");
     }
     if has("Permission denied") {
         return out.failure(ErrorKind::Permission, format!("{what}: the file may not be read"));
     }
     if has("log that needs to be replayed") {
-        return out
-            .failure(ErrorKind::Corrupt, format!("{what}: the image was not closed properly"))
+        return damaged("the image was not closed properly")
             .with_hint("Attach it once where it came from, or run `qemu-img check -r all` on a copy");
     }
     if has("error while writing") {
         return out.failure(ErrorKind::Unavailable, format!("{what}: the destination cannot be written"));
     }
     if has("error while reading") {
-        return out.failure(ErrorKind::Corrupt, format!("{what}: the source cannot be read to its end"));
+        return damaged("the source cannot be read to its end");
     }
     if has("nsupported") || has("not supported") || has("not support") {
-        return out
-            .failure(ErrorKind::Invalid, format!("{what}: the image has a feature that qemu-img lacks"));
+        let why = "the image has a feature that qemu-img lacks";
+        return out.failure(code::image_refused(why), format!("{what}: {why}"));
     }
     out.failure(otherwise, what.to_owned())
 }

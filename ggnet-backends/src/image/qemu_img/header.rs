@@ -5,7 +5,7 @@
 //! raw. Layouts: QEMU docs/interop/qcow2.txt; VHD specification 1.0; MS-VHDX 2.2.1; VMware Virtual Disk Format 5.0; VirtualBox VDICore.h.
 
 use ggnet_core::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result, code},
     nouns::ImageFormat,
 };
 
@@ -61,11 +61,17 @@ pub(super) fn stated_size(format: ImageFormat, head: &[u8], tail: &[u8]) -> Opti
 }
 
 fn refuse<T>(why: &str) -> Result<T> {
-    Err(Error::invalid("path", format!("The image cannot be imported: {why}")))
+    Err(refused(why))
+}
+
+/// Of an image that is whole and that is not imported.
+pub(super) fn refused(why: &str) -> Error {
+    Error::invalid("path", format!("The image cannot be imported: {why}")).with_code(code::image_refused(why))
 }
 
 fn corrupt<T>(why: impl Into<String>) -> Result<T> {
-    Err(Error::new(ErrorKind::Corrupt, why))
+    let why = why.into();
+    Err(Error::new(code::image_damaged(&why), why))
 }
 
 fn qcow2(h: Header<'_>) -> Result<ImageFormat> {

@@ -22,6 +22,7 @@
 
 mod config;
 mod convert;
+mod descriptor;
 mod failure;
 mod header;
 mod probe;
@@ -34,7 +35,7 @@ use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use ggnet_core::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::ImageFormat,
     ports::{ConvertSpec, Converted, Health, ImageConverter, ImageProbe, Progress},
 };
@@ -43,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use crate::run::{CommandRunner, Invocation, Limits};
 
 pub use config::QemuImgConfig;
+pub use descriptor::descriptor;
 
 use probe::SECTOR;
 use source::Source;
@@ -95,11 +97,9 @@ impl QemuImg {
             stated.filter(|s| s.checked_next_multiple_of(SECTOR) != Some(probe.virtual_size))
         {
             let read = probe.virtual_size;
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!("The image says that its disk has {stated} bytes, and qemu-img reads {read}"),
-            )
-            .with_hint("Convert it to qcow2 where it was made, and import that"));
+            let why = format!("The image says that its disk has {stated} bytes, and qemu-img reads {read}");
+            return Err(Error::new(code::image_damaged(&why), why)
+                .with_hint("Convert it to qcow2 where it was made, and import that"));
         }
         self.check(source, format).await?;
         Ok(probe)
@@ -131,7 +131,8 @@ impl ImageConverter for QemuImg {
         let result = tokio::select! {
             biased;
             () = cancel.cancelled() => {
-                Err(Error::new(ErrorKind::Conflict, "The conversion was cancelled; nothing of it is left"))
+                let message = "The conversion was cancelled; nothing of it is left";
+                Err(Error::new(code::import_cancelled(), message).retryable(false))
             }
             done = work => done,
         };
@@ -146,7 +147,7 @@ impl ImageConverter for QemuImg {
         match self.version().await {
             Ok(_) => Health::Up,
             Err(e) => Health::Down(match e.hint() {
-                Some(hint) => format!("{}; {hint}", e.message()),
+                Some(hint) => format!("{}; {hint}", e.explain()),
                 None => e.to_string(),
             }),
         }

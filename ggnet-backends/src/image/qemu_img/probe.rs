@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use ggnet_core::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::ImageFormat,
     ports::ImageProbe,
 };
 use serde::Deserialize;
 
-use super::{QemuImg, failure::explain, source::Source};
+use super::{QemuImg, failure::explain, header::refused, source::Source};
 use crate::run::{Invocation, Limits, Output};
 
 /// What qemu-img calls the file that it got as stdin.
@@ -90,8 +90,7 @@ impl QemuImg {
     }
 
     fn judge(&self, info: &Info, format: ImageFormat, out: &Output) -> Result<ImageProbe> {
-        let refuse =
-            |why: String| Err(Error::invalid("path", format!("The image cannot be imported: {why}")));
+        let refuse = |why: &str| Err(refused(why));
         if info.format != format.qemu_name() {
             return Err(Error::internal(format!(
                 "qemu-img opened {} as {}",
@@ -101,28 +100,29 @@ impl QemuImg {
         }
         let specific = info.format_specific.as_ref().map(|s| &s.data);
         if info.backing_filename.is_some() {
-            return refuse("it has a backing file".to_owned());
+            return refuse("it has a backing file");
         }
         if specific.is_some_and(|s| s.data_file.is_some()) {
-            return refuse("its data is in an external data file".to_owned());
+            return refuse("its data is in an external data file");
         }
         if specific.is_some_and(|s| s.extents.iter().any(|e| e.filename != STDIN)) {
-            return refuse("its data is in other files".to_owned());
+            return refuse("its data is in other files");
         }
         if info.encrypted || specific.is_some_and(|s| s.encrypt.is_some()) {
-            return refuse("it is encrypted".to_owned());
+            return refuse("it is encrypted");
         }
         if specific.is_some_and(|s| s.corrupt) {
-            return Err(out.failure(ErrorKind::Corrupt, "The image is marked as corrupt"));
+            let why = "The image is marked as corrupt";
+            return Err(out.failure(code::image_damaged(why), why));
         }
         // A raw file may end within a sector: qemu-img fills the last one with zeros, and so is the disk.
         let virtual_size = info.virtual_size.next_multiple_of(SECTOR);
         if virtual_size == 0 {
-            return refuse("its disk has a size of 0".to_owned());
+            return refuse("its disk has a size of 0");
         }
         let max = self.config.max_virtual_size;
         if virtual_size > max {
-            return refuse(format!("it claims a disk of {virtual_size} bytes, and the limit is {max}"));
+            return refuse(&format!("it claims a disk of {virtual_size} bytes, and the limit is {max}"));
         }
         Ok(ImageProbe { format, virtual_size, actual_size: info.actual_size })
     }
@@ -138,7 +138,7 @@ impl QemuImg {
             // 3: clusters that nobody uses. They waste space and harm nothing.
             Some(0 | 3) => Ok(()),
             Some(2) => Err(out
-                .failure(ErrorKind::Corrupt, "The image is truncated or damaged")
+                .failure(code::image_damaged("truncated"), "The image is truncated or damaged")
                 .with_hint("Copy it again from where it came; its checksum tells whether the copy is whole")),
             _ => Err(explain(&out, "The image cannot be checked", ErrorKind::Corrupt)),
         }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ggnet_core::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result, code},
     nouns::ImageFormat,
 };
 use rustix::{
@@ -105,7 +105,7 @@ impl Source {
         if now == before {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Conflict, "The source was written to while it was read")
+        Err(Error::new(code::import_source_changed(), "The source was written to while it was read")
             .with_hint("Stop what writes to it (a running virtual machine?), then import it again"))
     }
 }

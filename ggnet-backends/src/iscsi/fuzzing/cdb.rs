@@ -66,7 +66,6 @@ pub fn cdb(input: &[u8]) {
             2 => rig.new_session(initiator),
             _ => {
                 rig.disks[at].grow(8);
-                rig.unit(at).resized();
             }
         }
     }
@@ -79,7 +78,7 @@ pub(super) fn disks(trouble: u8) -> Vec<Arc<Disk>> {
         io::ErrorKind::StorageFull,
         io::ErrorKind::ReadOnlyFilesystem,
         io::ErrorKind::Other,
-        io::ErrorKind::QuotaExceeded,
+        io::ErrorKind::ResourceBusy,
     ][usize::from(trouble >> 6)];
     let after = u32::from(trouble & 0x3f);
     let trouble = (after > 0).then(|| Trouble { after: after - 1, error });
@@ -149,7 +148,7 @@ impl Rig {
                 same_extent(unit, asked, offset, len);
                 let mut buf = vec![0; index(len)];
                 let read = unit.device.read_at(&mut buf, offset);
-                read.map_or_else(|e| Reply::check(Sense::from_read(&e)), |()| Reply::good())
+                read.map_or_else(|e| Reply::read_failed(&e), |()| Reply::good())
             }
             Plan::Write { offset, len, flush } => {
                 assert!(!protected, "a write to a protected unit");
@@ -159,7 +158,7 @@ impl Rig {
                 let written = if blocks.is_empty() { Ok(()) } else { unit.device.write_at(blocks, offset) };
                 let written =
                     written.and_then(|()| finish_stream(unit, tail, offset + blocks.len() as u64, flush));
-                written.map_or_else(|e| Reply::check(Sense::from_write(&e)), |()| Reply::good())
+                written.map_or_else(|e| Reply::write_failed(&e), |()| Reply::good())
             }
             Plan::Out { len, action } => {
                 assert!(len as u64 <= MAX_OUT, "{len} bytes to be collected");

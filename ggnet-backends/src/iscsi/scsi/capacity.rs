@@ -91,7 +91,7 @@ pub(crate) fn lba_status(lu: &LogicalUnit, lba: u64, allocation: usize) -> Reply
     };
     let runs = match status_runs(lba, lu.blocks(), room, look) {
         Ok(runs) => runs,
-        Err(e) => return Reply::check(Sense::from_read(&e)),
+        Err(e) => return Reply::read_failed(&e),
     };
     let mut out = sat32(4 + runs.len() * 16).to_be_bytes().to_vec();
     out.extend([0; 4]);

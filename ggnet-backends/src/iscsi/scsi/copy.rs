@@ -2,7 +2,7 @@
 //!
 //! Invariants: the whole parameter list is checked before the first block moves; a copy runs to its end inside the
 //! command, so that no list is ever "in progress". What became of it is kept per nexus until it is fetched once, and
-//! never for more than a few lists.
+//! never for more than a few lists. BUSY is only answered where the whole list can be copied again with the same result.
 
 use std::sync::{Arc, PoisonError};
 
@@ -11,7 +11,7 @@ use super::super::workers::Cancel;
 use super::lu::{LogicalUnit, Nexus};
 use super::read_write::check_range;
 use super::reserve::Access;
-use super::sense::Sense;
+use super::sense::{Sense, status};
 use super::{Action, Plan, Reply, Units, allocation32};
 
 const MAX_TARGETS: u16 = 2;
@@ -129,14 +129,22 @@ pub(crate) fn extended_copy(nexus: &Nexus, units: &Units, data: &[u8], cancel: &
     };
     let mut result = CopyResult { list: u8at(data, 0), failed: false, segments: 0, bytes: 0 };
     let mut reply = Reply::good();
+    let mut written = false;
     for segment in &segments {
-        if let Err(sense) = run(segment, cancel) {
+        if let Err(why) = run(segment, cancel, &mut written) {
             result.failed = true;
-            reply = Reply::check(sense);
+            reply = why;
             break;
         }
         result.segments += 1;
         result.bytes += segment.bytes;
+    }
+    if reply.status == status::BUSY {
+        if !written || repeatable(&segments) {
+            // As if it had not come: the initiator sends it again, and asks for that one's result.
+            return reply;
+        }
+        reply = Reply::check(Sense::COPY_ABORTED);
     }
     // LIST ID USAGE 1xb: the initiator does not want to ask.
     if u8at(data, 1) >> 4 & 1 == 0 {
@@ -225,7 +233,10 @@ fn find_target(t: &[u8], units: &Units) -> Result<Arc<LogicalUnit>, Reply> {
         }
         false
     };
-    units.iter().find(same).cloned().ok_or_else(|| Sense::COPY_TARGET_UNREACHABLE.into())
+    let found = units.iter().find(same).cloned().ok_or(Sense::COPY_TARGET_UNREACHABLE)?;
+    // The command came to another unit, maybe.
+    found.notice_growth();
+    Ok(found)
 }
 
 fn check(s: &Segment, nexus: &Nexus) -> Result<(), Reply> {
@@ -246,7 +257,17 @@ fn check(s: &Segment, nexus: &Nexus) -> Result<(), Reply> {
     Ok(())
 }
 
-fn run(s: &Segment, cancel: &Cancel) -> Result<(), Sense> {
+/// Whether the list gives the same result when part of it was copied before: nothing that it reads lies where it writes.
+fn repeatable(segments: &[Segment]) -> bool {
+    let overlap = |to: &Segment, from: &Segment| {
+        let (write, read) = (to.to_lba << to.to.shift(), from.from_lba << from.from.shift());
+        Arc::ptr_eq(&to.to, &from.from) && write < read + from.bytes && read < write + to.bytes
+    };
+    !segments.iter().any(|to| segments.iter().any(|from| overlap(to, from)))
+}
+
+/// Copies a segment; `written` is set before the first write.
+fn run(s: &Segment, cancel: &Cancel, written: &mut bool) -> Result<(), Reply> {
     let mut buf = vec![0; index(s.bytes.min(STEP))];
     let (from, to) = (s.from_lba << s.from.shift(), s.to_lba << s.to.shift());
     let steps = s.bytes.div_ceil(STEP);
@@ -254,16 +275,17 @@ fn run(s: &Segment, cancel: &Cancel) -> Result<(), Sense> {
     let backwards = Arc::ptr_eq(&s.from, &s.to) && to > from;
     for n in 0..steps {
         if cancel.is_cancelled() {
-            return Err(Sense::COMMAND_ABORTED);
+            return Err(Sense::COMMAND_ABORTED.into());
         }
         let at = if backwards { steps - 1 - n } else { n } * STEP;
         let part = &mut buf[..index((s.bytes - at).min(STEP))];
-        s.from.device.read_at(part, from + at).map_err(|e| Sense::from_read(&e))?;
+        s.from.device.read_at(part, from + at).map_err(|e| Reply::read_failed(&e))?;
         let _writer = s.to.gate.read().unwrap_or_else(PoisonError::into_inner);
-        s.to.device.write_at(part, to + at).map_err(|e| Sense::from_write(&e))?;
+        *written = true;
+        s.to.device.write_at(part, to + at).map_err(|e| Reply::write_failed(&e))?;
     }
     if s.to.write_through() {
-        s.to.device.flush().map_err(|e| Sense::from_write(&e))?;
+        s.to.device.flush().map_err(|e| Reply::write_failed(&e))?;
     }
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! A logical unit: a block device, what it is called, and the state that sessions share.
 //!
 //! Invariants:
-//! * the hot path reads atomics only: attention per nexus, the reserved flag, the mode bits;
+//! * the hot path reads atomics and the device's `info` only: attention per nexus, the reserved flag, the mode bits, the size;
 //! * every write to the device holds `gate` shared, COMPARE AND WRITE and ORWRITE hold it alone, so that they are atomic
 //!   to all other writes of this unit; whoever takes it alone afterwards knows that earlier writes have ended;
-//! * identifiers depend on what the owner configured and on nothing that changes with a boot.
+//! * identifiers depend on what the owner configured and on nothing that changes with a boot;
+//! * the size only grows. It is looked at when a command or a session comes, because an initiator hears of an attention with its
+//!   next command and not before: a notification by the owner would have to reach the same place, and could be forgotten.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -42,7 +44,7 @@ pub(crate) enum Attention {
     ReservationsReleased = 1 << 5,
     /// MODE SELECT by another initiator.
     ModeChanged = 1 << 6,
-    /// The size has changed.
+    /// The size has grown.
     CapacityChanged = 1 << 7,
     /// The medium was taken out and put back.
     MediumChanged = 1 << 8,
@@ -183,15 +185,19 @@ impl LogicalUnit {
         !self.write_cache.load(Ordering::Relaxed)
     }
 
-    /// Reads the device's size again and tells every nexus when it has changed.
-    pub(crate) fn resized(&self) {
+    /// Looks at the device's size. Once it has grown the new size counts, and every nexus is to hear of it (SBC-4: CAPACITY DATA
+    /// HAS CHANGED).
+    pub(crate) fn notice_growth(&self) {
         let now = self.info().size_bytes >> self.shift;
-        if self.blocks.swap(now, Ordering::AcqRel) != now {
+        // Most often a plain load. One of several that see the growth at once is the one that raises.
+        if now > self.blocks() && self.blocks.fetch_max(now, Ordering::AcqRel) < now {
             self.raise_all(Attention::CapacityChanged);
         }
     }
 
+    /// A session begins: to it the size has always been what it is now.
     pub(crate) fn attach(&self, nexus: &Arc<Nexus>) {
+        self.notice_growth();
         lock(&self.nexuses).push(Arc::clone(nexus));
     }
 

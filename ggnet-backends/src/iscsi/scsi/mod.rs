@@ -9,8 +9,10 @@
 //! ```
 //!
 //! Invariants: `decode` never blocks and never touches the medium; an [`Action`] may do both and therefore runs on the
-//! blocking pool unless [`Action::quick`]; neither panics on any CDB or parameter list.
+//! blocking pool unless [`Action::quick`]; neither panics on any CDB or parameter list. A command that ends with BUSY can be sent
+//! again: it then does what it would have done.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -63,6 +65,26 @@ impl Reply {
     pub(crate) fn task_set_full() -> Self {
         Self { status: status::TASK_SET_FULL, sense: None, data: Vec::new() }
     }
+
+    /// The device cannot do it now: the initiator is to send the command again (SAM-5 section 5.3.1).
+    fn busy() -> Self {
+        Self { status: status::BUSY, sense: None, data: Vec::new() }
+    }
+
+    /// What a failed read means.
+    pub(crate) fn read_failed(error: &io::Error) -> Self {
+        if is_busy(error) { Self::busy() } else { Self::check(Sense::UNRECOVERED_READ) }
+    }
+
+    /// What a failed write, flush or discard means.
+    pub(crate) fn write_failed(error: &io::Error) -> Self {
+        if is_busy(error) { Self::busy() } else { Self::check(Sense::from_write(error)) }
+    }
+}
+
+/// The device asks to be asked again.
+pub(crate) fn is_busy(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ResourceBusy
 }
 
 impl From<Sense> for Reply {
@@ -223,6 +245,7 @@ pub(crate) fn no_unit(units: &Units, cdb: &[u8; 16]) -> Reply {
 /// Finds out what a CDB wants of this unit. Attention and reservations come first.
 pub(crate) fn decode(lu: &LogicalUnit, nexus: &Arc<Nexus>, units: &Units, cdb: &[u8; 16]) -> Plan {
     let op = cdb[0];
+    lu.notice_growth();
     if nexus.has_attention()
         && !matches!(op, 0x12 | 0xa0 | 0x03)
         && let Some(sense) = nexus.take_attention()

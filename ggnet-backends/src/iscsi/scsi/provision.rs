@@ -66,7 +66,7 @@ pub(crate) fn unmap(lu: &LogicalUnit, data: &[u8], cancel: &Cancel) -> Reply {
             return Reply::check(Sense::COMMAND_ABORTED);
         }
         if let Err(e) = lu.device.discard(lba << lu.shift(), count << lu.shift()) {
-            return Reply::check(Sense::from_write(&e));
+            return Reply::write_failed(&e);
         }
     }
     Reply::good()
@@ -138,7 +138,7 @@ pub(crate) fn write_same(lu: &LogicalUnit, same: &Same, data: &[u8], cancel: &Ca
         return Reply::check(Sense::COMMAND_ABORTED);
     }
     let done = done.and_then(|()| if lu.write_through() { lu.device.flush() } else { Ok(()) });
-    done.map_or_else(|e| Reply::check(Sense::from_write(&e)), |()| Reply::good())
+    done.map_or_else(|e| Reply::write_failed(&e), |()| Reply::good())
 }
 
 /// Writes the pattern over a range, a mebibyte at a time, as far as it is not cancelled.

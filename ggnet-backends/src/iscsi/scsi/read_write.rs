@@ -11,7 +11,7 @@ use super::super::bytes::{be16, be24, be32, be64, first_difference, index, or_in
 use super::super::workers::Cancel;
 use super::lu::LogicalUnit;
 use super::sense::Sense;
-use super::{Action, Plan, Reply};
+use super::{Action, Plan, Reply, is_busy};
 
 /// Most blocks of one command, as page B0 says. READ(10) and WRITE(10) can name one less: some firmware does, whatever the page says
 /// (EDK2's disk driver cuts its requests at 65,535 blocks).
@@ -112,7 +112,7 @@ pub(crate) fn decode_flush(lu: &LogicalUnit, cdb: &[u8; 16]) -> Plan {
 pub(crate) fn flush(lu: &LogicalUnit) -> Reply {
     match lu.device.flush() {
         Ok(()) => Reply::good(),
-        Err(e) => Reply::check(Sense::from_write(&e)),
+        Err(e) => Reply::write_failed(&e),
     }
 }
 
@@ -166,7 +166,7 @@ pub(crate) fn verify(
         let blocks = index(count - done).min(per_step);
         let part = &mut buf[..blocks * block];
         if let Err(e) = lu.device.read_at(part, (lba + done) << lu.shift()) {
-            return Reply::check(Sense::from_read(&e));
+            return Reply::read_failed(&e);
         }
         for (i, got) in part.chunks_exact(block).enumerate() {
             let at = if one_block { 0 } else { (index(done) + i) * block };
@@ -213,13 +213,19 @@ pub(crate) fn compare_and_write(lu: &LogicalUnit, lba: u64, count: u64, flush: b
     let offset = lba << lu.shift();
     let mut current = vec![0; len];
     if let Err(e) = lu.device.read_at(&mut current, offset) {
-        return Reply::check(Sense::from_read(&e));
+        return Reply::read_failed(&e);
     }
     if let Some(at) = first_difference(&current, compare) {
         return Reply::check(Sense::miscompare(at as u64));
     }
-    let written = lu.device.write_at(write, offset).and_then(|()| flushed(lu, flush));
-    written.map_or_else(|e| Reply::check(Sense::from_write(&e)), |()| Reply::good())
+    match lu.device.write_at(write, offset).and_then(|()| flushed(lu, flush)) {
+        Ok(()) => Reply::good(),
+        // It will be sent again, and must then find what it compared with.
+        Err(e) if is_busy(&e) && lu.device.write_at(&current, offset).is_err() => {
+            Reply::check(Sense::WRITE_ERROR)
+        }
+        Err(e) => Reply::write_failed(&e),
+    }
 }
 
 /// ORWRITE(16).
@@ -255,15 +261,15 @@ pub(crate) fn or_write(lu: &LogicalUnit, lba: u64, count: u64, flush: bool, data
     for piece in data[..len].chunks(OR_STEP) {
         let current = &mut current[..piece.len()];
         if let Err(e) = lu.device.read_at(current, offset) {
-            return Reply::check(Sense::from_read(&e));
+            return Reply::read_failed(&e);
         }
         or_into(current, piece);
         if let Err(e) = lu.device.write_at(current, offset) {
-            return Reply::check(Sense::from_write(&e));
+            return Reply::write_failed(&e);
         }
         offset += piece.len() as u64;
     }
-    flushed(lu, flush).map_or_else(|e| Reply::check(Sense::from_write(&e)), |()| Reply::good())
+    flushed(lu, flush).map_or_else(|e| Reply::write_failed(&e), |()| Reply::good())
 }
 
 /// Flushes where that is asked for.

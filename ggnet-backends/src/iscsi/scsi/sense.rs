@@ -11,6 +11,7 @@ use super::super::bytes::put;
 pub(crate) mod status {
     pub(crate) const GOOD: u8 = 0x00;
     pub(crate) const CHECK_CONDITION: u8 = 0x02;
+    pub(crate) const BUSY: u8 = 0x08;
     pub(crate) const RESERVATION_CONFLICT: u8 = 0x18;
     pub(crate) const TASK_SET_FULL: u8 = 0x28;
 }
@@ -99,13 +100,8 @@ impl Sense {
         Self::new(UNIT_ATTENTION, asc, ascq)
     }
 
-    /// What a failed read means.
-    pub(crate) fn from_read(_: &io::Error) -> Self {
-        Self::UNRECOVERED_READ
-    }
-
-    /// What a failed write, flush or discard means.
-    pub(crate) fn from_write(error: &io::Error) -> Self {
+    /// What a failed write, flush or discard means. For what is to be tried again see [`Reply::write_failed`](super::Reply::write_failed).
+    pub(super) fn from_write(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::SPACE_ALLOCATION_FAILED,
             io::ErrorKind::ReadOnlyFilesystem => Self::WRITE_PROTECTED,

@@ -3,6 +3,7 @@
 
 use ggnet_core::{
     Error,
+    error::{Code, code},
     nouns::{ImageId, ImageVersionId, MacAddr, MachineId, TargetId},
 };
 use sqlx::SqliteConnection;
@@ -28,8 +29,9 @@ async fn users(
     Ok(found)
 }
 
-fn in_use(what: &str, id: &str, users: &[String], hint: &str) -> Failure {
-    conflict(format!("The {what} {id} is in use by {}", users.join(", ")), hint).with_subject(id).into()
+fn in_use(code: impl Fn(&str, &str) -> Code, what: &str, id: &str, users: &[String], hint: &str) -> Failure {
+    let users = users.join(", ");
+    conflict(code(id, &users), format!("The {what} {id} is in use by {users}"), hint).with_subject(id).into()
 }
 
 async fn gone(conn: &mut SqliteConnection, what: &str, id: &str, sql: &'static str) -> Done {
@@ -49,9 +51,13 @@ pub(super) async fn machine(conn: &mut SqliteConnection, id: MachineId) -> Done 
     .fetch_optional(&mut *conn)
     .await?;
     if let Some(name) = live {
-        return Err(conflict(format!("The machine {name} has a live session"), "Stop its session first")
-            .with_subject(id)
-            .into());
+        return Err(conflict(
+            code::machine_has_session(&name),
+            format!("The machine {name} has a live session"),
+            "Stop its session first",
+        )
+        .with_subject(id)
+        .into());
     }
     gone(conn, "machine", &id, "DELETE FROM machines WHERE id = $1").await
 }
@@ -79,6 +85,7 @@ pub(super) async fn image(conn: &mut SqliteConnection, id: ImageId) -> Done {
     .await?;
     if !users.is_empty() {
         return Err(in_use(
+            |id, users| code::image_in_use(id, users),
             "image",
             &id,
             &users,
@@ -120,7 +127,7 @@ pub(super) async fn version(conn: &mut SqliteConnection, id: ImageVersionId) -> 
     .await?;
     if !users.is_empty() {
         let hint = "Stop these sessions, move these pins and targets, or make another version current";
-        return Err(in_use("version", &id, &users, hint));
+        return Err(in_use(|id, users| code::version_in_use(id, users), "version", &id, &users, hint));
     }
     gone(conn, "version", &id, "DELETE FROM image_versions WHERE id = $1").await
 }

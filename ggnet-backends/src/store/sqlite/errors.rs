@@ -6,7 +6,10 @@
 
 use std::path::Path;
 
-use ggnet_core::{Error, ErrorKind};
+use ggnet_core::{
+    Error, ErrorKind,
+    error::{Code, code},
+};
 
 /// The backend's name, as in the configuration and in every error.
 pub(super) const BACKEND: &str = "sqlite";
@@ -60,8 +63,8 @@ pub(super) fn unique_on(e: &sqlx::Error, column: &str) -> bool {
 }
 
 /// A batch that contradicts what exists.
-pub(super) fn conflict(message: impl Into<String>, hint: &str) -> Error {
-    Error::new(ErrorKind::Conflict, message).with_hint(hint)
+pub(super) fn conflict(code: impl Into<Code>, message: impl Into<String>, hint: &str) -> Error {
+    Error::new(code, message).with_hint(hint)
 }
 
 impl Failure {
@@ -115,36 +118,40 @@ fn sql_error(path: &Path, e: sqlx::Error) -> Error {
             Error::new(kind, format!("Could not read or write the database {db}"))
         }
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
-            Error::new(ErrorKind::Corrupt, format!("The database {db} holds a value of an unexpected type"))
-                .with_hint(corrupt_hint(path))
+            Error::new(
+                code::database_damaged(&db),
+                format!("The database {db} holds a value of an unexpected type"),
+            )
+            .with_hint(corrupt_hint(path))
         }
         _ => Error::internal(format!("A statement on the database {db} failed")),
     };
     error.with_source(e)
 }
 
-fn from_code(path: &Path, code: i32) -> Error {
+fn from_code(path: &Path, sqlite: i32) -> Error {
     let db = path.display();
-    match (code & 0xff, code) {
+    match (sqlite & 0xff, sqlite) {
         (19, _) => conflict(
+            ErrorKind::Conflict,
             "The change contradicts what is stored",
             "Read the records again and repeat the change",
         ),
-        (5 | 6, _) => Error::new(ErrorKind::Busy, format!("The database {db} is locked by another process"))
+        (5 | 6, _) => Error::new(code::database_locked(&db), format!("The database {db} is locked by another process"))
             .with_hint("End the other program that has the database open (a shell, a backup tool, a second GGnet)"),
         // SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: the -shm file could not grow.
-        (13, _) | (_, 4874) => Error::new(ErrorKind::Full, format!("No space is left for the database {db}"))
+        (13, _) | (_, 4874) => Error::new(code::database_full(&db), format!("No space is left for the database {db}"))
             .with_hint("Free space on its file system; nothing was changed, and the next change will work again"),
-        (11 | 26, _) => Error::new(ErrorKind::Corrupt, format!("{db} is not a sound SQLite database"))
+        (11 | 26, _) => Error::new(code::database_damaged(&db), format!("{db} is not a sound SQLite database"))
             .with_hint(corrupt_hint(path)),
-        (8 | 3 | 23, _) => Error::new(ErrorKind::Permission, format!("The database {db} cannot be written"))
+        (8 | 3 | 23, _) => Error::new(code::database_not_writable(&db), format!("The database {db} cannot be written"))
             .with_hint("Give the server's user write access to the file and its folder, on a file system mounted read-write"),
-        (14, _) => Error::new(ErrorKind::Permission, format!("The database {db} cannot be opened"))
+        (14, _) => Error::new(code::database_not_writable(&db), format!("The database {db} cannot be opened"))
             .with_hint("The folder must exist and the server's user must be able to write in it"),
-        (10, _) => Error::new(ErrorKind::Unavailable, format!("The disk under the database {db} reported an I/O error"))
+        (10, _) => Error::new(code::database_disk_error(&db), format!("The disk under the database {db} reported an I/O error"))
             .retryable(false)
             .with_hint("See the kernel's log; check the disk before the next start"),
         (7, _) => Error::new(ErrorKind::Unavailable, "Out of memory in the database"),
-        _ => Error::internal(format!("A statement on the database {db} failed with SQLite's code {code}")),
+        _ => Error::internal(format!("A statement on the database {db} failed with SQLite's code {sqlite}")),
     }
 }

@@ -104,13 +104,15 @@ impl SqliteStore {
             session.state = SessionState::Failed;
             session.ended_at = Some(at);
             session.stop_reason = reason;
-            session.error = Some(why.message().to_owned());
+            let (reason, failure) = (why.explain(), Some((&why).into()));
+            session.error = Some(reason.clone());
+            session.failure.clone_from(&failure);
             if ended.len() < LOGGED {
                 let (id, machine) = (session.id, session.machine);
-                tracing::error!(session = %id, %machine, "session ended: {}", why.message());
+                tracing::error!(session = %id, %machine, "session ended: {reason}");
             }
             ended.push(session.id);
-            let kind = EventKind::SessionFailed { reason: why.message().to_owned() };
+            let kind = EventKind::SessionFailed { reason, failure };
             let event = NewEvent::new(at, kind).machine(session.machine).session(session.id);
             // It ends something: a full disk must not keep the server from its start.
             let batch = Batch::new().write(Write::Session(Box::new(session))).event(event).from_reserve();

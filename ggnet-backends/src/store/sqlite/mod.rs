@@ -22,8 +22,11 @@
 //! * The database, its reserve and the key file have mode 0600, whatever the umask.
 //! * A change that frees space is recorded also on a full disk, as long as the reserve lasts; any other only while that is whole.
 
+mod backup;
 mod delete;
+mod descriptor;
 mod errors;
+mod files;
 mod key;
 mod open;
 mod read;
@@ -42,11 +45,12 @@ use std::{
 use async_trait::async_trait;
 use ggnet_core::{
     Error, ErrorKind, Result,
+    error::code,
     nouns::{
         AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
         ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
-    ports::{Batch, Health, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store},
+    ports::{Batch, Health, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store},
     registry::{Settings, settings},
 };
 use sqlx::{Connection as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
@@ -56,8 +60,10 @@ use errors::{BACKEND, Failure};
 use reserve::Reserve;
 use seal::Sealer;
 
-use open::{Opened, sync_folder, tighten};
+use files::tighten;
+use open::Opened;
 
+pub use descriptor::descriptor;
 pub use key::KeyReset;
 
 /// Where the store keeps its files.
@@ -199,7 +205,7 @@ impl Shared {
 
     fn only_the_reserve(&self) -> Error {
         Error::new(
-            ErrorKind::Full,
+            code::database_full(self.path.display()),
             format!("No space is left for the database {} but its reserve", self.path.display()),
         )
         .with_hint("Free space on its file system: stopping sessions and deleting images still works")
@@ -268,7 +274,7 @@ impl Shared {
                 if trouble.as_ref().is_none_or(|t| t.kind != e.kind()) {
                     tracing::error!(error = %e.report(), "a change of the database failed");
                 }
-                *trouble = Some(Trouble { kind: e.kind(), why: e.message().to_owned() });
+                *trouble = Some(Trouble { kind: e.kind(), why: e.explain() });
             }
         }
     }
@@ -304,16 +310,16 @@ fn closed() -> Error {
 
 impl SqliteStore {
     /// Opens the database and the key file, makes them when they are not there, checks the database and brings its schema up to
-    /// date. Files are made in a blocking thread. Sessions that the key file does not open while it opens others stay as they are:
+    /// date, after a copy of it was made beside it as `<path>.<schema>.bak`. Files are made in a blocking thread. Sessions that the key file does not open while it opens others stay as they are:
     /// call [`end_unreadable_sessions`](Self::end_unreadable_sessions) before reading them.
     ///
     /// # Errors
     /// `Corrupt`: the file is not a sound SQLite database; `Unsupported`: a newer GGnet wrote it; `Invalid`: the key file is not a
     /// key, or live sessions have credentials and it is missing or opens none of them (no key is made then);
-    /// `Permission`, `NotFound`, `Full`, `Busy`: as the file system or SQLite says.
+    /// `Permission`, `NotFound`, `Full`, `Busy`: as the file system or SQLite says, also of that copy.
     ///
     /// # Cancellation
-    /// Dropped half-way, it leaves an empty or a migrated database; opening again goes on.
+    /// Dropped half-way, it leaves an empty or a migrated database, or a part of the copy; opening again goes on.
     pub async fn open(config: SqliteConfig) -> Result<Self> {
         let SqliteConfig { path, key_file } = config;
         let fail = |f: Failure| f.into_error(&path, "open");
@@ -470,6 +476,10 @@ impl Store for SqliteStore {
 
     async fn session_counts(&self) -> Result<SessionCounts> {
         read!(self, "session_counts", read::counts(&self.shared.readers))
+    }
+
+    async fn names(&self, machines: &[MachineId], images: &[ImageId]) -> Result<Names> {
+        read!(self, "names", read::names(&self.shared.readers, machines, images))
     }
 
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>> {

@@ -1,24 +1,28 @@
 //! Opening: files of mode 0600, connections, the check of the database, migrations.
 //!
 //! Invariants: the database file exists with mode 0600 and its name is durable before SQLite writes to it; nothing is migrated
-//! before the file was found sound and not newer than this program.
+//! before the file was found sound and not newer than this program, and is copied beside itself.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::ErrorKind as Io,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
     time::Duration,
 };
 
-use ggnet_core::{Error, ErrorKind, Result};
+use ggnet_core::{Error, ErrorKind, Result, error::code};
 use sqlx::{
     ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::errors::{Failure, corrupt_hint};
+use super::{
+    backup,
+    errors::{Failure, corrupt_hint},
+    files::{sync_folder, tighten},
+};
 
 /// The schema, embedded. A released file never changes; a change is a new file.
 static MIGRATOR: Migrator = sqlx::migrate!("src/store/sqlite/migrations");
@@ -37,6 +41,11 @@ pub(super) struct Opened {
 }
 
 pub(super) async fn open(path: &Path) -> Result<Opened, Failure> {
+    open_with(path, &MIGRATOR).await
+}
+
+/// As [`open`], with the schema that these migrations make.
+async fn open_with(path: &Path, migrator: &Migrator) -> Result<Opened, Failure> {
     let file = path.to_owned();
     tokio::task::spawn_blocking(move || make_file(&file))
         .await
@@ -56,7 +65,7 @@ pub(super) async fn open(path: &Path) -> Result<Opened, Failure> {
         .disable_statement_logging();
     let mut writer = SqliteConnection::connect_with(&options).await?;
     check(path, &mut writer).await?;
-    migrate(path, &options, &mut writer).await?;
+    migrate(path, &options, &mut writer, migrator).await?;
 
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
@@ -86,7 +95,7 @@ async fn check(path: &Path, conn: &mut SqliteConnection) -> Result<(), Failure> 
         return Ok(());
     }
     Err(Error::new(
-        ErrorKind::Corrupt,
+        code::database_damaged(path.display()),
         format!("The database {} is damaged: {}", path.display(), found.join("; ")),
     )
     .with_hint(corrupt_hint(path))
@@ -97,32 +106,44 @@ async fn migrate(
     path: &Path,
     options: &SqliteConnectOptions,
     conn: &mut SqliteConnection,
+    migrator: &Migrator,
 ) -> Result<(), Failure> {
-    let known = MIGRATOR.iter().map(|m| m.version).max().unwrap_or_default();
+    let known = migrator.iter().map(|m| m.version).max().unwrap_or_default();
     let migrated: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'",
     )
     .fetch_one(&mut *conn)
     .await?;
-    if migrated > 0 {
-        let newest: Option<i64> =
-            sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut *conn).await?;
-        if let Some(newest) = newest.filter(|n| *n > known) {
+    let newest: Option<i64> = match migrated {
+        0 => None,
+        _ => sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut *conn).await?,
+    };
+    match newest {
+        Some(newest) if newest > known => {
             return Err(Error::new(
-                ErrorKind::Unsupported,
+                code::database_too_new(path.display(), newest, known),
                 format!(
                     "The database {} was written by a newer GGnet: its schema is {newest}, this program knows up to \
                      {known}",
                     path.display()
                 ),
             )
-            .with_hint("Run that newer GGnet, or restore the backup made before the upgrade")
+            .with_hint(format!(
+                "Run that newer GGnet. To go back to this one, use the copy that the upgrade made, {}: \
+                 docs/operators.md, \"Upgrade\"",
+                backup::path_of(path, known).display()
+            ))
             .into());
         }
+        Some(older) if older < known => {
+            let copy = backup::keep(path, older, conn).await?;
+            tracing::info!(copy = %copy.display(), "copied the database before the upgrade of its schema from {older} to {known}");
+        }
+        _ => {}
     }
     // A pool of one, because sqlx's migrator does not give a `Send` future over a borrowed connection.
     let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
-    let migrated = MIGRATOR.run(&pool).await;
+    let migrated = migrator.run(&pool).await;
     pool.close().await;
     match migrated {
         Ok(()) => Ok(()),
@@ -163,28 +184,122 @@ fn make_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Takes the access of group and others from a file, if they have any; a file that is not there is fine.
-pub(super) fn tighten(path: &Path) -> Result<()> {
-    let doing = || format!("Setting the mode of {}", path.display());
-    let mode = match fs::metadata(path) {
-        Ok(meta) => meta.permissions().mode(),
-        Err(e) if e.kind() == Io::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io(doing(), e)),
-    };
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o7777), "others could read this file; its mode is now 0600");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|e| Error::io(doing(), e))
-}
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::unix::fs::MetadataExt as _};
 
-/// Makes the name of a new file durable.
-pub(super) fn sync_folder(path: &Path) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
+    use sqlx::{
+        SqlSafeStr as _,
+        migrate::{Migration, MigrationType},
     };
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(|e| Error::io(format!("Making the folder {} durable", folder.display()), e))
+
+    use super::*;
+
+    /// The schema of today, and one change after it.
+    fn next() -> (i64, Migrator) {
+        let today = MIGRATOR.iter().map(|m| m.version).max().unwrap();
+        let sql = "ALTER TABLE images RENAME TO pictures; INSERT INTO settings VALUES ('made', 'later')";
+        let change =
+            Migration::new(today + 1, "later".into(), MigrationType::Simple, sql.into_sql_str(), false);
+        (today, Migrator::with_migrations(MIGRATOR.iter().cloned().chain([change]).collect()))
+    }
+
+    async fn close(opened: Opened) {
+        opened.readers.close().await;
+        opened.writer.close().await.unwrap();
+    }
+
+    async fn set(opened: &mut Opened, value: &str) {
+        let sql =
+            "INSERT INTO settings VALUES ('is', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        sqlx::query(sql).bind(value).execute(&mut opened.writer).await.unwrap();
+    }
+
+    async fn is(path: &Path) -> String {
+        let mut opened = open(path).await.unwrap();
+        let sql = "SELECT value FROM settings WHERE key = 'is'";
+        let value = sqlx::query_scalar(sql).fetch_one(&mut opened.writer).await.unwrap();
+        close(opened).await;
+        value
+    }
+
+    #[tokio::test]
+    async fn an_older_database_is_copied_before_its_schema_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ggnet.db");
+        let (today, later) = next();
+        let copy = backup::path_of(&path, today);
+        let mut old = open(&path).await.unwrap();
+        set(&mut old, "in the log").await;
+        // As a kill leaves it: what was committed is in the write-ahead log only.
+        assert!(fs::metadata(dir.path().join("ggnet.db-wal")).unwrap().len() > 0);
+        let killed = dir.path().join("killed");
+        fs::create_dir(&killed).unwrap();
+        for name in ["ggnet.db", "ggnet.db-wal"] {
+            fs::copy(dir.path().join(name), killed.join(name)).unwrap();
+        }
+        close(old).await;
+        assert!(!copy.exists(), "nothing changed, and there is a copy");
+
+        // What an earlier attempt left does not matter.
+        let path = killed.join("ggnet.db");
+        let copy = backup::path_of(&path, today);
+        File::create(killed.join(format!("ggnet.db.{today}.bak.part"))).unwrap();
+        close(open_with(&path, &later).await.unwrap()).await;
+        assert_eq!(fs::metadata(&copy).unwrap().mode() & 0o7777, 0o600);
+        let names = fs::read_dir(&killed).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.filter(|n| n.contains(".bak")).count(), 1, "one copy, and nothing beside it");
+        // The program of today refuses what is newer, and opens the copy.
+        let Err(Failure::Said(e)) = open(&path).await else { panic!("it opened") };
+        assert_eq!(e.kind(), ErrorKind::Unsupported);
+        assert!(e.hint().unwrap().contains(copy.to_str().unwrap()), "{e:?}");
+        let back = dir.path().join("back.db");
+        fs::copy(&copy, &back).unwrap();
+        assert_eq!(is(&back).await, "in the log");
+    }
+
+    #[tokio::test]
+    async fn a_database_that_has_its_schema_is_not_copied_and_a_later_copy_replaces_an_earlier_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ggnet.db");
+        let (today, later) = next();
+        let copy = backup::path_of(&path, today);
+        close(open_with(&path, &later).await.unwrap()).await;
+        close(open_with(&path, &later).await.unwrap()).await;
+        assert!(!copy.exists(), "a new database is nothing to copy");
+
+        for value in ["first", "second"] {
+            // Gone back to the earlier version of the program, and forward again.
+            for name in ["ggnet.db", "ggnet.db-wal", "ggnet.db-shm"] {
+                let _ = fs::remove_file(dir.path().join(name));
+            }
+            let mut opened = open(&path).await.unwrap();
+            set(&mut opened, value).await;
+            close(opened).await;
+            close(open_with(&path, &later).await.unwrap()).await;
+            let back = dir.path().join(value);
+            fs::copy(&copy, &back).unwrap();
+            assert_eq!(is(&back).await, value);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_database_that_cannot_be_copied_stays_as_it_is_and_the_start_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ggnet.db");
+        let (today, later) = next();
+        let copy = backup::path_of(&path, today);
+        close(open(&path).await.unwrap()).await;
+        fs::create_dir_all(copy.join("in the way")).unwrap();
+        let Err(Failure::Said(e)) = open_with(&path, &later).await else { panic!("it opened") };
+        assert!(e.message().contains(copy.to_str().unwrap()), "{e:?}");
+        assert!(e.hint().unwrap().contains("move away"), "{e:?}");
+        let rest = format!("ggnet.db.{today}.bak.part");
+        assert!(!dir.path().join(rest).exists(), "half a copy is left");
+        // The earlier program still opens it, and the later one once the copy can be made.
+        close(open(&path).await.unwrap()).await;
+        fs::remove_dir_all(&copy).unwrap();
+        close(open_with(&path, &later).await.unwrap()).await;
+        assert!(copy.is_file());
+    }
 }

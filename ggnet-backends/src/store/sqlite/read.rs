@@ -1,12 +1,14 @@
 //! Reads, each one statement or one read transaction, so that a page and its total are of one moment.
 
+use std::{collections::HashMap, hash::Hash, str::FromStr};
+
 use ggnet_core::{
     Error,
     nouns::{
-        AuditRow, Event, Image, ImageVersion, Machine, MachineId, ManualTarget, NewEvent, SeenMachine,
-        Session, SessionState,
+        AuditRow, Event, Image, ImageId, ImageVersion, Machine, MachineId, ManualTarget, Name, NewEvent,
+        SeenMachine, Session, SessionState,
     },
-    ports::{MachineFilter, Page, PageRequest, SessionCounts, SessionFilter},
+    ports::{MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter},
 };
 use serde::de::DeserializeOwned;
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqlitePool};
@@ -221,6 +223,30 @@ pub(super) async fn counts(pool: &SqlitePool) -> Read<SessionCounts> {
         stopped: of(SessionState::Stopped),
         failed: of(SessionState::Failed),
     })
+}
+
+/// Names of machines and images, of one moment.
+pub(super) async fn names(pool: &SqlitePool, machines: &[MachineId], images: &[ImageId]) -> Read<Names> {
+    let mut tx = pool.begin().await?;
+    let of = |ids: Vec<String>| serde_json::Value::from(ids).to_string();
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("SELECT id, name FROM machines WHERE id IN (SELECT value FROM json_each($1))")
+            .bind(of(machines.iter().map(ToString::to_string).collect()))
+            .fetch_all(&mut *tx)
+            .await?;
+    let machines = named(rows)?;
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("SELECT id, name FROM images WHERE id IN (SELECT value FROM json_each($1))")
+            .bind(of(images.iter().map(ToString::to_string).collect()))
+            .fetch_all(&mut *tx)
+            .await?;
+    let images = named(rows)?;
+    tx.commit().await?;
+    Ok(Names { machines, images })
+}
+
+fn named<Id: FromStr<Err = Error> + Eq + Hash>(rows: Vec<(String, String)>) -> Read<HashMap<Id, Name>> {
+    rows.into_iter().map(|(id, name)| Ok((id.parse()?, name.parse()?))).collect()
 }
 
 /// Manual targets by name.

@@ -209,7 +209,7 @@ fn write_key(path: &Path, key: &KeyBytes) -> Result<bool> {
         Err(e) => return Err(Error::io(doing(), e)),
     }
     removed.map_err(|e| Error::io(doing(), e))?;
-    super::sync_folder(path)?;
+    super::files::sync_folder(path)?;
     Ok(true)
 }
 

@@ -5,11 +5,12 @@
 
 use ggnet_core::{
     Error, ErrorKind,
+    error::code,
     nouns::{
         AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, Machine, MachineId, ManualTarget,
         NewEvent, SeenMachine, Session,
     },
-    ports::{Batch, MAX_SEEN, Write},
+    ports::{Batch, Fence, MAX_SEEN, Write},
 };
 use sqlx::SqliteConnection;
 
@@ -28,6 +29,9 @@ pub(super) async fn apply(
     sealer: &Sealer,
     batch: Batch,
 ) -> Result<Vec<Event>, Failure> {
+    for fence in &batch.fences {
+        check(conn, fence).await?;
+    }
     for write in batch.writes {
         match write {
             Write::Machine(m) => machine(conn, m).await?,
@@ -61,14 +65,41 @@ pub(super) async fn apply(
     Ok(events)
 }
 
+/// That a fence still holds.
+async fn check(conn: &mut SqliteConnection, fence: &Fence) -> Done {
+    let id = fence.session.to_string();
+    // Records from before there were epochs are in the first.
+    let epoch: Option<i64> =
+        sqlx::query_scalar("SELECT coalesce(json_extract(doc, '$.epoch'), 0) FROM sessions WHERE id = $1")
+            .bind(&id)
+            .fetch_optional(conn)
+            .await?;
+    let epoch = epoch.ok_or_else(|| Error::not_found("session", &id))?;
+    if u64::try_from(epoch).is_ok_and(|epoch| epoch == fence.epoch) {
+        return Ok(());
+    }
+    let message = format!(
+        "Session {id} was taken over: it is in epoch {epoch}, this change was made in epoch {}",
+        fence.epoch
+    );
+    let code = code::session_taken_over(&id, epoch);
+    Err(conflict(code, message, "Another server has it now; nothing was changed").with_subject(id).into())
+}
+
 const READ_AGAIN: &str = "Read it again and repeat the change";
 const OTHER_NAME: &str = "Choose another name";
+
+/// A record that is new to whoever writes it, and is there.
+fn exists_already(what: &str, id: &str) -> Error {
+    conflict(code::exists_already(what, id), format!("The {what} {id} exists already"), READ_AGAIN)
+}
 
 /// Why an update over `over` found no row: the record is gone, or somebody else changed it.
 fn lost_update(what: &str, which: &str, over: u64, now: Option<i64>) -> Failure {
     match now {
         None => Error::not_found(what, which).into(),
         Some(now) => conflict(
+            code::record_changed(what, which, now),
             format!(
                 "The {what} {which} was changed by somebody else: it is at revision {now}, this change was made over \
                  revision {over}"
@@ -108,6 +139,7 @@ async fn machine(conn: &mut SqliteConnection, mut m: Machine) -> Done {
         Ok(done) => done.rows_affected(),
         Err(e) if unique_on(&e, "machines.name") => {
             return Err(conflict(
+                code::name_taken("machine", &m.name),
                 format!("The name {} is already used by another machine", m.name),
                 OTHER_NAME,
             )
@@ -115,9 +147,7 @@ async fn machine(conn: &mut SqliteConnection, mut m: Machine) -> Done {
             .into());
         }
         Err(e) if unique_on(&e, "machines.id") => {
-            return Err(conflict(format!("The machine {id} exists already"), READ_AGAIN)
-                .with_source(e)
-                .into());
+            return Err(exists_already("machine", &id).with_source(e).into());
         }
         Err(e) if violation(&e) == Some(Violation::ForeignKey) => {
             return Err(
@@ -161,6 +191,7 @@ async fn machine_lists(conn: &mut SqliteConnection, m: &Machine, existed: bool) 
             .await?;
             let holder = holder.unwrap_or_else(|| "another machine".to_owned());
             return Err(conflict(
+                code::mac_taken(mac, &holder),
                 format!("The MAC address {mac} is already used by the machine {holder}"),
                 "Give each network card to one machine only",
             )
@@ -193,6 +224,7 @@ async fn missing_version(
             .is_none()
     {
         return Ok(conflict(
+            code::reference_missing("image", image),
             format!("{who} refers to the image {image}, which does not exist"),
             "Choose an image that exists",
         )
@@ -200,6 +232,7 @@ async fn missing_version(
     }
     let version = version.map(|v| v.to_string()).unwrap_or_default();
     Ok(conflict(
+        code::reference_missing("version", &version),
         format!("{who} refers to the version {version}, which is not a version of its image"),
         "Choose a version of that image",
     )
@@ -228,6 +261,7 @@ async fn image(conn: &mut SqliteConnection, mut i: Image) -> Done {
         Ok(done) => done.rows_affected(),
         Err(e) if unique_on(&e, "images.name") => {
             return Err(conflict(
+                code::name_taken("image", &i.name),
                 format!("The name {} is already used by another image", i.name),
                 OTHER_NAME,
             )
@@ -235,7 +269,7 @@ async fn image(conn: &mut SqliteConnection, mut i: Image) -> Done {
             .into());
         }
         Err(e) if unique_on(&e, "images.id") => {
-            return Err(conflict(format!("The image {id} exists already"), READ_AGAIN).with_source(e).into());
+            return Err(exists_already("image", &id).with_source(e).into());
         }
         Err(e) if violation(&e) == Some(Violation::ForeignKey) => {
             return Err(missing_version(conn, None, i.current, &format!("The image {}", i.name)).await?);
@@ -268,18 +302,21 @@ async fn version(conn: &mut SqliteConnection, v: &ImageVersion) -> Done {
     .await;
     match done {
         Ok(done) if done.rows_affected() == 0 => Err(conflict(
+            ErrorKind::Conflict,
             format!("The version {id} belongs to another image than {}", v.image),
             "A version stays with its image",
         )
         .into()),
         Ok(_) => Ok(()),
         Err(e) if unique_on(&e, "image_versions.number") => Err(conflict(
+            ErrorKind::Conflict,
             format!("The version number {} is already used in the image {}", v.number, v.image),
             "Read the versions again and take the next number",
         )
         .with_source(e)
         .into()),
         Err(e) if violation(&e) == Some(Violation::ForeignKey) => Err(conflict(
+            code::reference_missing("image", v.image),
             format!("The version {id} refers to the image {}, which does not exist", v.image),
             "Make the image first",
         )
@@ -329,6 +366,7 @@ async fn session(conn: &mut SqliteConnection, sealer: &Sealer, mut s: Session) -
         Err(e) if unique_on(&e, "sessions.machine_id") => {
             let machine = machine_name(conn, s.machine).await?.unwrap_or_else(|| s.machine.to_string());
             return Err(conflict(
+                code::machine_has_session(&machine),
                 format!("The machine {machine} already has a live session"),
                 "Stop that session first",
             )
@@ -337,9 +375,7 @@ async fn session(conn: &mut SqliteConnection, sealer: &Sealer, mut s: Session) -
             .into());
         }
         Err(e) if unique_on(&e, "sessions.id") => {
-            return Err(conflict(format!("The session {id} exists already"), READ_AGAIN)
-                .with_source(e)
-                .into());
+            return Err(exists_already("session", &id).with_source(e).into());
         }
         Err(e) if violation(&e) == Some(Violation::ForeignKey) => return Err(session_lacks(conn, &s).await?),
         Err(e) => return Err(e.into()),
@@ -358,6 +394,7 @@ async fn session(conn: &mut SqliteConnection, sealer: &Sealer, mut s: Session) -
 async fn session_lacks(conn: &mut SqliteConnection, s: &Session) -> Result<Failure, Failure> {
     if machine_name(conn, s.machine).await?.is_none() {
         return Ok(conflict(
+            code::reference_missing("machine", s.machine),
             format!("The session {} refers to the machine {}, which does not exist", s.id, s.machine),
             "Register the machine first",
         )
@@ -394,15 +431,18 @@ async fn target(conn: &mut SqliteConnection, t: &ManualTarget) -> Done {
         .await;
     match done {
         Ok(_) => Ok(()),
-        Err(e) if unique_on(&e, "manual_targets.name") => {
-            Err(conflict(format!("The name {} is already used by another target", t.name), OTHER_NAME)
-                .with_source(e)
-                .into())
-        }
+        Err(e) if unique_on(&e, "manual_targets.name") => Err(conflict(
+            code::name_taken("target", &t.name),
+            format!("The name {} is already used by another target", t.name),
+            OTHER_NAME,
+        )
+        .with_source(e)
+        .into()),
         Err(e) if violation(&e) == Some(Violation::Unique) => {
-            Err(conflict(format!("The target {} exists already", t.id), READ_AGAIN).with_source(e).into())
+            Err(exists_already("target", &t.id.to_string()).with_source(e).into())
         }
         Err(e) if violation(&e) == Some(Violation::ForeignKey) => Err(conflict(
+            code::reference_missing("version", t.version),
             format!("The target {} refers to the version {}, which does not exist", t.name, t.version),
             "Choose a version that exists",
         )

@@ -1,11 +1,14 @@
 //! A core block device as the iscsi module's own: one call handed through for one, and trouble told to the observer.
+//!
+//! The size is asked of the device each time, so that the target follows its growth without being notified.
 
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use ggnet_core::{
@@ -16,6 +19,9 @@ use ggnet_core::{
 
 use crate::iscsi::{BlockDevice, BlockInfo, BlockRun};
 
+/// How often it is told that a disk is busy: its initiator asks again many times a second.
+const BUSY_TOLD_EVERY: Duration = Duration::from_secs(60);
+
 /// A disk that is served, and whose errors an operator hears of.
 pub(super) struct Served {
     device: Arc<dyn block::BlockDevice>,
@@ -23,6 +29,8 @@ pub(super) struct Served {
     observer: Arc<dyn Observer>,
     /// Whether the last call failed: a disk in trouble is told once, not for every request, and again after it had recovered.
     trouble: AtomicBool,
+    /// When it was last told that the disk is busy.
+    busy_told: Mutex<Option<Instant>>,
 }
 
 impl Served {
@@ -31,7 +39,7 @@ impl Served {
         target: ResourceId,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        Self { device, target, observer, trouble: AtomicBool::new(false) }
+        Self { device, target, observer, trouble: AtomicBool::new(false), busy_told: Mutex::default() }
     }
 
     fn told<T>(&self, doing: &str, result: io::Result<T>) -> io::Result<T> {
@@ -39,6 +47,8 @@ impl Served {
             // A plain load on the way that every request takes.
             Ok(_) if self.trouble.load(Ordering::Relaxed) => self.trouble.store(false, Ordering::Relaxed),
             Ok(_) => {}
+            // No trouble of the disk: what succeeds beside it does not end it, and it does not hide trouble that comes after it.
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => self.busy(doing, e),
             Err(e) => {
                 if !self.trouble.swap(true, Ordering::Relaxed) {
                     let what = match e.kind() {
@@ -54,6 +64,17 @@ impl Served {
             }
         }
         result
+    }
+
+    fn busy(&self, doing: &str, e: &io::Error) {
+        let mut told = self.busy_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|at| at.elapsed() < BUSY_TOLD_EVERY) {
+            return;
+        }
+        *told = Some(Instant::now());
+        let message = format!("{doing}: not possible now ({e}); the machine tries again");
+        tracing::warn!(target = %self.target, %message, "disk busy");
+        self.observer.observe(Observation::DiskTrouble { target: self.target.clone(), message });
     }
 }
 
@@ -100,5 +121,55 @@ impl BlockDevice for Served {
             .first()
             .map_or(BlockRun { len, mapped: true }, |r| BlockRun { len: r.len, mapped: r.mapped });
         Ok(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ggnet_core::testkit::memory::RamDisk;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Observer for Heard {
+        fn observe(&self, observation: Observation) {
+            if let Observation::DiskTrouble { message, .. } = observation {
+                self.0.lock().unwrap().push(message);
+            }
+        }
+    }
+
+    fn served(disk: &Arc<RamDisk>) -> (Served, Arc<Heard>) {
+        let heard = Arc::new(Heard::default());
+        let device: Arc<dyn block::BlockDevice> = disk.clone();
+        (Served::new(device, "pc-1".parse().unwrap(), heard.clone()), heard)
+    }
+
+    #[test]
+    fn a_busy_disk_is_told_of_once_and_its_error_is_handed_on() {
+        let disk = Arc::new(RamDisk::zeros(4096));
+        let (served, heard) = served(&disk);
+        for _ in 0..3 {
+            disk.be_busy(1);
+            let e = served.write_at(&[1; 512], 0).unwrap_err();
+            assert_eq!(e.kind(), io::ErrorKind::ResourceBusy);
+            served.write_at(&[1; 512], 0).unwrap();
+        }
+        // Other trouble is told all the same.
+        assert!(served.read_at(&mut [0; 512], 4096).is_err());
+        let heard = heard.0.lock().unwrap();
+        assert_eq!(heard.len(), 2, "{heard:?}");
+        assert!(heard[0].contains("the machine tries again"), "{heard:?}");
+    }
+
+    #[test]
+    fn growth_of_the_disk_is_growth_of_what_is_served() {
+        let disk = Arc::new(RamDisk::zeros(4096));
+        let (served, _) = served(&disk);
+        assert_eq!(served.info().size_bytes, 4096);
+        disk.grow(8192);
+        assert_eq!(served.info().size_bytes, 8192);
     }
 }

@@ -4,6 +4,7 @@
 //! then a login gets 0301, which initiators retry). Invariants: what `list` says is what the server serves; calls for one target wait for
 //! each other; the old devices are free when `remove` has returned.
 
+mod descriptor;
 mod device;
 mod gone;
 mod policy;
@@ -14,24 +15,27 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use ggnet_core::{
     block::{Disk, DiskForm},
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
+    keyed_locks::KeyedLocks,
     nouns::{InstanceId, Iqn, ResourceId},
     ports::{
-        Clock, Completeness, Connection, Health, IoCounters, Listed, LoginGate, LoginVisibility, LunSpec,
-        Observer, Removal, SpecDigest, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
+        Clock, Completeness, Connection, Health, IoCounters, Listed, LoginGate, LoginVisibility, LunDisks,
+        LunSpec, Observer, Removal, SpecDigest, TargetBackend, TargetCapabilities, TargetEndpoint,
+        TargetSpec,
     },
     supervisor::Supervisor,
 };
 
+pub use self::descriptor::descriptor;
 use self::{
     device::Served,
     policy::{Served as ServedTarget, Targets},
     pressure::Pressure,
 };
+use crate::addresses::Addresses;
 use crate::iscsi::{
     AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
 };
-use crate::{addresses::Addresses, turns::Turns};
 
 const NAME: &str = "builtin";
 /// How long a shutdown waits for requests in flight and the last flush.
@@ -60,7 +64,7 @@ pub struct BuiltinTargets {
     prefix: Iqn,
     instance: InstanceId,
     clock: Arc<dyn Clock>,
-    turns: Turns,
+    turns: KeyedLocks<ResourceId>,
     pressure: Pressure,
 }
 
@@ -98,7 +102,7 @@ impl BuiltinTargets {
             prefix,
             instance,
             clock,
-            turns: Turns::default(),
+            turns: KeyedLocks::default(),
             pressure: Pressure::default(),
         })
     }
@@ -113,11 +117,11 @@ impl BuiltinTargets {
         Iqn::target(&self.prefix, &self.instance, id)
     }
 
-    fn lun(&self, spec: &LunSpec, target: &ResourceId) -> Result<Lun> {
-        let Disk::Blocks(device) = &spec.disk else {
+    fn lun(&self, (spec, disk): (&LunSpec, &Disk), target: &ResourceId) -> Result<Lun> {
+        let Disk::Blocks(device) = disk else {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("The built-in target serves blocks of our own process, not {:?}", spec.disk.form()),
+                format!("The built-in target serves blocks of our own process, not {:?}", disk.form()),
             )
             .with_backend(NAME));
         };
@@ -130,6 +134,20 @@ impl BuiltinTargets {
         })
     }
 
+    /// A target as it is served now.
+    fn served(&self, id: &ResourceId) -> Result<Option<ServedTarget>> {
+        let iqn = self.iqn(id)?;
+        Ok(self.targets.get(&iqn).filter(|_| self.server.has_target(iqn.as_str())))
+    }
+
+    fn endpoint_of(&self, spec: &TargetSpec) -> TargetEndpoint {
+        TargetEndpoint {
+            iqn: spec.iqn.clone(),
+            listen: self.server.local_addrs().to_vec(),
+            lun: spec.boot_lun(),
+        }
+    }
+
     async fn close(&self, iqn: &Iqn, how: Removal) -> Result<()> {
         let closing = match how {
             Removal::IfIdle => Closing::IfIdle,
@@ -137,31 +155,36 @@ impl BuiltinTargets {
         };
         self.server.remove_target(iqn.as_str(), closing).await.map_err(|e| match e {
             RemoveError::Busy { sessions } => {
-                Error::new(ErrorKind::Busy, format!("Target {iqn} has {sessions} live session(s)"))
+                Error::new(code::target_in_use(iqn), format!("Target {iqn} has {sessions} live session(s)"))
             }
             RemoveError::Flush { lun, source } => {
-                Error::new(ErrorKind::Corrupt, format!("LUN {lun} of target {iqn} could not be flushed"))
+                // A disk that cannot flush now has lost nothing.
+                let kind = match source.kind() {
+                    std::io::ErrorKind::ResourceBusy => ErrorKind::Unavailable,
+                    _ => ErrorKind::Corrupt,
+                };
+                Error::new(kind, format!("LUN {lun} of target {iqn} could not be flushed"))
                     .with_source(source)
             }
         })
     }
 
-    async fn replace(&self, spec: &TargetSpec, disks: SpecDigest) -> Result<()> {
+    async fn replace(&self, spec: &TargetSpec, disks: &[(&LunSpec, &Disk)]) -> Result<()> {
         self.close(&spec.iqn, Removal::IfIdle).await?;
-        let luns = spec.luns.iter().map(|l| self.lun(l, &spec.id)).collect::<Result<Vec<_>>>()?;
+        let luns = disks.iter().map(|lun| self.lun(*lun, &spec.id)).collect::<Result<Vec<_>>>()?;
         // Known before it can be logged in to: a login finds its access rules.
         self.targets.set(
             &spec.iqn,
-            ServedTarget { id: spec.id.clone(), digest: spec.digest(), disks, access: spec.access.clone() },
+            ServedTarget { digest: spec.digest(), disks: disks_digest(spec), spec: spec.clone() },
         );
         let added = self.server.add_target(TargetConfig { iqn: spec.iqn.to_string(), luns });
         added.map_err(|e| {
             self.targets.forget(&spec.iqn);
             match e {
                 AddError::BadLun(_) | AddError::BadDevice(_) | AddError::BadName(_) => {
-                    Error::new(ErrorKind::Invalid, format!("Target {}: {e}", spec.iqn)).with_source(e)
+                    Error::new(ErrorKind::Invalid, format!("Target {} was refused", spec.iqn)).with_reason(e)
                 }
-                other => Error::internal(format!("Target {}: {other}", spec.iqn)).with_source(other),
+                other => Error::internal(format!("Target {} could not be made", spec.iqn)).with_reason(other),
             }
         })
     }
@@ -213,6 +236,7 @@ impl TargetBackend for BuiltinTargets {
             logins: LoginVisibility::Gated,
             max_luns: 255,
             survives_restart: false,
+            follows_growth: true,
         }
     }
 
@@ -220,9 +244,9 @@ impl TargetBackend for BuiltinTargets {
         self.targets.attach(gate, observer);
     }
 
-    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
+    async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint> {
         // Held across awaits: an ensure and a remove of one target are one after the other.
-        let _turn = self.turns.of(&spec.id).await;
+        let _turn = self.turns.lock(&spec.id).await;
         let done = async {
             if self.iqn(&spec.id)? != spec.iqn {
                 return Err(Error::invalid(
@@ -231,32 +255,32 @@ impl TargetBackend for BuiltinTargets {
                 ));
             }
             spec.access.check()?;
-            let disks = disks_digest(spec);
+            let luns = spec.with_disks(disks)?;
             match self.targets.get(&spec.iqn) {
-                Some(have) if have.disks == disks && self.server.has_target(spec.iqn.as_str()) => {
+                Some(have)
+                    if have.disks == disks_digest(spec) && self.server.has_target(spec.iqn.as_str()) =>
+                {
                     if have.digest != spec.digest() {
-                        self.targets.set(
-                            &spec.iqn,
-                            ServedTarget { digest: spec.digest(), access: spec.access.clone(), ..have },
-                        );
+                        let served = ServedTarget { digest: spec.digest(), spec: spec.clone(), ..have };
+                        self.targets.set(&spec.iqn, served);
                     }
                     Ok(())
                 }
-                _ => self.replace(spec, disks).await,
+                _ => self.replace(spec, &luns).await,
             }
         };
         done.await
             .map_err(|e| e.with_backend(NAME).with_operation("ensure").with_subject(spec.id.to_string()))?;
-        Ok(TargetEndpoint {
-            iqn: spec.iqn.clone(),
-            listen: self.server.local_addrs().to_vec(),
-            lun: spec.luns.first().map_or(0, |l| l.number),
-        })
+        Ok(self.endpoint_of(spec))
+    }
+
+    async fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>> {
+        Ok(self.served(id)?.map(|served| self.endpoint_of(&served.spec)))
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
         // Held across awaits, as in `ensure`.
-        let _turn = self.turns.of(id).await;
+        let _turn = self.turns.lock(id).await;
         let done = async {
             let iqn = self.iqn(id)?;
             let closed = self.close(&iqn, how).await;
@@ -267,6 +291,15 @@ impl TargetBackend for BuiltinTargets {
             closed
         };
         done.await.map_err(|e| e.with_backend(NAME).with_operation("remove").with_subject(id.to_string()))
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        let listed = |served: ServedTarget| Listed {
+            id: id.clone(),
+            digest: Some(served.digest),
+            completeness: Completeness::Whole,
+        };
+        Ok(self.served(id)?.map(listed))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

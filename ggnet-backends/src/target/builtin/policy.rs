@@ -8,8 +8,10 @@ use std::{
 
 use async_trait::async_trait;
 use ggnet_core::{
-    nouns::{Iqn, ResourceId},
-    ports::{Access, Login, LoginGate, LoginVerdict, NullObserver, Observation, Observer, SpecDigest},
+    nouns::Iqn,
+    ports::{
+        Access, Login, LoginGate, LoginVerdict, NullObserver, Observation, Observer, SpecDigest, TargetSpec,
+    },
 };
 
 use super::gone::Gone;
@@ -21,12 +23,11 @@ use crate::iscsi::{
 /// A target as it is served.
 #[derive(Clone)]
 pub(super) struct Served {
-    pub(super) id: ResourceId,
+    pub(super) spec: TargetSpec,
     /// Of the whole spec.
     pub(super) digest: SpecDigest,
     /// Of the disks alone.
     pub(super) disks: SpecDigest,
-    pub(super) access: Access,
 }
 
 /// Who was last logged in to a target.
@@ -71,11 +72,11 @@ impl Targets {
     pub(super) fn forget(&self, iqn: &Iqn) {
         let served = self.served.write().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
         if let Some(served) = served {
-            let initiator = match served.access {
+            let initiator = match served.spec.access {
                 Access::Initiator { name, .. } => Some(name.to_string()),
                 Access::Shared => None,
             };
-            self.gone.add(iqn.as_str(), served.id, initiator);
+            self.gone.add(iqn.as_str(), served.spec.id, initiator);
         }
         self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
     }
@@ -121,7 +122,7 @@ impl LoginPolicy for Targets {
             // Discovery: what is told depends on the name alone and is worth nothing without the secret.
             return LoginDecision::Accept { chap: Chap::None, exclusivity: Exclusivity::Shared };
         };
-        match self.named(target).map(|t| t.access) {
+        match self.named(target).map(|t| t.spec.access) {
             None => {
                 if let (Some(target), Some(observer)) =
                     (self.gone.asked_for(target, &request.initiator), self.observer.get())
@@ -154,8 +155,11 @@ impl LoginPolicy for Targets {
         let (Some(gate), Some(served)) = (self.gate.get(), self.named(target)) else {
             return Err(LoginAbort::Retry);
         };
-        let login =
-            Login { target: served.id, initiator: login.request.initiator.clone(), peer: login.request.peer };
+        let login = Login {
+            target: served.spec.id,
+            initiator: login.request.initiator.clone(),
+            peer: login.request.peer,
+        };
         match gate.login(login).await {
             LoginVerdict::Accept => Ok(()),
             LoginVerdict::Retry => Err(LoginAbort::Retry),
@@ -165,7 +169,7 @@ impl LoginPolicy for Targets {
 
     async fn discover(&self, request: &LoginRequest) -> Vec<String> {
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
-        let may = |t: &Served| match &t.access {
+        let may = |t: &Served| match &t.spec.access {
             Access::Shared => true,
             Access::Initiator { name, .. } => name.as_str() == request.initiator,
         };
@@ -184,7 +188,7 @@ impl SessionObserver for Targets {
             _ => {}
         }
         let Some(observer) = self.observer.get() else { return };
-        let id = |s: &SessionInfo| s.target.as_deref().and_then(|t| self.named(t)).map(|t| t.id);
+        let id = |s: &SessionInfo| s.target.as_deref().and_then(|t| self.named(t)).map(|t| t.spec.id);
         let seen = match &event {
             SessionEvent::LoggedIn(s) => id(s)
                 .zip(s.initiator.parse().ok())
@@ -201,7 +205,7 @@ impl SessionObserver for Targets {
                 .clone()
                 .or_else(|| self.lost_by(peer.ip()))
                 .and_then(|target| self.named(&target))
-                .map(|target| Observation::LoginStalled { target: target.id, peer: *peer }),
+                .map(|target| Observation::LoginStalled { target: target.spec.id, peer: *peer }),
         };
         if let Some(seen) = seen {
             observer.observe(seen);
@@ -213,11 +217,17 @@ impl SessionObserver for Targets {
 mod tests {
     use std::{net::SocketAddr, time::Duration};
 
+    use ggnet_core::nouns::ResourceId;
+
     use super::*;
     use crate::iscsi::SessionId;
 
     fn name(n: u8) -> Iqn {
         format!("iqn.2026-01.org.example:{n}").parse().unwrap()
+    }
+
+    fn shared(id: &ResourceId, iqn: Iqn) -> TargetSpec {
+        TargetSpec { id: id.clone(), iqn, luns: vec![], access: Access::Shared }
     }
 
     fn session(n: u8, address: &str) -> SessionInfo {
@@ -262,7 +272,7 @@ mod tests {
         targets.attach(Arc::new(Open), Arc::clone(&heard) as _);
         let digest = SpecDigest::of(std::iter::empty());
         let id: ResourceId = "t1".parse().unwrap();
-        targets.set(&name(1), Served { id: id.clone(), digest, disks: digest, access: Access::Shared });
+        targets.set(&name(1), Served { spec: shared(&id, name(1)), digest, disks: digest });
         let peer: SocketAddr = "192.0.2.1:4000".parse().unwrap();
         let asks = async |n: u8| {
             let target = Some(name(n).to_string());
@@ -287,7 +297,7 @@ mod tests {
         let digest = SpecDigest::of(std::iter::empty());
         for n in 1..=3 {
             let id = format!("t{n}").parse().unwrap();
-            targets.set(&name(n), Served { id, digest, disks: digest, access: Access::Shared });
+            targets.set(&name(n), Served { spec: shared(&id, name(n)), digest, disks: digest });
         }
         let (here, there) = (session(1, "192.0.2.1"), session(2, "192.0.2.2"));
         let begins = |s: &SessionInfo| targets.observe(SessionEvent::LoggedIn(s.clone()));

@@ -7,16 +7,10 @@ use ggnet_core::{
     nouns::Secret,
 };
 
-use super::{sessions, tree::Tree, want::Names};
-
-/// The attributes of a portal group that a plan may set.
-pub const GROUP_ATTRIBUTES: [&str; 5] = [
-    "authentication",
-    "generate_node_acls",
-    "cache_dynamic_acls",
-    "demo_mode_write_protect",
-    "demo_mode_discovery",
-];
+use crate::lio::{
+    names::{GROUP_ATTRIBUTES, Names},
+    tree::Tree,
+};
 
 /// A backstore.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -204,8 +198,13 @@ fn acl(at: &Path, shown: Shown) -> Result<Acl> {
                 secret: known("password_mutual").map(Secret::new),
             },
         }),
-        live: sessions::is_logged_in(&read(&at.join("info"))),
+        live: is_logged_in(&read(&at.join("info"))),
     })
+}
+
+/// Whether an initiator's `info` tells of a session that is served. One whose connection broke is not.
+pub fn is_logged_in(info: &str) -> bool {
+    info.contains("TARG_SESS_STATE_LOGGED_IN")
 }
 
 /// The LUNs in a folder, the portal group's or an initiator's.

@@ -15,38 +15,41 @@
 //! Invariants: nothing of the tree is changed that does not bear a name of ours; calls for one target wait for each other, also when
 //! their futures are dropped (a call that has begun ends); a target of ours that is not enabled is listed as partial.
 
+pub(crate) mod descriptor;
 pub(crate) mod have;
 pub(crate) mod plan;
 mod sessions;
 #[cfg(test)]
 pub(crate) mod tests;
-pub(crate) mod tree;
-pub(crate) mod want;
+mod want;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use ggnet_core::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
+    keyed_locks::KeyedLocks,
     nouns::{InstanceId, Iqn, ResourceId},
     ports::{
-        Completeness, Connection, Health, Listed, LoginGate, LoginVisibility, Observer, Removal,
+        Completeness, Connection, Health, Listed, LoginGate, LoginVisibility, LunDisks, Observer, Removal,
         TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
     },
 };
 
+pub use self::descriptor::descriptor;
 use self::{
     have::{Have, Shown, folders_in, read},
-    tree::Tree,
-    want::{Names, Want},
-};
-pub use self::{
-    plan::NOTHING,
-    tree::{Hook, Op, Value},
+    want::Want,
 };
 #[cfg(feature = "helper")]
 use crate::helper::Helper;
-use crate::turns::Turns;
+pub use crate::lio::Hook;
+use crate::lio::{Op, names::Names, tree::Tree};
 
 /// The backend's name.
 pub const NAME: &str = "lio-configfs";
@@ -80,7 +83,7 @@ impl Default for LioConfig {
 /// The backend. See the module.
 pub struct LioConfigfs {
     inner: Arc<Inner>,
-    turns: Turns,
+    turns: KeyedLocks<ResourceId>,
 }
 
 /// Somebody else who changes the tree for us, and may stop half-way without saying so: what came of it is read from the tree. Blocking.
@@ -173,7 +176,7 @@ impl LioConfigfs {
             config,
         };
         inner.ready()?;
-        Ok(Self { inner: Arc::new(inner), turns: Turns::default() })
+        Ok(Self { inner: Arc::new(inner), turns: KeyedLocks::default() })
     }
 
     /// Runs blocking work that goes on to its end when the caller goes away.
@@ -213,9 +216,9 @@ impl Inner {
             }
             Err(e) => Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("The kernel target is not there: {} cannot be made: {e}", fabric.display()),
+                format!("The kernel target is not there: {} cannot be made", fabric.display()),
             )
-            .with_source(e)
+            .with_reason(e)
             .with_hint(
                 "mount -t configfs configfs /sys/kernel/config; modprobe target_core_mod; modprobe iscsi_target_mod",
             )),
@@ -288,13 +291,12 @@ impl Inner {
         }
     }
 
-    fn ensure(&self, spec: &TargetSpec) -> Result<()> {
+    fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<()> {
         let names = self.names(&spec.id)?;
-        let want = Want::of(spec, names, &self.config)?;
+        let want = Want::of(spec, disks, names, &self.config)?;
         let left = || {
-            plan::converge(&want, &self.have(&want.names)?).map_err(|plan::Busy| {
-                Error::new(ErrorKind::Busy, format!("Target {} has a live session: its disks stay", spec.iqn))
-            })
+            plan::converge(&want, &self.have(&want.names)?)
+                .map_err(|plan::Busy| in_use(spec.iqn.as_str(), "has a live session: its disks stay"))
         };
         self.apply_all(&spec.id, left()?, left).inspect_err(|_| self.undo(&spec.id, &want.names))
     }
@@ -317,7 +319,7 @@ impl Inner {
         let names = self.names(id)?;
         let have = self.have(&names)?;
         if how == Removal::IfIdle && have.is_live() {
-            return Err(Error::new(ErrorKind::Busy, format!("Target {} has a live session", names.iqn)));
+            return Err(in_use(&names.iqn, "has a live session"));
         }
         let left = || Ok(plan::take_down(&names.target(), &self.have(&names)?));
         self.apply_all(id, plan::take_down(&names.target(), &have), left)
@@ -333,14 +335,29 @@ impl Inner {
         Ok(folders_in(&fabric)?.into_iter().filter_map(ours).collect())
     }
 
+    /// The portal group of a target that is there, whole or in part.
+    fn group(&self, id: &ResourceId) -> Result<Option<PathBuf>> {
+        let target = self.fabric()?.join(self.names(id)?.iqn);
+        Ok(target.is_dir().then(|| target.join("tpgt_1")))
+    }
+
+    fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>> {
+        let Some(group) = self.group(id)?.filter(|group| is_enabled(group)) else { return Ok(None) };
+        let numbers = folders_in(&group.join("lun"))?;
+        let numbers = numbers.iter().filter_map(|name| name.strip_prefix("lun_")?.parse().ok());
+        Ok(Some(TargetEndpoint {
+            iqn: Iqn::target(&self.prefix, &self.instance, id)?,
+            listen: self.config.listen.clone(),
+            lun: numbers.min().unwrap_or(0),
+        }))
+    }
+
+    fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        Ok(self.group(id)?.map(|group| listed(id.clone(), &group)))
+    }
+
     fn list(&self) -> Result<Vec<Listed>> {
-        let listed = |(id, group): (ResourceId, PathBuf)| {
-            // Enabled last and disabled first.
-            let whole = read(&group.join("enable")) == "1";
-            let completeness = if whole { Completeness::Whole } else { Completeness::Partial };
-            Listed { id, digest: None, completeness }
-        };
-        Ok(self.targets()?.into_iter().map(listed).collect())
+        Ok(self.targets()?.into_iter().map(|(id, group)| listed(id, &group)).collect())
     }
 
     fn connections(&self) -> Result<Vec<Connection>> {
@@ -350,6 +367,20 @@ impl Inner {
         }
         Ok(all)
     }
+}
+
+/// Whether a portal group serves: it is enabled last and disabled first.
+fn is_enabled(group: &Path) -> bool {
+    read(&group.join("enable")) == "1"
+}
+
+fn listed(id: ResourceId, group: &Path) -> Listed {
+    let completeness = if is_enabled(group) { Completeness::Whole } else { Completeness::Partial };
+    Listed { id, digest: None, completeness }
+}
+
+fn in_use(iqn: &str, why: &str) -> Error {
+    Error::new(code::target_in_use(iqn), format!("Target {iqn} {why}"))
 }
 
 /// Whether it lets initiators log in.
@@ -371,31 +402,43 @@ impl TargetBackend for LioConfigfs {
             logins: LoginVisibility::Polled,
             max_luns: 255,
             survives_restart: true,
+            // The kernel keeps the size that a file had when its backstore was made.
+            follows_growth: false,
         }
     }
 
     /// The kernel asks nobody and tells nobody.
     fn attach(&self, _: Arc<dyn LoginGate>, _: Arc<dyn Observer>) {}
 
-    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
+    async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint> {
         // Goes into the work: an ensure and a remove of one target are one after the other, also when this future is dropped.
-        let turn = self.turns.of(&spec.id).await;
-        let wanted = spec.clone();
+        let turn = self.turns.lock(&spec.id).await;
+        let (wanted, disks) = (spec.clone(), disks.clone());
         let done = self.run("ensure", move |inner| {
             let _turn = turn;
-            inner.ensure(&wanted)
+            inner.ensure(&wanted, &disks)
         });
         done.await.map_err(|e| e.with_subject(spec.id.to_string()))?;
         Ok(TargetEndpoint {
             iqn: spec.iqn.clone(),
             listen: self.inner.config.listen.clone(),
-            lun: spec.luns.first().map_or(0, |l| l.number),
+            lun: spec.boot_lun(),
         })
+    }
+
+    async fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>> {
+        let id = id.clone();
+        self.run("endpoint", move |inner| inner.endpoint(&id)).await
+    }
+
+    async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
+        let id = id.clone();
+        self.run("get", move |inner| inner.get(&id)).await
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
         // As in `ensure`.
-        let turn = self.turns.of(id).await;
+        let turn = self.turns.lock(id).await;
         let wanted = id.clone();
         let done = self.run("remove", move |inner| {
             let _turn = turn;

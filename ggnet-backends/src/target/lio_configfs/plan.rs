@@ -14,14 +14,13 @@ use ggnet_core::nouns::ChapPair;
 
 use super::{
     have::{Acl, Auth, Device, Group, Have, Known},
-    tree::{Op, Value},
     want::{Lun, Store, Want, Who},
 };
+use crate::lio::{
+    Op, Value,
+    names::{LINK, NOTHING},
+};
 
-/// The name of our links.
-pub const LINK: &str = "ggnet";
-/// What the kernel takes for "no user name" and "no secret".
-pub const NOTHING: &str = "NULL";
 /// The value of an initiator's `authentication`: as the portal group says, or demanded.
 const INHERITED: &str = "-1";
 const DEMANDED: &str = "1";
@@ -121,7 +120,7 @@ fn plain(path: String, value: &str) -> Op {
 }
 
 fn device_at(want: &Want, lun: &Lun) -> String {
-    format!("{}/{}", want.names.adapter(lun.number, &lun.store), want.names.device(lun.number))
+    format!("{}/{}", want.names.adapter(lun.number, lun.store.plugin()), want.names.device(lun.number))
 }
 
 fn backstore(ops: &mut Vec<Op>, want: &Want, lun: &Lun) {
@@ -134,7 +133,7 @@ fn backstore(ops: &mut Vec<Op>, want: &Want, lun: &Lun) {
         Store::Block { path } if lun.read_only => format!("udev_path={path},readonly=1"),
         Store::Block { path } => format!("udev_path={path}"),
     };
-    ops.push(Op::Mkdir(want.names.adapter(lun.number, &lun.store)));
+    ops.push(Op::Mkdir(want.names.adapter(lun.number, lun.store.plugin())));
     ops.push(Op::Mkdir(at.clone()));
     ops.push(plain(format!("{at}/control"), &control));
     // targetcli shows and saves this one.

@@ -11,12 +11,7 @@ use std::{
 
 use ggnet_core::{error::Result, nouns::ResourceId, ports::Connection};
 
-use super::have::{folders_in, read};
-
-/// Whether an initiator's `info` tells of a session that is served. One whose connection broke is not.
-pub fn is_logged_in(info: &str) -> bool {
-    info.contains("TARG_SESS_STATE_LOGGED_IN")
-}
+use super::have::{folders_in, is_logged_in, read};
 
 /// The sessions of a portal group.
 pub fn of_group(group: &Path, target: &ResourceId) -> Result<Vec<Connection>> {

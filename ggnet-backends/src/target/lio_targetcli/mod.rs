@@ -11,6 +11,7 @@
 //! Invariants: nothing but a program's name and its own folder is ever in its argv; what it says on stdout repeats secrets and is not
 //! kept. One user of the tool at a time, by its own lock: an operator's own targetcli makes ours wait, and ours theirs.
 
+mod descriptor;
 mod tool;
 mod words;
 
@@ -26,8 +27,10 @@ use ggnet_core::{
 };
 use tokio::runtime::Handle;
 
+pub use self::descriptor::descriptor;
 use self::tool::Tool;
-use super::lio_configfs::{Hands, Hook, LioConfig, LioConfigfs, Op};
+use super::lio_configfs::{Hands, Hook, LioConfig, LioConfigfs};
+use crate::lio::Op;
 use crate::run::SystemRunner;
 
 /// The backend's name.

@@ -11,7 +11,7 @@ use ggnet_core::{
     nouns::Secret,
 };
 
-use crate::target::lio_configfs::{NOTHING, Op};
+use crate::lio::{Op, names::NOTHING};
 
 /// One line for the tool.
 pub(super) struct Command {
@@ -237,7 +237,7 @@ fn initiator(acls: &str, name: &str, rest: &[&str], op: &Op, ops: &[Op]) -> Said
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::lio_configfs::Value;
+    use crate::lio::Value;
 
     fn said(ops: &[Op]) -> Vec<String> {
         commands(ops).unwrap().iter().map(|c| c.text.expose().to_owned()).collect()

@@ -4,7 +4,10 @@ use std::{io, sync::Arc};
 
 use ggnet_core::block::{BlockDevice, BlockInfo, BlockRun};
 
-use super::chain::{Chain, Wait, runs};
+use super::{
+    busy::or_busy,
+    chain::{Chain, Wait, runs},
+};
 
 /// A chain as a read-only disk.
 pub(super) struct BaseDisk {
@@ -43,12 +46,12 @@ impl BlockDevice for BaseDisk {
 
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
         self.check(offset, buf.len() as u64)?;
-        self.chain.below().read(buf, offset, Wait::Never)
+        self.chain.below().read(buf, offset, Wait::Never).map_err(or_busy)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.check(offset, buf.len() as u64)?;
-        self.chain.below().read(buf, offset, Wait::Allowed).map(|_| ())
+        self.chain.below().read(buf, offset, Wait::Allowed).map(|_| ()).map_err(or_busy)
     }
 
     fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
@@ -65,6 +68,6 @@ impl BlockDevice for BaseDisk {
 
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
         self.check(offset, len)?;
-        runs(offset, len, limit, |at, end| self.chain.below().run(at, end))
+        runs(offset, len, limit, |at, end| self.chain.below().run(at, end)).map_err(or_busy)
     }
 }

@@ -10,9 +10,8 @@ use ggnet_core::{block::BlockRun, nouns::ImageVersionId};
 
 use super::{
     files::{Files, Open, RawFile},
-    format::{BLOCK, HEADER_LEN, Header, Kind},
+    format::{BLOCK, DATA, DURABLE, HEADER_LEN, Header, Kind},
     map::{BlockMap, State},
-    shelf::{DATA, DURABLE},
     to_usize,
 };
 

@@ -21,34 +21,29 @@
 //! * Zero → present → zero and the like, with the flush at any place: the word is of the state at the start of that flush; its data
 //!   is that state's or a later one's, and a state `zero` needs no data at all.
 //!
-//! *A write that fails half-way* (no space): the maps are as before, so what had not been present reads as before; the sectors
-//! that had been present may hold either, as after any write that was not acknowledged.
+//! *A write that fails half-way* (no space, no memory): the maps are as before, so what had not been present reads as before; the
+//! sectors that had been present may hold either, as after any write that was not acknowledged.
 //!
 //! Invariants: state changes only under the lock; the hot map file is changed before memory, so nobody acts on a state that a
 //! kill could undo; a disk that failed an fsync or was removed answers every call with an error for good.
 
 use std::{
     io::{self, IoSlice},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
-use ggnet_core::{
-    block::{BlockDevice, BlockInfo, BlockRun},
-    nouns::ResourceId,
-};
+use ggnet_core::block::{BlockDevice, BlockInfo, BlockRun};
 
 use super::{
+    busy::or_busy,
     chain::{Chain, Wait, read_through, run_through, runs},
-    files::RawFile,
     flush::Flusher,
-    format::{BLOCK, FAILED_MARK, FAILED_OFFSET},
+    format::BLOCK,
     inline::Inline,
+    layer::Layer,
     locks::{GROUP_BLOCKS, RangeLocks, STRIPES},
-    map::{BlockMap, State},
+    map::State,
     to_usize,
 };
 
@@ -56,40 +51,10 @@ const SECTOR: u64 = 512;
 const BLOCK_LEN: usize = 4096;
 static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
 
-/// Whether a disk still works; shared with the store, so that its health can be asked without holding the disk.
-#[derive(Debug, Default)]
-pub(super) struct Status(AtomicU8);
-
-impl Status {
-    const FAILED: u8 = 1;
-    const REMOVED: u8 = 2;
-
-    /// Whether an fsync failed.
-    pub(super) fn failed(&self) -> bool {
-        self.0.load(Ordering::Acquire) == Self::FAILED
-    }
-
-    /// Lets every later call fail.
-    pub(super) fn remove(&self) {
-        self.0.store(Self::REMOVED, Ordering::Release);
-    }
-
-    fn fail(&self) {
-        // Removed stays removed.
-        let _ = self.0.compare_exchange(0, Self::FAILED, Ordering::AcqRel, Ordering::Acquire);
-    }
-}
-
 /// See the module.
 pub(super) struct Device {
-    pub(super) id: ResourceId,
+    pub(super) layer: Layer,
     pub(super) chain: Arc<Chain>,
-    pub(super) data: Arc<dyn RawFile>,
-    pub(super) hot: Arc<dyn RawFile>,
-    pub(super) map: BlockMap,
-    pub(super) status: Arc<Status>,
-    /// Something was changed that no flush has made safe yet; set before a request is acknowledged.
-    pub(super) unsynced: AtomicBool,
     pub(super) flusher: Flusher,
     size: u64,
     punches: bool,
@@ -97,14 +62,11 @@ pub(super) struct Device {
     inline: Arc<Inline>,
 }
 
-/// The files and maps of which a [`Device`] is made.
+/// Of what a [`Device`] is made.
 pub(super) struct Parts {
-    pub(super) id: ResourceId,
+    pub(super) layer: Layer,
     pub(super) size: u64,
     pub(super) chain: Arc<Chain>,
-    pub(super) data: Arc<dyn RawFile>,
-    pub(super) hot: Arc<dyn RawFile>,
-    pub(super) map: BlockMap,
     pub(super) flusher: Flusher,
     pub(super) punches: bool,
     pub(super) inline: Arc<Inline>,
@@ -112,41 +74,8 @@ pub(super) struct Parts {
 
 impl Device {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { id, size, chain, data, hot, map, flusher, punches, inline } = parts;
-        Self {
-            id,
-            chain,
-            data,
-            hot,
-            map,
-            status: Arc::default(),
-            // What an earlier process of ours acknowledged may not be on the disk yet.
-            unsynced: AtomicBool::new(true),
-            flusher,
-            size,
-            punches,
-            locks: RangeLocks::new(),
-            inline,
-        }
-    }
-
-    /// An error if the disk failed or was removed.
-    pub(super) fn alive(&self) -> io::Result<()> {
-        match self.status.0.load(Ordering::Acquire) {
-            0 => Ok(()),
-            Status::FAILED => Err(io::Error::other(format!(
-                "Writeback {} failed to reach its disk once and is not trusted any more",
-                self.id
-            ))),
-            _ => Err(io::Error::other(format!("Writeback {} was removed", self.id))),
-        }
-    }
-
-    /// Makes it fail for good, also for the next process of ours under this kernel.
-    pub(super) fn fail(&self) {
-        self.status.fail();
-        let marked = self.hot.write_at(&mut [IoSlice::new(FAILED_MARK)], FAILED_OFFSET);
-        tracing::error!(writeback = %self.id, ?marked, "an fsync failed: the disk is a medium error from now on");
+        let Parts { layer, size, chain, flusher, punches, inline } = parts;
+        Self { layer, chain, flusher, size, punches, locks: RangeLocks::new(), inline }
     }
 
     /// The first block and the one after the last of a range, or why it is none.
@@ -164,24 +93,26 @@ impl Device {
     }
 
     fn read(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<bool> {
-        self.alive()?;
+        self.layer.alive()?;
         self.range(offset, buf.len())?;
-        read_through(&self.map, &*self.data, self.chain.below(), buf, offset, wait)
+        read_through(&self.layer.map, &*self.layer.data, self.chain.below(), buf, offset, wait)
+            .map_err(or_busy)
     }
 
     fn write(&self, buf: &[u8], offset: u64, wait: Wait) -> io::Result<bool> {
-        self.alive()?;
+        self.layer.alive()?;
         let (first, end) = self.range(offset, buf.len())?;
         if buf.is_empty() {
             return Ok(true);
         }
-        let done = if self.map.all(first, end, State::Present) {
-            self.rewrite(buf, offset, wait)?
+        let done = if self.layer.map.all(first, end, State::Present) {
+            self.rewrite(buf, offset, wait)
         } else {
-            self.first_write(buf, offset, first, end, wait)?
+            self.first_write(buf, offset, first, end, wait)
         };
+        let done = done.map_err(or_busy)?;
         if done {
-            self.unsynced.store(true, Ordering::Release);
+            self.layer.unsynced.store(true, Ordering::Release);
         }
         Ok(done)
     }
@@ -192,7 +123,7 @@ impl Device {
         if wait == Wait::Never && !(self.edge_is_cached(offset)? && self.edge_is_cached(end)?) {
             return Ok(false);
         }
-        self.data.write_at(&mut [IoSlice::new(buf)], offset)?;
+        self.layer.data.write_at(&mut [IoSlice::new(buf)], offset)?;
         Ok(true)
     }
 
@@ -202,7 +133,7 @@ impl Device {
         if edge.is_multiple_of(BLOCK) || edge == self.size {
             return Ok(true);
         }
-        self.data.try_read_at(&mut [0; 512], edge)
+        self.layer.data.try_read_at(&mut [0; 512], edge)
     }
 
     /// Writes to blocks of which at least one was not present.
@@ -222,7 +153,7 @@ impl Device {
         let Some(tail) = self.fill(tail, stop, wait)? else { return Ok(false) };
 
         let start = offset - head.len() as u64;
-        self.data.write_at(&mut [IoSlice::new(head), IoSlice::new(buf), IoSlice::new(tail)], start)?;
+        self.layer.data.write_at(&mut [IoSlice::new(head), IoSlice::new(buf), IoSlice::new(tail)], start)?;
         self.record(first, end, State::Present)?;
         Ok(true)
     }
@@ -234,14 +165,14 @@ impl Device {
             return Ok(Some(&[]));
         }
         let block = at / BLOCK;
-        let known = match self.map.run(block, block + 1).0 {
+        let known = match self.layer.map.run(block, block + 1).0 {
             State::Zero => {
                 rest.fill(0);
                 true
             }
             State::Absent => self.chain.below().read(rest, at, wait)?,
             State::Present => {
-                let cached = wait == Wait::Allowed || self.data.try_read_at(&mut rest[..512], at)?;
+                let cached = wait == Wait::Allowed || self.layer.data.try_read_at(&mut rest[..512], at)?;
                 return Ok(cached.then_some(&[]));
             }
         };
@@ -250,14 +181,14 @@ impl Device {
 
     /// Puts blocks into a state: the hot map file first, then memory. The caller holds their locks.
     fn record(&self, first: u64, end: u64, state: State) -> io::Result<()> {
-        let Some(change) = self.map.change(first, end, state) else { return Ok(()) };
-        if let Err(e) = self.map.write(&*self.hot, &change, true) {
+        let Some(change) = self.layer.map.change(first, end, state) else { return Ok(()) };
+        if let Err(e) = self.layer.map.write(&*self.layer.hot, &change, true) {
             // Some of the words may be in the file: put them back, or a kill would undo what memory says from now on. What could
             // be written before can be written again, so this fails only where nothing was written.
-            let _ = self.map.write(&*self.hot, &change, false);
+            let _ = self.layer.map.write(&*self.layer.hot, &change, false);
             return Err(e);
         }
-        self.map.apply(&change);
+        self.layer.map.apply(&change);
         Ok(())
     }
 
@@ -268,11 +199,12 @@ impl Device {
             // As many groups at a time as there are locks: one word write and one hole for 128 MiB.
             let stop = ((at / GROUP_BLOCKS + STRIPES) * GROUP_BLOCKS).min(end);
             let _held = self.locks.lock(at, stop);
-            if !self.map.all(at, stop, State::Zero) {
-                self.record(at, stop, State::Zero)?;
-                self.unsynced.store(true, Ordering::Release);
+            if !self.layer.map.all(at, stop, State::Zero) {
+                self.record(at, stop, State::Zero).map_err(or_busy)?;
+                self.layer.unsynced.store(true, Ordering::Release);
                 if self.punches {
-                    self.data.punch(at * BLOCK, (stop * BLOCK).min(self.size) - at * BLOCK)?;
+                    let len = (stop * BLOCK).min(self.size) - at * BLOCK;
+                    self.layer.data.punch(at * BLOCK, len).map_err(or_busy)?;
                 }
             }
             at = stop;
@@ -283,7 +215,7 @@ impl Device {
     /// Makes part of a block zeros.
     fn discard_part(&self, offset: u64, end: u64) -> io::Result<()> {
         let block = offset / BLOCK;
-        if offset == end || self.map.all(block, block + 1, State::Zero) {
+        if offset == end || self.layer.map.all(block, block + 1, State::Zero) {
             return Ok(());
         }
         self.write(&ZEROS[..to_usize(end - offset)], offset, Wait::Allowed).map(|_| ())
@@ -324,11 +256,11 @@ impl BlockDevice for Device {
     }
 
     fn flush(&self) -> io::Result<()> {
-        Flusher::flush(self)
+        self.flusher.flush(&self.layer)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.alive()?;
+        self.layer.alive()?;
         self.range(offset, to_usize(len))?;
         let end = offset + len;
         let whole_from = offset.next_multiple_of(BLOCK);
@@ -348,8 +280,9 @@ impl BlockDevice for Device {
     }
 
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
-        self.alive()?;
+        self.layer.alive()?;
         self.range(offset, to_usize(len))?;
-        runs(offset, len, limit, |at, end| run_through(&self.map, self.chain.below(), at, end))
+        runs(offset, len, limit, |at, end| run_through(&self.layer.map, self.chain.below(), at, end))
+            .map_err(or_busy)
     }
 }

@@ -14,7 +14,8 @@
 //!
 //! Invariants: one flush at a time; one that began after a caller came in, and succeeded, serves that caller too; a sync that
 //! failed is never repeated: the disk fails for good, because what the kernel could not write it may have dropped. Only a lack
-//! of space or of file handles on the way from 2 to 4 is passed on as such and may be tried again: nothing was lost.
+//! of space, of file descriptors or of memory in a call that is no sync may be tried again, for nothing was lost: space is passed on
+//! as such, the others as `ResourceBusy`.
 
 use std::{
     io::{self, IoSlice},
@@ -25,15 +26,13 @@ use std::{
     },
 };
 
-use rustix::io::Errno;
-
 use super::{
-    device::Device,
+    busy::{or_busy, scarce},
     files::{Files, Open, RawFile},
     folder::full,
-    format::Header,
+    format::{DURABLE, DURABLE_NEW, Header},
+    layer::Layer,
     map::{BlockMap, DirtyPage},
-    shelf::{DURABLE, DURABLE_NEW},
 };
 
 /// What a flush needs beside the disk itself.
@@ -66,11 +65,7 @@ enum Failure {
 impl Failure {
     /// The failure of anything but a sync.
     fn of(e: io::Error) -> Self {
-        let scarce = full(&e)
-            || [Errno::MFILE, Errno::NFILE, Errno::NOMEM]
-                .iter()
-                .any(|errno| e.raw_os_error() == Some(errno.raw_os_error()));
-        if scarce { Self::Resources(e) } else { Self::Sync(e) }
+        if full(&e) || scarce(&e) { Self::Resources(or_busy(e)) } else { Self::Sync(e) }
     }
 }
 
@@ -96,28 +91,27 @@ impl Flusher {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Flushes `device`, whose flusher this is.
-    pub(super) fn flush(device: &Device) -> io::Result<()> {
-        device.alive()?;
-        let this = &device.flusher;
-        let seen = this.begun.load(Ordering::SeqCst);
-        let mut inner = this.lock();
-        device.alive()?;
+    /// Flushes `layer`, which is the one in this flusher's folder.
+    pub(super) fn flush(&self, layer: &Layer) -> io::Result<()> {
+        layer.alive()?;
+        let seen = self.begun.load(Ordering::SeqCst);
+        let mut inner = self.lock();
+        layer.alive()?;
         if inner.done > seen {
             return Ok(());
         }
-        let number = this.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        if device.unsynced.swap(false, Ordering::AcqRel) {
-            let pages = device.map.take_dirty();
-            if let Err(failure) = inner.make_durable(device, &pages) {
-                device.map.mark_dirty(&pages);
-                device.unsynced.store(true, Ordering::Release);
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        if layer.unsynced.swap(false, Ordering::AcqRel) {
+            let pages = layer.map.take_dirty();
+            if let Err(failure) = inner.make_durable(layer, &pages) {
+                layer.map.mark_dirty(&pages);
+                layer.unsynced.store(true, Ordering::Release);
                 return Err(match failure {
                     Failure::Resources(e) => e,
                     Failure::Sync(e) => {
-                        device.fail();
+                        layer.fail();
                         // Whatever kind it was: the caller must not take it for a write that can be tried again.
-                        io::Error::other(format!("Writeback {} did not reach its disk: {e}", device.id))
+                        io::Error::other(format!("Writeback {} did not reach its disk: {e}", layer.id))
                     }
                 });
             }
@@ -129,8 +123,8 @@ impl Flusher {
 
 impl Inner {
     /// Steps 2 to 4.
-    fn make_durable(&mut self, device: &Device, pages: &[DirtyPage]) -> Result<(), Failure> {
-        device.data.sync_data().map_err(Failure::Sync)?;
+    fn make_durable(&mut self, layer: &Layer, pages: &[DirtyPage]) -> Result<(), Failure> {
+        layer.data.sync_data().map_err(Failure::Sync)?;
         match &self.durable {
             Some(file) => {
                 BlockMap::write_pages(&**file, pages).map_err(Failure::of)?;

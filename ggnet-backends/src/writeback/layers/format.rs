@@ -1,4 +1,4 @@
-//! The headers of the two map files, and where things stand in them.
+//! The names of a layer's files, the headers of its two map files, and where things stand in them.
 //!
 //! ```text
 //!   offset  size  header (one 512-byte sector, so never torn)      both map files:
@@ -20,6 +20,15 @@
 use std::io;
 
 use ggnet_core::nouns::{ImageVersionId, InstanceId, ResourceId};
+
+/// The data file's name.
+pub(super) const DATA: &str = "data";
+/// The hot map file's name.
+pub(super) const HOT: &str = "hot";
+/// The durable map file's name.
+pub(super) const DURABLE: &str = "durable";
+/// The first durable map's name until it is synced.
+pub(super) const DURABLE_NEW: &str = "durable.new";
 
 /// Bytes in a block: the unit of the map.
 pub(super) const BLOCK: u64 = 4096;

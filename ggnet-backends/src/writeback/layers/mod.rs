@@ -7,7 +7,7 @@
 //! * what is in the folder tells `list` everything (`shelf`, `format`);
 //! * all disks on one version share one open file and one page cache (`chain`).
 //!
-//! Floors: `mod` → `shelf` → `device` → `flush` → `chain` → `map`, `locks`, `format` → the folder and
+//! Floors: `mod` → `shelf` → `device` → `flush` → `layer`, `chain` → `map`, `locks`, `format`, `busy` → the folder and
 //! files that all stores share.
 //!
 //! Invariants: at most one `Device` per writeback exists in the process, so nobody else writes its files; it lives as long as
@@ -15,11 +15,14 @@
 //! threads and ends there even when the caller's future is dropped.
 
 mod base_disk;
+mod busy;
 mod chain;
+mod descriptor;
 mod device;
 mod flush;
 mod format;
 mod inline;
+mod layer;
 mod locks;
 mod map;
 mod shelf;
@@ -41,9 +44,11 @@ use ggnet_core::{
     },
 };
 
+pub use self::descriptor::descriptor;
 use self::{
-    device::{Device, Status},
+    device::Device,
     files::{Files, OsFiles},
+    layer::Status,
     shelf::Shelf,
 };
 use super::{files, folder};
@@ -125,7 +130,7 @@ impl Inner {
             ));
         }
         let device = self.shelf.ensure(&spec.id, &spec.base, &[])?;
-        *slot = Slot { device: Arc::downgrade(&device), status: device.status.clone() };
+        *slot = Slot { device: Arc::downgrade(&device), status: device.layer.status.clone() };
         Ok(device)
     }
 
@@ -136,7 +141,7 @@ impl Inner {
                     return Err(Error::new(ErrorKind::Busy, format!("Writeback {id} is in use")));
                 }
                 Removal::Force => {
-                    device.status.remove();
+                    device.layer.status.remove();
                     // A flush under way names files by their paths: it must not meet those of a successor.
                     drop(device.flusher.hold());
                 }

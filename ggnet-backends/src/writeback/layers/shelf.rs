@@ -36,19 +36,11 @@ use super::{
     files::{Files, Open, RawFile},
     flush::Flusher,
     folder::{Folder, check_len, check_size, damaged, gone_is_none, other_base},
-    format::{FAILED_MARK, FAILED_OFFSET, Header, Kind},
+    format::{DATA, DURABLE, FAILED_MARK, FAILED_OFFSET, HOT, Header, Kind},
     inline::Inline,
+    layer::Layer,
     map::BlockMap,
 };
-
-/// The data file's name.
-pub(super) const DATA: &str = "data";
-/// The hot map file's name.
-pub(super) const HOT: &str = "hot";
-/// The durable map file's name.
-pub(super) const DURABLE: &str = "durable";
-/// The first durable map's name until it is synced.
-pub(super) const DURABLE_NEW: &str = "durable.new";
 
 type ChainKey = (ImageVersionId, PathBuf, Vec<PathBuf>);
 
@@ -65,13 +57,6 @@ pub(super) struct Shelf {
 struct MapFile {
     header: Header,
     file: Arc<dyn RawFile>,
-}
-
-/// A mutable layer's files, and its map in memory.
-struct Layer {
-    data: Arc<dyn RawFile>,
-    hot: Arc<dyn RawFile>,
-    map: BlockMap,
 }
 
 impl Shelf {
@@ -118,15 +103,12 @@ impl Shelf {
             id: id.clone(),
             boot: String::new(),
         };
-        let Layer { data, hot, map } = self.layer(&home, &header, hot, durable.as_ref())?;
+        let layer = self.layer(&home, &header, hot, durable.as_ref())?;
         let flusher = Flusher::new(self.folder.files.clone(), home, header, durable.map(|d| d.file));
         Ok(Arc::new(Device::new(Parts {
-            id: id.clone(),
+            layer,
             size: base.size_bytes,
             chain,
-            data,
-            hot,
-            map,
             flusher,
             punches: self.punches,
             inline: Arc::clone(&self.inline),
@@ -149,14 +131,14 @@ impl Shelf {
                 let map = BlockMap::load(&*hot.file, size)
                     .and_then(|map| map.mark_differences(durable.map(|d| &*d.file)).map(|()| map))
                     .map_err(|e| at("Reading", e))?;
-                Ok(Layer { data: self.data(home, size)?, hot: hot.file, map })
+                Ok(Layer::new(durable_header.id.clone(), self.data(home, size)?, hot.file, map))
             }
             (None, Some(durable)) => {
                 let data = self.data(home, size)?;
                 let map = BlockMap::load(&*durable.file, size).map_err(|e| at("Reading", e))?;
                 let hot =
                     self.new_hot(home, durable_header, &map).map_err(|e| at("Writing the map of", e))?;
-                Ok(Layer { data, hot, map })
+                Ok(Layer::new(durable_header.id.clone(), data, hot, map))
             }
             (None, None) => self.create(home, durable_header).map_err(|e| at("Creating", e)),
         }
@@ -229,7 +211,7 @@ impl Shelf {
         data.set_size(header.size)?;
         let map = BlockMap::new(header.size);
         let hot = self.new_hot(home, header, &map)?;
-        Ok(Layer { data, hot, map })
+        Ok(Layer::new(header.id.clone(), data, hot, map))
     }
 
     /// Makes the hot map file anew, with what is in `map`; its header last.

@@ -21,6 +21,7 @@
 //! file, blocks that it shares with the version included: at most that much is given back by a `remove`.
 
 mod copy;
+mod descriptor;
 
 use std::{
     path::{Path, PathBuf},
@@ -39,6 +40,7 @@ use ggnet_core::{
 };
 use serde::Deserialize;
 
+pub use self::descriptor::descriptor;
 use super::{
     files::{Open, OsFiles},
     folder::{self, Folder, check_len, check_size, damaged, gone_is_none, other_base},

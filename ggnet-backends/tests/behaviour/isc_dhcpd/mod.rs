@@ -22,7 +22,7 @@ use ggnet_backends::{
 use ggnet_core::{
     ErrorKind, Result,
     nouns::MacAddr,
-    ports::{Completeness, DhcpBackend, DhcpHost, Health, Removal},
+    ports::{Completeness, DhcpBackend, DhcpBackendExt as _, DhcpHost, Health},
     testkit::suite::{DhcpAnswer, DhcpFixture, Fixture, Foreign, instance, run},
 };
 use tempfile::TempDir;
@@ -272,7 +272,7 @@ async fn each_kind_of_firmware(on_link: &OnLink, backend: InProcess<IscDhcpd>) {
         assert_boots(&on_link.link, &one);
         assert_boots(&on_link.link, &two);
     });
-    backend.remove(&one.id, Removal::IfIdle).await.unwrap();
+    backend.remove(&one.id).await.unwrap();
     tokio::task::block_in_place(|| {
         assert_does_not_boot(&on_link.link, one.macs[0]);
         assert_boots(&on_link.link, &two);
@@ -302,7 +302,7 @@ async fn killed_between_any_two_writes(on_link: &OnLink, backend: InProcess<IscD
     for spec in [Some(&new), Some(&old), None] {
         match spec {
             Some(spec) => backend.ensure(spec).await.unwrap(),
-            None => backend.remove(&old.id, Removal::Force).await.unwrap(),
+            None => backend.remove(&old.id).await.unwrap(),
         }
         texts.push(on_link.hosts());
     }
@@ -315,7 +315,7 @@ async fn killed_between_any_two_writes(on_link: &OnLink, backend: InProcess<IscD
         for steps in 1..=3 {
             match from {
                 Some(spec) => backend.ensure(spec).await.unwrap(),
-                None => backend.remove(&old.id, Removal::Force).await.unwrap(),
+                None => backend.remove(&old.id).await.unwrap(),
             }
             on_link.put("", text);
             if steps > 1 {
@@ -331,7 +331,7 @@ async fn killed_between_any_two_writes(on_link: &OnLink, backend: InProcess<IscD
             backend = on_link.open(on_link.config()).await.unwrap();
             match to {
                 Some(spec) => backend.ensure(spec).await.unwrap(),
-                None => backend.remove(&old.id, Removal::Force).await.unwrap(),
+                None => backend.remove(&old.id).await.unwrap(),
             }
             let listed = backend.list().await.unwrap();
             assert!(listed.iter().all(|l| l.completeness == Completeness::Whole), "{at}: {listed:?}");

@@ -27,8 +27,8 @@ fn by_omapi_a_hundred_at_once_are_no_restart_and_a_restart_forgets_none() {
             let mut moved = hosts[0].clone();
             moved.fixed_address = Some("192.0.2.240".parse().unwrap());
             backend.ensure(&moved).await.unwrap();
-            backend.remove(&hosts[1].id, Removal::Force).await.unwrap();
-            backend.remove(&hosts[2].id, Removal::Force).await.unwrap();
+            backend.remove(&hosts[1].id).await.unwrap();
+            backend.remove(&hosts[2].id).await.unwrap();
             backend.ensure(&hosts[2]).await.unwrap();
             let right = || {
                 tokio::task::block_in_place(|| {

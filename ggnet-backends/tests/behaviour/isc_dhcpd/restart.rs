@@ -42,7 +42,7 @@ fn a_hundred_at_once_are_one_check_and_one_restart() {
             tokio::task::block_in_place(|| assert_boots(&on_link.link, &hosts[99]));
             ensure_all(&backend, &hosts).await;
             assert_eq!(on_link.counted(), (0, 0), "nothing has changed");
-            let removals = hosts[..99].iter().map(|host| backend.remove(&host.id, Removal::Force));
+            let removals = hosts[..99].iter().map(|host| backend.remove(&host.id));
             join_all(removals).await.into_iter().for_each(Result::unwrap);
             assert_eq!(on_link.counted(), (1, 1));
             tokio::task::block_in_place(|| {
@@ -76,7 +76,7 @@ fn a_refused_configuration_leaves_the_others_served_and_dhcpd_untouched() {
                         changed.fixed_address = None;
                         backend.ensure(&changed).await
                     }
-                    _ => backend.remove(&host(11).id, Removal::Force).await,
+                    _ => backend.remove(&host(11).id).await,
                 };
                 let e = done.unwrap_err();
                 assert_eq!(e.kind(), ErrorKind::Invalid, "{call}: {}", e.report());
@@ -144,7 +144,7 @@ fn a_stopped_dhcpd_is_unavailable_and_names_its_pid_file() {
             assert!(e.to_string().contains(&pid_file), "{e}");
             assert!(matches!(backend.health().await, Health::Down(why) if why.contains(&pid_file)));
             assert_eq!(backend.list().await.unwrap().len(), 1, "nothing was begun");
-            backend.remove(&host(11).id, Removal::Force).await.unwrap();
+            backend.remove(&host(11).id).await.unwrap();
             assert!(backend.list().await.unwrap().is_empty());
             let backend = on_link.open(on_link.config()).await.unwrap();
             backend.ensure(&host(12)).await.unwrap();

@@ -15,9 +15,7 @@ use super::world::{Life, World, step};
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{MacAddr, ResourceId},
-    ports::{
-        BootBundle, BootFileStore, BootPath, Completeness, Health, Listed, Observation, Observer, Removal,
-    },
+    ports::{BootBundle, BootFileStore, BootPath, Completeness, Health, Listed, Observation, Observer},
 };
 
 /// What outlives a [`MemoryBootFiles`]: its files, as a folder's would.
@@ -159,7 +157,7 @@ impl BootFileStore for MemoryBootFiles {
         Ok(())
     }
 
-    async fn remove(&self, id: &ResourceId, _: Removal) -> Result<()> {
+    async fn remove(&self, id: &ResourceId) -> Result<()> {
         let _turn = self.life.lock(id).await;
         if let Some(bundle) = self.life.state()?.bundles.get_mut(id) {
             bundle.completeness = Completeness::Partial;

@@ -12,7 +12,8 @@ use crate::{
     error::{ErrorKind, Result},
     nouns::{Firmware, MacAddr, ResourceId},
     ports::{
-        Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observation, Observer, Removal,
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal, Health, Listed,
+        Observation, Observer, apply_each,
     },
 };
 
@@ -93,7 +94,38 @@ impl DhcpBackend for MemoryDhcp {
         let _ = self.observer.set(observer);
     }
 
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        let made = apply_each(changes, |change| async move {
+            match change {
+                DhcpChange::Ensure(host) => self.ensure_one(host).await,
+                DhcpChange::Remove(id) => self.remove_one(id).await,
+            }
+        });
+        Ok(made.await)
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>> {
+        step().await;
+        let state = self.life.state()?;
+        let listed = |(id, (host, completeness)): (&ResourceId, &(DhcpHost, Completeness))| Listed {
+            id: id.clone(),
+            digest: (*completeness == Completeness::Whole).then(|| host.digest()),
+            completeness: *completeness,
+        };
+        Ok(state.hosts.iter().map(listed).collect())
+    }
+
+    async fn health(&self) -> Health {
+        self.life.health()
+    }
+
+    async fn shutdown(&self) {
+        self.life.close();
+    }
+}
+
+impl MemoryDhcp {
+    async fn ensure_one(&self, host: &DhcpHost) -> Result<()> {
         let _turn = self.life.lock(&host.id).await;
         {
             let mut state = self.life.state()?;
@@ -114,7 +146,7 @@ impl DhcpBackend for MemoryDhcp {
         Ok(())
     }
 
-    async fn remove(&self, id: &ResourceId, _: Removal) -> Result<()> {
+    async fn remove_one(&self, id: &ResourceId) -> Result<()> {
         let _turn = self.life.lock(id).await;
         if let Some((_, completeness)) = self.life.state()?.hosts.get_mut(id) {
             *completeness = Completeness::Partial;
@@ -122,24 +154,5 @@ impl DhcpBackend for MemoryDhcp {
         step().await;
         self.life.state()?.hosts.remove(id);
         Ok(())
-    }
-
-    async fn list(&self) -> Result<Vec<Listed>> {
-        step().await;
-        let state = self.life.state()?;
-        let listed = |(id, (host, completeness)): (&ResourceId, &(DhcpHost, Completeness))| Listed {
-            id: id.clone(),
-            digest: (*completeness == Completeness::Whole).then(|| host.digest()),
-            completeness: *completeness,
-        };
-        Ok(state.hosts.iter().map(listed).collect())
-    }
-
-    async fn health(&self) -> Health {
-        self.life.health()
-    }
-
-    async fn shutdown(&self) {
-        self.life.close();
     }
 }

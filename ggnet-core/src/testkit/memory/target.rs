@@ -20,12 +20,12 @@ use super::{
     world::{Life, World, step},
 };
 use crate::{
-    block::DiskForm,
+    block::{Disk, DiskForm},
     error::{Error, ErrorKind, Result},
     nouns::{ChapPair, Iqn, ResourceId},
     ports::{
         Access, Completeness, Connection, Health, Listed, Login, LoginGate, LoginVerdict, LoginVisibility,
-        LunSpec, Observation, Observer, Removal, TargetBackend, TargetCapabilities, TargetEndpoint,
+        LunDisks, LunSpec, Observation, Observer, Removal, TargetBackend, TargetCapabilities, TargetEndpoint,
         TargetSpec,
     },
     testkit::disk,
@@ -79,6 +79,7 @@ impl MemoryTargets {
             logins: LoginVisibility::Gated,
             max_luns: 16,
             survives_restart: false,
+            follows_growth: true,
         };
         Self::with_capabilities(world, capabilities)
     }
@@ -222,7 +223,7 @@ impl MemoryTargets {
         }
     }
 
-    fn check(&self, spec: &TargetSpec) -> Result<()> {
+    fn check(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<()> {
         let unsupported =
             |message: String| Err(self.life.error(ErrorKind::Unsupported, message).with_operation("ensure"));
         let id = &spec.id;
@@ -232,12 +233,9 @@ impl MemoryTargets {
         if spec.luns.len() > usize::from(self.capabilities.max_luns) {
             return unsupported(format!("{id} has more than {} LUNs", self.capabilities.max_luns));
         }
-        for (n, lun) in spec.luns.iter().enumerate() {
-            if !self.capabilities.accepts.contains(&lun.disk.form()) {
-                return unsupported(format!("{id} has a LUN of the form {:?}", lun.disk.form()));
-            }
-            if spec.luns[..n].iter().any(|other| other.number == lun.number) {
-                return Err(Error::invalid("luns", format!("{id} has LUN {} twice", lun.number)));
+        for (lun, disk) in spec.with_disks(disks)? {
+            if !self.capabilities.accepts.contains(&disk.form()) {
+                return unsupported(format!("{id} has a LUN of the form {:?}", disk.form()));
             }
             if spec.access == Access::Shared && !lun.read_only {
                 return Err(Error::invalid(
@@ -260,24 +258,24 @@ fn endpoint(spec: &TargetSpec) -> TargetEndpoint {
     TargetEndpoint {
         iqn: spec.iqn.clone(),
         listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 3260))],
-        lun: spec.luns.iter().map(|lun| lun.number).min().unwrap_or(0),
+        lun: spec.boot_lun(),
     }
 }
 
 /// Whether an initiator would notice the difference.
 fn same_luns(a: &TargetSpec, b: &TargetSpec) -> bool {
-    let face = |lun: &LunSpec| (lun.number, lun.disk_key.clone(), lun.serial.clone(), lun.read_only);
-    a.iqn == b.iqn && a.luns.iter().map(face).eq(b.luns.iter().map(face))
+    a.iqn == b.iqn && a.luns == b.luns
 }
 
 /// Opens every LUN's disk.
-async fn open_disks(spec: &TargetSpec) -> Result<Disks> {
-    let luns = spec.luns.clone();
+async fn open_disks(spec: &TargetSpec, disks: &LunDisks) -> Result<Disks> {
+    let of = |(lun, disk): (&LunSpec, &Disk)| (lun.number, lun.read_only, disk.clone());
+    let luns: Vec<_> = spec.with_disks(disks)?.into_iter().map(of).collect();
     let open = move || {
-        let open = |lun: &LunSpec| {
-            let doing = || format!("Opening the disk of LUN {}", lun.number);
-            let disk = disk::open(&lun.disk, lun.read_only).map_err(|e| Error::io(doing(), e))?;
-            Ok((lun.number, (disk, lun.read_only)))
+        let open = |(number, read_only, disk): &(u8, bool, Disk)| {
+            let doing = || format!("Opening the disk of LUN {number}");
+            let disk = disk::open(disk, *read_only).map_err(|e| Error::io(doing(), e))?;
+            Ok((*number, (disk, *read_only)))
         };
         luns.iter().map(open).collect()
     };
@@ -306,8 +304,8 @@ impl TargetBackend for MemoryTargets {
         let _ = self.attached.set((gate, observer));
     }
 
-    async fn ensure(&self, spec: &TargetSpec) -> Result<TargetEndpoint> {
-        self.check(spec)?;
+    async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint> {
+        self.check(spec, disks)?;
         let _turn = self.life.lock(&spec.id).await;
         {
             let mut state = self.life.state()?;
@@ -332,7 +330,7 @@ impl TargetBackend for MemoryTargets {
             }
         }
         // Opened before anything is changed: what cannot be opened changes nothing.
-        let opened = open_disks(spec).await;
+        let opened = open_disks(spec, disks).await;
         let disks = opened.map_err(|e| e.with_backend("memory").with_operation("ensure"))?;
         let target = Target { spec: spec.clone(), disks, completeness: Completeness::Partial };
         self.life.state()?.targets.insert(spec.id.clone(), target);
@@ -363,6 +361,13 @@ impl TargetBackend for MemoryTargets {
         self.close(&links, "The target was removed").await;
         self.life.state()?.targets.remove(id);
         Ok(())
+    }
+
+    async fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>> {
+        step().await;
+        let state = self.life.state()?;
+        let whole = state.targets.get(id).filter(|target| target.completeness == Completeness::Whole);
+        Ok(whole.map(|target| endpoint(&target.spec)))
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

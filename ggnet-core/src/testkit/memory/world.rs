@@ -164,7 +164,7 @@ impl<S> Life<S> {
     pub(super) fn health(&self) -> Health {
         match self.state() {
             Ok(state) => state.0.health.clone(),
-            Err(e) => Health::Down(e.message().to_owned()),
+            Err(e) => Health::Down(e.explain()),
         }
     }
 

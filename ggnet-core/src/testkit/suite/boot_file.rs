@@ -33,6 +33,7 @@ macro_rules! boot_file_behaviour {
             an_empty_backend_lists_nothing,
             ensure_twice_equals_once,
             list_shows_exactly_what_was_ensured,
+            get_shows_what_list_shows,
             remove_of_nothing_is_success,
             what_was_removed_can_be_made_again,
             a_changed_spec_converges_or_is_busy,
@@ -108,8 +109,12 @@ impl Declarative for BootFiles {
         port.ensure(spec).await.map(|()| String::new())
     }
 
-    async fn remove(port: &dyn BootFileStore, id: &ResourceId, how: Removal) -> Result<()> {
-        port.remove(id, how).await
+    async fn remove(port: &dyn BootFileStore, id: &ResourceId, _: Removal) -> Result<()> {
+        port.remove(id).await
+    }
+
+    async fn get(port: &dyn BootFileStore, id: &ResourceId) -> Result<Option<Listed>> {
+        port.get(id).await
     }
 
     async fn list(port: &dyn BootFileStore) -> Result<Vec<Listed>> {
@@ -157,6 +162,8 @@ common_cases!(BootFiles, BootFileFixture:
     ensure_twice_equals_once,
     /// `list` is what was ensured and not removed.
     list_shows_exactly_what_was_ensured,
+    /// `get` is `list` for one name.
+    get_shows_what_list_shows,
     /// Removing nothing succeeds, whatever `how`.
     remove_of_nothing_is_success,
     /// A name can be used again.
@@ -294,7 +301,7 @@ pub async fn a_path_of_another_bundle_is_a_conflict(f: &impl BootFileFixture) {
     assert_whole::<BootFiles>(port.as_ref(), std::slice::from_ref(&first)).await;
     assert_eq!(port.read(&path("x/shared")).await.expect("read"), "first");
     assert_missing(port.as_ref(), &path("a/own")).await;
-    port.remove(&first.id, Removal::IfIdle).await.expect("remove");
+    port.remove(&first.id).await.expect("remove");
     port.ensure(&second).await.expect("now it is free");
     assert_eq!(port.read(&path("x/shared")).await.expect("read"), "second");
 }
@@ -305,7 +312,7 @@ pub async fn removed_files_are_gone(f: &impl BootFileFixture) {
     let (a, b) = (f.spec(&id(), 0).await, f.spec(&id(), 0).await);
     port.ensure(&a).await.expect("ensure");
     port.ensure(&b).await.expect("ensure");
-    port.remove(&a.id, Removal::IfIdle).await.expect("remove");
+    port.remove(&a.id).await.expect("remove");
     for path in a.files.keys() {
         assert_missing(port.as_ref(), path).await;
     }
@@ -324,7 +331,7 @@ pub async fn what_is_written_is_whole_after_a_crash(f: &impl BootFileFixture) {
     for (path, bytes) in &bundle.files {
         assert!(port.read(path).await.expect("read") == *bytes, "{path}");
     }
-    port.remove(&bundle.id, Removal::IfIdle).await.expect("remove");
+    port.remove(&bundle.id).await.expect("remove");
     let port = reopen::<BootFiles>(f, port).await;
     for path in bundle.files.keys() {
         assert_missing(port.as_ref(), path).await;
@@ -339,7 +346,7 @@ pub async fn a_client_gets_the_bytes(f: &impl BootFileFixture) {
     for (path, bytes) in &bundle.files {
         assert!(f.fetch(path).await.expect("fetch") == *bytes, "{path}");
     }
-    port.remove(&bundle.id, Removal::IfIdle).await.expect("remove");
+    port.remove(&bundle.id).await.expect("remove");
     for path in bundle.files.keys() {
         let e = f.fetch(path).await.expect_err("it was removed");
         assert_eq!(e.kind(), ErrorKind::NotFound, "{}", e.report());

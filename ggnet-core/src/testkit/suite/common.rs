@@ -34,6 +34,7 @@ pub trait Declarative: Send + Sync + 'static {
     /// What a client is told, printed, to be compared.
     async fn ensure(port: &Self::Port, spec: &Self::Spec) -> Result<String>;
     async fn remove(port: &Self::Port, id: &ResourceId, how: Removal) -> Result<()>;
+    async fn get(port: &Self::Port, id: &ResourceId) -> Result<Option<Listed>>;
     async fn list(port: &Self::Port) -> Result<Vec<Listed>>;
 }
 
@@ -120,6 +121,23 @@ pub async fn list_shows_exactly_what_was_ensured<K: Declarative>(f: &impl Specs<
         remove::<K>(&port, &K::id(&spec)).await;
         assert_whole::<K>(&port, &specs).await;
     }
+}
+
+pub async fn get_shows_what_list_shows<K: Declarative>(f: &impl Specs<K>) {
+    let port = fresh::<K>(f).await;
+    let get = async |id: &ResourceId| K::get(&port, id).await.expect("get");
+    let (first, second) = (f.spec(&id(), 0).await, f.spec(&id(), 1).await);
+    assert_eq!(get(&K::id(&first)).await, None, "nothing was made");
+    for spec in [&first, &second] {
+        ensure::<K>(&port, spec).await;
+    }
+    for (id, listed) in listed::<K>(&port).await {
+        assert_eq!(get(&id).await, Some(listed));
+    }
+    assert_eq!(get(&id()).await, None, "nothing of this name was made");
+    remove::<K>(&port, &K::id(&first)).await;
+    assert_eq!(get(&K::id(&first)).await, None, "it was removed");
+    assert!(get(&K::id(&second)).await.is_some(), "this one was not");
 }
 
 pub async fn remove_of_nothing_is_success<K: Declarative>(f: &impl Specs<K>) {

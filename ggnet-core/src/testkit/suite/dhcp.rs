@@ -10,12 +10,15 @@ use async_trait::async_trait;
 use super::{
     Fixture,
     attached::Witness,
-    common::{Declarative, Specs, common_cases, id},
+    common::{Declarative, Specs, assert_whole, common_cases, id},
 };
 use crate::{
     error::Result,
     nouns::{DeviceType, Firmware, MacAddr, ResourceId},
-    ports::{DhcpBackend, DhcpHost, Listed, NullObserver, Observation, Removal, SpecDigest},
+    ports::{
+        DhcpBackend, DhcpBackendExt as _, DhcpChange, DhcpHost, Listed, NullObserver, Observation, Removal,
+        SpecDigest,
+    },
 };
 
 /// Runs the behaviour suite of [`DhcpBackend`] on the backend of a [`DhcpFixture`](crate::testkit::suite::DhcpFixture).
@@ -47,6 +50,7 @@ macro_rules! dhcp_cases {
             an_empty_backend_lists_nothing,
             ensure_twice_equals_once,
             list_shows_exactly_what_was_ensured,
+            get_shows_what_list_shows,
             remove_of_nothing_is_success,
             what_was_removed_can_be_made_again,
             a_changed_spec_converges_or_is_busy,
@@ -60,6 +64,7 @@ macro_rules! dhcp_cases {
             what_exists_is_adopted_after_a_crash,
             a_crash_within_a_call_is_mended,
             what_is_not_ours_is_left_alone,
+            a_set_of_changes_is_made_whole,
             an_ensured_machine_is_answered,
             a_removed_machine_is_answered_no_more,
             every_card_of_a_machine_is_answered,
@@ -127,8 +132,12 @@ impl Declarative for Dhcp {
         port.ensure(spec).await.map(|()| String::new())
     }
 
-    async fn remove(port: &dyn DhcpBackend, id: &ResourceId, how: Removal) -> Result<()> {
-        port.remove(id, how).await
+    async fn remove(port: &dyn DhcpBackend, id: &ResourceId, _: Removal) -> Result<()> {
+        port.remove(id).await
+    }
+
+    async fn get(port: &dyn DhcpBackend, id: &ResourceId) -> Result<Option<Listed>> {
+        port.get(id).await
     }
 
     async fn list(port: &dyn DhcpBackend) -> Result<Vec<Listed>> {
@@ -185,6 +194,8 @@ common_cases!(Dhcp, DhcpFixture:
     ensure_twice_equals_once,
     /// `list` is what was ensured and not removed.
     list_shows_exactly_what_was_ensured,
+    /// `get` is `list` for one name.
+    get_shows_what_list_shows,
     /// Removing nothing succeeds, whatever `how`.
     remove_of_nothing_is_success,
     /// A name can be used again.
@@ -213,6 +224,29 @@ common_cases!(Dhcp, DhcpFixture:
     what_is_not_ours_is_left_alone,
 );
 
+/// Many changes in one call: machines that are new, that changed, that are the same, that go, and that never were.
+pub async fn a_set_of_changes_is_made_whole(f: &impl DhcpFixture) {
+    let (port, _) = serve(f).await;
+    let [new, changed, same, gone] = std::array::from_fn(|_| host(&id(), 0));
+    for host in [&changed, &same, &gone] {
+        port.ensure(host).await.expect("ensure");
+    }
+    let changed = host(&changed.id, 1);
+    let set = [
+        DhcpChange::Ensure(new.clone()),
+        DhcpChange::Ensure(changed.clone()),
+        DhcpChange::Ensure(same.clone()),
+        DhcpChange::Remove(gone.id),
+        DhcpChange::Remove(id()),
+    ];
+    for _ in 0..2 {
+        let refused = port.apply(&set).await.expect("apply");
+        assert!(refused.is_empty(), "{refused:?}");
+        assert_whole::<Dhcp>(port.as_ref(), &[new.clone(), changed.clone(), same.clone()]).await;
+    }
+    assert!(port.apply(&[]).await.expect("nothing to do").is_empty());
+}
+
 async fn serve(f: &impl DhcpFixture) -> (Arc<dyn DhcpBackend>, Arc<Witness>) {
     let (port, witness) = (f.fresh().await, Arc::new(Witness::default()));
     port.attach(Arc::clone(&witness) as _);
@@ -240,7 +274,7 @@ pub async fn a_removed_machine_is_answered_no_more(f: &impl DhcpFixture) {
     let (a, b) = (host(&id(), 0), host(&id(), 0));
     port.ensure(&a).await.expect("ensure");
     port.ensure(&b).await.expect("ensure");
-    port.remove(&a.id, Removal::IfIdle).await.expect("remove");
+    port.remove(&a.id).await.expect("remove");
     assert!(!boots(f, a.macs[0]).await, "it was told to forget this machine");
     assert!(boots(f, b.macs[0]).await, "and not that one");
 }

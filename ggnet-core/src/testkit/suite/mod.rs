@@ -55,7 +55,7 @@ pub use cut::{Cut, cut_after};
 pub use dhcp::{DhcpAnswer, DhcpFixture};
 #[doc(hidden)]
 pub use run::{report, run};
-pub use target::{TargetClient, TargetFixture};
+pub use target::{TargetClient, TargetFixture, Wanted};
 pub use writeback::WritebackFixture;
 
 /// Makes a backend for one case.

@@ -38,6 +38,7 @@ macro_rules! writeback_behaviour {
             an_empty_backend_lists_nothing,
             ensure_twice_equals_once,
             list_shows_exactly_what_was_ensured,
+            get_shows_what_list_shows,
             remove_of_nothing_is_success,
             what_was_removed_can_be_made_again,
             a_changed_spec_converges_or_is_busy,
@@ -114,18 +115,24 @@ impl Declarative for Writebacks {
         port.remove(id, how).await
     }
 
+    async fn get(port: &dyn WritebackStore, id: &ResourceId) -> Result<Option<Listed>> {
+        Ok(port.get(id).await?.map(plain))
+    }
+
     async fn list(port: &dyn WritebackStore) -> Result<Vec<Listed>> {
         let list = port.list().await?;
         let whole = list.iter().filter(|l| l.completeness == Completeness::Whole);
         for writeback in whole {
             assert!(writeback.base.is_some(), "a whole writeback names its base: {writeback:?}");
         }
-        let plain = |l| {
-            let crate::ports::WritebackListed { id, digest, completeness, .. } = l;
-            Listed { id, digest, completeness }
-        };
         Ok(list.into_iter().map(plain).collect())
     }
+}
+
+/// What every port's list has.
+fn plain(listed: crate::ports::WritebackListed) -> Listed {
+    let crate::ports::WritebackListed { id, digest, completeness, .. } = listed;
+    Listed { id, digest, completeness }
 }
 
 async fn base(f: &impl WritebackFixture, bytes: Vec<u8>) -> BaseImage {
@@ -168,6 +175,8 @@ common_cases!(Writebacks, WritebackFixture:
     ensure_twice_equals_once,
     /// `list` is what was ensured and not removed.
     list_shows_exactly_what_was_ensured,
+    /// `get` is `list` for one name.
+    get_shows_what_list_shows,
     /// Removing nothing succeeds, whatever `how`.
     remove_of_nothing_is_success,
     /// A name can be used again, over another base.

@@ -19,8 +19,10 @@ use async_trait::async_trait;
 use ggnet_core::{
     Error, Result,
     nouns::{InstanceId, ResourceId},
-    ports::{Completeness, DhcpBackend, DhcpCapabilities, DhcpHost, Health, Listed, Observer, Removal},
-    registry::{Registry, Settings, Wiring, settings},
+    ports::{
+        Completeness, DhcpBackend, DhcpCapabilities, DhcpChange, DhcpRefusal, Health, Listed, Observer,
+    },
+    registry::{Descriptor, Finding, Level, Registry, Settings, Wiring, settings},
 };
 use serde::Deserialize;
 use tokio::sync::Mutex;
@@ -38,13 +40,39 @@ struct Table {
 
 /// Registers the backend.
 pub fn register(registry: &mut Registry) {
-    registry.dhcp.add(NAME, make);
+    registry.dhcp.add(
+        Descriptor::new(NAME, make)
+            .summary("An ethers file, for a DHCP server that somebody else runs")
+            .keys(&[("path", "The file; left out: ethers in the data folder")])
+            .check(check),
+    );
 }
 
 async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn DhcpBackend>> {
     let table: Table = settings(NAME, table)?;
     let path = table.path.unwrap_or_else(|| wiring.data_dir.join("ethers"));
     Ok(Arc::new(EthersFile::new(path, wiring.instance)))
+}
+
+/// Whether the file can be read, and made where it is not there. The server makes the data folder, but no other.
+async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
+    let table: Table = settings(NAME, table)?;
+    let path = table.path.clone().unwrap_or_else(|| wiring.data_dir.join("ethers"));
+    let what = format!("ethers file {}", path.display());
+    let folder = path.parent().map(Path::to_owned).filter(|_| table.path.is_some());
+    let file = EthersFile::new(path, wiring.instance);
+    let looked = file.blocking(move |inner| {
+        let missing = folder.filter(|folder| !folder.is_dir());
+        Ok((inner.read()?.lines().count(), missing))
+    });
+    Ok(vec![match looked.await {
+        Ok((lines, None)) => Finding::ok(what, format!("It has {lines} lines")),
+        Ok((_, Some(folder))) => {
+            let mend = format!("sudo install -d -o ggnet {}", folder.display());
+            Finding::bad(Level::Fail, what, format!("There is no folder {}", folder.display()), mend)
+        }
+        Err(e) => Finding::failed(Level::Fail, what, &e),
+    }])
 }
 
 /// An ethers file.
@@ -103,16 +131,17 @@ impl Inner {
         line.split_once(self.mark.as_str())?.1.split_once(' ')
     }
 
-    /// Replaces the lines of `id` with `lines`.
-    fn put(&self, id: &ResourceId, lines: &str) -> Result<()> {
+    /// Replaces the lines of these resources.
+    fn put(&self, lines: &BTreeMap<String, String>) -> Result<()> {
         let old = self.read()?;
-        let of_others =
-            |line: &&str| self.ours(line.trim_end()).is_none_or(|(owner, _)| owner != id.as_str());
-        let mut new: String = old.split_inclusive('\n').filter(of_others).collect();
+        let stays =
+            |line: &&str| self.ours(line.trim_end()).is_none_or(|(owner, _)| !lines.contains_key(owner));
+        let mut new: String = old.split_inclusive('\n').filter(stays).collect();
+        let lines: String = lines.values().map(String::as_str).collect();
         if !new.is_empty() && !new.ends_with('\n') && !lines.is_empty() {
             new.push('\n');
         }
-        new.push_str(lines);
+        new.push_str(&lines);
         if new == old {
             return Ok(());
         }
@@ -153,16 +182,18 @@ impl DhcpBackend for EthersFile {
         // A file sees nobody.
     }
 
-    async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        let end = format!("{}{} {}", self.inner.mark, host.id, host.digest().short());
-        let lines: String = host.macs.iter().map(|mac| format!("{mac} {}{end}\n", host.name)).collect();
-        let id = host.id.clone();
-        self.blocking(move |inner| inner.put(&id, &lines)).await
-    }
-
-    async fn remove(&self, id: &ResourceId, _: Removal) -> Result<()> {
-        let id = id.clone();
-        self.blocking(move |inner| inner.put(&id, "")).await
+    /// All of them in one change of the file: none can fail alone.
+    async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
+        let lines = |change: &DhcpChange| match change {
+            DhcpChange::Ensure(host) => {
+                let end = format!("{}{} {}", self.inner.mark, host.id, host.digest().short());
+                host.macs.iter().map(|mac| format!("{mac} {}{end}\n", host.name)).collect()
+            }
+            DhcpChange::Remove(_) => String::new(),
+        };
+        let new = changes.iter().map(|change| (change.id().to_string(), lines(change))).collect();
+        self.blocking(move |inner| inner.put(&new)).await?;
+        Ok(Vec::new())
     }
 
     async fn list(&self) -> Result<Vec<Listed>> {

@@ -1,4 +1,4 @@
-//! The server with a stranger's backend starts, is ready, and names it; a wrong setting of it is refused.
+//! The server with a stranger's backend starts, is ready, and names it; a wrong setting of it is refused, its checks and keys are shown.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -65,4 +65,35 @@ fn a_wrong_setting_of_it_is_named() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("ethers") && said.contains("pfad"), "{said}");
+    assert!(said.contains("Keys of ethers: path"), "{said}");
+}
+
+#[test]
+fn check_prints_what_a_strangers_backend_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = |dhcp: &str| {
+        let output = server(dir.path(), dhcp).arg("check").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = check("");
+    assert!(said.contains("\nok   ethers file ") && said.contains("It has 0 lines"), "{said}");
+    let said = check("path = \"/no/such/folder/ethers\"");
+    assert!(said.contains("\nfail ethers file /no/such/folder/ethers: "), "{said}");
+    assert!(said.contains("mend: sudo install -d -o ggnet /no/such/folder"), "{said}");
+    let said = check("pfad = \"/tmp/ethers\"");
+    assert!(
+        said.contains("\nfail section [dhcp]: ") && said.contains("mend: Keys of ethers: path"),
+        "{said}"
+    );
+    assert!(!dir.path().join("data").exists(), "it looks and changes nothing");
+}
+
+#[test]
+fn the_list_of_backends_has_it_with_its_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = server(dir.path(), "").arg("backends").output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let ours = "[dhcp] backend = \"ethers\": An ethers file, for a DHCP server that somebody else runs\n    path  The file";
+    assert!(said.contains(ours), "{said}");
+    assert!(said.contains("[dhcp] backend = \"proxy\" (default)"), "{said}");
 }

@@ -73,7 +73,7 @@ fn print_new(show: &Show, api: &Api, pcs: &mut [Pc], cursor: i64) -> Result<i64>
             EventKind::BootFailed { stage, errno } => {
                 show.stage(after, pc.name, &format!("reports a failure at {stage}: {errno}"));
             }
-            EventKind::BootDiagnosis { message } => show.stage(after, pc.name, message),
+            EventKind::BootDiagnosis { message, .. } => show.stage(after, pc.name, message),
             EventKind::DiskTrouble { message } => show.stage(after, pc.name, message),
             _ => {}
         }

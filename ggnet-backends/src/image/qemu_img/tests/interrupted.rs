@@ -9,7 +9,7 @@ use std::{
 };
 
 use ggnet_core::{
-    error::{ErrorKind, Result},
+    error::{ErrorKind, Result, code},
     nouns::ImageFormat,
     ports::{Converted, ImageConverter as _},
 };
@@ -89,7 +89,7 @@ async fn cancelled() {
     let mut slow = Slow::start("cancelled.raw").await;
     slow.cancel.cancel();
     let e = (&mut slow.task).await.unwrap().unwrap_err();
-    assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+    assert_eq!(e.code(), &code::import_cancelled(), "{e}");
     assert!(!e.is_retryable() && e.message().contains("cancelled"), "{e}");
     assert!(slow.lab.leftovers().is_empty(), "at once");
     slow.nothing_is_left().await;
@@ -132,7 +132,7 @@ async fn a_token_cancelled_before_starts_nothing() {
     cancel.cancel();
     let job = spec(&lab.path("disk.raw"), ImageFormat::Raw, &lab.path("out.raw"));
     let e = converter().convert(&job, quiet(), cancel).await.unwrap_err();
-    assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+    assert_eq!(e.code(), &code::import_cancelled(), "{e}");
     assert!(!lab.path("out.raw").exists() && lab.leftovers().is_empty());
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Another target, whole, that nothing may touch.
-fn bystander(lab: &Lab) -> TargetSpec {
+fn bystander(lab: &Lab) -> Wanted {
     let mut spec = lab.spec(only(9));
     spec.id = "t-bystander".parse().unwrap();
     spec.iqn = Iqn::target(&lab.prefix, &lab.instance, &spec.id).unwrap();

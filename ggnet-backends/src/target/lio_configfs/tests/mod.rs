@@ -10,16 +10,17 @@ use std::{fs, path::Path};
 use ggnet_core::{
     block::Disk,
     nouns::{ChapPair, ImageFormat, InstanceId, Iqn, MachineId, ResourceId, Secret},
-    ports::{Access, LunSpec, TargetSpec},
+    ports::{Access, LunDisks, LunSpec, TargetSpec},
+    testkit::suite::Wanted,
 };
 
 use super::{
     LioConfig,
     have::{Have, Shown},
     plan,
-    tree::{Op, Tree, Value},
-    want::{Names, Want},
+    want::Want,
 };
+use crate::lio::{Op, Value, names::Names, tree::Tree};
 
 const INFO: &str = "info";
 const LIVE: &str = "InitiatorName: x\nSession State: TARG_SESS_STATE_LOGGED_IN\n";
@@ -67,25 +68,27 @@ impl Lab {
         Disk::File { path: self.dir.path().join("disk"), format: ImageFormat::Raw }
     }
 
-    pub(crate) fn spec(&self, access: Access) -> TargetSpec {
+    pub(crate) fn spec(&self, access: Access) -> Wanted {
         let id = self.id();
         let lun = LunSpec {
             number: 0,
-            disk: self.disk(),
             disk_key: "disk".into(),
             serial: "5e71a1".into(),
             read_only: access == Access::Shared,
         };
         let iqn = Iqn::target(&self.prefix, &self.instance, &id).unwrap();
-        TargetSpec { id, iqn, luns: vec![lun], access }
+        Wanted {
+            spec: TargetSpec { id, iqn, luns: vec![lun], access },
+            disks: LunDisks::from([(0, self.disk())]),
+        }
     }
 
     pub(crate) fn names(&self, id: &ResourceId) -> Names {
         Names::of(&self.prefix, &self.instance, id).unwrap()
     }
 
-    pub(crate) fn want(&self, spec: &TargetSpec) -> Want {
-        Want::of(spec, self.names(&spec.id), &self.config).unwrap()
+    pub(crate) fn want(&self, wanted: &Wanted) -> Want {
+        Want::of(wanted, &wanted.disks, self.names(&wanted.id), &self.config).unwrap()
     }
 
     pub(crate) fn have(&self, want: &Want) -> Have {
@@ -118,8 +121,8 @@ impl Lab {
         }
     }
 
-    pub(crate) fn ensure(&self, spec: &TargetSpec) -> Vec<Op> {
-        let want = self.want(spec);
+    pub(crate) fn ensure(&self, wanted: &Wanted) -> Vec<Op> {
+        let want = self.want(wanted);
         let ops = self.plan(&want);
         self.apply(&ops);
         assert_eq!(self.plan(&want), [], "a second ensure has nothing to do");

@@ -10,7 +10,7 @@ fn a_target_is_set_up_in_order_and_enabled_last() {
     let want = lab.want(&lab.spec(chap(1, "TopSecret1234567")));
     let disk = lab.dir.path().join("disk");
     let ops = lines(&lab.plan(&want), &want);
-    let adapter = want.names.adapter(0, &want.luns[0].store);
+    let adapter = want.names.adapter(0, want.luns[0].store.plugin());
     let device = format!("{adapter}/0ddba11e.0196f0d200007000800000000000000{}.7.0", 1);
     let expected = [
         "mkdir TARGET".to_owned(),
@@ -51,7 +51,7 @@ fn a_target_is_taken_down_in_order_and_its_name_goes_last() {
     lab.ensure(&spec);
     let want = lab.want(&spec);
     let ops = plan::take_down(&want.names.target(), &lab.have(&want));
-    let adapter = want.names.adapter(0, &want.luns[0].store);
+    let adapter = want.names.adapter(0, want.luns[0].store.plugin());
     let expected = [
         "write TPG/enable \"0\"".to_owned(),
         "unlink TPG/acls/iqn.2026-11.local.ggnet:pc-1/lun_0/ggnet".into(),
@@ -86,7 +86,7 @@ fn values_are_written_exactly_and_without_a_newline() {
 fn a_block_device_and_a_read_only_one_are_told_as_such() {
     let lab = Lab::new();
     let mut spec = lab.spec(Access::Shared);
-    spec.luns[0].disk = Disk::Device { path: "/dev/loop0".into() };
+    spec.disks.insert(0, Disk::Device { path: "/dev/loop0".into() });
     let want = lab.want(&spec);
     let ops = lines(&lab.plan(&want), &want);
     assert!(ops[1].starts_with("mkdir core/iblock_"), "{ops:?}");
@@ -101,7 +101,7 @@ fn the_serial_and_the_model_do_not_depend_on_the_generation() {
     let mut specs = [lab.spec(only(1)), lab.spec(only(1))];
     specs[1].id = format!("{}8", lab.id().as_str().trim_end_matches('7')).parse().unwrap();
     specs[1].iqn = Iqn::target(&lab.prefix, &lab.instance, &specs[1].id).unwrap();
-    let wwn = |spec: &TargetSpec| {
+    let wwn = |spec: &Wanted| {
         let ops = lab.ensure(spec).into_iter();
         let wwn = |op| match op {
             Op::Write(path, value) => Some((path.rsplit_once("/wwn/")?.1.to_owned(), value)),
@@ -111,16 +111,16 @@ fn the_serial_and_the_model_do_not_depend_on_the_generation() {
     };
     assert_eq!(wwn(&specs[0]), wwn(&specs[1]));
     assert_ne!(
-        lab.names(&specs[0].id).adapter(0, &lab.want(&specs[0]).luns[0].store),
-        lab.names(&specs[1].id).adapter(0, &lab.want(&specs[1]).luns[0].store),
+        lab.names(&specs[0].id).adapter(0, lab.want(&specs[0]).luns[0].store.plugin()),
+        lab.names(&specs[1].id).adapter(0, lab.want(&specs[1]).luns[0].store.plugin()),
     );
 }
 
 #[test]
 fn what_the_kernel_would_misread_is_refused() {
     let lab = Lab::new();
-    let refused = |spec: TargetSpec| {
-        let e = Want::of(&spec, lab.names(&spec.id), &lab.config).unwrap_err();
+    let refused = |spec: Wanted| {
+        let e = Want::of(&spec, &spec.disks, lab.names(&spec.id), &lab.config).unwrap_err();
         assert!(!e.report().contains("hunter"), "{}", e.report());
         e.kind()
     };
@@ -129,17 +129,18 @@ fn what_the_kernel_would_misread_is_refused() {
     }
     for path in ["relative", "/a,fd_dev_size=1", "/a\nb", "/a b", "/a\0b", "/a\u{7f}"] {
         let mut spec = lab.spec(only(1));
-        spec.luns[0].disk = Disk::File { path: path.into(), format: ImageFormat::Raw };
+        spec.disks.insert(0, Disk::File { path: path.into(), format: ImageFormat::Raw });
         assert_eq!(refused(spec), ErrorKind::Invalid, "{path:?}");
     }
     let mut spec = lab.spec(only(1));
-    spec.luns[0].disk = Disk::File { path: "/nonexistent/ggnet".into(), format: ImageFormat::Raw };
+    spec.disks.insert(0, Disk::File { path: "/nonexistent/ggnet".into(), format: ImageFormat::Raw });
     assert_eq!(refused(spec), ErrorKind::NotFound);
     let mut spec = lab.spec(only(1));
-    spec.luns[0].disk = Disk::File { path: lab.dir.path().join("disk"), format: ImageFormat::Qcow2 };
+    spec.disks.insert(0, Disk::File { path: lab.dir.path().join("disk"), format: ImageFormat::Qcow2 });
     assert_eq!(refused(spec), ErrorKind::Unsupported);
     let mut spec = lab.spec(only(1));
-    spec.luns.push(spec.luns[0].clone());
+    let twice = spec.luns[0].clone();
+    spec.luns.push(twice);
     assert_eq!(refused(spec), ErrorKind::Invalid);
     let mut spec = lab.spec(only(1));
     spec.luns[0].serial = "a b".into();

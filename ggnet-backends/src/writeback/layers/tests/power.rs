@@ -11,6 +11,7 @@ use std::{
 
 use ggnet_core::testkit::tier::rounds;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use rustix::io::Errno;
 
 use super::{super::device::Device, sim::Sim, *};
 
@@ -283,7 +284,11 @@ fn open(sim: &Sim, base: &BaseImage, boot: &str) -> Arc<Device> {
 
 #[test]
 fn a_failed_sync_is_an_error_of_the_medium_for_good() {
-    for file in ["data", "durable.new", "durable"] {
+    let files = ["data", "durable.new", "durable"];
+    // Whatever it names as the reason: also what could be tried again had it been another call.
+    for (file, errno) in
+        files.into_iter().flat_map(|f| [Errno::NOSPC, Errno::MFILE, Errno::NOMEM].map(|e| (f, e)))
+    {
         let (sim, base) = small();
         let device = open(&sim, &base, "boot");
         if file == "durable" {
@@ -293,9 +298,9 @@ fn a_failed_sync_is_an_error_of_the_medium_for_good() {
         }
         let device = open(&sim, &base, "boot");
         device.write_at(&[6; 4096], 0).unwrap();
-        sim.fail_next_sync(file);
+        sim.fail_next_sync(file, errno);
         let e = device.flush().unwrap_err();
-        assert_eq!(e.kind(), io::ErrorKind::Other, "{file}: not one that says try again: {e}");
+        assert_eq!(e.kind(), io::ErrorKind::Other, "{file}, {errno}: not one that says try again: {e}");
         for _ in 0..2 {
             assert!(device.flush().is_err(), "{file}: it is never retried");
         }
@@ -311,6 +316,45 @@ fn a_failed_sync_is_an_error_of_the_medium_for_good() {
         open(&sim, &base, "after").read_at(&mut sector, 8192).unwrap();
         assert_eq!(sector[0], if file == "durable" { 5 } else { numbered(64, 1)[8192] });
     }
+}
+
+#[test]
+fn a_flush_that_is_short_of_descriptors_or_memory_is_tried_again() {
+    // The first flush opens the durable map, and its folders to sync them.
+    for (at, errno) in (0..4).flat_map(|at| [Errno::MFILE, Errno::NFILE, Errno::NOMEM].map(|e| (at, e))) {
+        let (sim, base) = small();
+        let device = open(&sim, &base, "boot");
+        device.write_at(&[5; 512], 0).unwrap();
+        sim.fail_an_open(at, errno);
+        let e = device.flush().unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::ResourceBusy, "{at}, {errno}: {e}");
+        device.write_at(&[6; 512], 512).unwrap();
+        device.flush().unwrap();
+        drop(device);
+        sim.cut();
+        let device = open(&sim, &base, "after");
+        assert_eq!(read(&*device, 0, 1024), [[5; 512], [6; 512]].concat(), "{at}, {errno}");
+    }
+}
+
+#[test]
+fn a_call_that_is_short_of_memory_is_tried_again() {
+    let (sim, base) = small();
+    let device = open(&sim, &base, "boot");
+    let calls: [&dyn Fn() -> io::Result<()>; 3] =
+        [&|| device.write_at(&[5; 512], 0), &|| device.discard(4096, 4096), &|| {
+            device.read_at(&mut [0; 512], 0)
+        }];
+    for (n, call) in calls.iter().enumerate() {
+        sim.fail_next_io(Errno::NOMEM);
+        assert_eq!(call().unwrap_err().kind(), io::ErrorKind::ResourceBusy, "{n}");
+        call().unwrap();
+        // What the medium says is handed on as it is.
+        sim.fail_next_io(Errno::IO);
+        assert_ne!(call().map_err(|e| e.kind()), Err(io::ErrorKind::ResourceBusy), "{n}");
+    }
+    assert_eq!(read(&*device, 0, 512), [5; 512]);
+    assert_eq!(read(&*device, 4096, 4096), [0; 4096]);
 }
 
 #[test]

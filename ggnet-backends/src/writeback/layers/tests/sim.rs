@@ -13,6 +13,7 @@ use std::{
 };
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use rustix::io::Errno;
 
 use super::{
     super::files::{RawFile, Space},
@@ -135,7 +136,11 @@ struct World {
     dead: bool,
     /// Bytes that can still be written.
     room: Option<u64>,
-    failing_sync: Option<String>,
+    failing_sync: Option<(String, Errno)>,
+    /// Opens that still succeed, and how the one after them fails.
+    failing_open: Option<(u32, Errno)>,
+    /// How the next read, write or punch fails.
+    failing_io: Option<Errno>,
     free: u64,
     free_files: Option<u64>,
 }
@@ -194,6 +199,27 @@ impl World {
         }
     }
 
+    /// Before a read, write or punch.
+    fn does_io(&mut self) -> io::Result<()> {
+        self.failing_io.take().map_or(Ok(()), |errno| Err(errno.into()))
+    }
+
+    /// Before a file or folder is opened.
+    fn opens(&mut self) -> io::Result<()> {
+        match &mut self.failing_open {
+            Some((0, errno)) => {
+                let errno = *errno;
+                self.failing_open = None;
+                Err(errno.into())
+            }
+            Some((left, _)) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     fn find(&mut self, path: &Path) -> io::Result<usize> {
         let mut at = 0;
         for part in path.components() {
@@ -236,6 +262,8 @@ impl Sim {
             dead: false,
             room: None,
             failing_sync: None,
+            failing_open: None,
+            failing_io: None,
             free: 1 << 40,
             free_files: None,
         };
@@ -324,9 +352,19 @@ impl Sim {
         self.world().room = bytes;
     }
 
-    /// The next sync of a file of that name fails, and what it should have synced is lost.
-    pub(super) fn fail_next_sync(&self, name: &str) {
-        self.world().failing_sync = Some(name.to_owned());
+    /// The next sync of a file of that name fails with `errno`, and what it should have synced is lost.
+    pub(super) fn fail_next_sync(&self, name: &str, errno: Errno) {
+        self.world().failing_sync = Some((name.to_owned(), errno));
+    }
+
+    /// The next read, write or punch of a file fails with `errno` and does nothing.
+    pub(super) fn fail_next_io(&self, errno: Errno) {
+        self.world().failing_io = Some(errno);
+    }
+
+    /// After `after` more files and folders were opened, opening one fails with `errno`, once.
+    pub(super) fn fail_an_open(&self, after: u32, errno: Errno) {
+        self.world().failing_open = Some((after, errno));
     }
 
     /// How many inodes `space` says are free.
@@ -372,9 +410,8 @@ impl SimFile {
         }
         {
             let mut world = self.sim.world();
-            if world.failing_sync.as_ref() == Some(&self.name) {
-                world.failing_sync = None;
-                return Err(io::Error::from_raw_os_error(28));
+            if let Some((_, errno)) = world.failing_sync.take_if(|(name, _)| *name == self.name) {
+                return Err(errno.into());
             }
             let (happens, result) = world.step();
             if happens {
@@ -409,6 +446,7 @@ impl RawFile for SimFile {
         if world.dead {
             return Err(dead());
         }
+        world.does_io()?;
         let file = world.file(self.node);
         if offset + buf.len() as u64 > file.size {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -435,6 +473,7 @@ impl RawFile for SimFile {
     }
 
     fn write_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.sim.world().does_io()?;
         let mut bytes = parts.iter().map(|p| &**p).collect::<Vec<&[u8]>>().concat();
         let mut full = false;
         if let Some(room) = &mut self.sim.world().room {
@@ -447,6 +486,7 @@ impl RawFile for SimFile {
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.sim.world().does_io()?;
         self.change(|f| f.clear(offset, len))
     }
 
@@ -466,6 +506,7 @@ impl RawFile for SimFile {
 impl Files for Sim {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn RawFile>> {
         let mut world = self.world();
+        world.opens()?;
         let node = match world.find(path) {
             Ok(node) => {
                 if how == Open::Create {
@@ -487,7 +528,9 @@ impl Files for Sim {
     }
 
     fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn RawFile>> {
-        let node = self.world().find(path)?;
+        let mut world = self.world();
+        world.opens()?;
+        let node = world.find(path)?;
         Ok(Arc::new(SimFile { sim: self.clone(), node, name: String::new(), writable: false }))
     }
 

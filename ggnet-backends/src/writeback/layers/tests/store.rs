@@ -9,10 +9,7 @@ use ggnet_core::{
 };
 
 use super::{
-    super::{
-        format::FAILED_MARK,
-        shelf::{DATA, DURABLE, HOT},
-    },
+    super::format::{DATA, DURABLE, FAILED_MARK, HOT},
     sim::Sim,
     *,
 };
@@ -279,7 +276,7 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     let spec = WritebackSpec { id: id("a"), base };
     let disk = blocks(store.ensure(&spec).await.unwrap());
     disk.write_at(&[1; 512], 0).unwrap();
-    sim.fail_next_sync(DATA);
+    sim.fail_next_sync(DATA, rustix::io::Errno::NOSPC);
     assert!(disk.flush().is_err());
     assert!(matches!(store.health().await, Health::Degraded(why) if why.contains('a')));
     assert_eq!(store.ensure(&spec).await.unwrap_err().kind(), ErrorKind::Corrupt);

@@ -6,10 +6,10 @@ use super::*;
 pub async fn changed_access_holds_for_new_logins(f: &impl TargetFixture) {
     let served = serve(f).await;
     let mut spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     let client = connect(f, &endpoint, &spec.access).await;
     spec.access = only(2);
-    served.port.ensure(&spec).await.expect("access can change under a live initiator");
+    served.ensure(&spec).await.expect("access can change under a live initiator");
     assert_whole::<Targets>(served.port.as_ref(), std::slice::from_ref(&spec)).await;
     client.read(0, 512).await.expect("the connection lives on");
     assert_eq!(refused(f, &endpoint, &only(1)).await, ErrorKind::Permission);
@@ -21,7 +21,7 @@ pub async fn changed_access_holds_for_new_logins(f: &impl TargetFixture) {
 pub async fn another_initiator_is_refused(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     assert_eq!(refused(f, &endpoint, &only(2)).await, ErrorKind::Permission);
     let client = connect(f, &endpoint, &spec.access).await;
     assert_eq!(refused(f, &endpoint, &only(2)).await, ErrorKind::Permission);
@@ -33,7 +33,7 @@ pub async fn a_wrong_secret_is_refused(f: &impl TargetFixture) {
     let served = serve(f).await;
     let with = |chap| Access::Initiator { name: initiator(1), chap, mutual: None };
     let spec = spec(f, &id(), with(Some(chap(false)))).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     assert_eq!(refused(f, &endpoint, &with(Some(chap(true)))).await, ErrorKind::Permission);
     assert_eq!(refused(f, &endpoint, &with(None)).await, ErrorKind::Permission);
     connect(f, &endpoint, &spec.access).await.logout().await.expect("logout");
@@ -47,23 +47,23 @@ pub async fn the_target_proves_itself(f: &impl TargetFixture) {
     let (right, wrong) = (pair("TargetSecret1234"), pair("OtherSecret12345"));
     let id = id();
     let proving = spec(f, &id, with(Some(right.clone()))).await;
-    let endpoint = served.port.ensure(&proving).await.expect("ensure");
+    let endpoint = served.ensure(&proving).await.expect("ensure");
     connect(f, &endpoint, &proving.access).await.logout().await.expect("logout");
     refused(f, &endpoint, &with(Some(wrong.clone()))).await;
 
-    served.port.ensure(&spec(f, &id, with(Some(wrong.clone()))).await).await.expect("another secret");
+    served.ensure(&spec(f, &id, with(Some(wrong.clone()))).await).await.expect("another secret");
     connect(f, &endpoint, &with(Some(wrong))).await.logout().await.expect("logout");
     refused(f, &endpoint, &proving.access).await;
 
-    served.port.ensure(&spec(f, &id, with(None)).await).await.expect("one-way again");
+    served.ensure(&spec(f, &id, with(None)).await).await.expect("one-way again");
     connect(f, &endpoint, &with(None)).await.logout().await.expect("logout");
     refused(f, &endpoint, &proving.access).await;
 
     let none = Access::Initiator { name: initiator(1), chap: None, mutual: Some(right) };
-    let e = served.port.ensure(&spec(f, &id, none).await).await.expect_err("without one-way CHAP");
+    let e = served.ensure(&spec(f, &id, none).await).await.expect_err("without one-way CHAP");
     assert_eq!(e.kind(), ErrorKind::Invalid, "{}", e.report());
     let same = with(Some(ChapPair { user: "disk-1".into(), ..chap(false) }));
-    let e = served.port.ensure(&spec(f, &id, same).await).await.expect_err("the initiator's own secret");
+    let e = served.ensure(&spec(f, &id, same).await).await.expect_err("the initiator's own secret");
     assert_eq!(e.kind(), ErrorKind::Invalid, "{}", e.report());
 }
 
@@ -71,7 +71,7 @@ pub async fn the_target_proves_itself(f: &impl TargetFixture) {
 pub async fn the_newest_login_of_a_name_wins(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     let first = connect(f, &endpoint, &spec.access).await;
     first.write(0, &pattern(5, 512)).await.expect("write");
     let second = connect(f, &endpoint, &spec.access).await;
@@ -85,7 +85,7 @@ pub async fn the_newest_login_of_a_name_wins(f: &impl TargetFixture) {
 pub async fn a_shared_target_serves_many_and_refuses_writes(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), Access::Shared).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     let mut clients = Vec::new();
     for n in 1..=3 {
         clients.push(connect(f, &endpoint, &only(n)).await);
@@ -102,8 +102,8 @@ pub async fn a_shared_target_serves_many_and_refuses_writes(f: &impl TargetFixtu
 pub async fn connections_are_listed_while_they_live(f: &impl TargetFixture) {
     let served = serve(f).await;
     let (a, b) = (spec(f, &id(), only(1)).await, spec(f, &id(), only(2)).await);
-    let endpoint = served.port.ensure(&a).await.expect("ensure");
-    served.port.ensure(&b).await.expect("ensure");
+    let endpoint = served.ensure(&a).await.expect("ensure");
+    served.ensure(&b).await.expect("ensure");
     assert!(served.port.connections().await.expect("connections").is_empty());
     let client = connect(f, &endpoint, &a.access).await;
     client.read(0, 4096).await.expect("read");
@@ -124,7 +124,7 @@ pub async fn the_gate_is_asked_after_authentication(f: &impl TargetFixture) {
     let served = serve(f).await;
     let with = |chap| Access::Initiator { name: initiator(1), chap, mutual: None };
     let spec = spec(f, &id(), with(Some(chap(false)))).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     refused(f, &endpoint, &with(Some(chap(true)))).await;
     assert!(served.gate.asked().is_empty(), "{:?}", served.gate.asked());
     let client = connect(f, &endpoint, &spec.access).await;
@@ -139,7 +139,7 @@ pub async fn the_gate_is_asked_after_authentication(f: &impl TargetFixture) {
 pub async fn the_gate_can_put_off_and_refuse(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     served.gate.answer(LoginVerdict::Retry);
     assert_eq!(refused(f, &endpoint, &spec.access).await, ErrorKind::Unavailable);
     served.gate.answer(LoginVerdict::Refuse);
@@ -154,7 +154,7 @@ pub async fn no_login_is_served_before_the_gate_serves(f: &impl TargetFixture) {
     let served = serve(f).await;
     served.gate.serve(false);
     let spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     assert_eq!(refused(f, &endpoint, &spec.access).await, ErrorKind::Unavailable);
     assert_eq!(refused(f, &endpoint, &only(2)).await, ErrorKind::Unavailable);
     let iqn = Iqn::target(&iqn_prefix(), &instance(), &id()).expect("a valid IQN");
@@ -170,7 +170,7 @@ pub async fn no_login_is_served_before_the_gate_serves(f: &impl TargetFixture) {
 pub async fn logins_and_first_accesses_are_observed(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     let client = connect(f, &endpoint, &spec.access).await;
     let (id, witness) = (&spec.id, &served.witness);
     let login = |o: &Observation| matches!(o, Observation::LoggedIn { target, initiator: who, .. } if target == id && *who == initiator(1));
@@ -197,14 +197,14 @@ pub async fn logins_and_first_accesses_are_observed(f: &impl TargetFixture) {
 pub async fn shutdown_closes_connections(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     let client = connect(f, &endpoint, &spec.access).await;
     client.write(0, &pattern(4, 512)).await.expect("write");
     served.port.shutdown().await;
     client.read(0, 512).await.expect_err("the connection is closed");
     // What was written is on the disk, whoever serves it next.
     let port = common::reopen::<Targets>(f, served.port).await;
-    let endpoint = port.ensure(&spec).await.expect("ensure");
+    let endpoint = port.ensure(&spec, &spec.disks).await.expect("ensure");
     let client = connect(f, &endpoint, &spec.access).await;
     assert_eq!(client.read(0, 512).await.expect("read"), pattern(4, 512));
 }

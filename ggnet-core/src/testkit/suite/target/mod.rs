@@ -1,6 +1,9 @@
 //! The suite of [`TargetBackend`]: see [`crate::target_behaviour`].
 
-use std::sync::Arc;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 
@@ -15,10 +18,10 @@ use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{ChapPair, ImageFormat, Iqn, ResourceId, Secret},
     ports::{
-        Access, Listed, LoginVerdict, LoginVisibility, LunSpec, NullObserver, Observation, Removal,
+        Access, Listed, LoginVerdict, LoginVisibility, LunDisks, LunSpec, NullObserver, Observation, Removal,
         SpecDigest, TargetBackend, TargetEndpoint, TargetSpec,
     },
-    testkit::disk,
+    testkit::{disk, memory::RamDisk},
 };
 
 const SIZE: u64 = 4 << 20;
@@ -41,6 +44,7 @@ macro_rules! target_behaviour {
             an_empty_backend_lists_nothing,
             ensure_twice_equals_once,
             list_shows_exactly_what_was_ensured,
+            get_shows_what_list_shows,
             remove_of_nothing_is_success,
             what_was_removed_can_be_made_again,
             a_changed_spec_converges_or_is_busy,
@@ -55,6 +59,8 @@ macro_rules! target_behaviour {
             a_crash_within_a_call_is_mended,
             what_is_not_ours_is_left_alone,
             the_endpoint_names_the_target_and_its_first_lun,
+            the_endpoint_can_be_read,
+            each_lun_has_one_disk,
             a_disk_form_it_does_not_take_is_unsupported,
             chap_it_cannot_demand_is_unsupported,
             mutual_chap_it_cannot_do_is_unsupported,
@@ -62,6 +68,7 @@ macro_rules! target_behaviour {
             remove_lets_go_of_the_disks,
             what_is_written_reaches_the_disk,
             each_target_serves_its_own_disk,
+            a_disk_that_grew_is_served_to_its_end,
             if_idle_is_busy_under_a_live_initiator,
             force_removes_under_a_live_initiator,
             changed_luns_under_a_live_initiator_are_busy,
@@ -106,7 +113,7 @@ pub trait TargetFixture: Fixture<dyn TargetBackend> {
     }
 }
 
-/// An initiator that is logged in. Dropping it breaks the connection.
+/// An initiator that is logged in. Dropping it breaks the connection. A unit attention is no error to it: it sends the command again.
 #[async_trait]
 pub trait TargetClient: Send + Sync {
     /// Reads `len` bytes at `offset`, both in whole sectors. Any error once the target has closed the connection; it must not
@@ -124,26 +131,51 @@ pub trait TargetClient: Send + Sync {
 }
 
 mod logins;
+mod specs;
 
 pub use logins::*;
+pub use specs::*;
 
 /// The marker of this port.
 pub struct Targets;
 
+/// A target to make: what it should be, and its disks.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// What it should be.
+    pub spec: TargetSpec,
+    /// Its disks.
+    pub disks: LunDisks,
+}
+
+impl Deref for Wanted {
+    type Target = TargetSpec;
+
+    fn deref(&self) -> &TargetSpec {
+        &self.spec
+    }
+}
+
+impl DerefMut for Wanted {
+    fn deref_mut(&mut self) -> &mut TargetSpec {
+        &mut self.spec
+    }
+}
+
 #[async_trait]
 impl Declarative for Targets {
     type Port = dyn TargetBackend;
-    type Spec = TargetSpec;
+    type Spec = Wanted;
 
     fn attach(port: &dyn TargetBackend) {
         port.attach(Gate::new(), Arc::new(NullObserver));
     }
 
-    fn digest(spec: &TargetSpec) -> SpecDigest {
+    fn digest(spec: &Wanted) -> SpecDigest {
         spec.digest()
     }
 
-    fn id(spec: &TargetSpec) -> ResourceId {
+    fn id(spec: &Wanted) -> ResourceId {
         spec.id.clone()
     }
 
@@ -151,12 +183,16 @@ impl Declarative for Targets {
         port.capabilities().survives_restart
     }
 
-    async fn ensure(port: &dyn TargetBackend, spec: &TargetSpec) -> Result<String> {
-        port.ensure(spec).await.map(|endpoint| format!("{endpoint:?}"))
+    async fn ensure(port: &dyn TargetBackend, wanted: &Wanted) -> Result<String> {
+        port.ensure(&wanted.spec, &wanted.disks).await.map(|endpoint| format!("{endpoint:?}"))
     }
 
     async fn remove(port: &dyn TargetBackend, id: &ResourceId, how: Removal) -> Result<()> {
         port.remove(id, how).await
+    }
+
+    async fn get(port: &dyn TargetBackend, id: &ResourceId) -> Result<Option<Listed>> {
+        port.get(id).await
     }
 
     async fn list(port: &dyn TargetBackend) -> Result<Vec<Listed>> {
@@ -178,17 +214,17 @@ fn only(n: u32) -> Access {
     Access::Initiator { name: initiator(n), chap: None, mutual: None }
 }
 
-async fn spec(f: &impl TargetFixture, id: &ResourceId, access: Access) -> TargetSpec {
+async fn spec(f: &impl TargetFixture, id: &ResourceId, access: Access) -> Wanted {
     let iqn = Iqn::target(&iqn_prefix(), &instance(), id).expect("a resource name fits into an IQN");
     let read_only = access == Access::Shared;
-    let disk = f.disk(id.as_str(), SIZE).await;
-    let lun = LunSpec { number: 0, disk, disk_key: id.to_string(), serial: "SERIAL-0".into(), read_only };
-    TargetSpec { id: id.clone(), iqn, luns: vec![lun], access }
+    let lun = LunSpec { number: 0, disk_key: id.to_string(), serial: "SERIAL-0".into(), read_only };
+    let spec = TargetSpec { id: id.clone(), iqn, luns: vec![lun], access };
+    Wanted { spec, disks: LunDisks::from([(0, f.disk(id.as_str(), SIZE).await)]) }
 }
 
 #[async_trait]
 impl<F: TargetFixture> Specs<Targets> for F {
-    async fn spec(&self, id: &ResourceId, variant: u8) -> TargetSpec {
+    async fn spec(&self, id: &ResourceId, variant: u8) -> Wanted {
         let mut spec = spec(self, id, only(1)).await;
         if variant == 1 {
             spec.access = only(2);
@@ -224,6 +260,11 @@ pub async fn not_run(f: &impl TargetFixture, case: &str) -> Option<String> {
         "the_newest_login_of_a_name_wins" => {
             client().or_else(|| gated().map(|why| format!("{why}: it cannot close the older session")))
         }
+        "a_disk_that_grew_is_served_to_its_end" => client()
+            .or_else(|| {
+                lacks(can.follows_growth, "it serves the size that a disk had when its target was made")
+            })
+            .or_else(|| lacks(can.accepts.contains(&DiskForm::Blocks), "it takes no disk of our process")),
         "what_is_written_reaches_the_disk"
         | "each_target_serves_its_own_disk"
         | "if_idle_is_busy_under_a_live_initiator"
@@ -247,6 +288,8 @@ common_cases!(Targets, TargetFixture:
     ensure_twice_equals_once,
     /// `list` is what was ensured and not removed.
     list_shows_exactly_what_was_ensured,
+    /// `get` is `list` for one name.
+    get_shows_what_list_shows,
     /// Removing nothing succeeds, whatever `how`.
     remove_of_nothing_is_success,
     /// A name can be used again.
@@ -287,6 +330,12 @@ async fn serve(f: &impl TargetFixture) -> Served {
     served
 }
 
+impl Served {
+    async fn ensure(&self, wanted: &Wanted) -> Result<TargetEndpoint> {
+        self.port.ensure(&wanted.spec, &wanted.disks).await
+    }
+}
+
 async fn connect(
     f: &impl TargetFixture,
     endpoint: &TargetEndpoint,
@@ -317,91 +366,14 @@ fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|n| seed.wrapping_add(u8::try_from(n / 512 % 251).unwrap_or(0))).collect()
 }
 
-/// What a client needs.
-pub async fn the_endpoint_names_the_target_and_its_first_lun(f: &impl TargetFixture) {
-    let served = serve(f).await;
-    let mut spec = spec(f, &id(), only(1)).await;
-    spec.luns[0].number = 3;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
-    assert_eq!(endpoint.iqn, spec.iqn);
-    assert_eq!(endpoint.lun, 3);
-    assert!(!endpoint.listen.is_empty(), "it listens somewhere");
-    assert!(endpoint.listen.iter().all(|at| at.port() != 0), "{:?}", endpoint.listen);
-}
-
-/// Refused as declared, and nothing is left of it.
-pub async fn a_disk_form_it_does_not_take_is_unsupported(f: &impl TargetFixture) {
-    let served = serve(f).await;
-    let accepts = served.port.capabilities().accepts;
-    let blocks: Arc<dyn BlockDevice> = Arc::new(crate::testkit::memory::RamDisk::zeros(1 << 20));
-    let file = Disk::File { path: "/nonexistent/ggnet-disk".into(), format: ImageFormat::Raw };
-    let device = Disk::Device { path: "/dev/nonexistent-ggnet-disk".into() };
-    for disk in [Disk::Blocks(blocks), file, device] {
-        if accepts.contains(&disk.form()) {
-            continue;
-        }
-        let mut spec = spec(f, &id(), only(1)).await;
-        spec.luns[0].disk = disk;
-        let e = served.port.ensure(&spec).await.expect_err("a form that it does not take");
-        assert_eq!(e.kind(), ErrorKind::Unsupported, "{}", e.report());
-        assert!(listed::<Targets>(served.port.as_ref()).await.is_empty());
-    }
-}
-
-/// Refused as declared: a target without the secret that was asked for would be open to all.
-pub async fn chap_it_cannot_demand_is_unsupported(f: &impl TargetFixture) {
-    let served = serve(f).await;
-    let access = Access::Initiator { name: initiator(1), chap: Some(chap(false)), mutual: None };
-    let e = served.port.ensure(&spec(f, &id(), access).await).await.expect_err("CHAP that it cannot demand");
-    assert_eq!(e.kind(), ErrorKind::Unsupported, "{}", e.report());
-    assert!(listed::<Targets>(served.port.as_ref()).await.is_empty());
-}
-
-/// One more than declared is refused; as many as declared are not (up to 8 are tried).
-pub async fn mutual_chap_it_cannot_do_is_unsupported(f: &impl TargetFixture) {
-    let served = serve(f).await;
-    let pair = ChapPair { user: "disk-1".into(), secret: Secret::new("TargetSecret1234") };
-    // Without CHAP itself it is that which is refused.
-    let chap = served.port.capabilities().chap.then(|| chap(false));
-    let access = Access::Initiator { name: initiator(1), chap, mutual: Some(pair) };
-    let e = served.port.ensure(&spec(f, &id(), access).await).await.expect_err("mutual CHAP");
-    assert!(matches!(e.kind(), ErrorKind::Unsupported), "{}", e.report());
-    assert!(listed::<Targets>(served.port.as_ref()).await.is_empty());
-}
-
-/// More LUNs than it can.
-pub async fn too_many_luns_are_refused(f: &impl TargetFixture) {
-    let served = serve(f).await;
-    let max = served.port.capabilities().max_luns;
-    let mut spec = spec(f, &id(), only(1)).await;
-    let first = spec.luns.remove(0);
-    for number in 0..=max {
-        if number == max.min(8) {
-            served.port.ensure(&spec).await.expect("no more LUNs than declared");
-            served.port.remove(&spec.id, Removal::IfIdle).await.expect("remove");
-        }
-        let key = format!("{}-{number}", spec.id);
-        let mut lun = LunSpec { number, serial: format!("SERIAL-{number}"), ..first.clone() };
-        // Beyond eight the same disk serves: such a target is only refused.
-        if number < 8 {
-            lun.disk = f.disk(&key, SIZE).await;
-        }
-        lun.disk_key = key;
-        spec.luns.push(lun);
-    }
-    let e = served.port.ensure(&spec).await.expect_err("more LUNs than declared");
-    assert!(matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::Invalid), "{}", e.report());
-    assert!(listed::<Targets>(served.port.as_ref()).await.is_empty());
-}
-
 /// When `remove` returns, the writeback below can be deleted.
 pub async fn remove_lets_go_of_the_disks(f: &impl TargetFixture) {
     let served = serve(f).await;
     for how in [Removal::IfIdle, Removal::Force] {
         let mut spec = spec(f, &id(), only(1)).await;
-        let device: Arc<dyn BlockDevice> = Arc::new(crate::testkit::memory::RamDisk::zeros(1 << 20));
-        spec.luns[0].disk = Disk::Blocks(Arc::clone(&device));
-        let endpoint = served.port.ensure(&spec).await.expect("ensure");
+        let device: Arc<dyn BlockDevice> = Arc::new(RamDisk::zeros(1 << 20));
+        spec.disks.insert(0, Disk::Blocks(Arc::clone(&device)));
+        let endpoint = served.ensure(&spec).await.expect("ensure");
         let client = match how {
             Removal::Force if f.can_connect() => Some(connect(f, &endpoint, &spec.access).await),
             _ => None,
@@ -419,7 +391,7 @@ pub async fn remove_lets_go_of_the_disks(f: &impl TargetFixture) {
 pub async fn what_is_written_reaches_the_disk(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     let client = connect(f, &endpoint, &spec.access).await;
     assert_eq!(client.read(0, 4096).await.expect("read"), vec![0; 4096], "a new disk is zeros");
     let last = SIZE - 512;
@@ -432,7 +404,7 @@ pub async fn what_is_written_reaches_the_disk(f: &impl TargetFixture) {
         assert!(client.read(at, len).await.expect("read") == pattern(n, len), "{len} bytes at {at}");
     }
     client.logout().await.expect("logout");
-    let disk = spec.luns[0].disk.clone();
+    let disk = spec.disks[&0].clone();
     let read = move || {
         let disk = disk::open(&disk, true).expect("the fixture's disk can be opened");
         for (n, (at, len)) in (1_u8..).zip(writes) {
@@ -450,7 +422,7 @@ pub async fn each_target_serves_its_own_disk(f: &impl TargetFixture) {
     let mut clients = Vec::new();
     for n in 1..=3 {
         let spec = spec(f, &id(), only(n)).await;
-        let endpoint = served.port.ensure(&spec).await.expect("ensure");
+        let endpoint = served.ensure(&spec).await.expect("ensure");
         clients.push(connect(f, &endpoint, &spec.access).await);
     }
     for (n, client) in (1..).zip(&clients) {
@@ -464,11 +436,32 @@ pub async fn each_target_serves_its_own_disk(f: &impl TargetFixture) {
     }
 }
 
+/// The new size counts at once, for the initiator that is there and for the next one.
+pub async fn a_disk_that_grew_is_served_to_its_end(f: &impl TargetFixture) {
+    let served = serve(f).await;
+    let disk = Arc::new(RamDisk::zeros(1 << 20));
+    let mut spec = spec(f, &id(), only(1)).await;
+    spec.disks.insert(0, Disk::Blocks(Arc::clone(&disk) as _));
+    let endpoint = served.ensure(&spec).await.expect("ensure");
+    let client = connect(f, &endpoint, &spec.access).await;
+    let size = 2 << 20;
+    let last = size as u64 - 512;
+    client.read(last, 512).await.expect_err("the disk ends before");
+    disk.grow(size);
+    assert_eq!(client.read(last, 512).await.expect("what is new can be read"), vec![0; 512]);
+    client.write(last, &pattern(4, 512)).await.expect("and written");
+    assert_eq!(disk.to_vec()[size - 512..], pattern(4, 512));
+    client.logout().await.expect("logout");
+    let next = connect(f, &endpoint, &spec.access).await;
+    assert_eq!(next.read(last, 512).await.expect("by the next one, too"), pattern(4, 512));
+    served.ensure(&spec).await.expect("nothing has to change for it");
+}
+
 /// `IfIdle` spares a live initiator, and works once it has gone.
 pub async fn if_idle_is_busy_under_a_live_initiator(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     let client = connect(f, &endpoint, &spec.access).await;
     client.write(0, &pattern(7, 512)).await.expect("write");
     let e = served.port.remove(&spec.id, Removal::IfIdle).await.expect_err("an initiator is logged in");
@@ -485,7 +478,7 @@ pub async fn if_idle_is_busy_under_a_live_initiator(f: &impl TargetFixture) {
 pub async fn force_removes_under_a_live_initiator(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&spec).await.expect("ensure");
+    let endpoint = served.ensure(&spec).await.expect("ensure");
     let client = connect(f, &endpoint, &spec.access).await;
     client.write(0, &pattern(9, 4096)).await.expect("write");
     served.port.remove(&spec.id, Removal::Force).await.expect("force");
@@ -493,7 +486,7 @@ pub async fn force_removes_under_a_live_initiator(f: &impl TargetFixture) {
     assert_eq!(connected(served.port.as_ref(), &spec.id).await, 0);
     client.read(0, 512).await.expect_err("the connection is closed");
     assert_ne!(refused(f, &endpoint, &spec.access).await, ErrorKind::Unsupported);
-    let again = served.port.ensure(&spec).await.expect("ensure");
+    let again = served.ensure(&spec).await.expect("ensure");
     let client = connect(f, &again, &spec.access).await;
     assert!(client.read(0, 4096).await.expect("read") == pattern(9, 4096), "what was written is there");
 }
@@ -502,20 +495,20 @@ pub async fn force_removes_under_a_live_initiator(f: &impl TargetFixture) {
 pub async fn changed_luns_under_a_live_initiator_are_busy(f: &impl TargetFixture) {
     let served = serve(f).await;
     let old = spec(f, &id(), only(1)).await;
-    let endpoint = served.port.ensure(&old).await.expect("ensure");
+    let endpoint = served.ensure(&old).await.expect("ensure");
     let client = connect(f, &endpoint, &old.access).await;
     client.write(0, &pattern(3, 512)).await.expect("write");
     let mut new = old.clone();
     let key = format!("{}-other", old.id);
-    new.luns[0].disk = f.disk(&key, SIZE).await;
+    new.disks.insert(0, f.disk(&key, SIZE).await);
     new.luns[0].disk_key = key;
-    let e = served.port.ensure(&new).await.expect_err("an initiator is logged in");
+    let e = served.ensure(&new).await.expect_err("an initiator is logged in");
     assert_eq!(e.kind(), ErrorKind::Busy, "{}", e.report());
     assert_whole::<Targets>(served.port.as_ref(), std::slice::from_ref(&old)).await;
     assert_eq!(client.read(0, 512).await.expect("it is still served"), pattern(3, 512));
     client.logout().await.expect("logout");
     until_connected(served.port.as_ref(), &old.id, 0).await;
-    let endpoint = served.port.ensure(&new).await.expect("nobody is logged in");
+    let endpoint = served.ensure(&new).await.expect("nobody is logged in");
     assert_whole::<Targets>(served.port.as_ref(), std::slice::from_ref(&new)).await;
     let client = connect(f, &endpoint, &new.access).await;
     assert_eq!(client.read(0, 512).await.expect("read"), vec![0; 512], "it is the other disk");

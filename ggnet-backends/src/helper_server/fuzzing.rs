@@ -7,11 +7,11 @@ use std::{
 
 use ggnet_core::nouns::{InstanceId, Iqn, ResourceId};
 
-use super::{
-    fence::judge,
-    protocol::{Request, decode, encode},
+use super::fence::judge;
+use crate::{
+    helper::{Request, decode, encode},
+    lio::{Op, Value, names::Names},
 };
-use crate::target::lio_configfs::{Op, Value, want::Names};
 
 /// Where disks may stand.
 const DISKS: &str = "/var/lib/ggnet/disks";

@@ -17,6 +17,7 @@ use std::{
 
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
+    keyed_locks::KeyedLocks,
     nouns::{InstanceId, Iqn, ResourceId},
 };
 use tokio::{
@@ -28,15 +29,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
-use super::{
-    fence,
-    protocol::{Action, Answer, Failure, MAX_REQUEST, Request, decode, encode, too_long},
-};
+use super::fence;
 use crate::{
+    helper::{Action, Answer, MAX_REQUEST, Request, decode, encode, too_long},
+    lio::{Op, names::Names, tree::Tree},
     owner::Owner,
     service::Service,
-    target::lio_configfs::{Op, tree::Tree, want::Names},
-    turns::Turns,
 };
 
 /// How long a question may take to come, and an answer to be taken.
@@ -64,7 +62,7 @@ pub struct TargetDuty {
     instance_file: PathBuf,
     disks: Vec<PathBuf>,
     instance: OnceLock<InstanceId>,
-    turns: Turns,
+    turns: KeyedLocks<ResourceId>,
 }
 
 impl TargetDuty {
@@ -72,7 +70,7 @@ impl TargetDuty {
     /// with disks below the folders `disks`.
     #[must_use]
     pub fn new(root: PathBuf, iqn_prefix: Iqn, instance_file: PathBuf, disks: Vec<PathBuf>) -> Self {
-        let (instance, turns) = (OnceLock::new(), Turns::default());
+        let (instance, turns) = (OnceLock::new(), KeyedLocks::default());
         Self { root, iqn_prefix, instance_file, disks, instance, turns }
     }
 
@@ -95,9 +93,9 @@ impl TargetDuty {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 Err(Error::new(
                     ErrorKind::Unavailable,
-                    format!("The kernel target is not there: {} cannot be made: {e}", fabric.display()),
+                    format!("The kernel target is not there: {} cannot be made", fabric.display()),
                 )
-                .with_source(e)
+                .with_reason(e)
                 .with_hint("mount -t configfs configfs /sys/kernel/config; modprobe target_core_mod; modprobe iscsi_target_mod"))
             }
             _ => Ok(()),
@@ -174,7 +172,7 @@ async fn converse(mut stream: UnixStream, duties: &Arc<Duties>) {
             Err(e)
         }
     };
-    let answer = answer.unwrap_or_else(|e| Answer::Failed(Failure::from(&e)));
+    let answer = answer.unwrap_or_else(Answer::Failed);
     let Ok(line) = encode(&answer) else { return };
     // Who does not wait for the answer needs none.
     let _ = timeout(WRITE, async {
@@ -233,7 +231,7 @@ impl Duties {
             }
             Request::Apply { target, ops } => {
                 // Held to the end: the next list of changes of this target begins with what this one left.
-                let _turn = self.target()?.turns.of(&target).await;
+                let _turn = self.target()?.turns.lock(&target).await;
                 self.blocking(move |owner, duty| duty.apply(owner, &target, &ops)).await?;
                 Ok(Answer::Done)
             }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use ggnet_core::{
-    error::{ErrorKind, Result},
+    error::{Error, ErrorKind, Result, code},
     nouns::Secret,
 };
 use tokio::{net::UnixListener, runtime::Runtime};
@@ -22,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
+    helper::*,
+    lio::{Op, Value},
     owner::{Owner, Uid},
     target::lio_configfs::{
-        Op, Value,
         have::Shown,
         plan,
         tests::{Lab, chap, initiator, lines, only},
@@ -97,6 +98,14 @@ fn setting_up(lab: &Lab) -> Vec<Op> {
 
 fn kind<T: std::fmt::Debug>(outcome: Result<T>) -> ErrorKind {
     outcome.unwrap_err().kind()
+}
+
+#[test]
+fn an_error_travels_whole() {
+    let e = Error::new(code::target_in_use("iqn.2026-11.test:a"), "It is in use").with_hint("Wait");
+    let e = e.retryable(false).with_backend("lio-configfs").with_reason("a reason").with_source("a cause");
+    let line = encode(&Answer::Failed(e.clone())).unwrap();
+    assert_eq!(decode::<Answer>(&line).unwrap(), Answer::Failed(e));
 }
 
 #[test]
@@ -346,7 +355,7 @@ fn garbage_is_refused_without_being_quoted_and_harms_nobody() {
         // Who sends more than is read may find the connection closed before it has read the answer.
         if question.len() <= MAX_REQUEST {
             let Ok(Answer::Failed(failure)) = decode(answer.as_bytes()) else { panic!("{shown}: {answer}") };
-            assert_eq!(failure.kind, ErrorKind::Invalid, "{shown}");
+            assert_eq!(failure.kind(), ErrorKind::Invalid, "{shown}");
         }
         assert!(!answer.contains("hunter2"), "{answer}");
         assert_eq!(lab.everything(), before, "{shown}");
@@ -379,7 +388,7 @@ async fn a_client_that_does_not_end_its_question_is_told_so_and_cut_off() {
     let mut answer = Vec::new();
     slow.read_to_end(&mut answer).await.unwrap();
     let Answer::Failed(failure) = decode(&answer).unwrap() else { panic!("{answer:?}") };
-    assert_eq!(failure.kind, ErrorKind::Timeout);
+    assert_eq!(failure.kind(), ErrorKind::Timeout);
     stop.cancel();
     served.await.unwrap();
 }

@@ -20,13 +20,11 @@ use rustix::{
 };
 
 use crate::{
-    owner::Owner,
-    target::lio_configfs::{
+    lio::{
         Op, Value,
-        have::GROUP_ATTRIBUTES,
-        plan::{LINK, NOTHING},
-        want::{self, Names},
+        names::{GROUP_ATTRIBUTES, LINK, NOTHING, Names, is_credential, is_text, plain_path},
     },
+    owner::Owner,
 };
 
 /// An object, attribute or link of a target, by what may be done with it.
@@ -96,13 +94,13 @@ fn may_hold(place: &Place<'_>, value: &Value, is_disk: impl Fn(&str) -> bool) ->
     match (place, value) {
         (Place::Control, Value::Plain(text)) => controlled_disk(text).is_some_and(is_disk),
         (Place::DevicePath, Value::Plain(text)) => is_disk(text),
-        (Place::Serial, Value::Plain(text)) => want::is_text(text),
+        (Place::Serial, Value::Plain(text)) => is_text(text),
         (Place::Always(only), Value::Plain(text)) => text == only,
         (Place::Switch, Value::Plain(text)) => text == "0" || text == "1",
         (Place::Demand, Value::Plain(text)) => text == "1" || text == "-1",
-        (Place::User, Value::Plain(text)) => text == NOTHING || want::is_credential(text),
+        (Place::User, Value::Plain(text)) => text == NOTHING || is_credential(text),
         (Place::Password, Value::Plain(text)) => text == NOTHING,
-        (Place::Password, Value::Secret(secret)) => want::is_credential(secret.expose()),
+        (Place::Password, Value::Secret(secret)) => is_credential(secret.expose()),
         _ => false,
     }
 }
@@ -185,7 +183,7 @@ fn is_plain(name: &str) -> bool {
 
 /// Whether a path leads down from one of the folders and can be told to the kernel.
 fn is_disk(folders: &[PathBuf], path: &Path) -> bool {
-    below(folders, path).is_some() && want::plain_path(path).is_ok()
+    below(folders, path).is_some() && plain_path(path).is_ok()
 }
 
 /// The folder that a path is in, and its way down from there.

@@ -1,0 +1,62 @@
+//! What the DHCP backend "proxy" registers.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use ggnet_core::{
+    Result,
+    ports::DhcpBackend,
+    registry::{BoundBy, Descriptor, Finding, Settings, Socket, Wiring},
+};
+
+use super::{NAME, ProxyDhcp, ProxyDhcpConfig, server::BOOT_SERVER};
+use crate::dhcp::section;
+
+/// The DHCP backend "proxy".
+#[must_use]
+pub fn descriptor() -> Descriptor<dyn DhcpBackend> {
+    Descriptor::new(NAME, make)
+        .summary("ProxyDHCP beside whatever server gives out addresses")
+        .keys(&[
+            ("interfaces", "The interfaces to answer on; left out: network.interfaces"),
+            ("advertise", "By interface: the IPv4 address that machines are told; left out: network.advertise, or its own"),
+            ("unknown", "What an unregistered machine gets: \"ignore\" or \"answer\"; left out: \"ignore\""),
+            ("relays", "Also take what a DHCP relay sends to the interface's address; left out: false"),
+        ])
+        .keys(section::KEYS)
+        .check(check)
+        .listens(listens)
+}
+
+fn read(wiring: &Wiring, table: Settings) -> Result<ProxyDhcpConfig> {
+    let mut config: ProxyDhcpConfig = section::read(NAME, wiring, table)?;
+    if config.interfaces.is_empty() {
+        config.interfaces.clone_from(&wiring.interfaces);
+    }
+    if let (true, Some(IpAddr::V4(address))) = (config.advertise.is_empty(), wiring.advertise) {
+        config.advertise = config.interfaces.iter().map(|name| (name.clone(), address)).collect();
+    }
+    Ok(config)
+}
+
+async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn DhcpBackend>> {
+    Ok(Arc::new(ProxyDhcp::start(read(&wiring, table)?).await?))
+}
+
+async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
+    let config = read(&wiring, table)?;
+    config.validate()?;
+    Ok(section::mac_paths(&wiring, config.mac_prefix).into_iter().collect())
+}
+
+/// A DHCP server of this host may have port 67 as well, on purpose.
+fn listens(wiring: &Wiring, table: Settings) -> Result<Vec<Socket>> {
+    let socket = |interface: &String, port: u16| {
+        let at = (Ipv4Addr::UNSPECIFIED, port).into();
+        Socket::udp(at, "proxyDHCP").on(interface).bound_by(BoundBy::UsShared)
+    };
+    let interfaces = read(wiring, table)?.interfaces;
+    Ok(interfaces.iter().flat_map(|name| [67, BOOT_SERVER].map(|port| socket(name, port))).collect())
+}

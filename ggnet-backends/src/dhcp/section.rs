@@ -1,0 +1,51 @@
+//! What the sections of the DHCP backends have in common: their keys, what is decided elsewhere, and whether the boot file store fits.
+
+use ggnet_core::{
+    Result,
+    registry::{Finding, Key, Level, PortName, Settings, Wiring, or_decided, settings},
+};
+use serde::de::DeserializeOwned;
+
+/// Keys that every one of them has.
+pub(super) const KEYS: &[Key] = &[
+    ("http_port", "The port in script and HTTP boot URLs; left out: that of http.listen"),
+    ("http_files", "The path of the boot files in HTTP boot URLs; left out: /files"),
+    ("mac_prefix", "Name loaders as <mac>/<loader>, to know which machine fetched one; left out: true"),
+    ("loaders", "Loaders by architecture, added to the default ones; an empty text takes one away"),
+];
+
+/// A boot file store whose TFTP server does not know paths that begin with a machine's MAC address.
+const WITHOUT_MAC_PATHS: &str = "tftpd-hpa";
+
+/// Reads a section.
+pub(super) fn read<T: DeserializeOwned>(backend: &str, wiring: &Wiring, table: Settings) -> Result<T> {
+    settings(backend, or_decided(table, "http_port", wiring.http_port))
+}
+
+/// What is wrong where loaders are named after machines, and the boot file store does not know such names.
+pub(super) fn mac_paths(wiring: &Wiring, mac_prefix: bool) -> Option<Finding> {
+    let store = wiring.backends.get(&PortName::BootFiles)?;
+    (mac_prefix && store == WITHOUT_MAC_PATHS).then(|| {
+        let why = format!("DHCP would name loaders as <mac>/<loader>, and {store} knows no such path");
+        Finding::bad(Level::Fail, "names of loaders", why, "Set mac_prefix = false in [dhcp]")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use ggnet_core::nouns::InstanceId;
+
+    use super::*;
+
+    #[test]
+    fn loaders_named_after_machines_fail_with_a_store_that_does_not_know_them() {
+        let prefix = "iqn.2026-11.local.test".parse().unwrap();
+        let mut wiring = Wiring::new(InstanceId::generate(), prefix, "/".into());
+        assert_eq!(mac_paths(&wiring, true), None);
+        wiring.backends.insert(PortName::BootFiles, "builtin".to_owned());
+        assert_eq!(mac_paths(&wiring, true), None);
+        wiring.backends.insert(PortName::BootFiles, "tftpd-hpa".to_owned());
+        assert_eq!(mac_paths(&wiring, false), None);
+        assert!(mac_paths(&wiring, true).unwrap().mend.unwrap().contains("mac_prefix = false"));
+    }
+}

@@ -54,8 +54,7 @@ impl ExternalDhcp {
     }
 
     async fn alone(&self, change: &DhcpChange) -> Result<()> {
-        let mut failed = self.request(std::slice::from_ref(change)).await?;
-        failed.pop().map_or(Ok(()), |failed| Err(failed.error))
+        DhcpRefusal::of_one(self.request(std::slice::from_ref(change)).await?)
     }
 }
 

@@ -23,7 +23,7 @@ use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::ResourceId,
-    ports::DhcpChange,
+    ports::{DhcpChange, DhcpRefusal},
 };
 
 /// For how long a set that is under way is waited for.
@@ -130,8 +130,7 @@ impl Orchestrator {
             // One entry that an earlier call still holds keeps the whole set from being begun: then each for itself.
             Err(e) if e.kind() == ErrorKind::Unavailable && changes.len() > 1 => {
                 let each = changes.iter().map(|change| async move {
-                    let mut refused = dhcp.apply(std::slice::from_ref(change)).await?;
-                    refused.pop().map_or(Ok(()), |refusal| Err(refusal.error))
+                    DhcpRefusal::of_one(dhcp.apply(std::slice::from_ref(change)).await?)
                 });
                 join_all(each).await
             }

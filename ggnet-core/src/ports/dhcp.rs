@@ -74,6 +74,13 @@ pub struct DhcpRefusal {
     pub error: Error,
 }
 
+impl DhcpRefusal {
+    /// What came of a set of one change: the error of its refusal, if there is one.
+    pub fn of_one(refused: Vec<Self>) -> Result<()> {
+        refused.into_iter().next().map_or(Ok(()), |refusal| Err(refusal.error))
+    }
+}
+
 /// [`DhcpBackend::apply`] of a backend that makes each change by itself: all of them at the same time.
 pub async fn apply_each<'a, Done>(
     changes: &'a [DhcpChange],
@@ -127,17 +134,13 @@ pub trait DhcpBackend: Send + Sync + 'static {
 pub trait DhcpBackendExt: DhcpBackend {
     /// Makes DHCP answer this machine: [`DhcpBackend::apply`] of this change alone.
     async fn ensure(&self, host: &DhcpHost) -> Result<()> {
-        alone(self.apply(&[DhcpChange::Ensure(host.clone())]).await?)
+        DhcpRefusal::of_one(self.apply(&[DhcpChange::Ensure(host.clone())]).await?)
     }
 
     /// Lets DHCP forget this machine: [`DhcpBackend::apply`] of this change alone.
     async fn remove(&self, id: &ResourceId) -> Result<()> {
-        alone(self.apply(&[DhcpChange::Remove(id.clone())]).await?)
+        DhcpRefusal::of_one(self.apply(&[DhcpChange::Remove(id.clone())]).await?)
     }
 }
 
 impl<B: DhcpBackend + ?Sized> DhcpBackendExt for B {}
-
-fn alone(refused: Vec<DhcpRefusal>) -> Result<()> {
-    refused.into_iter().next().map_or(Ok(()), |refusal| Err(refusal.error))
-}

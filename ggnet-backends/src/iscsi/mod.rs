@@ -27,6 +27,7 @@ mod answers;
 mod block;
 mod bytes;
 mod chap;
+mod closing;
 mod conn;
 mod connection;
 mod digest;

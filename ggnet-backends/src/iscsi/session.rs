@@ -5,7 +5,7 @@
 //!                                                            │
 //!   device inline, or a job on the blocking pool ◀───────────┘──▶ output buffer ──▶ one write for many PDUs
 //!
-//!  Running ── logout, EOF, error, asked to close ──▶ Draining (jobs end) ──▶ Flushing (answers out) ──▶ closed
+//!  Running ── logout, EOF, error, asked to close ──▶ its end (`closing`)
 //! ```
 //!
 //! Invariants:
@@ -51,9 +51,6 @@ pub(super) const OUT_HIGH: usize = 512 << 10;
 const JOB_BYTES_HIGH: usize = 8 << 20;
 /// How often timers are looked at.
 const TICK: Duration = Duration::from_secs(5);
-/// How long the last answers of a closing session may take to leave.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
 /// A device call, a wait for another session, or a question to the policy.
 pub(super) type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
 
@@ -108,7 +105,7 @@ pub(super) struct Session {
     /// When the input now being handled arrived: one look at the clock for many commands.
     pub(super) now: Instant,
     pub(super) texts: Texts,
-    logout: Option<Bhs>,
+    pub(super) logout: Option<Bhs>,
     ping: Ping,
 }
 
@@ -487,62 +484,6 @@ impl Session {
             }
         }
         if progress { Poll::Ready(Ok(true)) } else { Poll::Pending }
-    }
-
-    /// Draining and flushing: after this nothing of the session is in flight.
-    async fn finish(
-        &mut self,
-        stream: &mut TcpStream,
-        control: &mut mpsc::UnboundedReceiver<Control>,
-        reason: CloseReason,
-    ) {
-        self.reads.clear();
-        self.writes.keep_complete();
-        if reason == CloseReason::ConnectionLost {
-            // Nobody will read what they find. Writes that have all their data go on. In every other end answers still go out, and
-            // a command that was cut short would be answered with an error.
-            self.running.iter().for_each(|r| r.cancel.cancel());
-        }
-        // Another session that closes too may wait for our tasks to end, as we may for its: it is heard to the last.
-        let mut heard = true;
-        while !self.jobs.is_empty() {
-            tokio::select! {
-                Some(done) = self.jobs.next() => self.on_done(done),
-                asked = control.recv(), if heard => match asked {
-                    Some(Control::Abort(lun, ack)) => self.abort_from_outside(lun, ack),
-                    None => heard = false,
-                },
-            }
-        }
-        if let Some(mut r) = self.logout.take() {
-            self.number(&mut r, true);
-            self.out.push(r, &[]);
-        }
-        if reason != CloseReason::ConnectionLost {
-            let out = &mut self.out;
-            let flush = poll_fn(|cx| {
-                while !out.is_empty() {
-                    match Pin::new(&mut *stream).poll_write(cx, out.pending()) {
-                        Poll::Ready(Ok(n)) if n > 0 => out.sent(n),
-                        Poll::Ready(_) => return Poll::Ready(()),
-                        Poll::Pending => return Poll::Pending,
-                    }
-                }
-                Pin::new(&mut *stream).poll_shutdown(cx).map(|_| ())
-            });
-            // A peer that does not read its last answers does not keep the session alive.
-            let _ = tokio::time::timeout(LAST_WORDS, flush).await;
-        }
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        for unit in self.units.iter() {
-            if let Some(Some(nexus)) = self.nexuses.get(usize::from(unit.number)) {
-                unit.detach(nexus);
-            }
-        }
     }
 }
 

@@ -17,14 +17,16 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::super::conn::{InBuf, OutBuf};
 use super::super::login::Established;
 use super::super::memory::Pool;
 use super::super::negotiate::Params;
 use super::super::pdu::{Bhs, Digests, Framing, frame, opcode};
+use super::super::scsi::Units;
 use super::super::session::{Session, Surroundings};
-use super::super::target::{SessionParts, SessionShared, Target};
+use super::super::target::{Control, SessionParts, SessionShared, Target};
 use super::super::workers::Workers;
 use super::super::{CloseReason, Limits, LoginDecision, LoginPolicy, LoginRequest, NoObserver, SessionId};
 use super::Input;
@@ -112,10 +114,8 @@ impl Run {
         run
     }
 
-    async fn run(self) {
-        let (mut client, mut server) = pair().await;
-        let pool = Pool::new(self.limits.memory);
-        let units = units(&disks(self.trouble));
+    /// A session of these limits that has just logged in to `units`.
+    fn session(&self, pool: &Arc<Pool>, units: Units) -> (Session, UnboundedReceiver<Control>) {
         let (address, target) = (SocketAddr::from(([127, 0, 0, 1], 3260)), Arc::<str>::from(IQN));
         let (me, control) = SessionShared::new(SessionParts {
             id: SessionId(1),
@@ -130,7 +130,7 @@ impl Run {
             limits: self.limits,
             nop_interval: None,
             workers: Workers::new(8).share(),
-            memory: Arc::clone(&pool),
+            memory: Arc::clone(pool),
             observer: Arc::new(NoObserver),
             policy: Arc::new(Nobody),
             address: format!("{address},1"),
@@ -143,7 +143,13 @@ impl Run {
             target: Some(Arc::new(Target::new(target, units))),
         };
         let established = Established { params: self.params.clone(), exp_cmd_sn: 1, stat_sn: 1, cid: 0 };
-        let session = Session::new(me, around, established);
+        (Session::new(me, around, established), control)
+    }
+
+    async fn run(self) {
+        let (mut client, mut server) = pair().await;
+        let pool = Pool::new(self.limits.memory);
+        let (session, control) = self.session(&pool, units(&disks(self.trouble)));
         let serve = async move {
             let reason = session.run(&mut server, &mut InBuf::default(), control).await;
             // Only now does the other side see an end.
@@ -278,5 +284,49 @@ async fn pair() -> (TcpStream, TcpStream) {
     match connected.await {
         Ok(pair) => pair,
         Err(e) => unreachable!("no connection on this host: {e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::AsyncWrite;
+
+    use super::super::super::scsi::lu::Attention;
+    use super::*;
+
+    /// A connection on which nothing may leave while a unit still knows a session.
+    struct AfterAll<'a>(&'a Units, Vec<u8>);
+
+    impl AsyncWrite for AfterAll<'_> {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            for unit in self.0.iter() {
+                unit.raise_where(Attention::MediumChanged, |_| panic!("unit {} has a session", unit.number));
+            }
+            self.1.extend_from_slice(buf);
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_logout_is_answered_when_no_unit_knows_the_session() {
+        let run = Run::new(Input(&[]));
+        let units = units(&disks(0));
+        let (mut session, mut control) = run.session(&Pool::new(run.limits.memory), units.clone());
+        session.logout = Some(Bhs::new(opcode::LOGOUT_RESPONSE, 0x80));
+        let mut out = AfterAll(&units, Vec::new());
+        session.finish(&mut out, &mut control, CloseReason::Logout).await;
+        assert_eq!(out.1[0], opcode::LOGOUT_RESPONSE);
     }
 }

@@ -26,6 +26,7 @@ mod dhcp_changes;
 mod failed_starts;
 mod generation;
 mod images;
+mod imports;
 mod journal;
 mod locked_machine;
 mod machines;
@@ -56,7 +57,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use boot::{Decision, Declined, decide};
 pub use boot_request::{Advertised, BootAnswer, BootRequest};
 pub use config::{ChapPolicy, OrchestratorConfig};
-pub use images::{DeletedVersion, ImportRequest};
+pub use images::DeletedVersion;
+pub use imports::ImportRequest;
 pub use machines::{MachineChange, NewMachine};
 pub use ports::{Backends, Ports};
 pub use reconcile::ReconcileReport;
@@ -86,7 +88,7 @@ struct Inner {
     pending: pending::Pending,
     /// Serialises what must not race over images: an import's end, a version's deletion, a new session's choice of version.
     image_lock: tokio::sync::RwLock<()>,
-    imports: images::Imports,
+    imports: imports::Imports,
     /// Set once what an earlier process's imports left behind is cleaned up: only then may new imports write there.
     swept: tokio::sync::SetOnce<()>,
     /// Held from looking whether a machine's fixed address is free until it is recorded.
@@ -129,7 +131,7 @@ impl Orchestrator {
                 locks: KeyedLocks::default(),
                 pending: pending::Pending::default(),
                 image_lock: tokio::sync::RwLock::default(),
-                imports: images::Imports::default(),
+                imports: imports::Imports::default(),
                 swept: tokio::sync::SetOnce::new(),
                 address_lock: tokio::sync::Mutex::default(),
                 seen_lock: tokio::sync::Mutex::default(),

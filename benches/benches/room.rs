@@ -93,7 +93,7 @@ async fn in_process(file: &Path) {
 
 async fn start(o: Orchestrator, machine: MachineId) -> (SessionId, Duration) {
     let begun = Instant::now();
-    let started = o.start(StartRequest { machine, image: None, actor: actor() }).await.unwrap();
+    let started = o.start(StartRequest { machine, image: None, data_disks: vec![], actor: actor() }).await.unwrap();
     (started.session.id, begun.elapsed())
 }
 

@@ -80,7 +80,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
 
     // A machine that boots it.
     let machine = ggnet.create_machine(pc(image.id)?, Actor::Embedder).await?;
-    let start = StartRequest { machine: machine.id, image: None, actor: Actor::Embedder };
+    let start = StartRequest { machine: machine.id, image: None, data_disks: vec![], actor: Actor::Embedder };
     let started = ggnet.start(start).await?;
     println!("session of {} is {}: {}", machine.name, started.session.state.as_str(), started.endpoint.iqn);
 

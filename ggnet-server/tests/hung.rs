@@ -141,7 +141,7 @@ async fn machine(o: &Orchestrator, n: u8, image: ImageId) -> Machine {
 }
 
 async fn start(o: &Orchestrator, machine: &Machine) -> Result<Started> {
-    let start = o.start(StartRequest { machine: machine.id, image: None, actor: Actor::Embedder });
+    let start = o.start(StartRequest { machine: machine.id, image: None, data_disks: vec![], actor: Actor::Embedder });
     tokio::time::timeout(FOR_EVER, start).await.expect("a start has a limit")
 }
 

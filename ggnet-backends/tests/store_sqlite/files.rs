@@ -262,6 +262,8 @@ async fn the_schema_holds_the_invariants_by_itself() {
         format!("{live} VALUES ('b', 'other', '{image_id}', 'stopped', '{machine_id}', '{version_id}', 1, '')"),
         format!("DELETE FROM machines WHERE id = '{machine_id}'"),
         format!("DELETE FROM image_versions WHERE id = '{version_id}'"),
+        format!("INSERT INTO session_data_versions SELECT id, 'no', '{image_id}' FROM sessions"),
+        format!("INSERT INTO session_data_versions VALUES ('b', '{version_id}', '{image_id}')"),
         format!("DELETE FROM images WHERE id = '{image_id}'"),
         "INSERT INTO machines (id, name, state, search, revision, doc) VALUES ('b', 'pc-1', 'active', '', 1, '')".into(),
         format!("INSERT INTO machine_macs SELECT mac, '{machine_id}' FROM machine_macs"),

@@ -28,7 +28,9 @@ pub use machine::{DeviceType, Firmware, Machine, MachineState, WritebackPolicy};
 pub use name::Name;
 pub use secret::{ChapPair, Secret};
 pub use seen::SeenMachine;
-pub use session::{Generation, Session, SessionState, StopReason};
+pub use session::{
+    DataAccess, DataDisk, DiskAccess, Disks, Generation, Session, SessionDisk, SessionState, StopReason,
+};
 pub use target::ManualTarget;
 pub use user::Actor;
 

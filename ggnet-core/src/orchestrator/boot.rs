@@ -269,9 +269,10 @@ impl Orchestrator {
     /// What a generation boots.
     async fn boots(&self, generation: &Generation) -> Result<Boots> {
         let store = self.inner.ports.store();
-        let image = store.image(generation.image).await?;
-        let image = image.ok_or_else(|| Error::not_found("image", generation.image))?;
-        let version = store.version(generation.version).await?;
+        let system = generation.system();
+        let image = store.image(system.image).await?;
+        let image = image.ok_or_else(|| Error::not_found("image", system.image))?;
+        let version = store.version(system.version).await?;
         Ok(Boots { image: image.name, version: version.map_or(0, |v| v.number) })
     }
 
@@ -304,7 +305,7 @@ impl LockedMachine<'_> {
             return Ok(BootAnswer::Retry(wait));
         }
         let (id, actor) = (machine.id, Actor::Machine { mac: request.mac, address: request.peer.clone() });
-        let prepared = match self.prepare_start(machine.clone(), None).await {
+        let prepared = match self.prepare_start(machine.clone(), None, Vec::new()).await {
             Ok(prepared) => prepared,
             // The image is not ready, or the kept writeback belongs to another: nothing a machine could wait for.
             Err(e) if e.kind() == ErrorKind::Conflict => {

@@ -43,7 +43,7 @@ impl Orchestrator {
     }
 
     pub(super) fn session_event(&self, session: &Session, kind: EventKind) -> NewEvent {
-        self.event(kind).machine(session.machine).session(session.id).image(session.current.image)
+        self.event(kind).machine(session.machine).session(session.id).image(session.current.system().image)
     }
 
     pub(super) fn audit(

@@ -145,8 +145,7 @@ impl Orchestrator {
             if let Err(e) = locked.settle_boot(&gone, false).await {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
-            let kept = ResourceId::machine(id);
-            if let Err(e) = this.inner.ports.writeback().remove(&kept, Removal::Force).await {
+            if let Err(e) = locked.remove_kept(Removal::Force).await {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
             Ok(())
@@ -158,7 +157,7 @@ impl Orchestrator {
     pub async fn discard_kept_writeback(&self, id: MachineId, actor: Actor) -> Result<()> {
         let this = self.clone();
         self.run(async move {
-            let _locked = this.lock_machine(id).await;
+            let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if store.live_session(id).await?.is_some() {
@@ -168,7 +167,7 @@ impl Orchestrator {
                 )
                 .with_hint("Stop that session first"));
             }
-            this.inner.ports.writeback().remove(&ResourceId::machine(id), Removal::IfIdle).await?;
+            locked.remove_kept(Removal::IfIdle).await?;
             let row = this.audit(&actor, "machine.discard_writeback", ("machine", id.to_string()), json!({}));
             let event = this.event(EventKind::MachineUpdated).machine(id);
             this.record(Batch::new().event(event).audit(row).from_reserve()).await.map(|_| ())
@@ -213,6 +212,19 @@ impl Orchestrator {
 }
 
 impl LockedMachine<'_> {
+    /// Removes what the machine has kept: the writebacks of its system disk and of its data disks.
+    async fn remove_kept(&self, how: Removal) -> Result<()> {
+        let writebacks = self.inner.ports.writeback();
+        let system = ResourceId::machine(self.id());
+        // Which data disks it ever had no record says.
+        let listed = writebacks.list().await?.into_iter().map(|listed| listed.id);
+        let data = listed.filter(|id| *id != system && id.owner() == Some((self.id(), None)));
+        for id in data.chain([system.clone()]) {
+            writebacks.remove(&id, how).await?;
+        }
+        Ok(())
+    }
+
     /// The record counts; DHCP and boot files follow now, or when the reconciler comes round.
     async fn settle_or_leave(&self, machine: &Machine) {
         let live = self.inner.ports.store().live_session(machine.id).await;

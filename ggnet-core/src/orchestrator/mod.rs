@@ -7,8 +7,8 @@
 //!                         ▼                                         ▼  the reconciler keeps trying
 //!                       failed                                   stopping
 //! ```
-//! Start: validate → record `starting` → writeback → target → boot files → DHCP → record `active`.
-//! Stop: record `stopping` → DHCP → boot files → target → writeback (under `discard`) → record `stopped`.
+//! Start: validate → record `starting` → writebacks → target → boot files → DHCP → record `active`.
+//! Stop: record `stopping` → DHCP → boot files → target → writebacks (under `discard`) → record `stopped`.
 //!
 //! Invariants:
 //! * Everything that changes a machine's session is a method of `LockedMachine`, which only that machine's lock
@@ -23,6 +23,7 @@ mod boot;
 mod boot_request;
 mod config;
 mod dhcp_changes;
+mod disks_to_boot;
 mod failed_starts;
 mod generation;
 mod images;
@@ -37,6 +38,7 @@ mod ports;
 mod pruning;
 mod reconcile;
 mod resources;
+mod served_versions;
 mod start;
 mod stop;
 mod strangers;
@@ -100,6 +102,7 @@ struct Inner {
     strangers: strangers::Strangers,
     failed_starts: failed_starts::FailedStarts,
     dhcp_changes: dhcp_changes::DhcpChanges,
+    served_versions: served_versions::ServedVersions,
     events: broadcast::Sender<Event>,
     observations: observation_queue::ObservationQueue,
     serving: AtomicBool,
@@ -140,6 +143,7 @@ impl Orchestrator {
                 strangers: strangers::Strangers::default(),
                 failed_starts: failed_starts::FailedStarts::default(),
                 dhcp_changes: dhcp_changes::DhcpChanges::default(),
+                served_versions: served_versions::ServedVersions::default(),
                 events,
                 observations: observation_queue::ObservationQueue::default(),
                 serving: AtomicBool::new(false),

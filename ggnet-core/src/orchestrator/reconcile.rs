@@ -352,7 +352,7 @@ impl Orchestrator {
             if self.manual_target_exists(orphan).await {
                 continue;
             }
-            let removed = self.inner.ports.target().remove(orphan, Removal::Force).await;
+            let removed = self.remove_target(orphan, Removal::Force).await;
             if report.note(&format!("target {orphan}"), removed) {
                 report.removed += 1;
             }
@@ -411,8 +411,11 @@ impl LockedMachine<'_> {
                     code::start_interrupted(),
                     "The server was interrupted while it started the session",
                 );
-                let kept = session.policy == WritebackPolicy::Keep;
-                self.undo_start(machine, session, kept, &why).await;
+                let kept: Vec<_> = match session.policy {
+                    WritebackPolicy::Keep => session.current.disks.writebacks().cloned().collect(),
+                    WritebackPolicy::Discard => Vec::new(),
+                };
+                self.undo_start(machine, session, &kept, &why).await;
                 report.ended += 1;
                 Ok(None)
             }
@@ -529,11 +532,11 @@ impl LockedMachine<'_> {
         let targets: HashSet<ResourceId> =
             session.into_iter().flat_map(|s| s.generations().map(|g| s.target(g))).collect();
         let writebacks: HashSet<ResourceId> =
-            session.into_iter().flat_map(|s| s.generations().map(|g| g.writeback.clone())).collect();
+            session.into_iter().flat_map(|s| s.writebacks().cloned()).collect();
         for orphan in
             world.targets.iter().flat_map(|t| t.keys()).filter(of_machine).filter(|r| !targets.contains(*r))
         {
-            p.target().remove(orphan, Removal::Force).await?;
+            self.remove_target(orphan, Removal::Force).await?;
             report.removed += 1;
         }
         for orphan in

@@ -1,4 +1,4 @@
-//! Stop: record `stopping` → DHCP and boot files → target → writeback (under `discard`) → record `stopped`.
+//! Stop: record `stopping` → DHCP and boot files → target → writebacks (under `discard`) → record `stopped`.
 //!
 //! A stop that cannot finish stays `stopping`, and the reconciler keeps trying: were it `failed`, its machine could start again
 //! while an old target still writes to a kept writeback.

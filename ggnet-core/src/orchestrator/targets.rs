@@ -39,6 +39,7 @@ impl Orchestrator {
             let _image = this.inner.image_lock.read().await;
             // Said before anything is recorded.
             this.ready_version(target.version).await?;
+            this.served_form()?;
             let row = this.audit(
                 &actor,
                 "target.create",
@@ -68,7 +69,7 @@ impl Orchestrator {
             let store = this.inner.ports.store();
             let target = store.target(id).await?.ok_or_else(|| Error::not_found("target", id))?;
             let how = if force { Removal::Force } else { Removal::IfIdle };
-            this.inner.ports.target().remove(&ResourceId::manual(id), how).await?;
+            this.remove_target(&ResourceId::manual(id), how).await?;
             let row =
                 this.audit(&actor, "target.delete", ("target", id.to_string()), json!({ "before": target }));
             let event = this.event(EventKind::TargetDeleted);

@@ -26,7 +26,7 @@ impl Orchestrator {
         }
         versions.extend(self.all_machines().await?.into_iter().filter_map(|machine| machine.pinned_version));
         for session in store.live_sessions().await? {
-            versions.extend(session.generations().map(|generation| generation.version));
+            versions.extend(session.versions());
         }
         Ok(versions)
     }

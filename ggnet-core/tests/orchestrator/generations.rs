@@ -160,12 +160,12 @@ async fn the_next_generation_boots_the_version_that_is_current_by_then() {
     assert_ne!(p.script(&unused).await, script);
     for (machine, version) in [(&machine, two), (&pinned, one), (&kept, one), (&unused, two)] {
         let _disk = p.power_on(machine).await;
-        assert_eq!(p.session(machine).await.current.version, version, "{}", machine.name);
+        assert_eq!(p.session(machine).await.current.system().version, version, "{}", machine.name);
     }
     p.assert_whole("rebooted").await;
     let _first = p.update(&machine, move |m| m.pinned_version = Some(one)).await;
     let _disk = p.power_on(&machine).await;
-    assert_eq!(p.session(&machine).await.current.version, one, "pinned since");
+    assert_eq!(p.session(&machine).await.current.system().version, one, "pinned since");
 }
 
 #[tokio::test]
@@ -178,10 +178,10 @@ async fn a_reassigned_machine_boots_its_new_image_at_its_next_boot() {
     let _disk = p.power_on(&machine).await;
     p.update(&machine, move |m| m.image = Some(other)).await;
     let _disk = p.power_on(&machine).await;
-    assert_eq!(p.session(&machine).await.current.version, other_version);
+    assert_eq!(p.session(&machine).await.current.system().version, other_version);
     p.update(&machine, move |m| m.image = None).await;
     let _disk = p.power_on(&machine).await;
-    assert_eq!(p.session(&machine).await.current.version, other_version, "what it ran so far");
+    assert_eq!(p.session(&machine).await.current.system().version, other_version, "what it ran so far");
 }
 
 #[tokio::test]

@@ -327,7 +327,14 @@ impl Process {
     }
 
     pub async fn start(&self, machine: &Machine) -> Result<Started> {
-        self.o.start(StartRequest { machine: machine.id, image: None, actor: Actor::Embedder }).await
+        self.o
+            .start(StartRequest {
+                machine: machine.id,
+                image: None,
+                data_disks: vec![],
+                actor: Actor::Embedder,
+            })
+            .await
     }
 
     pub async fn stop(&self, session: &Session, force: bool) -> Result<Session> {
@@ -442,10 +449,14 @@ impl Process {
         for session in &sessions {
             assert_eq!(session.state, SessionState::Active, "{why}: {session:?}");
             targets.extend(session.generations().map(|g| session.target(g)));
-            writebacks.extend(session.generations().map(|g| g.writeback.clone()));
+            writebacks.extend(session.writebacks().cloned());
         }
         targets.extend(self.store.targets().await.unwrap().iter().map(|t| ResourceId::manual(t.id)));
-        let kept: BTreeSet<_> = machines.iter().map(|m| ResourceId::machine(m.id)).collect();
+        // What machines keep may be there without a session.
+        let is_kept = |w: &&ResourceId| {
+            w.owner()
+                .is_some_and(|(m, generation)| generation.is_none() && machines.iter().any(|x| x.id == m))
+        };
         let live = |m: &Machine| sessions.iter().any(|s| s.machine == m.id);
         let wants = |m: &&Machine| {
             m.state == MachineState::Active && (live(m) || (m.auto_start && m.image.is_some()))
@@ -455,8 +466,8 @@ impl Process {
         assert_eq!(left["target"], targets, "{why}: targets");
         assert_eq!(left["dhcp"], wanted, "{why}: DHCP entries");
         assert_eq!(left["boot_file"], wanted, "{why}: boot files");
-        let have: BTreeSet<_> = left["writeback"].iter().filter(|w| !kept.contains(*w)).cloned().collect();
-        let want: BTreeSet<_> = writebacks.iter().filter(|w| !kept.contains(*w)).cloned().collect();
+        let have: BTreeSet<_> = left["writeback"].iter().filter(|w| !is_kept(w)).cloned().collect();
+        let want: BTreeSet<_> = writebacks.iter().filter(|w| !is_kept(w)).cloned().collect();
         assert_eq!(have, want, "{why}: writebacks");
         assert!(left["writeback"].is_superset(&writebacks), "{why}: a session's writeback is lost");
         let listed = [self.targets.list().await, self.dhcp.list().await, self.files.list().await];

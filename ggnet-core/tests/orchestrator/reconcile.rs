@@ -123,7 +123,7 @@ async fn a_written_disk_that_is_gone(p: &Process, writeback: WritebackPolicy) ->
     let session = p.session(&machine).await;
     let target = session.target(&session.current);
     p.targets.remove(&target, Removal::Force).await.unwrap();
-    p.writebacks.remove(&session.current.writeback, Removal::Force).await.unwrap();
+    p.writebacks.remove(session.writebacks().next().unwrap(), Removal::Force).await.unwrap();
     let report = format!("{:?}", p.o.reconcile().await);
     assert!(report.contains("The written disk") && report.contains("is gone"), "{report}");
     assert!(p.login(&target, &machine).await.is_err(), "nobody reads an empty disk for its own");

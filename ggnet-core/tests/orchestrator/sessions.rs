@@ -24,7 +24,7 @@ async fn a_session_starts_and_stops_and_all_of_it_is_told() {
 
     let started = p.start(&machine).await.unwrap();
     assert_eq!(started.session.state, SessionState::Active);
-    assert_eq!(started.session.current.version, version);
+    assert_eq!(started.session.current.system().version, version);
     assert!(started.session.current.chap.is_some());
     assert_eq!(started.endpoint.lun, 0);
     let stored = p.session(&machine).await;
@@ -69,7 +69,9 @@ async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
     let p = house.open().await;
     let (image, _) = p.image("debian").await;
     let start = async |machine, image| {
-        p.o.start(StartRequest { machine, image, actor: Actor::Embedder }).await.unwrap_err()
+        p.o.start(StartRequest { machine, image, data_disks: vec![], actor: Actor::Embedder })
+            .await
+            .unwrap_err()
     };
 
     let e = start(MachineId::generate(), None).await;
@@ -192,17 +194,22 @@ async fn an_image_named_at_the_start_lasts_for_the_session() {
     let (own, own_version) = p.image("own").await;
     let (other, other_version) = p.image("other").await;
     let machine = p.machine(1, own, |_| ()).await;
-    let request = StartRequest { machine: machine.id, image: Some(other), actor: Actor::Embedder };
+    let request =
+        StartRequest { machine: machine.id, image: Some(other), data_disks: vec![], actor: Actor::Embedder };
     let session = p.o.start(request).await.unwrap().session;
-    assert_eq!(session.current.version, other_version);
+    assert_eq!(session.current.system().version, other_version);
     let disk = p.power_on(&machine).await;
     assert_eq!(p.session(&machine).await.current.number, session.current.number, "its first boot is of it");
     drop(disk);
     let _disk = p.power_on(&machine).await;
     let session = p.session(&machine).await;
-    assert_eq!((session.current.image, session.current.version), (other, other_version), "and the next one");
+    assert_eq!(
+        (session.current.system().image, session.current.system().version),
+        (other, other_version),
+        "and the next one"
+    );
     p.stop(&session, true).await.unwrap();
-    assert_eq!(p.start(&machine).await.unwrap().session.current.version, own_version);
+    assert_eq!(p.start(&machine).await.unwrap().session.current.system().version, own_version);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

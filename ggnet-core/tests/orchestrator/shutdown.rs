@@ -23,13 +23,16 @@ async fn shutdown_waits_for_work_under_way_and_leaves_sessions_as_they_are() {
     p.plan.add(Fault::on("writeback.ensure").nth(1).is_delayed(Duration::from_millis(100)));
     let (o, id) = (p.o.clone(), slow.id);
     let starting = tokio::spawn(async move {
-        o.start(StartRequest { machine: id, image: None, actor: Actor::Embedder }).await
+        o.start(StartRequest { machine: id, image: None, data_disks: vec![], actor: Actor::Embedder }).await
     });
     crate::house::until("the start is under way", async || p.plan.calls("writeback.ensure") >= 2).await;
     p.o.shutdown().await;
     assert_eq!(starting.await.unwrap().unwrap().session.state, SessionState::Active, "it was waited for");
     assert!(!disk.is_connected());
-    let e = p.o.start(StartRequest { machine: id, image: None, actor: Actor::Embedder }).await.unwrap_err();
+    let e =
+        p.o.start(StartRequest { machine: id, image: None, data_disks: vec![], actor: Actor::Embedder })
+            .await
+            .unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable);
 
     let p = house.open().await;

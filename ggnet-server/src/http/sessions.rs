@@ -43,13 +43,13 @@ pub struct ListQuery {
 /// Sessions as they are shown; one read for all of them.
 async fn respond_all(app: &Shared, sessions: Vec<Session>) -> Result<Vec<SessionResponse>> {
     let machines: Vec<_> = sessions.iter().map(|session| session.machine).collect();
-    let images: BTreeSet<_> = sessions.iter().map(|session| session.current.image).collect();
+    let images: BTreeSet<_> = sessions.iter().map(|session| session.current.system().image).collect();
     let images = Vec::from_iter(images);
     let names = app.orchestrator.ports().store().names(&machines, &images).await?;
     let respond = |session: Session| {
         Ok(SessionResponse {
             machine_name: names.machines.get(&session.machine).cloned(),
-            image_name: names.images.get(&session.current.image).cloned(),
+            image_name: names.images.get(&session.current.system().image).cloned(),
             target_iqn: app.orchestrator.target_iqn(&session, &session.current)?,
             online: app.orchestrator.is_online(session.id),
             session,
@@ -81,7 +81,8 @@ pub async fn start(
     ValidJson(body): ValidJson<SessionStartRequest>,
 ) -> Answer<(StatusCode, Json<SessionStartResponse>)> {
     let o = &app.orchestrator;
-    let request = StartRequest { machine: body.machine_id, image: body.image_id, actor: admin(&ends) };
+    let (machine, image) = (body.machine_id, body.image_id);
+    let request = StartRequest { machine, image, data_disks: Vec::new(), actor: admin(&ends) };
     let started = o.start(request).await?;
     let advertised = app.advertise.to(&ends, &headers)?;
     let (boot_script, uri) = o.current_script(&started.session, &advertised).await?;

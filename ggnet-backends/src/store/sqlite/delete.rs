@@ -73,7 +73,8 @@ pub(super) async fn image(conn: &mut SqliteConnection, id: ImageId) -> Done {
             (
                 "the live session of",
                 "SELECT m.name FROM sessions s JOIN machines m ON m.id = s.live_machine_id \
-                 WHERE s.image_id = $1 OR s.next_image_id = $1 ORDER BY m.name LIMIT 4",
+                 WHERE s.image_id = $1 OR s.next_image_id = $1 \
+                 OR s.id IN (SELECT session_id FROM session_data_versions WHERE image_id = $1) ORDER BY m.name LIMIT 4",
             ),
             (
                 "the target",
@@ -111,7 +112,8 @@ pub(super) async fn version(conn: &mut SqliteConnection, id: ImageVersionId) -> 
             (
                 "the live session of",
                 "SELECT m.name FROM sessions s JOIN machines m ON m.id = s.live_machine_id \
-                 WHERE s.live_version_id = $1 OR s.live_next_version_id = $1 ORDER BY m.name LIMIT 4",
+                 WHERE s.live_version_id = $1 OR s.live_next_version_id = $1 \
+                 OR s.id IN (SELECT session_id FROM session_data_versions WHERE version_id = $1) ORDER BY m.name LIMIT 4",
             ),
             (
                 "the pinned machine",

@@ -7,8 +7,8 @@ use ggnet_core::{
     Error, ErrorKind,
     error::code,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, Machine, MachineId, ManualTarget,
-        NewEvent, SeenMachine, Session,
+        AuditRow, Event, Generation, Image, ImageId, ImageVersion, ImageVersionId, Machine, MachineId,
+        ManualTarget, NewEvent, SeenMachine, Session,
     },
     ports::{Batch, Fence, MAX_SEEN, Write},
 };
@@ -334,7 +334,7 @@ async fn session(conn: &mut SqliteConnection, sealer: &Sealer, mut s: Session) -
     let next_sealed = s.next.as_ref().map(|g| sealer.seal(s.id, g)).transpose()?.flatten();
     // An ended session without a time of its end is as old as its start: it must not be kept for ever.
     let ended = (!live).then(|| micros(s.ended_at.unwrap_or(s.started_at)));
-    let next = s.next.as_ref().filter(|_| live);
+    let (current, next) = (s.current.system(), s.next.as_ref().filter(|_| live).map(Generation::system));
     let sql = if over == 0 {
         "INSERT INTO sessions (machine_id, image_id, state, live_machine_id, live_version_id, next_image_id, \
          live_next_version_id, ended_at, current_sealed, next_sealed, revision, doc, id) \
@@ -346,12 +346,12 @@ async fn session(conn: &mut SqliteConnection, sealer: &Sealer, mut s: Session) -
     };
     let mut query = sqlx::query(sql)
         .bind(s.machine.to_string())
-        .bind(s.current.image.to_string())
+        .bind(current.image.to_string())
         .bind(s.state.as_str())
         .bind(live.then(|| s.machine.to_string()))
-        .bind(live.then(|| s.current.version.to_string()))
-        .bind(next.map(|g| g.image.to_string()))
-        .bind(next.map(|g| g.version.to_string()))
+        .bind(live.then(|| current.version.to_string()))
+        .bind(next.map(|disk| disk.image.to_string()))
+        .bind(next.map(|disk| disk.version.to_string()))
         .bind(ended)
         .bind(sealer.seal(s.id, &s.current)?)
         .bind(next_sealed)
@@ -387,6 +387,31 @@ async fn session(conn: &mut SqliteConnection, sealer: &Sealer, mut s: Session) -
             .await?;
         return Err(lost_update("session", &id, over, now));
     }
+    data_versions(conn, &s, over != 0).await
+}
+
+/// The versions of a live session's data disks, as rows; an ended one has none.
+async fn data_versions(conn: &mut SqliteConnection, s: &Session, existed: bool) -> Done {
+    let id = s.id.to_string();
+    if existed {
+        sqlx::query("DELETE FROM session_data_versions WHERE session_id = $1")
+            .bind(&id)
+            .execute(&mut *conn)
+            .await?;
+    }
+    let live = s.generations().filter(|_| s.state.is_live());
+    for disk in live.flat_map(|generation| generation.disks.iter().skip(1)) {
+        let sql = "INSERT INTO session_data_versions (session_id, version_id, image_id) VALUES ($1, $2, $3) \
+                   ON CONFLICT (session_id, version_id) DO NOTHING";
+        let query = sqlx::query(sql).bind(&id).bind(disk.version.to_string()).bind(disk.image.to_string());
+        match query.execute(&mut *conn).await {
+            Ok(_) => {}
+            Err(e) if violation(&e) == Some(Violation::ForeignKey) => {
+                return Err(session_lacks(conn, s).await?);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
     Ok(())
 }
 
@@ -400,15 +425,15 @@ async fn session_lacks(conn: &mut SqliteConnection, s: &Session) -> Result<Failu
         )
         .into());
     }
-    let mut lacking = &s.current;
-    for generation in s.generations() {
+    let mut lacking = s.current.system();
+    for disk in s.generations().flat_map(|generation| generation.disks.iter()) {
         let there = sqlx::query("SELECT 1 FROM image_versions WHERE id = $1 AND image_id = $2")
-            .bind(generation.version.to_string())
-            .bind(generation.image.to_string())
+            .bind(disk.version.to_string())
+            .bind(disk.image.to_string())
             .fetch_optional(&mut *conn)
             .await?;
         if there.is_none() {
-            lacking = generation;
+            lacking = disk;
         }
     }
     missing_version(conn, Some(lacking.image), Some(lacking.version), &format!("The session {}", s.id)).await

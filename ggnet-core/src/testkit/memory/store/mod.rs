@@ -280,7 +280,7 @@ impl Store for MemoryStore {
                 .rev()
                 .filter(|s| filter.state.is_none_or(|state| s.state == state))
                 .filter(|s| filter.machine.is_none_or(|m| s.machine == m))
-                .filter(|s| filter.image.is_none_or(|i| s.current.image == i))
+                .filter(|s| filter.image.is_none_or(|i| s.current.system().image == i))
                 .filter(|s| filter.live.is_none_or(|live| s.state.is_live() == live));
             page(request, found)
         })

@@ -172,7 +172,7 @@ impl Tables {
             .collect();
         users.extend(
             self.live()
-                .filter(|s| s.generations().any(|g| g.image == id))
+                .filter(|s| s.generations().flat_map(|g| g.disks.iter()).any(|d| d.image == id))
                 .map(|s| format!("the live session of {}", self.machine_name(s.machine))),
         );
         users.extend(
@@ -209,7 +209,7 @@ impl Tables {
     fn delete_version(&mut self, id: ImageVersionId) -> Result<()> {
         let mut users: Vec<String> = self
             .live()
-            .filter(|s| s.generations().any(|g| g.version == id))
+            .filter(|s| s.versions().any(|v| v == id))
             .map(|s| format!("the live session of {}", self.machine_name(s.machine)))
             .collect();
         let pinned = self.machines.values().filter(|m| m.pinned_version == Some(id));
@@ -239,8 +239,8 @@ impl Tables {
                     s.id, s.machine
                 )));
             }
-            for generation in s.generations() {
-                self.refers(&format!("The session {}", s.id), generation.image, Some(generation.version))?;
+            for disk in s.generations().flat_map(|g| g.disks.iter()) {
+                self.refers(&format!("The session {}", s.id), disk.image, Some(disk.version))?;
             }
         }
         if let Some(state) = old_state {

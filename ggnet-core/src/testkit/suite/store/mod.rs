@@ -20,7 +20,9 @@ pub use batches::*;
 pub use constraints::*;
 pub use lists::*;
 pub use logs::*;
-pub use records::{at, audit, event, generation, image, mac, machine, seen, session, target, version};
+pub use records::{
+    at, audit, event, generation, image, mac, machine, seen, session, target, version, with_data,
+};
 
 use super::Fixture;
 use crate::ports::Store;
@@ -50,6 +52,7 @@ macro_rules! store_behaviour {
                 a_machine_has_at_most_one_live_session
                 a_machine_with_a_live_session_is_not_deleted
                 a_version_in_use_is_not_deleted
+                a_version_of_a_data_disk_is_in_use
                 an_image_in_use_is_not_deleted
                 references_must_exist
                 versions_are_replaced_and_numbered

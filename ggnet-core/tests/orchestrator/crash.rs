@@ -191,18 +191,18 @@ async fn killed_at_every_call_of_preparing_and_committing_a_generation() {
 }
 
 /// What a machine does when it reboots, apart from the [`Process`], which cannot be shared.
-struct RebootingMachine {
+pub struct RebootingMachine {
     o: ggnet_core::orchestrator::Orchestrator,
     targets: std::sync::Arc<ggnet_core::testkit::memory::MemoryTargets>,
     machine: Machine,
 }
 
 impl RebootingMachine {
-    fn of(p: &Process, machine: &Machine) -> Self {
+    pub fn of(p: &Process, machine: &Machine) -> Self {
         Self { o: p.o.clone(), targets: p.targets.clone(), machine: machine.clone() }
     }
 
-    async fn reboot(self) {
+    pub async fn reboot(self) {
         let request = ggnet_core::orchestrator::BootRequest {
             mac: self.machine.macs[0],
             firmware: ggnet_core::nouns::Firmware::Bios,

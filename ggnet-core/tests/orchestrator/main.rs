@@ -10,6 +10,7 @@ mod boot;
 mod clock;
 mod crash;
 mod decide;
+mod disks;
 mod faults;
 mod full_disk;
 mod generations;

@@ -279,8 +279,11 @@ impl LockedMachine<'_> {
     ) -> Result<()> {
         self.remove_target(&session.target(generation), how).await?;
         if session.policy == WritebackPolicy::Discard {
+            let mut how = how;
             for writeback in generation.disks.writebacks() {
                 self.inner.ports.writeback().remove(writeback, how).await?;
+                // Once one is gone there is no way back: a stop that spared the others would leave a machine with some of its disks.
+                how = Removal::Force;
             }
         }
         Ok(())

@@ -11,13 +11,19 @@ use ggnet_core::{
     },
     orchestrator::{StartRequest, Started, StopRequest},
     ports::{Removal, Store as _, TargetBackend as _, WritebackStore as _},
-    testkit::{flaky::Fault, memory::MemoryInitiator},
+    testkit::{
+        flaky::{Fault, FaultPlan},
+        memory::MemoryInitiator,
+    },
 };
 
 use crate::{
-    crash::{POLLS, RebootingMachine, dies},
+    crash::{RebootingMachine, dies},
     house::{House, Process},
 };
+
+/// How far the last call gets before the kill: not at all, to one of its places, to its end.
+const POLLS: [usize; 3] = [0, 2, 50];
 
 fn data(lun: u8, image: ImageId, access: DataAccess) -> DataDisk {
     DataDisk { lun, image, version: None, access }
@@ -245,7 +251,9 @@ async fn data_disks_that_cannot_be_are_refused_before_anything_is_recorded() {
     }
     p.assert_empty("refused").await;
     let all = StartRequest { data_disks: (1..16).map(shared).collect(), ..room.request() };
-    assert_eq!(p.o.start(all).await.unwrap().session.current.disks.len(), 16);
+    let started = p.o.start(all).await.unwrap();
+    assert_eq!(started.session.current.disks.len(), 16);
+    assert_eq!(started.endpoint.lun, 0, "it boots from the system disk");
     p.assert_whole("as many as there can be").await;
 }
 
@@ -417,6 +425,38 @@ async fn killed_at_every_call_of_a_stop_with_data_disks() {
                     break;
                 }
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn killed_while_a_reconcile_makes_data_disks_again() {
+    for step in 1.. {
+        let house = House::new();
+        let p = house.open().await;
+        let room = Room::new(&p, WritebackPolicy::Discard).await;
+        room.start_and_login(&p).await.write(2, 0, &[8; 512]).await.unwrap();
+        let _next = p.script(&room.machine).await;
+        let session = p.session(&room.machine).await;
+        drop(p);
+        // The next process dies in its first round.
+        let plan = FaultPlan::new();
+        plan.add(Fault::any().nth(step).kills(1));
+        let p = house.open_unready(&plan);
+        let died = tokio::select! {
+            biased;
+            () = plan.killed() => true,
+            () = p.until_serving() => false,
+        };
+        let p = house.open().await;
+        let why = format!("killed at call {step} of the first reconcile");
+        p.assert_whole(&why).await;
+        assert_eq!(p.session(&room.machine).await, session, "{why}");
+        let disk = p.login(&session.target(&session.current), &room.machine).await.unwrap();
+        holds(&disk, 2, 8, &why).await;
+        if !died {
+            assert!(step > 8, "a first round has more calls than {step}");
+            break;
         }
     }
 }

@@ -167,8 +167,9 @@ impl Orchestrator {
                 )
                 .with_hint("Stop that session first"));
             }
-            locked.remove_kept(Removal::IfIdle).await?;
-            let row = this.audit(&actor, "machine.discard_writeback", ("machine", id.to_string()), json!({}));
+            let kept = locked.remove_kept(Removal::IfIdle).await?;
+            let subject = ("machine", id.to_string());
+            let row = this.audit(&actor, "machine.discard_writeback", subject, json!({ "writebacks": kept }));
             let event = this.event(EventKind::MachineUpdated).machine(id);
             this.record(Batch::new().event(event).audit(row).from_reserve()).await.map(|_| ())
         })
@@ -212,17 +213,19 @@ impl Orchestrator {
 }
 
 impl LockedMachine<'_> {
-    /// Removes what the machine has kept: the writebacks of its system disk and of its data disks.
-    async fn remove_kept(&self, how: Removal) -> Result<()> {
-        let writebacks = self.inner.ports.writeback();
-        let system = ResourceId::machine(self.id());
-        // Which data disks it ever had no record says.
+    /// Removes what the machine has kept, the writebacks of its system disk and of its data disks, and says which they were.
+    async fn remove_kept(&self, how: Removal) -> Result<Vec<ResourceId>> {
+        let (id, writebacks) = (self.id(), self.inner.ports.writeback());
+        let system = ResourceId::machine(id);
+        // No record says which data disks it ever had.
         let listed = writebacks.list().await?.into_iter().map(|listed| listed.id);
-        let data = listed.filter(|id| *id != system && id.owner() == Some((self.id(), None)));
-        for id in data.chain([system.clone()]) {
-            writebacks.remove(&id, how).await?;
+        let mut kept: Vec<_> =
+            listed.filter(|name| *name != system && name.owner() == Some((id, None))).collect();
+        kept.push(system);
+        for writeback in &kept {
+            writebacks.remove(writeback, how).await?;
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// The record counts; DHCP and boot files follow now, or when the reconciler comes round.

@@ -6,10 +6,12 @@ use tokio::sync::RwLockReadGuard;
 
 use super::{ChapPolicy, Orchestrator, locked_machine::LockedMachine};
 use crate::{
+    authorization::{Command, authorize},
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        Actor, ChapPair, EventKind, Generation, Image, ImageId, ImageVersion, ImageVersionId, Iqn, Machine,
-        MachineId, MachineState, ResourceId, Session, SessionId, SessionState, StopReason, WritebackPolicy,
+        AuditAction, AuditSubject, ChapPair, EventKind, Generation, Image, ImageId, ImageVersion,
+        ImageVersionId, Iqn, Machine, MachineId, MachineState, Principal, ResourceId, Session, SessionId,
+        SessionState, StopReason, WritebackPolicy,
     },
     ports::{Removal, TargetEndpoint, WritebackListed},
 };
@@ -22,7 +24,7 @@ pub struct StartRequest {
     /// The image; none: the one that the machine is assigned to.
     pub image: Option<ImageId>,
     /// Who wants it.
-    pub actor: Actor,
+    pub by: Principal,
 }
 
 /// A started session.
@@ -65,13 +67,14 @@ impl Orchestrator {
     /// boot, each with a hint; any error of a backend, after everything was undone. Cancellation: the start goes on without its
     /// caller.
     pub async fn start(&self, request: StartRequest) -> Result<Started> {
+        authorize(&request.by, Command::SessionStart)?;
         let this = self.clone();
         self.run(async move {
             // Held to the end: nobody else may touch this machine's session half-way.
             let locked = this.lock_machine(request.machine).await;
             let machine = locked.startable().await?;
             let prepared = locked.prepare_start(machine, request.image).await?;
-            locked.perform_start(prepared, &request.actor).await
+            locked.perform_start(prepared, &request.by).await
         })
         .await
     }
@@ -253,14 +256,10 @@ impl LockedMachine<'_> {
     }
 
     /// Does the steps.
-    pub(super) async fn perform_start(&self, prepared: Prepared<'_>, actor: &Actor) -> Result<Started> {
+    pub(super) async fn perform_start(&self, prepared: Prepared<'_>, by: &Principal) -> Result<Started> {
         let Prepared { machine, mut session, image, version, keeps_already, image_guard } = prepared;
-        let row = self.audit(
-            actor,
-            "session.start",
-            ("session", session.id.to_string()),
-            json!({ "machine": machine.id, "image": session.current.image, "version": session.current.version }),
-        );
+        let row = self.audit(by, AuditAction::SessionStart, AuditSubject::Session(session.id));
+        let row = row.after(json!({ "machine": machine.id, "image": image.id, "version": version.id }));
         self.record_session(&mut session, EventKind::SessionStarting, Some(row)).await?;
         // From here on the record keeps the version from being deleted.
         drop(image_guard);

@@ -66,7 +66,7 @@ async fn killed_at_every_call_of_a_start() {
                 let request = ggnet_core::orchestrator::StartRequest {
                     machine: id,
                     image: None,
-                    actor: ggnet_core::nouns::Actor::Embedder,
+                    by: ggnet_core::nouns::Principal::embedder(),
                 };
                 let died = dies(&p.plan, step, polls, async move { o.start(request).await }).await;
                 let why = format!(
@@ -110,7 +110,7 @@ async fn killed_at_every_call_of_a_stop() {
                     session: session.id,
                     force: true,
                     reason: ggnet_core::nouns::StopReason::Operator,
-                    actor: ggnet_core::nouns::Actor::Embedder,
+                    by: ggnet_core::nouns::Principal::embedder(),
                 };
                 let died = dies(&p.plan, step, polls, async move { o.stop(request).await }).await;
                 let why = format!(
@@ -206,6 +206,7 @@ impl RebootingMachine {
             mac: self.machine.macs[0],
             firmware: ggnet_core::nouns::Firmware::Bios,
             peer: None,
+            request_id: None,
             advertised: crate::house::advertised(),
             prepare: true,
         };

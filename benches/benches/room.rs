@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ggnet_benches::{TABLE, Times, cpu_time, heading, memory, noise};
-use ggnet_core::nouns::{Actor, ImageId, Machine, MachineId, SessionId, StopReason, WritebackPolicy};
+use ggnet_core::nouns::{ImageId, Machine, MachineId, Principal, SessionId, StopReason, WritebackPolicy};
 use ggnet_core::orchestrator::{Orchestrator, StartRequest, StopRequest};
 use ggnet_core::registry::Registry;
 use ggnet_server::{config::Config, serve::Server};
@@ -93,20 +93,19 @@ async fn in_process(file: &Path) {
 
 async fn start(o: Orchestrator, machine: MachineId) -> (SessionId, Duration) {
     let begun = Instant::now();
-    let started = o.start(StartRequest { machine, image: None, data_disks: vec![], actor: actor() }).await.unwrap();
+    let started = o
+        .start(StartRequest { machine, image: None, data_disks: vec![], by: Principal::embedder() })
+        .await
+        .unwrap();
     (started.session.id, begun.elapsed())
 }
 
 async fn stop(o: Orchestrator, session: SessionId) -> Duration {
     let begun = Instant::now();
-    o.stop(StopRequest { session, force: false, reason: StopReason::Operator, actor: actor() })
+    o.stop(StopRequest { session, force: false, reason: StopReason::Operator, by: Principal::embedder() })
         .await
         .unwrap();
     begun.elapsed()
-}
-
-fn actor() -> Actor {
-    Actor::System
 }
 
 fn import(api: &Api, file: &Path) -> ImageId {

@@ -220,7 +220,7 @@ fn machines_from_registration_to_removal() {
     server.run("machine show pc-1").ends(0);
     assert_eq!(server.json("machine remove pc-1 --yes")["removed"], "pc-1");
     server.run("machine remove pc-1 --yes").ends(4);
-    server.run("audit").ends(0).shows("machine.create").shows("admin at 127.0.0.1");
+    server.run("audit").ends(0).shows("machine.create").shows("admin at 127.0.0.1").shows("→ repaired");
     server.run("events").ends(0).shows("machine-deleted");
 }
 

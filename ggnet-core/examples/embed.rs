@@ -8,7 +8,9 @@ use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 use ggnet_core::{
     boot_text::templates::BootTemplates,
     metrics::Registry,
-    nouns::{Actor, InstanceId, Machine, MachineId, MachineState, StopReason, VersionState, WritebackPolicy},
+    nouns::{
+        InstanceId, Machine, MachineId, MachineState, Principal, StopReason, VersionState, WritebackPolicy,
+    },
     orchestrator::{
         Advertised, Backends, BootAnswer, BootRequest, ImportRequest, Orchestrator, OrchestratorConfig,
         Ports, StartRequest, StopRequest,
@@ -58,7 +60,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         expected_sha256: None,
         comment: "the first one".to_owned(),
         make_current: true,
-        actor: Actor::Embedder,
+        by: Principal::embedder(),
     };
     let (image, version) = ggnet.import(import).await?;
     let version = loop {
@@ -79,8 +81,9 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     );
 
     // A machine that boots it.
-    let machine = ggnet.create_machine(pc(image.id)?, Actor::Embedder).await?;
-    let start = StartRequest { machine: machine.id, image: None, data_disks: vec![], actor: Actor::Embedder };
+    let machine = ggnet.create_machine(pc(image.id)?, &Principal::embedder()).await?;
+    let start =
+        StartRequest { machine: machine.id, image: None, data_disks: vec![], by: Principal::embedder() };
     let started = ggnet.start(start).await?;
     println!("session of {} is {}: {}", machine.name, started.session.state.as_str(), started.endpoint.iqn);
 
@@ -91,6 +94,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
             mac: machine.primary_mac()?,
             firmware: machine.firmware,
             peer: Some(peer.ip().to_string()),
+            request_id: None,
             advertised: Advertised {
                 portal: "192.0.2.1".parse()?,
                 http_url: "http://192.0.2.1:8080".parse()?,
@@ -118,7 +122,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         session: started.session.id,
         force: false,
         reason: StopReason::Operator,
-        actor: Actor::Embedder,
+        by: Principal::embedder(),
     };
     let stopped = ggnet.stop(stop).await?;
     println!(

@@ -13,7 +13,7 @@ use ggnet_backends::{
 use ggnet_core::{
     Error, Result,
     metrics::Registry as Metrics,
-    nouns::Secret,
+    nouns::{Principal, Secret, SystemPart},
     orchestrator::Orchestrator,
     ports::{Clock, Store},
     registry::Registry,
@@ -73,7 +73,7 @@ impl Server {
             tracing::warn!("{why}");
         }
         let store = wiring::store(config, registry, &wiring).await?;
-        if let Err(e) = instance.settle(store.as_ref()).await {
+        if let Err(e) = instance.settle(store.as_ref(), wiring.clock.now()).await {
             store.shutdown().await;
             return Err(e);
         }
@@ -128,7 +128,8 @@ impl Server {
         if self.new_token.is_none() {
             return Ok(());
         }
-        self.token.store(self.store.as_ref(), self.clock.now()).await
+        let by = Principal::system(SystemPart::Upkeep);
+        self.token.store(self.store.as_ref(), &by, self.clock.now()).await
     }
 
     /// Stops: answers what is under way, finishes orchestrations, flushes disks, closes. Whatever hangs, it ends within 80 s with the
@@ -232,7 +233,7 @@ pub async fn reset_token(config: &Config, registry: &Registry) -> Result<()> {
     let (token, hash) = TokenHash::generate()?;
     // Shown before it counts: when nobody can read it the old one stays.
     let done = match say(token.expose()) {
-        Ok(()) => hash.store(store.as_ref(), wiring.clock.now()).await,
+        Ok(()) => hash.store(store.as_ref(), &Principal::host(), wiring.clock.now()).await,
         Err(e) => Err(e),
     };
     store.shutdown().await;

@@ -15,7 +15,7 @@ use std::{
 
 use ggnet_core::{
     Error, ErrorKind, Result,
-    nouns::{Actor, Firmware, ImageId, Machine, MachineId, MachineState, WritebackPolicy},
+    nouns::{Firmware, ImageId, Machine, MachineId, MachineState, Principal, WritebackPolicy},
     orchestrator::{Orchestrator, StartRequest, Started},
     ports::{Clock as _, SystemClock},
     registry::{Descriptor, Registry},
@@ -137,11 +137,16 @@ async fn machine(o: &Orchestrator, n: u8, image: ImageId) -> Machine {
         updated_at: now,
         revision: 0,
     };
-    o.create_machine(machine, Actor::Embedder).await.unwrap()
+    o.create_machine(machine, &Principal::embedder()).await.unwrap()
 }
 
 async fn start(o: &Orchestrator, machine: &Machine) -> Result<Started> {
-    let start = o.start(StartRequest { machine: machine.id, image: None, data_disks: vec![], actor: Actor::Embedder });
+    let start = o.start(StartRequest {
+        machine: machine.id,
+        image: None,
+        data_disks: vec![],
+        by: Principal::embedder(),
+    });
     tokio::time::timeout(FOR_EVER, start).await.expect("a start has a limit")
 }
 

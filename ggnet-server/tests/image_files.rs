@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 
-use ggnet_core::{nouns::Actor, registry::Registry};
+use ggnet_core::{nouns::Principal, registry::Registry};
 use ggnet_server::{config::Config, serve::Server};
 use serde_json::Value;
 use support::{get, image, until};
@@ -60,7 +60,7 @@ async fn images_whose_files_are_gone_are_said_and_those_that_are_back_boot_again
     assert!(why.contains(&format!("win11 version 1: {} is not there", path.display())), "{why}");
     assert!(!why.contains("debian"), "{why}");
     // What is no image any more is not missing.
-    o.delete_image(win11, Actor::Embedder).await.unwrap();
+    o.delete_image(win11, &Principal::embedder()).await.unwrap();
     assert_eq!(wait(&server, true, "up").await, "");
 
     fs::remove_file(o.version_path(of_debian)).unwrap();

@@ -1,5 +1,6 @@
 //! What the commands do, one file per noun, and what they share: the client and the output.
 
+mod audit;
 mod guest_kit;
 mod image;
 mod image_version;
@@ -43,7 +44,7 @@ pub async fn run(options: Options) -> Result<()> {
         Command::Target(o) => target::run(&context, o).await,
         Command::GuestKit(o) => guest_kit::run(&context, o),
         Command::Events(o) => system::events(&context, &o).await,
-        Command::Audit(o) => system::audit(&context, &o).await,
+        Command::Audit(o) => audit::show(&context, &o).await,
         Command::Server(o) => system::server(&context, &o).await,
         Command::Completion(o) => system::completion(&context, &o),
     }

@@ -1,11 +1,10 @@
-//! `ggnet events`, `audit`, `server` and `completion`.
+//! `ggnet events`, `server` and `completion`.
 
 use std::{collections::VecDeque, time::Duration};
 
 use clap::CommandFactory as _;
 use ggnet_core::{
     api::{BackendHealth, HealthResponse, ServerInfo},
-    nouns::{Actor, AuditRow},
     ports::Health,
 };
 use serde::Serialize;
@@ -20,7 +19,7 @@ use crate::{
     failure::{Failure, Result},
     options::{
         Options,
-        system::{Audit, Completion, Events, Server},
+        system::{Completion, Events, Server},
     },
     output::{Field, Mood},
     time,
@@ -81,30 +80,6 @@ async fn newest_of(client: &Client, machine: &str, limit: u32) -> Result<Vec<Ent
         newest.extend(part.items);
         let surplus = newest.len().saturating_sub(limit as usize);
         newest.drain(..surplus);
-    }
-}
-
-/// Who changed what, the newest first.
-pub async fn audit(context: &Context, o: &Audit) -> Result<()> {
-    let got = context.client()?.list::<AuditRow>(&["audit"], &vec![], Some(o.limit)).await?;
-    context.out.list(&["time", "who", "action", "subject", "id"], &got.items, |row| {
-        vec![
-            time::exact(row.at).into(),
-            actor(&row.actor).into(),
-            row.action.as_str().into(),
-            row.subject_kind.as_str().into(),
-            row.subject_id.as_str().into(),
-        ]
-    })
-}
-
-fn actor(actor: &Actor) -> String {
-    let at = |address: &Option<String>| address.as_ref().map(|a| format!(" at {a}")).unwrap_or_default();
-    match actor {
-        Actor::Admin { address } => format!("admin{}", at(address)),
-        Actor::Machine { mac, address } => format!("machine {mac}{}", at(address)),
-        Actor::System => "GGnet".to_owned(),
-        Actor::Embedder => "embedder".to_owned(),
     }
 }
 

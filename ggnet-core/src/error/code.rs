@@ -246,6 +246,8 @@ codes! {
     Permission token_missing();
     /// The token is wrong.
     Permission token_wrong();
+    /// The role of whoever asks does not allow the command.
+    Permission command_not_permitted(command, least);
 
     // The server and what it stands on.
     /// The server is shutting down.

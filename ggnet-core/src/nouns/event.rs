@@ -53,6 +53,11 @@ pub enum EventKind {
         /// The address.
         mac: MacAddr,
     },
+    /// An unknown machine that was seen was forgotten.
+    MachineForgotten {
+        /// Its MAC address.
+        mac: MacAddr,
+    },
     /// A machine that may not boot, or has nothing to boot, was sent to its next boot device.
     BootDeclined {
         /// Why.

@@ -10,13 +10,13 @@ pub mod iqn;
 pub mod mac;
 pub mod machine;
 pub mod name;
+pub mod principal;
 pub mod secret;
 pub mod seen;
 pub mod session;
 pub mod target;
-pub mod user;
 
-pub use audit::AuditRow;
+pub use audit::{AuditAction, AuditRow, AuditSubject};
 pub use diagnosis::Diagnosis;
 pub use event::{BootStage, Event, EventKind, NewEvent};
 pub use failure::Failure;
@@ -26,13 +26,13 @@ pub use iqn::Iqn;
 pub use mac::MacAddr;
 pub use machine::{DeviceType, Firmware, Machine, MachineState, WritebackPolicy};
 pub use name::Name;
+pub use principal::{Principal, PrincipalKind, RequestId, Role, SystemPart};
 pub use secret::{ChapPair, Secret};
 pub use seen::SeenMachine;
 pub use session::{
     DataAccess, DataDisk, DiskAccess, Disks, Generation, Session, SessionDisk, SessionState, StopReason,
 };
 pub use target::ManualTarget;
-pub use user::Actor;
 
 /// A moment in UTC; the wire form is RFC 3339.
 pub type Timestamp = jiff::Timestamp;

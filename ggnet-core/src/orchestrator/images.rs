@@ -9,8 +9,9 @@ use serde_json::json;
 
 use super::Orchestrator;
 use crate::{
+    authorization::{Command, authorize},
     error::{Error, ErrorKind, Result, code},
-    nouns::{Actor, EventKind, Image, ImageId, ImageVersionId, VersionState},
+    nouns::{AuditAction, AuditSubject, EventKind, Image, ImageId, ImageVersionId, Principal, VersionState},
     ports::{Batch, Write},
 };
 
@@ -27,9 +28,10 @@ impl Orchestrator {
         &self,
         image: ImageId,
         version: ImageVersionId,
-        actor: Actor,
+        by: &Principal,
     ) -> Result<Image> {
-        let this = self.clone();
+        authorize(by, Command::ImageSetCurrent)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let _image = this.inner.image_lock.write().await;
             let store = this.inner.ports.store();
@@ -42,12 +44,8 @@ impl Orchestrator {
                     format!("Version {} is not ready", found.number),
                 ));
             }
-            let row = this.audit(
-                &actor,
-                "image.set_current",
-                ("image", image.to_string()),
-                json!({ "before": record.current, "after": version }),
-            );
+            let row = this.audit(&by, AuditAction::ImageSetCurrent, AuditSubject::Image(image));
+            let row = row.before(json!({ "current": record.current })).after(json!({ "current": version }));
             record.current = Some(version);
             record.updated_at = this.now();
             let event = this.event(EventKind::ImageUpdated).image(image);
@@ -59,8 +57,9 @@ impl Orchestrator {
     }
 
     /// Deletes a version and its file. `Conflict` while it is current, in use, or a writeback stands on it.
-    pub async fn delete_version(&self, id: ImageVersionId, actor: Actor) -> Result<DeletedVersion> {
-        let this = self.clone();
+    pub async fn delete_version(&self, id: ImageVersionId, by: &Principal) -> Result<DeletedVersion> {
+        authorize(by, Command::VersionDelete)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             // Write: no session may choose this version from here on.
             let image_lock = this.inner.image_lock.write().await;
@@ -81,12 +80,8 @@ impl Orchestrator {
                 .with_hint("Make another version current first, or delete the whole image"));
             }
             this.refuse_if_stood_on(&[id]).await?;
-            let row = this.audit(
-                &actor,
-                "version.delete",
-                ("version", id.to_string()),
-                json!({ "before": version }),
-            );
+            let row = this.audit(&by, AuditAction::VersionDelete, AuditSubject::Version(id));
+            let row = row.before(json!(version));
             let event = this.event(EventKind::VersionDeleted).image(version.image);
             let batch = Batch::new().write(Write::DeleteVersion(id)).event(event).audit(row);
             this.record(batch.from_reserve()).await?;
@@ -98,8 +93,9 @@ impl Orchestrator {
     }
 
     /// Deletes an image with all its versions. `Conflict` while a machine is assigned to it or a version is in use.
-    pub async fn delete_image(&self, id: ImageId, actor: Actor) -> Result<()> {
-        let this = self.clone();
+    pub async fn delete_image(&self, id: ImageId, by: &Principal) -> Result<()> {
+        authorize(by, Command::ImageDelete)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let image_lock = this.inner.image_lock.write().await;
             let store = this.inner.ports.store();
@@ -114,10 +110,14 @@ impl Orchestrator {
             }
             let ids: Vec<_> = versions.iter().map(|v| v.id).collect();
             this.refuse_if_stood_on(&ids).await?;
-            let row =
-                this.audit(&actor, "image.delete", ("image", id.to_string()), json!({ "before": image }));
+            let row = this.audit(&by, AuditAction::ImageDelete, AuditSubject::Image(id)).before(json!(image));
             let event = this.event(EventKind::ImageDeleted).image(id);
-            let batch = Batch::new().write(Write::DeleteImage(id)).event(event).audit(row);
+            let mut batch = Batch::new().write(Write::DeleteImage(id)).event(event).audit(row);
+            // They go with it.
+            batch.audit.extend(versions.iter().map(|version| {
+                let subject = AuditSubject::Version(version.id);
+                this.audit(&by, AuditAction::VersionDelete, subject).before(json!(version))
+            }));
             this.record(batch.from_reserve()).await?;
             drop(image_lock);
             for version in ids {

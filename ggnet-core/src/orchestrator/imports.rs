@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -20,11 +20,12 @@ use super::{
     images::{remove_file, version_files},
 };
 use crate::{
+    authorization::{Command, authorize},
     checksum::sha256_file,
     error::{Error, Result, code},
     nouns::{
-        Actor, EventKind, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId, Name, VersionSource,
-        VersionState,
+        AuditAction, AuditSubject, EventKind, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId,
+        Name, Principal, VersionSource, VersionState,
     },
     ports::{Batch, ConvertSpec, Write},
 };
@@ -45,7 +46,7 @@ pub struct ImportRequest {
     /// Whether machines boot it from their next boot on.
     pub make_current: bool,
     /// Who wants it.
-    pub actor: Actor,
+    pub by: Principal,
 }
 
 /// How soon an end that could not be recorded is recorded again; doubled each time.
@@ -74,6 +75,8 @@ impl Drop for Underway<'_> {
 struct Running {
     per_mille: Arc<std::sync::atomic::AtomicU16>,
     cancel: CancellationToken,
+    /// Who cancelled it.
+    cancelled_by: Arc<OnceLock<Principal>>,
 }
 
 impl Imports {
@@ -93,6 +96,7 @@ impl Imports {
 impl Orchestrator {
     /// Begins an import and returns at once with the version being made.
     pub async fn import(&self, request: ImportRequest) -> Result<(Image, ImageVersion)> {
+        authorize(&request.by, Command::ImageImport)?;
         let this = self.clone();
         self.run(async move {
             // The clean-up after an earlier process would take this import's files for that one's.
@@ -139,12 +143,9 @@ impl Orchestrator {
                 created_at: now,
                 finished_at: None,
             };
-            let row = this.audit(
-                &request.actor,
-                "image.import",
-                ("image", image.id.to_string()),
-                json!({ "name": image.name, "version": version.id, "path": request.path }),
-            );
+            let row = this.audit(&request.by, AuditAction::ImageImport, AuditSubject::Image(image.id));
+            let new = json!({ "name": image.name, "version": version.id, "path": request.path });
+            let row = row.after(new);
             let mut batch = Batch::new().write(Write::Image(image.clone()));
             if image.revision == 0 {
                 batch = batch.event(this.event(EventKind::ImageCreated).image(image.id));
@@ -152,7 +153,11 @@ impl Orchestrator {
             batch = batch.write(Write::Version(version.clone()));
             batch = batch.event(this.event(EventKind::VersionImporting).image(image.id)).audit(row);
             this.record(batch).await?;
-            let running = Running { per_mille: Arc::default(), cancel: this.inner.cancel.child_token() };
+            let running = Running {
+                per_mille: Arc::default(),
+                cancel: this.inner.cancel.child_token(),
+                cancelled_by: Arc::default(),
+            };
             this.inner.imports.insert(version.id, running.clone());
             drop(guard);
             let job = this.clone();
@@ -173,10 +178,14 @@ impl Orchestrator {
         Some(running.per_mille.load(std::sync::atomic::Ordering::Relaxed))
     }
 
-    /// Cancels an import under way; it ends as `failed`.
-    pub fn cancel_import(&self, version: ImageVersionId) -> Result<()> {
+    /// Cancels an import under way; it ends as `failed`, and who cancelled it is in the audit with that end.
+    pub fn cancel_import(&self, version: ImageVersionId, by: &Principal) -> Result<()> {
+        authorize(by, Command::ImageCancelImport)?;
         let running = self.inner.imports.get(version);
-        running.ok_or_else(|| Error::not_found("import of version", version))?.cancel.cancel();
+        let running = running.ok_or_else(|| Error::not_found("import of version", version))?;
+        // The first one to cancel it is the one who did.
+        let _ = running.cancelled_by.set(by.clone());
+        running.cancel.cancel();
         Ok(())
     }
 
@@ -194,7 +203,7 @@ impl Orchestrator {
         loop {
             // Held over the record: the image's current version is read and written.
             let image_lock = self.inner.image_lock.write().await;
-            let recorded = self.record_import(version.clone(), request, &outcome).await;
+            let recorded = self.record_import(version.clone(), request, &running, &outcome).await;
             let Err(e) = recorded else { return };
             drop(image_lock);
             tracing::error!(version = %version.id, error = %e.report(), again_in = ?wait, "could not record the import's end");
@@ -219,6 +228,7 @@ impl Orchestrator {
         &self,
         mut version: ImageVersion,
         request: &ImportRequest,
+        running: &Running,
         outcome: &Result<(u64, String)>,
     ) -> Result<()> {
         version.finished_at = Some(self.now());
@@ -232,12 +242,22 @@ impl Orchestrator {
                 let (image, id) = (self.inner.ports.store().image(version.image).await?, version.id);
                 batch = batch.write(Write::Version(version)).event(event);
                 if let Some(mut image) = image.filter(|i| request.make_current || i.current.is_none()) {
+                    let row =
+                        self.audit(&request.by, AuditAction::ImageSetCurrent, AuditSubject::Image(image.id));
+                    let row = row.before(json!({ "current": image.current })).after(json!({ "current": id }));
+                    let event = self.event(EventKind::ImageUpdated).image(image.id);
                     image.current = Some(id);
                     image.updated_at = self.now();
-                    batch = batch.write(Write::Image(image));
+                    batch = batch.write(Write::Image(image)).event(event).audit(row);
                 }
             }
-            Err(e) => batch = self.failed_version(version, e),
+            Err(e) => {
+                let subject = AuditSubject::Version(version.id);
+                let by = running.cancelled_by.get();
+                let row = by.map(|by| self.audit(by, AuditAction::ImageCancelImport, subject));
+                batch = self.failed_version(version, e);
+                batch.audit.extend(row);
+            }
         }
         self.record(batch).await.map(|_| ())
     }

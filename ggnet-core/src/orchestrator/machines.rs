@@ -4,8 +4,12 @@ use serde_json::json;
 
 use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
+    authorization::{Command, authorize},
     error::{Error, Result, code},
-    nouns::{Actor, EventKind, MacAddr, Machine, MachineId, ResourceId, WritebackPolicy},
+    nouns::{
+        AuditAction, AuditSubject, EventKind, MacAddr, Machine, MachineId, Principal, ResourceId,
+        WritebackPolicy,
+    },
     ports::{Batch, Removal, Write},
 };
 
@@ -17,8 +21,9 @@ pub type MachineChange = Box<dyn FnOnce(Machine) -> Result<Machine> + Send>;
 
 impl Orchestrator {
     /// Registers a machine. `Conflict` for a name, MAC address or fixed address that another one has.
-    pub async fn create_machine(&self, mut machine: NewMachine, actor: Actor) -> Result<Machine> {
-        let this = self.clone();
+    pub async fn create_machine(&self, mut machine: NewMachine, by: &Principal) -> Result<Machine> {
+        authorize(by, Command::MachineCreate)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             machine.id = MachineId::generate();
             machine.revision = 0;
@@ -29,12 +34,8 @@ impl Orchestrator {
             let locked = this.lock_machine(machine.id).await;
             let addresses = this.inner.address_lock.lock().await;
             this.check_fixed_address(&machine).await?;
-            let row = this.audit(
-                &actor,
-                "machine.create",
-                ("machine", machine.id.to_string()),
-                json!({ "after": machine }),
-            );
+            let subject = AuditSubject::Machine(machine.id);
+            let row = this.audit(&by, AuditAction::MachineCreate, subject).after(json!(machine));
             let event = this.event(EventKind::MachineCreated).machine(machine.id);
             let mut batch = Batch::new().write(Write::Machine(machine.clone())).event(event).audit(row);
             // It is no longer unknown.
@@ -54,9 +55,10 @@ impl Orchestrator {
         id: MachineId,
         revision: Option<u64>,
         change: MachineChange,
-        actor: Actor,
+        by: &Principal,
     ) -> Result<Machine> {
-        let this = self.clone();
+        authorize(by, Command::MachineUpdate)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
@@ -87,12 +89,8 @@ impl Orchestrator {
             if after.fixed_address != before.fixed_address {
                 this.check_fixed_address(&after).await?;
             }
-            let row = this.audit(
-                &actor,
-                "machine.update",
-                ("machine", id.to_string()),
-                json!({ "before": before, "after": after }),
-            );
+            let row = this.audit(&by, AuditAction::MachineUpdate, AuditSubject::Machine(id));
+            let row = row.before(json!(before)).after(json!(after));
             let event = this.event(EventKind::MachineUpdated).machine(id);
             this.record(Batch::new().write(Write::Machine(after.clone())).event(event).audit(row)).await?;
             drop(addresses);
@@ -118,8 +116,9 @@ impl Orchestrator {
     }
 
     /// Deletes a machine with its kept writeback. `Conflict` while it has a live session.
-    pub async fn delete_machine(&self, id: MachineId, actor: Actor) -> Result<()> {
-        let this = self.clone();
+    pub async fn delete_machine(&self, id: MachineId, by: &Principal) -> Result<()> {
+        authorize(by, Command::MachineDelete)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
@@ -131,12 +130,8 @@ impl Orchestrator {
                 )
                 .with_hint("Stop that session first"));
             }
-            let row = this.audit(
-                &actor,
-                "machine.delete",
-                ("machine", id.to_string()),
-                json!({ "before": machine }),
-            );
+            let row = this.audit(&by, AuditAction::MachineDelete, AuditSubject::Machine(id));
+            let row = row.before(json!(machine));
             let event = this.event(EventKind::MachineDeleted).machine(id);
             let batch = Batch::new().write(Write::DeleteMachine(id)).event(event).audit(row);
             this.record(batch.from_reserve()).await?;
@@ -154,8 +149,9 @@ impl Orchestrator {
     }
 
     /// Throws away what a `keep` machine has written. `Conflict` while it has a live session.
-    pub async fn discard_kept_writeback(&self, id: MachineId, actor: Actor) -> Result<()> {
-        let this = self.clone();
+    pub async fn discard_kept_writeback(&self, id: MachineId, by: &Principal) -> Result<()> {
+        authorize(by, Command::MachineDiscardWriteback)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
@@ -168,8 +164,8 @@ impl Orchestrator {
                 .with_hint("Stop that session first"));
             }
             let kept = locked.remove_kept(Removal::IfIdle).await?;
-            let subject = ("machine", id.to_string());
-            let row = this.audit(&actor, "machine.discard_writeback", subject, json!({ "writebacks": kept }));
+            let row = this.audit(&by, AuditAction::MachineDiscardWriteback, AuditSubject::Machine(id));
+            let row = row.before(json!({ "writebacks": kept }));
             let event = this.event(EventKind::MachineUpdated).machine(id);
             this.record(Batch::new().event(event).audit(row).from_reserve()).await.map(|_| ())
         })
@@ -177,15 +173,17 @@ impl Orchestrator {
     }
 
     /// Forgets an unknown machine that was seen. `NotFound` when it was not.
-    pub async fn forget_seen(&self, mac: MacAddr, actor: Actor) -> Result<()> {
-        let this = self.clone();
+    pub async fn forget_seen(&self, mac: MacAddr, by: &Principal) -> Result<()> {
+        authorize(by, Command::SeenForget)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let seen = this.inner.ports.store().seen_machine(mac).await?;
             let seen = seen.ok_or_else(|| {
                 Error::new(code::seen_machine_not_found(mac), format!("No unknown machine {mac} was seen"))
             })?;
-            let row = this.audit(&actor, "seen.forget", ("seen", mac.to_string()), json!({ "before": seen }));
-            let batch = Batch::new().write(Write::DeleteSeen(mac)).audit(row);
+            let row = this.audit(&by, AuditAction::SeenForget, AuditSubject::Seen(mac)).before(json!(seen));
+            let event = this.event(EventKind::MachineForgotten { mac });
+            let batch = Batch::new().write(Write::DeleteSeen(mac)).event(event).audit(row);
             this.record(batch.from_reserve()).await.map(|_| ())
         })
         .await

@@ -11,6 +11,7 @@
 //! Stop: record `stopping` → DHCP → boot files → target → writebacks (under `discard`) → record `stopped`.
 //!
 //! Invariants:
+//! * Every command has a [`Principal`](crate::nouns::Principal), and asks [`authorize`](crate::authorization::authorize) before anything else.
 //! * Everything that changes a machine's session is a method of `LockedMachine`, which only that machine's lock
 //!   gives, and re-reads the session under it.
 //! * Every state change, its audit row and its event are one transaction of the store; subscribers hear of it afterwards.
@@ -55,6 +56,7 @@ use std::{
 
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 pub use boot::{Decision, Declined, decide};
 pub use boot_request::{Advertised, BootAnswer, BootRequest};
@@ -271,6 +273,9 @@ impl Orchestrator {
         work: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<Option<T>> {
         #[expect(clippy::disallowed_methods, reason = "one call or one import, tracked")]
-        self.inner.tasks.spawn(self.inner.cut.clone().run_until_cancelled_owned(work))
+        self.inner.tasks.spawn(
+            // What it logs belongs to the request that asked for it.
+            self.inner.cut.clone().run_until_cancelled_owned(work).instrument(tracing::Span::current()),
+        )
     }
 }

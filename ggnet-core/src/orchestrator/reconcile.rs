@@ -17,8 +17,8 @@ use super::{Orchestrator, StopRequest, locked_machine::LockedMachine, pruning::P
 use crate::{
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        EventKind, Generation, Machine, MachineId, ResourceId, Session, SessionState, StopReason,
-        WritebackPolicy,
+        EventKind, Generation, Machine, MachineId, Principal, ResourceId, Session, SessionState, StopReason,
+        SystemPart, WritebackPolicy,
     },
     ports::{
         Batch, Completeness, DhcpChange, DhcpHost, Listed, LoginVisibility, MachineFilter, PageRequest,
@@ -458,7 +458,7 @@ impl LockedMachine<'_> {
             session: session.id,
             force: reason == StopReason::MachineGone,
             reason,
-            actor: Orchestrator::system(),
+            by: Principal::system(SystemPart::Reconciler),
         };
         self.perform_stop(session, &request).await.map(|_| ())
     }

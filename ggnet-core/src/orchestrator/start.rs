@@ -10,10 +10,12 @@ use super::{
     locked_machine::LockedMachine,
 };
 use crate::{
+    authorization::{Command, authorize},
     error::{Error, Result, code},
     nouns::{
-        Actor, DataDisk, EventKind, Image, ImageId, ImageVersion, Iqn, Machine, MachineId, MachineState,
-        ResourceId, Session, SessionId, SessionState, StopReason, WritebackPolicy,
+        AuditAction, AuditSubject, DataDisk, EventKind, Image, ImageId, ImageVersion, Iqn, Machine,
+        MachineId, MachineState, Principal, ResourceId, Session, SessionId, SessionState, StopReason,
+        WritebackPolicy,
     },
     ports::{Removal, TargetEndpoint},
 };
@@ -28,7 +30,7 @@ pub struct StartRequest {
     /// Disks beside the system disk, for each boot of the session.
     pub data_disks: Vec<DataDisk>,
     /// Who wants it.
-    pub actor: Actor,
+    pub by: Principal,
 }
 
 /// A started session.
@@ -66,13 +68,14 @@ impl Orchestrator {
     /// boot, each with a hint; `Invalid` and `Unsupported` for data disks that cannot be served; any error of a backend, after everything
     /// was undone. Cancellation: the start goes on without its caller.
     pub async fn start(&self, request: StartRequest) -> Result<Started> {
+        authorize(&request.by, Command::SessionStart)?;
         let this = self.clone();
         self.run(async move {
             // Held to the end: nobody else may touch this machine's session half-way.
             let locked = this.lock_machine(request.machine).await;
             let machine = locked.startable().await?;
             let prepared = locked.prepare_start(machine, request.image, request.data_disks).await?;
-            locked.perform_start(prepared, &request.actor).await
+            locked.perform_start(prepared, &request.by).await
         })
         .await
     }
@@ -156,15 +159,10 @@ impl LockedMachine<'_> {
     }
 
     /// Does the steps.
-    pub(super) async fn perform_start(&self, prepared: Prepared<'_>, actor: &Actor) -> Result<Started> {
+    pub(super) async fn perform_start(&self, prepared: Prepared<'_>, by: &Principal) -> Result<Started> {
         let Prepared { machine, mut session, image, version, data, kept, image_guard } = prepared;
-        let system = session.current.system();
-        let row = self.audit(
-            actor,
-            "session.start",
-            ("session", session.id.to_string()),
-            json!({ "machine": machine.id, "image": system.image, "version": system.version }),
-        );
+        let row = self.audit(by, AuditAction::SessionStart, AuditSubject::Session(session.id));
+        let row = row.after(json!({ "machine": machine.id, "image": image.id, "version": version.id }));
         self.record_session(&mut session, EventKind::SessionStarting, Some(row)).await?;
         // From here on the record keeps the versions from being deleted.
         drop(image_guard);

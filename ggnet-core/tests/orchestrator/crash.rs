@@ -67,7 +67,7 @@ async fn killed_at_every_call_of_a_start() {
                     machine: id,
                     image: None,
                     data_disks: vec![],
-                    actor: ggnet_core::nouns::Actor::Embedder,
+                    by: ggnet_core::nouns::Principal::embedder(),
                 };
                 let died = dies(&p.plan, step, polls, async move { o.start(request).await }).await;
                 let why = format!(
@@ -111,7 +111,7 @@ async fn killed_at_every_call_of_a_stop() {
                     session: session.id,
                     force: true,
                     reason: ggnet_core::nouns::StopReason::Operator,
-                    actor: ggnet_core::nouns::Actor::Embedder,
+                    by: ggnet_core::nouns::Principal::embedder(),
                 };
                 let died = dies(&p.plan, step, polls, async move { o.stop(request).await }).await;
                 let why = format!(
@@ -207,6 +207,7 @@ impl RebootingMachine {
             mac: self.machine.macs[0],
             firmware: ggnet_core::nouns::Firmware::Bios,
             peer: None,
+            request_id: None,
             advertised: crate::house::advertised(),
             prepare: true,
         };

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use ggnet_core::{
     ErrorKind, Result,
     nouns::{
-        Actor, DataAccess, DataDisk, ImageId, ImageVersionId, Machine, ResourceId, SessionState,
+        DataAccess, DataDisk, ImageId, ImageVersionId, Machine, Principal, ResourceId, SessionState,
         WritebackPolicy,
     },
     orchestrator::{StartRequest, Started, StopRequest},
@@ -54,7 +54,7 @@ impl Room {
             machine: self.machine.id,
             image: None,
             data_disks: self.disks(),
-            actor: Actor::Embedder,
+            by: Principal::embedder(),
         }
     }
 
@@ -168,13 +168,13 @@ async fn kept_data_disks_are_there_at_each_boot_and_in_the_next_session() {
     p.assert_whole("without data disks").await;
     p.stop(&session, true).await.unwrap();
     assert_eq!(p.left().await["writeback"], room.writebacks(None));
-    p.o.discard_kept_writeback(room.machine.id, Actor::Embedder).await.unwrap();
+    p.o.discard_kept_writeback(room.machine.id, &Principal::embedder()).await.unwrap();
     p.assert_empty("discarded").await;
 
     let disk = room.start_and_login(&p).await;
     holds(&disk, 2, 0, "after it was discarded").await;
     p.stop(&p.session(&room.machine).await, true).await.unwrap();
-    p.o.delete_machine(room.machine.id, Actor::Embedder).await.unwrap();
+    p.o.delete_machine(room.machine.id, &Principal::embedder()).await.unwrap();
     p.assert_empty("deleted").await;
 }
 
@@ -208,21 +208,21 @@ async fn the_version_of_a_data_disk_is_not_deleted_while_its_session_lives() {
     // So that nothing else uses it.
     let newer = p.version(room.data, 2).await;
     p.set_current(room.data, newer).await;
-    let e = p.o.delete_version(room.version, Actor::Embedder).await.unwrap_err();
+    let e = p.o.delete_version(room.version, &Principal::embedder()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());
     p.stop(&session, true).await.unwrap();
     let shared = vec![DataDisk { version: Some(room.version), ..data(1, room.data, DataAccess::Shared) }];
     let session = p.o.start(StartRequest { data_disks: shared, ..room.request() }).await.unwrap().session;
     for e in [
-        p.o.delete_version(room.version, Actor::Embedder).await.unwrap_err(),
-        p.o.delete_image(room.data, Actor::Embedder).await.unwrap_err(),
+        p.o.delete_version(room.version, &Principal::embedder()).await.unwrap_err(),
+        p.o.delete_image(room.data, &Principal::embedder()).await.unwrap_err(),
     ] {
         assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());
         assert!(e.message().contains("session"), "no writeback stands on it, and it is in use: {e}");
     }
     p.stop(&session, true).await.unwrap();
-    p.o.delete_version(room.version, Actor::Embedder).await.unwrap();
-    p.o.delete_image(room.data, Actor::Embedder).await.unwrap();
+    p.o.delete_version(room.version, &Principal::embedder()).await.unwrap();
+    p.o.delete_image(room.data, &Principal::embedder()).await.unwrap();
 }
 
 #[tokio::test]
@@ -403,7 +403,7 @@ async fn killed_at_every_call_of_a_stop_with_data_disks() {
                     session: id,
                     force: true,
                     reason: ggnet_core::nouns::StopReason::Operator,
-                    actor: Actor::Embedder,
+                    by: Principal::embedder(),
                 };
                 let died = dies(&p.plan, step, polls, async move { o.stop(request).await }).await;
                 let why = format!("{policy:?}: killed at call {step} after {polls} polls");

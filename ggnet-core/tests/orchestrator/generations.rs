@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ggnet_core::{
     boot_text::ipxe::inspect,
-    nouns::{EventKind, Iqn, WritebackPolicy},
+    nouns::{EventKind, Iqn, Principal, WritebackPolicy},
     orchestrator::{BootAnswer, ChapPolicy},
     ports::TargetBackend as _,
     testkit::{flaky::Fault, memory::LoginError},
@@ -38,8 +38,8 @@ async fn asking_twice_gives_the_same_and_head_prepares_nothing() {
     assert_eq!(p.script(&machine).await, next, "asked again, the same");
     disk.write(0, 0, &[1; 512]).await.unwrap();
     assert!(disk.is_connected(), "the running machine did not notice");
-    let (script, _) =
-        p.o.current_script(&p.session(&machine).await, &crate::house::advertised()).await.unwrap();
+    let (session, by) = (p.session(&machine).await, Principal::embedder());
+    let (script, _) = p.o.current_script(&session, &crate::house::advertised(), &by).await.unwrap();
     assert_eq!(p.read(script), next);
     let session = p.session(&machine).await;
     let chap = |g: &ggnet_core::nouns::Generation| g.chap.clone().unwrap();

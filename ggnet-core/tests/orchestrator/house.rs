@@ -16,8 +16,8 @@ use ggnet_core::{
     boot_text::{ipxe::inspect, templates::BootTemplates},
     metrics::Registry,
     nouns::{
-        Actor, EventKind, Firmware, Image, ImageId, ImageVersion, ImageVersionId, InstanceId, MacAddr,
-        Machine, MachineId, MachineState, ResourceId, Session, SessionState, VersionSource, VersionState,
+        EventKind, Firmware, Image, ImageId, ImageVersion, ImageVersionId, InstanceId, MacAddr, Machine,
+        MachineId, MachineState, Principal, ResourceId, Session, SessionState, VersionSource, VersionState,
         WritebackPolicy,
     },
     orchestrator::{
@@ -323,7 +323,7 @@ impl Process {
     pub async fn machine(&self, n: u32, image: ImageId, change: impl FnOnce(&mut Machine)) -> Machine {
         let mut machine = pc(n, Some(image));
         change(&mut machine);
-        self.o.create_machine(machine, Actor::Embedder).await.unwrap()
+        self.o.create_machine(machine, &Principal::embedder()).await.unwrap()
     }
 
     pub async fn start(&self, machine: &Machine) -> Result<Started> {
@@ -332,14 +332,14 @@ impl Process {
                 machine: machine.id,
                 image: None,
                 data_disks: vec![],
-                actor: Actor::Embedder,
+                by: Principal::embedder(),
             })
             .await
     }
 
     pub async fn stop(&self, session: &Session, force: bool) -> Result<Session> {
         let reason = ggnet_core::nouns::StopReason::Operator;
-        self.o.stop(StopRequest { session: session.id, force, reason, actor: Actor::Embedder }).await
+        self.o.stop(StopRequest { session: session.id, force, reason, by: Principal::embedder() }).await
     }
 
     pub async fn boot(&self, mac: MacAddr) -> Result<BootAnswer> {
@@ -351,6 +351,7 @@ impl Process {
             mac,
             firmware: Firmware::Bios,
             peer: Some("192.0.2.77".to_owned()),
+            request_id: "a-boot".parse().ok(),
             advertised: advertised(),
             prepare,
         };
@@ -395,7 +396,7 @@ impl Process {
     }
 
     pub async fn set_current(&self, image: ImageId, version: ImageVersionId) {
-        self.o.set_current_version(image, version, Actor::Embedder).await.unwrap();
+        self.o.set_current_version(image, version, &Principal::embedder()).await.unwrap();
     }
 
     pub async fn update(
@@ -407,7 +408,7 @@ impl Process {
             change(&mut m);
             Ok(m)
         });
-        self.o.update_machine(machine.id, None, change, Actor::Embedder).await.unwrap()
+        self.o.update_machine(machine.id, None, change, &Principal::embedder()).await.unwrap()
     }
 
     /// The kinds of the events of a machine, in their order.

@@ -7,7 +7,7 @@ use ggnet_core::{
     Error, ErrorKind, Result,
     metrics::Registry,
     nouns::{
-        Actor, DeviceType, ImageFormat, ImageId, ImageVersionId, MachineId, ResourceId, SessionId,
+        DeviceType, ImageFormat, ImageId, ImageVersionId, MachineId, Principal, ResourceId, SessionId,
         SessionState, TargetId,
     },
     orchestrator::{Backends, Ports, StartRequest},
@@ -456,7 +456,7 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         let hung = tokio::spawn(async move {
             let round = o.reconcile();
             let start =
-                o.start(StartRequest { machine, image: None, data_disks: vec![], actor: Actor::Embedder });
+                o.start(StartRequest { machine, image: None, data_disks: vec![], by: Principal::embedder() });
             tokio::join!(round, start)
         });
         until("the call hangs", async || p.plan.calls(step) > before).await;
@@ -503,7 +503,8 @@ async fn ends_within_its_limits(house: &House, what: Matching) {
     p.plan.add(what.hangs());
     let (o, id) = (p.o.clone(), machine.id);
     let starting = tokio::spawn(async move {
-        o.start(StartRequest { machine: id, image: None, data_disks: vec![], actor: Actor::Embedder }).await
+        o.start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
+            .await
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     // 15 s for work under way, then 20 + 12 + 11 + 11 + 8 s for the ports: below the 90 s of the unit.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use ggnet_core::{
     ErrorKind,
     checksum::sha256_bytes,
-    nouns::{Actor, EventKind, ImageVersion, ImageVersionId, VersionState, WritebackPolicy},
+    nouns::{EventKind, ImageVersion, ImageVersionId, Principal, VersionState, WritebackPolicy},
     orchestrator::{ImportRequest, NewTarget},
     ports::{Batch, Store as _, Write},
     testkit::flaky::{Fault, FaultPlan},
@@ -13,14 +13,14 @@ use ggnet_core::{
 
 use crate::house::{House, Process, until};
 
-fn source(house: &House, bytes: &[u8]) -> PathBuf {
+pub fn source(house: &House, bytes: &[u8]) -> PathBuf {
     use std::io::Write as _;
     let path = house.dir.path().join("source.raw");
     std::fs::File::create(&path).unwrap().write_all(bytes).unwrap();
     path
 }
 
-fn request(path: PathBuf) -> ImportRequest {
+pub fn request(path: PathBuf) -> ImportRequest {
     ImportRequest {
         image: "debian".parse().unwrap(),
         path,
@@ -28,11 +28,11 @@ fn request(path: PathBuf) -> ImportRequest {
         expected_sha256: None,
         comment: "first".to_owned(),
         make_current: true,
-        actor: Actor::Embedder,
+        by: Principal::embedder(),
     }
 }
 
-async fn ended(p: &Process, id: ImageVersionId) -> ImageVersion {
+pub async fn ended(p: &Process, id: ImageVersionId) -> ImageVersion {
     until("the import ends", async || {
         p.store.version(id).await.unwrap().unwrap().state != VersionState::Importing
             && p.o.import_progress(id).is_none()
@@ -65,7 +65,9 @@ async fn an_import_becomes_ready_and_current() {
     assert_eq!(&stored[..bytes.len()], bytes);
     assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id));
     let told = p.all_events().await;
-    assert_eq!(told, [EventKind::ImageCreated, EventKind::VersionImporting, EventKind::VersionReady]);
+    let begun = [EventKind::ImageCreated, EventKind::VersionImporting];
+    assert_eq!(told[..2], begun);
+    assert_eq!(told[2..], [EventKind::VersionReady, EventKind::ImageUpdated]);
 
     ask.make_current = false;
     let (again, second) = p.o.import(ask.clone()).await.unwrap();
@@ -74,7 +76,7 @@ async fn an_import_becomes_ready_and_current() {
     assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id), "not asked to be");
     assert_eq!(files(&house).len(), 2);
 
-    p.o.delete_version(second.id, Actor::Embedder).await.unwrap();
+    p.o.delete_version(second.id, &Principal::embedder()).await.unwrap();
     let (_, third) = p.o.import(ask).await.unwrap();
     assert_eq!(third.number, 3, "a number means one version for ever");
     ended(&p, third.id).await;
@@ -117,7 +119,7 @@ async fn a_failed_import_leaves_the_reason_and_nothing_else() {
         assert_eq!(why.hint.is_some(), code.ends_with("mismatch"), "the hint of its error: {why:?}");
         let event = EventKind::VersionFailed { reason: failed.error.unwrap(), failure: failed.failure };
         assert_eq!(p.all_events().await.last(), Some(&event));
-        p.o.delete_version(version.id, Actor::Embedder).await.unwrap();
+        p.o.delete_version(version.id, &Principal::embedder()).await.unwrap();
     }
     assert_eq!(std::fs::read(&raw).unwrap(), [1; 4096], "the source is intact");
     let _ = path;
@@ -146,16 +148,19 @@ async fn a_cancelled_import_ends_as_failed() {
     p.plan.add(Fault::on("convert").is_delayed(Duration::from_millis(100)));
     let (image, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
     for refused in [
-        p.o.delete_version(version.id, Actor::Embedder).await.map(|_| ()),
-        p.o.delete_image(image.id, Actor::Embedder).await,
-        p.o.set_current_version(image.id, version.id, Actor::Embedder).await.map(|_| ()),
+        p.o.delete_version(version.id, &Principal::embedder()).await.map(|_| ()),
+        p.o.delete_image(image.id, &Principal::embedder()).await,
+        p.o.set_current_version(image.id, version.id, &Principal::embedder()).await.map(|_| ()),
     ] {
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Conflict);
     }
-    p.o.cancel_import(version.id).unwrap();
+    p.o.cancel_import(version.id, &Principal::embedder()).unwrap();
     assert_eq!(ended(&p, version.id).await.state, VersionState::Failed);
     assert!(files(&house).is_empty());
-    assert_eq!(p.o.cancel_import(version.id).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        p.o.cancel_import(version.id, &Principal::embedder()).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
 }
 
 #[tokio::test]
@@ -165,11 +170,11 @@ async fn an_import_that_is_cancelled_while_its_file_is_probed_ends_at_once() {
     p.plan.add(Fault::on("image_converter.probe").hangs());
     let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
     until("the file is probed", async || p.plan.calls("image_converter.probe") > 0).await;
-    p.o.cancel_import(version.id).unwrap();
+    p.o.cancel_import(version.id, &Principal::embedder()).unwrap();
     let failed = ended(&p, version.id).await;
     assert!(failed.state == VersionState::Failed && failed.error.unwrap().contains("cancelled"));
     assert_eq!(p.plan.calls("image_converter.convert"), 0);
-    p.o.delete_version(version.id, Actor::Embedder).await.unwrap();
+    p.o.delete_version(version.id, &Principal::embedder()).await.unwrap();
 }
 
 /// A real kill ends the converter's thread too; here it must come to its end before the next process looks at the folder.
@@ -246,10 +251,10 @@ async fn an_import_whose_end_is_not_recorded_yet_can_be_cancelled_and_deleted() 
     until("its end is tried", async || p.plan.calls("store.commit") > before).await;
     assert!(p.o.import_progress(version.id).is_some(), "it counts as running");
     assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, VersionState::Importing);
-    p.o.cancel_import(version.id).unwrap();
+    p.o.cancel_import(version.id, &Principal::embedder()).unwrap();
     let failed = ended(&p, version.id).await;
     assert!(failed.state == VersionState::Failed && failed.error.unwrap().contains("cancelled"));
-    p.o.delete_version(version.id, Actor::Embedder).await.unwrap();
+    p.o.delete_version(version.id, &Principal::embedder()).await.unwrap();
     assert!(files(&house).is_empty());
 }
 
@@ -285,7 +290,7 @@ async fn a_version_in_use_stays() {
     let (image, one) = p.image("debian").await;
     let two = p.version(image, 2).await;
     let refused = async |id: ImageVersionId, says: &str| {
-        let e = p.o.delete_version(id, Actor::Embedder).await.unwrap_err();
+        let e = p.o.delete_version(id, &Principal::embedder()).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Conflict, "{says}");
         assert!(e.message().contains(says), "{says}: {e}");
         assert!(e.hint().is_some(), "{says}");
@@ -295,29 +300,35 @@ async fn a_version_in_use_stays() {
     let session = p.start(&machine).await.unwrap().session;
     p.set_current(image, two).await;
     refused(one, "stands on").await;
-    assert_eq!(p.o.delete_image(image, Actor::Embedder).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(
+        p.o.delete_image(image, &Principal::embedder()).await.unwrap_err().kind(),
+        ErrorKind::Conflict
+    );
     p.stop(&session, false).await.unwrap();
     // A stopped session's kept writeback stands on it, too.
     refused(one, "stands on").await;
-    p.o.discard_kept_writeback(machine.id, Actor::Embedder).await.unwrap();
+    p.o.discard_kept_writeback(machine.id, &Principal::embedder()).await.unwrap();
     p.update(&machine, move |m| m.pinned_version = Some(one)).await;
     refused(one, "in use").await;
     p.update(&machine, |m| m.pinned_version = None).await;
     let new = NewTarget { name: "shared".parse().unwrap(), version: one, initiator: None };
-    let (target, _) = p.o.create_target(new, Actor::Embedder).await.unwrap();
+    let (target, _) = p.o.create_target(new, &Principal::embedder()).await.unwrap();
     refused(one, "in use").await;
-    p.o.delete_target(target.id, false, Actor::Embedder).await.unwrap();
-    p.o.delete_version(one, Actor::Embedder).await.unwrap();
+    p.o.delete_target(target.id, false, &Principal::embedder()).await.unwrap();
+    p.o.delete_version(one, &Principal::embedder()).await.unwrap();
     assert!(p.store.version(one).await.unwrap().is_none());
-    assert_eq!(p.o.delete_version(one, Actor::Embedder).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        p.o.delete_version(one, &Principal::embedder()).await.unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
 
     assert_eq!(
-        p.o.delete_image(image, Actor::Embedder).await.unwrap_err().kind(),
+        p.o.delete_image(image, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Conflict,
         "assigned"
     );
     p.update(&machine, |m| m.image = None).await;
-    p.o.delete_image(image, Actor::Embedder).await.unwrap();
+    p.o.delete_image(image, &Principal::embedder()).await.unwrap();
     assert!(p.store.image(image).await.unwrap().is_none());
 }
 
@@ -345,7 +356,7 @@ async fn an_imports_end_that_could_not_be_recorded_is_recorded_later() {
         let before = p.plan.calls("store.commit");
         p.plan.add(Fault::on("store.commit").first(2).fails(ErrorKind::Full));
         if !works {
-            p.o.cancel_import(version.id).unwrap();
+            p.o.cancel_import(version.id, &Principal::embedder()).unwrap();
         }
         let done = ended(&p, version.id).await;
         assert!(p.plan.calls("store.commit") >= before + 3, "it was recorded at once");

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
+mod authorization;
 mod boot;
 mod clock;
 mod crash;

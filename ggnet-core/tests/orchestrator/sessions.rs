@@ -4,7 +4,7 @@ use ggnet_core::{
     ErrorKind,
     error::code,
     nouns::{
-        Actor, EventKind, MachineId, MachineState, SessionId, SessionState, StopReason, WritebackPolicy,
+        EventKind, MachineId, MachineState, Principal, SessionId, SessionState, StopReason, WritebackPolicy,
     },
     orchestrator::{StartRequest, StopRequest},
     ports::{Batch, Health, SessionCounts, Store as _, Write},
@@ -57,7 +57,7 @@ async fn a_session_starts_and_stops_and_all_of_it_is_told() {
     let audit = p.store.audit(all()).await.unwrap().items;
     let actions: Vec<_> = audit.iter().rev().map(|row| row.action.as_str()).collect();
     assert_eq!(actions, ["machine.create", "session.start", "session.stop"]);
-    assert!(audit.iter().all(|row| row.actor == Actor::Embedder));
+    assert!(audit.iter().all(|row| row.by == Principal::embedder()));
     let secret = started.session.current.chap.unwrap();
     let text = format!("{audit:?}{:?}", p.store.events(0, 100, None).await.unwrap());
     assert!(!text.contains(secret.secret.expose()), "a secret in the records");
@@ -69,7 +69,7 @@ async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
     let p = house.open().await;
     let (image, _) = p.image("debian").await;
     let start = async |machine, image| {
-        p.o.start(StartRequest { machine, image, data_disks: vec![], actor: Actor::Embedder })
+        p.o.start(StartRequest { machine, image, data_disks: vec![], by: Principal::embedder() })
             .await
             .unwrap_err()
     };
@@ -86,7 +86,7 @@ async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
     }
     p.update(&machine, |m| m.state = MachineState::Active).await;
 
-    let bare = p.o.create_machine(pc(2, None), Actor::Embedder).await.unwrap();
+    let bare = p.o.create_machine(pc(2, None), &Principal::embedder()).await.unwrap();
     let e = start(bare.id, None).await;
     assert_eq!(e.code(), &code::machine_without_image("pc-2"));
     assert!(e.message().contains("no image") && e.hint().is_some(), "{e}");
@@ -126,7 +126,7 @@ async fn a_stop_that_cannot_be_is_refused_with_what_to_do() {
         session: SessionId::generate(),
         force: true,
         reason: StopReason::Operator,
-        actor: Actor::Embedder,
+        by: Principal::embedder(),
     };
     assert_eq!(p.o.stop(request).await.unwrap_err().kind(), ErrorKind::NotFound);
 
@@ -194,8 +194,12 @@ async fn an_image_named_at_the_start_lasts_for_the_session() {
     let (own, own_version) = p.image("own").await;
     let (other, other_version) = p.image("other").await;
     let machine = p.machine(1, own, |_| ()).await;
-    let request =
-        StartRequest { machine: machine.id, image: Some(other), data_disks: vec![], actor: Actor::Embedder };
+    let request = StartRequest {
+        machine: machine.id,
+        image: Some(other),
+        data_disks: vec![],
+        by: Principal::embedder(),
+    };
     let session = p.o.start(request).await.unwrap().session;
     assert_eq!(session.current.system().version, other_version);
     let disk = p.power_on(&machine).await;

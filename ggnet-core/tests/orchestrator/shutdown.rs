@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ggnet_core::{
     ErrorKind,
-    nouns::{Actor, SessionState},
+    nouns::{Principal, SessionState},
     orchestrator::StartRequest,
     testkit::flaky::Fault,
 };
@@ -23,14 +23,15 @@ async fn shutdown_waits_for_work_under_way_and_leaves_sessions_as_they_are() {
     p.plan.add(Fault::on("writeback.ensure").nth(1).is_delayed(Duration::from_millis(100)));
     let (o, id) = (p.o.clone(), slow.id);
     let starting = tokio::spawn(async move {
-        o.start(StartRequest { machine: id, image: None, data_disks: vec![], actor: Actor::Embedder }).await
+        o.start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
+            .await
     });
     crate::house::until("the start is under way", async || p.plan.calls("writeback.ensure") >= 2).await;
     p.o.shutdown().await;
     assert_eq!(starting.await.unwrap().unwrap().session.state, SessionState::Active, "it was waited for");
     assert!(!disk.is_connected());
     let e =
-        p.o.start(StartRequest { machine: id, image: None, data_disks: vec![], actor: Actor::Embedder })
+        p.o.start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
             .await
             .unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable);
@@ -70,7 +71,7 @@ async fn an_import_under_way_is_cancelled() {
         expected_sha256: None,
         comment: String::new(),
         make_current: true,
-        actor: Actor::Embedder,
+        by: Principal::embedder(),
     };
     let (_, version) = p.o.import(request).await.unwrap();
     p.o.shutdown().await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ggnet_core::nouns::{BootStage, EventKind, WritebackPolicy};
+use ggnet_core::nouns::{BootStage, EventKind, Principal, WritebackPolicy};
 
 use crate::house::{House, Process, advertised, until};
 
@@ -111,7 +111,7 @@ async fn a_script_asked_for_again_ensures_nothing() {
 
     let session = p.session(&machine).await;
     let from = p.plan.log().len();
-    p.o.current_script(&session, &advertised()).await.unwrap();
+    p.o.current_script(&session, &advertised(), &Principal::embedder()).await.unwrap();
     let made: Vec<_> = calls(&p, from)
         .into_keys()
         .filter(|call| call.ends_with("ensure") || call.ends_with("apply"))

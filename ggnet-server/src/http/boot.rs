@@ -18,6 +18,7 @@ use super::{
     Endpoints, Shared,
     error::{Answer, Failure},
     extract::{ValidPath, ValidQuery},
+    request_id,
 };
 
 /// What a script says of the machine that reads it.
@@ -75,6 +76,7 @@ pub async fn script(
         mac,
         firmware,
         peer: Some(ends.peer.ip().to_string()),
+        request_id: request_id::of(&headers),
         advertised: app.advertise.to(&ends, &headers)?,
         prepare: method != Method::HEAD,
     };

@@ -2,24 +2,19 @@
 
 use std::path::{Path as FsPath, PathBuf};
 
-use axum::{
-    Json,
-    extract::{ConnectInfo, State},
-    http::StatusCode,
-};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use ggnet_core::{
     Error, Result,
     api::{ImageResponse, ImportImageRequest, ImportResponse, VersionResponse},
     error::code,
-    nouns::{Image, ImageState, ImageVersion, ImageVersionId, VersionState},
+    nouns::{Image, ImageState, ImageVersion, ImageVersionId, Principal, VersionState},
     orchestrator::ImportRequest,
     ports::Page,
 };
 use serde::Deserialize;
 
 use super::{
-    Endpoints, Shared,
-    auth::admin,
+    Shared,
     error::Answer,
     extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, image, page},
 };
@@ -96,7 +91,7 @@ pub async fn version(
 /// `POST /images/import`: begins an import; 202 with the version to watch.
 pub async fn import(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidJson(body): ValidJson<ImportImageRequest>,
 ) -> Answer<(StatusCode, Json<ImportResponse>)> {
     if let Some(sum) = &body.sha256
@@ -115,7 +110,7 @@ pub async fn import(
         expected_sha256: body.sha256,
         comment: body.comment,
         make_current: body.make_current,
-        actor: admin(&ends),
+        by,
     };
     let (image, version) = app.orchestrator.import(request).await?;
     Ok((StatusCode::ACCEPTED, Json(ImportResponse { image, version: with_progress(&app, version) })))
@@ -152,40 +147,41 @@ async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
 /// `POST /versions/{id}/cancel`: cancels an import under way.
 pub async fn cancel(
     State(app): State<Shared>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.cancel_import(id)?;
+    app.orchestrator.cancel_import(id, &by)?;
     Ok(StatusCode::ACCEPTED)
 }
 
 /// `POST /images/{id}/current/{version}`: what machines boot from their next boot on.
 pub async fn set_current(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath((id, version)): ValidPath<(String, ImageVersionId)>,
 ) -> Answer<Json<ImageResponse>> {
     let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
-    let changed = app.orchestrator.set_current_version(found.id, version, admin(&ends)).await?;
+    let changed = app.orchestrator.set_current_version(found.id, version, &by).await?;
     Ok(Json(respond(&app, changed).await?))
 }
 
 /// `DELETE /versions/{id}`.
 pub async fn remove_version(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.delete_version(id, admin(&ends)).await?;
+    app.orchestrator.delete_version(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `DELETE /images/{id}`.
 pub async fn remove(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
     let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
-    app.orchestrator.delete_image(found.id, admin(&ends)).await?;
+    app.orchestrator.delete_image(found.id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

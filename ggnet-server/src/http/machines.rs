@@ -1,22 +1,19 @@
 //! Machines, and the unknown ones that were seen.
 
-use axum::{
-    Json,
-    extract::{ConnectInfo, State},
-    http::StatusCode,
-};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use ggnet_core::{
     Error, Result,
     api::{CreateMachineRequest, UpdateMachineRequest},
     error::code,
-    nouns::{Firmware, ImageId, MacAddr, Machine, MachineId, MachineState, Name, SeenMachine, Timestamp},
+    nouns::{
+        Firmware, ImageId, MacAddr, Machine, MachineId, MachineState, Name, Principal, SeenMachine, Timestamp,
+    },
     ports::{MachineFilter, Page},
 };
 use serde::Deserialize;
 
 use super::{
-    Endpoints, Shared,
-    auth::admin,
+    Shared,
     error::Answer,
     extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, image, machine, page},
 };
@@ -53,11 +50,11 @@ pub async fn list(
 /// `POST /machines`.
 pub async fn create(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
     free_in_a_path(&body.name, &TAKEN)?;
-    let made = app.orchestrator.create_machine(new_machine(body), admin(&ends)).await?;
+    let made = app.orchestrator.create_machine(new_machine(body), &by).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -91,7 +88,7 @@ pub async fn show(State(app): State<Shared>, ValidPath(id): ValidPath<String>) -
 /// `PATCH /machines/{id}`.
 pub async fn update(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
     ValidJson(body): ValidJson<UpdateMachineRequest>,
 ) -> Answer<Json<Machine>> {
@@ -99,7 +96,7 @@ pub async fn update(
     let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
     let revision = body.revision;
     let change = Box::new(move |m| Ok(changed(m, body)));
-    Ok(Json(app.orchestrator.update_machine(id, revision, change, admin(&ends)).await?))
+    Ok(Json(app.orchestrator.update_machine(id, revision, change, &by).await?))
 }
 
 fn changed(mut m: Machine, c: UpdateMachineRequest) -> Machine {
@@ -127,22 +124,22 @@ fn changed(mut m: Machine, c: UpdateMachineRequest) -> Machine {
 /// `DELETE /machines/{id}`.
 pub async fn remove(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
     let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
-    app.orchestrator.delete_machine(id, admin(&ends)).await?;
+    app.orchestrator.delete_machine(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `DELETE /machines/{id}/writeback`: throws away what a `keep` machine has written.
 pub async fn discard_writeback(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
     let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
-    app.orchestrator.discard_kept_writeback(id, admin(&ends)).await?;
+    app.orchestrator.discard_kept_writeback(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -173,7 +170,7 @@ async fn seen_one(app: &Shared, mac: MacAddr) -> Result<SeenMachine> {
 /// `POST /machines/seen/{mac}/register`: takes an unknown machine over, with its MAC address and firmware.
 pub async fn register_seen(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(mac): ValidPath<MacAddr>,
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
@@ -186,17 +183,17 @@ pub async fn register_seen(
     if new.firmware == Firmware::Unknown {
         new.firmware = seen.firmware;
     }
-    let made = app.orchestrator.create_machine(new, admin(&ends)).await?;
+    let made = app.orchestrator.create_machine(new, &by).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
 /// `DELETE /machines/seen/{mac}`: forgets one.
 pub async fn forget_seen(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(mac): ValidPath<MacAddr>,
 ) -> Answer<StatusCode> {
     seen_one(&app, mac).await?;
-    app.orchestrator.forget_seen(mac, admin(&ends)).await?;
+    app.orchestrator.forget_seen(mac, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{ConnectInfo, State},
     http::{HeaderMap, StatusCode},
 };
@@ -15,7 +15,7 @@ use ggnet_core::{
     },
     boot_text::SanUri,
     error::code,
-    nouns::{Session, SessionId, SessionState, StopReason},
+    nouns::{Principal, Session, SessionId, SessionState, StopReason},
     orchestrator::{StartRequest, StopRequest},
     ports::SessionFilter,
 };
@@ -23,7 +23,6 @@ use serde::Deserialize;
 
 use super::{
     Endpoints, Shared,
-    auth::admin,
     error::Answer,
     extract::{ValidJson, ValidPath, ValidQuery, image, machine, page},
 };
@@ -77,15 +76,16 @@ fn iscsi(uri: &SanUri, session: &Session) -> IscsiDetails {
 pub async fn start(
     State(app): State<Shared>,
     ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     headers: HeaderMap,
     ValidJson(body): ValidJson<SessionStartRequest>,
 ) -> Answer<(StatusCode, Json<SessionStartResponse>)> {
     let o = &app.orchestrator;
-    let (machine, image) = (body.machine_id, body.image_id);
-    let request = StartRequest { machine, image, data_disks: Vec::new(), actor: admin(&ends) };
+    let request =
+        StartRequest { machine: body.machine_id, image: body.image_id, data_disks: vec![], by: by.clone() };
     let started = o.start(request).await?;
     let advertised = app.advertise.to(&ends, &headers)?;
-    let (boot_script, uri) = o.current_script(&started.session, &advertised).await?;
+    let (boot_script, uri) = o.current_script(&started.session, &advertised, &by).await?;
     let mac = started.machine.primary_mac()?;
     let target = TargetInfo {
         iqn: started.endpoint.iqn.clone(),
@@ -105,12 +105,11 @@ pub async fn start(
 /// `POST /sessions/{id}/stop`.
 pub async fn stop(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(session): ValidPath<SessionId>,
     ValidJson(body): ValidJson<SessionStopRequest>,
 ) -> Answer<Json<SessionResponse>> {
-    let request =
-        StopRequest { session, force: body.force, reason: StopReason::Operator, actor: admin(&ends) };
+    let request = StopRequest { session, force: body.force, reason: StopReason::Operator, by };
     let stopped = app.orchestrator.stop(request).await?;
     Ok(Json(respond(&app, stopped).await?))
 }
@@ -179,11 +178,12 @@ pub async fn active(
 pub async fn boot_script(
     State(app): State<Shared>,
     ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
     headers: HeaderMap,
 ) -> Answer<Json<BootScriptResponse>> {
     let session = live_of(&app, &id).await?;
     let (script, uri) =
-        app.orchestrator.current_script(&session, &app.advertise.to(&ends, &headers)?).await?;
+        app.orchestrator.current_script(&session, &app.advertise.to(&ends, &headers)?, &by).await?;
     Ok(Json(BootScriptResponse { script, iscsi: iscsi(&uri, &session) }))
 }

@@ -2,21 +2,16 @@
 
 use std::collections::HashMap;
 
-use axum::{
-    Json,
-    extract::{ConnectInfo, State},
-    http::StatusCode,
-};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use ggnet_core::{
     api::{CreateTargetRequest, TargetResponse},
-    nouns::{Iqn, ResourceId, TargetId},
+    nouns::{Iqn, Principal, ResourceId, TargetId},
     orchestrator::NewTarget,
 };
 use serde::Deserialize;
 
 use super::{
-    Endpoints, Shared,
-    auth::admin,
+    Shared,
     error::Answer,
     extract::{ValidJson, ValidPath, ValidQuery},
 };
@@ -53,11 +48,11 @@ pub async fn list(State(app): State<Shared>) -> Answer<Json<Vec<TargetResponse>>
 /// `POST /targets`: exports an image version read-only; the reconciler keeps it.
 pub async fn create(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidJson(body): ValidJson<CreateTargetRequest>,
 ) -> Answer<(StatusCode, Json<TargetResponse>)> {
     let new = NewTarget { name: body.name, version: body.version_id, initiator: body.initiator };
-    let (target, endpoint) = app.orchestrator.create_target(new, admin(&ends)).await?;
+    let (target, endpoint) = app.orchestrator.create_target(new, &by).await?;
     let response = TargetResponse {
         iqn: endpoint.iqn,
         manual: Some(target),
@@ -80,10 +75,10 @@ pub struct DeleteQuery {
 /// `DELETE /targets/{id}`.
 pub async fn remove(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<TargetId>,
     ValidQuery(q): ValidQuery<DeleteQuery>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.delete_target(id, q.force, admin(&ends)).await?;
+    app.orchestrator.delete_target(id, q.force, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

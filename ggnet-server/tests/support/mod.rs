@@ -34,6 +34,11 @@ pub async fn get(http: SocketAddr, path: &str, token: &str) -> String {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {http}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
     );
+    answer(http, request).await.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// The whole answer to a whole request.
+pub async fn answer(http: SocketAddr, request: String) -> String {
     let got = tokio::task::spawn_blocking(move || {
         let mut connection = TcpStream::connect(http).unwrap();
         connection.set_read_timeout(Some(FOR_EVER)).unwrap();
@@ -42,7 +47,7 @@ pub async fn get(http: SocketAddr, path: &str, token: &str) -> String {
         connection.read_to_string(&mut text).unwrap();
         text
     });
-    got.await.unwrap().split_once("\r\n\r\n").unwrap().1.to_owned()
+    got.await.unwrap()
 }
 
 /// An image with one ready version of a MiB, and that version.

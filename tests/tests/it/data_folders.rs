@@ -230,7 +230,7 @@ fn history_is_there(server: &GgnetServer) {
     let text = server.ggnet(&["audit", "--limit", "1000", "--output", "json"]).unwrap();
     let rows: Vec<AuditRow> = serde_json::from_str(&text).unwrap();
     for (action, times) in [("machine.create", 6), ("session.start", 4), ("session.stop", 2)] {
-        assert_eq!(rows.iter().filter(|r| r.action == action).count(), times, "{action}: {text}");
+        assert_eq!(rows.iter().filter(|r| r.action.as_str() == action).count(), times, "{action}: {text}");
     }
 }
 

@@ -8,8 +8,8 @@ use super::{
 use crate::{
     error::Error,
     nouns::{
-        Actor, BootStage, Diagnosis, Event, EventKind, Failure, Firmware, MachineId, NewEvent, SeenMachine,
-        SessionId, SessionState,
+        AuditAction, AuditRow, AuditSubject, BootStage, Diagnosis, Event, EventKind, Failure, Firmware,
+        MachineId, NewEvent, Principal, Role, SeenMachine, SessionId, SessionState, SystemPart,
     },
     ports::{Batch, MAX_SEEN, PageRequest, SessionCounts, SessionFilter, Write},
 };
@@ -61,9 +61,15 @@ pub async fn events_are_read_by_cursor(f: Fresh<'_>) {
 pub async fn audit_rows_come_newest_first(f: Fresh<'_>) {
     let s = f.fresh().await;
     let mut rows: Vec<_> = (0..5).map(|n| audit(&format!("m{n}"), 100 - n)).collect();
-    rows[1].actor = Actor::Machine { mac: mac(1), address: None };
-    rows[2].actor = Actor::System;
-    rows[3].actor = Actor::Embedder;
+    rows[1].by = Principal::machine(mac(1));
+    rows[2].by = Principal::system(SystemPart::Reconciler);
+    rows[3].by = Principal::user("ann".to_owned(), Role::Viewer);
+    rows[4] = AuditRow::new(
+        at(96),
+        &Principal::embedder(),
+        AuditAction::SessionStop,
+        AuditSubject::Session(SessionId::generate()),
+    );
     for row in &rows {
         s.commit(Batch::new().audit(row.clone())).await.unwrap();
     }

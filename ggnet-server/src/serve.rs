@@ -78,8 +78,8 @@ impl Server {
             return Err(e);
         }
         let mut metrics = Metrics::with_prefix(METRICS_PREFIX);
-        let orchestrator = wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
-        let store = orchestrator.ports().store().clone();
+        let (orchestrator, store) =
+            wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
         let (new_token, token) = match token(store.as_ref()).await {
             Ok(token) => token,
             Err(e) => {

@@ -84,14 +84,14 @@ macro_rules! made {
 }
 
 /// Makes every backend, refuses a store that is not the data folder's, and makes the orchestrator over them; what is counted goes to
-/// `metrics`. Whatever fails, all that was made by then is shut down again, `store` too.
+/// `metrics`. The store is given back with the port's limits around it, for the server's own settings. Whatever fails, all that was made by then is shut down again, `store` too.
 pub async fn orchestrator(
     config: &Config,
     registry: &Registry,
     wiring: &Wiring,
     store: Arc<dyn Store>,
     metrics: &mut Metrics,
-) -> Result<Orchestrator> {
+) -> Result<(Orchestrator, Arc<dyn Store>)> {
     let mut made = Made::default();
     let done = build(config, registry, wiring, store, metrics, &mut made).await;
     if done.is_err() {
@@ -107,7 +107,7 @@ async fn build(
     store: Arc<dyn Store>,
     metrics: &mut Metrics,
     made: &mut Made,
-) -> Result<Orchestrator> {
+) -> Result<(Orchestrator, Arc<dyn Store>)> {
     let store = made!(made, "store", store);
     let images_dir = wiring.data_dir.join("images");
     // What is imported is for whoever imports; who could write the images would write every machine's disk.
@@ -133,6 +133,7 @@ async fn build(
     let backends = Backends { store, target, writeback, dhcp, boot_files, converter, clock };
     let ports = Ports::new(backends, &limits, metrics)?;
     ports.check_store(&images_dir).await?;
+    let guarded = Arc::clone(ports.store());
     let mut settings = OrchestratorConfig::new(wiring.instance.clone(), images_dir)?;
     settings.iqn_prefix = wiring.iqn_prefix.clone();
     settings.chap = c.session.chap;
@@ -150,7 +151,7 @@ async fn build(
         None => None,
     };
     let templates = BootTemplates::load(c.templates_dir.as_deref())?;
-    Orchestrator::new(ports, settings, templates)
+    Ok((Orchestrator::new(ports, settings, templates)?, guarded))
 }
 
 #[cfg(test)]

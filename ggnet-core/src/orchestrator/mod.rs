@@ -35,6 +35,7 @@ mod observe;
 mod pending;
 mod ports;
 mod pruning;
+mod reads;
 mod reconcile;
 mod resources;
 mod start;
@@ -61,6 +62,7 @@ pub use images::DeletedVersion;
 pub use imports::ImportRequest;
 pub use machines::{MachineChange, NewMachine};
 pub use ports::{Backends, Ports};
+pub use reads::{ConnectionsView, ImageView, PortHealth, Reads, SessionView, TargetView, VersionView};
 pub use reconcile::ReconcileReport;
 pub use start::{StartRequest, Started};
 pub use stop::StopRequest;
@@ -165,12 +167,6 @@ impl Orchestrator {
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()
-    }
-
-    /// The ports it works over.
-    #[must_use]
-    pub fn ports(&self) -> &Ports {
-        &self.inner.ports
     }
 
     /// Its configuration.

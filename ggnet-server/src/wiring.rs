@@ -15,13 +15,19 @@ use ggnet_core::{
     nouns::InstanceId,
     orchestrator::{Backends, Orchestrator, OrchestratorConfig, Ports},
     ports::Store,
-    registry::{PortName, Registry, Wiring},
+    registry::{About, PortName, Registry, Wiring},
 };
 
 use crate::config::Config;
 
 /// What is decided once for all backends.
-pub fn wiring(config: &Config, data_dir: &Path, instance: InstanceId, http_port: u16) -> Result<Wiring> {
+pub fn wiring(
+    config: &Config,
+    registry: &Registry,
+    data_dir: &Path,
+    instance: InstanceId,
+    http_port: u16,
+) -> Result<Wiring> {
     let mut wiring = Wiring::new(instance, config.iqn_prefix()?, data_dir.to_owned());
     wiring.advertise = config.network.advertise;
     wiring.http_port = http_port;
@@ -29,6 +35,9 @@ pub fn wiring(config: &Config, data_dir: &Path, instance: InstanceId, http_port:
     wiring.interfaces.clone_from(&config.network.interfaces);
     wiring.backends =
         PortName::ALL.into_iter().map(|port| (port, config.section(port).backend.clone())).collect();
+    // One that does not exist is refused elsewhere.
+    let boot_files = registry.about(PortName::BootFiles, &config.boot_files.backend);
+    wiring.mac_paths = boot_files.map_or(true, About::serves_mac_paths);
     Ok(wiring)
 }
 
@@ -166,5 +175,17 @@ mod tests {
         assert_eq!(reached("[http]\nlisten = \"10.77.0.1:81\""), "10.77.0.1");
         assert_eq!(reached("[http]\nlisten = \"[::]:81\""), "::");
         assert_eq!(reached("[network]\ninterfaces = [\"eth7\"]"), "0.0.0.0");
+    }
+
+    #[test]
+    fn a_boot_file_store_says_itself_whether_it_knows_paths_of_machines() {
+        let mut registry = Registry::new();
+        ggnet_backends::register(&mut registry);
+        let mac_paths = |text: &str| {
+            let config = Config::parse(text, "x").unwrap();
+            wiring(&config, &registry, Path::new("/"), InstanceId::generate(), 80).unwrap().mac_paths
+        };
+        assert!(mac_paths(""));
+        assert!(!mac_paths("[boot_files]\nbackend = \"tftpd-hpa\""));
     }
 }

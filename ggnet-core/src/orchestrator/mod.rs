@@ -163,7 +163,8 @@ impl Orchestrator {
         Ok(this)
     }
 
-    /// Events as they are recorded. A subscriber that lags learns so from the channel and reads on from the store by its cursor.
+    /// Events as they are recorded. A subscriber that lags learns so from the channel and reads on from its last cursor by
+    /// [`Reads::events`].
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()

@@ -362,8 +362,15 @@ fn boot_stages_are_shown_as_they_happen() {
     assert_eq!(newest.as_array().unwrap().len(), 3);
     let of_machine = server.json("events --machine pc-1 --limit 1");
     assert_eq!(of_machine[0]["stage"], "script_read");
-    let after = newest[1]["seq"].as_i64().unwrap();
+    let after = newest[1]["cursor"].as_str().unwrap();
     assert_eq!(server.json(&format!("events --after {after}"))[0], newest[2]);
+    let oldest = server.json("events --after 0 --limit 1");
+    assert_eq!(
+        (oldest.as_array().unwrap().len(), &oldest),
+        (1, &server.json("events --after e1-0 --limit 1"))
+    );
+    server.run("events --after e1-ffffffff").ends(4).says("leave `after` out");
+    server.run("events --after nonsense").ends(2).says("is not a cursor");
 }
 
 #[test]

@@ -64,13 +64,11 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     };
     let (image, version) = ggnet.import(import).await?;
     let version = loop {
-        match ggnet.ports().store().version(version.id).await? {
-            Some(v) if v.state == VersionState::Importing => {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            Some(v) => break v,
-            None => return Err("the version is gone".into()),
+        let now = ggnet.read().version(version.id).await?.version;
+        if now.state != VersionState::Importing {
+            break now;
         }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     };
     println!(
         "image {} version {} is {:?}, {} MiB",
@@ -104,7 +102,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         let BootAnswer::Script(script) = ggnet.boot(request).await? else {
             return Err("told to come again".into());
         };
-        let session = ggnet.ports().store().live_session(machine.id).await?.ok_or("no session")?;
+        let session = ggnet.read().live_session(&machine).await?;
         let generation = session.next.as_ref().unwrap_or(&session.current);
         let disk = targets.login(&session.target(generation), &session.initiator, peer).await?;
         let found = disk.read(0, 0, 512).await?;
@@ -128,13 +126,13 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     println!(
         "session is {}; left over: {} targets",
         stopped.state.as_str(),
-        ggnet.ports().target().list().await?.len()
+        ggnet.read().targets().await?.len()
     );
 
     ggnet.shutdown().await;
     println!("what happened:");
     while let Ok(event) = events.try_recv() {
-        println!("  {:>3} {:?}", event.seq, event.event.kind);
+        println!("  {:>5} {:?}", event.cursor, event.event.kind);
     }
     Ok(())
 }

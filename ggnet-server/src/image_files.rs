@@ -127,7 +127,7 @@ impl ImageFiles {
         for of in missing.iter().take(NAMED) {
             named.push(format!(
                 "{}: {} {}",
-                name(orchestrator, of.version).await?,
+                orchestrator.read().version_name(of.version).await?,
                 of.path.display(),
                 of.why
             ));
@@ -168,15 +168,6 @@ fn fault(path: &Path) -> Option<String> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Some("is not there".to_owned()),
         Err(e) => Some(format!("cannot be looked at: {e}")),
     }
-}
-
-/// `win11 version 3`.
-async fn name(orchestrator: &Orchestrator, id: ImageVersionId) -> Result<String> {
-    let store = orchestrator.ports().store();
-    let Some(version) = store.version(id).await? else { return Ok(format!("version {id}")) };
-    let image = store.image(version.image).await?;
-    let image = image.map_or_else(|| version.image.to_string(), |image| image.name.to_string());
-    Ok(format!("{image} version {}", version.number))
 }
 
 /// How it is when of `wanted` files `missing` are not there.

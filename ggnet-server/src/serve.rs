@@ -64,7 +64,7 @@ impl Server {
         let address =
             listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
         let instance = Instance::read(data.path()).await?;
-        let wiring = wiring::wiring(config, data.path(), instance.id().clone(), address.port())?;
+        let wiring = wiring::wiring(config, registry, data.path(), instance.id().clone(), address.port())?;
         let sockets = sockets::all(config, registry, &wiring)?;
         if let Some(e) = sockets::collisions(config, &sockets).into_iter().next() {
             return Err(e);
@@ -78,8 +78,8 @@ impl Server {
             return Err(e);
         }
         let mut metrics = Metrics::with_prefix(METRICS_PREFIX);
-        let orchestrator = wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
-        let store = orchestrator.ports().store().clone();
+        let (orchestrator, store) =
+            wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
         let (new_token, token) = match token(store.as_ref()).await {
             Ok(token) => token,
             Err(e) => {
@@ -228,7 +228,7 @@ pub async fn reset_token(config: &Config, registry: &Registry) -> Result<()> {
     let data = DataDir::lock(&config.data_dir)?;
     let instance = Instance::read(data.path()).await?;
     let http_port = config.http.listen.port();
-    let wiring = wiring::wiring(config, data.path(), instance.id().clone(), http_port)?;
+    let wiring = wiring::wiring(config, registry, data.path(), instance.id().clone(), http_port)?;
     let store = wiring::store(config, registry, &wiring).await?;
     let (token, hash) = TokenHash::generate()?;
     // Shown before it counts: when nobody can read it the old one stays.

@@ -209,7 +209,7 @@ async fn content(s: &dyn Store, pool: &Pool) -> Content {
         counts: s.session_counts().await.unwrap(),
         targets: s.targets().await.unwrap(),
         seen: s.seen(all).await.unwrap().items,
-        events: s.events(0, 1000, None).await.unwrap().into_iter().map(|e| e.event).collect(),
+        events: s.events(None, 1000, None).await.unwrap().into_iter().map(|e| e.event).collect(),
     }
 }
 

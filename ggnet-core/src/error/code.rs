@@ -234,6 +234,12 @@ codes! {
     Invalid too_long(most);
     /// The number is not in the range that is allowed.
     Invalid out_of_range(least, most);
+    /// This is no cursor of this server's events.
+    Invalid cursor_invalid(cursor);
+    /// The events that this cursor is from are not in the database: an older one was put back.
+    NotFound cursor_unknown(cursor);
+    /// Events after this cursor were old and are forgotten.
+    NotFound cursor_expired(cursor);
 
     // Requests.
     /// No path of the API.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Diagnosis, Failure, ImageId, MacAddr, MachineId, SessionId, Timestamp};
+use super::{Cursor, Diagnosis, Failure, ImageId, MacAddr, MachineId, SessionId, Timestamp};
 
 /// The observed stages of a boot, in their usual order; together a machine's boot timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -207,8 +207,8 @@ impl NewEvent {
 /// A recorded event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Its place in the order; a cursor for "everything since".
-    pub seq: i64,
+    /// The place after it: what "everything since" is asked for with.
+    pub cursor: Cursor,
     /// What happened.
     #[serde(flatten)]
     pub event: NewEvent,

@@ -1,6 +1,7 @@
 //! The nouns of diskless boot, one file each, as newtypes that cannot hold a bad value: a parsed value is a proof.
 
 pub mod audit;
+pub mod cursor;
 pub mod diagnosis;
 pub mod event;
 pub mod failure;
@@ -17,6 +18,7 @@ pub mod session;
 pub mod target;
 
 pub use audit::{AuditAction, AuditRow, AuditSubject};
+pub use cursor::Cursor;
 pub use diagnosis::Diagnosis;
 pub use event::{BootStage, Event, EventKind, NewEvent};
 pub use failure::Failure;

@@ -37,6 +37,7 @@ mod observe;
 mod pending;
 mod ports;
 mod pruning;
+mod reads;
 mod reconcile;
 mod resources;
 mod served_versions;
@@ -65,6 +66,7 @@ pub use images::DeletedVersion;
 pub use imports::ImportRequest;
 pub use machines::{MachineChange, NewMachine};
 pub use ports::{Backends, Ports};
+pub use reads::{ConnectionsView, ImageView, PortHealth, Reads, SessionView, TargetView, VersionView};
 pub use reconcile::ReconcileReport;
 pub use start::{StartRequest, Started};
 pub use stop::StopRequest;
@@ -167,16 +169,11 @@ impl Orchestrator {
         Ok(this)
     }
 
-    /// Events as they are recorded. A subscriber that lags learns so from the channel and reads on from the store by its cursor.
+    /// Events as they are recorded. A subscriber that lags learns so from the channel and reads on from its last cursor by
+    /// [`Reads::events`].
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()
-    }
-
-    /// The ports it works over.
-    #[must_use]
-    pub fn ports(&self) -> &Ports {
-        &self.inner.ports
     }
 
     /// Its configuration.

@@ -160,7 +160,7 @@ impl Ports {
     /// `Invalid` for such a store, naming one thing that it does not know; else what the store, the folder or the writeback store said.
     pub async fn check_store(&self, images_dir: &Path) -> Result<()> {
         let one = PageRequest { page: 1, per_page: 1 };
-        if !self.store.events(0, 1, None).await?.is_empty()
+        if !self.store.events(None, 1, None).await?.is_empty()
             || self.store.images(one).await?.total > 0
             || self.store.machines(&MachineFilter::default(), one).await?.total > 0
         {

@@ -13,7 +13,7 @@ use super::Health;
 use crate::{
     error::Result,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
         MachineState, ManualTarget, Name, NewEvent, SeenMachine, Session, SessionId, SessionState, TargetId,
     },
 };
@@ -205,7 +205,7 @@ pub struct Names {
 }
 
 /// Persistence. A method that is added later has a default, made of the others. Lists are ordered: machines, images and targets by name, versions by number, sessions newest first, seen machines
-/// by last sight (newest first), events by `seq`.
+/// by last sight (newest first), events in the order of their commits.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -236,6 +236,15 @@ pub trait Store: Send + Sync + 'static {
     async fn version(&self, id: ImageVersionId) -> Result<Option<ImageVersion>>;
     /// The versions of an image.
     async fn versions(&self, image: ImageId) -> Result<Vec<ImageVersion>>;
+    /// The versions of these images, those of one image together and by number: for a page that shows them, so at most 1000 images. By
+    /// itself a read for each; a store that can does it in one.
+    async fn versions_of(&self, images: &[ImageId]) -> Result<Vec<ImageVersion>> {
+        let mut all = Vec::new();
+        for image in images {
+            all.extend(self.versions(*image).await?);
+        }
+        Ok(all)
+    }
     /// Versions being imported, of every image.
     async fn importing_versions(&self) -> Result<Vec<ImageVersion>>;
 
@@ -247,7 +256,7 @@ pub trait Store: Send + Sync + 'static {
     async fn last_session(&self, machine: MachineId) -> Result<Option<Session>>;
     /// Every live session.
     async fn live_sessions(&self) -> Result<Vec<Session>>;
-    /// Sessions.
+    /// Sessions, for a list that shows them: *without* their credentials (`chap` is none), so never to be written back.
     async fn sessions(&self, filter: &SessionFilter, page: PageRequest) -> Result<Page<Session>>;
     /// The counters.
     async fn session_counts(&self) -> Result<SessionCounts>;
@@ -275,8 +284,18 @@ pub trait Store: Send + Sync + 'static {
     /// Unknown machines that were seen.
     async fn seen(&self, page: PageRequest) -> Result<Page<SeenMachine>>;
 
-    /// Events after `cursor` (0: from the first that is still kept), at most `limit`; of one machine when given.
-    async fn events(&self, cursor: i64, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>>;
+    /// Events after `after` (none: from the first that is still kept), oldest first, at most `limit`; of one machine when given.
+    ///
+    /// `NotFound` for a cursor after which events were pruned, and for one of events that this store never had; `Invalid` for a text that
+    /// no cursor of this store is. [`Cursor::number_within`] says all of it for a store that numbers its events.
+    async fn events(
+        &self,
+        after: Option<Cursor>,
+        limit: u32,
+        machine: Option<MachineId>,
+    ) -> Result<Vec<Event>>;
+    /// The newest `limit` events, oldest first; of one machine when given.
+    async fn newest_events(&self, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>>;
     /// The newest audit rows first.
     async fn audit(&self, page: PageRequest) -> Result<Page<AuditRow>>;
 

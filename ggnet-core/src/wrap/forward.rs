@@ -15,7 +15,7 @@ use crate::{
     block::Disk,
     error::{Error, Result},
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
         ManualTarget, Name, ResourceId, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
     ports::{
@@ -258,6 +258,7 @@ forward!(Store as "store" {
         again Read images(; page: PageRequest) -> Page<Image>;
         again Read version(; id: ImageVersionId) -> Option<ImageVersion>;
         again Read versions(; image: ImageId) -> Vec<ImageVersion>;
+        again Read versions_of(&images: [ImageId];) -> Vec<ImageVersion>;
         again Read importing_versions(;) -> Vec<ImageVersion>;
         again Read session(; id: SessionId) -> Option<Session>;
         again Read live_session(; machine: MachineId) -> Option<Session>;
@@ -270,7 +271,8 @@ forward!(Store as "store" {
         again Read targets(;) -> Vec<ManualTarget>;
         again Read seen_machine(; mac: MacAddr) -> Option<SeenMachine>;
         again Read seen(; page: PageRequest) -> Page<SeenMachine>;
-        again Read events(; cursor: i64, limit: u32, machine: Option<MachineId>) -> Vec<Event>;
+        again Read events(; after: Option<Cursor>, limit: u32, machine: Option<MachineId>) -> Vec<Event>;
+        again Read newest_events(; limit: u32, machine: Option<MachineId>) -> Vec<Event>;
         again Read audit(; page: PageRequest) -> Page<AuditRow>;
         again Read setting(&key: str;) -> Option<String>;
         again Change prune(; before: Timestamp) -> u64;

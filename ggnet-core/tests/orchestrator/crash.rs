@@ -213,8 +213,7 @@ impl RebootingMachine {
         };
         // Killed: it gets no answer, or is told to come again.
         let Ok(ggnet_core::orchestrator::BootAnswer::Script(_)) = self.o.boot(request).await else { return };
-        let store = self.o.ports().store();
-        let Ok(Some(session)) = store.live_session(self.machine.id).await else { return };
+        let Ok(session) = self.o.read().live_session(&self.machine).await else { return };
         let Some(next) = &session.next else { return };
         let _ = self.targets.login(&session.target(next), &session.initiator, crate::house::peer()).await;
     }

@@ -104,6 +104,8 @@ impl WritebackStore for Forgetful {
 /// One life of the orchestrator, with the backends behind its back.
 pub struct Process {
     pub o: Orchestrator,
+    /// What it works over, with limits around each call.
+    pub ports: Ports,
     pub plan: FaultPlan,
     pub store: MemoryStore,
     pub targets: Arc<MemoryTargets>,
@@ -164,8 +166,9 @@ impl House {
             clock: Arc::new(self.clock.clone()),
         };
         let ports = Ports::new(backends, &self.limits, &mut Registry::default()).unwrap();
-        let o = Orchestrator::new(ports, self.config.clone(), BootTemplates::load(None).unwrap()).unwrap();
-        Process { o, plan: plan.clone(), store, targets, writebacks, dhcp, files }
+        let o = Orchestrator::new(ports.clone(), self.config.clone(), BootTemplates::load(None).unwrap())
+            .unwrap();
+        Process { o, ports, plan: plan.clone(), store, targets, writebacks, dhcp, files }
     }
 
     /// A process starts, and its first reconcile has ended.
@@ -413,12 +416,12 @@ impl Process {
 
     /// The kinds of the events of a machine, in their order.
     pub async fn events(&self, machine: MachineId) -> Vec<EventKind> {
-        let events = self.store.events(0, 100_000, Some(machine)).await.unwrap();
+        let events = self.store.events(None, 100_000, Some(machine)).await.unwrap();
         events.into_iter().map(|e| e.event.kind).collect()
     }
 
     pub async fn all_events(&self) -> Vec<EventKind> {
-        let events = self.store.events(0, 100_000, None).await.unwrap();
+        let events = self.store.events(None, 100_000, None).await.unwrap();
         events.into_iter().map(|e| e.event.kind).collect()
     }
 

@@ -142,6 +142,7 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("store", "images") => failed(p.store().images(page).await),
         ("store", "version") => failed(p.store().version(ImageVersionId::generate()).await),
         ("store", "versions") => failed(p.store().versions(ImageId::generate()).await),
+        ("store", "versions_of") => failed(p.store().versions_of(&[]).await),
         ("store", "importing_versions") => failed(p.store().importing_versions().await),
         ("store", "session") => failed(p.store().session(SessionId::generate()).await),
         ("store", "live_session") => failed(p.store().live_session(MachineId::generate()).await),
@@ -154,7 +155,8 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("store", "targets") => failed(p.store().targets().await),
         ("store", "seen_machine") => failed(p.store().seen_machine(mac).await),
         ("store", "seen") => failed(p.store().seen(page).await),
-        ("store", "events") => failed(p.store().events(0, 1, None).await),
+        ("store", "events") => failed(p.store().events(None, 1, None).await),
+        ("store", "newest_events") => failed(p.store().newest_events(1, None).await),
         ("store", "audit") => failed(p.store().audit(page).await),
         ("store", "setting") => failed(p.store().setting("a").await),
         ("store", "prune") => failed(p.store().prune(SystemClock.now()).await),
@@ -237,7 +239,7 @@ async fn every_call_of_every_port_that_hangs_ends_and_health_names_it() {
             tokio::time::timeout(FOR_EVER, m.ports.shutdown()).await.expect("the ports close");
         }
     }
-    assert_eq!(tried, 54, "methods of ports; were some added?");
+    assert_eq!(tried, 56, "methods of ports; were some added?");
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,7 @@ mod hung;
 mod images;
 mod machines;
 mod observed;
+mod reads;
 mod reconcile;
 mod sessions;
 mod shutdown;

@@ -34,7 +34,7 @@ async fn a_new_one_is_refused_beside_images_and_beside_kept_writes() {
     let version = images.join(format!("{}.raw", ImageVersionId::generate()));
     File::create(&version).unwrap();
 
-    let own = p.o.ports();
+    let own = &p.ports;
     let backends = Backends {
         store: Arc::new(MemoryStore::new()),
         target: own.target().clone(),

@@ -103,7 +103,7 @@ pub async fn report(
 /// `GET /files/{path}`: the same boot files that TFTP serves.
 pub async fn file(State(app): State<Shared>, ValidPath(path): ValidPath<String>) -> Answer<Response> {
     let path: BootPath = path.parse()?;
-    let bytes = app.orchestrator.ports().boot_files().read(&path).await?;
+    let bytes = app.orchestrator.read().boot_file(&path).await?;
     let kind = HeaderValue::from_static("application/octet-stream");
     Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
 }

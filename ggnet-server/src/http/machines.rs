@@ -2,9 +2,7 @@
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use ggnet_core::{
-    Error, Result,
     api::{CreateMachineRequest, UpdateMachineRequest},
-    error::code,
     nouns::{
         Firmware, ImageId, MacAddr, Machine, MachineId, MachineState, Name, Principal, SeenMachine, Timestamp,
     },
@@ -15,7 +13,7 @@ use serde::Deserialize;
 use super::{
     Shared,
     error::Answer,
-    extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, image, machine, page},
+    extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, page},
 };
 
 /// Words that stand where a machine's name may in a path.
@@ -38,13 +36,13 @@ pub async fn list(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<ListQuery>,
 ) -> Answer<Json<Page<Machine>>> {
-    let store = app.orchestrator.ports().store();
+    let read = app.orchestrator.read();
     let image: Option<ImageId> = match &q.image {
-        Some(reference) => Some(image(store.as_ref(), reference).await?.id),
+        Some(reference) => Some(read.image(reference).await?.id),
         None => None,
     };
     let filter = MachineFilter { state: q.state, group: q.group, image, search: q.search };
-    Ok(Json(store.machines(&filter, page(q.page, q.per_page)?).await?))
+    Ok(Json(read.machines(&filter, page(q.page, q.per_page)?).await?))
 }
 
 /// `POST /machines`.
@@ -80,9 +78,9 @@ fn new_machine(body: CreateMachineRequest) -> Machine {
     }
 }
 
-/// `GET /machines/{id}`: by id or name.
+/// `GET /machines/{id}`: by id, name or MAC address.
 pub async fn show(State(app): State<Shared>, ValidPath(id): ValidPath<String>) -> Answer<Json<Machine>> {
-    Ok(Json(machine(app.orchestrator.ports().store().as_ref(), &id).await?))
+    Ok(Json(app.orchestrator.read().machine(&id).await?))
 }
 
 /// `PATCH /machines/{id}`.
@@ -93,7 +91,7 @@ pub async fn update(
     ValidJson(body): ValidJson<UpdateMachineRequest>,
 ) -> Answer<Json<Machine>> {
     body.name.as_ref().map_or(Ok(()), |name| free_in_a_path(name, &TAKEN))?;
-    let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
+    let id = app.orchestrator.read().machine(&id).await?.id;
     let revision = body.revision;
     let change = Box::new(move |m| Ok(changed(m, body)));
     Ok(Json(app.orchestrator.update_machine(id, revision, change, &by).await?))
@@ -127,7 +125,7 @@ pub async fn remove(
     Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
-    let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
+    let id = app.orchestrator.read().machine(&id).await?.id;
     app.orchestrator.delete_machine(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -138,7 +136,7 @@ pub async fn discard_writeback(
     Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
-    let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
+    let id = app.orchestrator.read().machine(&id).await?.id;
     app.orchestrator.discard_kept_writeback(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -156,15 +154,7 @@ pub async fn seen(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<SeenQuery>,
 ) -> Answer<Json<Page<SeenMachine>>> {
-    Ok(Json(app.orchestrator.ports().store().seen(page(q.page, q.per_page)?).await?))
-}
-
-async fn seen_one(app: &Shared, mac: MacAddr) -> Result<SeenMachine> {
-    let found = app.orchestrator.ports().store().seen_machine(mac).await?;
-    found.ok_or_else(|| {
-        Error::new(code::seen_machine_not_found(mac), format!("No unknown machine {mac} was seen"))
-            .with_hint("`ggnet machine seen` shows all")
-    })
+    Ok(Json(app.orchestrator.read().seen(page(q.page, q.per_page)?).await?))
 }
 
 /// `POST /machines/seen/{mac}/register`: takes an unknown machine over, with its MAC address and firmware.
@@ -175,7 +165,7 @@ pub async fn register_seen(
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
     free_in_a_path(&body.name, &TAKEN)?;
-    let seen = seen_one(&app, mac).await?;
+    let seen = app.orchestrator.read().seen_machine(mac).await?;
     let mut new = new_machine(body);
     if !new.macs.contains(&mac) {
         new.macs.insert(0, mac);
@@ -193,7 +183,8 @@ pub async fn forget_seen(
     Extension(by): Extension<Principal>,
     ValidPath(mac): ValidPath<MacAddr>,
 ) -> Answer<StatusCode> {
-    seen_one(&app, mac).await?;
+    // What was never seen is `NotFound`, not forgotten.
+    app.orchestrator.read().seen_machine(mac).await?;
     app.orchestrator.forget_seen(mac, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -223,7 +223,7 @@ fn sessions_are_there(server: &GgnetServer) -> [ggnet_core::nouns::SessionId; 2]
 
 fn history_is_there(server: &GgnetServer) {
     let api = server.api().unwrap();
-    let stages = api.stages(0, api.machine("pc-kept").unwrap().id).unwrap();
+    let stages = api.stages(None, api.machine("pc-kept").unwrap().id).unwrap();
     for stage in [BootStage::IscsiLogin, BootStage::FirstRead, BootStage::FirstWrite] {
         assert!(stages.contains(&stage), "{stage:?} is not in {stages:?}");
     }

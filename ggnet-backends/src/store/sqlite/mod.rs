@@ -23,6 +23,7 @@
 //! * A change that frees space is recorded also on a full disk, as long as the reserve lasts; any other only while that is whole.
 
 mod backup;
+mod config;
 mod delete;
 mod descriptor;
 mod errors;
@@ -47,11 +48,10 @@ use ggnet_core::{
     Error, ErrorKind, Result,
     error::code,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
         ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
     ports::{Batch, Health, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store},
-    registry::{Settings, settings},
 };
 use sqlx::{Connection as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
 use tokio_util::task::TaskTracker;
@@ -63,38 +63,9 @@ use seal::Sealer;
 use files::tighten;
 use open::Opened;
 
+pub use config::SqliteConfig;
 pub use descriptor::descriptor;
 pub use key::KeyReset;
-
-/// Where the store keeps its files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SqliteConfig {
-    /// The database; made when it is not there. Its folder must exist. SQLite keeps `-wal` and `-shm` files beside it.
-    pub path: PathBuf,
-    /// The key that seals credentials: 32 random bytes, made when it is not there and no live session needs it. Belongs into the
-    /// backup, apart from the database.
-    pub key_file: PathBuf,
-}
-
-impl SqliteConfig {
-    /// From the settings of the configuration's section, with the files' usual places in the data folder.
-    ///
-    /// # Errors
-    /// `Invalid`: a key that does not exist, or a value of another type.
-    pub fn from_settings(data_dir: &Path, table: Settings) -> Result<Self> {
-        #[derive(serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Table {
-            path: Option<PathBuf>,
-            key_file: Option<PathBuf>,
-        }
-        let table: Table = settings(BACKEND, table)?;
-        Ok(Self {
-            path: table.path.unwrap_or_else(|| data_dir.join("ggnet.db")),
-            key_file: table.key_file.unwrap_or_else(|| data_dir.join("ggnet.key")),
-        })
-    }
-}
 
 /// The writer's connection; none after it failed (the next use opens it anew) and after `shutdown`.
 struct Writer {
@@ -446,6 +417,10 @@ impl Store for SqliteStore {
         read!(self, "versions", read::versions(&self.shared.readers, &image.to_string()))
     }
 
+    async fn versions_of(&self, images: &[ImageId]) -> Result<Vec<ImageVersion>> {
+        read!(self, "versions_of", read::versions_of(&self.shared.readers, images))
+    }
+
     async fn importing_versions(&self) -> Result<Vec<ImageVersion>> {
         read!(self, "importing_versions", read::importing(&self.shared.readers))
     }
@@ -470,8 +445,7 @@ impl Store for SqliteStore {
     }
 
     async fn sessions(&self, filter: &SessionFilter, page: PageRequest) -> Result<Page<Session>> {
-        let (pool, sealer) = (&self.shared.readers, &self.shared.sealer);
-        read!(self, "sessions", read::session_page(pool, sealer, filter, page))
+        read!(self, "sessions", read::session_page(&self.shared.readers, filter, page))
     }
 
     async fn session_counts(&self) -> Result<SessionCounts> {
@@ -500,8 +474,17 @@ impl Store for SqliteStore {
         read!(self, "seen", read::seen(&self.shared.readers, page))
     }
 
-    async fn events(&self, cursor: i64, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>> {
-        read!(self, "events", read::events(&self.shared.readers, cursor, limit, machine))
+    async fn events(
+        &self,
+        after: Option<Cursor>,
+        limit: u32,
+        machine: Option<MachineId>,
+    ) -> Result<Vec<Event>> {
+        read!(self, "events", read::events(&self.shared.readers, after.as_ref(), limit, machine))
+    }
+
+    async fn newest_events(&self, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>> {
+        read!(self, "newest_events", read::newest_events(&self.shared.readers, limit, machine))
     }
 
     async fn audit(&self, page: PageRequest) -> Result<Page<AuditRow>> {

@@ -60,6 +60,8 @@ async fn open_with(path: &Path, migrator: &Migrator) -> Result<Opened, Failure> 
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
+        // A whole page of a list at once; by itself the reading thread stops after every 50 rows until they are fetched.
+        .row_buffer_size(1024)
         // A log that grew under a long read is cut back at the next checkpoint.
         .pragma("journal_size_limit", "67108864")
         .disable_statement_logging();

@@ -17,7 +17,7 @@ use sqlx::SqliteConnection;
 use super::{
     delete,
     errors::{Failure, Violation, conflict, unique_on, violation},
-    rows::{decode, encode, micros, revision, search_text, seen_again, word},
+    rows::{cursor, decode, encode, micros, revision, search_text, seen_again, word},
     seal::Sealer,
 };
 
@@ -529,7 +529,7 @@ async fn event(conn: &mut SqliteConnection, new: NewEvent) -> Result<Event, Fail
             .bind(encode(&new)?)
             .fetch_one(conn)
             .await?;
-    Ok(Event { seq, event: new })
+    Ok(Event { cursor: cursor(seq), event: new })
 }
 
 async fn audit(conn: &mut SqliteConnection, row: &AuditRow) -> Done {

@@ -19,7 +19,7 @@ use self::tables::Tables;
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
         ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp, VersionState,
     },
     ports::{Batch, Health, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store},
@@ -31,8 +31,9 @@ const MAX_SEARCH: usize = 2000;
 #[derive(Default)]
 struct State {
     tables: Tables,
-    events: Vec<Event>,
-    last_event: i64,
+    /// Those that are kept, each with its number.
+    events: Vec<(u64, Event)>,
+    last_event: u64,
     audit: Vec<AuditRow>,
     /// Which store of this world may still be used.
     life: u64,
@@ -171,9 +172,11 @@ impl Store for MemoryStore {
         let mut events = Vec::with_capacity(batch.events.len());
         for event in batch.events {
             state.last_event += 1;
-            events.push(Event { seq: state.last_event, event });
+            let recorded = Event { cursor: Cursor::numbered(state.last_event), event };
+            let number = state.last_event;
+            state.events.push((number, recorded.clone()));
+            events.push(recorded);
         }
-        state.events.extend(events.iter().cloned());
         state.audit.extend(batch.audit);
         Ok(events)
     }
@@ -282,7 +285,12 @@ impl Store for MemoryStore {
                 .filter(|s| filter.machine.is_none_or(|m| s.machine == m))
                 .filter(|s| filter.image.is_none_or(|i| s.current.system().image == i))
                 .filter(|s| filter.live.is_none_or(|live| s.state.is_live() == live));
-            page(request, found)
+            let mut page = page(request, found);
+            for session in &mut page.items {
+                session.current.chap = None;
+                session.next.iter_mut().for_each(|next| next.chap = None);
+            }
+            page
         })
     }
 
@@ -315,15 +323,33 @@ impl Store for MemoryStore {
         })
     }
 
-    async fn events(&self, cursor: i64, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>> {
-        self.read("events", |s| {
-            let after = s.events.partition_point(|e| e.seq <= cursor);
-            s.events[after..]
-                .iter()
-                .filter(|e| machine.is_none_or(|m| e.event.machine == Some(m)))
-                .take(usize::try_from(limit).unwrap_or(usize::MAX))
-                .cloned()
-                .collect()
+    async fn events(
+        &self,
+        after: Option<Cursor>,
+        limit: u32,
+        machine: Option<MachineId>,
+    ) -> Result<Vec<Event>> {
+        self.read("events", |s| -> Result<Vec<Event>> {
+            let forgotten = s.events.first().map_or(s.last_event, |(number, _)| number - 1);
+            let after = match after {
+                Some(cursor) => cursor.number_within(forgotten, s.last_event)?,
+                None => 0,
+            };
+            let after = s.events.partition_point(|(number, _)| *number <= after);
+            let found = s.events[after..].iter().map(|(_, event)| event);
+            let found = found.filter(|e| machine.is_none_or(|m| e.event.machine == Some(m)));
+            Ok(found.take(usize::try_from(limit).unwrap_or(usize::MAX)).cloned().collect())
+        })?
+    }
+
+    async fn newest_events(&self, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>> {
+        self.read("newest_events", |s| {
+            let found = s.events.iter().rev().map(|(_, event)| event);
+            let found = found.filter(|e| machine.is_none_or(|m| e.event.machine == Some(m)));
+            let mut newest: Vec<_> =
+                found.take(usize::try_from(limit).unwrap_or(usize::MAX)).cloned().collect();
+            newest.reverse();
+            newest
         })
     }
 
@@ -340,7 +366,7 @@ impl Store for MemoryStore {
         let before = before.as_microsecond();
         let mut state = self.state("prune")?;
         let rows = state.events.len() + state.audit.len();
-        state.events.retain(|e| e.event.at.as_microsecond() >= before);
+        state.events.retain(|(_, e)| e.event.at.as_microsecond() >= before);
         state.audit.retain(|row| row.at.as_microsecond() >= before);
         let kept = state.events.len() + state.audit.len();
         Ok((rows - kept) as u64 + state.tables.prune(before))

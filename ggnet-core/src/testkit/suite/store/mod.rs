@@ -61,8 +61,10 @@ macro_rules! store_behaviour {
                 machines_are_filtered
                 sessions_are_filtered_newest_first
                 names_are_read_for_a_page
+                versions_are_read_for_a_page
                 session_counters_never_drift
                 events_are_read_by_cursor
+                a_cursor_outside_of_what_is_kept_is_refused
                 audit_rows_come_newest_first
                 seen_machines_are_counted
                 only_the_latest_unknown_machines_are_kept

@@ -23,6 +23,7 @@
 //! * A change that frees space is recorded also on a full disk, as long as the reserve lasts; any other only while that is whole.
 
 mod backup;
+mod config;
 mod delete;
 mod descriptor;
 mod errors;
@@ -47,11 +48,13 @@ use ggnet_core::{
     Error, ErrorKind, Result,
     error::code,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
-        ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
+        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, Job, JobId, MacAddr, Machine,
+        MachineId, ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
-    ports::{Batch, Health, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store},
-    registry::{Settings, settings},
+    ports::{
+        Batch, Health, JobFilter, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter,
+        Store,
+    },
 };
 use sqlx::{Connection as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
 use tokio_util::task::TaskTracker;
@@ -63,38 +66,9 @@ use seal::Sealer;
 use files::tighten;
 use open::Opened;
 
+pub use config::SqliteConfig;
 pub use descriptor::descriptor;
 pub use key::KeyReset;
-
-/// Where the store keeps its files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SqliteConfig {
-    /// The database; made when it is not there. Its folder must exist. SQLite keeps `-wal` and `-shm` files beside it.
-    pub path: PathBuf,
-    /// The key that seals credentials: 32 random bytes, made when it is not there and no live session needs it. Belongs into the
-    /// backup, apart from the database.
-    pub key_file: PathBuf,
-}
-
-impl SqliteConfig {
-    /// From the settings of the configuration's section, with the files' usual places in the data folder.
-    ///
-    /// # Errors
-    /// `Invalid`: a key that does not exist, or a value of another type.
-    pub fn from_settings(data_dir: &Path, table: Settings) -> Result<Self> {
-        #[derive(serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Table {
-            path: Option<PathBuf>,
-            key_file: Option<PathBuf>,
-        }
-        let table: Table = settings(BACKEND, table)?;
-        Ok(Self {
-            path: table.path.unwrap_or_else(|| data_dir.join("ggnet.db")),
-            key_file: table.key_file.unwrap_or_else(|| data_dir.join("ggnet.key")),
-        })
-    }
-}
 
 /// The writer's connection; none after it failed (the next use opens it anew) and after `shutdown`.
 struct Writer {
@@ -480,6 +454,19 @@ impl Store for SqliteStore {
 
     async fn names(&self, machines: &[MachineId], images: &[ImageId]) -> Result<Names> {
         read!(self, "names", read::names(&self.shared.readers, machines, images))
+    }
+
+    async fn job(&self, id: JobId) -> Result<Option<Job>> {
+        let pool = &self.shared.readers;
+        read!(self, "job", read::by_text(pool, "job", read::JOB, &id.to_string()))
+    }
+
+    async fn live_jobs(&self) -> Result<Vec<Job>> {
+        read!(self, "live_jobs", read::live_jobs(&self.shared.readers))
+    }
+
+    async fn jobs(&self, filter: &JobFilter, page: PageRequest) -> Result<Page<Job>> {
+        read!(self, "jobs", read::jobs(&self.shared.readers, filter, page))
     }
 
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>> {

@@ -5,10 +5,10 @@ use std::{collections::HashMap, hash::Hash, str::FromStr};
 use ggnet_core::{
     Error,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, Machine, MachineId, ManualTarget, Name, NewEvent,
+        AuditRow, Event, Image, ImageId, ImageVersion, Job, Machine, MachineId, ManualTarget, Name, NewEvent,
         SeenMachine, Session, SessionState,
     },
-    ports::{MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter},
+    ports::{JobFilter, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter},
 };
 use serde::de::DeserializeOwned;
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqlitePool};
@@ -42,6 +42,7 @@ pub(super) const IMAGE: &str = "SELECT doc FROM images WHERE id = $1";
 pub(super) const IMAGE_BY_NAME: &str = "SELECT doc FROM images WHERE name = $1";
 pub(super) const VERSION: &str = "SELECT doc FROM image_versions WHERE id = $1";
 pub(super) const SEEN: &str = "SELECT doc FROM seen_machines WHERE mac = $1";
+pub(super) const JOB: &str = "SELECT doc FROM jobs WHERE id = $1";
 pub(super) const TARGET: &str = "SELECT doc FROM manual_targets WHERE id = $1";
 
 pub(super) const SESSION: &str = "SELECT doc, current_sealed, next_sealed FROM sessions WHERE id = $1";
@@ -247,6 +248,33 @@ pub(super) async fn names(pool: &SqlitePool, machines: &[MachineId], images: &[I
 
 fn named<Id: FromStr<Err = Error> + Eq + Hash>(rows: Vec<(String, String)>) -> Read<HashMap<Id, Name>> {
     rows.into_iter().map(|(id, name)| Ok((id.parse()?, name.parse()?))).collect()
+}
+
+/// Every live job, oldest first.
+pub(super) async fn live_jobs(pool: &SqlitePool) -> Read<Vec<Job>> {
+    let docs: Vec<String> = sqlx::query_scalar("SELECT doc FROM jobs WHERE finished_at IS NULL ORDER BY seq")
+        .fetch_all(pool)
+        .await?;
+    all("job", &docs)
+}
+
+/// Jobs, newest first.
+pub(super) async fn jobs(pool: &SqlitePool, filter: &JobFilter, request: PageRequest) -> Read<Page<Job>> {
+    let found = page(pool, request, "doc", "jobs", "seq DESC", |q| {
+        if let Some(state) = filter.state {
+            q.push(" AND state = ").push_bind(state.as_str());
+        }
+        if let Some(subject) = filter.subject {
+            q.push(" AND subject = ").push_bind(subject.to_string());
+        }
+        match filter.live {
+            Some(true) => _ = q.push(" AND finished_at IS NULL"),
+            Some(false) => _ = q.push(" AND finished_at IS NOT NULL"),
+            None => {}
+        }
+    })
+    .await?;
+    decoded("job", request, found)
 }
 
 /// Manual targets by name.

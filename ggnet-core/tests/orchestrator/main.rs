@@ -16,6 +16,7 @@ mod generations;
 mod house;
 mod hung;
 mod images;
+mod jobs;
 mod machines;
 mod observed;
 mod reconcile;

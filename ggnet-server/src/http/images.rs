@@ -118,11 +118,13 @@ pub async fn import(
         actor: admin(&ends),
     };
     let (image, version) = app.orchestrator.import(request).await?;
-    Ok((StatusCode::ACCEPTED, Json(ImportResponse { image, version: with_progress(&app, version) })))
+    // It has begun: an answer that lacks its job is better than an error.
+    let job = app.orchestrator.version_job(version.id).await.ok().flatten().map(|job| job.id);
+    Ok((StatusCode::ACCEPTED, Json(ImportResponse { image, version: with_progress(&app, version), job })))
 }
 
 /// The real path, below one of the allowed folders; symbolic links are resolved before the look.
-async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
+pub(super) async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
     let folders = || allowed.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
     if !path.is_absolute() {
         return Err(Error::invalid("path", format!("{} is not an absolute path", path.display()))
@@ -152,9 +154,10 @@ async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
 /// `POST /versions/{id}/cancel`: cancels an import under way.
 pub async fn cancel(
     State(app): State<Shared>,
+    ConnectInfo(ends): ConnectInfo<Endpoints>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.cancel_import(id)?;
+    app.orchestrator.cancel_import(id, admin(&ends)).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -47,7 +47,7 @@ pub struct OrchestratorConfig {
     pub jobs_at_once: usize,
     /// How often the reconciler looks (default 15 seconds).
     pub reconcile_interval: Duration,
-    /// Events, audit rows and ended sessions that are older are forgotten (default 90 days).
+    /// Events, audit rows, ended jobs and ended sessions that are older are forgotten (default 90 days).
     pub retention: Duration,
     /// How long a UEFI machine that got its loader may take to ask for its script before an event says that Secure Boot is
     /// probably on (default 30 seconds).

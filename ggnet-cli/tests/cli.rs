@@ -398,6 +398,35 @@ fn ctrl_c_leaves_the_import_running_and_says_how_to_cancel_it() {
 }
 
 #[test]
+fn jobs_are_listed_cancelled_and_retried() {
+    let server = Server::logged_in();
+    server.run("job list").ends(0).says("Nothing there");
+    let path = server.raw_image("large.raw", 64 << 10);
+    server.run(&format!("image import large {path} --no-wait")).ends(0);
+    let job = server.json("job list")[0].clone();
+    let id = job["id"].as_str().unwrap();
+    assert_eq!((&job["kind"], &job["state"]), (&"import".into(), &"running".into()), "{job}");
+    server.run(&format!("job retry {id}")).ends(1).says("job_not_retryable");
+    server.run(&format!("job cancel {id}")).ends(0).shows("import of large:1");
+    let becomes = |state: &str| (0..2000).any(|_| server.json(&format!("job show {id}"))["state"] == state);
+    assert!(becomes("cancelled"));
+    server.run(&format!("job cancel {id}")).ends(1).says("job_ended");
+    server.run("job list").ends(0).says("Nothing there");
+    let cancelled = server.json("job list --state cancelled");
+    assert_eq!((&cancelled[0]["id"], &cancelled[0]["attempts"]), (&id.into(), &1.into()));
+
+    // The same import, of what the file has by now.
+    server.raw_image("large.raw", 1);
+    server.run(&format!("job retry {id}")).ends(0).shows("import of large:1");
+    assert!(becomes("succeeded"));
+    assert_eq!(server.json("job list --all")[0]["attempts"], 2);
+    let image = server.json("image show large");
+    assert_eq!((&image["versions"][0]["number"], &image["state"]), (&1.into(), &"ready".into()), "{image}");
+    server.run("job show nonsense").ends(2).says("is not a job id");
+    server.run("job show 00000000-0000-7000-8000-000000000000").ends(4).says("job_not_found");
+}
+
+#[test]
 fn the_server_says_what_it_is() {
     let server = Server::logged_in();
     server.run("server").ends(0).shows("machines can boot").shows("import");

@@ -64,8 +64,10 @@ commands! {
     SeenForget "seen.forget" Operator;
     /// Imports a version of an image.
     ImageImport "image.import" Admin;
-    /// Cancels an import.
-    ImageCancelImport "image.cancel_import" Admin;
+    /// Cancels a job.
+    JobCancel "job.cancel" Admin;
+    /// Does a job that failed or was cancelled again.
+    JobRetry "job.retry" Admin;
     /// Makes another version of an image current.
     ImageSetCurrent "image.set_current" Admin;
     /// Deletes an image with its versions.

@@ -34,6 +34,8 @@ pub struct Config {
     pub session: Session,
     /// Images.
     pub images: Images,
+    /// Jobs.
+    pub jobs: Jobs,
     /// The limits of calls to the backends.
     pub limits: Limits,
     /// The log.
@@ -68,6 +70,7 @@ impl Default for Config {
             network: Network::default(),
             session: Session::default(),
             images: Images::default(),
+            jobs: Jobs::default(),
             limits: Limits::default(),
             log: Log::default(),
             store: Backend::usual(PortName::Store),
@@ -159,6 +162,20 @@ impl Default for Session {
 pub struct Images {
     /// The folders below which files may be imported; none: `import` in the data folder.
     pub import_dirs: Vec<PathBuf>,
+}
+
+/// Jobs: imports.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jobs {
+    /// How many run at once; further ones wait for their turn.
+    pub at_once: usize,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self { at_once: 4 }
+    }
 }
 
 /// The limits of calls to the backends, by port; what is not said is as [`PortLimits`] says.
@@ -424,6 +441,12 @@ mod tests {
         assert_eq!((c.session.idle_timeout.as_secs(), c.session.generation_ttl.as_secs()), (5400, 5));
         let c = Config::parse("[session]\nshutdown_deadline = \"40s\"\n", "x").unwrap();
         assert_eq!(c.session.shutdown_deadline.as_secs(), 40);
+    }
+
+    #[test]
+    fn four_jobs_run_at_once_unless_another_number_is_named() {
+        let at_once = |text: &str| Config::parse(text, "x").unwrap().jobs.at_once;
+        assert_eq!((at_once(""), at_once("[jobs]\nat_once = 1\n")), (4, 1));
     }
 
     #[test]

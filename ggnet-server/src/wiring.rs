@@ -152,6 +152,7 @@ async fn build(
     settings.shutdown_deadline = c.session.shutdown_deadline;
     settings.reconcile_interval = c.session.reconcile_interval;
     settings.retention = c.session.retention;
+    settings.jobs_at_once = c.jobs.at_once;
     settings.script_deadline = c.session.script_deadline;
     settings.chain_url = match wiring.advertise {
         Some(address) => {

@@ -5,6 +5,7 @@ mod guest_kit;
 mod image;
 mod image_version;
 mod import;
+mod job;
 mod login;
 mod machine;
 mod session;
@@ -42,6 +43,7 @@ pub async fn run(options: Options) -> Result<()> {
         Command::Image(o) => image::run(&context, o).await,
         Command::Session(o) => session::run(&context, o).await,
         Command::Target(o) => target::run(&context, o).await,
+        Command::Job(o) => job::run(&context, o).await,
         Command::GuestKit(o) => guest_kit::run(&context, o),
         Command::Events(o) => system::events(&context, &o).await,
         Command::Audit(o) => audit::show(&context, &o).await,

@@ -203,6 +203,16 @@ codes! {
     /// The server ended while it imported.
     Unavailable import_interrupted();
 
+    // Jobs.
+    /// There is no such job.
+    NotFound job_not_found(job);
+    /// Another job works on this already.
+    Conflict job_under_way(subject);
+    /// The job has ended already.
+    Conflict job_ended(job, state);
+    /// The job cannot be retried: it has not ended, or it ended well.
+    Conflict job_not_retryable(job, state);
+
     // Targets.
     /// There is no such target.
     NotFound target_not_found(target);
@@ -299,6 +309,7 @@ pub(super) fn not_found(what: &str, which: &str) -> Code {
         "version" | "image version" | "version of this image" => version_not_found(which),
         "import of version" => import_not_found(which),
         "target" => target_not_found(which),
+        "job" => job_not_found(which),
         _ => ErrorKind::NotFound.into(),
     }
 }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    ImageId, ImageVersionId, InstanceId, MacAddr, MachineId, Principal, SessionId, TargetId, Timestamp,
-    id::string_serde,
+    ImageId, ImageVersionId, InstanceId, JobId, MacAddr, MachineId, Principal, SessionId, TargetId,
+    Timestamp, id::string_serde,
 };
 use crate::error::Error;
 
@@ -50,8 +50,10 @@ actions! {
     SeenForget = "seen.forget";
     /// An import of a version began.
     ImageImport = "image.import";
-    /// An import was cancelled.
-    ImageCancelImport = "image.cancel_import";
+    /// A job was asked to end.
+    JobCancel = "job.cancel";
+    /// A job is done again.
+    JobRetry = "job.retry";
     /// Another version of an image became current.
     ImageSetCurrent = "image.set_current";
     /// An image was deleted.
@@ -106,6 +108,8 @@ pub enum AuditSubject {
     Version(ImageVersionId),
     /// A session.
     Session(SessionId),
+    /// A job.
+    Job(JobId),
     /// A manual target.
     Target(TargetId),
     /// A token, by its name.
@@ -218,6 +222,7 @@ mod tests {
             AuditSubject::Image(ImageId::generate()),
             AuditSubject::Version(ImageVersionId::generate()),
             AuditSubject::Session(SessionId::generate()),
+            AuditSubject::Job(JobId::generate()),
             AuditSubject::Target(TargetId::generate()),
             AuditSubject::Token("admin".to_owned()),
             AuditSubject::Key("credentials".to_owned()),

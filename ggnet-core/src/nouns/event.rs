@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cursor, Diagnosis, Failure, ImageId, MacAddr, MachineId, SessionId, Timestamp};
+use super::{Cursor, Diagnosis, Failure, ImageId, JobId, JobState, MacAddr, MachineId, SessionId, Timestamp};
 
 /// The observed stages of a boot, in their usual order; together a machine's boot timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -154,6 +154,13 @@ pub enum EventKind {
     TargetCreated,
     /// A manual target was deleted.
     TargetDeleted,
+    /// A job has another state, or somebody asked it to end.
+    JobChanged {
+        /// The job.
+        job: JobId,
+        /// Its state now.
+        state: JobState,
+    },
 }
 
 /// An event about to be recorded.

@@ -98,6 +98,12 @@ uuid_id!(
     "target"
 );
 
+uuid_id!(
+    /// A job.
+    JobId,
+    "job"
+);
+
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $field:literal) => {
         $(#[$doc])*

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   importing ──▶ ready ──▶ (deleted)
-//!       └───────▶ failed ──▶ (deleted)
+//!     │   ▲
+//!     ▼   │ retry of its job
+//!    failed ──▶ (deleted)
 //! ```
 //! A version is never opened for writing once it is `ready`.
 

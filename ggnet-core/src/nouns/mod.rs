@@ -8,6 +8,7 @@ pub mod failure;
 pub mod id;
 pub mod image;
 pub mod iqn;
+pub mod job;
 pub mod mac;
 pub mod machine;
 pub mod name;
@@ -22,9 +23,12 @@ pub use cursor::Cursor;
 pub use diagnosis::Diagnosis;
 pub use event::{BootStage, Event, EventKind, NewEvent};
 pub use failure::Failure;
-pub use id::{ImageId, ImageVersionId, InstanceId, MachineId, ResourceId, ServerId, SessionId, TargetId};
+pub use id::{
+    ImageId, ImageVersionId, InstanceId, JobId, MachineId, ResourceId, ServerId, SessionId, TargetId,
+};
 pub use image::{Image, ImageFormat, ImageState, ImageVersion, VersionSource, VersionState};
 pub use iqn::Iqn;
+pub use job::{Claim, ImportJob, Job, JobKind, JobState, JobSubject};
 pub use mac::MacAddr;
 pub use machine::{DeviceType, Firmware, Machine, MachineState, WritebackPolicy};
 pub use name::Name;

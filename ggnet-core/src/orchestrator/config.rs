@@ -43,9 +43,11 @@ pub struct OrchestratorConfig {
     pub start_deadline: Duration,
     /// How long a shutdown waits for work under way before it cuts it off (default 15 seconds).
     pub shutdown_deadline: Duration,
+    /// How many jobs (imports) run at once; further ones wait for their turn (default 4, 1 to 1000).
+    pub jobs_at_once: usize,
     /// How often the reconciler looks (default 15 seconds).
     pub reconcile_interval: Duration,
-    /// Events, audit rows and ended sessions that are older are forgotten (default 90 days).
+    /// Events, audit rows, ended jobs and ended sessions that are older are forgotten (default 90 days).
     pub retention: Duration,
     /// How long a UEFI machine that got its loader may take to ask for its script before an event says that Secure Boot is
     /// probably on (default 30 seconds).
@@ -70,6 +72,7 @@ impl OrchestratorConfig {
             generation_ttl: Duration::from_secs(600),
             start_deadline: Duration::from_secs(60),
             shutdown_deadline: Duration::from_secs(15),
+            jobs_at_once: 4,
             reconcile_interval: Duration::from_secs(15),
             retention: Duration::from_secs(90 * 24 * 3600),
             script_deadline: Duration::from_secs(30),
@@ -89,6 +92,12 @@ impl OrchestratorConfig {
             return Err(Error::invalid(
                 "iqn_prefix",
                 "The IQN prefix is longer than 64 bytes; iPXE has 384 bytes for all names of a boot",
+            ));
+        }
+        if !(1..=1000).contains(&self.jobs_at_once) {
+            return Err(Error::invalid(
+                "jobs_at_once",
+                format!("{} jobs at once: 1 to 1000 are possible", self.jobs_at_once),
             ));
         }
         let least = Duration::from_millis(100);

@@ -1,23 +1,23 @@
-//! Imports, in the background with progress and cancellation.
+//! Imports: [jobs](super::jobs) that make a version of a file.
 //!
-//! An import: record `importing` → check the stated checksum of the source → probe → convert → checksum of the result → record `ready`
-//! and, unless told otherwise, make it current. Whatever fails or is cancelled leaves `failed` with the reason and no file. The server's
+//! An import: record `importing` and its job → wait for its turn → check the stated checksum of the source → probe → convert → checksum of
+//! the result → record `ready` and, unless told otherwise, make it current. Whatever fails or is cancelled leaves `failed` with the reason and no file. The server's
 //! death in the middle leaves an `importing` record, which the next start makes `failed`; an end that cannot be recorded (the disk is full) is
 //! recorded later; and what is `importing` though nobody imports it, the reconciler makes `failed`.
+//!
+//! A retry makes the same version: it is `importing` again, with its number, because people named it so and nothing of it was ever there.
+//! An import that the server's death interrupted is not tried again by itself: if it was the import that killed the server (its memory, its
+//! disk), each start would die of it.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Orchestrator,
     images::{remove_file, version_files},
+    jobs::{EndReason, Running},
 };
 use crate::{
     authorization::{Command, authorize},
@@ -25,7 +25,7 @@ use crate::{
     error::{Error, Result, code},
     nouns::{
         AuditAction, AuditSubject, EventKind, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId,
-        Name, Principal, VersionSource, VersionState,
+        ImportJob, Job, JobKind, JobSubject, Name, Principal, VersionSource, VersionState,
     },
     ports::{Batch, ConvertSpec, Write},
 };
@@ -53,59 +53,13 @@ pub struct ImportRequest {
 const RECORD_AGAIN: Duration = Duration::from_secs(1);
 const RECORD_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
-/// Imports under way.
-#[derive(Default)]
-pub(super) struct Imports {
-    running: Mutex<HashMap<ImageVersionId, Running>>,
-}
-
-/// An import that is under way until this is dropped.
-struct Underway<'a> {
-    imports: &'a Imports,
-    id: ImageVersionId,
-}
-
-impl Drop for Underway<'_> {
-    fn drop(&mut self) {
-        self.imports.remove(self.id);
-    }
-}
-
-#[derive(Clone)]
-struct Running {
-    per_mille: Arc<std::sync::atomic::AtomicU16>,
-    cancel: CancellationToken,
-    /// Who cancelled it.
-    cancelled_by: Arc<OnceLock<Principal>>,
-}
-
-impl Imports {
-    fn get(&self, id: ImageVersionId) -> Option<Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
-    }
-
-    fn insert(&self, id: ImageVersionId, running: Running) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id, running);
-    }
-
-    fn remove(&self, id: ImageVersionId) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    }
-}
-
 impl Orchestrator {
-    /// Begins an import and returns at once with the version being made.
+    /// Records an import and returns at once with the version being made: now, or when its [job](Self::version_job)'s turn comes.
     pub async fn import(&self, request: ImportRequest) -> Result<(Image, ImageVersion)> {
         authorize(&request.by, Command::ImageImport)?;
         let this = self.clone();
         self.run(async move {
-            // The clean-up after an earlier process would take this import's files for that one's.
-            tokio::select! {
-                _ = this.inner.swept.wait() => {}
-                () = this.inner.cancel.cancelled() => {
-                    return Err(Error::new(code::shutting_down(), "The server is shutting down"));
-                }
-            }
+            this.wait_for_sweep().await?;
             // Two imports of one name must not both make the image, nor take the same number.
             let guard = this.inner.image_lock.write().await;
             let now = this.now();
@@ -143,8 +97,24 @@ impl Orchestrator {
                 created_at: now,
                 finished_at: None,
             };
+            let import = ImportJob {
+                server: this.inner.config.server.clone(),
+                image: image.id,
+                version: version.id,
+                path: request.path.clone(),
+                format: request.format,
+                expected_sha256: request.expected_sha256.clone(),
+                make_current: request.make_current,
+            };
+            let title = format!("import of {}:{number}", image.name);
+            let mut job = Job::new(JobKind::Import(import.clone()), title, request.by.clone(), now);
+            let place = this.inner.jobs.place();
+            if place.is_some() {
+                job.claim(&this.inner.config.server, now);
+            }
             let row = this.audit(&request.by, AuditAction::ImageImport, AuditSubject::Image(image.id));
-            let new = json!({ "name": image.name, "version": version.id, "path": request.path });
+            let new =
+                json!({ "name": image.name, "version": version.id, "path": request.path, "job": job.id });
             let row = row.after(new);
             let mut batch = Batch::new().write(Write::Image(image.clone()));
             if image.revision == 0 {
@@ -152,49 +122,116 @@ impl Orchestrator {
             }
             batch = batch.write(Write::Version(version.clone()));
             batch = batch.event(this.event(EventKind::VersionImporting).image(image.id)).audit(row);
-            this.record(batch).await?;
-            let running = Running {
-                per_mille: Arc::default(),
-                cancel: this.inner.cancel.child_token(),
-                cancelled_by: Arc::default(),
-            };
-            this.inner.imports.insert(version.id, running.clone());
+            this.record(this.with_job(batch, &job)).await?;
+            this.spawn_import(&job, import, version.clone(), place);
             drop(guard);
-            let job = this.clone();
-            let (made, name) = (version.clone(), image.clone());
-            this.spawn(async move {
-                job.finish_import(made, &request, running).await;
-            });
-            let image = store.image(image.id).await?.unwrap_or(name);
+            let image = store.image(image.id).await?.unwrap_or(image);
             Ok((image, version))
         })
         .await
     }
 
-    /// How far an import is, in per mille; `None` when none is under way.
+    /// How far an import is, in per mille; `None` when none is under way here. One that waits for its turn is at 0.
     #[must_use]
     pub fn import_progress(&self, version: ImageVersionId) -> Option<u16> {
-        let running = self.inner.imports.get(version)?;
+        let running = self.inner.jobs.on(JobSubject::Version(version))?;
         Some(running.per_mille.load(std::sync::atomic::Ordering::Relaxed))
     }
 
-    /// Cancels an import under way; it ends as `failed`, and who cancelled it is in the audit with that end.
-    pub fn cancel_import(&self, version: ImageVersionId, by: &Principal) -> Result<()> {
-        authorize(by, Command::ImageCancelImport)?;
-        let running = self.inner.imports.get(version);
-        let running = running.ok_or_else(|| Error::not_found("import of version", version))?;
-        // The first one to cancel it is the one who did.
-        let _ = running.cancelled_by.set(by.clone());
-        running.cancel.cancel();
+    /// Cancels the import of a version; it ends as `failed`, and its job as `cancelled`. `NotFound` when none is under way.
+    pub async fn cancel_import(&self, version: ImageVersionId, by: &Principal) -> Result<()> {
+        authorize(by, Command::JobCancel)?;
+        let job = self.version_job(version).await?.filter(|job| job.state.is_live());
+        let job = job.ok_or_else(|| Error::not_found("import of version", version))?;
+        self.cancel_job(job.id, by).await.map(|_| ())
+    }
+
+    fn spawn_import(
+        &self,
+        job: &Job,
+        import: ImportJob,
+        version: ImageVersion,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
+        self.spawn_job(job, place, move |this, running| async move {
+            this.finish_import(version, &import, running).await;
+        });
+    }
+
+    /// Takes up an import that an earlier process left queued. The caller holds the image lock.
+    pub(super) async fn start_queued_import(&self, job: Job, import: ImportJob) -> Result<()> {
+        let version = self.inner.ports.store().version(import.version).await?;
+        match version.filter(|version| version.state == VersionState::Importing) {
+            Some(version) => self.spawn_import(&job, import, version, None),
+            // Nothing is left to make.
+            None => self.record_import_without_result(job, &import, None, EndReason::WorkEnded).await?,
+        }
+        Ok(())
+    }
+
+    /// Begins a failed or cancelled import anew. The caller holds the image lock, and the right to change the job.
+    pub(super) async fn retry_import(&self, mut job: Job, import: ImportJob, by: Principal) -> Result<Job> {
+        let version = self.inner.ports.store().version(import.version).await?;
+        let Some(mut version) = version.filter(|version| version.state == VersionState::Failed) else {
+            return Err(Error::not_found("image version", import.version)
+                .with_hint("The version that this job made was removed: import the file again"));
+        };
+        version.state = VersionState::Importing;
+        (version.error, version.failure, version.finished_at) = (None, None, None);
+        let row = self.audit(&by, AuditAction::JobRetry, AuditSubject::Job(job.id));
+        let row = row
+            .before(json!({ "state": job.state }))
+            .after(json!({ "version": version.id, "path": import.path }));
+        job.queue_again(by);
+        let place = self.inner.jobs.place();
+        if place.is_some() {
+            job.claim(&self.inner.config.server, self.now());
+        }
+        let event = self.event(EventKind::VersionImporting).image(version.image);
+        let batch = Batch::new().write(Write::Version(version.clone())).event(event).audit(row);
+        self.record(self.with_job(batch, &job)).await?;
+        job.revision += 1;
+        self.spawn_import(&job, import, version, place);
+        Ok(job)
+    }
+
+    /// Ends an import that nobody works on, with its version if that is still `importing`. The caller holds the image lock, and the right to
+    /// change the job.
+    pub(super) async fn end_import(&self, job: Job, import: &ImportJob, why: EndReason) -> Result<()> {
+        let version = self.inner.ports.store().version(import.version).await?;
+        let version = version.filter(|version| version.state == VersionState::Importing);
+        self.record_import_without_result(job, import, version, why).await
+    }
+
+    async fn record_import_without_result(
+        &self,
+        job: Job,
+        import: &ImportJob,
+        version: Option<ImageVersion>,
+        why: EndReason,
+    ) -> Result<()> {
+        let why = match why {
+            EndReason::Cancelled => was_cancelled(),
+            EndReason::ServerEnded => interrupted("The server was interrupted during the import"),
+            EndReason::WorkEnded => interrupted("The import ended without a result"),
+        };
+        let has_bytes = version.is_some();
+        let batch = version.map_or_else(Batch::new, |version| self.failed_version(version, &why));
+        self.record(self.with_end(batch, job, Err(&why)).from_reserve()).await?;
+        if has_bytes {
+            remove_file(&self.version_path(import.version)).await;
+        }
         Ok(())
     }
 
     /// Imports, and records how it ended: again and again while that cannot be recorded. Until it is, the import counts as running, and
     /// can be cancelled.
-    async fn finish_import(&self, version: ImageVersion, request: &ImportRequest, running: Running) {
-        // Whatever ends this, a panic too: then nobody works on it, and the reconciler fails it.
-        let _underway = Underway { imports: &self.inner.imports, id: version.id };
-        let mut outcome = self.perform_import(&version, request, &running).await;
+    async fn finish_import(&self, version: ImageVersion, request: &ImportJob, running: Running) {
+        let work = self.perform_import(&version, request, &running);
+        let mut outcome = self.with_heartbeat(&running, work).await;
+        if outcome.is_err() && self.inner.cancel.is_cancelled() {
+            outcome = Err(interrupted("The server was stopped during the import"));
+        }
         if let Err(e) = &outcome {
             tracing::warn!(version = %version.id, error = %e.report(), "import failed");
             remove_file(&self.version_path(version.id)).await;
@@ -227,7 +264,7 @@ impl Orchestrator {
     async fn record_import(
         &self,
         mut version: ImageVersion,
-        request: &ImportRequest,
+        request: &ImportJob,
         running: &Running,
         outcome: &Result<(u64, String)>,
     ) -> Result<()> {
@@ -243,7 +280,7 @@ impl Orchestrator {
                 batch = batch.write(Write::Version(version)).event(event);
                 if let Some(mut image) = image.filter(|i| request.make_current || i.current.is_none()) {
                     let row =
-                        self.audit(&request.by, AuditAction::ImageSetCurrent, AuditSubject::Image(image.id));
+                        self.audit(&running.by, AuditAction::ImageSetCurrent, AuditSubject::Image(image.id));
                     let row = row.before(json!({ "current": image.current })).after(json!({ "current": id }));
                     let event = self.event(EventKind::ImageUpdated).image(image.id);
                     image.current = Some(id);
@@ -251,15 +288,9 @@ impl Orchestrator {
                     batch = batch.write(Write::Image(image)).event(event).audit(row);
                 }
             }
-            Err(e) => {
-                let subject = AuditSubject::Version(version.id);
-                let by = running.cancelled_by.get();
-                let row = by.map(|by| self.audit(by, AuditAction::ImageCancelImport, subject));
-                batch = self.failed_version(version, e);
-                batch.audit.extend(row);
-            }
+            Err(e) => batch = self.failed_version(version, e),
         }
-        self.record(batch).await.map(|_| ())
+        self.record_end(running, batch, outcome.as_ref().map(|_| ())).await
     }
 
     /// A version that is no longer imported and has failed.
@@ -273,18 +304,23 @@ impl Orchestrator {
         Batch::new().write(Write::Version(version)).event(event).from_reserve()
     }
 
-    /// Versions that are `importing` and that nobody imports: their import died. They become `failed`, and their files go. Returns how
-    /// many there were.
+    /// Versions that are `importing` and that nobody imports: their import died, or is of a GGnet that had no jobs. They become `failed`,
+    /// and their files go. Returns how many there were.
     pub(super) async fn fail_abandoned_imports(&self) -> Result<u64> {
         let importing = self.inner.ports.store().importing_versions().await?;
-        if importing.iter().all(|version| self.inner.imports.get(version.id).is_some()) {
+        if importing.is_empty() {
             return Ok(0);
         }
-        // Looked at again: whoever begins an import holds this until the import is known to be under way.
+        let in_jobs = self.versions_in_jobs().await?;
+        if importing.iter().all(|version| in_jobs.contains(&version.id)) {
+            return Ok(0);
+        }
+        // Looked at again: whoever begins an import holds this until it is recorded.
         let _image = self.inner.image_lock.write().await;
+        let in_jobs = self.versions_in_jobs().await?;
         let mut failed = 0;
         for version in self.inner.ports.store().importing_versions().await? {
-            if self.inner.imports.get(version.id).is_some() {
+            if in_jobs.contains(&version.id) {
                 continue;
             }
             let path = self.version_path(version.id);
@@ -299,7 +335,7 @@ impl Orchestrator {
     async fn perform_import(
         &self,
         version: &ImageVersion,
-        request: &ImportRequest,
+        request: &ImportJob,
         running: &Running,
     ) -> Result<(u64, String)> {
         // Of 1000: the source's checksum takes 150 when one was stated, the conversion up to 850, the result's checksum the rest.
@@ -311,6 +347,7 @@ impl Orchestrator {
             })
         };
         if let Some(expected) = &request.expected_sha256 {
+            running.set_step("Checking the file's checksum");
             let found = sha256_file(&request.path, share(0, 150), running.cancel.clone()).await?;
             if !found.eq_ignore_ascii_case(expected) {
                 return Err(Error::new(
@@ -321,6 +358,7 @@ impl Orchestrator {
                 .with_hint("The file is damaged or is another one; get it again"));
             }
         }
+        running.set_step("Converting");
         let converter = self.inner.ports.converter();
         // The probe goes on by itself, and changes nothing.
         let probe = running.cancel.run_until_cancelled(converter.probe(&request.path)).await;
@@ -347,7 +385,8 @@ impl Orchestrator {
 
     /// Whether somebody works on it: a version whose import ended and could not be recorded is nobody's, and can be deleted.
     pub(super) fn is_importing(&self, version: &ImageVersion) -> bool {
-        version.state == VersionState::Importing && self.inner.imports.get(version.id).is_some()
+        version.state == VersionState::Importing
+            && self.inner.jobs.on(JobSubject::Version(version.id)).is_some()
     }
 
     /// Imports that our death interrupted become `failed`, and files that no version explains are removed.
@@ -360,8 +399,14 @@ impl Orchestrator {
     }
 
     async fn try_interrupted_imports(&self) -> Result<()> {
+        self.end_abandoned_jobs(EndReason::ServerEnded).await?;
+        // Those that are queued have not begun; the others are of a GGnet that had no jobs.
+        let in_jobs = self.versions_in_jobs().await?;
         let dir = &self.inner.config.images_dir;
         for version in self.inner.ports.store().importing_versions().await? {
+            if in_jobs.contains(&version.id) {
+                continue;
+            }
             let why = interrupted("The server was interrupted during the import");
             remove_file(&self.version_path(version.id)).await;
             self.record(self.failed_version(version, &why)).await?;

@@ -29,6 +29,7 @@ mod failed_starts;
 mod generation;
 mod images;
 mod imports;
+mod jobs;
 mod journal;
 mod locked_machine;
 mod machines;
@@ -94,7 +95,7 @@ struct Inner {
     pending: pending::Pending,
     /// Serialises what must not race over images: an import's end, a version's deletion, a new session's choice of version.
     image_lock: tokio::sync::RwLock<()>,
-    imports: imports::Imports,
+    jobs: jobs::Jobs,
     /// Set once what an earlier process's imports left behind is cleaned up: only then may new imports write there.
     swept: tokio::sync::SetOnce<()>,
     /// Held from looking whether a machine's fixed address is free until it is recorded.
@@ -112,7 +113,7 @@ struct Inner {
     serving: AtomicBool,
     /// Whether the clock may be wrong, so that nothing is pruned.
     clock_doubted: AtomicBool,
-    /// Short-lived work: a call, an import.
+    /// Work that ends by itself: a call, a job.
     tasks: TaskTracker,
     /// The reconciler and the writer of observations.
     long_lived: Supervisor,
@@ -130,6 +131,7 @@ impl Orchestrator {
         config.check()?;
         let (events, _) = broadcast::channel(4096);
         let cancel = CancellationToken::new();
+        let jobs_at_once = config.jobs_at_once;
         let this = Self {
             inner: Arc::new(Inner {
                 ports,
@@ -138,7 +140,7 @@ impl Orchestrator {
                 locks: KeyedLocks::default(),
                 pending: pending::Pending::default(),
                 image_lock: tokio::sync::RwLock::default(),
-                imports: imports::Imports::default(),
+                jobs: jobs::Jobs::new(jobs_at_once),
                 swept: tokio::sync::SetOnce::new(),
                 address_lock: tokio::sync::Mutex::default(),
                 seen_lock: tokio::sync::Mutex::default(),
@@ -269,7 +271,7 @@ impl Orchestrator {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<Option<T>> {
-        #[expect(clippy::disallowed_methods, reason = "one call or one import, tracked")]
+        #[expect(clippy::disallowed_methods, reason = "one call or one job, tracked")]
         self.inner.tasks.spawn(
             // What it logs belongs to the request that asked for it.
             self.inner.cut.clone().run_until_cancelled_owned(work).instrument(tracing::Span::current()),

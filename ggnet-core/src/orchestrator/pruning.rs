@@ -1,4 +1,4 @@
-//! Pruning: events, audit rows and ended sessions that are older than the retention are forgotten, unless the clock may be wrong.
+//! Pruning: events, audit rows, ended jobs and ended sessions that are older than the retention are forgotten, unless the clock may be wrong.
 //!
 //! ```text
 //!   trusted ── the clock jumped by more than half of the retention ──▶ doubted: nothing is pruned

@@ -38,7 +38,7 @@ pub struct ReconcileReport {
     pub removed: u64,
     /// Objects that a live session or a machine lacked and that were made.
     pub made: u64,
-    /// Sessions that were stopped or undone, and imports that nobody worked on.
+    /// Sessions that were stopped or undone, and jobs that nobody worked on.
     pub ended: u64,
     /// What could not be done, and will be tried again.
     pub trouble: Vec<String>,
@@ -112,7 +112,7 @@ impl Having {
 
 impl Orchestrator {
     pub(super) async fn reconcile_until_shutdown(&self) {
-        // Not when it is started again: imports of our own are under way then.
+        // Not when it is started again: jobs of our own are under way then.
         if !self.inner.swept.initialized() {
             self.interrupted_imports().await;
         }
@@ -178,9 +178,11 @@ impl Orchestrator {
         // Two servers that publish one session's disk would be two writers.
         others.iter().for_each(|session| _ = work.remove(&session.machine));
         if self.inner.swept.initialized() {
-            match self.fail_abandoned_imports().await {
-                Ok(failed) => report.ended += failed,
-                Err(e) => report.trouble.push(format!("imports: {}", e.report())),
+            for ended in [self.reconcile_jobs().await, self.fail_abandoned_imports().await] {
+                match ended {
+                    Ok(ended) => report.ended += ended,
+                    Err(e) => report.trouble.push(format!("jobs: {}", e.report())),
+                }
             }
         }
         let world = &world;

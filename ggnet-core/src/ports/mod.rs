@@ -44,8 +44,8 @@ pub use image_store::{
 };
 pub use observer::{NullObserver, Observation, Observer};
 pub use store::{
-    Batch, Fence, MAX_SEEN, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store,
-    Write,
+    Batch, Fence, JobFilter, MAX_SEEN, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter,
+    Store, Write,
 };
 pub use target::{
     Access, Connection, IoCounters, Login, LoginGate, LoginVerdict, LoginVisibility, LunDisks, LunSpec,

@@ -15,15 +15,15 @@ use crate::{
     block::Disk,
     error::{Error, Result},
     nouns::{
-        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
-        ManualTarget, Name, ResourceId, SeenMachine, Session, SessionId, TargetId, Timestamp,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, Job, JobId, MacAddr, Machine,
+        MachineId, ManualTarget, Name, ResourceId, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
     ports::{
         BaseImage, Batch, BootBundle, BootFileStore, BootPath, Connection, ConvertSpec, Converted,
-        DhcpBackend, DhcpCapabilities, DhcpChange, DhcpRefusal, Health, ImageConverter, ImageProbe, Listed,
-        LoginGate, LunDisks, MachineFilter, Names, Observer, Page, PageRequest, Progress, Removal,
-        SessionCounts, SessionFilter, Store, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
-        WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
+        DhcpBackend, DhcpCapabilities, DhcpChange, DhcpRefusal, Health, ImageConverter, ImageProbe,
+        JobFilter, Listed, LoginGate, LunDisks, MachineFilter, Names, Observer, Page, PageRequest, Progress,
+        Removal, SessionCounts, SessionFilter, Store, TargetBackend, TargetCapabilities, TargetEndpoint,
+        TargetSpec, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
     },
 };
 
@@ -267,6 +267,9 @@ forward!(Store as "store" {
         again Read sessions(&filter: SessionFilter; page: PageRequest) -> Page<Session>;
         again Read session_counts(;) -> SessionCounts;
         again Read names(&machines: [MachineId], &images: [ImageId];) -> Names;
+        again Read job(; id: JobId) -> Option<Job>;
+        again Read live_jobs(;) -> Vec<Job>;
+        again Read jobs(&filter: JobFilter; page: PageRequest) -> Page<Job>;
         again Read target(; id: TargetId) -> Option<ManualTarget>;
         again Read targets(;) -> Vec<ManualTarget>;
         again Read seen_machine(; mac: MacAddr) -> Option<SeenMachine>;

@@ -6,8 +6,8 @@ use ggnet_core::{
     ErrorKind, Result,
     authorization::{Command, authorize},
     nouns::{
-        AuditAction, AuditRow, ImageId, ImageVersionId, MachineId, Principal, Role, Session, SessionId,
-        StopReason, SystemPart, TargetId, VersionState, WritebackPolicy,
+        AuditAction, AuditRow, ImageId, ImageVersionId, JobId, MachineId, Principal, Role, Session,
+        SessionId, StopReason, SystemPart, TargetId, VersionState, WritebackPolicy,
     },
     orchestrator::{ImportRequest, NewTarget, StartRequest, StopRequest},
     ports::Store as _,
@@ -46,7 +46,8 @@ async fn ask(
         Command::MachineDiscardWriteback => o.discard_kept_writeback(machine, by).await,
         Command::SeenForget => o.forget_seen(mac(88), by).await,
         Command::ImageImport => o.import(ImportRequest { by: by_value, ..import.clone() }).await.map(drop),
-        Command::ImageCancelImport => o.cancel_import(version, by),
+        Command::JobCancel => o.cancel_job(JobId::generate(), by).await.map(drop),
+        Command::JobRetry => o.retry_job(JobId::generate(), by).await.map(drop),
         Command::ImageSetCurrent => o.set_current_version(image, version, by).await.map(drop),
         Command::ImageDelete => o.delete_image(image, by).await,
         Command::VersionDelete => o.delete_version(version, by).await.map(drop),
@@ -149,9 +150,13 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
     record.has(by, &[imported]).await;
     p.plan.add(Fault::on("convert").nth(1).is_delayed(Duration::from_millis(200)));
     let (_, third) = p.o.import(later).await.unwrap();
-    p.o.cancel_import(third.id, by).unwrap();
+    p.o.cancel_import(third.id, by).await.unwrap();
     assert_eq!(ended(&p, third.id).await.state, VersionState::Failed);
-    record.has(by, &[imported, (AuditAction::ImageCancelImport, false, false)]).await;
+    record.has(by, &[imported, (AuditAction::JobCancel, true, false)]).await;
+    let job = p.o.version_job(third.id).await.unwrap().unwrap();
+    p.o.retry_job(job.id, by).await.unwrap();
+    assert_eq!(ended(&p, third.id).await.state, VersionState::Ready);
+    record.has(by, &[(AuditAction::JobRetry, true, true)]).await;
 
     p.o.set_current_version(image.id, second.id, by).await.unwrap();
     record.has(by, &[(AuditAction::ImageSetCurrent, true, true)]).await;

@@ -15,7 +15,7 @@ use ggnet_core::{
 use crate::house::{House, Process};
 
 /// How far the last call gets: not at all, to each of its places, to its end.
-const POLLS: [usize; 5] = [0, 1, 2, 3, 50];
+pub const POLLS: [usize; 5] = [0, 1, 2, 3, 50];
 
 /// Runs `work` until it ends or the process dies at its `step`-th call; true when it died.
 pub async fn dies(plan: &FaultPlan, step: u64, polls: usize, work: impl Future + Send + 'static) -> bool {

@@ -7,7 +7,7 @@ use ggnet_core::{
     Error, ErrorKind, Result,
     metrics::Registry,
     nouns::{
-        DeviceType, ImageFormat, ImageId, ImageVersionId, MachineId, Principal, ResourceId, SessionId,
+        DeviceType, ImageFormat, ImageId, ImageVersionId, JobId, MachineId, Principal, ResourceId, SessionId,
         SessionState, TargetId,
     },
     orchestrator::{Backends, Ports, StartRequest},
@@ -151,6 +151,9 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("store", "sessions") => failed(p.store().sessions(&Default::default(), page).await),
         ("store", "session_counts") => failed(p.store().session_counts().await),
         ("store", "names") => failed(p.store().names(&[], &[]).await),
+        ("store", "job") => failed(p.store().job(JobId::generate()).await),
+        ("store", "live_jobs") => failed(p.store().live_jobs().await),
+        ("store", "jobs") => failed(p.store().jobs(&Default::default(), page).await),
         ("store", "target") => failed(p.store().target(TargetId::generate()).await),
         ("store", "targets") => failed(p.store().targets().await),
         ("store", "seen_machine") => failed(p.store().seen_machine(mac).await),

@@ -18,6 +18,7 @@ mod generations;
 mod house;
 mod hung;
 mod images;
+mod jobs;
 mod machines;
 mod observed;
 mod reads;

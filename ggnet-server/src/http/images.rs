@@ -106,12 +106,14 @@ pub async fn import(
         by,
     };
     let (image, version) = app.orchestrator.import(request).await?;
+    // It has begun: an answer that lacks its job is better than an error.
+    let job = app.orchestrator.version_job(version.id).await.ok().flatten().map(|job| job.id);
     let version = with_progress(app.orchestrator.read().version_view(version));
-    Ok((StatusCode::ACCEPTED, Json(ImportResponse { image, version })))
+    Ok((StatusCode::ACCEPTED, Json(ImportResponse { image, version, job })))
 }
 
 /// The real path, below one of the allowed folders; symbolic links are resolved before the look.
-async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
+pub(super) async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
     let folders = || allowed.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
     if !path.is_absolute() {
         return Err(Error::invalid("path", format!("{} is not an absolute path", path.display()))
@@ -144,7 +146,7 @@ pub async fn cancel(
     Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.cancel_import(id, &by)?;
+    app.orchestrator.cancel_import(id, &by).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

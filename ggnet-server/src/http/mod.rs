@@ -12,6 +12,7 @@ mod events;
 mod extract;
 mod health;
 mod images;
+mod jobs;
 mod listener;
 mod machines;
 mod metrics;
@@ -91,6 +92,10 @@ pub fn router(app: App) -> Router {
         .route("/images/{id}/current/{version}", post(images::set_current))
         .route("/versions/{id}", get(images::version).delete(images::remove_version))
         .route("/versions/{id}/cancel", post(images::cancel))
+        .route("/jobs", get(jobs::list))
+        .route("/jobs/{id}", get(jobs::show))
+        .route("/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/jobs/{id}/retry", post(jobs::retry))
         .route("/sessions", get(sessions::list))
         .route("/sessions/start", post(sessions::start))
         .route("/sessions/stats", get(sessions::stats))

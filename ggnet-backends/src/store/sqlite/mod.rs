@@ -48,10 +48,13 @@ use ggnet_core::{
     Error, ErrorKind, Result,
     error::code,
     nouns::{
-        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
-        ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, Job, JobId, MacAddr, Machine,
+        MachineId, ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
-    ports::{Batch, Health, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store},
+    ports::{
+        Batch, Health, JobFilter, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter,
+        Store,
+    },
 };
 use sqlx::{Connection as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
 use tokio_util::task::TaskTracker;
@@ -454,6 +457,19 @@ impl Store for SqliteStore {
 
     async fn names(&self, machines: &[MachineId], images: &[ImageId]) -> Result<Names> {
         read!(self, "names", read::names(&self.shared.readers, machines, images))
+    }
+
+    async fn job(&self, id: JobId) -> Result<Option<Job>> {
+        let pool = &self.shared.readers;
+        read!(self, "job", read::by_text(pool, "job", read::JOB, &id.to_string()))
+    }
+
+    async fn live_jobs(&self) -> Result<Vec<Job>> {
+        read!(self, "live_jobs", read::live_jobs(&self.shared.readers))
+    }
+
+    async fn jobs(&self, filter: &JobFilter, page: PageRequest) -> Result<Page<Job>> {
+        read!(self, "jobs", read::jobs(&self.shared.readers, filter, page))
     }
 
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>> {

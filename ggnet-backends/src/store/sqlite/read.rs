@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use ggnet_core::{
     Error,
     nouns::{
-        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, Machine, MachineId, ManualTarget, Name,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, Job, Machine, MachineId, ManualTarget, Name,
         NewEvent, SeenMachine, Session, SessionState,
     },
-    ports::{MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter},
+    ports::{JobFilter, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter},
 };
 use serde::de::DeserializeOwned;
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
@@ -42,6 +42,7 @@ pub(super) const IMAGE: &str = "SELECT doc FROM images WHERE id = $1";
 pub(super) const IMAGE_BY_NAME: &str = "SELECT doc FROM images WHERE name = $1";
 pub(super) const VERSION: &str = "SELECT doc FROM image_versions WHERE id = $1";
 pub(super) const SEEN: &str = "SELECT doc FROM seen_machines WHERE mac = $1";
+pub(super) const JOB: &str = "SELECT doc FROM jobs WHERE id = $1";
 pub(super) const TARGET: &str = "SELECT doc FROM manual_targets WHERE id = $1";
 
 pub(super) const SESSION: &str = "SELECT doc, current_sealed, next_sealed FROM sessions WHERE id = $1";
@@ -259,6 +260,33 @@ pub(super) async fn names(pool: &SqlitePool, machines: &[MachineId], images: &[I
 /// Ids as one parameter: a JSON array.
 fn ids<Id: ToString>(ids: &[Id]) -> String {
     serde_json::Value::from(ids.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string()
+}
+
+/// Every live job, oldest first.
+pub(super) async fn live_jobs(pool: &SqlitePool) -> Read<Vec<Job>> {
+    let docs: Vec<String> = sqlx::query_scalar("SELECT doc FROM jobs WHERE finished_at IS NULL ORDER BY seq")
+        .fetch_all(pool)
+        .await?;
+    all("job", &docs)
+}
+
+/// Jobs, newest first.
+pub(super) async fn jobs(pool: &SqlitePool, filter: &JobFilter, request: PageRequest) -> Read<Page<Job>> {
+    let found = page(pool, request, "doc", "jobs", "seq DESC", |q| {
+        if let Some(state) = filter.state {
+            q.push(" AND state = ").push_bind(state.as_str());
+        }
+        if let Some(subject) = filter.subject {
+            q.push(" AND subject = ").push_bind(subject.to_string());
+        }
+        match filter.live {
+            Some(true) => _ = q.push(" AND finished_at IS NULL"),
+            Some(false) => _ = q.push(" AND finished_at IS NOT NULL"),
+            None => {}
+        }
+    })
+    .await?;
+    decoded("job", request, found)
 }
 
 /// Manual targets by name.

@@ -7,7 +7,7 @@ use ggnet_core::{
     Error, ErrorKind,
     error::code,
     nouns::{
-        AuditRow, Event, Generation, Image, ImageId, ImageVersion, ImageVersionId, Machine, MachineId,
+        AuditRow, Event, Generation, Image, ImageId, ImageVersion, ImageVersionId, Job, Machine, MachineId,
         ManualTarget, NewEvent, SeenMachine, Session,
     },
     ports::{Batch, Fence, MAX_SEEN, Write},
@@ -41,6 +41,7 @@ pub(super) async fn apply(
             Write::Version(v) => version(conn, &v).await?,
             Write::DeleteVersion(id) => delete::version(conn, id).await?,
             Write::Session(s) => session(conn, sealer, *s).await?,
+            Write::Job(j) => job(conn, *j).await?,
             Write::Target(t) => target(conn, &t).await?,
             Write::DeleteTarget(id) => delete::target(conn, id).await?,
             Write::Seen(s) => seen(conn, s).await?,
@@ -444,6 +445,54 @@ async fn machine_name(conn: &mut SqliteConnection, id: MachineId) -> Result<Opti
         .bind(id.to_string())
         .fetch_optional(conn)
         .await?)
+}
+
+async fn job(conn: &mut SqliteConnection, mut j: Job) -> Done {
+    let over = j.revision;
+    j.revision = over.saturating_add(1);
+    let id = j.id.to_string();
+    let sql = if over == 0 {
+        "INSERT INTO jobs (subject, state, finished_at, revision, doc, id) VALUES ($1, $2, $3, $4, $5, $6)"
+    } else {
+        "UPDATE jobs SET subject = $1, state = $2, finished_at = $3, revision = $4, doc = $5 WHERE id = $6 AND revision = $7"
+    };
+    // One that ended without a time of its end is as old as its request: it must not be kept for ever.
+    let finished = (!j.state.is_live()).then(|| micros(j.finished_at.unwrap_or(j.created_at)));
+    let mut query = sqlx::query(sql)
+        .bind(j.subject.to_string())
+        .bind(j.state.as_str())
+        .bind(finished)
+        .bind(revision(j.revision)?)
+        .bind(encode(&j)?)
+        .bind(&id);
+    if over != 0 {
+        query = query.bind(revision(over)?);
+    }
+    let changed = match query.execute(&mut *conn).await {
+        Ok(done) => done.rows_affected(),
+        Err(e) if unique_on(&e, "jobs.subject") => {
+            return Err(conflict(
+                code::job_under_way(j.subject),
+                format!("Another job works on {} already", j.subject),
+                "Wait for its end, or cancel it",
+            )
+            .with_subject(id)
+            .with_source(e)
+            .into());
+        }
+        Err(e) if unique_on(&e, "jobs.id") => {
+            return Err(exists_already("job", &id).with_source(e).into());
+        }
+        Err(e) => return Err(e.into()),
+    };
+    if changed == 0 {
+        let now = sqlx::query_scalar("SELECT revision FROM jobs WHERE id = $1")
+            .bind(&id)
+            .fetch_optional(conn)
+            .await?;
+        return Err(lost_update("job", &id, over, now));
+    }
+    Ok(())
 }
 
 async fn target(conn: &mut SqliteConnection, t: &ManualTarget) -> Done {

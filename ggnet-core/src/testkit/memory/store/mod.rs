@@ -19,10 +19,12 @@ use self::tables::Tables;
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{
-        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
-        ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp, VersionState,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, Job, JobId, MacAddr, Machine,
+        MachineId, ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp, VersionState,
     },
-    ports::{Batch, Health, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store},
+    ports::{
+        Batch, Health, JobFilter, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store,
+    },
 };
 
 const BACKEND: &str = "memory";
@@ -296,6 +298,31 @@ impl Store for MemoryStore {
 
     async fn session_counts(&self) -> Result<SessionCounts> {
         self.read("session_counts", |s| s.tables.counts)
+    }
+
+    async fn job(&self, id: JobId) -> Result<Option<Job>> {
+        self.read("job", |s| s.tables.job(id).cloned())
+    }
+
+    async fn live_jobs(&self) -> Result<Vec<Job>> {
+        self.read("live_jobs", |s| {
+            s.tables.jobs.values().filter(|job| job.state.is_live()).cloned().collect()
+        })
+    }
+
+    async fn jobs(&self, filter: &JobFilter, request: PageRequest) -> Result<Page<Job>> {
+        check_page(request)?;
+        self.read("jobs", |s| {
+            let found = s
+                .tables
+                .jobs
+                .values()
+                .rev()
+                .filter(|job| filter.state.is_none_or(|state| job.state == state))
+                .filter(|job| filter.live.is_none_or(|live| job.state.is_live() == live))
+                .filter(|job| filter.subject.is_none_or(|subject| job.subject == subject));
+            page(request, found)
+        })
     }
 
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>> {

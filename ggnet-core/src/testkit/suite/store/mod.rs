@@ -6,11 +6,12 @@
 //! makes one test of every case; the expression makes a [`Fixture`] for each. A case fails by panicking. Cases never look at a clock
 //! and never sleep; they run on a runtime with two threads.
 //!
-//! The functions `machine`, `image`, `version`, `session` … make whole records, for tests of a backend's own.
+//! The functions `machine`, `image`, `version`, `session`, `job` … make whole records, for tests of a backend's own.
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking, as a test does")]
 
 mod batches;
 mod constraints;
+mod jobs;
 mod lists;
 mod logs;
 mod records;
@@ -18,6 +19,7 @@ mod support;
 
 pub use batches::*;
 pub use constraints::*;
+pub use jobs::*;
 pub use lists::*;
 pub use logs::*;
 pub use records::{
@@ -50,6 +52,10 @@ macro_rules! store_behaviour {
                 of_two_operators_exactly_one_wins
                 a_stale_fence_changes_nothing
                 a_machine_has_at_most_one_live_session
+                a_job_changes_only_over_the_revision_it_was_read_with
+                a_subject_has_at_most_one_live_job
+                jobs_are_listed_by_page_and_filtered
+                pruning_forgets_ended_jobs
                 a_machine_with_a_live_session_is_not_deleted
                 a_version_in_use_is_not_deleted
                 a_version_of_a_data_disk_is_in_use

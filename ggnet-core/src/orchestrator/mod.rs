@@ -35,6 +35,7 @@ mod observe;
 mod pending;
 mod ports;
 mod pruning;
+mod publish;
 mod reconcile;
 mod resources;
 mod start;
@@ -61,6 +62,7 @@ pub use images::DeletedVersion;
 pub use imports::ImportRequest;
 pub use machines::{MachineChange, NewMachine};
 pub use ports::{Backends, Ports};
+pub use publish::PublishRequest;
 pub use reconcile::ReconcileReport;
 pub use start::{StartRequest, Started};
 pub use stop::StopRequest;
@@ -86,10 +88,11 @@ struct Inner {
     templates: BootTemplates,
     locks: KeyedLocks<MachineId>,
     pending: pending::Pending,
-    /// Serialises what must not race over images: an import's end, a version's deletion, a new session's choice of version.
+    /// Serialises what must not race over images: an import's end, a version's deletion, a publication, a new
+    /// session's choice of version.
     image_lock: tokio::sync::RwLock<()>,
     imports: imports::Imports,
-    /// Set once what an earlier process's imports left behind is cleaned up: only then may new imports write there.
+    /// Set once what an earlier process's imports left behind is cleaned up: only then may new versions be made.
     swept: tokio::sync::SetOnce<()>,
     /// Held from looking whether a machine's fixed address is free until it is recorded.
     address_lock: tokio::sync::Mutex<()>,

@@ -1,9 +1,8 @@
 //! What a session should have in each backend, as specs: the one place that says so, used by start, generations and the reconciler.
 
-use std::path::PathBuf;
-
 use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
+    block::DiskForm,
     boot_text::templates::ChainScript,
     error::{Error, ErrorKind, Result, code},
     nouns::{
@@ -11,18 +10,12 @@ use crate::{
         VersionState, WritebackPolicy,
     },
     ports::{
-        Access, BaseImage, BootBundle, DhcpChange, DhcpHost, LunDisks, LunSpec, Removal, SpecDigest,
+        Access, BootBundle, DhcpChange, DhcpHost, LunDisks, LunSpec, OpenImage, Removal, SpecDigest,
         TargetEndpoint, TargetSpec, WritebackSpec,
     },
 };
 
 impl Orchestrator {
-    /// The raw file of a version.
-    #[must_use]
-    pub fn version_path(&self, version: ImageVersionId) -> PathBuf {
-        self.inner.config.images_dir.join(format!("{version}.raw"))
-    }
-
     /// The name of the writeback of a generation.
     pub(super) fn writeback_id(machine: &Machine, policy: WritebackPolicy, generation: u32) -> ResourceId {
         match policy {
@@ -42,8 +35,41 @@ impl Orchestrator {
         Ok(version)
     }
 
-    fn base(&self, version: &ImageVersion) -> BaseImage {
-        BaseImage { version: version.id, path: self.version_path(version.id), size_bytes: version.size_bytes }
+    /// Opens a version for reading, in this form.
+    async fn open_version(&self, version: &ImageVersion, form: DiskForm) -> Result<OpenImage> {
+        let opened = self.inner.ports.images().open(version.id, form).await;
+        let opened = opened.map_err(|e| bytes_gone(version.id, e))?;
+        if opened.size_bytes == version.size_bytes {
+            return Ok(opened);
+        }
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "Image version {} has {} bytes, and had {} when it was made",
+                version.id, opened.size_bytes, version.size_bytes
+            ),
+        )
+        .with_hint("Bring back its bytes as they were, or import it again and delete this version"))
+    }
+
+    /// The form in which a version is served as it is, without a writeback.
+    ///
+    /// # Errors
+    /// `Unsupported`: the target takes none of the forms in which the image store opens a version.
+    pub(super) fn served_form(&self) -> Result<DiskForm> {
+        let (images, target) = (self.inner.ports.images(), self.inner.ports.target());
+        let (opens, accepts) = (images.capabilities().opens, target.capabilities().accepts);
+        accepts.iter().copied().find(|form| opens.contains(form)).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "The image store {} opens versions as {opens:?}, but the target backend {} takes {accepts:?}",
+                    images.name(),
+                    target.name()
+                ),
+            )
+            .with_hint("Manual targets need an image store and a target backend that fit each other")
+        })
     }
 
     /// The IQN of a generation's target.
@@ -100,8 +126,9 @@ impl Orchestrator {
 
     /// Makes a manual target exist, over its version's own bytes.
     pub(super) async fn ensure_manual_target(&self, target: &ManualTarget) -> Result<TargetEndpoint> {
-        let base = self.base(&self.ready_version(target.version).await?);
-        let disk = self.inner.ports.writeback().open_base(&base).await?;
+        let version = self.ready_version(target.version).await?;
+        // The disk keeps itself open, and the target's record keeps its version from being deleted.
+        let disk = self.open_version(&version, self.served_form()?).await?.disk;
         let spec = self.manual_target_spec(target)?;
         self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
     }
@@ -123,6 +150,18 @@ impl Orchestrator {
             },
             id,
         })
+    }
+}
+
+/// A version whose bytes are not there. Not the machine's fault, and no path for strangers to read.
+fn bytes_gone(version: ImageVersionId, e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::NotFound => {
+            Error::new(code::image_file_gone(version), format!("The file of image version {version} is gone"))
+                .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
+                .with_source(e)
+        }
+        _ => e,
     }
 }
 
@@ -156,7 +195,11 @@ impl LockedMachine<'_> {
         generation: &Generation,
         version: &ImageVersion,
     ) -> Result<TargetEndpoint> {
-        let spec = WritebackSpec { id: generation.writeback.clone(), base: self.base(version) };
+        let spec = WritebackSpec {
+            id: generation.writeback.clone(),
+            version: version.id,
+            size_bytes: version.size_bytes,
+        };
         let written = match session.policy {
             // One disk for all generations of the session, and for the sessions before it.
             WritebackPolicy::Keep => session.current.committed_at,
@@ -165,16 +208,9 @@ impl LockedMachine<'_> {
         if written.is_some() {
             self.written_is_there(&spec.id).await?;
         }
-        let disk = self.inner.ports.writeback().ensure(&spec).await.map_err(|e| match e.kind() {
-            // Not the machine's fault, and no path for strangers to read.
-            ErrorKind::NotFound => Error::new(
-                code::image_file_gone(generation.version),
-                format!("The file of image version {} is gone", generation.version),
-            )
-            .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
-            .with_source(e),
-            _ => e,
-        })?;
+        let writebacks = self.inner.ports.writeback();
+        let base = self.open_version(version, writebacks.capabilities().base).await?;
+        let disk = writebacks.ensure(&spec, &base).await.map_err(|e| bytes_gone(version.id, e))?;
         let spec = self.target_spec(session, generation)?;
         self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
     }

@@ -21,7 +21,8 @@ pub struct NewTarget {
 }
 
 impl Orchestrator {
-    /// Exports a version read-only. Errors: `NotFound` for the version, `Conflict` for a name in use or a version that is not ready.
+    /// Exports a version read-only. Errors: `NotFound` for the version, `Conflict` for a name in use or a version that is not
+    /// ready, `Unsupported` where the target takes none of the forms in which the image store opens a version.
     pub async fn create_target(
         &self,
         new: NewTarget,
@@ -39,6 +40,7 @@ impl Orchestrator {
             let _image = this.inner.image_lock.read().await;
             // Said before anything is recorded.
             this.ready_version(target.version).await?;
+            this.served_form()?;
             let row = this.audit(
                 &actor,
                 "target.create",

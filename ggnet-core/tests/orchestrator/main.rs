@@ -18,6 +18,7 @@ mod hung;
 mod images;
 mod machines;
 mod observed;
+mod publish;
 mod reconcile;
 mod sessions;
 mod shutdown;

@@ -48,10 +48,11 @@ pub(super) async fn ready(State(ready): State<Arc<Ready>>) -> impl IntoResponse 
 
 async fn ask_all(app: Shared) -> Vec<BackendHealth> {
     let p = app.orchestrator.ports();
-    let backends: [BackendHealth; 8] = tokio::join!(
+    let backends: [BackendHealth; 9] = tokio::join!(
         ask("store", p.store().name(), p.store().health()),
         ask("target", p.target().name(), p.target().health()),
         ask("writeback", p.writeback().name(), p.writeback().health()),
+        ask("image_store", p.images().name(), p.images().health()),
         ask("dhcp", p.dhcp().name(), p.dhcp().health()),
         ask("boot_files", p.boot_files().name(), p.boot_files().health()),
         ask("converter", p.converter().name(), p.converter().health()),
@@ -80,8 +81,8 @@ fn own(app: &Shared) -> Health {
 /// All are asked at once. One that hangs is down when the port's limit for `health` has passed.
 async fn ask(port: &str, backend: &str, health: impl Future<Output = Health>) -> BackendHealth {
     let health = health.await;
-    // A missing converter stops imports, not boots.
-    let boots = health.boots() || port == "converter";
+    // A missing converter and a full image store stop imports, not boots. Whether the versions that machines boot are there `images` says.
+    let boots = health.boots() || matches!(port, "converter" | "image_store");
     BackendHealth { port: port.to_owned(), backend: backend.to_owned(), health, boots }
 }
 
@@ -108,5 +109,6 @@ mod tests {
         );
         assert!(!boots("dhcp", Health::Down("gone".into())).await);
         assert!(boots("converter", Health::Down("gone".into())).await);
+        assert!(boots("image_store", Health::Blocked("full".into())).await);
     }
 }

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    path::Path,
     time::Duration,
 };
 
@@ -45,8 +46,8 @@ pub async fn get(http: SocketAddr, path: &str, token: &str) -> String {
     got.await.unwrap().split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-/// An image with one ready version of a MiB, and that version.
-pub async fn image(o: &Orchestrator, name: &str) -> (ImageId, ImageVersionId) {
+/// An image with one ready version of a MiB in this folder, and that version.
+pub async fn image(o: &Orchestrator, images: &Path, name: &str) -> (ImageId, ImageVersionId) {
     let now = SystemClock.now();
     let mut image = Image {
         id: ImageId::generate(),
@@ -72,7 +73,7 @@ pub async fn image(o: &Orchestrator, name: &str) -> (ImageId, ImageVersionId) {
         created_at: now,
         finished_at: Some(now),
     };
-    File::create_new(o.version_path(version.id)).unwrap().set_len(1 << 20).unwrap();
+    File::create_new(images.join(format!("{}.raw", version.id))).unwrap().set_len(1 << 20).unwrap();
     let batch = Batch::new().write(Write::Image(image.clone())).write(Write::Version(version.clone()));
     o.ports().store().commit(batch).await.unwrap();
     (image.revision, image.current) = (1, Some(version.id));

@@ -166,17 +166,27 @@ impl ImageConverter for MemoryConverter {
     }
 }
 
+fn was_cancelled() -> Error {
+    Error::new(ErrorKind::Conflict, "The conversion was cancelled")
+}
+
 async fn convert(spec: &ConvertSpec, progress: &Progress, cancel: &CancellationToken) -> Result<Converted> {
     if spec.format != ImageFormat::Raw {
         let message = format!("This converter reads only raw images, not {}", spec.format.qemu_name());
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
-    let was_cancelled = || Error::new(ErrorKind::Conflict, "The conversion was cancelled");
     if cancel.is_cancelled() {
         return Err(was_cancelled());
     }
+    // A file task that begins only after this future was dropped does nothing: another conversion may write to the sink by then.
+    let stop = CancellationToken::new();
+    let _stop_when_dropped = stop.clone().drop_guard();
     let (from, sink, size) = (spec.source.clone(), spec.sink.clone(), spec.virtual_size);
+    let stopped = stop.clone();
     let open = move || {
+        if stopped.is_cancelled() {
+            return Err(was_cancelled());
+        }
         let source = File::open(&from).map_err(|e| Error::io(format!("Opening {}", from.display()), e))?;
         let len = source.metadata().map_err(|e| Error::io(format!("Reading {}", from.display()), e))?.len();
         if len.next_multiple_of(512) != size {
@@ -194,8 +204,13 @@ async fn convert(spec: &ConvertSpec, progress: &Progress, cancel: &CancellationT
         if cancel.is_cancelled() {
             return Err(was_cancelled());
         }
-        let (source, out) = (Arc::clone(&source), Arc::clone(&out));
-        let copy = move || copy_chunk(&source, &out, at).map_err(|e| Error::io("Copying the image", e));
+        let (source, out, stopped) = (Arc::clone(&source), Arc::clone(&out), stop.clone());
+        let copy = move || {
+            if stopped.is_cancelled() {
+                return Err(was_cancelled());
+            }
+            copy_chunk(&source, &out, at).map_err(|e| Error::io("Copying the image", e))
+        };
         let (bytes, n) = blocking(copy).await?;
         if n == 0 {
             return Err(Error::new(ErrorKind::Corrupt, "The source became shorter while it was read"));

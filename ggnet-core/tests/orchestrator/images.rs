@@ -7,7 +7,7 @@ use ggnet_core::{
     checksum::sha256_bytes,
     nouns::{Actor, EventKind, ImageVersion, ImageVersionId, VersionState, WritebackPolicy},
     orchestrator::{ImportRequest, NewTarget},
-    ports::{Batch, Store as _, Write},
+    ports::{Batch, Removal, Store as _, Write},
     testkit::flaky::{Fault, FaultPlan},
 };
 
@@ -310,6 +310,24 @@ async fn a_version_in_use_stays() {
     p.update(&machine, |m| m.image = None).await;
     p.o.delete_image(image, Actor::Embedder).await.unwrap();
     assert!(p.store.image(image).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_version_whose_bytes_are_gone_or_others_boots_nobody() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, version) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    ggnet_core::ports::ImageStore::remove(&*p.images, version, Removal::Force).await.unwrap();
+    let gone = p.start(&machine).await.unwrap_err();
+    assert_eq!((gone.kind(), gone.code().name()), (ErrorKind::Corrupt, "image_file_gone"), "{gone}");
+    house.images.plant(version, 512, &[1; 512]).unwrap();
+    let other = p.start(&machine).await.unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::Corrupt, "{other}");
+    assert!(other.message().contains("has 512 bytes") && other.hint().is_some(), "{other}");
+    assert!(p.left().await["writeback"].is_empty(), "no disk was made over it");
+    house.images.plant(version, crate::house::SIZE, &[]).unwrap();
+    p.start(&machine).await.unwrap();
 }
 
 #[tokio::test]

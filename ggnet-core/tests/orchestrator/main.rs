@@ -11,6 +11,7 @@ mod clock;
 mod crash;
 mod decide;
 mod faults;
+mod fitting;
 mod full_disk;
 mod generations;
 mod house;

@@ -114,8 +114,8 @@ async fn two_that_do_not_fit_are_refused_at_the_start_by_name() {
     };
     let over_files = odd(DiskForm::Blocks, DiskForm::File);
     refused(with(&store, |b| b.writeback = over_files), ["store odd", "store memory", "File"]);
-    let files = odd(DiskForm::File, DiskForm::Blocks);
-    refused(with(&store, |b| b.writeback = files), ["store odd", "backend memory", "File"]);
+    let devices = odd(DiskForm::Device, DiskForm::Blocks);
+    refused(with(&store, |b| b.writeback = devices), ["store odd", "backend memory", "Device"]);
     let to_files = Arc::new(ToFiles(MemoryConverter::new()));
     refused(with(&store, |b| b.converter = to_files), ["converter to-files", "store memory", "Blocks"]);
 }
@@ -127,7 +127,11 @@ async fn a_manual_target_that_could_serve_nothing_is_refused_when_it_is_asked_fo
         TargetCapabilities { accepts: vec![DiskForm::File], ..MemoryTargets::new().capabilities() };
     let targets = MemoryTargets::with_capabilities(&TargetWorld::default(), capabilities);
     let files = odd(DiskForm::File, DiskForm::Blocks);
-    let o = with(&store, |b| (b.target, b.writeback) = (Arc::new(targets), files)).unwrap();
+    let o = with(&store, |b| {
+        b.target = Arc::new(targets);
+        b.writeback = files;
+    })
+    .unwrap();
     until("the first reconcile ends", async || o.is_serving()).await;
     // A version, as another house has it.
     let house = House::new();

@@ -17,7 +17,8 @@ use ggnet_core::{
     },
     ports::{Clock, SystemClock},
     testkit::memory::{
-        MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryStore, MemoryTargets, MemoryWritebacks,
+        MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryImages, MemoryStore, MemoryTargets,
+        MemoryWritebacks,
     },
     wrap::PortLimits,
 };
@@ -26,8 +27,6 @@ use ggnet_core::{
 /// The whole show, from the image to the end of the session.
 pub async fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
-    let images = folder.path().join("images");
-    std::fs::create_dir(&images)?;
 
     // The world: what the orchestrator works on. Kept by us, too, for we play the machine below.
     let targets = Arc::new(MemoryTargets::new());
@@ -35,6 +34,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         store: Arc::new(MemoryStore::new()),
         target: targets.clone(),
         writeback: Arc::new(MemoryWritebacks::new()),
+        images: Arc::new(MemoryImages::new()),
         dhcp: Arc::new(MemoryDhcp::new()),
         boot_files: Arc::new(MemoryBootFiles::new()),
         converter: Arc::new(MemoryConverter::new()),
@@ -42,8 +42,8 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     };
     // Around each of them: time limits, a cap of calls in flight, metrics. Here nobody looks at the metrics.
     let ports = Ports::new(backends, &PortLimits::default(), &mut Registry::default())?;
-    ports.check_store(&images).await?;
-    let config = OrchestratorConfig::new(InstanceId::generate(), images)?;
+    ports.check_store().await?;
+    let config = OrchestratorConfig::new(InstanceId::generate())?;
     let ggnet = Orchestrator::new(ports, config, BootTemplates::load(None)?)?;
     let mut events = ggnet.subscribe();
     while !ggnet.is_serving() {

@@ -64,6 +64,8 @@ commands! {
     SeenForget "seen.forget" Operator;
     /// Imports a version of an image.
     ImageImport "image.import" Admin;
+    /// Makes what a machine kept a version of its image.
+    ImagePublish "image.publish" Admin;
     /// Cancels a job.
     JobCancel "job.cancel" Admin;
     /// Does a job that failed or was cancelled again.

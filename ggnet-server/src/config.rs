@@ -156,12 +156,35 @@ impl Default for Session {
     }
 }
 
-/// Images.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// Images: from where they are imported, and the backend that has their bytes, which the section's other keys are for.
+#[derive(Clone, Debug)]
 pub struct Images {
     /// The folders below which files may be imported; none: `import` in the data folder.
     pub import_dirs: Vec<PathBuf>,
+    /// The bytes of image versions.
+    pub store: Backend,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { import_dirs: Vec::new(), store: Backend::usual(PortName::Images) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Images {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Raw {
+            #[serde(default)]
+            import_dirs: Vec<PathBuf>,
+            backend: Option<String>,
+            #[serde(flatten)]
+            settings: BTreeMap<String, serde_json::Value>,
+        }
+        let Raw { import_dirs, backend, settings } = Raw::deserialize(d)?;
+        let backend = backend.unwrap_or_else(|| usual(PortName::Images).to_owned());
+        Ok(Self { import_dirs, store: Backend { backend, settings: settings.into_iter().collect() } })
+    }
 }
 
 /// Jobs: imports.
@@ -186,6 +209,8 @@ pub struct Limits {
     pub store: Limit,
     /// Of the targets.
     pub target: Limit,
+    /// Of the image store.
+    pub images: Limit,
     /// Of the writeback store.
     pub writeback: Limit,
     /// Of DHCP.
@@ -277,6 +302,7 @@ pub const fn usual(port: PortName) -> &'static str {
     match port {
         PortName::Store => "sqlite",
         PortName::Target | PortName::BootFiles => "builtin",
+        PortName::Images => "files",
         PortName::Writeback => "layers",
         PortName::Dhcp => "proxy",
         PortName::Converter => "qemu-img",
@@ -343,6 +369,7 @@ impl Config {
         match port {
             PortName::Store => &self.store,
             PortName::Target => &self.target,
+            PortName::Images => &self.images.store,
             PortName::Writeback => &self.writeback,
             PortName::Dhcp => &self.dhcp,
             PortName::BootFiles => &self.boot_files,
@@ -362,6 +389,7 @@ impl Config {
         let l = &self.limits;
         l.store.over(&mut limits.store);
         l.target.over(&mut limits.target);
+        l.images.over(&mut limits.images);
         l.writeback.over(&mut limits.writeback);
         l.dhcp.over(&mut limits.dhcp);
         l.boot_files.over(&mut limits.boot_files);
@@ -431,6 +459,20 @@ mod tests {
         assert_eq!(local.http.listen.to_string(), "127.0.0.1:8081");
         let e = Config::parse("[session]\nidle_timeout = \"soon\"\n", "g.toml").unwrap_err().to_string();
         assert!(e.contains("soon") && e.contains("line 2"), "{e}");
+    }
+
+    #[test]
+    fn the_section_of_images_has_the_servers_key_and_the_backends() {
+        let c = Config::parse("[images]\nimport_dirs = [\"/srv\"]\ndir = \"/images\"\n", "x").unwrap();
+        assert_eq!(c.import_dirs(), [PathBuf::from("/srv")]);
+        let store = c.section(PortName::Images);
+        assert_eq!(
+            (store.backend.as_str(), &store.settings),
+            ("files", &serde_json::json!({ "dir": "/images" }))
+        );
+        let c = Config::parse("[images]\nbackend = \"mine\"\n", "x").unwrap();
+        assert_eq!(c.section(PortName::Images).backend, "mine");
+        assert_eq!(c.import_dirs(), [PathBuf::from("ggnet-data/import")]);
     }
 
     #[test]

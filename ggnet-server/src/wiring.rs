@@ -118,18 +118,17 @@ async fn build(
     made: &mut Made,
 ) -> Result<(Orchestrator, Arc<dyn Store>)> {
     let store = made!(made, "store", store);
-    let images_dir = wiring.data_dir.join("images");
-    // What is imported is for whoever imports; who could write the images would write every machine's disk.
-    for (dir, mode) in
-        [(&images_dir, 0o700)].into_iter().chain(config.import_dirs().iter().map(|d| (d, 0o777)))
-    {
-        let made = tokio::fs::DirBuilder::new().recursive(true).mode(mode).create(dir).await;
+    // What is imported is for whoever imports.
+    for dir in &config.import_dirs() {
+        let made = tokio::fs::DirBuilder::new().recursive(true).mode(0o777).create(dir).await;
         made.map_err(|e| Error::io(format!("making {}", dir.display()), e))?;
     }
     let limits = config.port_limits()?;
     let (c, w) = (config, || wiring.clone());
     let target = registry.targets.make(&c.target.backend, w(), c.target.settings.clone()).await?;
     let target = made!(made, "target", target);
+    let images = registry.images.make(&c.images.store.backend, w(), c.images.store.settings.clone()).await?;
+    let images = made!(made, "images", images);
     let writeback = registry.writebacks.make(&c.writeback.backend, w(), c.writeback.settings.clone()).await?;
     let writeback = made!(made, "writeback", writeback);
     let dhcp = registry.dhcp.make(&c.dhcp.backend, w(), c.dhcp.settings.clone()).await?;
@@ -139,11 +138,11 @@ async fn build(
     let boot_files = made!(made, "boot_files", boot_files);
     let converter = registry.converters.make(&c.converter.backend, w(), c.converter.settings.clone()).await?;
     let clock = wiring.clock.clone();
-    let backends = Backends { store, target, writeback, dhcp, boot_files, converter, clock };
+    let backends = Backends { store, target, writeback, images, dhcp, boot_files, converter, clock };
     let ports = Ports::new(backends, &limits, metrics)?;
-    ports.check_store(&images_dir).await?;
+    ports.check_store().await?;
     let guarded = Arc::clone(ports.store());
-    let mut settings = OrchestratorConfig::new(wiring.instance.clone(), images_dir)?;
+    let mut settings = OrchestratorConfig::new(wiring.instance.clone())?;
     settings.iqn_prefix = wiring.iqn_prefix.clone();
     settings.chap = c.session.chap;
     settings.idle_timeout = c.session.idle_timeout;

@@ -22,7 +22,8 @@ use ggnet_core::{
     testkit::{
         flaky::{FaultPlan, Flaky},
         memory::{
-            MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryStore, MemoryTargets, MemoryWritebacks,
+            MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryImages, MemoryStore, MemoryTargets,
+            MemoryWritebacks,
         },
     },
 };
@@ -168,7 +169,7 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
         let (o, http) = (server.orchestrator.clone(), server.http);
         let token = server.new_token.as_ref().unwrap().expose().to_owned();
         until("it serves", async || o.is_serving()).await;
-        let image = image(&o, "debian").await.0;
+        let image = image(&o, &data.join("images"), "debian").await.0;
         let (one, two) = (machine(&o, 1, image).await, machine(&o, 2, image).await);
         start(&o, &one).await.unwrap();
 
@@ -216,7 +217,7 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
 // A backend that cannot be made.
 
 /// The ports in the order in which they are made.
-const ORDER: [&str; 6] = ["store", "target", "writeback", "dhcp", "boot_file", "image_converter"];
+const ORDER: [&str; 7] = ["store", "target", "image", "writeback", "dhcp", "boot_file", "image_converter"];
 
 fn refused<T>(port: &str, fails: &str, backend: T) -> Result<T> {
     if port == fails { Err(Error::new(ErrorKind::Unavailable, "It cannot be made")) } else { Ok(backend) }
@@ -238,6 +239,7 @@ async fn when_one_backend_cannot_be_made_those_before_it_are_shut_down() {
         let (plan, mut registry) = (FaultPlan::new(), Registry::new());
         add!(registry.stores, "sqlite", "store", fails, plan, MemoryStore::new());
         add!(registry.targets, "builtin", "target", fails, plan, MemoryTargets::new());
+        add!(registry.images, "files", "image", fails, plan, MemoryImages::new());
         add!(registry.writebacks, "layers", "writeback", fails, plan, MemoryWritebacks::new());
         add!(registry.dhcp, "proxy", "dhcp", fails, plan, MemoryDhcp::new());
         add!(registry.boot_files, "builtin", "boot_file", fails, plan, MemoryBootFiles::new());

@@ -120,6 +120,8 @@ codes! {
     Conflict kept_writes_of_other_image(machine, version);
     /// The machine keeps writes over a version that is not in the database any more.
     Corrupt kept_writes_without_version(machine);
+    /// The machine keeps no writes that could be published.
+    NotFound nothing_kept(machine);
     /// The machine's image does not exist.
     Invalid unknown_image(image);
     /// The pinned version is not one of the machine's image.
@@ -168,6 +170,8 @@ codes! {
     Conflict image_in_use(image, users);
     /// Something uses the version.
     Conflict version_in_use(version, users);
+    /// Another version stands on this one.
+    Conflict version_below_another(version, above);
     /// The version is the image's current one.
     Conflict version_is_current(version);
     /// The version's bytes are still being made, or its import failed.
@@ -202,6 +206,8 @@ codes! {
     Unavailable import_cancelled();
     /// The server ended while it imported.
     Unavailable import_interrupted();
+    /// The server ended while it made a version of a machine's writes.
+    Unavailable publish_interrupted();
 
     // Jobs.
     /// There is no such job.

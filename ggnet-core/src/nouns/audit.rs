@@ -50,6 +50,8 @@ actions! {
     SeenForget = "seen.forget";
     /// An import of a version began.
     ImageImport = "image.import";
+    /// What a machine kept is made a version of its image.
+    ImagePublish = "image.publish";
     /// A job was asked to end.
     JobCancel = "job.cancel";
     /// A job is done again.

@@ -1,6 +1,6 @@
 //! What an operator can set about sessions.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +31,6 @@ pub struct OrchestratorConfig {
     pub server: ServerId,
     /// The start of every IQN.
     pub iqn_prefix: Iqn,
-    /// Where the raw files of image versions live; ours alone.
-    pub images_dir: PathBuf,
     /// Whether new generations ask for CHAP (default: required). One that exists keeps the access that it has.
     pub chap: ChapPolicy,
     /// A `discard` session that was offline for longer is stopped (default 10 minutes).
@@ -60,13 +58,12 @@ pub struct OrchestratorConfig {
 }
 
 impl OrchestratorConfig {
-    /// The defaults, for this instance and this folder of images.
-    pub fn new(instance: InstanceId, images_dir: PathBuf) -> Result<Self> {
+    /// The defaults, for this instance.
+    pub fn new(instance: InstanceId) -> Result<Self> {
         Ok(Self {
             server: ServerId::only_one_of(&instance),
             instance,
             iqn_prefix: Self::default_iqn_prefix()?,
-            images_dir,
             chap: ChapPolicy::Required,
             idle_timeout: Duration::from_secs(600),
             generation_ttl: Duration::from_secs(600),

@@ -1,18 +1,16 @@
 //! Images: current versions, deletion. How a version comes to be is in [`imports`](super::imports).
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
-
 use serde_json::json;
 
 use super::Orchestrator;
 use crate::{
     authorization::{Command, authorize},
-    error::{Error, ErrorKind, Result, code},
-    nouns::{AuditAction, AuditSubject, EventKind, Image, ImageId, ImageVersionId, Principal, VersionState},
-    ports::{Batch, Write},
+    error::{Error, Result, code},
+    nouns::{
+        AuditAction, AuditSubject, EventKind, Image, ImageId, ImageVersion, ImageVersionId, Principal,
+        VersionSource, VersionState,
+    },
+    ports::{Batch, Completeness, Removal, Write},
 };
 
 /// What a deletion freed.
@@ -56,7 +54,7 @@ impl Orchestrator {
         .await
     }
 
-    /// Deletes a version and its file. `Conflict` while it is current, in use, or a writeback stands on it.
+    /// Deletes a version and its bytes. `Conflict` while it is current, in use, or a writeback or another version stands on it.
     pub async fn delete_version(&self, id: ImageVersionId, by: &Principal) -> Result<DeletedVersion> {
         authorize(by, Command::VersionDelete)?;
         let (this, by) = (self.clone(), by.clone());
@@ -79,14 +77,14 @@ impl Orchestrator {
                 )
                 .with_hint("Make another version current first, or delete the whole image"));
             }
-            this.refuse_if_stood_on(&[id]).await?;
+            this.refuse_if_stood_on(&store.versions(version.image).await?, &[id]).await?;
             let row = this.audit(&by, AuditAction::VersionDelete, AuditSubject::Version(id));
             let row = row.before(json!(version));
             let event = this.event(EventKind::VersionDeleted).image(version.image);
             let batch = Batch::new().write(Write::DeleteVersion(id)).event(event).audit(row);
             this.record(batch.from_reserve()).await?;
             drop(image_lock);
-            remove_file(&this.version_path(id)).await;
+            this.remove_bytes(id).await;
             Ok(DeletedVersion { id })
         })
         .await
@@ -109,7 +107,7 @@ impl Orchestrator {
                 .with_hint("Cancel the import first"));
             }
             let ids: Vec<_> = versions.iter().map(|v| v.id).collect();
-            this.refuse_if_stood_on(&ids).await?;
+            this.refuse_if_stood_on(&versions, &ids).await?;
             let row = this.audit(&by, AuditAction::ImageDelete, AuditSubject::Image(id)).before(json!(image));
             let event = this.event(EventKind::ImageDeleted).image(id);
             let mut batch = Batch::new().write(Write::DeleteImage(id)).event(event).audit(row);
@@ -120,18 +118,20 @@ impl Orchestrator {
             }));
             this.record(batch.from_reserve()).await?;
             drop(image_lock);
-            for version in ids {
-                remove_file(&this.version_path(version)).await;
+            // The newest first: what stands on another is younger.
+            for version in ids.into_iter().rev() {
+                this.remove_bytes(version).await;
             }
             Ok(())
         })
         .await
     }
 
-    async fn refuse_if_stood_on(&self, versions: &[ImageVersionId]) -> Result<()> {
+    /// Refuses while a writeback, or a version that is not among `versions`, stands on one of them. `of_image`: all versions of their image.
+    async fn refuse_if_stood_on(&self, of_image: &[ImageVersion], versions: &[ImageVersionId]) -> Result<()> {
         let listed = self.inner.ports.writeback().list().await?;
         let Some(found) = listed.iter().find(|w| w.base.is_some_and(|b| versions.contains(&b))) else {
-            return Ok(());
+            return self.refuse_if_below(of_image, versions).await;
         };
         let who = match found.id.owner() {
             Some((machine, _)) => format!("machine {machine}"),
@@ -144,44 +144,43 @@ impl Orchestrator {
         )
         .with_hint("Stop its session, or discard its kept writeback, first"))
     }
-}
 
-/// How long a look at the folder of images, or the removal of a file there, may take.
-const FILE_WORK: Duration = Duration::from_secs(30);
-
-/// The files of image versions in a folder; none if it is not there.
-pub(super) async fn version_files(dir: &Path) -> Result<Vec<(PathBuf, ImageVersionId)>> {
-    tokio::time::timeout(FILE_WORK, read_version_files(dir)).await.unwrap_or_else(|_| {
+    async fn refuse_if_below(&self, of_image: &[ImageVersion], versions: &[ImageVersionId]) -> Result<()> {
+        let listed = self.inner.ports.images().list().await?;
+        let stands = listed.iter().find_map(|above| {
+            let below = above.parent.filter(|below| versions.contains(below))?;
+            (!versions.contains(&above.id)).then_some((above.id, below))
+        });
+        // Of one whose bytes are not whole the record says what it is to stand on.
+        let whole =
+            |id: ImageVersionId| listed.iter().any(|v| v.id == id && v.completeness == Completeness::Whole);
+        let recorded = || {
+            of_image.iter().find_map(|above| match above.source {
+                VersionSource::Writeback { base, .. }
+                    if versions.contains(&base)
+                        && !versions.contains(&above.id)
+                        && above.state != VersionState::Failed
+                        && !whole(above.id) =>
+                {
+                    Some((above.id, base))
+                }
+                _ => None,
+            })
+        };
+        let Some((above, below)) = stands.or_else(recorded) else { return Ok(()) };
+        let number = of_image.iter().find(|v| v.id == above).map(|v| format!("Version {}", v.number));
+        let above_name = number.unwrap_or_else(|| format!("Version {above}"));
         Err(Error::new(
-            ErrorKind::Timeout,
-            format!("Reading {} did not end within {FILE_WORK:?}", dir.display()),
+            code::version_below_another(below, above),
+            format!("{above_name} stands on this version: it has only what differs"),
         )
-        .with_hint("Look at the disk or the mount of the data folder: it hangs"))
-    })
-}
-
-async fn read_version_files(dir: &Path) -> Result<Vec<(PathBuf, ImageVersionId)>> {
-    let failed = |e| Error::io(format!("reading {}", dir.display()), e);
-    let mut entries = match tokio::fs::read_dir(dir).await {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
-    };
-    let mut found = Vec::new();
-    while let Some(entry) = entries.next_entry().await.map_err(failed)? {
-        let name = entry.file_name();
-        let id = name.to_str().and_then(|n| n.strip_suffix(".raw")).and_then(|n| n.parse().ok());
-        found.extend(id.map(|id| (entry.path(), id)));
+        .with_hint("Delete that version first"))
     }
-    Ok(found)
-}
 
-/// Removes a file that nothing refers to any more; one that cannot be removed is found again at the next start.
-pub(super) async fn remove_file(path: &Path) {
-    match tokio::time::timeout(FILE_WORK, tokio::fs::remove_file(path)).await {
-        Ok(Err(e)) if e.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = %e, "could not remove");
+    /// Removes the bytes of a version that no record wants any more; what cannot be removed is found again at the next start.
+    pub(super) async fn remove_bytes(&self, version: ImageVersionId) {
+        if let Err(e) = self.inner.ports.images().remove(version, Removal::Force).await {
+            tracing::warn!(%version, error = %e.report(), "the bytes of an image version are left to the next start");
         }
-        Err(_) => tracing::warn!(path = %path.display(), "removing did not end within {FILE_WORK:?}"),
-        Ok(_) => {}
     }
 }

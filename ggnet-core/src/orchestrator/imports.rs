@@ -1,7 +1,7 @@
 //! Imports: [jobs](super::jobs) that make a version of a file.
 //!
-//! An import: record `importing` and its job → wait for its turn → check the stated checksum of the source → probe → convert → checksum of
-//! the result → record `ready` and, unless told otherwise, make it current. Whatever fails or is cancelled leaves `failed` with the reason and no file. The server's
+//! An import: record `importing` and its job → wait for its turn → check the stated checksum of the source → probe → draft in the image store →
+//! convert into it → seal → record `ready` and, unless told otherwise, make it current. Whatever fails or is cancelled leaves `failed` with the reason and no bytes. The server's
 //! death in the middle leaves an `importing` record, which the next start makes `failed`; an end that cannot be recorded (the disk is full) is
 //! recorded later; and what is `importing` though nobody imports it, the reconciler makes `failed`.
 //!
@@ -16,7 +16,6 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Orchestrator,
-    images::{remove_file, version_files},
     jobs::{EndReason, Running},
 };
 use crate::{
@@ -27,7 +26,7 @@ use crate::{
         AuditAction, AuditSubject, EventKind, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId,
         ImportJob, Job, JobKind, JobSubject, Name, Principal, VersionSource, VersionState,
     },
-    ports::{Batch, ConvertSpec, Write},
+    ports::{Batch, ConvertSpec, ImageSpec, Write},
 };
 
 /// An import.
@@ -219,7 +218,7 @@ impl Orchestrator {
         let batch = version.map_or_else(Batch::new, |version| self.failed_version(version, &why));
         self.record(self.with_end(batch, job, Err(&why)).from_reserve()).await?;
         if has_bytes {
-            remove_file(&self.version_path(import.version)).await;
+            self.remove_bytes(import.version).await;
         }
         Ok(())
     }
@@ -234,7 +233,7 @@ impl Orchestrator {
         }
         if let Err(e) = &outcome {
             tracing::warn!(version = %version.id, error = %e.report(), "import failed");
-            remove_file(&self.version_path(version.id)).await;
+            self.remove_bytes(version.id).await;
         }
         let mut wait = RECORD_AGAIN;
         loop {
@@ -250,9 +249,9 @@ impl Orchestrator {
                         return;
                     }
                     outcome = Err(was_cancelled());
-                    remove_file(&self.version_path(version.id)).await;
+                    self.remove_bytes(version.id).await;
                 }
-                // The record stays `importing`; the next start makes it `failed` and removes the file.
+                // The record stays `importing`; the next start makes it `failed` and removes the bytes.
                 () = self.inner.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -294,7 +293,7 @@ impl Orchestrator {
     }
 
     /// A version that is no longer imported and has failed.
-    fn failed_version(&self, mut version: ImageVersion, why: &Error) -> Batch {
+    pub(super) fn failed_version(&self, mut version: ImageVersion, why: &Error) -> Batch {
         let (reason, failure) = (why.report(), Some(why.into()));
         version.state = VersionState::Failed;
         version.error = Some(reason.clone());
@@ -304,8 +303,8 @@ impl Orchestrator {
         Batch::new().write(Write::Version(version)).event(event).from_reserve()
     }
 
-    /// Versions that are `importing` and that nobody imports: their import died, or is of a GGnet that had no jobs. They become `failed`,
-    /// and their files go. Returns how many there were.
+    /// Versions that are `importing` and that nobody makes: what made them died, or is of a GGnet that had no jobs. Imports become `failed`,
+    /// and their bytes go. Returns how many were ended; an error where one could not be.
     pub(super) async fn fail_abandoned_imports(&self) -> Result<u64> {
         let importing = self.inner.ports.store().importing_versions().await?;
         if importing.is_empty() {
@@ -318,18 +317,18 @@ impl Orchestrator {
         // Looked at again: whoever begins an import holds this until it is recorded.
         let _image = self.inner.image_lock.write().await;
         let in_jobs = self.versions_in_jobs().await?;
-        let mut failed = 0;
+        let (mut failed, mut left) = (0, Ok(()));
         for version in self.inner.ports.store().importing_versions().await? {
             if in_jobs.contains(&version.id) {
                 continue;
             }
-            let path = self.version_path(version.id);
-            let why = interrupted("The import ended without a result");
-            self.record(self.failed_version(version, &why)).await?;
-            remove_file(&path).await;
-            failed += 1;
+            // One that cannot be ended now keeps no other from it.
+            match self.end_abandoned(version, "The import ended without a result").await {
+                Ok(()) => failed += 1,
+                Err(e) => left = Err(e),
+            }
         }
-        Ok(failed)
+        left.map(|()| failed)
     }
 
     async fn perform_import(
@@ -338,7 +337,7 @@ impl Orchestrator {
         request: &ImportJob,
         running: &Running,
     ) -> Result<(u64, String)> {
-        // Of 1000: the source's checksum takes 150 when one was stated, the conversion up to 850, the result's checksum the rest.
+        // Of 1000: the source's checksum takes 150 when one was stated, the conversion the rest but what sealing takes.
         let share = |from: u16, to: u16| -> crate::ports::Progress {
             let shown = running.per_mille.clone();
             Arc::new(move |part: u16| {
@@ -373,14 +372,18 @@ impl Orchestrator {
             .with_field("format")
             .with_hint("Import it with the format that it has, or leave the format out"));
         }
+        let images = self.inner.ports.images();
+        let made = ImageSpec::new(version.id, probe.virtual_size);
         let spec = ConvertSpec {
             source: request.path.clone(),
             format: probe.format,
-            destination: self.version_path(version.id),
+            virtual_size: probe.virtual_size,
+            sink: images.draft(&made).await?,
         };
-        let converted = converter.convert(&spec, share(150, 850), running.cancel.clone()).await?;
-        let sha256 = sha256_file(&spec.destination, share(850, 1000), running.cancel.clone()).await?;
-        Ok((converted.size_bytes, sha256))
+        let converted = converter.convert(&spec, share(150, 990), running.cancel.clone()).await?;
+        // Sealed as large as it was written: of another size than was found before, it is refused.
+        let sealed = images.seal(&ImageSpec::new(version.id, converted.size_bytes)).await?;
+        Ok((sealed.size_bytes, converted.sha256))
     }
 
     /// Whether somebody works on it: a version whose import ended and could not be recorded is nobody's, and can be deleted.
@@ -389,7 +392,7 @@ impl Orchestrator {
             && self.inner.jobs.on(JobSubject::Version(version.id)).is_some()
     }
 
-    /// Imports that our death interrupted become `failed`, and files that no version explains are removed.
+    /// Imports that our death interrupted become `failed`, and bytes that no version explains are removed.
     pub(super) async fn interrupted_imports(&self) {
         if let Err(e) = self.try_interrupted_imports().await {
             tracing::warn!(error = %e.report(), "clean-up of interrupted imports");
@@ -400,26 +403,42 @@ impl Orchestrator {
 
     async fn try_interrupted_imports(&self) -> Result<()> {
         self.end_abandoned_jobs(EndReason::ServerEnded).await?;
-        // Those that are queued have not begun; the others are of a GGnet that had no jobs.
+        // Those that are queued have not begun; the others are of a GGnet that had no jobs, or publications.
         let in_jobs = self.versions_in_jobs().await?;
-        let dir = &self.inner.config.images_dir;
-        for version in self.inner.ports.store().importing_versions().await? {
-            if in_jobs.contains(&version.id) {
+        let store = self.inner.ports.store();
+        for version in store.importing_versions().await? {
+            let id = version.id;
+            if in_jobs.contains(&id) {
                 continue;
             }
-            let why = interrupted("The server was interrupted during the import");
-            remove_file(&self.version_path(version.id)).await;
-            self.record(self.failed_version(version, &why)).await?;
-        }
-        self.inner.ports.converter().clean(dir).await?;
-        for (path, id) in version_files(dir).await? {
-            // A failed one has no file, unless its converter was cut off and went on to its end unheard.
-            let version = self.inner.ports.store().version(id).await?;
-            if version.is_none_or(|v| v.state == VersionState::Failed) {
-                tracing::info!(file = %path.display(), "removing a file that no version explains");
-                remove_file(&path).await;
+            // One that cannot be ended now stays `importing`, which keeps its bytes; the reconciler goes on with it.
+            if let Err(e) = self.end_abandoned(version, "The server was interrupted during the import").await
+            {
+                tracing::warn!(version = %id, error = %e.report(), "an interrupted version is left as it is");
             }
         }
+        let mut listed = self.inner.ports.images().list().await?;
+        // The newest first: what stands on another is younger.
+        listed.sort_by(|a, b| b.id.cmp(&a.id));
+        for found in listed {
+            // A failed one has no bytes, unless its converter was cut off and went on to its end unheard.
+            let version = store.version(found.id).await?;
+            if version.is_none_or(|v| v.state == VersionState::Failed) {
+                tracing::info!(version = %found.id, "removing bytes that no image version explains");
+                self.remove_bytes(found.id).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a version that is `importing` and that nobody makes. The caller has made sure of that.
+    async fn end_abandoned(&self, version: ImageVersion, why: &str) -> Result<()> {
+        if let VersionSource::Writeback { session, .. } = version.source {
+            return self.end_abandoned_publication(version, session).await;
+        }
+        let id = version.id;
+        self.record(self.failed_version(version, &interrupted(why))).await?;
+        self.remove_bytes(id).await;
         Ok(())
     }
 }

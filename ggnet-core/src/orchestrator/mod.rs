@@ -38,6 +38,7 @@ mod observe;
 mod pending;
 mod ports;
 mod pruning;
+mod publish;
 mod reads;
 mod reconcile;
 mod resources;
@@ -67,6 +68,7 @@ pub use images::DeletedVersion;
 pub use imports::ImportRequest;
 pub use machines::{MachineChange, NewMachine};
 pub use ports::{Backends, Ports};
+pub use publish::PublishRequest;
 pub use reads::{ConnectionsView, ImageView, PortHealth, Reads, SessionView, TargetView, VersionView};
 pub use reconcile::ReconcileReport;
 pub use start::{StartRequest, Started};
@@ -93,10 +95,11 @@ struct Inner {
     templates: BootTemplates,
     locks: KeyedLocks<MachineId>,
     pending: pending::Pending,
-    /// Serialises what must not race over images: an import's end, a version's deletion, a new session's choice of version.
+    /// Serialises what must not race over images: an import's end, a version's deletion, a publication, a new
+    /// session's choice of version.
     image_lock: tokio::sync::RwLock<()>,
     jobs: jobs::Jobs,
-    /// Set once what an earlier process's imports left behind is cleaned up: only then may new imports write there.
+    /// Set once what an earlier process's imports left behind is cleaned up: only then may new versions be made.
     swept: tokio::sync::SetOnce<()>,
     /// Held from looking whether a machine's fixed address is free until it is recorded.
     address_lock: tokio::sync::Mutex<()>,

@@ -546,7 +546,7 @@ impl LockedMachine<'_> {
         {
             // A kept writeback outlives its sessions; only the operator, or the machine's deletion, ends it.
             let kept = orphan.owner().is_some_and(|(_, generation)| generation.is_none());
-            if kept && machine.is_some() {
+            if kept && (machine.is_some() || self.is_being_published(orphan).await?) {
                 continue;
             }
             p.writeback().remove(orphan, Removal::Force).await?;

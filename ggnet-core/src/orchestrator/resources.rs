@@ -187,6 +187,18 @@ impl Orchestrator {
     }
 }
 
+/// A version whose bytes are not there. Not the machine's fault, and no path for strangers to read.
+fn bytes_gone(version: ImageVersionId, e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::NotFound => {
+            Error::new(code::image_file_gone(version), format!("The file of image version {version} is gone"))
+                .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
+                .with_source(e)
+        }
+        _ => e,
+    }
+}
+
 impl LockedMachine<'_> {
     /// How a generation's target is reached. What is there is not touched; what is lacking is made.
     pub(super) async fn endpoint_of(

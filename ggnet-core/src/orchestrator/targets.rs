@@ -25,7 +25,8 @@ pub struct NewTarget {
 }
 
 impl Orchestrator {
-    /// Exports a version read-only. Errors: `NotFound` for the version, `Conflict` for a name in use or a version that is not ready.
+    /// Exports a version read-only. Errors: `NotFound` for the version, `Conflict` for a name in use or a version that is not
+    /// ready, `Unsupported` where the target takes none of the forms in which the image store opens a version.
     pub async fn create_target(
         &self,
         new: NewTarget,

@@ -9,7 +9,7 @@ use ggnet_core::{
         AuditAction, AuditRow, ImageId, ImageVersionId, JobId, MachineId, Principal, Role, Session,
         SessionId, StopReason, SystemPart, TargetId, VersionState, WritebackPolicy,
     },
-    orchestrator::{ImportRequest, NewTarget, StartRequest, StopRequest},
+    orchestrator::{ImportRequest, NewTarget, PublishRequest, StartRequest, StopRequest},
     ports::Store as _,
     testkit::flaky::Fault,
 };
@@ -46,6 +46,10 @@ async fn ask(
         Command::MachineDiscardWriteback => o.discard_kept_writeback(machine, by).await,
         Command::SeenForget => o.forget_seen(mac(88), by).await,
         Command::ImageImport => o.import(ImportRequest { by: by_value, ..import.clone() }).await.map(drop),
+        Command::ImagePublish => {
+            let (comment, make_current) = (String::new(), false);
+            o.publish(PublishRequest { machine, comment, make_current, by: by_value }).await.map(drop)
+        }
         Command::JobCancel => o.cancel_job(JobId::generate(), by).await.map(drop),
         Command::JobRetry => o.retry_job(JobId::generate(), by).await.map(drop),
         Command::ImageSetCurrent => o.set_current_version(image, version, by).await.map(drop),
@@ -173,6 +177,15 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
     record.has(by, &[(AuditAction::SessionStart, false, true)]).await;
     p.o.stop(stop(session.id)).await.unwrap();
     record.has(by, &[(AuditAction::SessionStop, true, true)]).await;
+    let publish =
+        PublishRequest { machine: machine.id, comment: String::new(), make_current: false, by: by.clone() };
+    let (_, published) = p.o.publish(publish).await.unwrap();
+    assert_eq!(published.state, VersionState::Ready);
+    record.has(by, &[(AuditAction::ImagePublish, false, true)]).await;
+    let session = p.o.start(start(machine.id)).await.unwrap().session;
+    record.has(by, &[(AuditAction::SessionStart, false, true)]).await;
+    p.o.stop(stop(session.id)).await.unwrap();
+    record.has(by, &[(AuditAction::SessionStop, true, true)]).await;
     p.o.discard_kept_writeback(machine.id, by).await.unwrap();
     record.has(by, &[(AuditAction::MachineDiscardWriteback, true, false)]).await;
 
@@ -194,7 +207,7 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
     record.has(by, &[(AuditAction::MachineDelete, true, false)]).await;
     p.o.delete_image(image.id, by).await.unwrap();
     let version = (AuditAction::VersionDelete, true, false);
-    record.has(by, &[(AuditAction::ImageDelete, true, false), version, version]).await;
+    record.has(by, &[(AuditAction::ImageDelete, true, false), version, version, version]).await;
 
     // What is done beside the orchestrator, by `ggnet-server` and its store.
     let elsewhere = [AuditAction::TokenReset, AuditAction::KeyReset, AuditAction::InstanceRemember];

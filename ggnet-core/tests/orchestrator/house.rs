@@ -5,14 +5,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use ggnet_core::{
     Result,
-    block::Disk,
+    block::{Disk, DiskForm},
     boot_text::{ipxe::inspect, templates::BootTemplates},
     metrics::Registry,
     nouns::{
@@ -25,16 +24,17 @@ use ggnet_core::{
         Started, StopRequest,
     },
     ports::{
-        BaseImage, Batch, BootFileStore as _, Clock as _, Completeness, DhcpBackend as _, Health,
-        LoginVisibility, MachineFilter, PageRequest, Removal, Store, TargetBackend as _, TargetCapabilities,
-        Write, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
+        Batch, BootFileStore as _, Clock as _, Completeness, DhcpBackend as _, Frozen, Health,
+        ImageStore as _, LoginVisibility, MachineFilter, OpenImage, PageRequest, Removal, Store,
+        TargetBackend as _, TargetCapabilities, Write, WritebackCapabilities, WritebackListed, WritebackSpec,
+        WritebackStore,
     },
     testkit::{
         flaky::{FaultPlan, Flaky},
         memory::{
-            BootFileWorld, DhcpWorld, LoginError, ManualClock, MemoryBootFiles, MemoryConverter, MemoryDhcp,
-            MemoryInitiator, MemoryStore, MemoryTargets, MemoryWritebacks, StoreWorld, TargetWorld,
-            WritebackWorld,
+            BootFileWorld, DhcpWorld, ImageWorld, LoginError, ManualClock, MemoryBootFiles, MemoryConverter,
+            MemoryDhcp, MemoryImages, MemoryInitiator, MemoryStore, MemoryTargets, MemoryWritebacks,
+            StoreWorld, TargetWorld, WritebackWorld,
         },
     },
     wrap::{Limits, PortLimits},
@@ -48,9 +48,11 @@ pub struct House {
     pub store: StoreWorld,
     pub targets: TargetWorld,
     pub writebacks: WritebackWorld,
+    pub images: ImageWorld,
     pub dhcp: DhcpWorld,
     pub files: BootFileWorld,
     pub clock: ManualClock,
+    /// Where files to import lie; of what the backends have, nothing is a file.
     pub dir: tempfile::TempDir,
     pub config: OrchestratorConfig,
     pub limits: PortLimits,
@@ -72,12 +74,12 @@ impl WritebackStore for Forgetful {
         self.0.capabilities()
     }
 
-    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
-        self.0.ensure(spec).await
+    async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
+        self.0.ensure(spec, base).await
     }
 
-    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
-        self.0.open_base(base).await
+    async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
+        self.0.freeze(id).await
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
@@ -110,6 +112,7 @@ pub struct Process {
     pub store: MemoryStore,
     pub targets: Arc<MemoryTargets>,
     pub writebacks: Arc<MemoryWritebacks>,
+    pub images: Arc<MemoryImages>,
     pub dhcp: Arc<MemoryDhcp>,
     pub files: Arc<MemoryBootFiles>,
 }
@@ -118,13 +121,14 @@ impl House {
     /// An empty one. The reconciler's timer is out of the way: tests say when it comes round.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut config = OrchestratorConfig::new(InstanceId::generate(), images_dir(dir.path())).unwrap();
+        let mut config = OrchestratorConfig::new(InstanceId::generate()).unwrap();
         config.reconcile_interval = Duration::from_secs(1_000_000);
         config.chain_url = Some("http://192.0.2.1:8080".parse().unwrap());
         Self {
             store: StoreWorld::default(),
             targets: TargetWorld::default(),
             writebacks: WritebackWorld::default(),
+            images: ImageWorld::default(),
             dhcp: DhcpWorld::default(),
             files: BootFileWorld::default(),
             clock: ManualClock::new(),
@@ -149,7 +153,8 @@ impl House {
         } else {
             MemoryTargets::over(&self.targets)
         });
-        let writebacks = Arc::new(MemoryWritebacks::over(&self.writebacks).with_blank_bases());
+        let writebacks = Arc::new(MemoryWritebacks::over(&self.writebacks));
+        let images = Arc::new(MemoryImages::over(&self.images).adopting(&self.writebacks));
         let dhcp = Arc::new(MemoryDhcp::over(&self.dhcp));
         let files = Arc::new(MemoryBootFiles::over(&self.files));
         let backends = Backends {
@@ -160,6 +165,7 @@ impl House {
             } else {
                 Arc::new(Flaky::new(writebacks.clone(), plan))
             },
+            images: Arc::new(Flaky::new(images.clone(), plan)),
             dhcp: Arc::new(Flaky::new(dhcp.clone(), plan)),
             boot_files: Arc::new(Flaky::new(files.clone(), plan)),
             converter: Arc::new(Flaky::new(Arc::new(MemoryConverter::new()), plan)),
@@ -168,7 +174,7 @@ impl House {
         let ports = Ports::new(backends, &self.limits, &mut Registry::default()).unwrap();
         let o = Orchestrator::new(ports.clone(), self.config.clone(), BootTemplates::load(None).unwrap())
             .unwrap();
-        Process { o, ports, plan: plan.clone(), store, targets, writebacks, dhcp, files }
+        Process { o, ports, plan: plan.clone(), store, targets, writebacks, images, dhcp, files }
     }
 
     /// A process starts, and its first reconcile has ended.
@@ -204,18 +210,13 @@ pub fn every(change: impl Fn(&mut Limits)) -> PortLimits {
         &mut limits.store,
         &mut limits.target,
         &mut limits.writeback,
+        &mut limits.images,
         &mut limits.dhcp,
         &mut limits.boot_files,
         &mut limits.converter,
     ];
     ports.into_iter().for_each(change);
     limits
-}
-
-fn images_dir(dir: &std::path::Path) -> PathBuf {
-    let images = dir.join("images");
-    std::fs::create_dir_all(&images).unwrap();
-    images
 }
 
 /// Waits for something that a task does by and by.
@@ -318,8 +319,23 @@ impl Process {
             created_at: now,
             finished_at: Some(now),
         };
+        self.images.world().plant(version.id, SIZE, &[]).unwrap();
         self.store.commit(Batch::new().write(Write::Version(version.clone()))).await.unwrap();
         version.id
+    }
+
+    /// The versions and drafts that the image store has.
+    pub async fn image_ids(&self) -> Vec<ImageVersionId> {
+        self.images.list().await.unwrap().into_iter().map(|listed| listed.id).collect()
+    }
+
+    /// What a version reads as.
+    pub async fn image_bytes(&self, id: ImageVersionId) -> Vec<u8> {
+        let opened = self.images.open(id, DiskForm::Blocks).await.unwrap();
+        let Disk::Blocks(device) = &opened.disk else { panic!("opened as {:?}", opened.disk) };
+        let mut bytes = vec![0; usize::try_from(opened.size_bytes).unwrap()];
+        device.read_at(&mut bytes, 0).unwrap();
+        bytes
     }
 
     /// Registers a machine, changed as told.
@@ -474,6 +490,16 @@ impl Process {
         let want: BTreeSet<_> = writebacks.iter().filter(|w| !is_kept(w)).cloned().collect();
         assert_eq!(have, want, "{why}: writebacks");
         assert!(left["writeback"].is_superset(&writebacks), "{why}: a session's writeback is lost");
+        // What is ready has its bytes, and nothing has bytes that no record wants.
+        for listed in self.images.list().await.unwrap() {
+            let version = self.store.version(listed.id).await.unwrap();
+            let version = version.unwrap_or_else(|| panic!("{why}: bytes of no version: {listed:?}"));
+            assert_ne!(version.state, VersionState::Failed, "{why}: bytes of a failed version: {version:?}");
+            if version.state == VersionState::Ready {
+                let whole = (Completeness::Whole, version.size_bytes);
+                assert_eq!((listed.completeness, listed.size_bytes), whole, "{why}: {version:?}");
+            }
+        }
         let listed = [self.targets.list().await, self.dhcp.list().await, self.files.list().await];
         for object in listed.into_iter().flat_map(Result::unwrap) {
             assert_eq!(object.completeness, Completeness::Whole, "{why}: {object:?}");

@@ -7,7 +7,7 @@ use ggnet_core::{
     checksum::sha256_bytes,
     nouns::{EventKind, ImageVersion, ImageVersionId, JobState, Principal, VersionState, WritebackPolicy},
     orchestrator::{ImportRequest, NewTarget},
-    ports::{Batch, Store as _, Write},
+    ports::{Batch, Removal, Store as _, Write},
     testkit::flaky::{Fault, FaultPlan},
 };
 
@@ -41,11 +41,6 @@ pub async fn ended(p: &Process, id: ImageVersionId) -> ImageVersion {
     p.store.version(id).await.unwrap().unwrap()
 }
 
-fn files(house: &House) -> Vec<String> {
-    let entries = std::fs::read_dir(&house.config.images_dir).unwrap();
-    entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
-}
-
 #[tokio::test]
 async fn an_import_becomes_ready_and_current() {
     let house = House::new();
@@ -60,7 +55,7 @@ async fn an_import_becomes_ready_and_current() {
     let ready = ended(&p, version.id).await;
     assert_eq!(ready.state, VersionState::Ready);
     assert_eq!(ready.size_bytes % 512, 0);
-    let stored = std::fs::read(p.o.version_path(version.id)).unwrap();
+    let stored = p.image_bytes(version.id).await;
     assert_eq!(ready.sha256, Some(sha256_bytes(&stored)));
     assert_eq!(&stored[..bytes.len()], bytes);
     assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id));
@@ -81,7 +76,7 @@ async fn an_import_becomes_ready_and_current() {
     assert_eq!((again.id, second.number), (image.id, 2));
     ended(&p, second.id).await;
     assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id), "not asked to be");
-    assert_eq!(files(&house).len(), 2);
+    assert_eq!(p.image_ids().await.len(), 2);
 
     p.o.delete_version(second.id, &Principal::embedder()).await.unwrap();
     let (_, third) = p.o.import(ask).await.unwrap();
@@ -120,7 +115,7 @@ async fn a_failed_import_leaves_the_reason_and_nothing_else() {
         assert_eq!(failed.state, VersionState::Failed, "{says}");
         assert!(failed.error.as_ref().unwrap().contains(says), "{says}: {failed:?}");
         assert!(failed.finished_at.is_some());
-        assert!(files(&house).is_empty(), "{says}");
+        assert!(p.image_ids().await.is_empty(), "{says}");
         let why = failed.failure.clone().unwrap();
         assert_eq!(why.code, code, "{says}");
         assert_eq!(why.hint.is_some(), code.ends_with("mismatch"), "the hint of its error: {why:?}");
@@ -134,7 +129,7 @@ async fn a_failed_import_leaves_the_reason_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_converter_that_was_cut_off_leaves_no_file_for_long() {
+async fn a_converter_that_was_cut_off_leaves_no_bytes_for_long() {
     for polls in 0..6 {
         let house = House::new();
         let p = house.open().await;
@@ -144,7 +139,7 @@ async fn a_converter_that_was_cut_off_leaves_no_file_for_long() {
         // What it had begun, it may still do.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let p = house.open().await;
-        assert_eq!(files(&house).len(), usize::from(state == VersionState::Ready), "{polls} polls");
+        assert_eq!(p.image_ids().await.len(), usize::from(state == VersionState::Ready), "{polls} polls");
         assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, state);
     }
 }
@@ -164,7 +159,7 @@ async fn a_cancelled_import_ends_as_failed() {
     }
     p.o.cancel_import(version.id, &Principal::embedder()).await.unwrap();
     assert_eq!(ended(&p, version.id).await.state, VersionState::Failed);
-    assert!(files(&house).is_empty());
+    assert!(p.image_ids().await.is_empty());
     let again = p.o.cancel_import(version.id, &Principal::embedder()).await.unwrap_err();
     assert_eq!(again.kind(), ErrorKind::NotFound);
 }
@@ -208,18 +203,14 @@ async fn an_interrupted_import_is_failed_at_the_next_start() {
         let (_, version) = p.o.import(request(source(&house, &[1; 200_000]))).await.unwrap();
         p.plan.killed().await;
         abandoned_copy_ended(house.dir.path()).await;
-        // As a killed converter would leave it.
-        let part = house.config.images_dir.join(format!(".{}.raw.0.ggnet-part", version.id));
-        std::fs::File::create(&part).unwrap();
-        let stray = house.config.images_dir.join(format!("{}.raw", ImageVersionId::generate()));
-        std::fs::File::create(&stray).unwrap();
-        let theirs = house.config.images_dir.join("notes.txt");
-        std::fs::File::create(&theirs).unwrap();
+        // Bytes that no record explains, and a version that is there.
+        house.images.plant(ImageVersionId::generate(), 4096, &[]).unwrap();
+        let (_, ready) = p.image("win11").await;
         let p = house.open().await;
         let failed = p.store.version(version.id).await.unwrap().unwrap();
         assert_eq!(failed.state, VersionState::Failed);
         assert!(failed.error.unwrap().contains("interrupted"));
-        assert_eq!(files(&house), ["notes.txt"], "{polls} polls");
+        assert_eq!(p.image_ids().await, [ready], "{polls} polls");
     }
 }
 
@@ -227,23 +218,23 @@ async fn an_interrupted_import_is_failed_at_the_next_start() {
 async fn an_import_does_not_begin_during_the_clean_up() {
     let house = House::new();
     let plan = FaultPlan::new();
-    plan.add(Fault::on("image_converter.clean").first(1).hangs());
+    plan.add(Fault::on("image.list").first(1).hangs());
     let p = house.open_unready(&plan);
     let import = p.o.import(request(source(&house, &[1; 4096])));
     assert!(tokio::time::timeout(Duration::from_millis(100), import).await.is_err());
-    assert!(p.store.images(crate::house::all()).await.unwrap().items.is_empty(), "its files would be swept");
+    assert!(p.store.images(crate::house::all()).await.unwrap().items.is_empty(), "its bytes would be swept");
 }
 
 #[tokio::test]
 async fn an_import_waits_for_the_clean_up_after_the_last_process() {
     let house = House::new();
     let plan = FaultPlan::new();
-    plan.add(Fault::on("image_converter.clean").first(1).is_delayed(Duration::from_millis(100)));
+    plan.add(Fault::on("image.list").first(1).is_delayed(Duration::from_millis(100)));
     let p = house.open_unready(&plan);
     let (_, version) = p.o.import(request(source(&house, &[1; 200_000]))).await.unwrap();
-    assert_eq!(plan.calls("image_converter.clean"), 1);
+    assert_eq!(plan.calls("image.list"), 1);
     assert_eq!(ended(&p, version.id).await.state, VersionState::Ready);
-    assert_eq!(files(&house).len(), 1);
+    assert_eq!(p.image_ids().await.len(), 1);
 }
 
 #[tokio::test]
@@ -261,7 +252,7 @@ async fn an_import_whose_end_is_not_recorded_yet_can_be_cancelled_and_deleted() 
     let failed = ended(&p, version.id).await;
     assert!(failed.state == VersionState::Failed && failed.error.unwrap().contains("cancelled"));
     p.o.delete_version(version.id, &Principal::embedder()).await.unwrap();
-    assert!(files(&house).is_empty());
+    assert!(p.image_ids().await.is_empty());
 }
 
 #[tokio::test]
@@ -339,6 +330,24 @@ async fn a_version_in_use_stays() {
 }
 
 #[tokio::test]
+async fn a_version_whose_bytes_are_gone_or_others_boots_nobody() {
+    let house = House::new();
+    let p = house.open().await;
+    let (image, version) = p.image("debian").await;
+    let machine = p.machine(1, image, |_| ()).await;
+    ggnet_core::ports::ImageStore::remove(&*p.images, version, Removal::Force).await.unwrap();
+    let gone = p.start(&machine).await.unwrap_err();
+    assert_eq!((gone.kind(), gone.code().name()), (ErrorKind::Corrupt, "image_file_gone"), "{gone}");
+    house.images.plant(version, 512, &[1; 512]).unwrap();
+    let other = p.start(&machine).await.unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::Corrupt, "{other}");
+    assert!(other.message().contains("has 512 bytes") && other.hint().is_some(), "{other}");
+    assert!(p.left().await["writeback"].is_empty(), "no disk was made over it");
+    house.images.plant(version, crate::house::SIZE, &[]).unwrap();
+    p.start(&machine).await.unwrap();
+}
+
+#[tokio::test]
 async fn two_imports_at_once_are_two_versions_of_one_image() {
     let house = House::new();
     let p = house.open().await;
@@ -349,7 +358,7 @@ async fn two_imports_at_once_are_two_versions_of_one_image() {
     assert_eq!(a.number + b.number, 3);
     ended(&p, a.id).await;
     ended(&p, b.id).await;
-    assert_eq!(files(&house).len(), 2);
+    assert_eq!(p.image_ids().await.len(), 2);
 }
 
 #[tokio::test]
@@ -373,7 +382,7 @@ async fn an_imports_end_that_could_not_be_recorded_is_recorded_later() {
         assert_eq!(done.state, if works { VersionState::Ready } else { VersionState::Failed });
         let current = p.store.image(image.id).await.unwrap().unwrap().current;
         assert_eq!(current, works.then_some(version.id));
-        assert_eq!(files(&house).len(), usize::from(works));
+        assert_eq!(p.image_ids().await.len(), usize::from(works));
     }
 }
 
@@ -386,7 +395,7 @@ async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
     // As an import that died leaves it.
     let dead = ImageVersion { id: ImageVersionId::generate(), number: 7, ..version.clone() };
     p.store.commit(Batch::new().write(Write::Version(dead.clone()))).await.unwrap();
-    std::fs::File::create(p.o.version_path(dead.id)).unwrap();
+    house.images.plant(dead.id, 4096, &[]).unwrap();
     let report = p.o.reconcile().await;
     assert_eq!((report.ended, report.trouble), (1, vec![]));
     let failed = p.store.version(dead.id).await.unwrap().unwrap();
@@ -397,5 +406,5 @@ async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
         ("import_interrupted", Some("Import the file again"))
     );
     assert_eq!(ended(&p, version.id).await.state, VersionState::Ready, "one that is under way goes on");
-    assert_eq!(files(&house).len(), 1);
+    assert_eq!(p.image_ids().await.len(), 1);
 }

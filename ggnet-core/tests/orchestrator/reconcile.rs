@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use ggnet_core::{
     ErrorKind,
+    block::DiskForm,
     nouns::{
         AuditAction, EventKind, Machine, MachineId, Principal, ResourceId, Session, SessionState, StopReason,
         SystemPart, WritebackPolicy,
     },
     orchestrator::{BootAnswer, NewTarget},
     ports::{
-        BaseImage, Batch, BootBundle, BootFileStore as _, DhcpBackend as _, DhcpBackendExt as _, DhcpHost,
-        LunDisks, Removal, Store as _, TargetBackend as _, Write, WritebackSpec, WritebackStore as _,
+        Batch, BootBundle, BootFileStore as _, DhcpBackend as _, DhcpBackendExt as _, DhcpHost,
+        ImageStore as _, LunDisks, Removal, Store as _, TargetBackend as _, Write, WritebackSpec,
+        WritebackStore as _,
     },
     testkit::flaky::Fault,
 };
@@ -21,9 +23,9 @@ use crate::house::{House, Process, SIZE, advertised, all, mac};
 /// Objects of a machine that the store does not know, in every backend.
 async fn plant_orphans(p: &Process, version: ggnet_core::nouns::ImageVersionId) -> MachineId {
     let machine = MachineId::generate();
-    let base = BaseImage { version, path: "/none".into(), size_bytes: SIZE };
+    let base = p.images.open(version, DiskForm::Blocks).await.unwrap();
     for id in [ResourceId::generation(machine, 3), ResourceId::machine(machine)] {
-        p.writebacks.ensure(&WritebackSpec { id, base: base.clone() }).await.unwrap();
+        p.writebacks.ensure(&WritebackSpec { id, version, size_bytes: SIZE }, &base).await.unwrap();
     }
     let spec = ggnet_core::ports::TargetSpec {
         id: ResourceId::generation(machine, 3),
@@ -36,7 +38,7 @@ async fn plant_orphans(p: &Process, version: ggnet_core::nouns::ImageVersionId) 
         }],
         access: ggnet_core::ports::Access::Shared,
     };
-    let disks = LunDisks::from([(0, p.writebacks.open_base(&base).await.unwrap())]);
+    let disks = LunDisks::from([(0, base.disk)]);
     p.targets.ensure(&spec, &disks).await.unwrap();
     let id = ResourceId::machine(machine);
     let host = DhcpHost {

@@ -78,5 +78,5 @@ async fn an_import_under_way_is_cancelled() {
     let p = house.open().await;
     let version = ggnet_core::ports::Store::version(&p.store, version.id).await.unwrap().unwrap();
     assert_eq!(version.state, ggnet_core::nouns::VersionState::Failed);
-    assert_eq!(std::fs::read_dir(&house.config.images_dir).unwrap().count(), 0);
+    assert!(p.image_ids().await.is_empty());
 }

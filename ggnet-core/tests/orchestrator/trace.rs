@@ -20,12 +20,13 @@ fn expected(calls: &[(&str, usize)]) -> BTreeMap<String, usize> {
 }
 
 /// What every start asks, whoever wants it.
-const START: [(&str, usize); 9] = [
+const START: [(&str, usize); 10] = [
     ("store.machine", 1),
     ("store.live_session", 1),
     ("store.last_session", 1),
     ("store.image", 1),
     ("store.version", 1),
+    ("image.open", 1),
     ("writeback.ensure", 1),
     ("target.ensure", 1),
     ("boot_file.ensure", 1),
@@ -93,6 +94,7 @@ async fn a_script_asked_for_again_ensures_nothing() {
         ("store.image", 2),
         ("store.version", 3),
         ("store.commit", 2),
+        ("image.open", 1),
         ("writeback.ensure", 1),
         ("target.ensure", 1),
     ]));

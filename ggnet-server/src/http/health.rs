@@ -70,8 +70,8 @@ fn own(app: &Shared) -> Health {
 }
 
 fn shown(port: &str, backend: &str, health: Health) -> BackendHealth {
-    // A missing converter stops imports, not boots.
-    let boots = health.boots() || port == "converter";
+    // A missing converter and a full image store stop imports, not boots. Whether the versions that machines boot are there `images` says.
+    let boots = health.boots() || matches!(port, "converter" | "image_store");
     BackendHealth { port: port.to_owned(), backend: backend.to_owned(), health, boots }
 }
 
@@ -98,5 +98,6 @@ mod tests {
         );
         assert!(!boots("dhcp", Health::Down("gone".into())));
         assert!(boots("converter", Health::Down("gone".into())));
+        assert!(boots("image_store", Health::Blocked("full".into())));
     }
 }

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    path::Path,
     time::Duration,
 };
 

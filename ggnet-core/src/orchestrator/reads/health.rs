@@ -18,10 +18,11 @@ impl Reads<'_> {
     /// How every backend is. All are asked at once; one that hangs is down when the port's limit for `health` has passed.
     pub async fn health(self) -> Vec<PortHealth> {
         let p = self.ports();
-        let all: [PortHealth; 6] = tokio::join!(
+        let all: [PortHealth; 7] = tokio::join!(
             ask("store", p.store().name(), p.store().health()),
             ask("target", p.target().name(), p.target().health()),
             ask("writeback", p.writeback().name(), p.writeback().health()),
+            ask("image_store", p.images().name(), p.images().health()),
             ask("dhcp", p.dhcp().name(), p.dhcp().health()),
             ask("boot_files", p.boot_files().name(), p.boot_files().health()),
             ask("converter", p.converter().name(), p.converter().health()),

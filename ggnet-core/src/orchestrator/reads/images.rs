@@ -6,7 +6,7 @@ use super::Reads;
 use crate::{
     error::{Error, Result},
     nouns::{Image, ImageId, ImageState, ImageVersion, ImageVersionId, Name, VersionState},
-    ports::{Page, PageRequest},
+    ports::{ImageListed, Page, PageRequest},
 };
 
 /// An image with its versions.
@@ -95,6 +95,20 @@ impl Reads<'_> {
         let image = self.store().image(version.image).await?;
         let image = image.map_or_else(|| version.image.to_string(), |image| image.name.to_string());
         Ok(format!("{image} version {}", version.number))
+    }
+
+    /// The name of the image store, as in the configuration.
+    #[must_use]
+    pub fn image_store(self) -> &'static str {
+        self.ports().images().name()
+    }
+
+    /// What the image store has.
+    ///
+    /// # Errors
+    /// As the image store says: then it is not known.
+    pub async fn stored_versions(self) -> Result<Vec<ImageListed>> {
+        self.ports().images().list().await
     }
 
     fn view(self, image: Image, versions: Vec<ImageVersion>) -> ImageView {

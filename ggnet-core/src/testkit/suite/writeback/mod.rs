@@ -1,5 +1,8 @@
 //! The suite of [`WritebackStore`]: see [`crate::writeback_behaviour`].
 
+mod bases;
+mod freeze;
+
 use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
@@ -7,14 +10,23 @@ use async_trait::async_trait;
 use super::{
     Fixture,
     common::{Declarative, Specs, assert_whole, common_cases, fresh, id, listed, reopen},
-    files::{self, Numbers, blocking, checksum, image, read, read_now, write, write_file, write_now},
+    files::{Numbers, blocking, checksum, image, read, read_now, write, write_file, write_now},
 };
 use crate::{
     block::{BlockDevice, Disk, DiskForm},
     error::{ErrorKind, Result},
-    nouns::{ImageVersionId, ResourceId},
-    ports::{BaseImage, Completeness, Listed, Removal, SpecDigest, WritebackSpec, WritebackStore},
-    testkit::disk,
+    nouns::{ImageFormat, ImageVersionId, ResourceId},
+    ports::{Completeness, Hold, Listed, OpenImage, Removal, SpecDigest, WritebackSpec, WritebackStore},
+    testkit::disk::{self, FileDisk},
+};
+
+pub use bases::{
+    a_base_that_is_not_the_specs_is_invalid, a_missing_base_is_not_found,
+    another_base_is_busy_and_changes_nothing,
+};
+pub use freeze::{
+    a_freeze_ends_with_our_process, a_frozen_disk_is_busy_and_loses_nothing, a_held_disk_is_not_frozen,
+    freezing_is_as_declared,
 };
 
 /// Not a whole number of 4-KiB blocks: the last block is where such code goes wrong.
@@ -66,10 +78,15 @@ macro_rules! writeback_behaviour {
             another_base_is_busy_and_changes_nothing,
             a_removed_disk_is_clean_when_made_again,
             a_missing_base_is_not_found,
+            a_base_that_is_not_the_specs_is_invalid,
             what_lies_outside_the_disk_is_invalid,
             a_held_disk_is_busy_under_if_idle,
             a_held_disk_fails_after_force,
             shutdown_loses_nothing,
+            freezing_is_as_declared,
+            a_held_disk_is_not_frozen,
+            a_frozen_disk_is_busy_and_loses_nothing,
+            a_freeze_ends_with_our_process,
         ]);
     };
 }
@@ -78,8 +95,42 @@ macro_rules! writeback_behaviour {
 #[async_trait]
 pub trait WritebackFixture: Fixture<dyn WritebackStore> {
     /// An existing folder for base images, not shared with another case; on the file system on which the store expects them (a
-    /// store that reflinks: its own). The suite writes raw files into it.
+    /// store that reflinks: its own). The suite writes raw files into it, and opens them as the store's `capabilities().base` asks: as a disk
+    /// of our process, or the file itself.
     fn folder(&self) -> PathBuf;
+}
+
+/// A writeback over a raw file.
+#[derive(Clone, Debug)]
+pub struct Over {
+    id: ResourceId,
+    version: ImageVersionId,
+    size_bytes: u64,
+    path: PathBuf,
+}
+
+impl Over {
+    fn spec(&self) -> WritebackSpec {
+        WritebackSpec { id: self.id.clone(), version: self.version, size_bytes: self.size_bytes }
+    }
+
+    /// The version below, opened as the store wants it.
+    async fn base(&self, store: &dyn WritebackStore) -> OpenImage {
+        let (path, form) = (self.path.clone(), store.capabilities().base);
+        let disk = match form {
+            DiskForm::Blocks => {
+                let open = move || FileDisk::open(&path, true).expect("the base that the suite wrote");
+                Disk::Blocks(Arc::new(blocking(open).await))
+            }
+            DiskForm::File => Disk::File { path, format: ImageFormat::Raw },
+            DiskForm::Device => panic!("the suite has no block devices of the kernel for bases"),
+        };
+        OpenImage { id: self.version, size_bytes: self.size_bytes, disk, hold: Hold::nothing() }
+    }
+
+    async fn ensure(&self, store: &dyn WritebackStore) -> Result<Disk> {
+        store.ensure(&self.spec(), &self.base(store).await).await
+    }
 }
 
 /// The marker of this port.
@@ -88,15 +139,15 @@ pub struct Writebacks;
 #[async_trait]
 impl Declarative for Writebacks {
     type Port = dyn WritebackStore;
-    type Spec = WritebackSpec;
+    type Spec = Over;
 
     fn attach(_: &dyn WritebackStore) {}
 
-    fn digest(spec: &WritebackSpec) -> SpecDigest {
-        spec.digest()
+    fn digest(spec: &Over) -> SpecDigest {
+        spec.spec().digest()
     }
 
-    fn id(spec: &WritebackSpec) -> ResourceId {
+    fn id(spec: &Over) -> ResourceId {
         spec.id.clone()
     }
 
@@ -104,8 +155,8 @@ impl Declarative for Writebacks {
         port.capabilities().kill_safe
     }
 
-    async fn ensure(port: &dyn WritebackStore, spec: &WritebackSpec) -> Result<String> {
-        port.ensure(spec).await.map(|disk| match disk {
+    async fn ensure(port: &dyn WritebackStore, spec: &Over) -> Result<String> {
+        spec.ensure(port).await.map(|disk| match disk {
             Disk::File { path, .. } | Disk::Device { path } => path.display().to_string(),
             Disk::Blocks(device) => format!("{:?}", device.info()),
         })
@@ -135,19 +186,20 @@ fn plain(listed: crate::ports::WritebackListed) -> Listed {
     Listed { id, digest, completeness }
 }
 
-async fn base(f: &impl WritebackFixture, bytes: Vec<u8>) -> BaseImage {
+/// A writeback of this name over a new version with these bytes.
+async fn over(f: &impl WritebackFixture, id: ResourceId, bytes: Vec<u8>) -> Over {
     let version = ImageVersionId::generate();
     let path = f.folder().join(format!("{}.raw", version.simple()));
     let size_bytes = bytes.len() as u64;
     write_file(&path, bytes).await;
-    BaseImage { version, path, size_bytes }
+    Over { id, version, size_bytes, path }
 }
 
 #[async_trait]
 impl<F: WritebackFixture> Specs<Writebacks> for F {
-    async fn spec(&self, id: &ResourceId, _: u8) -> WritebackSpec {
+    async fn spec(&self, id: &ResourceId, _: u8) -> Over {
         // A new version each time, so that every variant differs; small, because there are many.
-        WritebackSpec { id: id.clone(), base: base(self, image(1, 64 << 10)).await }
+        over(self, id.clone(), image(1, 64 << 10)).await
     }
 }
 
@@ -160,6 +212,15 @@ pub async fn not_run(f: &impl WritebackFixture, case: &str) -> Option<String> {
         "what_is_not_ours_is_left_alone" => lacks(f.has_foreign(), "the fixture makes no foreign object"),
         "writes_survive_a_crash" | "discarded_blocks_are_zeros_after_a_crash" => {
             lacks(can.kill_safe, "writes do not survive the death of our process")
+        }
+        "a_missing_base_is_not_found" => {
+            lacks(can.base != DiskForm::Blocks, "the disk that it is given as its base stays open")
+        }
+        "a_held_disk_is_not_frozen"
+        | "a_frozen_disk_is_busy_and_loses_nothing"
+        | "a_freeze_ends_with_our_process" => {
+            let held = case == "a_held_disk_is_not_frozen";
+            lacks(can.freezes.is_some(), "it does not freeze").or_else(|| held.then(blocks).flatten())
         }
         "what_lies_outside_the_disk_is_invalid"
         | "a_held_disk_is_busy_under_if_idle"
@@ -208,8 +269,9 @@ common_cases!(Writebacks, WritebackFixture:
 type Store = Arc<dyn WritebackStore>;
 type Device = Arc<dyn BlockDevice>;
 
-async fn open(store: &Store, spec: &WritebackSpec) -> Device {
-    let disk = store.ensure(spec).await.unwrap_or_else(|e| panic!("ensure {}: {}", spec.id, e.report()));
+async fn open(store: &Store, spec: &Over) -> Device {
+    let disk =
+        spec.ensure(store.as_ref()).await.unwrap_or_else(|e| panic!("ensure {}: {}", spec.id, e.report()));
     blocking(move || disk::open(&disk, false).unwrap_or_else(|e| panic!("open {disk:?}: {e}"))).await
 }
 
@@ -227,24 +289,25 @@ async fn discard(device: &Device, offset: u64, len: u64) {
 }
 
 /// A store with one writeback over a patterned base of an awkward size.
-async fn one(f: &impl WritebackFixture) -> (Store, WritebackSpec, Vec<u8>) {
+async fn one(f: &impl WritebackFixture) -> (Store, Over, Vec<u8>) {
     let store = fresh::<Writebacks>(f).await;
     let bytes = image(42, SIZE);
-    let spec = WritebackSpec { id: id(), base: base(f, bytes.clone()).await };
+    let spec = over(f, id(), bytes.clone()).await;
     (store, spec, bytes)
 }
 
 /// What wiring relies on.
 pub async fn the_disk_is_of_the_declared_form(f: &impl WritebackFixture) {
     let (store, spec, _) = one(f).await;
-    assert_eq!(store.ensure(&spec).await.expect("ensure").form(), store.capabilities().provides);
+    let disk = spec.ensure(store.as_ref()).await.expect("ensure");
+    assert_eq!(disk.form(), store.capabilities().provides);
 }
 
 /// To the byte, also when the size is no whole number of blocks.
 pub async fn the_disk_is_as_large_as_its_base(f: &impl WritebackFixture) {
     let store = fresh::<Writebacks>(f).await;
     for size in [512, 4096, 4096 + 512, 1 << 20, SIZE] {
-        let spec = WritebackSpec { id: id(), base: base(f, image(3, size)).await };
+        let spec = over(f, id(), image(3, size)).await;
         let info = open(&store, &spec).await.info();
         assert_eq!(info.size_bytes, size as u64);
         assert!(matches!(info.logical_block, 512 | 4096), "{info:?}");
@@ -273,7 +336,7 @@ pub async fn the_list_names_the_base(f: &impl WritebackFixture) {
     }
     let list = store.list().await.expect("list");
     assert_eq!(list.len(), 1, "{list:?}");
-    assert_eq!(list[0].base, Some(spec.base.version));
+    assert_eq!(list[0].base, Some(spec.version));
     assert_eq!(
         store.get(&spec.id).await.expect("get").as_ref(),
         list.first(),
@@ -409,19 +472,19 @@ pub async fn discarded_blocks_are_zeros_after_a_crash(f: &impl WritebackFixture)
 /// Whatever is done to the disks over it.
 pub async fn the_base_is_never_changed(f: &impl WritebackFixture) {
     let (store, spec, bytes) = one(f).await;
-    let before = checksum(&spec.base.path).await;
+    let before = checksum(&spec.path).await;
     let device = open(&store, &spec).await;
     tortured(&device, bytes, 9).await;
     flush(&device).await;
     drop(device);
     store.remove(&spec.id, Removal::Force).await.expect("remove");
-    assert_eq!(checksum(&spec.base.path).await, before, "the base image changed");
+    assert_eq!(checksum(&spec.path).await, before, "the base image changed");
 }
 
 /// One machine's writes are not another's.
 pub async fn two_disks_over_one_base_are_apart(f: &impl WritebackFixture) {
     let (store, spec, bytes) = one(f).await;
-    let other = WritebackSpec { id: id(), base: spec.base.clone() };
+    let other = Over { id: id(), ..spec.clone() };
     let (a, b) = (open(&store, &spec).await, open(&store, &other).await);
     let model = tortured(&a, bytes.clone(), 11).await;
     assert!(read(&b, 0, SIZE).await == bytes, "the other reads as the base");
@@ -431,23 +494,6 @@ pub async fn two_disks_over_one_base_are_apart(f: &impl WritebackFixture) {
     store.remove(&spec.id, Removal::Force).await.expect("remove");
     let b = open(&store, &other).await;
     assert!(read(&b, 0, SIZE).await == other_model, "the other outlives the first");
-}
-
-/// What is in a writeback means nothing over another base.
-pub async fn another_base_is_busy_and_changes_nothing(f: &impl WritebackFixture) {
-    let (store, spec, bytes) = one(f).await;
-    let device = open(&store, &spec).await;
-    let model = tortured(&device, bytes, 13).await;
-    drop(device);
-    let same_size = WritebackSpec { id: spec.id.clone(), base: base(f, image(77, SIZE)).await };
-    let larger = WritebackSpec { id: spec.id.clone(), base: base(f, image(78, SIZE * 2)).await };
-    for other in [same_size, larger] {
-        let e = store.ensure(&other).await.expect_err("it stands on another base");
-        assert_eq!(e.kind(), ErrorKind::Busy, "{}", e.report());
-        assert_whole::<Writebacks>(store.as_ref(), std::slice::from_ref(&spec)).await;
-    }
-    let device = open(&store, &spec).await;
-    assert!(read(&device, 0, SIZE).await == model, "nothing changed");
 }
 
 /// That is what a reboot under `discard` rests on.
@@ -464,20 +510,6 @@ pub async fn a_removed_disk_is_clean_when_made_again(f: &impl WritebackFixture) 
     let store = reopen::<Writebacks>(f, store).await;
     let device = open(&store, &spec).await;
     assert!(read(&device, 0, SIZE).await == bytes, "in the next process too");
-}
-
-/// And nothing is left that could be taken for a writeback.
-pub async fn a_missing_base_is_not_found(f: &impl WritebackFixture) {
-    let store = fresh::<Writebacks>(f).await;
-    let path = f.folder().join("no-such-version.raw");
-    let base = BaseImage { version: ImageVersionId::generate(), path, size_bytes: 1 << 20 };
-    let spec = WritebackSpec { id: id(), base };
-    let e = store.ensure(&spec).await.expect_err("there is no such file");
-    assert_eq!(e.kind(), ErrorKind::NotFound, "{}", e.report());
-    let list = listed::<Writebacks>(store.as_ref()).await;
-    assert!(list.values().all(|l| l.completeness == Completeness::Partial), "{list:?}");
-    store.remove(&spec.id, Removal::IfIdle).await.expect("remove");
-    assert!(listed::<Writebacks>(store.as_ref()).await.is_empty());
 }
 
 /// Refused, and nothing happens.
@@ -544,5 +576,5 @@ pub async fn shutdown_loses_nothing(f: &impl WritebackFixture) {
     let store = reopen::<Writebacks>(f, store).await;
     assert_whole::<Writebacks>(store.as_ref(), std::slice::from_ref(&spec)).await;
     let device = open(&store, &spec).await;
-    assert!(files::read(&device, 0, SIZE).await == model, "every write is there");
+    assert!(read(&device, 0, SIZE).await == model, "every write is there");
 }

@@ -73,7 +73,7 @@ pub enum CopyMode {
 pub struct ReflinkConfig {
     /// Its folder; made with mode 0700 if it is not there. On the same file system as the versions.
     pub dir: PathBuf,
-    /// The folder of the versions, to find out at the start whether they can be reflinked; none: at the first session.
+    /// The folder of the versions, to find out at the start whether they can be reflinked. None, or not there: at the first session.
     pub images: Option<PathBuf>,
     /// Whose writebacks are seen and touched in it.
     pub instance: InstanceId,
@@ -142,7 +142,7 @@ impl Reflink {
         let dir = absolute(&config.dir)?;
         make_folder(&dir)?;
         let at = |e| Error::io(format!("Writing to {}", dir.display()), e);
-        let images = config.images.unwrap_or_else(|| dir.clone());
+        let images = config.images.filter(|images| images.is_dir()).unwrap_or_else(|| dir.clone());
         if config.copy == CopyMode::Reflink && !cloning::possible(&images, &dir).map_err(at)? {
             return Err(unsupported(&images, &dir));
         }

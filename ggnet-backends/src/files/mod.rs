@@ -13,7 +13,8 @@
 )]
 
 mod place;
-#[cfg(all(test, any(feature = "writeback-layers", feature = "images-files")))]
+#[cfg(test)]
+#[cfg(any(feature = "writeback-layers", feature = "images-files"))]
 pub(crate) mod sim;
 
 use std::{

@@ -6,8 +6,9 @@
 //! * A rename from one directory to another happened in both or in neither, as on XFS, ext4 and btrfs; the sync of either keeps it.
 //! * [`Sim::die_after`] ends the process in the midst of an operation, which then happened or not.
 
+mod nodes;
+
 use std::{
-    collections::{BTreeMap, HashMap},
     io::{self, IoSlice},
     path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
@@ -21,129 +22,9 @@ use ggnet_core::{
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rustix::io::Errno;
 
+use self::nodes::{DirChange, DirNode, FileNode, Node, SECTOR, apply};
 use super::{Files, Open, RawFile, Space};
 use crate::layers::raw::RawDisk;
-
-const SECTOR: usize = 512;
-type Sector = [u8; SECTOR];
-
-#[derive(Default)]
-struct FileNode {
-    live: HashMap<u64, Sector>,
-    size: u64,
-    /// Values of each sector since the last sync, the one now left out.
-    older: HashMap<u64, Vec<Sector>>,
-    older_sizes: Vec<u64>,
-}
-
-impl FileNode {
-    fn sector(&self, i: u64) -> Sector {
-        self.live.get(&i).copied().unwrap_or([0; SECTOR])
-    }
-
-    fn set(&mut self, i: u64, value: Sector) {
-        let old = self.sector(i);
-        self.older.entry(i).or_default().push(old);
-        self.live.insert(i, value);
-    }
-
-    fn write(&mut self, bytes: &[u8], offset: u64) {
-        let mut at = offset;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let (i, from) = (at / 512, usize::try_from(at % 512).unwrap());
-            let n = rest.len().min(SECTOR - from);
-            let mut sector = self.sector(i);
-            sector[from..from + n].copy_from_slice(&rest[..n]);
-            self.set(i, sector);
-            at += n as u64;
-            rest = &rest[n..];
-        }
-        self.resize(self.size.max(at));
-    }
-
-    fn clear(&mut self, offset: u64, len: u64) {
-        let within: Vec<u64> = self
-            .live
-            .keys()
-            .copied()
-            .filter(|i| i * 512 >= offset && (i + 1) * 512 <= offset + len)
-            .collect();
-        for i in within {
-            self.set(i, [0; SECTOR]);
-        }
-    }
-
-    fn resize(&mut self, size: u64) {
-        if size != self.size {
-            if size < self.size {
-                assert_eq!(size % 512, 0, "only whole sectors are cut off here");
-                self.clear(size, u64::MAX - size);
-            }
-            self.older_sizes.push(self.size);
-            self.size = size;
-        }
-    }
-
-    fn sync(&mut self) {
-        self.older.clear();
-        self.older_sizes.clear();
-    }
-}
-
-enum DirChange {
-    Add(String, usize),
-    Remove(String),
-    Rename(String, String),
-    /// It went to another directory; the number of the move.
-    Leave(String, usize),
-    /// It came from another directory; its node and the number of the move.
-    Arrive(String, usize, usize),
-}
-
-impl DirChange {
-    const fn of_move(&self) -> Option<usize> {
-        match self {
-            Self::Leave(_, number) | Self::Arrive(_, _, number) => Some(*number),
-            Self::Add(..) | Self::Remove(_) | Self::Rename(..) => None,
-        }
-    }
-}
-
-#[derive(Default)]
-struct DirNode {
-    live: BTreeMap<String, usize>,
-    synced: BTreeMap<String, usize>,
-    changes: Vec<DirChange>,
-}
-
-impl DirNode {
-    fn change(&mut self, change: DirChange) {
-        apply(&mut self.live, &change);
-        self.changes.push(change);
-    }
-}
-
-fn apply(names: &mut BTreeMap<String, usize>, change: &DirChange) {
-    match change {
-        DirChange::Add(name, node) | DirChange::Arrive(name, node, _) => {
-            names.insert(name.clone(), *node);
-        }
-        DirChange::Remove(name) | DirChange::Leave(name, _) => {
-            names.remove(name);
-        }
-        DirChange::Rename(from, to) => {
-            if let Some(node) = names.remove(from) {
-                names.insert(to.clone(), node);
-            }
-        }
-    }
-}
-
-enum Node {
-    File(FileNode),
-    Dir(DirNode),
-}
 
 struct World {
     nodes: Vec<Node>,

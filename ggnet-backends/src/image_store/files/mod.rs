@@ -17,7 +17,8 @@
 
 mod descriptor;
 mod names;
-#[cfg(all(test, feature = "writeback-layers", feature = "writeback-reflink"))]
+#[cfg(test)]
+#[cfg(all(feature = "writeback-layers", feature = "writeback-reflink"))]
 mod tests;
 mod versions;
 

@@ -85,7 +85,7 @@ impl Slot {
         if self.frozen.strong_count() > 0 { Err(folder::frozen(id)) } else { Ok(()) }
     }
 
-    /// Whether somebody holds its disk, or it frozen: a later call must find that.
+    /// Whether somebody holds its disk, or it is frozen: a later call must find that.
     fn in_use(&self) -> bool {
         self.device.strong_count() > 0 || self.frozen.strong_count() > 0
     }

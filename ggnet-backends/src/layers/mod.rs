@@ -3,7 +3,7 @@
 //! The library under the writeback store `layers`, whose layers are written, and the image store `files`, which reads those whose writing
 //! has ended. It knows neither where layers lie nor when one begins or ends.
 //!
-//! Floors: `device` → `flush` → `layer`, `chain`, `raw` → `map`, `locks`, `format`, `busy`, `inline` → [`crate::files`].
+//! Floors: `device` → `flush` → `layer`, `chain`, `raw` → `map`, `locks`, `format`, `busy`, `inline` → `files`.
 #![cfg_attr(
     not(all(feature = "writeback-layers", feature = "images-files")),
     allow(dead_code, reason = "one store alone uses a part of it")

@@ -8,7 +8,7 @@
 //!   (nothing) ── draft ──▶ .draft-<id>.raw ── seal ──▶ <id>.raw
 //!   <writebacks>/<instance>-<writeback>/ ── adopt ──▶ <id>/          the same folder, under another name
 //! ```
-//! Floors: `mod` → `versions` → `names`, [`crate::layers`] (reading through a chain of layers) → [`crate::files`].
+//! Floors: `mod` → `versions` → `names`, [`crate::layers`] (reading through a chain of layers) → `files`.
 //!
 //! A link in a version's place is served, as a writeback's is: somebody moved a large image to another disk. What it points at is never
 //! removed. A draft that is a link is refused.

@@ -100,7 +100,23 @@ impl Versions {
         self.files.names(self.names.dir()).map_err(self.at("Reading"))
     }
 
+    /// What stands there of a version, without a look at all names.
     fn found(&self, id: ImageVersionId) -> Result<Found> {
+        let there = |path: PathBuf| gone_is_none(self.files.is_link(&path)).map(|link| link.is_some());
+        let (raw, layer) = (there(self.names.raw(id)), there(self.names.layer(id)));
+        let (draft, removed) = (there(self.names.draft(id)), there(self.names.removed(id)));
+        let at = self.at("Reading");
+        Ok(Found {
+            raw: raw.map_err(&at)?,
+            layer: layer.map_err(&at)?,
+            draft: draft.map_err(&at)?,
+            removed: removed.map_err(&at)?,
+            partial: Vec::new(),
+        })
+    }
+
+    /// As [`found`](Self::found), with what earlier versions of GGnet left.
+    fn found_with_leftovers(&self, id: ImageVersionId) -> Result<Found> {
         Ok(found(&self.names_there()?).remove(&id).unwrap_or_default())
     }
 
@@ -197,7 +213,7 @@ impl Versions {
         check_size(spec.size_bytes)?;
         let cell = self.cell(spec.id);
         let _held = locked(&cell);
-        let found = self.found(spec.id)?;
+        let found = self.found_with_leftovers(spec.id)?;
         if found.is_sealed() {
             return Err(conflict(spec.id, "is there already"));
         }
@@ -447,7 +463,7 @@ impl Versions {
     pub(super) fn remove(&self, id: ImageVersionId, how: Removal) -> Result<()> {
         let cell = self.cell(id);
         let mut held = locked(&cell);
-        let found = self.found(id)?;
+        let found = self.found_with_leftovers(id)?;
         if let Some(child) = self.list()?.into_iter().find(|listed| listed.parent == Some(id)) {
             return Err(Error::new(
                 ErrorKind::Busy,

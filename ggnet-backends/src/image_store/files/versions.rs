@@ -197,7 +197,7 @@ impl Versions {
                 let home = self.names.layer(id);
                 match frozen_header(&*self.files, &home) {
                     Ok(_) => Err(damaged(&home, "it changed just now")),
-                    Err(e) => Err(damaged(&home, e)),
+                    Err(e) => Err(unreadable(&home, e)),
                 }
             }
             _ => Err(Error::new(
@@ -307,10 +307,7 @@ impl Versions {
             if found.is_sealed() {
                 return Err(conflict(spec.id, "is there already"));
             }
-            let header = frozen_header(&*self.files, source).map_err(|e| match e.kind() {
-                io::ErrorKind::InvalidData | io::ErrorKind::NotFound => damaged(source, e),
-                _ => Error::io(format!("Reading {}", source.display()), e),
-            })?;
+            let header = frozen_header(&*self.files, source).map_err(|e| unreadable(source, e))?;
             if !is_it(&header) {
                 return Err(damaged(source, format!("it holds writeback {}", header.id)));
             }
@@ -452,7 +449,7 @@ impl Versions {
             None => Arc::new(RawDisk::open(&*self.files, &path)?),
             Some(parent) => {
                 let under = self.device(parent, above).map_err(|e| below(id, e))?;
-                Arc::new(FrozenLayer::open(&*self.files, &path, under).map_err(|e| damaged(&path, e))?)
+                Arc::new(FrozenLayer::open(&*self.files, &path, under).map_err(|e| unreadable(&path, e))?)
             }
         };
         cell.open = Some(Arc::downgrade(&device));
@@ -514,6 +511,14 @@ impl Versions {
 /// What is wrong with the version that another one stands on.
 fn below(id: ImageVersionId, e: Error) -> Error {
     e.with_context("above", format!("image version {id}, which stands on it"))
+}
+
+/// A layer that cannot be read: damaged, or its disk does not answer.
+fn unreadable(home: &Path, e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::NotFound => damaged(home, e),
+        _ => Error::io(format!("Reading {}", home.display()), e),
+    }
 }
 
 /// Nothing is there to be taken over.

@@ -516,7 +516,9 @@ fn below(id: ImageVersionId, e: Error) -> Error {
 /// A layer that cannot be read: damaged, or its disk does not answer.
 fn unreadable(home: &Path, e: io::Error) -> Error {
     match e.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::NotFound => damaged(home, e),
+        io::ErrorKind::InvalidData | io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            damaged(home, e)
+        }
         _ => Error::io(format!("Reading {}", home.display()), e),
     }
 }

@@ -64,8 +64,11 @@ impl QemuImg {
         source.require_unchanged().await?;
         let file = sink.file()?;
         blocking(move || verify(&file, size)).await?;
-        let sha256 = sha256_file(&sink.path(), share.of_hash(), CancellationToken::new()).await?;
-        sink.finish().await?;
+        let hashed = sha256_file(&sink.path(), share.of_hash(), CancellationToken::new()).await;
+        // First whose file that was.
+        sink.require_ours().await?;
+        let sha256 = hashed?;
+        sink.keep();
         progress(1000);
         Ok(Converted { size_bytes: size, sha256 })
     }

@@ -1,7 +1,7 @@
 //! [`SinkFile`]: the file that a conversion writes, the sink of an image store.
 //!
 //! ```text
-//!   create (what was there is unlinked, O_EXCL) ──▶ written ──▶ finish: it still has its name
+//!   create (what was there is unlinked, O_EXCL) ──▶ written, and its name is still its own ──▶ kept
 //!            └────────────────────────────────────┴──▶ dropped: unlinked, if it still has its name
 //! ```
 //! A conversion begins with a file of its own, never with an earlier one's: a qemu-img that was killed a moment ago may still be in its last
@@ -58,7 +58,13 @@ impl SinkFile {
             Err(e) => return Err(doing(e)),
         }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(doing)?;
+        let fd = match rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR) {
+            Err(Errno::EXIST) => {
+                let what = format!("Another conversion writes to {shown}");
+                return Err(Error::new(ErrorKind::Busy, what).with_hint("Try again when it has ended"));
+            }
+            other => other.map_err(doing)?,
+        };
         let file = Arc::new(File::from(fd));
         let made = Self {
             dir: Arc::new(dir),
@@ -92,52 +98,49 @@ impl SinkFile {
         self.file.clone().ok_or_else(|| Error::internal("A sink without its handle"))
     }
 
-    /// Leaves it where it is, unless another conversion has taken its name meanwhile (`Conflict`).
-    ///
-    /// Dropped half-way: it is left.
-    pub(super) async fn finish(self) -> Result<()> {
-        blocking(move || self.finish_now()).await
-    }
-
-    fn finish_now(mut self) -> Result<()> {
-        let named = self.is_named();
-        // Whichever it is, another one's file is not ours to remove.
-        self.finished = true;
-        let shown = self.path();
-        match named {
+    /// That the name is still this file's; else `Conflict`, and worth another try: a conversion that was dropped may still have been on
+    /// its way to this name.
+    pub(super) async fn require_ours(&self) -> Result<()> {
+        let (dir, name, file, shown) = (Arc::clone(&self.dir), self.name.clone(), self.file()?, self.path());
+        blocking(move || match is_named(&dir, &name, &file) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(Error::new(
-                ErrorKind::Conflict,
-                format!("Something else was put in the place of {} during the conversion", shown.display()),
-            )),
+            Ok(false) => {
+                let what = format!("Something else was put in the place of {} meanwhile", shown.display());
+                Err(Error::new(ErrorKind::Conflict, what).retryable(true))
+            }
             Err(e) => Err(Error::io(format_args!("looking at {}", shown.display()), e.into())),
-        }
+        })
+        .await
     }
 
-    /// Whether the name is still this file's.
-    fn is_named(&self) -> Result<bool, Errno> {
-        let Some(file) = &self.file else { return Ok(false) };
-        let ours = rustix::fs::fstat(file)?;
-        match rustix::fs::statat(&*self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(named) => Ok((named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)),
-            Err(Errno::NOENT) => Ok(false),
-            Err(e) => Err(e),
-        }
+    /// Leaves it where it is.
+    pub(super) fn keep(mut self) {
+        self.finished = true;
+    }
+}
+
+/// Whether a name is this file's.
+fn is_named(dir: &OwnedFd, name: &OsStr, file: &File) -> Result<bool, Errno> {
+    let ours = rustix::fs::fstat(file)?;
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(named) => Ok((named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(e),
     }
 }
 
 impl Drop for SinkFile {
     fn drop(&mut self) {
-        if !self.finished {
+        let file = self.file.take();
+        if let Some(file) = file.as_deref().filter(|_| !self.finished) {
             // The name goes at once, and the space with the last process that has it open. A failure leaves a file that means nothing.
-            let removed = self.is_named().and_then(|ours| {
+            let removed = is_named(&self.dir, &self.name, file).and_then(|ours| {
                 if ours { rustix::fs::unlinkat(&*self.dir, &self.name, AtFlags::empty()) } else { Ok(()) }
             });
             if let Err(e) = removed {
                 tracing::warn!(file = ?self.path(), error = %e, "could not remove half an image");
             }
         }
-        let file = self.file.take();
         // The last close of an unlinked file frees all its blocks, which takes long for a large one: not on a runtime thread.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || drop(file));

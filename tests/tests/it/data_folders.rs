@@ -302,7 +302,7 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Writes another boot id into the header of a `hot` map: where the archive is unpacked it means nothing. The places are those of
-/// `ggnet-backends/src/writeback/layers/format.rs`.
+/// `ggnet-backends/src/layers/format.rs`.
 fn set_boot_id(hot: &Path, boot: &str) {
     assert_eq!(boot.len(), 36);
     let file = fs::File::options().read(true).write(true).open(hot).unwrap();

@@ -1,4 +1,4 @@
-//! The few file operations that writebacks need, behind two small traits, and the operating system's implementation.
+//! The few file operations that writebacks and image versions need, behind two small traits, and the operating system's implementation.
 //!
 //! They are traits so that the crash tests can run the very same code over a simulated disk that loses, reorders and tears what
 //! was not synced. What an implementation promises:
@@ -8,9 +8,14 @@
 //! * a name (create, rename, remove) survives a power cut only after `sync_all` of its directory.
 
 #![cfg_attr(
-    not(feature = "writeback-layers"),
+    not(all(feature = "writeback-layers", feature = "writeback-reflink", feature = "images-files")),
     allow(dead_code, reason = "a plain file needs less than a layer")
 )]
+
+mod place;
+#[cfg(test)]
+#[cfg(any(feature = "writeback-layers", feature = "images-files"))]
+pub(crate) mod sim;
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -19,17 +24,23 @@ use std::{
         ffi::OsStrExt as _,
         fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
+use ggnet_core::error::{Error, ErrorKind, Result as CoreResult};
 use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::{Errno, ReadWriteFlags},
 };
 
+pub(crate) use self::place::{Place, Words};
+
+/// The family of a plain raw file that a writeback store hands over: its locator is the file's absolute path.
+pub(crate) const RAW_FILE: &str = "raw-file";
+
 /// An open file.
-pub(super) trait RawFile: Send + Sync {
+pub(crate) trait RawFile: Send + Sync {
     /// Its length in bytes.
     fn size(&self) -> io::Result<u64>;
     /// Makes it that long; what is new is a hole.
@@ -52,7 +63,7 @@ pub(super) trait RawFile: Send + Sync {
 
 /// How to open a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Open {
+pub(crate) enum Open {
     /// For reading only.
     Read,
     /// For reading and writing; it must exist.
@@ -63,17 +74,17 @@ pub(super) enum Open {
 
 /// Room on a file system.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Space {
+pub(crate) struct Space {
     /// Bytes in all.
-    pub(super) total: u64,
+    pub(crate) total: u64,
     /// Bytes that we may still take.
-    pub(super) available: u64,
+    pub(crate) available: u64,
     /// Files and folders that can still be made; none where the file system makes inodes as it needs them.
-    pub(super) files: Option<u64>,
+    pub(crate) files: Option<u64>,
 }
 
 /// A file system.
-pub(super) trait Files: Send + Sync {
+pub(crate) trait Files: Send + Sync {
     /// Opens a file.
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn RawFile>>;
     /// Opens a directory, to sync it.
@@ -98,7 +109,7 @@ pub(super) trait Files: Send + Sync {
 
 /// The operating system's files.
 #[derive(Debug)]
-pub(super) struct OsFiles;
+pub(crate) struct OsFiles;
 
 struct OsFile(File);
 
@@ -261,5 +272,75 @@ impl Files for OsFiles {
             // btrfs and others report none at all.
             files: (s.f_files > 0).then_some(s.f_favail),
         })
+    }
+}
+
+/// Makes a folder and those above it, mode 0700, where they are not there.
+pub(crate) fn make_folder(dir: &Path) -> CoreResult<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|e| Error::io(format!("Creating {}", dir.display()), e))
+}
+
+/// Opens a store on a blocking thread.
+pub(crate) async fn opened<T: Send + 'static>(
+    open: impl FnOnce() -> CoreResult<T> + Send + 'static,
+) -> CoreResult<T> {
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.map_err(|e| Error::internal("Opening a store died").with_source(e))?
+}
+
+/// A path that means the same to every process.
+pub(crate) fn absolute(path: &Path) -> CoreResult<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io(format!("Finding {}", path.display()), e))
+}
+
+/// Removes a folder of ours with the files in it; where a link or a file stands in its place, only that: what a link points at is not ours.
+/// `NotFound` when nothing is there.
+pub(crate) fn remove_folder(files: &dyn Files, path: &Path) -> io::Result<()> {
+    let names = if files.is_link(path)? { Err(io::ErrorKind::NotADirectory.into()) } else { files.names(path) };
+    let names = match names {
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            tracing::warn!(path = %path.display(), "no folder but a link or a file; only that is removed");
+            return files.remove_file(path);
+        }
+        names => names?,
+    };
+    for name in names {
+        files.remove_file(&path.join(name))?;
+    }
+    files.remove_dir(path)
+}
+
+/// Whether there was no space, on the disk or in the quota.
+pub(crate) fn full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// A disk is of whole sectors, and has some.
+pub(crate) fn check_size(size_bytes: u64) -> CoreResult<()> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(512) {
+        return Err(Error::invalid(
+            "size_bytes",
+            format!("{size_bytes} bytes are not a whole number of 512-byte sectors"),
+        ));
+    }
+    Ok(())
+}
+
+/// A version's file is as long as its disk.
+pub(crate) fn check_len(path: &Path, len: u64, want: u64) -> CoreResult<()> {
+    if len == want { Ok(()) } else { Err(damaged(path, format!("it has {len} bytes instead of {want}"))) }
+}
+
+/// What is on the disk is not what we wrote.
+pub(crate) fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{} cannot be read back: {why}", path.display()))
+}
+
+/// A file that is not there is none.
+pub(crate) fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
     }
 }

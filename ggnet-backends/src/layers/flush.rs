@@ -28,15 +28,14 @@ use std::{
 
 use super::{
     busy::{or_busy, scarce},
-    files::{Files, Open, RawFile},
-    folder::full,
     format::{DURABLE, DURABLE_NEW, Header},
     layer::Layer,
     map::{BlockMap, DirtyPage},
 };
+use crate::files::{Files, Open, RawFile, full};
 
 /// What a flush needs beside the disk itself.
-pub(super) struct Flusher {
+pub(crate) struct Flusher {
     /// Number of the latest flush that began.
     begun: AtomicU64,
     inner: Mutex<Inner>,
@@ -71,7 +70,7 @@ impl Failure {
 
 impl Flusher {
     /// For the writeback in `home`; `header` is that of its durable map, there already or to come.
-    pub(super) fn new(
+    pub(crate) fn new(
         files: Arc<dyn Files>,
         home: PathBuf,
         header: Header,
@@ -82,7 +81,7 @@ impl Flusher {
     }
 
     /// Waits for a flush that is under way; none begins before the guard is dropped.
-    pub(super) fn hold(&self) -> impl Sized + '_ {
+    pub(crate) fn hold(&self) -> impl Sized + '_ {
         self.lock()
     }
 
@@ -92,7 +91,7 @@ impl Flusher {
     }
 
     /// Flushes `layer`, which is the one in this flusher's folder.
-    pub(super) fn flush(&self, layer: &Layer) -> io::Result<()> {
+    pub(crate) fn flush(&self, layer: &Layer) -> io::Result<()> {
         layer.alive()?;
         let seen = self.begun.load(Ordering::SeqCst);
         let mut inner = self.lock();

@@ -19,13 +19,13 @@ use std::{
 };
 
 use super::{
-    files::RawFile,
     format::{BLOCK, MAP_OFFSET},
     to_usize,
 };
+use crate::files::RawFile;
 
 /// Blocks in one word of the map.
-pub(super) const WORD_BLOCKS: u64 = 32;
+pub(crate) const WORD_BLOCKS: u64 = 32;
 /// Words in one page of the map.
 const PAGE_WORDS: usize = 512;
 const PAGE_BYTES: usize = PAGE_WORDS * 8;
@@ -33,7 +33,7 @@ const LOW_BITS: u64 = 0x5555_5555_5555_5555;
 
 /// What a layer knows of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(crate) enum State {
     /// Nothing: look below.
     Absent,
     /// It is in the data file, whole.
@@ -82,39 +82,39 @@ impl Page {
 
 /// Words that a request is about to change: neighbours in the file, from `first_word` on.
 #[derive(Debug)]
-pub(super) struct Change {
+pub(crate) struct Change {
     first_word: u64,
     words: Vec<u64>,
 }
 
 /// A page as it was when a flush began.
 #[derive(Debug)]
-pub(super) struct DirtyPage {
+pub(crate) struct DirtyPage {
     index: u64,
     bytes: Vec<u8>,
 }
 
 /// See the module.
-pub(super) struct BlockMap {
+pub(crate) struct BlockMap {
     pages: Box<[OnceLock<Box<Page>>]>,
     words: u64,
 }
 
 impl BlockMap {
     /// All absent, for a disk of `size` bytes.
-    pub(super) fn new(size: u64) -> Self {
+    pub(crate) fn new(size: u64) -> Self {
         let words = size.div_ceil(BLOCK).div_ceil(WORD_BLOCKS);
         let pages = words.div_ceil(PAGE_WORDS as u64);
         Self { pages: (0..pages).map(|_| OnceLock::new()).collect(), words }
     }
 
     /// Length of a map file for a disk of `size` bytes.
-    pub(super) fn file_len(size: u64) -> u64 {
+    pub(crate) fn file_len(size: u64) -> u64 {
         MAP_OFFSET + size.div_ceil(BLOCK).div_ceil(WORD_BLOCKS) * 8
     }
 
     /// Reads the map of a disk of `size` bytes from a map file. A word with a block in a fourth state is `InvalidData`.
-    pub(super) fn load(file: &dyn RawFile, size: u64) -> io::Result<Self> {
+    pub(crate) fn load(file: &dyn RawFile, size: u64) -> io::Result<Self> {
         let map = Self::new(size);
         map.each_page_of(file, |index, bytes| {
             if bytes.iter().all(|b| *b == 0) {
@@ -139,7 +139,7 @@ impl BlockMap {
     }
 
     /// Marks every page dirty that differs from the one in `file`; all that have anything in them without a file.
-    pub(super) fn mark_differences(&self, file: Option<&dyn RawFile>) -> io::Result<()> {
+    pub(crate) fn mark_differences(&self, file: Option<&dyn RawFile>) -> io::Result<()> {
         let Some(file) = file else {
             self.pages.iter().filter_map(OnceLock::get).for_each(|p| p.dirty.store(true, Ordering::Release));
             return Ok(());
@@ -183,7 +183,7 @@ impl BlockMap {
     }
 
     /// The state of block `first`, and where the run of blocks in that state ends, at most at `end`; `first < end`.
-    pub(super) fn run(&self, first: u64, end: u64) -> (State, u64) {
+    pub(crate) fn run(&self, first: u64, end: u64) -> (State, u64) {
         let mut word = self.word(first / WORD_BLOCKS);
         let state = State::of(word >> (2 * (first % WORD_BLOCKS)));
         let mut at = first;
@@ -204,12 +204,12 @@ impl BlockMap {
     }
 
     /// Whether all blocks of `first..end` are in `state`.
-    pub(super) fn all(&self, first: u64, end: u64, state: State) -> bool {
+    pub(crate) fn all(&self, first: u64, end: u64, state: State) -> bool {
         self.run(first, end) == (state, end)
     }
 
     /// The words in which all blocks of `first..end` are in `state`, or nothing if they are already. The caller holds their locks.
-    pub(super) fn change(&self, first: u64, end: u64, state: State) -> Option<Change> {
+    pub(crate) fn change(&self, first: u64, end: u64, state: State) -> Option<Change> {
         let (low, high) = (first / WORD_BLOCKS, end.div_ceil(WORD_BLOCKS));
         let mut changed = false;
         let words = (low..high)
@@ -228,7 +228,7 @@ impl BlockMap {
     }
 
     /// Puts `change` into memory and marks its pages dirty. The caller holds the locks of its blocks.
-    pub(super) fn apply(&self, change: &Change) {
+    pub(crate) fn apply(&self, change: &Change) {
         let mut last = None;
         for (value, index) in change.words.iter().zip(change.first_word..) {
             let i = to_usize(index);
@@ -246,7 +246,7 @@ impl BlockMap {
     }
 
     /// Writes the words of `change` into a map file, as they will be (`after`) or as they still are in memory.
-    pub(super) fn write(&self, file: &dyn RawFile, change: &Change, after: bool) -> io::Result<()> {
+    pub(crate) fn write(&self, file: &dyn RawFile, change: &Change, after: bool) -> io::Result<()> {
         let bytes: Vec<u8> = change
             .words
             .iter()
@@ -257,7 +257,7 @@ impl BlockMap {
     }
 
     /// The dirty pages as they are now, no longer dirty.
-    pub(super) fn take_dirty(&self) -> Vec<DirtyPage> {
+    pub(crate) fn take_dirty(&self) -> Vec<DirtyPage> {
         let mut out = Vec::new();
         for (slot, index) in self.pages.iter().zip(0_u64..) {
             if let Some(page) = slot.get()
@@ -272,7 +272,7 @@ impl BlockMap {
     }
 
     /// Marks pages dirty again that could not be written.
-    pub(super) fn mark_dirty(&self, pages: &[DirtyPage]) {
+    pub(crate) fn mark_dirty(&self, pages: &[DirtyPage]) {
         for page in pages {
             if let Some(p) = self.pages[to_usize(page.index)].get() {
                 p.dirty.store(true, Ordering::Release);
@@ -281,7 +281,7 @@ impl BlockMap {
     }
 
     /// Writes pages into a map file, neighbours in one go.
-    pub(super) fn write_pages(file: &dyn RawFile, pages: &[DirtyPage]) -> io::Result<()> {
+    pub(crate) fn write_pages(file: &dyn RawFile, pages: &[DirtyPage]) -> io::Result<()> {
         for neighbours in pages.chunk_by(|a, b| a.index + 1 == b.index) {
             for batch in neighbours.chunks(64) {
                 let mut parts: Vec<_> = batch.iter().map(|p| io::IoSlice::new(&p.bytes)).collect();

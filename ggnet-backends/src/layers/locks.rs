@@ -7,29 +7,29 @@
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Blocks in a group: 2 MiB, so that a usual request takes one or two mutexes.
-pub(super) const GROUP_BLOCKS: u64 = 512;
+pub(crate) const GROUP_BLOCKS: u64 = 512;
 /// Number of mutexes; also the most groups that one discard locks at a time.
-pub(super) const STRIPES: u64 = 64;
+pub(crate) const STRIPES: u64 = 64;
 
 /// The locks of one disk.
-pub(super) struct RangeLocks(Box<[Mutex<()>]>);
+pub(crate) struct RangeLocks(Box<[Mutex<()>]>);
 
 /// The locks of a range, held until dropped.
-pub(super) struct Held<'a>(#[expect(dead_code, reason = "held for its Drop")] Vec<MutexGuard<'a, ()>>);
+pub(crate) struct Held<'a>(#[expect(dead_code, reason = "held for its Drop")] Vec<MutexGuard<'a, ()>>);
 
 impl RangeLocks {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self((0..STRIPES).map(|_| Mutex::new(())).collect())
     }
 
     /// Waits for the locks of blocks `first..end`.
-    pub(super) fn lock(&self, first: u64, end: u64) -> Held<'_> {
+    pub(crate) fn lock(&self, first: u64, end: u64) -> Held<'_> {
         // A poisoned lock guards no data of its own; the states it orders are atomics that are right at any instant.
         Held(self.stripes(first, end).map(|m| m.lock().unwrap_or_else(PoisonError::into_inner)).collect())
     }
 
     /// Takes the locks of blocks `first..end` if nobody holds one.
-    pub(super) fn try_lock(&self, first: u64, end: u64) -> Option<Held<'_>> {
+    pub(crate) fn try_lock(&self, first: u64, end: u64) -> Option<Held<'_>> {
         self.stripes(first, end)
             .map(|m| match m.try_lock() {
                 Ok(guard) => Some(guard),

@@ -8,14 +8,14 @@ use std::io;
 use rustix::io::Errno;
 
 /// Whether file descriptors or memory were short.
-pub(super) fn scarce(e: &io::Error) -> bool {
+pub(crate) fn scarce(e: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE, Errno::NOMEM]
         .iter()
         .any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// The error of a call that is no sync, as a disk answers with it.
-pub(super) fn or_busy(e: io::Error) -> io::Error {
+pub(crate) fn or_busy(e: io::Error) -> io::Error {
     if scarce(&e) { io::Error::new(io::ErrorKind::ResourceBusy, e) } else { e }
 }
 

@@ -22,24 +22,24 @@ use std::io;
 use ggnet_core::nouns::{ImageVersionId, InstanceId, ResourceId};
 
 /// The data file's name.
-pub(super) const DATA: &str = "data";
+pub(crate) const DATA: &str = "data";
 /// The hot map file's name.
-pub(super) const HOT: &str = "hot";
+pub(crate) const HOT: &str = "hot";
 /// The durable map file's name.
-pub(super) const DURABLE: &str = "durable";
+pub(crate) const DURABLE: &str = "durable";
 /// The first durable map's name until it is synced.
-pub(super) const DURABLE_NEW: &str = "durable.new";
+pub(crate) const DURABLE_NEW: &str = "durable.new";
 
 /// Bytes in a block: the unit of the map.
-pub(super) const BLOCK: u64 = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 /// Where the map begins in a map file.
-pub(super) const MAP_OFFSET: u64 = 4096;
+pub(crate) const MAP_OFFSET: u64 = 4096;
 /// Length of a header.
-pub(super) const HEADER_LEN: usize = 512;
+pub(crate) const HEADER_LEN: usize = 512;
 /// Where the hot map file bears [`FAILED_MARK`].
-pub(super) const FAILED_OFFSET: u64 = 512;
+pub(crate) const FAILED_OFFSET: u64 = 512;
 /// Written into the hot map file when an fsync failed: as long as the kernel runs, nobody may trust the page cache of this disk.
-pub(super) const FAILED_MARK: &[u8; 8] = b"FSYNCERR";
+pub(crate) const FAILED_MARK: &[u8; 8] = b"FSYNCERR";
 
 const MAGIC: &[u8; 8] = b"GGnetLyr";
 const VERSION: u32 = 1;
@@ -47,7 +47,7 @@ const CHECKED: usize = HEADER_LEN - 4;
 
 /// Which of the two map files this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Follows every acknowledged write; true while the kernel that wrote it runs.
     Hot,
     /// Follows every flush; true after a power cut.
@@ -56,19 +56,19 @@ pub(super) enum Kind {
 
 /// What a map file says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) kind: Kind,
-    pub(super) size: u64,
-    pub(super) instance: InstanceId,
-    pub(super) base: ImageVersionId,
-    pub(super) id: ResourceId,
+pub(crate) struct Header {
+    pub(crate) kind: Kind,
+    pub(crate) size: u64,
+    pub(crate) instance: InstanceId,
+    pub(crate) base: ImageVersionId,
+    pub(crate) id: ResourceId,
     /// Empty in a durable map.
-    pub(super) boot: String,
+    pub(crate) boot: String,
 }
 
 impl Header {
     /// Its bytes.
-    pub(super) fn encode(&self) -> [u8; HEADER_LEN] {
+    pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
         let mut out = [0_u8; HEADER_LEN];
         let mut put = |at: usize, bytes: &[u8], room: usize| {
             let n = bytes.len().min(room);
@@ -93,7 +93,7 @@ impl Header {
     }
 
     /// Reads a header back; `InvalidData` says what is wrong.
-    pub(super) fn decode(bytes: &[u8; HEADER_LEN]) -> io::Result<Self> {
+    pub(crate) fn decode(bytes: &[u8; HEADER_LEN]) -> io::Result<Self> {
         let number = |at: usize| {
             let mut four = [0; 4];
             four.copy_from_slice(&bytes[at..at + 4]);

@@ -13,26 +13,26 @@ use std::{
 use ggnet_core::nouns::ResourceId;
 
 use super::{
-    files::RawFile,
     format::{FAILED_MARK, FAILED_OFFSET},
     map::BlockMap,
 };
+use crate::files::RawFile;
 
 /// Whether a disk still works; shared with the store, so that its health can be asked without holding the disk.
 #[derive(Debug, Default)]
-pub(super) struct Status(AtomicU8);
+pub(crate) struct Status(AtomicU8);
 
 impl Status {
     const FAILED: u8 = 1;
     const REMOVED: u8 = 2;
 
     /// Whether an fsync failed.
-    pub(super) fn failed(&self) -> bool {
+    pub(crate) fn failed(&self) -> bool {
         self.0.load(Ordering::Acquire) == Self::FAILED
     }
 
     /// Lets every later call fail.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         self.0.store(Self::REMOVED, Ordering::Release);
     }
 
@@ -43,24 +43,24 @@ impl Status {
 }
 
 /// See the module.
-pub(super) struct Layer {
-    pub(super) id: ResourceId,
-    pub(super) data: Arc<dyn RawFile>,
-    pub(super) hot: Arc<dyn RawFile>,
-    pub(super) map: BlockMap,
-    pub(super) status: Arc<Status>,
+pub(crate) struct Layer {
+    pub(crate) id: ResourceId,
+    pub(crate) data: Arc<dyn RawFile>,
+    pub(crate) hot: Arc<dyn RawFile>,
+    pub(crate) map: BlockMap,
+    pub(crate) status: Arc<Status>,
     /// Something was changed that no flush has made safe yet; set before a request is acknowledged.
-    pub(super) unsynced: AtomicBool,
+    pub(crate) unsynced: AtomicBool,
 }
 
 impl Layer {
-    pub(super) fn new(id: ResourceId, data: Arc<dyn RawFile>, hot: Arc<dyn RawFile>, map: BlockMap) -> Self {
+    pub(crate) fn new(id: ResourceId, data: Arc<dyn RawFile>, hot: Arc<dyn RawFile>, map: BlockMap) -> Self {
         // What an earlier process of ours acknowledged may not be on the disk yet.
         Self { id, data, hot, map, status: Arc::default(), unsynced: AtomicBool::new(true) }
     }
 
     /// An error if the disk failed or was removed.
-    pub(super) fn alive(&self) -> io::Result<()> {
+    pub(crate) fn alive(&self) -> io::Result<()> {
         match self.status.0.load(Ordering::Acquire) {
             0 => Ok(()),
             Status::FAILED => Err(io::Error::other(format!(
@@ -72,7 +72,7 @@ impl Layer {
     }
 
     /// Makes it fail for good, also for the next process of ours under this kernel.
-    pub(super) fn fail(&self) {
+    pub(crate) fn fail(&self) {
         self.status.fail();
         let marked = self.hot.write_at(&mut [IoSlice::new(FAILED_MARK)], FAILED_OFFSET);
         tracing::error!(writeback = %self.id, ?marked, "an fsync failed: the disk is a medium error from now on");

@@ -1,4 +1,4 @@
-//! The disk of one writeback: a mutable layer over a [`Chain`].
+//! The disk of one writeback: a mutable layer over an opened image version.
 //!
 //! # What is on disk at any instant, and why every cut is survived
 //!
@@ -33,11 +33,15 @@ use std::{
     time::Instant,
 };
 
-use ggnet_core::block::{BlockDevice, BlockInfo, BlockRun};
+use ggnet_core::{
+    block::{BlockDevice, BlockInfo, BlockRun},
+    nouns::ImageVersionId,
+    ports::OpenImage,
+};
 
 use super::{
     busy::or_busy,
-    chain::{Chain, Wait, read_through, run_through, runs},
+    chain::{Wait, end_of, read_below, read_through, run_through, runs},
     flush::Flusher,
     format::BLOCK,
     inline::Inline,
@@ -47,15 +51,17 @@ use super::{
     to_usize,
 };
 
-const SECTOR: u64 = 512;
 const BLOCK_LEN: usize = 4096;
 static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
 
 /// See the module.
-pub(super) struct Device {
-    pub(super) layer: Layer,
-    pub(super) chain: Arc<Chain>,
-    pub(super) flusher: Flusher,
+pub(crate) struct Device {
+    pub(crate) layer: Layer,
+    pub(crate) flusher: Flusher,
+    /// The version that it stands on, open for as long as this disk is.
+    base: OpenImage,
+    /// The bytes of `base`.
+    below: Arc<dyn BlockDevice>,
     size: u64,
     punches: bool,
     locks: RangeLocks,
@@ -63,40 +69,38 @@ pub(super) struct Device {
 }
 
 /// Of what a [`Device`] is made.
-pub(super) struct Parts {
-    pub(super) layer: Layer,
-    pub(super) size: u64,
-    pub(super) chain: Arc<Chain>,
-    pub(super) flusher: Flusher,
-    pub(super) punches: bool,
-    pub(super) inline: Arc<Inline>,
+pub(crate) struct Parts {
+    pub(crate) layer: Layer,
+    pub(crate) size: u64,
+    pub(crate) base: OpenImage,
+    /// The bytes of `base`.
+    pub(crate) below: Arc<dyn BlockDevice>,
+    pub(crate) flusher: Flusher,
+    pub(crate) punches: bool,
+    pub(crate) inline: Arc<Inline>,
 }
 
 impl Device {
-    pub(super) fn new(parts: Parts) -> Self {
-        let Parts { layer, size, chain, flusher, punches, inline } = parts;
-        Self { layer, chain, flusher, size, punches, locks: RangeLocks::new(), inline }
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { layer, size, base, below, flusher, punches, inline } = parts;
+        Self { layer, flusher, base, below, size, punches, locks: RangeLocks::new(), inline }
+    }
+
+    /// The version that it stands on.
+    pub(crate) const fn version(&self) -> ImageVersionId {
+        self.base.id
     }
 
     /// The first block and the one after the last of a range, or why it is none.
     fn range(&self, offset: u64, len: usize) -> io::Result<(u64, u64)> {
-        let end = offset.checked_add(len as u64).filter(|end| *end <= self.size);
-        match end {
-            Some(end) if offset.is_multiple_of(SECTOR) && end.is_multiple_of(SECTOR) => {
-                Ok((offset / BLOCK, end.div_ceil(BLOCK)))
-            }
-            _ => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{len} bytes at {offset} are not whole sectors of a disk of {} bytes", self.size),
-            )),
-        }
+        let end = end_of(offset, len as u64, self.size)?;
+        Ok((offset / BLOCK, end.div_ceil(BLOCK)))
     }
 
     fn read(&self, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<bool> {
         self.layer.alive()?;
         self.range(offset, buf.len())?;
-        read_through(&self.layer.map, &*self.layer.data, self.chain.below(), buf, offset, wait)
-            .map_err(or_busy)
+        read_through(&self.layer.map, &*self.layer.data, &*self.below, buf, offset, wait).map_err(or_busy)
     }
 
     fn write(&self, buf: &[u8], offset: u64, wait: Wait) -> io::Result<bool> {
@@ -170,7 +174,7 @@ impl Device {
                 rest.fill(0);
                 true
             }
-            State::Absent => self.chain.below().read(rest, at, wait)?,
+            State::Absent => read_below(&*self.below, rest, at, wait)?,
             State::Present => {
                 let cached = wait == Wait::Allowed || self.layer.data.try_read_at(&mut rest[..512], at)?;
                 return Ok(cached.then_some(&[]));
@@ -282,7 +286,7 @@ impl BlockDevice for Device {
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
         self.layer.alive()?;
         self.range(offset, to_usize(len))?;
-        runs(offset, len, limit, |at, end| run_through(&self.layer.map, self.chain.below(), at, end))
+        runs(offset, len, limit, |at, end| run_through(&self.layer.map, &*self.below, at, end))
             .map_err(or_busy)
     }
 }

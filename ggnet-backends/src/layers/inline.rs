@@ -27,7 +27,7 @@ const PAUSE_MS: u64 = 100;
 const LONGEST_PAUSE_MS: u64 = 1600;
 
 /// What the disks of a folder know of it together.
-pub(super) struct Inline {
+pub(crate) struct Inline {
     start: Instant,
     /// Milliseconds after `start` until which nobody writes on the caller's thread; 0: free.
     not_before: AtomicU64,
@@ -36,7 +36,7 @@ pub(super) struct Inline {
 }
 
 impl Inline {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { start: Instant::now(), not_before: AtomicU64::new(0), pause: AtomicU64::new(PAUSE_MS) }
     }
 
@@ -45,7 +45,7 @@ impl Inline {
     }
 
     /// Whether a write of so many bytes may be done on the caller's thread.
-    pub(super) fn allows(&self, bytes: usize) -> bool {
+    pub(crate) fn allows(&self, bytes: usize) -> bool {
         self.allows_at(bytes, || self.now())
     }
 
@@ -66,7 +66,7 @@ impl Inline {
     }
 
     /// A write on the caller's thread took so long.
-    pub(super) fn took(&self, time: Duration) {
+    pub(crate) fn took(&self, time: Duration) {
         self.took_at(time, || self.now());
     }
 

@@ -3,133 +3,33 @@
 //! * A 512-byte sector of a file is, after the cut, any of the values it had since the file's last sync, each sector for itself.
 //! * A length is any that the file had since.
 //! * Of the changes to a directory since its last sync any subset happened, in order.
+//! * A rename from one directory to another happened in both or in neither, as on XFS, ext4 and btrfs; the sync of either keeps it.
 //! * [`Sim::die_after`] ends the process in the midst of an operation, which then happened or not.
 
+mod nodes;
+
 use std::{
-    collections::{BTreeMap, HashMap},
-    io,
-    path::Component,
-    sync::{Mutex, MutexGuard},
+    io::{self, IoSlice},
+    path::{Component, Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
+use ggnet_core::{
+    block::{BlockDevice as _, Disk},
+    nouns::ImageVersionId,
+    ports::{Hold, OpenImage},
+};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rustix::io::Errno;
 
-use super::{
-    super::files::{RawFile, Space},
-    *,
-};
-
-const SECTOR: usize = 512;
-type Sector = [u8; SECTOR];
-
-#[derive(Default)]
-struct FileNode {
-    live: HashMap<u64, Sector>,
-    size: u64,
-    /// Values of each sector since the last sync, the one now left out.
-    older: HashMap<u64, Vec<Sector>>,
-    older_sizes: Vec<u64>,
-}
-
-impl FileNode {
-    fn sector(&self, i: u64) -> Sector {
-        self.live.get(&i).copied().unwrap_or([0; SECTOR])
-    }
-
-    fn set(&mut self, i: u64, value: Sector) {
-        let old = self.sector(i);
-        self.older.entry(i).or_default().push(old);
-        self.live.insert(i, value);
-    }
-
-    fn write(&mut self, bytes: &[u8], offset: u64) {
-        let mut at = offset;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let (i, from) = (at / 512, usize::try_from(at % 512).unwrap());
-            let n = rest.len().min(SECTOR - from);
-            let mut sector = self.sector(i);
-            sector[from..from + n].copy_from_slice(&rest[..n]);
-            self.set(i, sector);
-            at += n as u64;
-            rest = &rest[n..];
-        }
-        self.resize(self.size.max(at));
-    }
-
-    fn clear(&mut self, offset: u64, len: u64) {
-        let within: Vec<u64> = self
-            .live
-            .keys()
-            .copied()
-            .filter(|i| i * 512 >= offset && (i + 1) * 512 <= offset + len)
-            .collect();
-        for i in within {
-            self.set(i, [0; SECTOR]);
-        }
-    }
-
-    fn resize(&mut self, size: u64) {
-        if size != self.size {
-            if size < self.size {
-                assert_eq!(size % 512, 0, "only whole sectors are cut off here");
-                self.clear(size, u64::MAX - size);
-            }
-            self.older_sizes.push(self.size);
-            self.size = size;
-        }
-    }
-
-    fn sync(&mut self) {
-        self.older.clear();
-        self.older_sizes.clear();
-    }
-}
-
-enum DirChange {
-    Add(String, usize),
-    Remove(String),
-    Rename(String, String),
-}
-
-#[derive(Default)]
-struct DirNode {
-    live: BTreeMap<String, usize>,
-    synced: BTreeMap<String, usize>,
-    changes: Vec<DirChange>,
-}
-
-impl DirNode {
-    fn change(&mut self, change: DirChange) {
-        apply(&mut self.live, &change);
-        self.changes.push(change);
-    }
-}
-
-fn apply(names: &mut BTreeMap<String, usize>, change: &DirChange) {
-    match change {
-        DirChange::Add(name, node) => {
-            names.insert(name.clone(), *node);
-        }
-        DirChange::Remove(name) => {
-            names.remove(name);
-        }
-        DirChange::Rename(from, to) => {
-            if let Some(node) = names.remove(from) {
-                names.insert(to.clone(), node);
-            }
-        }
-    }
-}
-
-enum Node {
-    File(FileNode),
-    Dir(DirNode),
-}
+use self::nodes::{DirChange, DirNode, FileNode, Node, SECTOR, apply};
+use super::{Files, Open, RawFile, Space};
+use crate::layers::raw::RawDisk;
 
 struct World {
     nodes: Vec<Node>,
+    /// Renames from one directory to another: whether it is settled that each happened.
+    moves: Vec<Option<bool>>,
     rng: StdRng,
     /// Operations left until the process dies.
     left: Option<u64>,
@@ -141,6 +41,8 @@ struct World {
     failing_open: Option<(u32, Errno)>,
     /// How the next read, write or punch fails.
     failing_io: Option<Errno>,
+    /// How the next rename fails.
+    failing_rename: Option<Errno>,
     free: u64,
     free_files: Option<u64>,
 }
@@ -149,7 +51,7 @@ type Hook = Box<dyn FnMut() + Send>;
 
 /// See the module.
 #[derive(Clone)]
-pub(super) struct Sim {
+pub(crate) struct Sim {
     world: Arc<Mutex<World>>,
     /// Called before and after the sync of a data file takes effect.
     hook: Arc<Mutex<Option<Hook>>>,
@@ -254,9 +156,10 @@ impl World {
 
 impl Sim {
     /// A file system with the folder `/w` in it.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let world = World {
             nodes: vec![Node::Dir(DirNode::default())],
+            moves: Vec::new(),
             rng: StdRng::seed_from_u64(seed),
             left: None,
             dead: false,
@@ -264,6 +167,7 @@ impl Sim {
             failing_sync: None,
             failing_open: None,
             failing_io: None,
+            failing_rename: None,
             free: 1 << 40,
             free_files: None,
         };
@@ -277,46 +181,63 @@ impl Sim {
         self.world.lock().unwrap()
     }
 
-    /// A synced base image of that many numbered sectors.
-    pub(super) fn base(&self, sectors: u64, salt: u64) -> BaseImage {
+    /// A synced version of that many numbered sectors, opened.
+    pub(crate) fn base(&self, sectors: u64, salt: u64) -> OpenImage {
         self.sparse_base(sectors, &[(0, numbered(sectors, salt))])
     }
 
-    /// A synced base image of that many sectors with these bytes at these sectors.
-    pub(super) fn sparse_base(&self, sectors: u64, content: &[(u64, Vec<u8>)]) -> BaseImage {
+    /// A synced version of that many sectors with these bytes at these sectors, opened.
+    pub(crate) fn sparse_base(&self, sectors: u64, content: &[(u64, Vec<u8>)]) -> OpenImage {
         let path = PathBuf::from("/base.raw");
-        let file = self.open(&path, Open::Create).unwrap();
+        self.raw(&path, sectors, content);
+        self.opened(&path)
+    }
+
+    /// A synced file of that many sectors with these bytes at these sectors.
+    pub(crate) fn raw(&self, path: &Path, sectors: u64, content: &[(u64, Vec<u8>)]) {
+        let file = self.open(path, Open::Create).unwrap();
         file.set_size(sectors * 512).unwrap();
         for (sector, bytes) in content {
             file.write_at(&mut [IoSlice::new(bytes)], sector * 512).unwrap();
         }
         file.sync_all().unwrap();
-        self.open_dir(Path::new("/")).unwrap().sync_all().unwrap();
-        BaseImage { version: ImageVersionId::generate(), path, size_bytes: sectors * 512 }
+        self.open_dir(path.parent().unwrap()).unwrap().sync_all().unwrap();
+    }
+
+    /// A raw file as a version.
+    fn opened(&self, path: &Path) -> OpenImage {
+        let disk = RawDisk::open(self, path).unwrap();
+        let size_bytes = disk.info().size_bytes;
+        OpenImage {
+            id: ImageVersionId::generate(),
+            size_bytes,
+            disk: Disk::Blocks(Arc::new(disk)),
+            hold: Hold::nothing(),
+        }
     }
 
     /// The process dies in the midst of the change after the next `n`.
-    pub(super) fn die_after(&self, n: u64) {
+    pub(crate) fn die_after(&self, n: u64) {
         self.world().left = Some(n);
     }
 
     /// Whether the process died.
-    pub(super) fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.world().dead
     }
 
     /// A new process under the same kernel.
-    pub(super) fn restart(&self) {
+    pub(crate) fn restart(&self) {
         let mut world = self.world();
         world.left = None;
         world.dead = false;
     }
 
     /// The power goes and comes back.
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.restart();
         let mut world = self.world();
-        let World { nodes, rng, .. } = &mut *world;
+        let World { nodes, rng, moves, .. } = &mut *world;
         // Of all that was not synced: nothing, everything, or a bit of each.
         let newest = [0.0, 1.0, 0.5, 0.1, 0.9][rng.random_range(0..5)];
         for node in nodes {
@@ -337,7 +258,11 @@ impl Sim {
                 }
                 Node::Dir(dir) => {
                     for change in std::mem::take(&mut dir.changes) {
-                        if rng.random_bool(newest) {
+                        let happened = match change.of_move() {
+                            Some(number) => *moves[number].get_or_insert_with(|| rng.random_bool(newest)),
+                            None => rng.random_bool(newest),
+                        };
+                        if happened {
                             apply(&mut dir.synced, &change);
                         }
                     }
@@ -348,37 +273,42 @@ impl Sim {
     }
 
     /// From now on only that many bytes can be written; `None`: as many as one likes.
-    pub(super) fn room(&self, bytes: Option<u64>) {
+    pub(crate) fn room(&self, bytes: Option<u64>) {
         self.world().room = bytes;
     }
 
     /// The next sync of a file of that name fails with `errno`, and what it should have synced is lost.
-    pub(super) fn fail_next_sync(&self, name: &str, errno: Errno) {
+    pub(crate) fn fail_next_sync(&self, name: &str, errno: Errno) {
         self.world().failing_sync = Some((name.to_owned(), errno));
     }
 
     /// The next read, write or punch of a file fails with `errno` and does nothing.
-    pub(super) fn fail_next_io(&self, errno: Errno) {
+    pub(crate) fn fail_next_io(&self, errno: Errno) {
         self.world().failing_io = Some(errno);
     }
 
     /// After `after` more files and folders were opened, opening one fails with `errno`, once.
-    pub(super) fn fail_an_open(&self, after: u32, errno: Errno) {
+    pub(crate) fn fail_an_open(&self, after: u32, errno: Errno) {
         self.world().failing_open = Some((after, errno));
     }
 
+    /// The next rename fails with `errno` and does nothing.
+    pub(crate) fn fail_next_rename(&self, errno: Errno) {
+        self.world().failing_rename = Some(errno);
+    }
+
     /// How many inodes `space` says are free.
-    pub(super) fn set_free_files(&self, files: Option<u64>) {
+    pub(crate) fn set_free_files(&self, files: Option<u64>) {
         self.world().free_files = files;
     }
 
     /// What `space` says is free.
-    pub(super) fn set_free(&self, bytes: u64) {
+    pub(crate) fn set_free(&self, bytes: u64) {
         self.world().free = bytes;
     }
 
     /// What is done while a data file is being synced, once before and once after it takes effect.
-    pub(super) fn during_sync(&self, hook: Option<Hook>) {
+    pub(crate) fn during_sync(&self, hook: Option<Hook>) {
         *self.hook.lock().unwrap() = hook;
     }
 
@@ -415,10 +345,13 @@ impl SimFile {
             }
             let (happens, result) = world.step();
             if happens {
-                match &mut world.nodes[self.node] {
+                let World { nodes, moves, .. } = &mut *world;
+                match &mut nodes[self.node] {
                     Node::File(file) => file.sync(),
                     Node::Dir(dir) => {
-                        dir.changes.clear();
+                        for number in dir.changes.drain(..).filter_map(|change| change.of_move()) {
+                            moves[number] = Some(true);
+                        }
                         dir.synced = dir.live.clone();
                     }
                 }
@@ -546,10 +479,22 @@ impl Files for Sim {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut world = self.world();
-        world.find(from)?;
+        let node = world.find(from)?;
+        if let Some(errno) = world.failing_rename.take() {
+            return Err(errno.into());
+        }
         let ((dir, old), (to_dir, new)) = (world.parent(from)?, world.parent(to)?);
-        assert_eq!(dir, to_dir, "renames stay in their folder here");
-        world.change_dir(dir, DirChange::Rename(old, new))
+        if dir == to_dir {
+            return world.change_dir(dir, DirChange::Rename(old, new));
+        }
+        let (happens, result) = world.step();
+        if happens {
+            let number = world.moves.len();
+            world.moves.push(None);
+            world.dir(dir).change(DirChange::Leave(old, number));
+            world.dir(to_dir).change(DirChange::Arrive(new, node, number));
+        }
+        result
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
@@ -585,4 +530,9 @@ impl Files for Sim {
         let world = self.world();
         Ok(Space { total: 1 << 40, available: world.free, files: world.free_files })
     }
+}
+
+/// Bytes that name their sector, so that a misplaced one shows.
+pub(crate) fn numbered(sectors: u64, salt: u64) -> Vec<u8> {
+    (0..sectors).map(|i| (salt << 32 | (i + 1)).to_le_bytes().repeat(64)).collect::<Vec<_>>().concat()
 }

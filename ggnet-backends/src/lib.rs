@@ -14,12 +14,12 @@ mod daemon;
 pub mod dhcp;
 #[cfg(feature = "external")]
 pub mod external;
+#[cfg(any(feature = "images-files", feature = "writeback-layers", feature = "writeback-reflink"))]
+mod files;
 #[cfg(feature = "helper")]
 pub mod helper;
 #[cfg(feature = "helper")]
 pub mod helper_server;
-#[cfg(any(feature = "images-files", feature = "writeback-layers", feature = "writeback-reflink"))]
-mod files;
 #[cfg(feature = "host-check")]
 pub mod host;
 #[cfg(feature = "image-qemu-img")]

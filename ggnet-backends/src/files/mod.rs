@@ -297,7 +297,8 @@ pub(crate) fn absolute(path: &Path) -> CoreResult<PathBuf> {
 /// Removes a folder of ours with the files in it; where a link or a file stands in its place, only that: what a link points at is not ours.
 /// `NotFound` when nothing is there.
 pub(crate) fn remove_folder(files: &dyn Files, path: &Path) -> io::Result<()> {
-    let names = if files.is_link(path)? { Err(io::ErrorKind::NotADirectory.into()) } else { files.names(path) };
+    let names =
+        if files.is_link(path)? { Err(io::ErrorKind::NotADirectory.into()) } else { files.names(path) };
     let names = match names {
         Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
             tracing::warn!(path = %path.display(), "no folder but a link or a file; only that is removed");

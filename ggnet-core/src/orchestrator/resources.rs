@@ -20,18 +20,6 @@ fn version_key(version: ImageVersionId) -> String {
     format!("version-{version}")
 }
 
-/// A version whose bytes are not there. Not the machine's fault, and no path for strangers to read.
-fn bytes_gone(version: ImageVersionId, e: Error) -> Error {
-    match e.kind() {
-        ErrorKind::NotFound => {
-            Error::new(code::image_file_gone(version), format!("The file of image version {version} is gone"))
-                .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
-                .with_source(e)
-        }
-        _ => e,
-    }
-}
-
 impl Orchestrator {
     /// A version that can be booted.
     pub(super) async fn ready_version(&self, id: ImageVersionId) -> Result<ImageVersion> {

@@ -130,6 +130,20 @@ impl ImageListed {
     pub const fn partial(id: ImageVersionId) -> Self {
         Self { id, completeness: Completeness::Partial, size_bytes: 0, parent: None, bytes: 0 }
     }
+
+    /// Standing on another version.
+    #[must_use]
+    pub const fn over(mut self, parent: ImageVersionId) -> Self {
+        self.parent = Some(parent);
+        self
+    }
+
+    /// Taking so many bytes.
+    #[must_use]
+    pub const fn taking(mut self, bytes: u64) -> Self {
+        self.bytes = bytes;
+        self
+    }
 }
 
 /// Something of a backend's own, for those backends that know its family: a frozen disk that its image store can take over without a copy.

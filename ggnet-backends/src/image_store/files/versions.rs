@@ -144,7 +144,7 @@ impl Versions {
             return Ok(None);
         } else {
             let bytes = gone_is_none(self.files.allocated(&self.names.draft(id)));
-            bytes.map(|bytes| ImageListed { bytes: bytes.unwrap_or(0), ..ImageListed::partial(id) })
+            bytes.map(|bytes| ImageListed::partial(id).taking(bytes.unwrap_or(0)))
         };
         gone_is_none(described).map_err(self.at("Reading"))
     }
@@ -159,7 +159,7 @@ impl Versions {
         };
         let whole = len > 0 && len.is_multiple_of(512);
         let listed = if whole { ImageListed::whole(id, len) } else { ImageListed::partial(id) };
-        Ok(ImageListed { bytes, ..listed })
+        Ok(listed.taking(bytes))
     }
 
     fn describe_layer(&self, id: ImageVersionId) -> io::Result<ImageListed> {
@@ -174,11 +174,9 @@ impl Versions {
             bytes += gone_is_none(self.files.allocated(&home.join(name)))?.unwrap_or(0);
         }
         Ok(match frozen_header(&*self.files, &home) {
-            Ok(header) => {
-                ImageListed { parent: Some(header.base), bytes, ..ImageListed::whole(id, header.size) }
-            }
+            Ok(header) => ImageListed::whole(id, header.size).over(header.base).taking(bytes),
             Err(e) if matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound) => {
-                ImageListed { bytes, ..ImageListed::partial(id) }
+                ImageListed::partial(id).taking(bytes)
             }
             Err(e) => return Err(e),
         })

@@ -92,6 +92,6 @@ impl Reads<'_> {
 }
 
 /// The image that the machine has booted.
-const fn image_of(session: &Session) -> ImageId {
+fn image_of(session: &Session) -> ImageId {
     session.current.system().image
 }

@@ -1,7 +1,5 @@
 //! Who changed something over HTTP: the audit names the token, the client's address and its request.
 
-#![expect(clippy::unwrap_used, reason = "that is how a test fails")]
-
 mod support;
 
 use ggnet_core::registry::Registry;

@@ -1,7 +1,5 @@
 //! Events over HTTP: read on from a cursor, the newest ones without, and what is refused.
 
-#![expect(clippy::unwrap_used, reason = "that is how a test fails")]
-
 mod support;
 
 use ggnet_core::registry::Registry;

@@ -169,7 +169,7 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
         let (o, http) = (server.orchestrator.clone(), server.http);
         let token = server.new_token.as_ref().unwrap().expose().to_owned();
         until("it serves", async || o.is_serving()).await;
-        let image = image(&o, &data.join("images"), "debian").await.0;
+        let image = image(&o, "debian").await.0;
         let (one, two) = (machine(&o, 1, image).await, machine(&o, 2, image).await);
         start(&o, &one).await.unwrap();
 

@@ -42,8 +42,8 @@ async fn images_whose_files_are_gone_are_said_and_those_that_are_back_boot_again
     assert_eq!(wait(&server, true, "up").await, "", "without any image nothing is missing");
     let (images, away) = (data.join("images"), dir.path().join("away"));
     let file = |version: ImageVersionId| images.join(format!("{version}.raw"));
-    let (win11, of_win11) = image(&o, &images, "win11").await;
-    let (_, of_debian) = image(&o, &images, "debian").await;
+    let (win11, of_win11) = image(&o, "win11").await;
+    let (_, of_debian) = image(&o, "debian").await;
 
     // As if its disk were not mounted: the folder is there, and empty.
     fs::rename(&images, &away).unwrap();

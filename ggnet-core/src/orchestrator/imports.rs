@@ -419,7 +419,7 @@ impl Orchestrator {
         }
         let mut listed = self.inner.ports.images().list().await?;
         // The newest first: what stands on another is younger.
-        listed.sort_by(|a, b| b.id.cmp(&a.id));
+        listed.sort_by_key(|listed| std::cmp::Reverse(listed.id));
         for found in listed {
             // A failed one has no bytes, unless its converter was cut off and went on to its end unheard.
             let version = store.version(found.id).await?;

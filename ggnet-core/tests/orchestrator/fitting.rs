@@ -152,5 +152,5 @@ async fn a_manual_target_that_could_serve_nothing_is_refused_when_it_is_asked_fo
     assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
     assert!(e.message().contains("image store memory") && e.hint().is_some(), "{e}");
     assert!(store.targets().await.unwrap().is_empty());
-    assert!(store.events(0, 10, None).await.unwrap().is_empty(), "nothing was recorded");
+    assert!(store.events(None, 10, None).await.unwrap().is_empty(), "nothing was recorded");
 }

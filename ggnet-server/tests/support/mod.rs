@@ -7,7 +7,6 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::Path,
     time::Duration,
 };
 

@@ -100,11 +100,17 @@ ggnet_core::writeback_behaviour!(on_xfs, On::new(&sandbox::xfs().path()), not_ru
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
+    a_frozen_disk_is_busy_and_loses_nothing,
+    a_freeze_ends_with_our_process,
 ]);
 ggnet_core::writeback_behaviour!(on_ext4, On::new(&sandbox::ext4().path()), not_run: [
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
+    a_frozen_disk_is_busy_and_loses_nothing,
+    a_freeze_ends_with_our_process,
 ]);
 
 #[tokio::test]

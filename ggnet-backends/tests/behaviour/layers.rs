@@ -167,4 +167,4 @@ impl<S: WritebackStore> WritebackStore for InProcess<S> {
     }
 }
 
-ggnet_core::writeback_behaviour!(behaviour, Folders::new(), not_run: []);
+ggnet_core::writeback_behaviour!(behaviour, Folders::new(), not_run: [a_missing_base_is_not_found]);

@@ -104,14 +104,17 @@ ggnet_core::writeback_behaviour!(on_xfs, On::new(&sandbox::xfs().path(), CopyMod
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
 ]);
 ggnet_core::writeback_behaviour!(on_btrfs, On::new(&sandbox::btrfs().path(), CopyMode::Reflink), not_run: [
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
 ]);
 ggnet_core::writeback_behaviour!(in_full_on_ext4, On::new(&sandbox::ext4().path(), CopyMode::Full), not_run: [
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
 ]);

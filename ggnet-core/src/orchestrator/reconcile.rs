@@ -178,10 +178,12 @@ impl Orchestrator {
         // Two servers that publish one session's disk would be two writers.
         others.iter().for_each(|session| _ = work.remove(&session.machine));
         if self.inner.swept.initialized() {
-            for ended in [self.reconcile_jobs().await, self.fail_abandoned_imports().await] {
+            for (what, ended) in
+                [("jobs", self.reconcile_jobs().await), ("imports", self.fail_abandoned_imports().await)]
+            {
                 match ended {
                     Ok(ended) => report.ended += ended,
-                    Err(e) => report.trouble.push(format!("jobs: {}", e.report())),
+                    Err(e) => report.trouble.push(format!("{what}: {}", e.report())),
                 }
             }
         }

@@ -93,4 +93,4 @@ impl WritebackFixture for Writebacks {
     }
 }
 
-ggnet_core::writeback_behaviour!(suite_on_real_files, Writebacks::new(), not_run: []);
+ggnet_core::writeback_behaviour!(suite_on_real_files, Writebacks::new(), not_run: [a_missing_base_is_not_found]);

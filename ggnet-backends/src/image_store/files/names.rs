@@ -6,7 +6,7 @@
 //!         .draft-<version>.raw      a raw version that is not sealed
 //!         .removed-<version>/       a layer that is being removed
 //! ```
-//! `<version>` is the id as 32 hexadecimal digits. Every other name is somebody else's: never listed, never touched.
+//! `<version>` is the id as people read it, with hyphens. Every other name is somebody else's: never listed, never touched.
 
 use std::{
     collections::BTreeMap,
@@ -27,22 +27,22 @@ pub(super) struct Names(pub(super) PathBuf);
 impl Names {
     /// The file of a raw version.
     pub(super) fn raw(&self, id: ImageVersionId) -> PathBuf {
-        self.0.join(format!("{}{RAW}", id.simple()))
+        self.0.join(format!("{id}{RAW}"))
     }
 
     /// The file of a version that is not sealed.
     pub(super) fn draft(&self, id: ImageVersionId) -> PathBuf {
-        self.0.join(format!("{DRAFT}{}{RAW}", id.simple()))
+        self.0.join(format!("{DRAFT}{id}{RAW}"))
     }
 
     /// The folder of a version that is a layer.
     pub(super) fn layer(&self, id: ImageVersionId) -> PathBuf {
-        self.0.join(id.simple())
+        self.0.join(id.to_string())
     }
 
     /// That folder while it is being removed.
     pub(super) fn removed(&self, id: ImageVersionId) -> PathBuf {
-        self.0.join(format!("{REMOVED}{}", id.simple()))
+        self.0.join(format!("{REMOVED}{id}"))
     }
 
     /// The folder of them all.
@@ -91,7 +91,7 @@ pub(super) fn found(names: &[String]) -> BTreeMap<ImageVersionId, Found> {
 
 /// An id as it is in names, and in no other form: `open` must find what `list` shows.
 fn version(text: &str) -> Option<ImageVersionId> {
-    text.parse::<ImageVersionId>().ok().filter(|id| id.simple() == text)
+    text.parse::<ImageVersionId>().ok().filter(|id| id.to_string() == text)
 }
 
 fn partial(name: &str) -> Option<ImageVersionId> {
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn names_of_ours_are_read_back_and_no_others_are() {
         let (names, id) = (Names("/i".into()), ImageVersionId::generate());
-        let text = id.simple();
+        let text = id.to_string();
         let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
         let partial = format!(".{text}.raw.partial-0123456789abcdef");
         let ours = [names.raw(id), names.layer(id), names.draft(id), names.removed(id)].map(name);
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(all[&id], whole);
         let upper = format!("{}.raw", text.to_uppercase());
         let foreign = [
-            format!("{id}.raw"),
+            format!("{}.raw", id.simple()),
             upper,
             format!("{text}.qcow2"),
             format!("x{text}.raw"),

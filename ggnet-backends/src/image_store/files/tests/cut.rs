@@ -39,7 +39,7 @@ fn layers(sim: &Sim, boot: &str) -> Layers {
 /// A version that is there, as in a data folder of today.
 fn imported(sim: &Sim) -> ImageVersionId {
     let id = ImageVersionId::generate();
-    let path = Path::new(IMAGES).join(format!("{}.raw", id.simple()));
+    let path = Path::new(IMAGES).join(format!("{id}.raw"));
     sim.raw(&path, SECTORS, &[(0, numbered(SECTORS, 1))]);
     id
 }

@@ -45,7 +45,7 @@ impl Room {
     }
 
     fn raw(&self, id: ImageVersionId) -> PathBuf {
-        self.dir().join(format!("{}.raw", id.simple()))
+        self.dir().join(format!("{id}.raw"))
     }
 
     /// A version as a data folder of today has it.
@@ -126,7 +126,7 @@ async fn a_draft_is_partial_until_it_is_sealed_and_never_written_again() {
     assert_eq!(room.images.seal(&spec).await.unwrap(), listed);
     assert_eq!(room.reopened().list().await.unwrap(), [listed]);
     assert_eq!(bytes(&room.images, spec.id).await, numbered(SECTORS, 4));
-    assert_eq!(room.names(), [format!("{}.raw", spec.id.simple())]);
+    assert_eq!(room.names(), [format!("{}.raw", spec.id)]);
 
     assert_eq!(room.images.draft(&spec).await.unwrap_err().kind(), ErrorKind::Conflict);
     let other = ImageSpec::new(spec.id, SIZE + 512);
@@ -212,7 +212,7 @@ async fn what_is_not_ours_is_neither_listed_nor_removed_and_what_older_ones_left
     }
     let left = ImageVersionId::generate();
     for of in [id, left] {
-        put(&room.dir().join(format!(".{}.raw.partial-0123456789abcdef", of.simple())), b"half");
+        put(&room.dir().join(format!(".{of}.raw.partial-0123456789abcdef")), b"half");
     }
     let mut listed = room.images.list().await.unwrap();
     listed.sort_by_key(|listed| listed.id);
@@ -234,7 +234,7 @@ async fn a_layer_becomes_a_version_without_a_copy_and_chains_are_read_from_the_t
     let data = std::fs::metadata(Path::new(&frozen.native.locator).join(DATA)).unwrap();
     let listed = room.images.adopt(&spec, &frozen).await.unwrap();
     assert_eq!((listed.id, listed.size_bytes, listed.parent), (spec.id, SIZE, Some(lower)));
-    let here = room.dir().join(spec.id.simple());
+    let here = room.dir().join(spec.id.to_string());
     let same = std::os::unix::fs::MetadataExt::ino;
     assert_eq!(same(&std::fs::metadata(here.join(DATA)).unwrap()), same(&data));
     let mut names: Vec<_> = std::fs::read_dir(&here).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -384,21 +384,21 @@ fn layer(home: &Path, base: ImageVersionId) {
 async fn a_broken_chain_is_named_and_never_served() {
     let room = Room::new();
     let (a, b) = (ImageVersionId::generate(), ImageVersionId::generate());
-    layer(&room.dir().join(a.simple()), b);
+    layer(&room.dir().join(a.to_string()), b);
     let e = room.images.open(a, DiskForm::Blocks).await.unwrap_err();
     assert!(e.kind() == ErrorKind::NotFound && e.message().contains(&b.to_string()), "{}", e.report());
     // Two that stand on each other: nobody waits for ever.
-    layer(&room.dir().join(b.simple()), a);
+    layer(&room.dir().join(b.to_string()), a);
     for id in [a, b] {
         assert_eq!(room.kind(id).await, ErrorKind::Corrupt);
     }
-    put(&room.dir().join(b.simple()).join(DURABLE), b"half a header");
+    put(&room.dir().join(b.to_string()).join(DURABLE), b"half a header");
     assert_eq!(room.images.get(b).await.unwrap().unwrap().completeness, Completeness::Partial);
     assert_eq!(room.kind(b).await, ErrorKind::Corrupt);
     let small = room.imported(1);
     File::options().write(true).open(room.raw(small)).unwrap().set_len(512).unwrap();
     let over_small = ImageVersionId::generate();
-    layer(&room.dir().join(over_small.simple()), small);
+    layer(&room.dir().join(over_small.to_string()), small);
     assert_eq!(room.kind(over_small).await, ErrorKind::Corrupt, "another size than what is below it");
 }
 

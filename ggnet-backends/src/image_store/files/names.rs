@@ -132,4 +132,13 @@ mod tests {
         let expected = usize::from(text.to_uppercase() == text);
         assert_eq!(found(&foreign).len(), expected);
     }
+
+    #[test]
+    fn a_file_of_the_first_data_folders_is_the_version_that_it_was() {
+        let name = "01a21e2a-bde6-710d-9930-62a51938deb1.raw";
+        let all = found(&[name.to_owned()]);
+        let (id, what) = all.first_key_value().unwrap();
+        assert_eq!(*what, Found { raw: true, ..Found::default() });
+        assert_eq!(Names("/i".into()).raw(*id), Path::new("/i").join(name));
+    }
 }

@@ -463,12 +463,12 @@ mod tests {
 
     #[test]
     fn the_section_of_images_has_the_servers_key_and_the_backends() {
-        let c = Config::parse("[images]\nimport_dirs = [\"/srv\"]\ndir = \"/images\"\n", "x").unwrap();
+        let c = Config::parse("[images]\nimport_dirs = [\"/srv\"]\nplace = \"/images\"\n", "x").unwrap();
         assert_eq!(c.import_dirs(), [PathBuf::from("/srv")]);
         let store = c.section(PortName::Images);
         assert_eq!(
             (store.backend.as_str(), &store.settings),
-            ("files", &serde_json::json!({ "dir": "/images" }))
+            ("files", &serde_json::json!({ "place": "/images" }))
         );
         let c = Config::parse("[images]\nbackend = \"mine\"\n", "x").unwrap();
         assert_eq!(c.section(PortName::Images).backend, "mine");

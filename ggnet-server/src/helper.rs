@@ -21,12 +21,7 @@ use ggnet_core::{Error, ErrorKind, Result};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    config::{Backend, Config},
-    log,
-    options::HelperOptions,
-    signals::Stop,
-};
+use crate::{config::Config, log, options::HelperOptions, signals::Stop};
 
 /// Answers until SIGTERM or Ctrl-C, and finishes what is under way then.
 pub async fn helper(config: &Config, options: &HelperOptions) -> Result<()> {
@@ -80,11 +75,9 @@ fn target(config: &Config, more: &[PathBuf]) -> Result<Option<TargetDuty>> {
             format!("data_dir {} is no absolute path, and the helper stands elsewhere", data.display());
         return Err(Error::new(ErrorKind::Invalid, message));
     }
-    let folder = |section: &Backend, usual: &str| {
-        let chosen = section.settings.get("dir").and_then(serde_json::Value::as_str);
-        chosen.map_or_else(|| data.join(usual), |dir| real(Path::new(dir)))
-    };
-    let mut folders = vec![folder(&config.images.store, "images"), folder(&config.writeback, "disks")];
+    let chosen = config.writeback.settings.get("dir").and_then(serde_json::Value::as_str);
+    let disks = chosen.map_or_else(|| data.join("disks"), |dir| real(Path::new(dir)));
+    let mut folders = vec![data.join("images"), disks];
     folders.extend(more.iter().map(|dir| real(dir)));
     Ok(Some(TargetDuty::new(root, config.iqn_prefix()?, data.join("instance"), folders)))
 }

@@ -150,7 +150,7 @@ codes! {
     Conflict session_of_other_server(session, server);
     /// Another server has taken the session over since it was read.
     Conflict session_taken_over(session, epoch);
-    /// The start took longer than `session.start_timeout` and was undone.
+    /// The start took longer than `session.start_deadline` and was undone.
     Timeout start_too_long(limit);
     /// The server ended while it started the session.
     Unavailable start_interrupted();

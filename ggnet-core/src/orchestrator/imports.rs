@@ -448,5 +448,6 @@ fn was_cancelled() -> Error {
 }
 
 fn interrupted(message: &str) -> Error {
-    Error::new(code::import_interrupted(), message).with_hint("Import the file again")
+    Error::new(code::import_interrupted(), message)
+        .with_hint("`ggnet job retry` does it again, or import the file again")
 }

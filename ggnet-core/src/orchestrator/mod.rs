@@ -95,8 +95,8 @@ struct Inner {
     templates: BootTemplates,
     locks: KeyedLocks<MachineId>,
     pending: pending::Pending,
-    /// Serialises what must not race over images: an import's end, a version's deletion, a publication, a new
-    /// session's choice of version.
+    /// Serialises what must not race over images: an import's beginning and end, a job's retry, a version's deletion, a
+    /// publication, a new session's choice of version.
     image_lock: tokio::sync::RwLock<()>,
     jobs: jobs::Jobs,
     /// Set once what an earlier process's imports left behind is cleaned up: only then may new versions be made.

@@ -3,11 +3,11 @@
 //! | port | `read` | `change` | `stall` |
 //! |---|---|---|---|
 //! | store | every look-up and list | `commit`, `prune` | |
-//! | target | `list`, `connections` | `ensure`, `remove` (which flushes the disk first) | |
+//! | target | `list`, `get`, `endpoint`, `connections` | `ensure`, `remove` (which flushes the disk first) | |
 //! | writeback | `list`, `get` | `ensure`, `freeze`, `remove` | |
 //! | images | `open`, `list`, `get` | `draft`, `seal`, `adopt`, `remove` | |
-//! | dhcp | `list` | `ensure`, `remove` (which may restart a daemon, once for many calls) | |
-//! | boot files | `list`, `read` | `ensure`, `remove` | |
+//! | dhcp | `list`, `get` | `apply` (which may restart a daemon, once for a set) | |
+//! | boot files | `list`, `get`, `read` | `ensure`, `remove` | |
 //! | converter | `probe` | | `convert`: the time without progress; it has no limit in all |
 //!
 //! `health` and `shutdown` of each port have limits of their own. `name`, `capabilities` and `attach` are no calls into the world.

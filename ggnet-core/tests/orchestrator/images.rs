@@ -403,7 +403,7 @@ async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
     let why = failed.failure.unwrap();
     assert_eq!(
         (why.code.as_str(), why.hint.as_deref()),
-        ("import_interrupted", Some("Import the file again"))
+        ("import_interrupted", Some("`ggnet job retry` does it again, or import the file again"))
     );
     assert_eq!(ended(&p, version.id).await.state, VersionState::Ready, "one that is under way goes on");
     assert_eq!(p.image_ids().await.len(), 1);

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use ggnet_core::{
     Result,
     ports::ImageStore,
-    registry::{Descriptor, Finding, Level, Settings, Wiring, settings},
+    registry::{Descriptor, Finding, Level, Settings, Wiring},
 };
 
 use super::{ImageFiles, ImageFilesConfig, NAME};
@@ -19,29 +19,23 @@ const WANTED: u64 = 10 << 30;
 pub fn descriptor() -> Descriptor<dyn ImageStore> {
     Descriptor::new(NAME, make)
         .summary("A file for each image version, or a layer over another version")
-        .keys(&[("dir", "Where the versions stand; left out: images in the data folder")])
+        .keys(&[])
         .check(check)
 }
 
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    /// Where the versions stand.
-    dir: Option<PathBuf>,
+/// Always in the data folder, which is locked: names of versions do not say whose they are, and two servers on one folder would remove
+/// each other's.
+fn dir(wiring: &Wiring) -> PathBuf {
+    wiring.data_dir.join("images")
 }
 
-fn read(wiring: &Wiring, table: Settings) -> Result<ImageFilesConfig> {
-    let table: Table = settings(NAME, table)?;
-    Ok(ImageFilesConfig { dir: table.dir.unwrap_or_else(|| wiring.data_dir.join("images")) })
-}
-
-async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn ImageStore>> {
-    let config = read(&wiring, table)?;
+async fn make(wiring: Wiring, _: Settings) -> Result<Arc<dyn ImageStore>> {
+    let config = ImageFilesConfig { dir: dir(&wiring) };
     Ok(Arc::new(opened(move || ImageFiles::open(&config)).await?))
 }
 
-async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
-    let dir = read(&wiring, table)?.dir;
+async fn check(wiring: Wiring, _: Settings) -> Result<Vec<Finding>> {
+    let dir = dir(&wiring);
     host::look(move || {
         let mut findings = vec![host::free_space(&dir, WANTED)];
         // One that is not there yet is made at the start.

@@ -56,6 +56,11 @@ impl Orchestrator {
     /// Records an import and returns at once with the version being made: now, or when its [job](Self::version_job)'s turn comes.
     pub async fn import(&self, request: ImportRequest) -> Result<(Image, ImageVersion)> {
         authorize(&request.by, Command::ImageImport)?;
+        // Record and audit are text. A link of a plain name may lead to such a file.
+        if request.path.to_str().is_none() {
+            let message = format!("The name of the file {} is not UTF-8 text", request.path.display());
+            return Err(Error::invalid("path", message).with_hint("Rename it, or its folder"));
+        }
         let this = self.clone();
         self.run(async move {
             this.wait_for_sweep().await?;
@@ -393,7 +398,10 @@ impl Orchestrator {
     }
 
     async fn try_interrupted_imports(&self) -> Result<()> {
-        self.end_abandoned_jobs(EndReason::ServerEnded).await?;
+        // One that cannot be ended now stays live, and its version `importing`; the reconciler goes on with it.
+        if let Err(e) = self.end_abandoned_jobs(EndReason::ServerEnded).await {
+            tracing::warn!(error = %e.report(), "an interrupted job is left as it is");
+        }
         // Those that are queued have not begun; the others are of a GGnet that had no jobs, or publications.
         let in_jobs = self.versions_in_jobs().await?;
         let store = self.inner.ports.store();

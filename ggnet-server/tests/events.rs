@@ -5,7 +5,7 @@ mod support;
 use ggnet_core::registry::Registry;
 use ggnet_server::{config::Config, serve::Server};
 use serde_json::Value;
-use support::{get, image};
+use support::{answer, get, image};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_are_read_on_from_a_cursor_and_the_newest_without_one() {
@@ -50,5 +50,22 @@ async fn events_are_read_on_from_a_cursor_and_the_newest_without_one() {
         assert_eq!(refused["code"], code, "{refused}");
         assert!(refused["hint"].is_string(), "{refused}");
     }
+
+    // Who follows a machine of which nothing was heard goes on all the same: its cursor would be forgotten one day.
+    let body = r#"{"name":"pc-1","macs":["52:54:00:aa:00:01"]}"#;
+    let request = format!(
+        "POST /api/v1/machines HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        server.http,
+        body.len()
+    );
+    let made = answer(server.http, request).await;
+    assert!(made.starts_with("HTTP/1.1 201"), "{made}");
+    let heard = ask("machine=pc-1").await;
+    assert_eq!(heard["items"].as_array().unwrap().len(), 1, "{heard}");
+    image(&server.orchestrator, "windows").await;
+    let quiet = ask(&format!("machine=pc-1&after={}", heard["cursor"].as_str().unwrap())).await;
+    assert_eq!(quiet["items"], Value::Array(vec![]));
+    assert_eq!(quiet["cursor"], ask("newest=true&limit=1").await["cursor"]);
     server.stop().await;
 }

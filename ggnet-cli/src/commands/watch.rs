@@ -25,7 +25,7 @@ const POLL: Duration = Duration::from_millis(250);
 /// How many events one request brings at most.
 const AT_ONCE: u32 = 1000;
 /// Of no interest to one who watches machines boot.
-const ELSEWHERE: [&str; 3] = ["image_", "version_", "target_"];
+const ELSEWHERE: [&str; 4] = ["image_", "version_", "target_", "job_"];
 
 /// Watches until the stage is reached, the time is over, or Ctrl-C.
 pub async fn watch(context: &Context, o: Watch) -> Result<()> {
@@ -119,7 +119,7 @@ impl Watcher {
 
     /// One line; whether it is what was waited for.
     async fn show(&mut self, entry: &Entry) -> Result<bool> {
-        if ELSEWHERE.iter().any(|prefix| entry.kind.starts_with(prefix)) {
+        if is_elsewhere(&entry.kind) {
             return Ok(false);
         }
         let name = match entry.machine {
@@ -148,6 +148,10 @@ impl Watcher {
     }
 }
 
+fn is_elsewhere(kind: &str) -> bool {
+    ELSEWHERE.iter().any(|prefix| kind.starts_with(prefix))
+}
+
 fn line(entry: &Entry, machine: Option<&str>, since: Option<i64>) -> String {
     let step = since.map(time::step).unwrap_or_default();
     let text = format!(
@@ -173,7 +177,17 @@ fn with(entry: &Entry, machine: Option<&str>, since: Option<i64>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use ggnet_core::nouns::{EventKind, JobId, JobState};
+
     use super::*;
+
+    #[test]
+    fn what_images_and_jobs_do_is_not_shown_to_one_who_watches_machines() {
+        let elsewhere = |kind: EventKind| is_elsewhere(json!(kind)["kind"].as_str().unwrap());
+        assert!(elsewhere(EventKind::VersionImporting) && elsewhere(EventKind::ImageUpdated));
+        assert!(elsewhere(EventKind::JobChanged { job: JobId::generate(), state: JobState::Running }));
+        assert!(!elsewhere(EventKind::SessionActive) && !elsewhere(EventKind::MachineUpdated));
+    }
 
     #[test]
     fn a_line_says_when_who_what_and_how_long() {

@@ -112,7 +112,10 @@ impl LockedMachine<'_> {
         match self.ensure_generation_over(session, &generation, &versions).await {
             Ok(endpoint) => Ok((generation, Some(endpoint))),
             Err(e) => {
-                self.drop_next(session, Removal::Force).await?;
+                // Why it could not be made is the answer; what is left of it expires.
+                if let Err(left) = self.drop_next(session, Removal::Force).await {
+                    tracing::warn!(session = %session.id, error = %left.report(), "a generation that could not be made is left to the reconciler");
+                }
                 Err(e)
             }
         }

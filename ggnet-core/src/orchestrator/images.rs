@@ -177,6 +177,26 @@ impl Orchestrator {
         .with_hint("Delete that version first"))
     }
 
+    /// Adds to the batch that the image's current version is this one, where that is wanted or it has none. The caller holds the image lock.
+    pub(super) async fn with_current(
+        &self,
+        batch: Batch,
+        version: &ImageVersion,
+        is_wanted: bool,
+        by: &Principal,
+    ) -> Result<Batch> {
+        let image = self.inner.ports.store().image(version.image).await?;
+        let Some(mut image) = image.filter(|image| is_wanted || image.current.is_none()) else {
+            return Ok(batch);
+        };
+        let row = self.audit(by, AuditAction::ImageSetCurrent, AuditSubject::Image(image.id));
+        let row = row.before(json!({ "current": image.current })).after(json!({ "current": version.id }));
+        let event = self.event(EventKind::ImageUpdated).image(image.id);
+        image.current = Some(version.id);
+        image.updated_at = self.now();
+        Ok(batch.write(Write::Image(image)).event(event).audit(row))
+    }
+
     /// Removes the bytes of a version that no record wants any more; what cannot be removed is found again at the next start.
     pub(super) async fn remove_bytes(&self, version: ImageVersionId) {
         if let Err(e) = self.inner.ports.images().remove(version, Removal::Force).await {

@@ -24,9 +24,9 @@ use crate::{
     error::{Error, Result, code},
     nouns::{
         AuditAction, AuditSubject, EventKind, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId,
-        ImportJob, Job, JobKind, JobSubject, Name, Principal, VersionSource, VersionState,
+        ImportJob, Job, JobKind, JobSubject, Name, Principal, SystemPart, VersionSource, VersionState,
     },
-    ports::{Batch, ConvertSpec, ImageSpec, Write},
+    ports::{Batch, Completeness, ConvertSpec, ImageSpec, Write},
 };
 
 /// An import.
@@ -56,6 +56,11 @@ impl Orchestrator {
     /// Records an import and returns at once with the version being made: now, or when its [job](Self::version_job)'s turn comes.
     pub async fn import(&self, request: ImportRequest) -> Result<(Image, ImageVersion)> {
         authorize(&request.by, Command::ImageImport)?;
+        // Record and audit are text. A link of a plain name may lead to such a file.
+        if request.path.to_str().is_none() {
+            let message = format!("The name of the file {} is not UTF-8 text", request.path.display());
+            return Err(Error::invalid("path", message).with_hint("Rename it, or its folder"));
+        }
         let this = self.clone();
         self.run(async move {
             this.wait_for_sweep().await?;
@@ -275,17 +280,8 @@ impl Orchestrator {
                 version.size_bytes = *size_bytes;
                 version.sha256 = Some(sha256.clone());
                 let event = self.event(EventKind::VersionReady).image(version.image);
-                let (image, id) = (self.inner.ports.store().image(version.image).await?, version.id);
-                batch = batch.write(Write::Version(version)).event(event);
-                if let Some(mut image) = image.filter(|i| request.make_current || i.current.is_none()) {
-                    let row =
-                        self.audit(&running.by, AuditAction::ImageSetCurrent, AuditSubject::Image(image.id));
-                    let row = row.before(json!({ "current": image.current })).after(json!({ "current": id }));
-                    let event = self.event(EventKind::ImageUpdated).image(image.id);
-                    image.current = Some(id);
-                    image.updated_at = self.now();
-                    batch = batch.write(Write::Image(image)).event(event).audit(row);
-                }
+                batch = batch.write(Write::Version(version.clone())).event(event);
+                batch = self.with_current(batch, &version, request.make_current, &running.by).await?;
             }
             Err(e) => batch = self.failed_version(version, e),
         }
@@ -402,7 +398,10 @@ impl Orchestrator {
     }
 
     async fn try_interrupted_imports(&self) -> Result<()> {
-        self.end_abandoned_jobs(EndReason::ServerEnded).await?;
+        // One that cannot be ended now stays live, and its version `importing`; the reconciler goes on with it.
+        if let Err(e) = self.end_abandoned_jobs(EndReason::ServerEnded).await {
+            tracing::warn!(error = %e.report(), "an interrupted job is left as it is");
+        }
         // Those that are queued have not begun; the others are of a GGnet that had no jobs, or publications.
         let in_jobs = self.versions_in_jobs().await?;
         let store = self.inner.ports.store();
@@ -421,11 +420,25 @@ impl Orchestrator {
         // The newest first: what stands on another is younger.
         listed.sort_by_key(|listed| std::cmp::Reverse(listed.id));
         for found in listed {
-            // A failed one has no bytes, unless its converter was cut off and went on to its end unheard.
-            let version = store.version(found.id).await?;
-            if version.is_none_or(|v| v.state == VersionState::Failed) {
-                tracing::info!(version = %found.id, "removing bytes that no image version explains");
-                self.remove_bytes(found.id).await;
+            match store.version(found.id).await? {
+                Some(version) if version.state != VersionState::Failed => {}
+                // What a machine kept is nowhere else any more.
+                Some(version)
+                    if matches!(version.source, VersionSource::Writeback { .. })
+                        && found.completeness == Completeness::Whole =>
+                {
+                    tracing::warn!(version = %found.id, "a publication that had failed has its bytes: it is ready");
+                    let by = Principal::system(SystemPart::Upkeep);
+                    let _image = self.inner.image_lock.write().await;
+                    if let Err(e) = self.record_published(version, &found, false, &by).await {
+                        tracing::warn!(version = %found.id, error = %e.report(), "it is left as it is");
+                    }
+                }
+                // A failed import has no bytes, unless its converter was cut off and went on to its end unheard.
+                Some(_) | None => {
+                    tracing::info!(version = %found.id, "removing bytes that no image version explains");
+                    self.remove_bytes(found.id).await;
+                }
             }
         }
         Ok(())

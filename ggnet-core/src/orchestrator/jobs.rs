@@ -15,12 +15,13 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU16, Ordering},
     },
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use jiff::SignedDuration;
 use serde_json::json;
 use tokio::{
@@ -44,8 +45,9 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// A claim whose heartbeat is older is lost: its server has died, or cannot reach the store.
 const CLAIM_LOST_AFTER: SignedDuration = SignedDuration::from_secs(120);
-/// How soon a claim that could not be recorded is recorded again.
+/// How soon a claim that could not be recorded is recorded again; doubled each time. On a full disk that may take days.
 const CLAIM_AGAIN: Duration = Duration::from_secs(1);
+const CLAIM_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// Why a job without a task ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,9 +95,17 @@ impl Running {
     }
 }
 
+/// The tasks, by their jobs.
+#[derive(Default)]
+struct Tasks {
+    by_job: HashMap<JobId, Running>,
+    /// A list of versions asks for each of them.
+    by_subject: HashMap<JobSubject, JobId>,
+}
+
 /// The jobs that have a task here, and the places to run in.
 pub(super) struct Jobs {
-    known: Mutex<HashMap<JobId, Running>>,
+    known: Mutex<Tasks>,
     /// Fair: the task that waits longest runs first.
     places: Arc<Semaphore>,
     /// Held from reading a job until its change is recorded, so that heartbeats, cancels and ends in this process do not conflict.
@@ -117,26 +127,49 @@ impl Jobs {
         Arc::clone(&self.places).try_acquire_owned().ok()
     }
 
+    /// A place when one is free. Its turn is taken by this call, and not when it is first waited for: many tasks that are spawned one after
+    /// the other are first run in any order.
+    fn turn(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + Send + use<> {
+        let mut place = Box::pin(Arc::clone(&self.places).acquire_owned());
+        let free = place.as_mut().now_or_never();
+        async move {
+            match free {
+                Some(place) => place.ok(),
+                None => place.await.ok(),
+            }
+        }
+    }
+
     /// The task that works on this, or waits for its turn to.
     pub(super) fn on(&self, subject: JobSubject) -> Option<Running> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.values().find(|running| running.subject == subject).cloned()
+        let known = self.known();
+        known.by_subject.get(&subject).and_then(|job| known.by_job.get(job)).cloned()
     }
 
     fn get(&self, id: JobId) -> Option<Running> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.known().by_job.get(&id).cloned()
     }
 
     fn insert(&self, running: Running) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(running.job, running);
+        let mut known = self.known();
+        known.by_subject.insert(running.subject, running.job);
+        known.by_job.insert(running.job, running);
     }
 
     /// Forgets this task, but not one that took the job up again.
     fn remove(&self, running: &Running) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.get(&running.job).is_some_and(|now| Arc::ptr_eq(&now.per_mille, &running.per_mille)) {
-            known.remove(&running.job);
+        let mut known = self.known();
+        let now = known.by_job.get(&running.job);
+        if now.is_some_and(|now| Arc::ptr_eq(&now.per_mille, &running.per_mille)) {
+            known.by_job.remove(&running.job);
+            if known.by_subject.get(&running.subject) == Some(&running.job) {
+                known.by_subject.remove(&running.subject);
+            }
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Tasks> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -278,13 +311,14 @@ impl Orchestrator {
             cancel: self.inner.cancel.child_token(),
         };
         self.inner.jobs.insert(running.clone());
+        let place = place.ok_or_else(|| self.inner.jobs.turn());
         let this = self.clone();
         self.spawn(async move {
             // Also dropped by a panic: then the job has no task, and the reconciler ends it.
             let _known = Known { jobs: &this.inner.jobs, running: running.clone() };
             let turn = match place {
-                Some(place) => Some((place, running.epoch)),
-                None => this.wait_for_place(&running).await,
+                Ok(place) => Some((place, running.epoch)),
+                Err(turn) => this.wait_for_place(&running, turn).await,
             };
             match turn {
                 // The place is held until the end is recorded.
@@ -295,17 +329,22 @@ impl Orchestrator {
     }
 
     /// Waits for a place and claims the job; none: it was cancelled meanwhile, or is not to be done any more.
-    async fn wait_for_place(&self, running: &Running) -> Option<(OwnedSemaphorePermit, u64)> {
-        let places = Arc::clone(&self.inner.jobs.places);
-        let place = running.cancel.run_until_cancelled(places.acquire_owned()).await?.ok()?;
+    async fn wait_for_place(
+        &self,
+        running: &Running,
+        turn: impl Future<Output = Option<OwnedSemaphorePermit>>,
+    ) -> Option<(OwnedSemaphorePermit, u64)> {
+        let place = running.cancel.run_until_cancelled(turn).await??;
+        let mut wait = CLAIM_AGAIN;
         loop {
             match self.claim_queued(running.job).await {
                 Ok(epoch) => return epoch.map(|epoch| (place, epoch)),
                 Err(e) => {
-                    tracing::error!(job = %running.job, error = %e.report(), "could not claim a job; it is tried again");
+                    tracing::error!(job = %running.job, error = %e.report(), again_in = ?wait, "could not claim a job");
                 }
             }
-            running.cancel.run_until_cancelled(sleep(CLAIM_AGAIN)).await?;
+            running.cancel.run_until_cancelled(sleep(wait)).await?;
+            wait = (wait * 2).min(CLAIM_AGAIN_AT_MOST);
         }
     }
 
@@ -421,22 +460,27 @@ impl Orchestrator {
         if !live.iter().any(|job| self.is_abandoned(job) || self.lacks_a_task(job)) {
             return Ok(0);
         }
-        let ended = self.end_abandoned_jobs(EndReason::WorkEnded).await?;
+        let ended = self.end_abandoned_jobs(EndReason::WorkEnded).await;
         self.start_queued_jobs().await?;
-        Ok(ended)
+        ended
     }
 
-    /// Ends what nobody works on: running jobs of this server without a task here, and those of another server whose claim is lost.
+    /// Ends what nobody works on: running jobs of this server without a task here, and those of another server whose claim is lost. An error
+    /// where one could not be ended.
     pub(super) async fn end_abandoned_jobs(&self, why: EndReason) -> Result<u64> {
         // Whoever begins a job holds this until its task is known.
         let _image = self.inner.image_lock.write().await;
-        let mut ended = 0;
+        let (mut ended, mut left) = (0, Ok(()));
         for job in self.inner.ports.store().live_jobs().await? {
             if self.is_abandoned(&job) {
-                ended += u64::from(self.end_job(job.id, |job| self.is_abandoned(job), why).await?);
+                // One that cannot be ended now keeps no other from it.
+                match self.end_job(job.id, |job| self.is_abandoned(job), why).await {
+                    Ok(has_ended) => ended += u64::from(has_ended),
+                    Err(e) => left = Err(e),
+                }
             }
         }
-        Ok(ended)
+        left.map(|()| ended)
     }
 
     fn is_abandoned(&self, job: &Job) -> bool {
@@ -455,6 +499,9 @@ impl Orchestrator {
         let _changing = self.inner.jobs.changing.lock().await;
         let job = self.inner.ports.store().job(id).await?;
         let Some(job) = job.filter(|job| job.state.is_live() && still(job)) else { return Ok(false) };
+        // It was not begun, so nothing else ended it, whoever finds it.
+        let was_cancelled = job.state == JobState::Queued && job.cancel_requested;
+        let why = if was_cancelled { EndReason::Cancelled } else { why };
         tracing::info!(job = %id, title = %job.title, ?why, "ending a job without a task");
         match job.kind.clone() {
             JobKind::Import(import) => self.end_import(job, &import, why).await?,
@@ -466,14 +513,17 @@ impl Orchestrator {
     async fn start_queued_jobs(&self) -> Result<()> {
         // Whoever begins a job holds this until its task is known.
         let _image = self.inner.image_lock.write().await;
+        let mut left = Ok(());
         for job in self.inner.ports.store().live_jobs().await? {
             if self.lacks_a_task(&job) {
-                match job.kind.clone() {
-                    JobKind::Import(import) => self.start_queued_import(job, import).await?,
-                }
+                let started = match job.kind.clone() {
+                    JobKind::Import(import) => self.start_queued_import(job, import).await,
+                };
+                // One that cannot be started now keeps no other from it.
+                left = started.and(left);
             }
         }
-        Ok(())
+        left
     }
 
     fn lacks_a_task(&self, job: &Job) -> bool {
@@ -506,5 +556,25 @@ impl Orchestrator {
             Some(running) => running.with_progress(job),
             None => job,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_is_taken_when_it_is_asked_for_and_not_when_it_is_waited_for() {
+        let jobs = Jobs::new(1);
+        let held = jobs.place().unwrap();
+        let (first, second) = (jobs.turn(), jobs.turn());
+        let mut second = pin!(second);
+        assert!(second.as_mut().now_or_never().is_none());
+        drop(held);
+        assert!(second.as_mut().now_or_never().is_none() && jobs.place().is_none(), "it is the first one's");
+        drop(first.await.unwrap());
+        assert!(second.await.is_some());
     }
 }

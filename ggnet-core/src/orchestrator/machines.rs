@@ -2,12 +2,12 @@
 
 use serde_json::json;
 
-use super::{Orchestrator, locked_machine::LockedMachine};
+use super::{Orchestrator, locked_machine::LockedMachine, publish::being_published};
 use crate::{
     authorization::{Command, authorize},
     error::{Error, Result, code},
     nouns::{
-        AuditAction, AuditSubject, EventKind, MacAddr, Machine, MachineId, Principal, ResourceId,
+        AuditAction, AuditSubject, EventKind, MacAddr, Machine, MachineId, Name, Principal, ResourceId,
         WritebackPolicy,
     },
     ports::{Batch, Removal, Write},
@@ -140,7 +140,7 @@ impl Orchestrator {
             if let Err(e) = locked.settle_boot(&gone, false).await {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
-            if let Err(e) = locked.remove_kept(Removal::Force).await {
+            if let (_, Err(e)) = locked.remove_kept(&gone.name, Removal::Force).await {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
             Ok(())
@@ -148,7 +148,7 @@ impl Orchestrator {
         .await
     }
 
-    /// Throws away what a `keep` machine has written. `Conflict` while it has a live session.
+    /// Throws away what a `keep` machine has written. `Conflict` while it has a live session; `Busy` while it is being published.
     pub async fn discard_kept_writeback(&self, id: MachineId, by: &Principal) -> Result<()> {
         authorize(by, Command::MachineDiscardWriteback)?;
         let (this, by) = (self.clone(), by.clone());
@@ -163,11 +163,15 @@ impl Orchestrator {
                 )
                 .with_hint("Stop that session first"));
             }
-            let kept = locked.remove_kept(Removal::IfIdle).await?;
-            let row = this.audit(&by, AuditAction::MachineDiscardWriteback, AuditSubject::Machine(id));
-            let row = row.before(json!({ "writebacks": kept }));
-            let event = this.event(EventKind::MachineUpdated).machine(id);
-            this.record(Batch::new().event(event).audit(row).from_reserve()).await.map(|_| ())
+            let (gone, removed) = locked.remove_kept(&machine.name, Removal::IfIdle).await;
+            // Also when one of several could not be removed: the others are gone.
+            if !gone.is_empty() {
+                let row = this.audit(&by, AuditAction::MachineDiscardWriteback, AuditSubject::Machine(id));
+                let row = row.before(json!({ "writebacks": gone }));
+                let event = this.event(EventKind::MachineUpdated).machine(id);
+                this.record(Batch::new().event(event).audit(row).from_reserve()).await?;
+            }
+            removed
         })
         .await
     }
@@ -211,19 +215,30 @@ impl Orchestrator {
 }
 
 impl LockedMachine<'_> {
-    /// Removes what the machine has kept, the writebacks of its system disk and of its data disks, and says which they were.
-    async fn remove_kept(&self, how: Removal) -> Result<Vec<ResourceId>> {
+    /// Removes what the machine has kept, the writebacks of its system disk and of its data disks, and says which are gone, whatever then
+    /// stood in the way. `Busy`, and nothing has changed, while an unfinished version may be made of it.
+    async fn remove_kept(&self, name: &Name, how: Removal) -> (Vec<ResourceId>, Result<()>) {
+        let mut gone = Vec::new();
+        let removed = self.try_remove_kept(name, how, &mut gone).await;
+        (gone, removed)
+    }
+
+    async fn try_remove_kept(&self, name: &Name, how: Removal, gone: &mut Vec<ResourceId>) -> Result<()> {
         let (id, writebacks) = (self.id(), self.inner.ports.writeback());
         let system = ResourceId::machine(id);
+        if self.is_being_published(&system).await? {
+            return Err(being_published(name));
+        }
         // No record says which data disks it ever had.
         let listed = writebacks.list().await?.into_iter().map(|listed| listed.id);
         let mut kept: Vec<_> =
             listed.filter(|name| *name != system && name.owner() == Some((id, None))).collect();
         kept.push(system);
-        for writeback in &kept {
-            writebacks.remove(writeback, how).await?;
+        for writeback in kept {
+            writebacks.remove(&writeback, how).await?;
+            gone.push(writeback);
         }
-        Ok(kept)
+        Ok(())
     }
 
     /// The record counts; DHCP and boot files follow now, or when the reconciler comes round.

@@ -19,8 +19,8 @@ use crate::{
     authorization::{Command, authorize},
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        AuditAction, AuditSubject, EventKind, Image, ImageVersion, ImageVersionId, Machine, MachineId,
-        Principal, ResourceId, SessionId, SessionState, VersionSource, VersionState,
+        AuditAction, AuditSubject, EventKind, Image, ImageVersion, ImageVersionId, Machine, MachineId, Name,
+        Principal, ResourceId, SessionId, SessionState, SystemPart, VersionSource, VersionState,
     },
     ports::{Batch, Completeness, Frozen, ImageListed, ImageSpec, Write},
 };
@@ -49,11 +49,7 @@ impl Orchestrator {
         authorize(&request.by, Command::ImagePublish)?;
         let this = self.clone();
         self.run(async move {
-            // The clean-up after an earlier process would take this version for that one's.
-            let swept = this.inner.cancel.run_until_cancelled(this.inner.swept.wait()).await;
-            if swept.is_none() {
-                return Err(Error::new(code::shutting_down(), "The server is shutting down"));
-            }
+            this.wait_for_sweep().await?;
             // Held to the end: no session may begin to write.
             let locked = this.lock_machine(request.machine).await;
             locked.publish_kept(&request).await
@@ -110,23 +106,20 @@ impl Orchestrator {
     }
 
     /// Records a published version as ready, and as current if that is wanted or there is none.
-    async fn record_published(
+    pub(super) async fn record_published(
         &self,
         mut version: ImageVersion,
         listed: &ImageListed,
         make_current: bool,
+        by: &Principal,
     ) -> Result<ImageVersion> {
         version.state = VersionState::Ready;
         version.size_bytes = listed.size_bytes;
+        (version.error, version.failure) = (None, None);
         version.finished_at = Some(self.now());
         let event = self.event(EventKind::VersionReady).image(version.image);
-        let mut batch = Batch::new().write(Write::Version(version.clone())).event(event);
-        let image = self.inner.ports.store().image(version.image).await?;
-        if let Some(mut image) = image.filter(|image| make_current || image.current.is_none()) {
-            image.current = Some(version.id);
-            image.updated_at = self.now();
-            batch = batch.write(Write::Image(image));
-        }
+        let batch = Batch::new().write(Write::Version(version.clone())).event(event);
+        let batch = self.with_current(batch, &version, make_current, by).await?;
         // It says how something ended.
         self.record(batch.from_reserve()).await?;
         Ok(version)
@@ -153,15 +146,19 @@ impl Orchestrator {
                 ),
             ));
         };
+        let writeback = ResourceId::machine(session.machine);
         // A session that writes to it could not have begun while the bytes were about to move.
-        let runs = self.runs(session.machine).await?;
-        let adopted = match self.adopted(version.id, &ResourceId::machine(session.machine)).await {
+        let is_written = self.is_written(session.machine, &writeback).await?;
+        let adopted = match self.adopted(version.id, &writeback).await {
             Ok(adopted) => adopted,
-            Err(e) if e.kind() == ErrorKind::Busy && runs => None,
+            Err(e) if e.kind() == ErrorKind::Busy && is_written => None,
             Err(e) => return Err(e),
         };
         match adopted {
-            Some(listed) => self.record_published(version, &listed, false).await.map(|_| ()),
+            Some(listed) => {
+                let by = Principal::system(SystemPart::Reconciler);
+                self.record_published(version, &listed, false, &by).await.map(|_| ())
+            }
             None => {
                 let why = Error::new(
                     code::publish_interrupted(),
@@ -173,9 +170,13 @@ impl Orchestrator {
         }
     }
 
-    async fn runs(&self, machine: MachineId) -> Result<bool> {
+    /// Whether the machine runs on this writeback. One that runs on a disk of its session's own (`discard`) says nothing of it: an adoption
+    /// may be under way.
+    async fn is_written(&self, machine: MachineId, writeback: &ResourceId) -> Result<bool> {
         let live = self.inner.ports.store().live_session(machine).await?;
-        Ok(live.is_some_and(|session| session.state == SessionState::Active))
+        Ok(live.is_some_and(|session| {
+            session.state == SessionState::Active && session.writebacks().any(|id| id == writeback)
+        }))
     }
 
     /// Whether an unfinished version may be made of this writeback: then nobody removes it.
@@ -211,16 +212,13 @@ impl LockedMachine<'_> {
         // Held to the end: the number is taken, the version below stays, and nobody takes this version for abandoned.
         let _image = self.inner.image_lock.write().await;
         if self.is_being_published(&writeback).await? {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("What machine {} keeps is being published already", machine.name),
-            )
-            .with_hint("Wait until that version is ready or failed"));
+            return Err(being_published(&machine.name));
         }
         let (image, version) = self.record_publishing(&machine, last.id, base, request).await?;
         match self.hand_over(&version, &writeback, base).await {
             Ok(listed) => {
-                let version = self.record_published(version, &listed, request.make_current).await?;
+                let version =
+                    self.record_published(version, &listed, request.make_current, &request.by).await?;
                 Ok((p.store().image(image.id).await?.unwrap_or(image), version))
             }
             Err((e, is_as_it_was)) => {
@@ -315,6 +313,12 @@ impl LockedMachine<'_> {
             }
         }
     }
+}
+
+/// What is kept is about to become a version.
+pub(super) fn being_published(machine: &Name) -> Error {
+    Error::new(ErrorKind::Busy, format!("What machine {machine} keeps is being published already"))
+        .with_hint("Wait until that version is ready or failed")
 }
 
 fn nothing_kept(machine: &Machine) -> Error {

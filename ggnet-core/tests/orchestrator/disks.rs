@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use ggnet_core::{
     ErrorKind, Result,
     nouns::{
-        DataAccess, DataDisk, ImageId, ImageVersionId, Machine, Principal, ResourceId, SessionState,
-        WritebackPolicy,
+        AuditAction, DataAccess, DataDisk, ImageId, ImageVersionId, Machine, Principal, ResourceId,
+        SessionState, WritebackPolicy,
     },
     orchestrator::{StartRequest, Started, StopRequest},
     ports::{Removal, Store as _, TargetBackend as _, WritebackStore as _},
@@ -19,7 +19,7 @@ use ggnet_core::{
 
 use crate::{
     crash::{RebootingMachine, dies},
-    house::{House, Process},
+    house::{House, Process, all},
 };
 
 /// How far the last call gets before the kill: not at all, to one of its places, to its end.
@@ -176,6 +176,31 @@ async fn kept_data_disks_are_there_at_each_boot_and_in_the_next_session() {
     p.stop(&p.session(&room.machine).await, true).await.unwrap();
     p.o.delete_machine(room.machine.id, &Principal::embedder()).await.unwrap();
     p.assert_empty("deleted").await;
+}
+
+#[tokio::test]
+async fn what_is_gone_is_in_the_audit_although_another_kept_disk_could_not_be_discarded() {
+    let p = House::new().open().await;
+    let room = Room::new(&p, WritebackPolicy::Keep).await;
+    drop(room.start_and_login(&p).await);
+    p.stop(&p.session(&room.machine).await, true).await.unwrap();
+    let by = Principal::embedder();
+    // The system disk's comes last.
+    p.plan.add(Fault::on("writeback.remove").nth(2).fails(ErrorKind::Unavailable));
+    let e = p.o.discard_kept_writeback(room.machine.id, &by).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unavailable);
+    let (system, data) =
+        (ResourceId::machine(room.machine.id), ResourceId::machine(room.machine.id).on_lun(2));
+    for gone in [&data, &system] {
+        let row = p.store.audit(all()).await.unwrap().items.remove(0);
+        assert_eq!(row.action, AuditAction::MachineDiscardWriteback);
+        assert_eq!(row.before.unwrap()["writebacks"], serde_json::json!([gone]));
+        if *gone == data {
+            assert_eq!(p.left().await["writeback"], BTreeSet::from([system.clone()]));
+            p.o.discard_kept_writeback(room.machine.id, &by).await.unwrap();
+        }
+    }
+    p.assert_empty("discarded").await;
 }
 
 #[tokio::test]

@@ -15,7 +15,10 @@ use ggnet_core::{
         Batch, ConvertSpec, Converted, Health, ImageConverter, ImageProbe, ImageStore as _, JobFilter,
         Progress, SinkForm, Store as _, Write,
     },
-    testkit::{flaky::Fault, memory::MemoryStore},
+    testkit::{
+        flaky::{Fault, FaultPlan},
+        memory::MemoryStore,
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -241,6 +244,81 @@ async fn a_shutdown_leaves_what_waits_for_the_next_start() {
         (JobState::Failed, "import_interrupted")
     );
     assert_eq!(ends(&p, waited).await.state, JobState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_job_that_was_cancelled_and_found_without_a_task_was_cancelled_and_not_interrupted() {
+    let (house, p) = one_at_a_time().await;
+    let (_, ran) = import(&house, &p).await;
+    let (made, waited) = import(&house, &p).await;
+    // Its server died between this and the end of it.
+    let mut asked = job(&p.store, waited).await;
+    asked.cancel_requested = true;
+    p.store.commit(Batch::new().write(Write::Job(Box::new(asked)))).await.unwrap();
+    drop(p);
+    let p = house.open().await;
+    assert_eq!(ends(&p, ran).await.state, JobState::Failed);
+    let ended = ends(&p, waited).await;
+    assert_eq!(
+        (ended.state, ended.failure.unwrap().code.as_str()),
+        (JobState::Cancelled, "import_cancelled")
+    );
+    assert_eq!(version(&p, made).await.state, VersionState::Failed);
+}
+
+#[tokio::test]
+async fn one_job_that_cannot_be_ended_keeps_no_other_from_its_end_or_its_turn() {
+    let mut house = House::new();
+    house.config.jobs_at_once = 2;
+    let p = house.open().await;
+    p.plan.add(Fault::on("image_converter.probe").hangs());
+    let (_, first) = import(&house, &p).await;
+    let (_, second) = import(&house, &p).await;
+    let (_, waited) = import(&house, &p).await;
+    drop(p);
+    let plan = FaultPlan::new();
+    // The look at what the first one was making.
+    plan.add(Fault::on("store.version").nth(1).fails(ErrorKind::Unavailable));
+    let p = house.open_unready(&plan);
+    for (id, state) in [(second, JobState::Failed), (waited, JobState::Succeeded)] {
+        assert_eq!(ends(&p, id).await.state, state);
+    }
+    p.until_serving().await;
+    p.o.reconcile().await;
+    assert_eq!(job(&p.store, first).await.state, JobState::Failed, "later");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_cannot_be_recorded_is_tried_again_and_ever_less_often() {
+    let (house, p) = one_at_a_time().await;
+    let (_, first) = import(&house, &p).await;
+    let (_, second) = import(&house, &p).await;
+    // What ends a job may use the reserve.
+    house.store.set_full(true);
+    p.o.cancel_job(first, &Principal::embedder()).await.unwrap();
+    ends(&p, first).await;
+    let commits = p.plan.calls("store.commit");
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let tried = p.plan.calls("store.commit") - commits;
+    assert!((10..=80).contains(&tried), "{tried} times in an hour");
+    assert_eq!(job(&p.store, second).await.state, JobState::Queued);
+    house.store.set_full(false);
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(ends(&p, second).await.state, JobState::Succeeded);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_whose_name_is_no_text_is_refused_by_name() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let house = House::new();
+    let p = house.open().await;
+    let path = house.dir.path().join(std::ffi::OsStr::from_bytes(b"a\xff.raw"));
+    let e = p.o.import(ImportRequest { path, ..request(&house) }).await.unwrap_err();
+    assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("path")));
+    assert!(e.hint().is_some(), "{e}");
+    assert_eq!(p.store.jobs(&JobFilter::default(), all()).await.unwrap().total, 0);
 }
 
 #[tokio::test]

@@ -76,6 +76,10 @@ async fn what_a_machine_has_kept_becomes_the_next_version_of_its_image() {
             .iter()
             .any(|row| row.action == AuditAction::ImagePublish && row.subject == AuditSubject::Image(image))
     );
+    let current = audit.iter().find(|row| row.action == AuditAction::ImageSetCurrent).unwrap();
+    assert_eq!(current.before.as_ref().unwrap()["current"], base.to_string());
+    assert_eq!(current.after.as_ref().unwrap()["current"], version.id.to_string());
+    assert!(p.all_events().await.contains(&EventKind::ImageUpdated), "subscribers hear of it");
     p.assert_whole("published").await;
 
     // Everybody boots it, with a clean disk over it; and it can be gone on from.
@@ -227,6 +231,42 @@ async fn an_adoption_that_outlives_its_limit_is_waited_for() {
     p.assert_whole("in the end").await;
 }
 
+/// Booted on a disk of its session's own meanwhile, its machine says nothing of what it keeps.
+#[tokio::test(start_paused = true)]
+async fn an_adoption_is_waited_for_while_its_machine_runs_on_another_disk() {
+    let house = House::new();
+    let p = house.open().await;
+    let (machine, ..) = kept(&p, 3).await;
+    p.plan.add(Fault::on("image.adopt").nth(1).is_delayed(Duration::from_secs(500)));
+    p.o.publish(request(&machine)).await.unwrap_err();
+    let version = p.store.importing_versions().await.unwrap()[0].id;
+    p.update(&machine, |m| m.writeback = WritebackPolicy::Discard).await;
+    p.start(&machine).await.unwrap();
+    p.o.reconcile().await;
+    assert_eq!(p.store.version(version).await.unwrap().unwrap().state, VersionState::Importing);
+    tokio::time::sleep(Duration::from_secs(500)).await;
+    p.o.reconcile().await;
+    assert_eq!(p.store.version(version).await.unwrap().unwrap().state, VersionState::Ready);
+    assert_eq!(p.image_bytes(version).await[..512], [3; 512]);
+    p.assert_whole("in the end").await;
+}
+
+/// Whatever recorded it as failed: what the machine kept is nowhere else.
+#[tokio::test]
+async fn the_bytes_of_a_failed_publication_are_never_taken_for_leftovers() {
+    let house = House::new();
+    let p = house.open().await;
+    let (machine, ..) = kept(&p, 6).await;
+    let (_, version) = p.o.publish(request(&machine)).await.unwrap();
+    let mut failed = p.store.version(version.id).await.unwrap().unwrap();
+    (failed.state, failed.error) = (VersionState::Failed, Some("lost".to_owned()));
+    p.store.commit(Batch::new().write(Write::Version(failed))).await.unwrap();
+    let p = house.open().await;
+    let ready = p.store.version(version.id).await.unwrap().unwrap();
+    assert_eq!((ready.state, ready.error), (VersionState::Ready, None));
+    assert_eq!(p.image_bytes(version.id).await[..512], [6; 512]);
+}
+
 /// As after a start at which the folder of the images was not mounted: what is neither here nor there is not given up.
 #[tokio::test]
 async fn bytes_that_are_in_no_place_are_waited_for() {
@@ -265,6 +305,8 @@ async fn a_publication_that_did_not_come_to_its_bytes_is_failed_and_may_begin_ag
     let (machine, _, base) = kept(&p, 1).await;
     let version = begun(&p, &machine, base).await;
     assert_eq!(p.o.publish(request(&machine)).await.unwrap_err().kind(), ErrorKind::Busy, "one at a time");
+    let by = Principal::embedder();
+    assert_eq!(p.o.discard_kept_writeback(machine.id, &by).await.unwrap_err().kind(), ErrorKind::Busy);
     p.reconcile().await;
     let failed = p.store.version(version).await.unwrap().unwrap();
     assert_eq!(failed.state, VersionState::Failed);
@@ -281,7 +323,7 @@ async fn the_reconciler_removes_no_writeback_that_a_version_is_to_be_made_of() {
     let (machine, _, base) = kept(&p, 1).await;
     let version = begun(&p, &machine, base).await;
     // Its machine is gone, and it cannot be said where the version's bytes are.
-    p.store.commit(Batch::new().write(Write::DeleteMachine(machine.id))).await.unwrap();
+    p.o.delete_machine(machine.id, &Principal::embedder()).await.unwrap();
     p.plan.add(Fault::on("image.get").fails(ErrorKind::Unavailable));
     p.o.reconcile().await;
     assert!(keeps(&p, &machine).await, "it may be wanted");

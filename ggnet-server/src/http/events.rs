@@ -58,12 +58,18 @@ pub async fn events(
         Some(reference) => Some(read.machine(reference).await?.id),
         None => None,
     };
+    // Asked before: nothing of this machine lies between `after` and it when there is nothing in the answer. A follower of a quiet machine
+    // would else keep a cursor that is forgotten one day.
+    let newest = match machine {
+        Some(_) => read.newest_events(1, None).await?.pop(),
+        None => None,
+    };
     let items = if q.newest {
         read.newest_events(limit, machine).await?
     } else {
         read.events(after.clone(), limit, machine).await?
     };
-    let cursor = items.last().map(|event| event.cursor.clone()).or(after);
+    let cursor = items.last().or(newest.as_ref()).map(|event| event.cursor.clone()).or(after);
     Ok(Json(EventListResponse { items, cursor }))
 }
 

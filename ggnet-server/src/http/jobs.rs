@@ -56,7 +56,11 @@ pub async fn retry(
     Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<JobId>,
 ) -> Answer<(StatusCode, Json<Job>)> {
-    if let JobKind::Import(import) = app.orchestrator.job(id).await?.kind {
+    let job = app.orchestrator.job(id).await?;
+    // What is no job to retry is refused for that.
+    if let JobKind::Import(import) = job.kind
+        && job.state.can_be_retried()
+    {
         // Links and the configuration may have changed since it was asked for.
         let path = import.path.clone();
         let now = confined(&app.import_dirs, import.path).await?;

@@ -6,8 +6,8 @@
 //! **Schema** (`migrations/`): what is queried or constrained is a column, and the record itself is one JSON document beside
 //! them, the noun's own serde form. Uniqueness, references and "one live session per machine" are thus constraints of the
 //! database, and a new field of a noun (with a serde default) needs no migration. Session counters are kept by triggers. CHAP
-//! credentials are in no document: they stand sealed in columns of their own (see `seal.rs`). Statements are written so that they
-//! run on PostgreSQL too ($1, RETURNING, ON CONFLICT); only migrations and error codes are SQLite's.
+//! credentials are in no document: they stand sealed in columns of their own (see `seal.rs`). Most statements would run on PostgreSQL
+//! too ($1, RETURNING, ON CONFLICT); SQLite's are the migrations, the error codes, what reads JSON and what asks for the newest event.
 //!
 //! ```text
 //!   commit ──▶ spawned task ──▶ writer's lock ──▶ BEGIN IMMEDIATE ─▶ changes ─▶ COMMIT ─▶ connection put back

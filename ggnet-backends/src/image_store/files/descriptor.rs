@@ -37,7 +37,12 @@ fn read(wiring: &Wiring, table: Settings) -> Result<ImageFilesConfig> {
 
 async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn ImageStore>> {
     let config = read(&wiring, table)?;
-    Ok(Arc::new(opened(move || ImageFiles::open(&config)).await?))
+    let images = opened(move || {
+        let images = ImageFiles::open(&config)?;
+        images.claim(&wiring.instance)?;
+        Ok(images)
+    });
+    Ok(Arc::new(images.await?))
 }
 
 async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {

@@ -8,7 +8,7 @@
 //!   (nothing) ── draft ──▶ .draft-<id>.raw ── seal ──▶ <id>.raw
 //!   <writebacks>/<instance>-<writeback>/ ── adopt ──▶ <id>/          the same folder, under another name
 //! ```
-//! Floors: `mod` → `versions` → `names`, [`crate::layers`] (reading through a chain of layers) → `files`.
+//! Floors: `mod` → `versions` → `names`, `owner`, [`crate::layers`] (reading through a chain of layers) → `files`.
 //!
 //! A link in a version's place is served, as a writeback's is: somebody moved a large image to another disk. What it points at is never
 //! removed. A draft that is a link is refused.
@@ -17,6 +17,7 @@
 
 mod descriptor;
 mod names;
+mod owner;
 #[cfg(test)]
 #[cfg(all(feature = "writeback-layers", feature = "writeback-reflink"))]
 mod tests;
@@ -34,7 +35,7 @@ use async_trait::async_trait;
 use ggnet_core::{
     block::DiskForm,
     error::{Error, ErrorKind, Result},
-    nouns::ImageVersionId,
+    nouns::{ImageVersionId, InstanceId},
     ports::{
         Frozen, Health, ImageCapabilities, ImageListed, ImageSpec, ImageStore, OpenImage, Removal, Sink,
         SinkForm,
@@ -78,8 +79,20 @@ impl ImageFiles {
     pub fn open(config: &ImageFilesConfig) -> Result<Self> {
         // Targets elsewhere in the system open the files: our working folder means nothing to them.
         let dir = absolute(&config.dir).and_then(|dir| make_folder(&dir).map(|()| dir));
-        let dir = dir.map_err(|e| e.with_backend(NAME).with_operation("open"))?;
-        Ok(Self::open_over(Arc::new(OsFiles), dir))
+        let in_context = |e: Error| e.with_backend(NAME).with_operation("open");
+        let images = Self::open_over(Arc::new(OsFiles), dir.map_err(in_context)?);
+        images.inner.versions.settle_names().map_err(in_context)?;
+        Ok(images)
+    }
+
+    /// Makes the folder this GGnet's: who opens it next under another id is refused. Whoever removes versions that no record explains does
+    /// this first. Waits for the disk.
+    ///
+    /// # Errors
+    /// `Invalid` (field `dir`) for another GGnet's folder; what the operating system says of it.
+    pub fn claim(&self, instance: &InstanceId) -> Result<()> {
+        let claimed = self.inner.versions.claim(instance);
+        claimed.map_err(|e| e.with_backend(NAME).with_operation("open"))
     }
 
     /// As [`ImageFiles::open`], over any files.

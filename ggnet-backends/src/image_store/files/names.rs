@@ -5,6 +5,7 @@
 //!         <version>/                a version that is a layer over another: `data` and `durable` of a writeback in layers
 //!         .draft-<version>.raw      a raw version that is not sealed
 //!         .removed-<version>/       a layer that is being removed
+//!         .instance                 whose folder it is: see `owner`
 //! ```
 //! `<version>` is the id as 32 hexadecimal digits. Every other name is somebody else's: never listed, never touched.
 

@@ -18,11 +18,14 @@ use std::{
 use ggnet_core::{
     block::{BlockDevice, Disk, DiskForm},
     error::{Error, ErrorKind, Result},
-    nouns::{ImageFormat, ImageVersionId},
+    nouns::{ImageFormat, ImageVersionId, InstanceId},
     ports::{Completeness, Frozen, Health, Hold, ImageListed, ImageSpec, OpenImage, Removal, Sink},
 };
 
-use super::names::{Found, Names, found};
+use super::{
+    names::{Found, Names, found},
+    owner,
+};
 use crate::{
     files::{
         Files, Open, Place, RAW_FILE, Words, check_len, check_size, damaged, gone_is_none, remove_folder,
@@ -89,6 +92,17 @@ impl Versions {
         for cell in cells {
             drop(locked(&cell));
         }
+    }
+
+    /// Makes the folder this instance's.
+    pub(super) fn claim(&self, instance: &InstanceId) -> Result<()> {
+        owner::claim(&*self.files, self.names.dir(), instance)
+    }
+
+    /// Makes the names in the folder safe: a process that was killed between a rename and its sync left them, and who finds a version here
+    /// records it as ready.
+    pub(super) fn settle_names(&self) -> Result<()> {
+        self.sync(self.names.dir()).map_err(self.at("Syncing"))
     }
 
     /// The error of work in the folder.

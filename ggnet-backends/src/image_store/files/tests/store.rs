@@ -225,6 +225,24 @@ async fn what_is_not_ours_is_neither_listed_nor_removed_and_what_older_ones_left
 }
 
 #[tokio::test]
+async fn a_folder_is_one_instances_and_another_is_refused_before_it_removes_anything() {
+    let room = Room::new();
+    let (ours, theirs) = (InstanceId::generate(), InstanceId::generate());
+    // As in a folder from before there were marks.
+    let id = room.imported(1);
+    room.images.claim(&ours).unwrap();
+    room.reopened().claim(&ours).unwrap();
+    let e = room.reopened().claim(&theirs).unwrap_err();
+    assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("dir")), "{}", e.report());
+    assert!(e.message().contains(ours.as_str()) && e.hint().is_some(), "{}", e.report());
+    assert_eq!(room.names(), [".instance".to_owned(), format!("{}.raw", id.simple())]);
+    assert_eq!(room.images.list().await.unwrap().len(), 1, "the mark is no version");
+    // Cut short while it was written: as good as none.
+    File::options().write(true).open(room.dir().join(".instance")).unwrap().set_len(0).unwrap();
+    room.images.claim(&theirs).unwrap();
+}
+
+#[tokio::test]
 async fn a_layer_becomes_a_version_without_a_copy_and_chains_are_read_from_the_top() {
     let room = Room::new();
     let lower = room.imported(1);

@@ -158,8 +158,11 @@ async fn a_publication_that_fails_leaves_what_was_kept() {
     let house = House::new();
     let p = house.open().await;
     let (machine, image, _) = kept(&p, 7).await;
+    p.plan.add(Fault::on("writeback.freeze").nth(1).fails(ErrorKind::Full));
+    p.o.publish(request(&machine)).await.unwrap_err();
+    assert_eq!(p.store.versions(image).await.unwrap().len(), 1, "nothing was about to move");
+    is_as_it_was(&p, &machine, 7, "not frozen").await;
     for (n, fault) in [
-        Fault::on("writeback.freeze").nth(1).fails(ErrorKind::Full),
         Fault::on("image.adopt").nth(1).fails(ErrorKind::Full),
         Fault::on("image.adopt").nth(1).is_cut_after(1),
     ]
@@ -265,6 +268,23 @@ async fn the_bytes_of_a_failed_publication_are_never_taken_for_leftovers() {
     let ready = p.store.version(version.id).await.unwrap().unwrap();
     assert_eq!((ready.state, ready.error), (VersionState::Ready, None));
     assert_eq!(p.image_bytes(version.id).await[..512], [6; 512]);
+}
+
+/// What was written may have to go to the disk first, which takes as long as there is to write.
+#[tokio::test(start_paused = true)]
+async fn no_other_machine_waits_for_a_freeze() {
+    let house = House::new();
+    let p = house.open().await;
+    let (machine, image, _) = kept(&p, 3).await;
+    let other = p.machine(2, image, |_| ()).await;
+    p.plan.add(Fault::on("writeback.freeze").nth(1).is_delayed(Duration::from_secs(20)));
+    let (o, ask) = (p.o.clone(), request(&machine));
+    let publishing = tokio::spawn(async move { o.publish(ask).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    p.start(&other).await.unwrap();
+    assert!(!publishing.is_finished(), "it waited for the image lock");
+    let (_, version) = publishing.await.unwrap().unwrap();
+    assert_eq!(p.image_bytes(version.id).await[..512], [3; 512]);
 }
 
 /// As after a start at which the folder of the images was not mounted: what is neither here nor there is not given up.

@@ -136,7 +136,12 @@ impl Orchestrator {
         session: SessionId,
     ) -> Result<()> {
         let store = self.inner.ports.store();
-        let session = store.session(session).await?.ok_or_else(|| Error::not_found("session", session))?;
+        let Some(session) = store.session(session).await? else {
+            // Forgotten long after, or with its machine: nobody can say any more whose writeback it was to be made of.
+            let listed = self.inner.ports.images().get(version.id).await?;
+            let whole = listed.filter(|listed| listed.completeness == Completeness::Whole);
+            return self.record_abandoned_publication(version, whole).await;
+        };
         // Not waited for: whoever waits for the image lock may hold it.
         let Some(_locked) = self.try_lock_machine(session.machine) else {
             return Err(Error::new(
@@ -155,6 +160,15 @@ impl Orchestrator {
             Err(e) if e.kind() == ErrorKind::Busy && is_written => None,
             Err(e) => return Err(e),
         };
+        self.record_abandoned_publication(version, adopted).await
+    }
+
+    /// Ready where its bytes were adopted, else failed.
+    async fn record_abandoned_publication(
+        &self,
+        version: ImageVersion,
+        adopted: Option<ImageListed>,
+    ) -> Result<()> {
         match adopted {
             Some(listed) => {
                 let by = Principal::system(SystemPart::Reconciler);

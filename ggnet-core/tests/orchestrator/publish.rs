@@ -6,7 +6,7 @@ use ggnet_core::{
     Error, ErrorKind,
     nouns::{
         AuditAction, AuditSubject, EventKind, ImageId, ImageVersionId, Machine, Principal, ResourceId,
-        VersionSource, VersionState, WritebackPolicy,
+        SessionId, VersionSource, VersionState, WritebackPolicy,
     },
     orchestrator::PublishRequest,
     ports::{Batch, Removal, Store as _, Write, WritebackStore as _},
@@ -309,7 +309,10 @@ async fn bytes_that_are_in_no_place_are_waited_for() {
 
 /// A version as a process leaves it that died before it could freeze what the machine keeps.
 async fn begun(p: &Process, machine: &Machine, base: ImageVersionId) -> ImageVersionId {
-    let session = p.last(machine).await.unwrap().id;
+    begun_after(p, p.last(machine).await.unwrap().id, base).await
+}
+
+async fn begun_after(p: &Process, session: SessionId, base: ImageVersionId) -> ImageVersionId {
     let mut version = p.store.version(base).await.unwrap().unwrap();
     (version.id, version.number) = (ImageVersionId::generate(), 2);
     version.state = VersionState::Importing;
@@ -332,6 +335,23 @@ async fn a_publication_that_did_not_come_to_its_bytes_is_failed_and_may_begin_ag
     assert_eq!(failed.state, VersionState::Failed);
     assert_eq!(failed.failure.unwrap().code, "publish_interrupted");
     is_as_it_was(&p, &machine, 1, "it is the writeback's still").await;
+    let (_, again) = p.o.publish(request(&machine)).await.unwrap();
+    assert_eq!(p.image_bytes(again.id).await[..512], [1; 512]);
+}
+
+#[tokio::test]
+async fn a_publication_whose_session_is_forgotten_is_ended_and_keeps_nobody_from_publishing() {
+    let house = House::new();
+    let p = house.open().await;
+    let (machine, _, base) = kept(&p, 1).await;
+    let version = begun_after(&p, SessionId::generate(), base).await;
+    assert_eq!(
+        p.o.publish(request(&machine)).await.unwrap_err().kind(),
+        ErrorKind::Busy,
+        "it may be this one"
+    );
+    p.reconcile().await;
+    assert_eq!(p.store.version(version).await.unwrap().unwrap().state, VersionState::Failed);
     let (_, again) = p.o.publish(request(&machine)).await.unwrap();
     assert_eq!(p.image_bytes(again.id).await[..512], [1; 512]);
 }

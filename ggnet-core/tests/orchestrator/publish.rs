@@ -121,6 +121,23 @@ async fn a_version_below_another_cannot_be_deleted() {
 }
 
 #[tokio::test]
+async fn what_is_left_of_a_deleted_version_is_no_version_to_delete_first() {
+    let house = House::new();
+    let p = house.open().await;
+    let (machine, image, base) = kept(&p, 4).await;
+    let (_, second) = p.o.publish(PublishRequest { make_current: false, ..request(&machine) }).await.unwrap();
+    let third = p.version(image, 3).await;
+    p.set_current(image, third).await;
+    // Deleted, and its bytes could not be removed.
+    p.store.commit(Batch::new().write(Write::DeleteVersion(second.id))).await.unwrap();
+    let e = p.o.delete_version(base, &Principal::embedder()).await.unwrap_err();
+    assert_eq!(e.code().name(), "version_below_another", "{e}");
+    assert!(e.hint().unwrap().contains("next start"), "{e}");
+    let p = house.open().await;
+    p.o.delete_version(base, &Principal::embedder()).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_image_goes_with_all_that_stand_on_each_other() {
     let house = House::new();
     let p = house.open().await;

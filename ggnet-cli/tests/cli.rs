@@ -72,7 +72,8 @@ fn a_new_database_beside_images_is_refused_and_costs_neither_images_nor_the_toke
     server.run(&format!("image import golden {path}")).ends(0);
     server.kill();
     let (images, aside) = (server.data().join("images"), server.data().join("aside"));
-    let version = std::fs::read_dir(&images).unwrap().next().unwrap().unwrap().path();
+    let mut files = std::fs::read_dir(&images).unwrap().map(|entry| entry.unwrap().path());
+    let version = files.find(|path| path.extension().is_some_and(|suffix| suffix == "raw")).unwrap();
     let id = version.file_stem().unwrap().to_str().unwrap().to_owned();
     for entry in std::fs::read_dir(server.data()).unwrap() {
         let path = entry.unwrap().path();

@@ -16,7 +16,7 @@ use ggnet_core::{
     Result,
     nouns::ImageVersionId,
     orchestrator::Orchestrator,
-    ports::{Completeness, Health},
+    ports::{Completeness, Health, ImageListed},
     supervisor::Supervisor,
 };
 use tokio::time::Instant;
@@ -150,19 +150,31 @@ impl ImageFiles {
         self.state().looking = Some(Instant::now());
         let listed = orchestrator.read().stored_versions().await;
         self.state().looking = None;
-        let listed: HashMap<_, _> = listed?.into_iter().map(|v| (v.id, v.completeness)).collect();
-        let fault = |version: &ImageVersionId| match listed.get(version) {
-            Some(Completeness::Whole) => None,
-            Some(Completeness::Partial) => Some(Missing { version: *version, why: "is not whole" }),
-            None => Some(Missing { version: *version, why: "is not there" }),
-        };
-        Ok(wanted.iter().filter_map(fault).collect())
+        let listed: HashMap<_, _> = listed?.into_iter().map(|v| (v.id, v)).collect();
+        let missing =
+            |version: &ImageVersionId| fault(&listed, *version).map(|why| Missing { version: *version, why });
+        Ok(wanted.iter().filter_map(missing).collect())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Every step under it leaves valid data.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why a version cannot be booted: its own bytes, or those of a version that it stands on, are not there.
+fn fault(listed: &HashMap<ImageVersionId, ImageListed>, version: ImageVersionId) -> Option<&'static str> {
+    match listed.get(&version) {
+        None => return Some("is not there"),
+        Some(found) if found.completeness != Completeness::Whole => return Some("is not whole"),
+        Some(_) => {}
+    }
+    let parent = |of: ImageVersionId| listed.get(&of).and_then(|found| found.parent);
+    // As many steps as there are versions, for two that stand on each other have no lowest one.
+    let mut below = std::iter::successors(parent(version), |of| parent(*of)).take(listed.len() + 1);
+    let is_whole =
+        |of: ImageVersionId| listed.get(&of).is_some_and(|found| found.completeness == Completeness::Whole);
+    (!below.all(is_whole)).then_some("stands on a version that is not there, or not whole")
 }
 
 /// How it is when of `wanted` versions `missing` are not there.
@@ -186,6 +198,31 @@ fn judge(store: &str, wanted: usize, missing: usize, named: &[String]) -> Health
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_over_one_that_is_missing_is_missing_too() {
+        let id = ImageVersionId::generate;
+        let (raw, over_raw, partial, over_partial, lost) = (id(), id(), id(), id(), id());
+        let all = [
+            ImageListed::whole(raw, 512),
+            ImageListed::whole(over_raw, 512).over(raw),
+            ImageListed::partial(partial),
+            ImageListed::whole(over_partial, 512).over(partial),
+        ];
+        let mut listed: HashMap<_, _> = all.into_iter().map(|v| (v.id, v)).collect();
+        for version in [raw, over_raw] {
+            assert_eq!(fault(&listed, version), None);
+        }
+        for (version, why) in [(lost, "is not there"), (partial, "is not whole"), (over_partial, "stands on")]
+        {
+            assert!(fault(&listed, version).unwrap().contains(why), "{why}");
+        }
+        listed.remove(&raw);
+        assert!(fault(&listed, over_raw).unwrap().contains("stands on"));
+        // Two that stand on each other: it comes to an end.
+        listed.insert(raw, ImageListed::whole(raw, 512).over(over_raw));
+        assert_eq!(fault(&listed, over_raw), None);
+    }
 
     #[test]
     fn all_that_are_missing_block_and_some_degrade() {

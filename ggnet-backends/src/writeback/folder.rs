@@ -53,6 +53,19 @@ impl Folder {
         self.dir.join(format!("{}-{id}", self.instance))
     }
 
+    /// Makes the folder of a writeback. `Unavailable` where the folder of all of them is gone: `NotFound` would be taken for the bytes of the
+    /// version below.
+    pub(super) fn make_home(&self, home: &Path) -> Result<()> {
+        self.files.create_dir(home).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::new(
+                ErrorKind::Unavailable,
+                format!("The folder of the writebacks, {}, is gone", self.dir.display()),
+            )
+            .with_hint("Is its disk mounted? Mount it, then try again"),
+            _ => Error::io(format!("Creating {}", home.display()), e),
+        })
+    }
+
     fn grave(&self, id: &ResourceId) -> PathBuf {
         self.dir.join(format!("{REMOVED}{}-{id}", self.instance))
     }

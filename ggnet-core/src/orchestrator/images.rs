@@ -170,11 +170,16 @@ impl Orchestrator {
         let Some((above, below)) = stands.or_else(recorded) else { return Ok(()) };
         let number = of_image.iter().find(|v| v.id == above).map(|v| format!("Version {}", v.number));
         let above_name = number.unwrap_or_else(|| format!("Version {above}"));
+        let hint = if self.inner.ports.store().version(above).await?.is_some() {
+            "Delete that version first"
+        } else {
+            "That version was deleted, and its bytes could not be removed: the next start of the server removes them"
+        };
         Err(Error::new(
             code::version_below_another(below, above),
             format!("{above_name} stands on this version: it has only what differs"),
         )
-        .with_hint("Delete that version first"))
+        .with_hint(hint))
     }
 
     /// Adds to the batch that the image's current version is this one, where that is wanted or it has none. The caller holds the image lock.

@@ -1,16 +1,17 @@
 //! Publishing: what a machine has kept becomes the next version of its image, without a copy.
 //!
 //! ```text
-//!   kept writeback ──record importing──▶ freeze ──▶ adopt ──▶ record ready
-//!         ▲                                │          │
-//!         └──────── record failed ─────────┴──────────┘ (it is the writeback still)
+//!   kept writeback ──freeze──▶ record importing ──▶ adopt ──▶ record ready
+//!         ▲                                           │
+//!         └──────────────── record failed ────────────┘ (it is the writeback still)
 //! ```
 //! The version is recorded before its bytes move, with the session and the version below as its source. So a crash between any two steps
 //! leaves a record that says what is wanted, and the bytes in one place, whole: the next start, or the reconciler, makes the version ready
 //! where it finds them adopted, and failed where they are the writeback's still. An answer that was lost is treated alike.
 //!
-//! Invariants: the machine's lock and the image lock are held throughout; the writeback is frozen from before the bytes move, so no session
-//! writes to it; it is removed by nobody while an unfinished version wants it. A version that was published has no SHA-256: nobody has read it.
+//! Invariants: the machine's lock is held throughout, and the image lock from the record on. The freeze comes before it, because a flush takes
+//! as long as there is to write, and every start waits for that lock. From the freeze on no session writes to the writeback; nobody removes it
+//! while an unfinished version wants it. A version that was published has no SHA-256: nobody has read it.
 
 use serde_json::json;
 
@@ -135,7 +136,12 @@ impl Orchestrator {
         session: SessionId,
     ) -> Result<()> {
         let store = self.inner.ports.store();
-        let session = store.session(session).await?.ok_or_else(|| Error::not_found("session", session))?;
+        let Some(session) = store.session(session).await? else {
+            // Forgotten long after, or with its machine: nobody can say any more whose writeback it was to be made of.
+            let listed = self.inner.ports.images().get(version.id).await?;
+            let whole = listed.filter(|listed| listed.completeness == Completeness::Whole);
+            return self.record_abandoned_publication(version, whole).await;
+        };
         // Not waited for: whoever waits for the image lock may hold it.
         let Some(_locked) = self.try_lock_machine(session.machine) else {
             return Err(Error::new(
@@ -154,6 +160,15 @@ impl Orchestrator {
             Err(e) if e.kind() == ErrorKind::Busy && is_written => None,
             Err(e) => return Err(e),
         };
+        self.record_abandoned_publication(version, adopted).await
+    }
+
+    /// Ready where its bytes were adopted, else failed.
+    async fn record_abandoned_publication(
+        &self,
+        version: ImageVersion,
+        adopted: Option<ImageListed>,
+    ) -> Result<()> {
         match adopted {
             Some(listed) => {
                 let by = Principal::system(SystemPart::Reconciler);
@@ -209,13 +224,15 @@ impl LockedMachine<'_> {
         let writeback = ResourceId::machine(id);
         let base = self.kept_over(&machine, &writeback).await?;
         let last = p.store().last_session(id).await?.ok_or_else(|| nothing_kept(&machine))?;
-        // Held to the end: the number is taken, the version below stays, and nobody takes this version for abandoned.
-        let _image = self.inner.image_lock.write().await;
         if self.is_being_published(&writeback).await? {
             return Err(being_published(&machine.name));
         }
+        // Before the image lock, for which every start waits: a flush takes as long as there is to write.
+        let frozen = self.freeze_kept(&writeback, base).await?;
+        // Held to the end: the number is taken, the version below stays, and nobody takes this version for abandoned.
+        let _image = self.inner.image_lock.write().await;
         let (image, version) = self.record_publishing(&machine, last.id, base, request).await?;
-        match self.hand_over(&version, &writeback, base).await {
+        match self.hand_over(&version, frozen).await {
             Ok(listed) => {
                 let version =
                     self.record_published(version, &listed, request.make_current, &request.by).await?;
@@ -283,28 +300,33 @@ impl LockedMachine<'_> {
         Ok((image, version))
     }
 
-    /// Freezes and adopts. An error says also whether the writeback is known to be as it was.
+    /// Ends the writing to what is kept, which must be over `base`.
+    async fn freeze_kept(&self, writeback: &ResourceId, base: ImageVersionId) -> Result<Frozen> {
+        let writebacks = self.inner.ports.writeback();
+        let frozen = writebacks.freeze(writeback).await?;
+        if frozen.base == base {
+            return Ok(frozen);
+        }
+        let message =
+            format!("Writeback {writeback} is over version {}, and was listed over {base}", frozen.base);
+        Err(Error::new(ErrorKind::Corrupt, message).with_backend(writebacks.name()))
+    }
+
+    /// Adopts. An error says also whether the writeback is known to be as it was.
     async fn hand_over(
         &self,
         version: &ImageVersion,
-        writeback: &ResourceId,
-        base: ImageVersionId,
+        frozen: Frozen,
     ) -> std::result::Result<ImageListed, (Error, bool)> {
-        let (images, writebacks) = (self.inner.ports.images(), self.inner.ports.writeback());
-        let frozen: Frozen = writebacks.freeze(writeback).await.map_err(|e| (e, true))?;
-        if frozen.base != base {
-            let message =
-                format!("Writeback {writeback} is over version {}, and was listed over {base}", frozen.base);
-            return Err((Error::new(ErrorKind::Corrupt, message).with_backend(writebacks.name()), true));
-        }
         let spec = ImageSpec::new(version.id, frozen.size_bytes);
-        let failure = match images.adopt(&spec, &frozen).await {
+        let failure = match self.inner.ports.images().adopt(&spec, &frozen).await {
             Ok(listed) => return Ok(listed),
             Err(e) => e,
         };
+        let writeback = frozen.writeback.clone();
         drop(frozen);
         // The answer may be lost, or come later.
-        match self.adopted(version.id, writeback).await {
+        match self.adopted(version.id, &writeback).await {
             Ok(Some(listed)) => Ok(listed),
             Ok(None) => Err((failure, true)),
             Err(unknown) => {

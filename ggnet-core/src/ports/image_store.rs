@@ -232,9 +232,10 @@ pub trait ImageStore: Send + Sync + 'static {
     async fn seal(&self, spec: &ImageSpec) -> Result<ImageListed>;
 
     /// Makes a frozen writeback a version without a copy; it is then no writeback any more. Cut short, it is still that writeback, or this
-    /// version, whole. Adopted twice equals once. `Unsupported` for a family outside [`ImageCapabilities::adopts`], or where it lies at a
-    /// place that cannot be taken over (another file system); `Conflict` for a version that has other bytes already; `NotFound` when the
-    /// version below is not here.
+    /// version, whole. What goes on when its future was dropped keeps a clone of `from` until it ends: whoever can freeze the writeback again
+    /// knows that no adoption is under way. Adopted twice equals once. `Unsupported` for a family outside [`ImageCapabilities::adopts`], or
+    /// where it lies at a place that cannot be taken over (another file system); `Conflict` for a version that has other bytes already;
+    /// `NotFound` when the version below is not here.
     async fn adopt(&self, spec: &ImageSpec, from: &Frozen) -> Result<ImageListed> {
         let _ = spec;
         Err(Error::new(

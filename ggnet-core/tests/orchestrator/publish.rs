@@ -6,7 +6,7 @@ use ggnet_core::{
     Error, ErrorKind,
     nouns::{
         AuditAction, AuditSubject, EventKind, ImageId, ImageVersionId, Machine, Principal, ResourceId,
-        VersionSource, VersionState, WritebackPolicy,
+        SessionId, VersionSource, VersionState, WritebackPolicy,
     },
     orchestrator::PublishRequest,
     ports::{Batch, Removal, Store as _, Write, WritebackStore as _},
@@ -121,6 +121,23 @@ async fn a_version_below_another_cannot_be_deleted() {
 }
 
 #[tokio::test]
+async fn what_is_left_of_a_deleted_version_is_no_version_to_delete_first() {
+    let house = House::new();
+    let p = house.open().await;
+    let (machine, image, base) = kept(&p, 4).await;
+    let (_, second) = p.o.publish(PublishRequest { make_current: false, ..request(&machine) }).await.unwrap();
+    let third = p.version(image, 3).await;
+    p.set_current(image, third).await;
+    // Deleted, and its bytes could not be removed.
+    p.store.commit(Batch::new().write(Write::DeleteVersion(second.id))).await.unwrap();
+    let e = p.o.delete_version(base, &Principal::embedder()).await.unwrap_err();
+    assert_eq!(e.code().name(), "version_below_another", "{e}");
+    assert!(e.hint().unwrap().contains("next start"), "{e}");
+    let p = house.open().await;
+    p.o.delete_version(base, &Principal::embedder()).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_image_goes_with_all_that_stand_on_each_other() {
     let house = House::new();
     let p = house.open().await;
@@ -158,8 +175,11 @@ async fn a_publication_that_fails_leaves_what_was_kept() {
     let house = House::new();
     let p = house.open().await;
     let (machine, image, _) = kept(&p, 7).await;
+    p.plan.add(Fault::on("writeback.freeze").nth(1).fails(ErrorKind::Full));
+    p.o.publish(request(&machine)).await.unwrap_err();
+    assert_eq!(p.store.versions(image).await.unwrap().len(), 1, "nothing was about to move");
+    is_as_it_was(&p, &machine, 7, "not frozen").await;
     for (n, fault) in [
-        Fault::on("writeback.freeze").nth(1).fails(ErrorKind::Full),
         Fault::on("image.adopt").nth(1).fails(ErrorKind::Full),
         Fault::on("image.adopt").nth(1).is_cut_after(1),
     ]
@@ -267,6 +287,23 @@ async fn the_bytes_of_a_failed_publication_are_never_taken_for_leftovers() {
     assert_eq!(p.image_bytes(version.id).await[..512], [6; 512]);
 }
 
+/// What was written may have to go to the disk first, which takes as long as there is to write.
+#[tokio::test(start_paused = true)]
+async fn no_other_machine_waits_for_a_freeze() {
+    let house = House::new();
+    let p = house.open().await;
+    let (machine, image, _) = kept(&p, 3).await;
+    let other = p.machine(2, image, |_| ()).await;
+    p.plan.add(Fault::on("writeback.freeze").nth(1).is_delayed(Duration::from_secs(20)));
+    let (o, ask) = (p.o.clone(), request(&machine));
+    let publishing = tokio::spawn(async move { o.publish(ask).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    p.start(&other).await.unwrap();
+    assert!(!publishing.is_finished(), "it waited for the image lock");
+    let (_, version) = publishing.await.unwrap().unwrap();
+    assert_eq!(p.image_bytes(version.id).await[..512], [3; 512]);
+}
+
 /// As after a start at which the folder of the images was not mounted: what is neither here nor there is not given up.
 #[tokio::test]
 async fn bytes_that_are_in_no_place_are_waited_for() {
@@ -289,7 +326,10 @@ async fn bytes_that_are_in_no_place_are_waited_for() {
 
 /// A version as a process leaves it that died before it could freeze what the machine keeps.
 async fn begun(p: &Process, machine: &Machine, base: ImageVersionId) -> ImageVersionId {
-    let session = p.last(machine).await.unwrap().id;
+    begun_after(p, p.last(machine).await.unwrap().id, base).await
+}
+
+async fn begun_after(p: &Process, session: SessionId, base: ImageVersionId) -> ImageVersionId {
     let mut version = p.store.version(base).await.unwrap().unwrap();
     (version.id, version.number) = (ImageVersionId::generate(), 2);
     version.state = VersionState::Importing;
@@ -312,6 +352,23 @@ async fn a_publication_that_did_not_come_to_its_bytes_is_failed_and_may_begin_ag
     assert_eq!(failed.state, VersionState::Failed);
     assert_eq!(failed.failure.unwrap().code, "publish_interrupted");
     is_as_it_was(&p, &machine, 1, "it is the writeback's still").await;
+    let (_, again) = p.o.publish(request(&machine)).await.unwrap();
+    assert_eq!(p.image_bytes(again.id).await[..512], [1; 512]);
+}
+
+#[tokio::test]
+async fn a_publication_whose_session_is_forgotten_is_ended_and_keeps_nobody_from_publishing() {
+    let house = House::new();
+    let p = house.open().await;
+    let (machine, _, base) = kept(&p, 1).await;
+    let version = begun_after(&p, SessionId::generate(), base).await;
+    assert_eq!(
+        p.o.publish(request(&machine)).await.unwrap_err().kind(),
+        ErrorKind::Busy,
+        "it may be this one"
+    );
+    p.reconcile().await;
+    assert_eq!(p.store.version(version).await.unwrap().unwrap().state, VersionState::Failed);
     let (_, again) = p.o.publish(request(&machine)).await.unwrap();
     assert_eq!(p.image_bytes(again.id).await[..512], [1; 512]);
 }

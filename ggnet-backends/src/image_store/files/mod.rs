@@ -78,8 +78,10 @@ impl ImageFiles {
     pub fn open(config: &ImageFilesConfig) -> Result<Self> {
         // Targets elsewhere in the system open the files: our working folder means nothing to them.
         let dir = absolute(&config.dir).and_then(|dir| make_folder(&dir).map(|()| dir));
-        let dir = dir.map_err(|e| e.with_backend(NAME).with_operation("open"))?;
-        Ok(Self::open_over(Arc::new(OsFiles), dir))
+        let in_context = |e: Error| e.with_backend(NAME).with_operation("open");
+        let images = Self::open_over(Arc::new(OsFiles), dir.map_err(in_context)?);
+        images.inner.versions.settle_names().map_err(in_context)?;
+        Ok(images)
     }
 
     /// As [`ImageFiles::open`], over any files.

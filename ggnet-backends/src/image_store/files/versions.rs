@@ -91,6 +91,12 @@ impl Versions {
         }
     }
 
+    /// Makes the names in the folder safe: a process that was killed between a rename and its sync left them, and who finds a version here
+    /// records it as ready.
+    pub(super) fn settle_names(&self) -> Result<()> {
+        self.sync(self.names.dir()).map_err(self.at("Syncing"))
+    }
+
     /// The error of work in the folder.
     fn at(&self, doing: &'static str) -> impl Fn(io::Error) -> Error {
         move |e| Error::io(format!("{doing} {}", self.names.dir().display()), e)

@@ -168,7 +168,10 @@ impl Shelf {
                     self.new_hot(home, durable_header, &map).map_err(|e| at("Writing the map of", e))?;
                 Ok(Layer::new(durable_header.id.clone(), data, hot, map))
             }
-            (None, None) => self.create(home, durable_header).map_err(|e| at("Creating", e)),
+            (None, None) => {
+                self.folder.make_home(home)?;
+                self.create(home, durable_header).map_err(|e| at("Creating", e))
+            }
         }
     }
 
@@ -231,7 +234,6 @@ impl Shelf {
     }
 
     fn create(&self, home: &Path, header: &Header) -> io::Result<Layer> {
-        self.folder.files.create_dir(home)?;
         let data = self.folder.files.open(&home.join(DATA), Open::Create)?;
         data.set_size(header.size)?;
         let map = BlockMap::new(header.size);

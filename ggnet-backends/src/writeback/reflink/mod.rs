@@ -241,7 +241,7 @@ impl Inner {
         let base = copy::open_base(version, spec.size_bytes)?;
         let files = &self.folder.files;
         let at = |e| Error::io(format!("Making {}", home.display()), e);
-        files.create_dir(home).map_err(at)?;
+        self.folder.make_home(home)?;
         let new = home.join(format!("{}{NEW}", spec.version.simple()));
         let shared = copy::make(&base, &new, self.copy == CopyMode::Full).map_err(|e| {
             if cloning::cannot(&e) {

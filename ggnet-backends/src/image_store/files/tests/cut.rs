@@ -170,6 +170,29 @@ async fn an_adoption_that_was_cut_short_after_its_rename_is_ended_by_a_second_on
 }
 
 #[tokio::test]
+async fn an_adoption_that_the_next_process_finds_survives_a_power_cut_after_that() {
+    for seed in 0..8 {
+        let sim = disk(seed);
+        let (below, spec) = (imported(&sim), image());
+        {
+            let (images, store) = (images(&sim), layers(&sim, "boot-1"));
+            written(&store, &images.open(below, DiskForm::Blocks).await.unwrap()).await;
+            let frozen = store.freeze(&id("a")).await.unwrap();
+            // Killed between the rename and its sync.
+            sim.die_after(1);
+            images.adopt(&spec, &frozen).await.unwrap_err();
+        }
+        sim.restart();
+        let found = images(&sim);
+        found.inner.versions.settle_names().unwrap();
+        assert_eq!(found.get(spec.id).await.unwrap().unwrap().completeness, Completeness::Whole);
+        // Somebody has recorded by now that it is ready.
+        sim.cut();
+        assert!(bytes(&images(&sim), spec.id).await == with_write(numbered(SECTORS, 1)), "seed {seed}");
+    }
+}
+
+#[tokio::test]
 async fn a_disk_on_another_file_system_is_not_adopted_and_stays() {
     let sim = disk(1);
     let below = imported(&sim);

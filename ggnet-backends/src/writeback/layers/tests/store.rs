@@ -349,6 +349,9 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     let store = room.store();
     std::fs::remove_dir_all(room.dir()).unwrap();
     assert!(matches!(store.health().await, Health::Down(why) if why.contains("writebacks")));
+    // Not `NotFound`, which says that the version's bytes are gone.
+    let e = store.ensure(&room.spec("a"), &room.base).await.unwrap_err();
+    assert!(e.kind() == ErrorKind::Unavailable && e.hint().is_some(), "{}", e.report());
 }
 
 /// Runs `call` with death after each number of file operations, until it lives; then `check` what is left.

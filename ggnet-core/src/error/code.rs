@@ -172,6 +172,8 @@ codes! {
     Conflict version_in_use(version, users);
     /// Another version stands on this one.
     Conflict version_below_another(version, above);
+    /// As many versions stand on each other as may.
+    Conflict versions_too_deep(version, most);
     /// The version is the image's current one.
     Conflict version_is_current(version);
     /// The version's bytes are still being made, or its import failed.

@@ -13,6 +13,8 @@
 //! as long as there is to write, and every start waits for that lock. From the freeze on no session writes to the writeback; nobody removes it
 //! while an unfinished version wants it. A version that was published has no SHA-256: nobody has read it.
 
+use std::collections::HashMap;
+
 use serde_json::json;
 
 use super::{Orchestrator, locked_machine::LockedMachine};
@@ -25,6 +27,9 @@ use crate::{
     },
     ports::{Batch, Completeness, Frozen, ImageListed, ImageSpec, Write},
 };
+
+/// Most versions that stand on each other: each is one more file that is open, and one more place to look for what was not written.
+const DEEPEST: usize = 16;
 
 /// What to publish.
 #[derive(Clone, Debug)]
@@ -227,6 +232,7 @@ impl LockedMachine<'_> {
         if self.is_being_published(&writeback).await? {
             return Err(being_published(&machine.name));
         }
+        self.check_depth(base).await?;
         // Before the image lock, for which every start waits: a flush takes as long as there is to write.
         let frozen = self.freeze_kept(&writeback, base).await?;
         // Held to the end: the number is taken, the version below stays, and nobody takes this version for abandoned.
@@ -253,6 +259,22 @@ impl LockedMachine<'_> {
         let kept = self.inner.ports.writeback().get(writeback).await?;
         let kept = kept.filter(|kept| kept.completeness == Completeness::Whole);
         kept.and_then(|kept| kept.base).ok_or_else(|| nothing_kept(machine))
+    }
+
+    /// Refuses a version that would stand on too many others.
+    async fn check_depth(&self, base: ImageVersionId) -> Result<()> {
+        let listed = self.inner.ports.images().list().await?;
+        let parents: HashMap<_, _> =
+            listed.into_iter().filter_map(|version| Some((version.id, version.parent?))).collect();
+        let below = std::iter::successors(Some(base), |version| parents.get(version).copied());
+        if below.take(DEEPEST).count() < DEEPEST {
+            return Ok(());
+        }
+        Err(Error::new(
+            code::versions_too_deep(base, DEEPEST),
+            format!("Version {base} stands on {} others, and no more than {DEEPEST} may stand on each other", DEEPEST - 1),
+        )
+        .with_hint("Import the disk as it is now as a version of its own: read it by an initiator of its manual target"))
     }
 
     /// Records the version to be made. The caller holds the image lock.

@@ -98,6 +98,21 @@ async fn what_a_machine_has_kept_becomes_the_next_version_of_its_image() {
 }
 
 #[tokio::test]
+async fn so_many_versions_stand_on_each_other_and_no_more() {
+    let house = House::new();
+    let p = house.open().await;
+    let (machine, image, _) = kept(&p, 1).await;
+    for byte in 2..=16 {
+        p.o.publish(request(&machine)).await.unwrap();
+        write(&p, &machine, byte).await;
+    }
+    let e = p.o.publish(request(&machine)).await.unwrap_err();
+    assert_eq!((e.kind(), e.code().name()), (ErrorKind::Conflict, "versions_too_deep"), "{e}");
+    assert_eq!(p.store.versions(image).await.unwrap().len(), 16);
+    is_as_it_was(&p, &machine, 16, "refused").await;
+}
+
+#[tokio::test]
 async fn a_version_below_another_cannot_be_deleted() {
     let house = House::new();
     let p = house.open().await;

@@ -11,12 +11,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ggnet_benches::{TABLE, Times, cpu_time, heading, memory, noise};
-use ggnet_core::nouns::{Actor, ImageId, Machine, MachineId, SessionId, StopReason, WritebackPolicy};
+use ggnet_benches::{TABLE, Times, bench_server::BenchServer, cpu_time, heading, memory, noise};
+use ggnet_core::nouns::{ImageId, Machine, MachineId, Principal, SessionId, StopReason, WritebackPolicy};
 use ggnet_core::orchestrator::{Orchestrator, StartRequest, StopRequest};
 use ggnet_core::registry::Registry;
 use ggnet_server::{config::Config, serve::Server};
-use ggnet_tests::{Api, Process};
+use ggnet_tests::Api;
 
 const IMAGE_BYTES: usize = 64 << 20;
 const AT_ONCE: u32 = 100;
@@ -93,20 +93,19 @@ async fn in_process(file: &Path) {
 
 async fn start(o: Orchestrator, machine: MachineId) -> (SessionId, Duration) {
     let begun = Instant::now();
-    let started = o.start(StartRequest { machine, image: None, actor: actor() }).await.unwrap();
+    let started = o
+        .start(StartRequest { machine, image: None, data_disks: vec![], by: Principal::embedder() })
+        .await
+        .unwrap();
     (started.session.id, begun.elapsed())
 }
 
 async fn stop(o: Orchestrator, session: SessionId) -> Duration {
     let begun = Instant::now();
-    o.stop(StopRequest { session, force: false, reason: StopReason::Operator, actor: actor() })
+    o.stop(StopRequest { session, force: false, reason: StopReason::Operator, by: Principal::embedder() })
         .await
         .unwrap();
     begun.elapsed()
-}
-
-fn actor() -> Actor {
-    Actor::System
 }
 
 fn import(api: &Api, file: &Path) -> ImageId {
@@ -120,28 +119,8 @@ fn add(api: &Api, n: u32, image: ImageId) -> Machine {
 
 /// Memory, CPU and latency of the server as a process of its own.
 fn real_server(file: &Path) {
-    let data = tempfile::Builder::new().prefix("ggnet-bench-").tempdir().unwrap();
-    let (http, iscsi) = (free_port(), free_port());
-    let settings = data.path().join("config.toml");
-    let text = config(&data.path().join("data"), file.parent().unwrap())
-        .replace("127.0.0.1:0\"\n", &format!("127.0.0.1:{http}\"\n"))
-        .replace("127.0.0.1:0\"]", &format!("127.0.0.1:{iscsi}\"]"));
-    std::fs::write(&settings, text).unwrap();
-    let mut command = ggnet_tests::process::command(env!("CARGO_BIN_EXE_bench-server"));
-    command.arg("--config").arg(&settings);
-    let log = data.path().join("log");
-    let mut process = Process::spawn("bench-server", command, &log).unwrap();
-    let url = format!("http://127.0.0.1:{http}");
-    let probe = Api::new(&url, "").unwrap();
-    ggnet_tests::wait::until("the server to be ready", ggnet_tests::wait::SHORT, || {
-        process.check_running()?;
-        Ok(probe.is_ready().then_some(()))
-    })
-    .unwrap();
-    let text = process.log_text();
-    let token = text.split_once("shown only now:").unwrap().1.split_whitespace().next().unwrap().to_owned();
-    let api = Api::new(&url, &token).unwrap();
-    let pid = process.pid();
+    let server = BenchServer::start(env!("CARGO_BIN_EXE_bench-server"), file.parent().unwrap()).unwrap();
+    let (api, url, token, pid) = (&server.api, &server.url, &server.token, server.pid());
 
     println!("\nThe server as a process (floor: < 512 MB, 50 % CPU; aim: < 150 MB beside the page cache):\n");
     println!("| state | VmRSS MiB | anonymous MiB | CPU in 5 s |\n|---|---|---|---|");
@@ -154,8 +133,8 @@ fn real_server(file: &Path) {
         println!("| {what} | {} | {} | {percent:.1} % |", m.rss_kib / 1024, m.anon_kib / 1024);
     };
     line("empty");
-    let image = import(&api, file);
-    let machines: Vec<_> = (0..1000).map(|n| add(&api, n, image).id).collect();
+    let image = import(api, file);
+    let machines: Vec<_> = (0..1000).map(|n| add(api, n, image).id).collect();
     line("1,000 machines");
     for machine in &machines[..AT_ONCE as usize] {
         api.start_session(*machine).unwrap();
@@ -169,7 +148,7 @@ fn real_server(file: &Path) {
         let times = (0..300).map(|_| {
             let begun = Instant::now();
             runtime.block_on(async {
-                let sent = client.get(format!("{url}{path}")).bearer_auth(&token).send().await.unwrap();
+                let sent = client.get(format!("{url}{path}")).bearer_auth(token).send().await.unwrap();
                 sent.error_for_status().unwrap().bytes().await.unwrap()
             });
             begun.elapsed()
@@ -183,8 +162,4 @@ fn real_server(file: &Path) {
         begun.elapsed()
     });
     println!("{}", Times::new(times.collect()).row("HEAD /boot/<mac>.ipxe", "< 1000, -"));
-}
-
-fn free_port() -> u16 {
-    ggnet_tests::process::free_port().unwrap()
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+pub mod bench_server;
 pub mod contender;
 pub mod initiator;
 pub mod load;

@@ -10,12 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ggnet_backends::writeback::layers::{Layers, LayersConfig};
+use ggnet_backends::{
+    layers::open_raw,
+    writeback::layers::{Layers, LayersConfig},
+};
 use ggnet_core::{
     block::{BlockDevice, Disk},
     error::{Error, Result},
     nouns::{ImageVersionId, InstanceId},
-    ports::{BaseImage, Removal, WritebackSpec, WritebackStore as _},
+    ports::{Removal, WritebackSpec, WritebackStore as _},
 };
 
 const SIZE: u64 = 10 << 30;
@@ -53,16 +56,16 @@ async fn main() -> Result<()> {
     let base = std::fs::File::create(&path).map_err(|e| Error::io("Creating the base", e))?;
     base.set_len(SIZE).map_err(|e| Error::io("Sizing the base", e))?;
     let store = Layers::open(LayersConfig { dir: dir.join("writebacks"), instance: InstanceId::generate() })?;
-    let base = BaseImage { version: ImageVersionId::generate(), path, size_bytes: SIZE };
+    let base = open_raw(ImageVersionId::generate(), &path)?;
     let spec = |n: u64| -> Result<WritebackSpec> {
-        Ok(WritebackSpec { id: format!("m.{n}").parse()?, base: base.clone() })
+        Ok(WritebackSpec { id: format!("m.{n}").parse()?, version: base.id, size_bytes: SIZE })
     };
 
     let mut times = Vec::new();
     let since = Instant::now();
     for n in 0..100 {
         let one = Instant::now();
-        store.ensure(&spec(n)?).await?;
+        store.ensure(&spec(n)?, &base).await?;
         times.push(one.elapsed());
     }
     times.sort();
@@ -79,7 +82,7 @@ async fn main() -> Result<()> {
     println!("remove: 100 in {:?}", since.elapsed());
 
     let disk = async |n: u64| -> Result<std::sync::Arc<dyn BlockDevice>> {
-        match store.ensure(&spec(n)?).await? {
+        match store.ensure(&spec(n)?, &base).await? {
             Disk::Blocks(device) => Ok(device),
             other => Err(Error::internal(format!("no blocks but {other:?}"))),
         }

@@ -14,6 +14,8 @@ mod daemon;
 pub mod dhcp;
 #[cfg(feature = "external")]
 pub mod external;
+#[cfg(any(feature = "images-files", feature = "writeback-layers", feature = "writeback-reflink"))]
+mod files;
 #[cfg(feature = "helper")]
 pub mod helper;
 #[cfg(feature = "helper")]
@@ -22,8 +24,12 @@ pub mod helper_server;
 pub mod host;
 #[cfg(feature = "image-qemu-img")]
 pub mod image;
+#[cfg(feature = "images-files")]
+pub mod image_store;
 #[cfg(feature = "iscsi")]
 pub mod iscsi;
+#[cfg(any(feature = "images-files", feature = "writeback-layers"))]
+pub mod layers;
 #[cfg(any(feature = "dhcp-proxy", feature = "host-check"))]
 mod links;
 #[cfg(feature = "target-lio-configfs")]
@@ -37,7 +43,12 @@ pub mod register;
 pub mod run;
 #[cfg(feature = "service")]
 pub mod service;
-#[cfg(any(feature = "bootfile-tftpd-hpa", feature = "writeback-layers", feature = "writeback-reflink"))]
+#[cfg(any(
+    feature = "bootfile-tftpd-hpa",
+    feature = "images-files",
+    feature = "writeback-layers",
+    feature = "writeback-reflink"
+))]
 mod slots;
 #[cfg(feature = "store-sqlite")]
 pub mod store;

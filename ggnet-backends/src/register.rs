@@ -14,6 +14,8 @@ pub fn register(registry: &mut Registry) {
     registry.targets.add(crate::target::lio_configfs::descriptor());
     #[cfg(feature = "target-lio-targetcli")]
     registry.targets.add(crate::target::lio_targetcli::descriptor());
+    #[cfg(feature = "images-files")]
+    registry.images.add(crate::image_store::files::descriptor());
     #[cfg(feature = "writeback-layers")]
     registry.writebacks.add(crate::writeback::layers::descriptor());
     #[cfg(feature = "writeback-reflink")]
@@ -86,7 +88,8 @@ mod tests {
 
     #[test]
     #[cfg(all(feature = "store-sqlite", feature = "target-builtin", feature = "target-lio-targetcli"))]
-    #[cfg(all(feature = "writeback-layers", feature = "writeback-reflink", feature = "external"))]
+    #[cfg(all(feature = "images-files", feature = "writeback-layers", feature = "writeback-reflink"))]
+    #[cfg(feature = "external")]
     #[cfg(all(feature = "dhcp-proxy", feature = "dhcp-dnsmasq", feature = "dhcp-isc-dhcpd"))]
     #[cfg(all(feature = "bootfile-builtin", feature = "bootfile-tftpd-hpa", feature = "image-qemu-img"))]
     fn every_key_is_in_the_documentation_and_every_one_there_exists() {

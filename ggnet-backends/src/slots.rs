@@ -6,6 +6,10 @@
 //!
 //! Invariants: an object's lock is held until its file work has ended, whatever became of the caller (the guard moves into the
 //! work); after [`Slots::close`] nothing begins.
+#![cfg_attr(
+    not(any(feature = "bootfile-tftpd-hpa", feature = "writeback-layers", feature = "writeback-reflink")),
+    allow(dead_code, reason = "the image store has locks of its own")
+)]
 
 use std::{
     collections::HashMap,

@@ -485,3 +485,29 @@ async fn a_login_that_stalls_before_its_proof_is_an_event_with_the_target_it_nam
     closed(&mut discovery).await;
     assert_eq!(rig.events.names().len(), 2, "{:?}", rig.events.names());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_whose_every_request_is_late_is_let_in() {
+    let (each, late) = (Duration::from_secs(6), Duration::from_millis(3500));
+    let rig = rig(|c| c.limits.proof_timeout = each);
+    rig.add(IQN, MemDisk::new(MIB, 512));
+    let mut i = Initiator::connect(rig.address).await.unwrap();
+    let words = [
+        (
+            0x81,
+            format!(
+                "InitiatorName=iqn.2024-01.org.example:pc\0TargetName={IQN}\0SessionType=Normal\0AuthMethod=None\0"
+            ),
+        ),
+        (0x87, "MaxRecvDataSegmentLength=8192\0".to_owned()),
+    ];
+    for (flags, text) in words {
+        // A machine on a flooded network: what it sends comes through at the tenth try.
+        tokio::time::sleep(late).await;
+        let mut bhs = [0; 48];
+        (bhs[0], bhs[1]) = (0x43, flags);
+        i.send(bhs, text.as_bytes()).await.unwrap();
+        let answer = i.receive().await.unwrap();
+        assert_eq!(answer.bhs[36..38], [0, 0], "{:x?}", answer.bhs);
+    }
+}

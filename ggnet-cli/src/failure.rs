@@ -134,6 +134,11 @@ impl Failure {
         self.exit == Exit::Unreachable
     }
 
+    /// Whether a cursor of events leads nowhere any more.
+    pub fn is_lost_cursor(&self) -> bool {
+        matches!(self.problem.code.as_str(), "cursor_expired" | "cursor_unknown")
+    }
+
     /// Whether the named thing does not exist.
     pub fn is_not_found(&self) -> bool {
         self.exit == Exit::NotFound

@@ -72,7 +72,9 @@ fn a_new_database_beside_images_is_refused_and_costs_neither_images_nor_the_toke
     server.run(&format!("image import golden {path}")).ends(0);
     server.kill();
     let (images, aside) = (server.data().join("images"), server.data().join("aside"));
-    let version = std::fs::read_dir(&images).unwrap().next().unwrap().unwrap().path();
+    let mut files = std::fs::read_dir(&images).unwrap().map(|entry| entry.unwrap().path());
+    let version = files.find(|path| path.extension().is_some_and(|suffix| suffix == "raw")).unwrap();
+    let id = version.file_stem().unwrap().to_str().unwrap().to_owned();
     for entry in std::fs::read_dir(server.data()).unwrap() {
         let path = entry.unwrap().path();
         if path.file_name().unwrap().to_str().unwrap().starts_with("ggnet.db") {
@@ -82,7 +84,7 @@ fn a_new_database_beside_images_is_refused_and_costs_neither_images_nor_the_toke
     // However often the unit starts it.
     for _ in 0..2 {
         let ran = server.over_again().ends(2).says("The database is new").says("what to do:");
-        assert!(ran.stderr.contains(version.to_str().unwrap()), "{ran:#?}");
+        assert!(ran.stderr.contains(&id), "{ran:#?}");
         assert!(version.exists());
     }
     std::fs::rename(&images, &aside).unwrap();
@@ -220,7 +222,7 @@ fn machines_from_registration_to_removal() {
     server.run("machine show pc-1").ends(0);
     assert_eq!(server.json("machine remove pc-1 --yes")["removed"], "pc-1");
     server.run("machine remove pc-1 --yes").ends(4);
-    server.run("audit").ends(0).shows("machine.create").shows("admin at 127.0.0.1");
+    server.run("audit").ends(0).shows("machine.create").shows("admin at 127.0.0.1").shows("→ repaired");
     server.run("events").ends(0).shows("machine-deleted");
 }
 
@@ -362,8 +364,15 @@ fn boot_stages_are_shown_as_they_happen() {
     assert_eq!(newest.as_array().unwrap().len(), 3);
     let of_machine = server.json("events --machine pc-1 --limit 1");
     assert_eq!(of_machine[0]["stage"], "script_read");
-    let after = newest[1]["seq"].as_i64().unwrap();
+    let after = newest[1]["cursor"].as_str().unwrap();
     assert_eq!(server.json(&format!("events --after {after}"))[0], newest[2]);
+    let oldest = server.json("events --after 0 --limit 1");
+    assert_eq!(
+        (oldest.as_array().unwrap().len(), &oldest),
+        (1, &server.json("events --after e1-0 --limit 1"))
+    );
+    server.run("events --after e1-ffffffff").ends(4).says("leave `after` out");
+    server.run("events --after nonsense").ends(2).says("is not a cursor");
 }
 
 #[test]
@@ -388,6 +397,35 @@ fn ctrl_c_leaves_the_import_running_and_says_how_to_cancel_it() {
     let ended = (0..2000).any(|_| server.json("image show large")["versions"][0]["state"] == "failed");
     assert!(ended, "a cancelled import fails");
     server.run("image cancel large").ends(4).says("No import");
+}
+
+#[test]
+fn jobs_are_listed_cancelled_and_retried() {
+    let server = Server::logged_in();
+    server.run("job list").ends(0).says("Nothing there");
+    let path = server.raw_image("large.raw", 64 << 10);
+    server.run(&format!("image import large {path} --no-wait")).ends(0);
+    let job = server.json("job list")[0].clone();
+    let id = job["id"].as_str().unwrap();
+    assert_eq!((&job["kind"], &job["state"]), (&"import".into(), &"running".into()), "{job}");
+    server.run(&format!("job retry {id}")).ends(1).says("job_not_retryable");
+    server.run(&format!("job cancel {id}")).ends(0).shows("import of large:1");
+    let becomes = |state: &str| (0..2000).any(|_| server.json(&format!("job show {id}"))["state"] == state);
+    assert!(becomes("cancelled"));
+    server.run(&format!("job cancel {id}")).ends(1).says("job_ended");
+    server.run("job list").ends(0).says("Nothing there");
+    let cancelled = server.json("job list --state cancelled");
+    assert_eq!((&cancelled[0]["id"], &cancelled[0]["attempts"]), (&id.into(), &1.into()));
+
+    // The same import, of what the file has by now.
+    server.raw_image("large.raw", 1);
+    server.run(&format!("job retry {id}")).ends(0).shows("import of large:1");
+    assert!(becomes("succeeded"));
+    assert_eq!(server.json("job list --all")[0]["attempts"], 2);
+    let image = server.json("image show large");
+    assert_eq!((&image["versions"][0]["number"], &image["state"]), (&1.into(), &"ready".into()), "{image}");
+    server.run("job show nonsense").ends(2).says("is not a job id");
+    server.run("job show 00000000-0000-7000-8000-000000000000").ends(4).says("job_not_found");
 }
 
 #[test]

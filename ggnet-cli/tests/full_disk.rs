@@ -150,7 +150,11 @@ fn a_full_disk(kind: &str, mib: u64) {
     let script = server.boot_request("/boot/52-54-00-aa-00-05.ipxe");
     assert!(!script.contains("sanboot"), "{script}");
     server.run("server").ends(1).says("No space");
-    server.run("machine add pc-9 --mac 52:54:00:aa:00:99").ends(1).says("Free space");
+    // A little of the write-ahead log may be allocated and free.
+    let mut refused =
+        (0..64).map(|n| server.run(&format!("machine add late-{n} --mac 52:54:00:aa:01:{n:02x}")));
+    let ran = refused.find(|ran| ran.code != 0).expect("what frees nothing is refused on a full disk");
+    ran.ends(1).says("Free space");
 
     // What frees space works: with and without force, by the reconciler after a restart, removal of machines and images.
     server.run("session stop pc-1").ends(0);

@@ -8,14 +8,17 @@ use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 use ggnet_core::{
     boot_text::templates::BootTemplates,
     metrics::Registry,
-    nouns::{Actor, InstanceId, Machine, MachineId, MachineState, StopReason, VersionState, WritebackPolicy},
+    nouns::{
+        InstanceId, Machine, MachineId, MachineState, Principal, StopReason, VersionState, WritebackPolicy,
+    },
     orchestrator::{
         Advertised, Backends, BootAnswer, BootRequest, ImportRequest, Orchestrator, OrchestratorConfig,
         Ports, StartRequest, StopRequest,
     },
     ports::{Clock, SystemClock},
     testkit::memory::{
-        MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryStore, MemoryTargets, MemoryWritebacks,
+        MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryImages, MemoryStore, MemoryTargets,
+        MemoryWritebacks,
     },
     wrap::PortLimits,
 };
@@ -24,8 +27,6 @@ use ggnet_core::{
 /// The whole show, from the image to the end of the session.
 pub async fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
-    let images = folder.path().join("images");
-    std::fs::create_dir(&images)?;
 
     // The world: what the orchestrator works on. Kept by us, too, for we play the machine below.
     let targets = Arc::new(MemoryTargets::new());
@@ -33,6 +34,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         store: Arc::new(MemoryStore::new()),
         target: targets.clone(),
         writeback: Arc::new(MemoryWritebacks::new()),
+        images: Arc::new(MemoryImages::new()),
         dhcp: Arc::new(MemoryDhcp::new()),
         boot_files: Arc::new(MemoryBootFiles::new()),
         converter: Arc::new(MemoryConverter::new()),
@@ -40,8 +42,8 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     };
     // Around each of them: time limits, a cap of calls in flight, metrics. Here nobody looks at the metrics.
     let ports = Ports::new(backends, &PortLimits::default(), &mut Registry::default())?;
-    ports.check_store(&images).await?;
-    let config = OrchestratorConfig::new(InstanceId::generate(), images)?;
+    ports.check_store().await?;
+    let config = OrchestratorConfig::new(InstanceId::generate())?;
     let ggnet = Orchestrator::new(ports, config, BootTemplates::load(None)?)?;
     let mut events = ggnet.subscribe();
     while !ggnet.is_serving() {
@@ -58,17 +60,15 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         expected_sha256: None,
         comment: "the first one".to_owned(),
         make_current: true,
-        actor: Actor::Embedder,
+        by: Principal::embedder(),
     };
     let (image, version) = ggnet.import(import).await?;
     let version = loop {
-        match ggnet.ports().store().version(version.id).await? {
-            Some(v) if v.state == VersionState::Importing => {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            Some(v) => break v,
-            None => return Err("the version is gone".into()),
+        let now = ggnet.read().version(version.id).await?.version;
+        if now.state != VersionState::Importing {
+            break now;
         }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     };
     println!(
         "image {} version {} is {:?}, {} MiB",
@@ -79,8 +79,9 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     );
 
     // A machine that boots it.
-    let machine = ggnet.create_machine(pc(image.id)?, Actor::Embedder).await?;
-    let start = StartRequest { machine: machine.id, image: None, actor: Actor::Embedder };
+    let machine = ggnet.create_machine(pc(image.id)?, &Principal::embedder()).await?;
+    let start =
+        StartRequest { machine: machine.id, image: None, data_disks: vec![], by: Principal::embedder() };
     let started = ggnet.start(start).await?;
     println!("session of {} is {}: {}", machine.name, started.session.state.as_str(), started.endpoint.iqn);
 
@@ -91,6 +92,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
             mac: machine.primary_mac()?,
             firmware: machine.firmware,
             peer: Some(peer.ip().to_string()),
+            request_id: None,
             advertised: Advertised {
                 portal: "192.0.2.1".parse()?,
                 http_url: "http://192.0.2.1:8080".parse()?,
@@ -100,7 +102,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         let BootAnswer::Script(script) = ggnet.boot(request).await? else {
             return Err("told to come again".into());
         };
-        let session = ggnet.ports().store().live_session(machine.id).await?.ok_or("no session")?;
+        let session = ggnet.read().live_session(&machine).await?;
         let generation = session.next.as_ref().unwrap_or(&session.current);
         let disk = targets.login(&session.target(generation), &session.initiator, peer).await?;
         let found = disk.read(0, 0, 512).await?;
@@ -118,19 +120,19 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         session: started.session.id,
         force: false,
         reason: StopReason::Operator,
-        actor: Actor::Embedder,
+        by: Principal::embedder(),
     };
     let stopped = ggnet.stop(stop).await?;
     println!(
         "session is {}; left over: {} targets",
         stopped.state.as_str(),
-        ggnet.ports().target().list().await?.len()
+        ggnet.read().targets().await?.len()
     );
 
     ggnet.shutdown().await;
     println!("what happened:");
     while let Ok(event) = events.try_recv() {
-        println!("  {:>3} {:?}", event.seq, event.event.kind);
+        println!("  {:>5} {:?}", event.cursor, event.event.kind);
     }
     Ok(())
 }

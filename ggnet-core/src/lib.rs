@@ -6,6 +6,7 @@
 
 #[cfg(feature = "api")]
 pub mod api;
+pub mod authorization;
 pub mod block;
 pub mod boot_text;
 pub mod checksum;

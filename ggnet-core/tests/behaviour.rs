@@ -4,7 +4,7 @@
 
 use std::{
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
 };
 
@@ -14,21 +14,21 @@ use ggnet_core::{
     Error, ErrorKind, Result,
     block::Disk,
     metrics::Registry,
-    nouns::{Firmware, InstanceId, MacAddr},
+    nouns::{Firmware, MacAddr},
     orchestrator::{Backends, Ports},
     ports::{
-        Access, BootFileStore, BootPath, DhcpBackend, ImageConverter, LoginVisibility, SystemClock,
-        TargetBackend, TargetCapabilities, TargetEndpoint, WritebackStore,
+        Access, BootFileStore, BootPath, DhcpBackend, ImageConverter, ImageStore, LoginVisibility,
+        SystemClock, TargetBackend, TargetCapabilities, TargetEndpoint, WritebackStore,
     },
     testkit::{
         memory::{
-            BootFileWorld, DhcpWorld, LoginError, MemoryBootFiles, MemoryConverter, MemoryDhcp,
-            MemoryInitiator, MemoryStore, MemoryTargets, MemoryWritebacks, RamDisk, TargetWorld,
-            WritebackWorld,
+            BootFileWorld, DhcpWorld, ImageWorld, LoginError, MemoryBootFiles, MemoryConverter, MemoryDhcp,
+            MemoryImages, MemoryInitiator, MemoryStore, MemoryTargets, MemoryWritebacks, RamDisk,
+            TargetWorld, WritebackWorld,
         },
         suite::{
-            BootFileFixture, ConverterFixture, DhcpAnswer, DhcpFixture, Fixture, Foreign, TargetClient,
-            TargetFixture, WritebackFixture, instance, iqn_prefix,
+            BootFileFixture, ConverterFixture, DhcpAnswer, DhcpFixture, Fixture, Foreign, ImageStoreFixture,
+            TargetClient, TargetFixture, WritebackFixture, instance, iqn_prefix,
         },
     },
     wrap::PortLimits,
@@ -40,6 +40,7 @@ fn limited(change: impl FnOnce(&mut Backends)) -> Ports {
         store: Arc::new(MemoryStore::new()),
         target: Arc::new(MemoryTargets::new()),
         writeback: Arc::new(MemoryWritebacks::new()),
+        images: Arc::new(MemoryImages::new()),
         dhcp: Arc::new(MemoryDhcp::new()),
         boot_files: Arc::new(MemoryBootFiles::new()),
         converter: Arc::new(MemoryConverter::new()),
@@ -219,9 +220,71 @@ impl WritebackFixture for Writebacks {
     }
 }
 
-ggnet_core::writeback_behaviour!(writebacks, Writebacks::new(), not_run: [what_is_not_ours_is_left_alone]);
+ggnet_core::writeback_behaviour!(writebacks, Writebacks::new(), not_run: [
+    what_is_not_ours_is_left_alone,
+    a_missing_base_is_not_found,
+]);
 ggnet_core::writeback_behaviour!(limited_writebacks, Writebacks { limited: true, ..Writebacks::new() }, not_run: [
     what_is_not_ours_is_left_alone,
+    a_missing_base_is_not_found,
+]);
+
+// Images, with the writebacks that they adopt from.
+
+#[derive(Default)]
+struct Images {
+    limited: bool,
+    adopts: bool,
+    world: Mutex<ImageWorld>,
+    writebacks: Mutex<WritebackWorld>,
+}
+
+#[async_trait]
+impl Fixture<dyn ImageStore> for Images {
+    async fn fresh(&self) -> Arc<dyn ImageStore> {
+        *self.world.lock().unwrap() = ImageWorld::default();
+        *self.writebacks.lock().unwrap() = WritebackWorld::default();
+        self.reopen().await
+    }
+
+    async fn reopen(&self) -> Arc<dyn ImageStore> {
+        let images = MemoryImages::over(&self.world.lock().unwrap());
+        let images = if self.adopts { images.adopting(&self.writebacks.lock().unwrap()) } else { images };
+        let images = Arc::new(images);
+        if self.limited { limited(|b| b.images = images).images().clone() } else { images }
+    }
+}
+
+#[async_trait]
+impl ImageStoreFixture for Images {
+    async fn writebacks(&self) -> Option<Arc<dyn WritebackStore>> {
+        let writebacks = Arc::new(MemoryWritebacks::over(&self.writebacks.lock().unwrap()));
+        Some(if self.limited {
+            limited(|b| b.writeback = writebacks).writeback().clone()
+        } else {
+            writebacks
+        })
+    }
+
+    fn has_writebacks(&self) -> bool {
+        self.adopts
+    }
+}
+
+ggnet_core::image_store_behaviour!(images, Images { adopts: true, ..Images::default() }, not_run: [
+    what_is_not_ours_is_left_alone,
+]);
+ggnet_core::image_store_behaviour!(limited_images, Images { adopts: true, limited: true, ..Images::default() }, not_run: [
+    what_is_not_ours_is_left_alone,
+]);
+ggnet_core::image_store_behaviour!(images_that_adopt_nothing, Images::default(), not_run: [
+    what_is_not_ours_is_left_alone,
+    an_adopted_writeback_is_a_version,
+    adopted_twice_equals_once,
+    a_version_below_another_is_busy,
+    adopting_over_a_lost_version_is_not_found,
+    a_dropped_adoption_leaves_the_disk_in_one_place,
+    a_crash_around_an_adoption_leaves_the_disk_in_one_place,
 ]);
 
 // DHCP.
@@ -363,21 +426,13 @@ impl ConverterFixture for Converter {
     fn folder(&self) -> PathBuf {
         self.folder.path().to_owned()
     }
-
-    async fn leave_behind(&self, dir: &Path, destination: &Path) -> bool {
-        let name = destination.file_name().unwrap().to_str().unwrap();
-        let random = InstanceId::generate();
-        std::fs::File::create_new(dir.join(format!(".{name}.{random}.ggnet-part"))).is_ok()
-    }
-
-    fn can_leave_behind(&self) -> bool {
-        true
-    }
 }
 
 ggnet_core::converter_behaviour!(converter, Converter::new(), not_run: [
     every_sample_becomes_its_raw_bytes,
+    a_sink_of_another_form_is_unsupported,
 ]);
 ggnet_core::converter_behaviour!(limited_converter, Converter { limited: true, ..Converter::new() }, not_run: [
     every_sample_becomes_its_raw_bytes,
+    a_sink_of_another_form_is_unsupported,
 ]);

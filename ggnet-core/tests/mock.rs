@@ -5,8 +5,8 @@ use ggnet_core::{
     nouns::{MachineId, ResourceId},
     ports::{
         Removal, TargetBackend, boot_file::MockBootFileStore, clock::MockClock, dhcp::MockDhcpBackend,
-        image_converter::MockImageConverter, observer::MockObserver, store::MockStore,
-        target::MockTargetBackend, writeback::MockWritebackStore,
+        image_converter::MockImageConverter, image_store::MockImageStore, observer::MockObserver,
+        store::MockStore, target::MockTargetBackend, writeback::MockWritebackStore,
     },
 };
 
@@ -35,5 +35,6 @@ fn every_port_has_a_mock() {
         MockDhcpBackend::new(),
         MockBootFileStore::new(),
     );
+    let _ = MockImageStore::new();
     let _ = (MockImageConverter::new(), MockStore::new(), MockClock::new(), MockObserver::new());
 }

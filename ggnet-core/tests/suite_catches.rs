@@ -14,17 +14,20 @@ use std::{
 use async_trait::async_trait;
 use ggnet_core::{
     Error, ErrorKind, Result,
-    block::{BlockDevice, BlockInfo, Disk},
-    nouns::ResourceId,
+    block::{BlockDevice, BlockInfo, Disk, DiskForm},
+    nouns::{ImageVersionId, ResourceId},
     ports::{
-        BaseImage, Completeness, DhcpBackend, DhcpBackendExt as _, DhcpCapabilities, DhcpChange, DhcpHost,
-        DhcpRefusal, Health, Listed, Observer, Removal, WritebackCapabilities, WritebackListed,
-        WritebackSpec, WritebackStore, apply_each,
+        Completeness, DhcpBackend, DhcpBackendExt as _, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal,
+        Frozen, Health, ImageCapabilities, ImageListed, ImageSpec, ImageStore, Listed, Observer, OpenImage,
+        Removal, Sink, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore, apply_each,
     },
     testkit::{
         disk::FileDisk,
-        memory::{DhcpWorld, MemoryDhcp, MemoryWritebacks, WritebackWorld},
-        suite::{self, DhcpFixture, Fixture, WritebackFixture, dhcp, run, writeback},
+        memory::{DhcpWorld, ImageWorld, MemoryDhcp, MemoryImages, MemoryWritebacks, WritebackWorld},
+        suite::{
+            self, DhcpFixture, Fixture, ImageStoreFixture, WritebackFixture, dhcp, image_store, run,
+            writeback,
+        },
     },
 };
 
@@ -199,9 +202,10 @@ enum Flaw {
     LosesWritesInACrash,
     RemovedDiskLives,
     LosesTheLastSector,
+    ThawsAtOnce,
 }
 
-struct FlawedStore(MemoryWritebacks, Flaw);
+struct FlawedStore(MemoryWritebacks, Flaw, PathBuf);
 
 #[async_trait]
 impl WritebackStore for FlawedStore {
@@ -212,18 +216,20 @@ impl WritebackStore for FlawedStore {
         self.0.capabilities()
     }
 
-    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
+    async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
         if self.1 == Flaw::SwapsTheBase
-            && self.0.list().await?.iter().any(|l| l.id == spec.id && l.base != Some(spec.base.version))
+            && self.0.list().await?.iter().any(|l| l.id == spec.id && l.base != Some(spec.version))
         {
             self.0.remove(&spec.id, Removal::Force).await?;
         }
-        let Disk::Blocks(device) = self.0.ensure(spec).await? else {
+        let Disk::Blocks(device) = self.0.ensure(spec, base).await? else {
             unreachable!("the store in memory hands out blocks");
         };
         match self.1 {
             Flaw::WritesIntoTheBase => {
-                Ok(Disk::Blocks(Arc::new(FileDisk::open(&spec.base.path, false).unwrap())))
+                // Where the suite has written it.
+                let path = self.2.join(format!("{}.raw", spec.version.simple()));
+                Ok(Disk::Blocks(Arc::new(FileDisk::open(&path, false).unwrap())))
             }
             Flaw::DiscardDoesNothing | Flaw::RemovedDiskLives | Flaw::LosesTheLastSector => {
                 Ok(Disk::Blocks(Arc::new(FlawedDisk(device, self.1))))
@@ -232,8 +238,12 @@ impl WritebackStore for FlawedStore {
         }
     }
 
-    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
-        self.0.open_base(base).await
+    async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
+        let frozen = self.0.freeze(id).await?;
+        match self.1 {
+            Flaw::ThawsAtOnce => Ok(Frozen { hold: ggnet_core::ports::Hold::nothing(), ..frozen }),
+            _ => Ok(frozen),
+        }
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
@@ -293,13 +303,13 @@ impl Fixture<dyn WritebackStore> for Flawed {
         let world = WritebackWorld::default();
         let store = MemoryWritebacks::over(&world);
         *self.1.lock().unwrap() = world;
-        Arc::new(FlawedStore(store, self.0))
+        Arc::new(FlawedStore(store, self.0, self.folder()))
     }
     async fn reopen(&self) -> Arc<dyn WritebackStore> {
         if self.0 == Flaw::LosesWritesInACrash {
             return self.fresh().await;
         }
-        Arc::new(FlawedStore(MemoryWritebacks::over(&self.1.lock().unwrap()), self.0))
+        Arc::new(FlawedStore(MemoryWritebacks::over(&self.1.lock().unwrap()), self.0, self.folder()))
     }
 }
 
@@ -332,6 +342,129 @@ writeback_flaws! {
     writebacks_lost_in_a_crash: LosesWritesInACrash fails what_exists_is_adopted_after_a_crash;
     a_removed_disk_that_lives_on: RemovedDiskLives fails a_held_disk_fails_after_force;
     a_disk_that_is_too_small: LosesTheLastSector fails the_disk_is_as_large_as_its_base;
+    a_freeze_that_holds_nothing: ThawsAtOnce fails a_frozen_disk_is_busy_and_loses_nothing;
+}
+
+// Images.
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    TakesDraftsForWhole,
+    SealsAnything,
+    SealsOver,
+    IgnoresWhoHasItOpen,
+    ForgetsTheParent,
+    CopiesOnAdoption,
+}
+
+struct FaultyImages(MemoryImages, Fault);
+
+impl FaultyImages {
+    fn shown(&self, mut listed: ImageListed) -> ImageListed {
+        match self.1 {
+            Fault::TakesDraftsForWhole => listed.completeness = Completeness::Whole,
+            Fault::ForgetsTheParent => listed.parent = None,
+            _ => {}
+        }
+        listed
+    }
+}
+
+#[async_trait]
+impl ImageStore for FaultyImages {
+    fn name(&self) -> &'static str {
+        "faulty"
+    }
+    fn capabilities(&self) -> ImageCapabilities {
+        self.0.capabilities()
+    }
+
+    async fn draft(&self, spec: &ImageSpec) -> Result<Sink> {
+        if self.1 == Fault::SealsOver
+            && self.0.get(spec.id).await?.is_some_and(|v| v.completeness == Completeness::Whole)
+        {
+            self.0.remove(spec.id, Removal::Force).await?;
+        }
+        self.0.draft(spec).await
+    }
+
+    async fn seal(&self, spec: &ImageSpec) -> Result<ImageListed> {
+        let spec = match self.0.get(spec.id).await? {
+            Some(have) if self.1 == Fault::SealsAnything => ImageSpec::new(spec.id, have.size_bytes),
+            _ => spec.clone(),
+        };
+        self.0.seal(&spec).await
+    }
+
+    async fn adopt(&self, spec: &ImageSpec, from: &Frozen) -> Result<ImageListed> {
+        if self.1 == Fault::CopiesOnAdoption {
+            // Says that it is done, and the writeback is there still.
+            return Ok(ImageListed::whole(spec.id, spec.size_bytes));
+        }
+        Ok(self.shown(self.0.adopt(spec, from).await?))
+    }
+
+    async fn open(&self, id: ImageVersionId, form: DiskForm) -> Result<OpenImage> {
+        self.0.open(id, form).await
+    }
+
+    async fn list(&self) -> Result<Vec<ImageListed>> {
+        Ok(self.0.list().await?.into_iter().map(|listed| self.shown(listed)).collect())
+    }
+
+    async fn remove(&self, id: ImageVersionId, how: Removal) -> Result<()> {
+        let how = if self.1 == Fault::IgnoresWhoHasItOpen { Removal::Force } else { how };
+        self.0.remove(id, how).await
+    }
+
+    async fn health(&self) -> Health {
+        self.0.health().await
+    }
+    async fn shutdown(&self) {
+        self.0.shutdown().await;
+    }
+}
+
+struct Faulty(Fault, Mutex<(ImageWorld, WritebackWorld)>);
+
+#[async_trait]
+impl Fixture<dyn ImageStore> for Faulty {
+    async fn fresh(&self) -> Arc<dyn ImageStore> {
+        *self.1.lock().unwrap() = Default::default();
+        self.reopen().await
+    }
+    async fn reopen(&self) -> Arc<dyn ImageStore> {
+        let worlds = self.1.lock().unwrap();
+        Arc::new(FaultyImages(MemoryImages::over(&worlds.0).adopting(&worlds.1), self.0))
+    }
+}
+
+#[async_trait]
+impl ImageStoreFixture for Faulty {
+    async fn writebacks(&self) -> Option<Arc<dyn WritebackStore>> {
+        Some(Arc::new(MemoryWritebacks::over(&self.1.lock().unwrap().1)))
+    }
+    fn has_writebacks(&self) -> bool {
+        true
+    }
+}
+
+macro_rules! image_faults {
+    ($($test:ident: $fault:ident fails $case:ident;)*) => {
+        $(#[test]
+        fn $test() {
+            caught(async { image_store::$case(&Faulty(Fault::$fault, Mutex::default())).await });
+        })*
+    };
+}
+
+image_faults! {
+    a_draft_that_is_taken_for_a_version: TakesDraftsForWhole fails a_draft_is_partial_until_it_is_sealed;
+    a_version_that_is_too_short: SealsAnything fails what_is_of_another_size_is_corrupt_and_stays_partial;
+    a_version_that_is_written_over: SealsOver fails a_sealed_version_has_no_draft;
+    a_version_deleted_under_its_reader: IgnoresWhoHasItOpen fails an_open_version_is_busy_under_if_idle;
+    a_version_whose_base_is_forgotten: ForgetsTheParent fails an_adopted_writeback_is_a_version;
+    an_adoption_that_only_says_so: CopiesOnAdoption fails an_adopted_writeback_is_a_version;
 }
 
 /// The report fails when other cases than the expected ones were not run.

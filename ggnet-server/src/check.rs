@@ -57,7 +57,7 @@ async fn look(config: &Config, registry: &Registry) -> Result<Vec<Finding>> {
     // A data folder that is not there or not ours to read: another id serves for a look.
     let instance = Instance::read(&config.data_dir).await;
     let instance = instance.map_or_else(|_| InstanceId::generate(), |instance| instance.id().clone());
-    let wiring = wiring::wiring(config, &config.data_dir, instance, config.http.listen.port())?;
+    let wiring = wiring::wiring(config, registry, &config.data_dir, instance, config.http.listen.port())?;
     let owned = config.clone();
     let mut findings = host::look(move || look_at_host(&owned)).await?;
     let mut sockets = sockets::of_http(config);

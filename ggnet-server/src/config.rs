@@ -34,6 +34,8 @@ pub struct Config {
     pub session: Session,
     /// Images.
     pub images: Images,
+    /// Jobs.
+    pub jobs: Jobs,
     /// The limits of calls to the backends.
     pub limits: Limits,
     /// The log.
@@ -68,6 +70,7 @@ impl Default for Config {
             network: Network::default(),
             session: Session::default(),
             images: Images::default(),
+            jobs: Jobs::default(),
             limits: Limits::default(),
             log: Log::default(),
             store: Backend::usual(PortName::Store),
@@ -153,12 +156,49 @@ impl Default for Session {
     }
 }
 
-/// Images.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// Images: from where they are imported, and the backend that has their bytes, which the section's other keys are for.
+#[derive(Clone, Debug)]
 pub struct Images {
     /// The folders below which files may be imported; none: `import` in the data folder.
     pub import_dirs: Vec<PathBuf>,
+    /// The bytes of image versions.
+    pub store: Backend,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { import_dirs: Vec::new(), store: Backend::usual(PortName::Images) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Images {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Raw {
+            #[serde(default)]
+            import_dirs: Vec<PathBuf>,
+            backend: Option<String>,
+            #[serde(flatten)]
+            settings: BTreeMap<String, serde_json::Value>,
+        }
+        let Raw { import_dirs, backend, settings } = Raw::deserialize(d)?;
+        let backend = backend.unwrap_or_else(|| usual(PortName::Images).to_owned());
+        Ok(Self { import_dirs, store: Backend { backend, settings: settings.into_iter().collect() } })
+    }
+}
+
+/// Jobs: imports.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jobs {
+    /// How many run at once; further ones wait for their turn.
+    pub at_once: usize,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self { at_once: 4 }
+    }
 }
 
 /// The limits of calls to the backends, by port; what is not said is as [`PortLimits`] says.
@@ -169,6 +209,8 @@ pub struct Limits {
     pub store: Limit,
     /// Of the targets.
     pub target: Limit,
+    /// Of the image store.
+    pub images: Limit,
     /// Of the writeback store.
     pub writeback: Limit,
     /// Of DHCP.
@@ -260,6 +302,7 @@ pub const fn usual(port: PortName) -> &'static str {
     match port {
         PortName::Store => "sqlite",
         PortName::Target | PortName::BootFiles => "builtin",
+        PortName::Images => "files",
         PortName::Writeback => "layers",
         PortName::Dhcp => "proxy",
         PortName::Converter => "qemu-img",
@@ -326,6 +369,7 @@ impl Config {
         match port {
             PortName::Store => &self.store,
             PortName::Target => &self.target,
+            PortName::Images => &self.images.store,
             PortName::Writeback => &self.writeback,
             PortName::Dhcp => &self.dhcp,
             PortName::BootFiles => &self.boot_files,
@@ -345,6 +389,7 @@ impl Config {
         let l = &self.limits;
         l.store.over(&mut limits.store);
         l.target.over(&mut limits.target);
+        l.images.over(&mut limits.images);
         l.writeback.over(&mut limits.writeback);
         l.dhcp.over(&mut limits.dhcp);
         l.boot_files.over(&mut limits.boot_files);
@@ -417,6 +462,20 @@ mod tests {
     }
 
     #[test]
+    fn the_section_of_images_has_the_servers_key_and_the_backends() {
+        let c = Config::parse("[images]\nimport_dirs = [\"/srv\"]\nplace = \"/images\"\n", "x").unwrap();
+        assert_eq!(c.import_dirs(), [PathBuf::from("/srv")]);
+        let store = c.section(PortName::Images);
+        assert_eq!(
+            (store.backend.as_str(), &store.settings),
+            ("files", &serde_json::json!({ "place": "/images" }))
+        );
+        let c = Config::parse("[images]\nbackend = \"mine\"\n", "x").unwrap();
+        assert_eq!(c.section(PortName::Images).backend, "mine");
+        assert_eq!(c.import_dirs(), [PathBuf::from("ggnet-data/import")]);
+    }
+
+    #[test]
     fn a_backends_own_settings_go_to_the_backend() {
         let c = Config::parse("[target]\nlisten = [\"127.0.0.1:0\"]\n", "x").unwrap();
         assert_eq!(c.target.settings["listen"][0], "127.0.0.1:0");
@@ -424,6 +483,12 @@ mod tests {
         assert_eq!((c.session.idle_timeout.as_secs(), c.session.generation_ttl.as_secs()), (5400, 5));
         let c = Config::parse("[session]\nshutdown_deadline = \"40s\"\n", "x").unwrap();
         assert_eq!(c.session.shutdown_deadline.as_secs(), 40);
+    }
+
+    #[test]
+    fn four_jobs_run_at_once_unless_another_number_is_named() {
+        let at_once = |text: &str| Config::parse(text, "x").unwrap().jobs.at_once;
+        assert_eq!((at_once(""), at_once("[jobs]\nat_once = 1\n")), (4, 1));
     }
 
     #[test]

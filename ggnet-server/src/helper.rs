@@ -15,9 +15,9 @@ use ggnet_backends::{
     owner::Owner,
     run::SystemRunner,
     service::{Daemon, Manager, Service, ServiceConfig},
-    target::lio_configfs::{self, LioConfig},
+    target::tree_of_helper,
 };
-use ggnet_core::{Error, ErrorKind, Result, registry::settings};
+use ggnet_core::{Error, ErrorKind, Result};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
@@ -64,13 +64,9 @@ fn user(name: &str) -> Result<Owner> {
 
 /// What of the kernel's target may be changed; nothing, where the configuration does not use it by the helper.
 fn target(config: &Config, more: &[PathBuf]) -> Result<Option<TargetDuty>> {
-    if config.target.backend != lio_configfs::NAME {
+    let Some(root) = tree_of_helper(&config.target.backend, config.target.settings.clone())? else {
         return Ok(None);
-    }
-    let lio: LioConfig = settings(lio_configfs::NAME, config.target.settings.clone())?;
-    if lio.helper.is_none() {
-        return Ok(None);
-    }
+    };
     // The server knows its folders by their real names.
     let real = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let data = real(&config.data_dir);
@@ -83,7 +79,7 @@ fn target(config: &Config, more: &[PathBuf]) -> Result<Option<TargetDuty>> {
     let disks = chosen.map_or_else(|| data.join("disks"), |dir| real(Path::new(dir)));
     let mut folders = vec![data.join("images"), disks];
     folders.extend(more.iter().map(|dir| real(dir)));
-    Ok(Some(TargetDuty::new(lio.root, config.iqn_prefix()?, data.join("instance"), folders)))
+    Ok(Some(TargetDuty::new(root, config.iqn_prefix()?, data.join("instance"), folders)))
 }
 
 fn units(names: &[String]) -> Result<BTreeMap<String, Service>> {

@@ -12,7 +12,7 @@ use std::{
 use atomic_write_file::AtomicWriteFile;
 use ggnet_core::{
     Error, Result,
-    nouns::InstanceId,
+    nouns::{AuditAction, AuditRow, AuditSubject, InstanceId, Principal, SystemPart, Timestamp},
     ports::{Batch, Store, Write},
 };
 
@@ -63,7 +63,7 @@ impl Instance {
     /// # Errors
     /// `Invalid`: the database is another instance's, or the file is missing or damaged beside a database that remembers one; else as
     /// the store or the file system says.
-    pub async fn settle(self, store: &dyn Store) -> Result<()> {
+    pub async fn settle(self, store: &dyn Store, now: Timestamp) -> Result<()> {
         let Self { id, path, file } = self;
         let shown = path.display();
         match (store.setting(SETTING).await?, file) {
@@ -91,7 +91,7 @@ impl Instance {
                 if matches!(file, File::Missing) {
                     write_atomically(path, format!("{id}\n")).await?;
                 }
-                remember(&id, store).await;
+                remember(&id, store, now).await;
                 Ok(())
             }
         }
@@ -99,9 +99,11 @@ impl Instance {
 }
 
 /// What cannot be recorded now (a full disk) must not keep the server from its start: the next one records it.
-async fn remember(id: &InstanceId, store: &dyn Store) {
+async fn remember(id: &InstanceId, store: &dyn Store, now: Timestamp) {
+    let (by, subject) = (Principal::system(SystemPart::Upkeep), AuditSubject::Instance(id.clone()));
+    let row = AuditRow::new(now, &by, AuditAction::InstanceRemember, subject);
     let write = Write::Setting { key: SETTING.to_owned(), value: id.to_string() };
-    if let Err(error) = store.commit(Batch::new().write(write)).await {
+    if let Err(error) = store.commit(Batch::new().write(write).audit(row)).await {
         tracing::warn!(error = %error.report(), "the database does not remember the instance id yet");
     }
 }
@@ -123,14 +125,14 @@ async fn write_atomically(path: PathBuf, text: String) -> Result<()> {
 mod tests {
     use std::fs;
 
-    use ggnet_core::{ErrorKind, testkit::memory::MemoryStore};
+    use ggnet_core::{ErrorKind, ports::PageRequest, testkit::memory::MemoryStore};
 
     use super::*;
 
     async fn settle(data: &Path, store: &MemoryStore) -> Result<String> {
         let instance = Instance::read(data).await?;
         let id = instance.id().to_string();
-        instance.settle(store).await?;
+        instance.settle(store, Timestamp::UNIX_EPOCH).await?;
         Ok(id)
     }
 
@@ -166,7 +168,11 @@ mod tests {
         let (data, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
         let id = settle(data.path(), &store).await.unwrap();
         assert_eq!(fs::read_to_string(data.path().join("instance")).unwrap(), format!("{id}\n"));
-        assert_eq!(store.setting(SETTING).await.unwrap(), Some(id));
+        assert_eq!(store.setting(SETTING).await.unwrap().as_deref(), Some(id.as_str()));
+        let rows = store.audit(PageRequest::default()).await.unwrap().items;
+        let said: Vec<_> = rows.iter().map(|row| (row.action, &row.subject)).collect();
+        let subject = AuditSubject::Instance(id.parse().unwrap());
+        assert_eq!(said, [(AuditAction::InstanceRemember, &subject)], "it is in the audit");
     }
 
     #[tokio::test]

@@ -1,35 +1,19 @@
-//! `ggnet-server key reset`: a new key for the CHAP credentials in the database, when the old one is lost.
+//! `ggnet-server key reset`: a new key for the credentials in the store, when the old one is lost.
 
-use ggnet_backends::store::sqlite::{KeyReset, SqliteConfig, SqliteStore};
 use ggnet_core::{
-    Error, Result,
-    ports::{Clock as _, SystemClock},
+    Result,
+    nouns::InstanceId,
+    registry::{PortName, Registry},
 };
 
-use crate::{config::Config, data_dir::DataDir, say::say};
+use crate::{config::Config, data_dir::DataDir, say::say, wiring};
 
-/// Makes a new key, ends the sessions that need the old one, and says what that means. The server must be stopped.
-pub async fn reset(config: &Config) -> Result<()> {
-    if config.store.backend != "sqlite" {
-        return Err(Error::invalid(
-            "store.backend",
-            format!("The store {} has no key file of GGnet's", config.store.backend),
-        ));
-    }
+/// Has the store make a new key, and says what that means. The server must be stopped.
+pub async fn reset(config: &Config, registry: &Registry) -> Result<()> {
+    let store = registry.about(PortName::Store, &config.store.backend)?;
     let data = DataDir::lock(&config.data_dir)?;
-    let store = SqliteConfig::from_settings(data.path(), config.store.settings.clone())?;
-    say(&told(&SqliteStore::reset_key(store, SystemClock.now()).await?))
-}
-
-fn told(done: &KeyReset) -> String {
-    let mut text = format!("A new key is in {}.", done.key_file.display());
-    if let Some(kept) = &done.kept {
-        text.push_str(&format!(" The old file is {}.", kept.display()));
-    }
-    let ended = match done.ended.len() {
-        0 => return text + " No session needed the old one.",
-        1 => "1 session was ended: its machine must boot anew, even if it still runs.".to_owned(),
-        n => format!("{n} sessions were ended: their machines must boot anew, even those that still run."),
-    };
-    text + "\n" + &ended + " Writes of `discard` machines go when the server starts; kept writes stay."
+    // A store does not use the instance: it is opened before that is known.
+    let (instance, http_port) = (InstanceId::generate(), config.http.listen.port());
+    let wiring = wiring::wiring(config, registry, data.path(), instance, http_port)?;
+    say(&store.reset_key(PortName::Store, wiring, config.store.settings.clone()).await?)
 }

@@ -61,7 +61,7 @@ pub fn main(registry: &Registry) -> ExitCode {
             Command::Check { lan, json } => check::check(&config, registry, lan.as_deref(), json).await,
             Command::Backends { json } => backends::list(registry, json).map(|()| ExitCode::SUCCESS),
             Command::Key { command: KeyCommand::Reset } => {
-                key::reset(&config).await.map(|()| ExitCode::SUCCESS)
+                key::reset(&config, registry).await.map(|()| ExitCode::SUCCESS)
             }
             Command::Token { command: TokenCommand::Reset } => {
                 serve::reset_token(&config, registry).await.map(|()| ExitCode::SUCCESS)

@@ -13,7 +13,7 @@ use ggnet_backends::{
 use ggnet_core::{
     Error, Result,
     metrics::Registry as Metrics,
-    nouns::Secret,
+    nouns::{Principal, Secret, SystemPart},
     orchestrator::Orchestrator,
     ports::{Clock, Store},
     registry::Registry,
@@ -64,7 +64,7 @@ impl Server {
         let address =
             listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
         let instance = Instance::read(data.path()).await?;
-        let wiring = wiring::wiring(config, data.path(), instance.id().clone(), address.port())?;
+        let wiring = wiring::wiring(config, registry, data.path(), instance.id().clone(), address.port())?;
         let sockets = sockets::all(config, registry, &wiring)?;
         if let Some(e) = sockets::collisions(config, &sockets).into_iter().next() {
             return Err(e);
@@ -73,13 +73,13 @@ impl Server {
             tracing::warn!("{why}");
         }
         let store = wiring::store(config, registry, &wiring).await?;
-        if let Err(e) = instance.settle(store.as_ref()).await {
+        if let Err(e) = instance.settle(store.as_ref(), wiring.clock.now()).await {
             store.shutdown().await;
             return Err(e);
         }
         let mut metrics = Metrics::with_prefix(METRICS_PREFIX);
-        let orchestrator = wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
-        let store = orchestrator.ports().store().clone();
+        let (orchestrator, store) =
+            wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
         let (new_token, token) = match token(store.as_ref()).await {
             Ok(token) => token,
             Err(e) => {
@@ -128,7 +128,8 @@ impl Server {
         if self.new_token.is_none() {
             return Ok(());
         }
-        self.token.store(self.store.as_ref(), self.clock.now()).await
+        let by = Principal::system(SystemPart::Upkeep);
+        self.token.store(self.store.as_ref(), &by, self.clock.now()).await
     }
 
     /// Stops: answers what is under way, finishes orchestrations, flushes disks, closes. Whatever hangs, it ends within 80 s with the
@@ -227,12 +228,12 @@ pub async fn reset_token(config: &Config, registry: &Registry) -> Result<()> {
     let data = DataDir::lock(&config.data_dir)?;
     let instance = Instance::read(data.path()).await?;
     let http_port = config.http.listen.port();
-    let wiring = wiring::wiring(config, data.path(), instance.id().clone(), http_port)?;
+    let wiring = wiring::wiring(config, registry, data.path(), instance.id().clone(), http_port)?;
     let store = wiring::store(config, registry, &wiring).await?;
     let (token, hash) = TokenHash::generate()?;
     // Shown before it counts: when nobody can read it the old one stays.
     let done = match say(token.expose()) {
-        Ok(()) => hash.store(store.as_ref(), wiring.clock.now()).await,
+        Ok(()) => hash.store(store.as_ref(), &Principal::host(), wiring.clock.now()).await,
         Err(e) => Err(e),
     };
     store.shutdown().await;

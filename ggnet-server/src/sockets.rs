@@ -111,7 +111,8 @@ mod tests {
         let mut registry = Registry::new();
         ggnet_backends::register(&mut registry);
         let http_port = config.http.listen.port();
-        let wiring = wiring::wiring(&config, &config.data_dir, InstanceId::generate(), http_port).unwrap();
+        let wiring =
+            wiring::wiring(&config, &registry, &config.data_dir, InstanceId::generate(), http_port).unwrap();
         let all = all(&config, &registry, &wiring).unwrap();
         (config, all)
     }

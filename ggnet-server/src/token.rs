@@ -4,7 +4,7 @@
 
 use ggnet_core::{
     Result,
-    nouns::{Actor, AuditRow, Secret, Timestamp},
+    nouns::{AuditAction, AuditRow, AuditSubject, Principal, Secret, Timestamp},
     ports::{Batch, Store, Write},
 };
 use sha2::{Digest as _, Sha256};
@@ -37,16 +37,10 @@ impl TokenHash {
         Ok((token, hash))
     }
 
-    /// Stores the hash in place of the old one: from now on this token counts.
-    pub async fn store(&self, store: &dyn Store, now: Timestamp) -> Result<()> {
-        let row = AuditRow {
-            at: now,
-            actor: Actor::System,
-            action: "token.reset".to_owned(),
-            subject_kind: "token".to_owned(),
-            subject_id: "admin".to_owned(),
-            details: serde_json::Value::Null,
-        };
+    /// Stores the hash in place of the old one: from now on this token counts. The audit says that `by` did it.
+    pub async fn store(&self, store: &dyn Store, by: &Principal, now: Timestamp) -> Result<()> {
+        let subject = AuditSubject::Token("admin".to_owned());
+        let row = AuditRow::new(now, by, AuditAction::TokenReset, subject);
         let write = Write::Setting { key: SETTING.to_owned(), value: self.0.clone() };
         store.commit(Batch::new().write(write).audit(row)).await.map(drop)
     }

@@ -15,13 +15,19 @@ use ggnet_core::{
     nouns::InstanceId,
     orchestrator::{Backends, Orchestrator, OrchestratorConfig, Ports},
     ports::Store,
-    registry::{PortName, Registry, Wiring},
+    registry::{About, PortName, Registry, Wiring},
 };
 
 use crate::config::Config;
 
 /// What is decided once for all backends.
-pub fn wiring(config: &Config, data_dir: &Path, instance: InstanceId, http_port: u16) -> Result<Wiring> {
+pub fn wiring(
+    config: &Config,
+    registry: &Registry,
+    data_dir: &Path,
+    instance: InstanceId,
+    http_port: u16,
+) -> Result<Wiring> {
     let mut wiring = Wiring::new(instance, config.iqn_prefix()?, data_dir.to_owned());
     wiring.advertise = config.network.advertise;
     wiring.http_port = http_port;
@@ -29,6 +35,9 @@ pub fn wiring(config: &Config, data_dir: &Path, instance: InstanceId, http_port:
     wiring.interfaces.clone_from(&config.network.interfaces);
     wiring.backends =
         PortName::ALL.into_iter().map(|port| (port, config.section(port).backend.clone())).collect();
+    // One that does not exist is refused elsewhere.
+    let boot_files = registry.about(PortName::BootFiles, &config.boot_files.backend);
+    wiring.mac_paths = boot_files.map_or(true, About::serves_mac_paths);
     Ok(wiring)
 }
 
@@ -84,14 +93,14 @@ macro_rules! made {
 }
 
 /// Makes every backend, refuses a store that is not the data folder's, and makes the orchestrator over them; what is counted goes to
-/// `metrics`. Whatever fails, all that was made by then is shut down again, `store` too.
+/// `metrics`. The store is given back with the port's limits around it, for the server's own settings. Whatever fails, all that was made by then is shut down again, `store` too.
 pub async fn orchestrator(
     config: &Config,
     registry: &Registry,
     wiring: &Wiring,
     store: Arc<dyn Store>,
     metrics: &mut Metrics,
-) -> Result<Orchestrator> {
+) -> Result<(Orchestrator, Arc<dyn Store>)> {
     let mut made = Made::default();
     let done = build(config, registry, wiring, store, metrics, &mut made).await;
     if done.is_err() {
@@ -107,20 +116,19 @@ async fn build(
     store: Arc<dyn Store>,
     metrics: &mut Metrics,
     made: &mut Made,
-) -> Result<Orchestrator> {
+) -> Result<(Orchestrator, Arc<dyn Store>)> {
     let store = made!(made, "store", store);
-    let images_dir = wiring.data_dir.join("images");
-    // What is imported is for whoever imports; who could write the images would write every machine's disk.
-    for (dir, mode) in
-        [(&images_dir, 0o700)].into_iter().chain(config.import_dirs().iter().map(|d| (d, 0o777)))
-    {
-        let made = tokio::fs::DirBuilder::new().recursive(true).mode(mode).create(dir).await;
+    // What is imported is for whoever imports.
+    for dir in &config.import_dirs() {
+        let made = tokio::fs::DirBuilder::new().recursive(true).mode(0o777).create(dir).await;
         made.map_err(|e| Error::io(format!("making {}", dir.display()), e))?;
     }
     let limits = config.port_limits()?;
     let (c, w) = (config, || wiring.clone());
     let target = registry.targets.make(&c.target.backend, w(), c.target.settings.clone()).await?;
     let target = made!(made, "target", target);
+    let images = registry.images.make(&c.images.store.backend, w(), c.images.store.settings.clone()).await?;
+    let images = made!(made, "images", images);
     let writeback = registry.writebacks.make(&c.writeback.backend, w(), c.writeback.settings.clone()).await?;
     let writeback = made!(made, "writeback", writeback);
     let dhcp = registry.dhcp.make(&c.dhcp.backend, w(), c.dhcp.settings.clone()).await?;
@@ -130,10 +138,11 @@ async fn build(
     let boot_files = made!(made, "boot_files", boot_files);
     let converter = registry.converters.make(&c.converter.backend, w(), c.converter.settings.clone()).await?;
     let clock = wiring.clock.clone();
-    let backends = Backends { store, target, writeback, dhcp, boot_files, converter, clock };
+    let backends = Backends { store, target, writeback, images, dhcp, boot_files, converter, clock };
     let ports = Ports::new(backends, &limits, metrics)?;
-    ports.check_store(&images_dir).await?;
-    let mut settings = OrchestratorConfig::new(wiring.instance.clone(), images_dir)?;
+    ports.check_store().await?;
+    let guarded = Arc::clone(ports.store());
+    let mut settings = OrchestratorConfig::new(wiring.instance.clone())?;
     settings.iqn_prefix = wiring.iqn_prefix.clone();
     settings.chap = c.session.chap;
     settings.idle_timeout = c.session.idle_timeout;
@@ -142,6 +151,7 @@ async fn build(
     settings.shutdown_deadline = c.session.shutdown_deadline;
     settings.reconcile_interval = c.session.reconcile_interval;
     settings.retention = c.session.retention;
+    settings.jobs_at_once = c.jobs.at_once;
     settings.script_deadline = c.session.script_deadline;
     settings.chain_url = match wiring.advertise {
         Some(address) => {
@@ -150,7 +160,7 @@ async fn build(
         None => None,
     };
     let templates = BootTemplates::load(c.templates_dir.as_deref())?;
-    Orchestrator::new(ports, settings, templates)
+    Ok((Orchestrator::new(ports, settings, templates)?, guarded))
 }
 
 #[cfg(test)]
@@ -165,5 +175,17 @@ mod tests {
         assert_eq!(reached("[http]\nlisten = \"10.77.0.1:81\""), "10.77.0.1");
         assert_eq!(reached("[http]\nlisten = \"[::]:81\""), "::");
         assert_eq!(reached("[network]\ninterfaces = [\"eth7\"]"), "0.0.0.0");
+    }
+
+    #[test]
+    fn a_boot_file_store_says_itself_whether_it_knows_paths_of_machines() {
+        let mut registry = Registry::new();
+        ggnet_backends::register(&mut registry);
+        let mac_paths = |text: &str| {
+            let config = Config::parse(text, "x").unwrap();
+            wiring(&config, &registry, Path::new("/"), InstanceId::generate(), 80).unwrap().mac_paths
+        };
+        assert!(mac_paths(""));
+        assert!(!mac_paths("[boot_files]\nbackend = \"tftpd-hpa\""));
     }
 }

@@ -19,7 +19,8 @@ use ggnet_core::{
     testkit::{
         flaky::{Fault, FaultPlan, Flaky},
         memory::{
-            MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryStore, MemoryTargets, MemoryWritebacks,
+            MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryImages, MemoryStore, MemoryTargets,
+            MemoryWritebacks,
         },
     },
     wrap::PortLimits,
@@ -39,12 +40,12 @@ fn question() -> Request<Body> {
 
 #[tokio::test]
 async fn a_thousand_health_questions_at_once_ask_each_backend_once() {
-    let dir = tempfile::tempdir().unwrap();
     let plan = FaultPlan::new();
     let backends = Backends {
         store: Arc::new(MemoryStore::new()),
         target: Arc::new(MemoryTargets::new()),
         writeback: Arc::new(MemoryWritebacks::new()),
+        images: Arc::new(MemoryImages::new()),
         dhcp: Arc::new(Flaky::new(Arc::new(MemoryDhcp::new()), &plan)),
         boot_files: Arc::new(MemoryBootFiles::new()),
         converter: Arc::new(Flaky::new(Arc::new(MemoryConverter::new()), &plan)),
@@ -52,7 +53,7 @@ async fn a_thousand_health_questions_at_once_ask_each_backend_once() {
     };
     let mut metrics = Registry::default();
     let ports = Ports::new(backends, &PortLimits::default(), &mut metrics).unwrap();
-    let config = OrchestratorConfig::new(InstanceId::generate(), dir.path().to_owned()).unwrap();
+    let config = OrchestratorConfig::new(InstanceId::generate()).unwrap();
     let orchestrator = Orchestrator::new(ports, config, BootTemplates::load(None).unwrap()).unwrap();
     while !orchestrator.is_serving() {
         tokio::time::sleep(Duration::from_millis(5)).await;

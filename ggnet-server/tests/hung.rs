@@ -15,14 +15,15 @@ use std::{
 
 use ggnet_core::{
     Error, ErrorKind, Result,
-    nouns::{Actor, Firmware, ImageId, Machine, MachineId, MachineState, WritebackPolicy},
+    nouns::{Firmware, ImageId, Machine, MachineId, MachineState, Principal, WritebackPolicy},
     orchestrator::{Orchestrator, StartRequest, Started},
     ports::{Clock as _, SystemClock},
     registry::{Descriptor, Registry},
     testkit::{
         flaky::{FaultPlan, Flaky},
         memory::{
-            MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryStore, MemoryTargets, MemoryWritebacks,
+            MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryImages, MemoryStore, MemoryTargets,
+            MemoryWritebacks,
         },
     },
 };
@@ -137,11 +138,16 @@ async fn machine(o: &Orchestrator, n: u8, image: ImageId) -> Machine {
         updated_at: now,
         revision: 0,
     };
-    o.create_machine(machine, Actor::Embedder).await.unwrap()
+    o.create_machine(machine, &Principal::embedder()).await.unwrap()
 }
 
 async fn start(o: &Orchestrator, machine: &Machine) -> Result<Started> {
-    let start = o.start(StartRequest { machine: machine.id, image: None, actor: Actor::Embedder });
+    let start = o.start(StartRequest {
+        machine: machine.id,
+        image: None,
+        data_disks: vec![],
+        by: Principal::embedder(),
+    });
     tokio::time::timeout(FOR_EVER, start).await.expect("a start has a limit")
 }
 
@@ -211,7 +217,7 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
 // A backend that cannot be made.
 
 /// The ports in the order in which they are made.
-const ORDER: [&str; 6] = ["store", "target", "writeback", "dhcp", "boot_file", "image_converter"];
+const ORDER: [&str; 7] = ["store", "target", "image", "writeback", "dhcp", "boot_file", "image_converter"];
 
 fn refused<T>(port: &str, fails: &str, backend: T) -> Result<T> {
     if port == fails { Err(Error::new(ErrorKind::Unavailable, "It cannot be made")) } else { Ok(backend) }
@@ -233,6 +239,7 @@ async fn when_one_backend_cannot_be_made_those_before_it_are_shut_down() {
         let (plan, mut registry) = (FaultPlan::new(), Registry::new());
         add!(registry.stores, "sqlite", "store", fails, plan, MemoryStore::new());
         add!(registry.targets, "builtin", "target", fails, plan, MemoryTargets::new());
+        add!(registry.images, "files", "image", fails, plan, MemoryImages::new());
         add!(registry.writebacks, "layers", "writeback", fails, plan, MemoryWritebacks::new());
         add!(registry.dhcp, "proxy", "dhcp", fails, plan, MemoryDhcp::new());
         add!(registry.boot_files, "builtin", "boot_file", fails, plan, MemoryBootFiles::new());

@@ -7,14 +7,13 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use ggnet_core::{
     nouns::{MacAddr, MachineId, ResourceId},
-    ports::BootBundle,
     registry::Registry,
     supervisor::faults::{self, End},
 };
@@ -110,7 +109,7 @@ fn answered(socket: &UdpSocket, packet: &[u8], to: &str) {
 }
 
 /// Every service of the server is used as a machine, an operator or the orchestrator uses it. `mac` is one that nobody has used yet.
-async fn all_is_served(server: &Server, mac: MacAddr) {
+async fn all_is_served(server: &Server, data: &Path, mac: MacAddr) {
     // DHCP.
     answered(&udp(68), &discover(mac), "255.255.255.255:67");
     // TFTP: also "no such file" is an answer.
@@ -125,13 +124,14 @@ async fn all_is_served(server: &Server, mac: MacAddr) {
     // HTTP, on a new connection.
     Monitor::new().wait_until_ready();
     // What was seen is written down.
-    let ports = server.orchestrator.ports();
-    wait(|| async { ports.store().seen_machine(mac).await.unwrap().is_some() }).await;
-    // What nobody owns is removed.
-    let id = ResourceId::machine(MachineId::generate());
-    let files = [("orphan".parse().unwrap(), Bytes::from_static(b"x"))].into();
-    ports.boot_files().ensure(&BootBundle { id: id.clone(), files }).await.unwrap();
-    wait(|| async { !ports.boot_files().list().await.unwrap().iter().any(|l| l.id == id) }).await;
+    let read = server.orchestrator.read();
+    wait(|| async { read.seen_machine(mac).await.is_ok() }).await;
+    // What nobody owns is removed: here what a crash left of a disk.
+    let instance = &server.orchestrator.config().instance;
+    let id = ResourceId::generation(MachineId::generate(), 1);
+    let orphan = data.join("writebacks").join(format!("{instance}-{id}"));
+    std::fs::create_dir(&orphan).unwrap();
+    wait(|| async { !orphan.exists() }).await;
 }
 
 async fn wait<F: Future<Output = bool>>(look: impl Fn() -> F) {
@@ -170,7 +170,8 @@ fn each_long_lived_task_that_ends_is_named_by_health_and_its_service_comes_back(
                 "the writer of observations",
             ]
         );
-        runtime.block_on(all_is_served(&server, "52:54:00:bb:00:00".parse().unwrap()));
+        let data = config.data_dir.clone();
+        runtime.block_on(all_is_served(&server, &data, "52:54:00:bb:00:00".parse().unwrap()));
         for (n, name) in names.iter().enumerate() {
             let how = if n % 2 == 0 { End::Return } else { End::Panic };
             assert_eq!(faults::end(name, how), 1);
@@ -181,7 +182,7 @@ fn each_long_lived_task_that_ends_is_named_by_health_and_its_service_comes_back(
             });
             monitor.wait_until_ready();
             let mac = format!("52:54:00:bb:{:02x}:00", n + 1).parse().unwrap();
-            runtime.block_on(all_is_served(&server, mac));
+            runtime.block_on(all_is_served(&server, &data, mac));
         }
         assert_eq!(faults::names(), names);
         runtime.block_on(server.stop());

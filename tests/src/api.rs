@@ -13,8 +13,8 @@ use ggnet_core::api::{
     VersionResponse,
 };
 use ggnet_core::nouns::{
-    BootStage, Event, EventKind, ImageId, ImageVersionId, Machine, MachineId, SessionId, VersionState,
-    WritebackPolicy,
+    BootStage, Cursor, Event, EventKind, ImageId, ImageVersionId, Machine, MachineId, SessionId,
+    VersionState, WritebackPolicy,
 };
 use ggnet_core::ports::Health;
 use reqwest::Method;
@@ -345,16 +345,17 @@ impl Api {
         self.get("/targets")
     }
 
-    /// All events after a cursor, of one machine or of all.
+    /// All events after a cursor (none: all that are kept), of one machine or of all.
     ///
     /// # Errors
     /// As the server answers.
-    pub fn events(&self, after: i64, machine: Option<MachineId>) -> Result<Vec<Event>> {
+    pub fn events(&self, after: Option<&Cursor>, machine: Option<MachineId>) -> Result<Vec<Event>> {
         let filter = machine.map_or_else(String::new, |m| format!("&machine={m}"));
         let mut all = Vec::new();
-        let mut after = after;
+        let mut after = after.cloned();
         loop {
-            let got: EventListResponse = self.get(&format!("/events?limit=1000&after={after}{filter}"))?;
+            let since = after.as_ref().map_or_else(String::new, |cursor| format!("&after={cursor}"));
+            let got: EventListResponse = self.get(&format!("/events?limit=1000{since}{filter}"))?;
             if got.items.is_empty() {
                 return Ok(all);
             }
@@ -363,11 +364,11 @@ impl Api {
         }
     }
 
-    /// The boot stages of a machine after a cursor, as they were recorded.
+    /// The boot stages of a machine after a cursor (none: all of them), as they were recorded.
     ///
     /// # Errors
     /// As the server answers.
-    pub fn stages(&self, after: i64, machine: MachineId) -> Result<Vec<BootStage>> {
+    pub fn stages(&self, after: Option<&Cursor>, machine: MachineId) -> Result<Vec<BootStage>> {
         let events = self.events(after, Some(machine))?;
         Ok(events
             .into_iter()
@@ -378,11 +379,12 @@ impl Api {
             .collect())
     }
 
-    /// The cursor after everything that was recorded so far.
+    /// The cursor after everything that was recorded so far; none: nothing was.
     ///
     /// # Errors
     /// As the server answers.
-    pub fn cursor(&self) -> Result<i64> {
-        Ok(self.events(0, None)?.last().map_or(0, |e| e.seq))
+    pub fn cursor(&self) -> Result<Option<Cursor>> {
+        let newest: EventListResponse = self.get("/events?newest=true&limit=1")?;
+        Ok(newest.cursor)
     }
 }

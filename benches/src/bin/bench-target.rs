@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use ggnet_backends::layers::open_raw;
 use ggnet_backends::target::builtin::{BuiltinTargetConfig, BuiltinTargets};
 use ggnet_backends::writeback::layers::{Layers, LayersConfig};
 use ggnet_benches::INITIATOR;
 use ggnet_core::block::{BlockDevice, BlockInfo, Disk};
 use ggnet_core::nouns::{ImageVersionId, InstanceId, Iqn, ResourceId};
 use ggnet_core::ports::{
-    Access, BaseImage, Login, LoginGate, LoginVerdict, LunDisks, LunSpec, NullObserver, SystemClock,
+    Access, Login, LoginGate, LoginVerdict, LunDisks, LunSpec, NullObserver, OpenImage, SystemClock,
     TargetBackend as _, TargetSpec, WritebackSpec, WritebackStore as _,
 };
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -89,7 +90,7 @@ impl LoginGate for Open {
 /// Makes the disk of target number `n`.
 enum Disks {
     Raw(Arc<RawFile>),
-    Layers(Layers, BaseImage),
+    Layers(Layers, OpenImage),
 }
 
 impl Disks {
@@ -104,12 +105,7 @@ impl Disks {
                     std::fs::remove_dir_all(&dir)?;
                 }
                 let store = Layers::open(LayersConfig { dir, instance: InstanceId::generate() })?;
-                let base = BaseImage {
-                    version: ImageVersionId::generate(),
-                    path: file.canonicalize()?,
-                    size_bytes: size,
-                };
-                Ok(Self::Layers(store, base))
+                Ok(Self::Layers(store, open_raw(ImageVersionId::generate(), file)?))
             }
             other => bail!("raw or layers, not {other}"),
         }
@@ -119,7 +115,8 @@ impl Disks {
         Ok(match self {
             Self::Raw(file) => Disk::Blocks(file.clone()),
             Self::Layers(store, base) => {
-                store.ensure(&WritebackSpec { id: id.clone(), base: base.clone() }).await?
+                let spec = WritebackSpec { id: id.clone(), version: base.id, size_bytes: base.size_bytes };
+                store.ensure(&spec, base).await?
             }
         })
     }

@@ -14,9 +14,6 @@ pub(super) const KEYS: &[Key] = &[
     ("loaders", "Loaders by architecture, added to the default ones; an empty text takes one away"),
 ];
 
-/// A boot file store whose TFTP server does not know paths that begin with a machine's MAC address.
-const WITHOUT_MAC_PATHS: &str = "tftpd-hpa";
-
 /// Reads a section.
 pub(super) fn read<T: DeserializeOwned>(backend: &str, wiring: &Wiring, table: Settings) -> Result<T> {
     settings(backend, or_decided(table, "http_port", wiring.http_port))
@@ -24,8 +21,8 @@ pub(super) fn read<T: DeserializeOwned>(backend: &str, wiring: &Wiring, table: S
 
 /// What is wrong where loaders are named after machines, and the boot file store does not know such names.
 pub(super) fn mac_paths(wiring: &Wiring, mac_prefix: bool) -> Option<Finding> {
-    let store = wiring.backends.get(&PortName::BootFiles)?;
-    (mac_prefix && store == WITHOUT_MAC_PATHS).then(|| {
+    (mac_prefix && !wiring.mac_paths).then(|| {
+        let store = wiring.backends.get(&PortName::BootFiles).map_or("the boot file store", String::as_str);
         let why = format!("DHCP would name loaders as <mac>/<loader>, and {store} knows no such path");
         Finding::bad(Level::Fail, "names of loaders", why, "Set mac_prefix = false in [dhcp]")
     })
@@ -42,10 +39,11 @@ mod tests {
         let prefix = "iqn.2026-11.local.test".parse().unwrap();
         let mut wiring = Wiring::new(InstanceId::generate(), prefix, "/".into());
         assert_eq!(mac_paths(&wiring, true), None);
-        wiring.backends.insert(PortName::BootFiles, "builtin".to_owned());
+        wiring.backends.insert(PortName::BootFiles, "plain".to_owned());
         assert_eq!(mac_paths(&wiring, true), None);
-        wiring.backends.insert(PortName::BootFiles, "tftpd-hpa".to_owned());
+        wiring.mac_paths = false;
         assert_eq!(mac_paths(&wiring, false), None);
-        assert!(mac_paths(&wiring, true).unwrap().mend.unwrap().contains("mac_prefix = false"));
+        let found = mac_paths(&wiring, true).unwrap();
+        assert!(found.why.contains("plain") && found.mend.unwrap().contains("mac_prefix = false"));
     }
 }

@@ -5,15 +5,13 @@
 //! Asserting is the whole purpose here: a false property ends the run.
 
 use futures_util::FutureExt as _;
-use ggnet_core::ports::{
-    DhcpCapabilities, Health, Listed, SpecDigest, WritebackCapabilities, WritebackListed,
-};
+use ggnet_core::ports::{DhcpCapabilities, Health, Listed, SpecDigest, WritebackListed};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
     wire::{Content, HelloAnswer, Next, Refusal, Said, decode, next_line},
-    writeback::Place,
+    writeback::{Abilities, Place},
 };
 
 /// The longest text of an error: what is quoted and what is said of it, each cut, with every character escaped.
@@ -92,7 +90,7 @@ fn answered(result: &Value) {
         assert_eq!(place.into_disk().is_ok(), absolute, "a disk without a root");
     }
     form::<Vec<WritebackListed>>(result);
-    form::<WritebackCapabilities>(result);
+    form::<Abilities>(result);
     form::<Health>(result);
     form::<HelloAnswer>(result);
     form::<DhcpCapabilities>(result);

@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use ggnet_core::ports::{
-    BaseImage, BootBundle, DhcpCapabilities, DhcpChange, DhcpHost, Health, Listed, Removal,
-    WritebackCapabilities, WritebackListed, WritebackSpec,
+    BootBundle, DhcpCapabilities, DhcpChange, DhcpHost, Health, Listed, Removal, WritebackListed,
+    WritebackSpec,
 };
 use serde_json::Value;
 
 use super::{
     wire::{
-        Applied, Apply, Content, EnsureFiles, EnsureWriteback, Hello, HelloAnswer, Named, Nothing, OpenBase,
+        Applied, Apply, Base, Content, EnsureFiles, EnsureWriteback, Hello, HelloAnswer, Named, Nothing,
         PROTOCOL, Read, Remove, Said, cancel, decode, request, shutdown,
     },
-    writeback::Place,
+    writeback::{Abilities, Place},
 };
 
 /// The lines of the fenced blocks that begin with this.
@@ -49,12 +49,16 @@ fn written() -> Vec<Vec<u8>> {
     let path: ggnet_core::ports::BootPath = "machines/52-54-00-12-34-56.ipxe".parse().unwrap();
     let files = [(path.clone(), Bytes::from_static(b"#!ipxe\n"))].into();
     let bundle = BootBundle { id: host.id.clone(), files };
-    let base = BaseImage {
+    let disk = WritebackSpec {
+        id: "01935bd28c7e7b3a8f0de1b2c3d4e5f6.3".parse().unwrap(),
         version: "01935bd2-8c7e-7b3a-8f0d-e1b2c3d4e5f7".parse().unwrap(),
-        path: "/var/lib/ggnet/images/01935bd28c7e7b3a8f0de1b2c3d4e5f7.raw".into(),
         size_bytes: 34_359_738_368,
     };
-    let disk = WritebackSpec { id: "01935bd28c7e7b3a8f0de1b2c3d4e5f6.3".parse().unwrap(), base };
+    let base = Base {
+        version: disk.version,
+        path: "/var/lib/ggnet/images/01935bd28c7e7b3a8f0de1b2c3d4e5f7.raw".as_ref(),
+        size_bytes: disk.size_bytes,
+    };
     let config = [("path".to_owned(), Value::from("/etc/ethers"))].into_iter().collect();
     let instance = "0ddba11e".parse().unwrap();
     let hello =
@@ -69,9 +73,7 @@ fn written() -> Vec<Vec<u8>> {
         request(6, "health", Nothing {}).unwrap(),
         request(7, "read", Read::new(&"nothing/here.ipxe".parse().unwrap())).unwrap(),
         request(12, "remove", Named { id: &host.id }).unwrap(),
-        request(8, "ensure", EnsureWriteback { digest: disk.digest(), id: &disk.id, base: &disk.base })
-            .unwrap(),
-        request(9, "open_base", OpenBase { base: &disk.base }).unwrap(),
+        request(8, "ensure", EnsureWriteback { digest: disk.digest(), id: &disk.id, base }).unwrap(),
         request(10, "list", Nothing {}).unwrap(),
         request(11, "remove", Remove { id: &disk.id, how: Removal::Force }).unwrap(),
         cancel(3),
@@ -129,13 +131,13 @@ fn understood(id: u64, method: &str, result: Value) {
             match hello.port.as_str() {
                 "dhcp" => drop(form::<DhcpCapabilities>(hello.capabilities)),
                 "boot_files" => assert_eq!(hello.capabilities, Value::Null),
-                "writeback" => drop(form::<WritebackCapabilities>(hello.capabilities)),
+                "writeback" => drop(form::<Abilities>(hello.capabilities)),
                 other => panic!("no port {other} is known"),
             }
         }
         // Those of the writeback store.
         "list" if id >= 8 => assert!(form::<Vec<WritebackListed>>(result)[0].base.is_some()),
-        "ensure" | "open_base" if id >= 8 => {
+        "ensure" if id >= 8 => {
             form::<Place>(result).into_disk().unwrap();
         }
         "list" => assert!(form::<Vec<Listed>>(result)[0].digest.is_some()),

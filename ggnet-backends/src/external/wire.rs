@@ -4,14 +4,14 @@
 //! What has a `method` and no `id` gets no answer. Invariants of the reader: it takes no more than the limit into memory, and what it
 //! says of a bad line is short and has no control characters.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
-    nouns::{InstanceId, ResourceId},
-    ports::{BaseImage, BootBundle, BootPath, DhcpChange, DhcpHost, Observation, Removal, SpecDigest},
+    nouns::{ImageVersionId, InstanceId, ResourceId},
+    ports::{BootBundle, BootPath, DhcpChange, DhcpHost, Observation, Removal, SpecDigest},
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -160,13 +160,16 @@ fn base64<'de, D: Deserializer<'de>>(d: D) -> Result<Bytes, D::Error> {
 pub(super) struct EnsureWriteback<'a> {
     pub digest: SpecDigest,
     pub id: &'a ResourceId,
-    pub base: &'a BaseImage,
+    pub base: Base<'a>,
 }
 
-/// Of `open_base`.
+/// The version below a writeback.
 #[derive(Serialize)]
-pub(super) struct OpenBase<'a> {
-    pub base: &'a BaseImage,
+pub(super) struct Base<'a> {
+    pub version: ImageVersionId,
+    /// Its raw file, never to be changed.
+    pub path: &'a Path,
+    pub size_bytes: u64,
 }
 
 /// The line of a request.

@@ -8,7 +8,7 @@ use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{ImageFormat, InstanceId, ResourceId},
     ports::{
-        BaseImage, Health, Removal, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
+        Health, OpenImage, Removal, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
     },
 };
 use serde::Deserialize;
@@ -16,13 +16,30 @@ use serde::Deserialize;
 use super::{
     ExternalConfig, NAME,
     connection::Connection,
-    wire::{EnsureWriteback, Named, Nothing, OpenBase, Remove},
+    wire::{Base, EnsureWriteback, Named, Nothing, Remove},
 };
 
 /// Private writable disks that a program of somebody else's makes. See the module above.
 pub struct ExternalWritebacks {
     connection: Connection,
     capabilities: WritebackCapabilities,
+}
+
+/// What a program says it can do.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct Abilities {
+    provides: DiskForm,
+    kill_safe: bool,
+    power_safe: bool,
+    discard: bool,
+}
+
+impl From<Abilities> for WritebackCapabilities {
+    /// Every program is given the version as a file, and none hands over what was written: the protocol has no words for it.
+    fn from(said: Abilities) -> Self {
+        let Abilities { provides, kill_safe, power_safe, discard } = said;
+        Self { provides, base: DiskForm::File, freezes: None, kill_safe, power_safe, discard }
+    }
 }
 
 /// Where a disk is, as a program says it.
@@ -65,7 +82,7 @@ impl ExternalWritebacks {
     /// As [`ExternalDhcp::open`](super::ExternalDhcp::open).
     pub async fn open(config: ExternalConfig, instance: InstanceId) -> Result<Self> {
         let connection = Connection::open(config, "writeback", instance).await?;
-        let capabilities: WritebackCapabilities = connection.capabilities()?;
+        let capabilities = WritebackCapabilities::from(connection.capabilities::<Abilities>()?);
         if capabilities.provides == DiskForm::Blocks {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -89,6 +106,19 @@ impl ExternalWritebacks {
     }
 }
 
+/// An opened version as a program is given it.
+fn raw_file(base: &OpenImage) -> Result<Base<'_>> {
+    match &base.disk {
+        Disk::File { path, format: ImageFormat::Raw } => {
+            Ok(Base { version: base.id, path, size_bytes: base.size_bytes })
+        }
+        other => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("A program is given a raw file, and image version {} is open as {other:?}", base.id),
+        )),
+    }
+}
+
 #[async_trait]
 impl WritebackStore for ExternalWritebacks {
     fn name(&self) -> &'static str {
@@ -99,16 +129,13 @@ impl WritebackStore for ExternalWritebacks {
         self.capabilities.clone()
     }
 
-    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
-        let wanted = EnsureWriteback { digest: spec.digest(), id: &spec.id, base: &spec.base };
+    async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
+        let in_context = |e: Error| e.with_backend(NAME).with_operation("ensure");
+        spec.check_base(base).map_err(in_context)?;
+        let base = raw_file(base).map_err(in_context)?;
+        let wanted = EnsureWriteback { digest: spec.digest(), id: &spec.id, base };
         let place = self.connection.call("ensure", spec.id.as_str(), wanted).await?;
-        self.handed_out(place).map_err(|e| e.with_backend(NAME).with_operation("ensure"))
-    }
-
-    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
-        let version = base.version.to_string();
-        let place = self.connection.call("open_base", &version, OpenBase { base }).await?;
-        self.handed_out(place).map_err(|e| e.with_backend(NAME).with_operation("open_base"))
+        self.handed_out(place).map_err(in_context)
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {

@@ -16,7 +16,6 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::Instant;
 
 use super::chap::Chap;
 use super::conn::InBuf;
@@ -176,7 +175,6 @@ async fn login(
     progress: &mut Progress,
 ) -> io::Result<Option<LoggedIn>> {
     let limits = &inner.config.limits;
-    let proof_by = Instant::now() + limits.proof_timeout;
     let wishes = Wishes { max_data: limits.max_data_segment, max_burst: MAX_BURST, first_burst: FIRST_BURST };
     let mut machine =
         LoginMachine::new(wishes, inner.config.portal_group, limits.queue_depth, limits.max_text);
@@ -187,8 +185,9 @@ async fn login(
         let next = match step.take() {
             Some(step) => step,
             None => {
+                // Each of them anew: a machine on a flooded network sends one again and again until it comes through.
                 let request = read_login_pdu(stream, input);
-                let request = tokio::time::timeout_at(proof_by, request).await;
+                let request = tokio::time::timeout(limits.proof_timeout, request).await;
                 let (bhs, data) = request.map_err(|_| io::ErrorKind::TimedOut)??;
                 if bhs.opcode() != opcode::LOGIN {
                     // Nothing but login requests before the full feature phase: close without a word.

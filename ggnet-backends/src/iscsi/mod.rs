@@ -119,7 +119,7 @@ pub struct Limits {
     pub max_open: usize,
     /// Connections at once whose login is under way. For one more the oldest of the source that has most is closed.
     pub max_waiting: usize,
-    /// Time from the connection to the proof, and for each of its requests to come whole.
+    /// How long each request of a login may take to come whole.
     pub proof_timeout: Duration,
     /// Time from the connection to the end of the login.
     pub login_timeout: Duration,

@@ -13,57 +13,39 @@
 
 use std::{
     collections::HashMap,
-    fs::DirBuilder,
-    io::{self, IoSlice},
-    os::unix::fs::DirBuilderExt as _,
+    io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{ImageVersionId, InstanceId, ResourceId},
-    ports::{BaseImage, Completeness, Health, WritebackListed},
+    ports::{Completeness, Health, WritebackListed},
 };
 
-use super::files::{Files, Open, RawFile, Space};
+use crate::files::{Files, Place, Words, absolute, gone_is_none, remove_folder};
 
 const REMOVED: &str = ".removed-";
 const PROBE: &str = ".probe-";
-const LOW_BYTES: u64 = 1 << 30;
-/// Fewer inodes make no machine's disk: a folder with up to three files, twice over for a boot that is prepared.
-const NEEDED_FILES: u64 = 8;
-/// With fewer free inodes somebody should look.
-const LOW_FILES: u64 = 500;
-/// What the probe writes.
-const PROBE_BYTES: usize = 128 << 10;
 
 /// See the module.
 pub(super) struct Folder {
     pub(super) files: Arc<dyn Files>,
     pub(super) dir: PathBuf,
     pub(super) instance: InstanceId,
-    /// Held while the probe file is there: two at once would remove each other's.
-    probing: Mutex<()>,
-}
-
-/// Makes the folder and those above it, mode 0700, where they are not there.
-pub(super) fn make(dir: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|e| Error::io(format!("Creating {}", dir.display()), e))
-}
-
-/// Opens a store on a blocking thread.
-pub(super) async fn opened<T: Send + 'static>(
-    open: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let opened = tokio::task::spawn_blocking(open).await;
-    opened.map_err(|e| Error::internal("Opening the writebacks died").with_source(e))?
+    place: Place,
 }
 
 impl Folder {
     pub(super) fn new(files: Arc<dyn Files>, dir: PathBuf, instance: InstanceId) -> Self {
-        Self { files, dir, instance, probing: Mutex::default() }
+        let words = Words {
+            when_full: "no machine gets a disk",
+            before_full: "guests run out of it",
+            before_no_inodes: "machines get no disk",
+        };
+        let place = Place::new(Arc::clone(&files), dir.clone(), &format!("{PROBE}{instance}"), words);
+        Self { files, dir, instance, place }
     }
 
     /// The folder of a writeback.
@@ -71,38 +53,26 @@ impl Folder {
         self.dir.join(format!("{}-{id}", self.instance))
     }
 
+    /// Makes the folder of a writeback. `Unavailable` where the folder of all of them is gone: `NotFound` would be taken for the bytes of the
+    /// version below.
+    pub(super) fn make_home(&self, home: &Path) -> Result<()> {
+        self.files.create_dir(home).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::new(
+                ErrorKind::Unavailable,
+                format!("The folder of the writebacks, {}, is gone", self.dir.display()),
+            )
+            .with_hint("Is its disk mounted? Mount it, then try again"),
+            _ => Error::io(format!("Creating {}", home.display()), e),
+        })
+    }
+
     fn grave(&self, id: &ResourceId) -> PathBuf {
         self.dir.join(format!("{REMOVED}{}-{id}", self.instance))
     }
 
-    /// Whether holes can be punched into files here, found out with a file that is removed again. On a full disk it is not known, and
-    /// nothing is punched until the next start: what is there must be served.
+    /// See [`Place::can_punch`].
     pub(super) fn can_punch(&self) -> io::Result<bool> {
-        let tried = self.with_probe(|file| file.set_size(8192).and_then(|()| file.punch(0, 4096)));
-        match tried {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(false),
-            Err(e) if full(&e) => {
-                tracing::warn!(dir = %self.dir.display(), "full at the start: blocks that guests discard are not given back to the disk");
-                Ok(false)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Whether a machine's disk could be made: as much is written as the maps of a small one take. A full disk still has room for an empty
-    /// file.
-    fn has_room(&self) -> io::Result<()> {
-        self.with_probe(|file| file.write_at(&mut [IoSlice::new(&vec![1; PROBE_BYTES])], 0))
-    }
-
-    fn with_probe(&self, work: impl FnOnce(&dyn RawFile) -> io::Result<()>) -> io::Result<()> {
-        let _one = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.dir.join(format!("{PROBE}{}", self.instance));
-        let file = self.files.open(&path, Open::Create)?;
-        let done = work(file.as_ref());
-        self.files.remove_file(&path)?;
-        done
+        self.place.can_punch()
     }
 
     /// Removes the writeback, whatever is there of it.
@@ -119,24 +89,11 @@ impl Folder {
     /// Ends a removal that had got as far as the rename.
     pub(super) fn end_removal(&self, id: &ResourceId) -> io::Result<()> {
         let grave = self.grave(id);
-        let names = match gone_is_none(self.files.is_link(&grave))? {
-            None => return Ok(()),
-            Some(true) => Err(io::ErrorKind::NotADirectory.into()),
-            Some(false) => self.files.names(&grave),
-        };
-        self.files.open_dir(&self.dir)?.sync_all()?;
-        let names = match names {
-            // Somebody put a link or a file there. It bears our name and goes; what a link points at is not ours.
-            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
-                tracing::warn!(path = %grave.display(), "no folder but a link or a file; only that is removed");
-                return self.files.remove_file(&grave);
-            }
-            names => names?,
-        };
-        for name in names {
-            self.files.remove_file(&grave.join(name))?;
+        if gone_is_none(self.files.is_link(&grave))?.is_none() {
+            return Ok(());
         }
-        self.files.remove_dir(&grave)
+        self.files.open_dir(&self.dir)?.sync_all()?;
+        remove_folder(&*self.files, &grave)
     }
 
     /// What stands in the folder, as `describe` says of each (its folder, the names and sizes in it, whether it is being removed).
@@ -212,54 +169,8 @@ impl Folder {
 
     /// How the folder is; waits for the disk.
     pub(super) fn health(&self) -> Health {
-        let dir = self.dir.display();
-        let room = self.has_room();
-        let lacks_room = room.as_ref().is_err_and(full);
-        if let Err(e) = room
-            && !lacks_room
-        {
-            return Health::Down(format!("{dir} cannot be written: {e}: check its mount and permissions"));
-        }
-        match self.files.space(&self.dir) {
-            Err(e) => Health::Down(format!("The file system of {dir} does not answer: {e}")),
-            Ok(Space { files: Some(files), .. }) if files < NEEDED_FILES => Health::Blocked(format!(
-                "{dir} has no inodes to spare ({files} free), no machine gets a disk: remove files from its file system, or make one with more of them"
-            )),
-            Ok(_) if lacks_room => {
-                Health::Blocked(format!("{dir} is full, no machine gets a disk: free some space"))
-            }
-            Ok(s) if s.available < LOW_BYTES || s.available < s.total / 20 => Health::Degraded(format!(
-                "{dir} has {} MiB of {} MiB free: free some space before guests run out of it",
-                s.available >> 20,
-                s.total >> 20
-            )),
-            Ok(Space { files: Some(files), .. }) if files < LOW_FILES => Health::Degraded(format!(
-                "{dir} has few inodes left ({files} free): remove files from its file system before machines get no disk"
-            )),
-            Ok(_) => Health::Up,
-        }
+        self.place.health()
     }
-}
-
-/// Whether there was no space, on the disk or in the quota.
-pub(super) fn full(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// A disk is of whole sectors, and has some.
-pub(super) fn check_size(base: &BaseImage) -> Result<()> {
-    if base.size_bytes == 0 || !base.size_bytes.is_multiple_of(512) {
-        return Err(Error::invalid(
-            "size_bytes",
-            format!("{} bytes are not a whole number of 512-byte sectors", base.size_bytes),
-        ));
-    }
-    Ok(())
-}
-
-/// A version's file is as long as its disk.
-pub(super) fn check_len(path: &Path, len: u64, want: u64) -> Result<()> {
-    if len == want { Ok(()) } else { Err(damaged(path, format!("it has {len} bytes instead of {want}"))) }
 }
 
 /// What is in a writeback means nothing over another base.
@@ -271,15 +182,22 @@ pub(super) fn other_base(id: &ResourceId, version: ImageVersionId) -> Error {
     .with_hint("remove the writeback first")
 }
 
-/// What is on the disk is not what we wrote.
-pub(super) fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("{} cannot be read back: {why}", path.display()))
+/// What is in a writeback that an image store is about to take over is not to change.
+pub(super) fn frozen(id: &ResourceId) -> Error {
+    Error::new(ErrorKind::Busy, format!("Writeback {id} is frozen: an image version is being made of it"))
+        .with_hint("Try again when that has ended")
 }
 
-/// A file that is not there is none.
-pub(super) fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => other.map(Some),
-    }
+/// There is nothing of a writeback that could be frozen.
+pub(super) fn nothing_to_freeze(id: &ResourceId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("There is no writeback {id}, so nothing was written to it"))
+}
+
+/// A path as the locator of something that an image store takes over.
+pub(super) fn locator(path: &Path) -> Result<String> {
+    let path = absolute(path)?;
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::new(ErrorKind::Unsupported, format!("The name of {} is no text", path.display()))
+            .with_hint("Rename the folder of the writebacks, and name it so in the configuration")
+    })
 }

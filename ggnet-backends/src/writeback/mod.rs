@@ -1,6 +1,5 @@
 //! `WritebackStore` backends: a private writable disk on top of an image version.
 
-mod files;
 mod folder;
 
 #[cfg(feature = "writeback-layers")]

@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use ggnet_backends::external::ExternalWritebacks;
 use ggnet_core::{
     ErrorKind, Result,
-    block::Disk,
-    nouns::{ImageVersionId, InstanceId},
-    ports::{BaseImage, WritebackSpec, WritebackStore},
+    block::{Disk, DiskForm},
+    nouns::{ImageFormat, ImageVersionId, InstanceId},
+    ports::{Hold, OpenImage, WritebackSpec, WritebackStore},
     testkit::suite::{Fixture, Foreign, WritebackFixture, instance},
 };
 
@@ -54,6 +54,12 @@ impl Drop for On {
     }
 }
 
+/// A new version, as a program is given it.
+fn base(path: PathBuf, size_bytes: u64) -> OpenImage {
+    let disk = Disk::File { path, format: ImageFormat::Raw };
+    OpenImage { id: ImageVersionId::generate(), size_bytes, disk, hold: Hold::nothing() }
+}
+
 #[async_trait]
 impl Fixture<dyn WritebackStore> for On {
     async fn fresh(&self) -> Arc<dyn WritebackStore> {
@@ -74,9 +80,9 @@ impl Fixture<dyn WritebackStore> for On {
         let path = self.dir.join("images/other.raw");
         let size_bytes = 64 << 10;
         std::fs::File::create_new(&path).unwrap().set_len(size_bytes).unwrap();
-        let base = BaseImage { version: ImageVersionId::generate(), path, size_bytes };
-        let spec = WritebackSpec { id: "other-pc".parse().unwrap(), base };
-        let Disk::File { path, .. } = other.ensure(&spec).await.unwrap() else { panic!("not a file") };
+        let base = base(path, size_bytes);
+        let spec = WritebackSpec { id: "other-pc".parse().unwrap(), version: base.id, size_bytes };
+        let Disk::File { path, .. } = other.ensure(&spec, &base).await.unwrap() else { panic!("not a file") };
         let disk = std::fs::File::options().write(true).open(path).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&disk, &[7; 4096], 8192).unwrap();
         let dir = self.dir.join("copies");
@@ -94,19 +100,23 @@ ggnet_core::writeback_behaviour!(on_xfs, On::new(&sandbox::xfs().path()), not_ru
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
+    a_frozen_disk_is_busy_and_loses_nothing,
+    a_freeze_ends_with_our_process,
 ]);
 ggnet_core::writeback_behaviour!(on_ext4, On::new(&sandbox::ext4().path()), not_run: [
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
+    a_frozen_disk_is_busy_and_loses_nothing,
+    a_freeze_ends_with_our_process,
 ]);
 
 #[tokio::test]
 async fn a_disk_that_is_not_what_was_promised_is_not_handed_out() {
-    let spec = || {
-        let base = BaseImage { version: ImageVersionId::generate(), path: "/x".into(), size_bytes: 512 };
-        WritebackSpec { id: "pc-1".parse().unwrap(), base }
-    };
+    let base = base("/x".into(), 512);
+    let spec = WritebackSpec { id: "pc-1".parse().unwrap(), version: base.id, size_bytes: 512 };
     for (provides, place, words) in [
         ("file", "{'device': {'path': '/dev/vg/pc-1'}}", "provides a File and handed out Device"),
         ("device", "{'file': {'path': '/x', 'format': 'raw'}}", "provides a Device and handed out File"),
@@ -119,10 +129,22 @@ async fn a_disk_that_is_not_what_was_promised_is_not_handed_out() {
         );
         let world = World::new(&script);
         let store = ExternalWritebacks::open(world.config.clone(), instance()).await.unwrap();
-        let e = store.ensure(&spec()).await.unwrap_err();
+        let e = store.ensure(&spec, &base).await.unwrap_err();
         assert_eq!((e.kind(), e.backend()), (ErrorKind::Internal, Some("external")), "{}", e.report());
         assert!(e.message().contains(words), "{e}");
     }
+    // What is not open as a file is not handed to a program, and what it says of its base is not asked.
+    let world = World::new(
+        "hello(port='writeback', capabilities={'provides': 'file', 'kill_safe': True, 'power_safe': True, \
+         'discard': True})\nserve()",
+    );
+    let store = ExternalWritebacks::open(world.config.clone(), instance()).await.unwrap();
+    assert_eq!((store.capabilities().base, store.capabilities().freezes), (DiskForm::File, None));
+    let device = OpenImage { disk: Disk::Device { path: "/dev/x".into() }, ..base.clone() };
+    let e = store.ensure(&spec, &device).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unsupported, "{}", e.report());
+    let other = OpenImage { size_bytes: 1024, ..base };
+    assert_eq!(store.ensure(&spec, &other).await.unwrap_err().field(), Some("base"));
     let blocks = "hello(port='writeback', capabilities={'provides': 'blocks', 'kill_safe': True, 'power_safe': True, \
                   'discard': True})\nserve()";
     let world = World::new(blocks);

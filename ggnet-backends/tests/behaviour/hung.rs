@@ -15,7 +15,9 @@ use ggnet_core::{
     orchestrator::{Backends, Ports},
     ports::{DhcpBackend, DhcpBackendExt as _, Health, SystemClock},
     testkit::{
-        memory::{MemoryBootFiles, MemoryConverter, MemoryStore, MemoryTargets, MemoryWritebacks},
+        memory::{
+            MemoryBootFiles, MemoryConverter, MemoryImages, MemoryStore, MemoryTargets, MemoryWritebacks,
+        },
         suite::{instance, run},
     },
     wrap::PortLimits,
@@ -34,6 +36,7 @@ fn limited(dhcp: Arc<dyn DhcpBackend>, seconds: u64) -> Ports {
         store: Arc::new(MemoryStore::new()),
         target: Arc::new(MemoryTargets::new()),
         writeback: Arc::new(MemoryWritebacks::new()),
+        images: Arc::new(MemoryImages::new()),
         dhcp,
         boot_files: Arc::new(MemoryBootFiles::new()),
         converter: Arc::new(MemoryConverter::new()),

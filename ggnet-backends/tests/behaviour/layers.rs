@@ -7,13 +7,17 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ggnet_backends::writeback::layers::{Layers, LayersConfig};
+use ggnet_backends::{
+    layers::open_raw,
+    writeback::layers::{Layers, LayersConfig},
+};
 use ggnet_core::{
     block::Disk,
     error::Result,
     nouns::{ImageVersionId, InstanceId, ResourceId},
     ports::{
-        BaseImage, Health, Removal, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
+        Frozen, Health, OpenImage, Removal, WritebackCapabilities, WritebackListed, WritebackSpec,
+        WritebackStore,
     },
     testkit::suite::{Fixture, Foreign, WritebackFixture, instance},
 };
@@ -68,9 +72,11 @@ impl Fixture<dyn WritebackStore> for Folders {
         std::fs::copy("/proc/self/exe", &path).unwrap();
         let size_bytes = 64 << 10;
         std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(size_bytes).unwrap();
-        let base = BaseImage { version: ImageVersionId::generate(), path, size_bytes };
-        let spec = WritebackSpec { id: "other-pc".parse().unwrap(), base };
-        let Disk::Blocks(device) = other.ensure(&spec).await.unwrap() else { panic!("layers are blocks") };
+        let base = open_raw(ImageVersionId::generate(), &path).unwrap();
+        let spec = WritebackSpec { id: "other-pc".parse().unwrap(), version: base.id, size_bytes };
+        let Disk::Blocks(device) = other.ensure(&spec, &base).await.unwrap() else {
+            panic!("layers are blocks")
+        };
         let write = move || {
             device.write_at(&[7; 4096], 8192).unwrap();
             device.flush().unwrap();
@@ -132,12 +138,12 @@ impl<S: WritebackStore> WritebackStore for InProcess<S> {
         self.store.capabilities()
     }
 
-    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
-        within(&self.process, self.store.ensure(spec)).await
+    async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
+        within(&self.process, self.store.ensure(spec, base)).await
     }
 
-    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
-        within(&self.process, self.store.open_base(base)).await
+    async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
+        within(&self.process, self.store.freeze(id)).await
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
@@ -161,4 +167,4 @@ impl<S: WritebackStore> WritebackStore for InProcess<S> {
     }
 }
 
-ggnet_core::writeback_behaviour!(behaviour, Folders::new(), not_run: []);
+ggnet_core::writeback_behaviour!(behaviour, Folders::new(), not_run: [a_missing_base_is_not_found]);

@@ -21,6 +21,7 @@ mod external_programs;
 mod external_writeback;
 mod helper;
 mod hung;
+mod image_files;
 mod isc_dhcpd;
 mod layers;
 mod machine;

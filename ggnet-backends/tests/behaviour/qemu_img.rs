@@ -72,18 +72,6 @@ impl ConverterFixture for Images {
         }
         samples
     }
-
-    fn can_leave_behind(&self) -> bool {
-        true
-    }
-
-    /// As a conversion's own, but held by no process: their locks go with the process that made them.
-    async fn leave_behind(&self, dir: &Path, destination: &Path) -> bool {
-        let name = destination.file_name().unwrap().to_str().unwrap();
-        let left = std::fs::File::create(dir.join(format!(".{name}.partial-0123456789abcdef"))).unwrap();
-        left.set_len(1 << 20).unwrap();
-        true
-    }
 }
 
 ggnet_core::converter_behaviour!(behaviour, Images::new(), not_run: []);

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use ggnet_backends::writeback::reflink::{CopyMode, Reflink, ReflinkConfig};
 use ggnet_core::{
     block::Disk,
-    nouns::{ImageVersionId, InstanceId},
-    ports::{BaseImage, WritebackSpec, WritebackStore},
+    nouns::{ImageFormat, ImageVersionId, InstanceId},
+    ports::{Hold, OpenImage, WritebackSpec, WritebackStore},
     testkit::suite::{Fixture, Foreign, WritebackFixture, instance},
 };
 
@@ -79,9 +79,10 @@ impl Fixture<dyn WritebackStore> for On {
         let path = self.dir.join("images/other.raw");
         let size_bytes = 64 << 10;
         std::fs::File::create_new(&path).unwrap().set_len(size_bytes).unwrap();
-        let base = BaseImage { version: ImageVersionId::generate(), path, size_bytes };
-        let spec = WritebackSpec { id: "other-pc".parse().unwrap(), base };
-        let Disk::File { path, .. } = other.ensure(&spec).await.unwrap() else { panic!("not a file") };
+        let disk = Disk::File { path, format: ImageFormat::Raw };
+        let base = OpenImage { id: ImageVersionId::generate(), size_bytes, disk, hold: Hold::nothing() };
+        let spec = WritebackSpec { id: "other-pc".parse().unwrap(), version: base.id, size_bytes };
+        let Disk::File { path, .. } = other.ensure(&spec, &base).await.unwrap() else { panic!("not a file") };
         std::os::unix::fs::FileExt::write_all_at(
             &std::fs::File::options().write(true).open(path).unwrap(),
             &[7; 4096],
@@ -103,14 +104,17 @@ ggnet_core::writeback_behaviour!(on_xfs, On::new(&sandbox::xfs().path(), CopyMod
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
 ]);
 ggnet_core::writeback_behaviour!(on_btrfs, On::new(&sandbox::btrfs().path(), CopyMode::Reflink), not_run: [
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
 ]);
 ggnet_core::writeback_behaviour!(in_full_on_ext4, On::new(&sandbox::ext4().path(), CopyMode::Full), not_run: [
     what_lies_outside_the_disk_is_invalid,
     a_held_disk_is_busy_under_if_idle,
     a_held_disk_fails_after_force,
+    a_held_disk_is_not_frozen,
 ]);

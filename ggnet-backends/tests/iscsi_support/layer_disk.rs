@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ggnet_backends::iscsi::{BlockDevice, BlockInfo, BlockRun};
+use ggnet_backends::layers::open_raw;
 use ggnet_backends::writeback::layers::{Layers, LayersConfig};
 use ggnet_core::block::{self, Disk};
 use ggnet_core::nouns::{ImageVersionId, InstanceId};
-use ggnet_core::ports::{BaseImage, WritebackSpec, WritebackStore as _};
+use ggnet_core::ports::{WritebackSpec, WritebackStore as _};
 
 /// A layer, addressed in logical blocks of this length.
 pub struct LayerDisk {
@@ -26,9 +27,11 @@ impl LayerDisk {
         let store =
             Layers::open(LayersConfig { dir: dir.join("writebacks"), instance: InstanceId::generate() })
                 .unwrap();
-        let base = BaseImage { version: ImageVersionId::generate(), path, size_bytes: size };
-        let spec = WritebackSpec { id: "disk.1".parse().unwrap(), base };
-        let Disk::Blocks(device) = store.ensure(&spec).await.unwrap() else { panic!("layers are blocks") };
+        let base = open_raw(ImageVersionId::generate(), &path).unwrap();
+        let spec = WritebackSpec { id: "disk.1".parse().unwrap(), version: base.id, size_bytes: size };
+        let Disk::Blocks(device) = store.ensure(&spec, &base).await.unwrap() else {
+            panic!("layers are blocks")
+        };
         Self { device, _store: store, logical_block }
     }
 }

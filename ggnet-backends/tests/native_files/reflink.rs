@@ -11,7 +11,7 @@ use ggnet_core::{
     block::Disk,
     error::ErrorKind,
     nouns::{ImageFormat, ImageVersionId},
-    ports::{BaseImage, Completeness, Health, Removal, WritebackSpec, WritebackStore as _},
+    ports::{Completeness, Health, Hold, OpenImage, Removal, WritebackSpec, WritebackStore as _},
     testkit::{suite::instance, tier::rounds},
 };
 
@@ -27,22 +27,28 @@ fn config(dir: &Path, copy: CopyMode) -> ReflinkConfig {
 }
 
 /// A version of `data` bytes at the start and `size` in all, with a pattern that its place follows from.
-fn base(dir: &Path, data: usize, size: u64) -> BaseImage {
+fn base(dir: &Path, data: usize, size: u64) -> OpenImage {
     std::fs::create_dir_all(dir).unwrap();
     let path = dir.join("base.raw");
     let file = std::fs::File::create(&path).unwrap();
     file.set_len(size).unwrap();
     file.write_all_at(&bytes(data), 0).unwrap();
     file.sync_all().unwrap();
-    BaseImage { version: VERSION.parse().unwrap(), path, size_bytes: size }
+    opened(path, size)
+}
+
+/// The version, opened as the image store does.
+fn opened(path: PathBuf, size_bytes: u64) -> OpenImage {
+    let disk = Disk::File { path, format: ImageFormat::Raw };
+    OpenImage { id: VERSION.parse().unwrap(), size_bytes, disk, hold: Hold::nothing() }
 }
 
 fn bytes(len: usize) -> Vec<u8> {
     (0..len / 8).flat_map(|n| (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
 }
 
-fn spec(id: &str, base: &BaseImage) -> WritebackSpec {
-    WritebackSpec { id: id.parse().unwrap(), base: base.clone() }
+fn spec(id: &str, base: &OpenImage) -> WritebackSpec {
+    WritebackSpec { id: id.parse().unwrap(), version: base.id, size_bytes: base.size_bytes }
 }
 
 fn path(disk: Disk) -> PathBuf {
@@ -75,7 +81,7 @@ async fn a_session_takes_no_space_until_it_writes() {
         let before = free(&dir);
         let mut disks = Vec::new();
         for n in 0..8 {
-            disks.push(path(store.ensure(&spec(&format!("pc-{n}"), &base)).await.unwrap()));
+            disks.push(path(store.ensure(&spec(&format!("pc-{n}"), &base), &base).await.unwrap()));
         }
         let taken = before.saturating_sub(free(&dir));
         assert!(taken < DATA as u64, "{name}: eight disks of 16 MiB took {taken} bytes");
@@ -108,7 +114,7 @@ async fn without_reflinks_it_says_what_to_do_or_copies_what_is_no_hole() {
         assert!(hint.contains("mkfs.xfs") && hint.contains("copy = \"full\""), "{hint}");
 
         let store = Reflink::open(config(&dir, CopyMode::Full)).unwrap();
-        let disk = path(store.ensure(&spec("pc", &base)).await.unwrap());
+        let disk = path(store.ensure(&spec("pc", &base), &base).await.unwrap());
         let meta = disk.metadata().unwrap();
         assert_eq!(meta.len(), 1 << 30);
         assert!(meta.blocks() * 512 < 8 << 20, "{name}: the hole takes {} blocks", meta.blocks());
@@ -133,7 +139,7 @@ async fn a_version_on_another_file_system_is_refused_naming_both() {
     // When the versions' folder is not known at the start, at the first session.
     config.images = None;
     let store = Reflink::open(config).unwrap();
-    let e = store.ensure(&spec("pc", &base)).await.unwrap_err();
+    let e = store.ensure(&spec("pc", &base), &base).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unsupported, "{}", e.report());
     for word in [here.to_str().unwrap(), there.to_str().unwrap(), "XFS", "ext4"] {
         assert!(e.message().contains(word), "{word}: {}", e.report());
@@ -150,9 +156,9 @@ async fn a_full_disk_leaves_nothing() {
     let dir = memory.path();
     let base = base(&dir, 5 << 20, 5 << 20);
     let store = Reflink::open(config(&dir, CopyMode::Full)).unwrap();
-    let e = store.ensure(&spec("pc", &base)).await.unwrap_err();
+    let e = store.ensure(&spec("pc", &base), &base).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Full, "{}", e.report());
-    assert!(e.message().contains(base.path.to_str().unwrap()), "{}", e.report());
+    assert!(e.message().contains(path(base.disk).to_str().unwrap()), "{}", e.report());
     assert_eq!(names(&dir.join("disks")), [""; 0]);
     assert_eq!(store.list().await.unwrap(), []);
     let Health::Degraded(why) = store.health().await else { panic!("little is free") };
@@ -164,24 +170,23 @@ async fn what_does_not_belong_there_is_named_and_not_removed() {
     let dir = xfs().path().join("strange");
     let base = base(&dir, 1 << 20, 1 << 20);
     let store = Reflink::open(config(&dir, CopyMode::Reflink)).unwrap();
-    let disk = path(store.ensure(&spec("pc", &base)).await.unwrap());
+    let disk = path(store.ensure(&spec("pc", &base), &base).await.unwrap());
     let other = disk.with_file_name("notes.txt");
     std::fs::write(&other, b"x").unwrap();
-    let e = store.ensure(&spec("pc", &base)).await.unwrap_err();
+    let e = store.ensure(&spec("pc", &base), &base).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Corrupt, "{}", e.report());
     assert!(e.message().contains("notes.txt"), "{}", e.report());
     assert_eq!(store.list().await.unwrap()[0].completeness, Completeness::Partial);
     std::fs::remove_file(other).unwrap();
-    store.ensure(&spec("pc", &base)).await.unwrap();
+    store.ensure(&spec("pc", &base), &base).await.unwrap();
 
-    let mut wrong = base.clone();
-    wrong.size_bytes = 2 << 20;
-    let e = store.ensure(&spec("new", &wrong)).await.unwrap_err();
+    let wrong = OpenImage { size_bytes: 2 << 20, ..base.clone() };
+    let e = store.ensure(&spec("new", &wrong), &wrong).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Corrupt, "{}", e.report());
-    assert_eq!(store.open_base(&wrong).await.unwrap_err().kind(), ErrorKind::Corrupt);
-    assert_eq!(path(store.open_base(&base).await.unwrap()), base.path);
-    wrong = BaseImage { version: ImageVersionId::generate(), ..base };
-    assert_eq!(store.ensure(&spec("pc", &wrong)).await.unwrap_err().kind(), ErrorKind::Busy);
+    let wrong = OpenImage { id: ImageVersionId::generate(), ..base };
+    assert_eq!(store.ensure(&spec("pc", &wrong), &wrong).await.unwrap_err().kind(), ErrorKind::Busy);
+    let gone = opened(dir.join("gone.raw"), 1 << 20);
+    assert_eq!(store.ensure(&spec("new", &gone), &gone).await.unwrap_err().kind(), ErrorKind::NotFound);
     std::fs::remove_dir_all(dir).unwrap();
 }
 
@@ -199,7 +204,7 @@ async fn is_whole_whenever_killed(test: &str, dir: &Path, copy: CopyMode, rounds
             }
             assert_eq!(listed.digest, Some(spec("pc", &base).digest()), "round {round}");
         }
-        let disk = path(store.ensure(&spec("pc", &base)).await.unwrap());
+        let disk = path(store.ensure(&spec("pc", &base), &base).await.unwrap());
         let have = std::fs::read(&disk).unwrap();
         assert!(
             have.len() == 6 << 20 && have[..data] == bytes(data),
@@ -216,11 +221,10 @@ async fn is_whole_whenever_killed(test: &str, dir: &Path, copy: CopyMode, rounds
 
 /// The child's work: endless.
 async fn make_and_remove(dir: &Path, copy: CopyMode) {
-    let base =
-        BaseImage { version: VERSION.parse().unwrap(), path: dir.join("base.raw"), size_bytes: 6 << 20 };
+    let base = opened(dir.join("base.raw"), 6 << 20);
     let store = Reflink::open(config(dir, copy)).unwrap();
     loop {
-        store.ensure(&spec("pc", &base)).await.unwrap();
+        store.ensure(&spec("pc", &base), &base).await.unwrap();
         done();
         store.remove(&"pc".parse().unwrap(), Removal::Force).await.unwrap();
     }

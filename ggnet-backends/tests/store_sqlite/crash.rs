@@ -79,7 +79,7 @@ async fn whole_batches(store: &SqliteStore) -> u32 {
         n += 1;
     }
     let one = PageRequest { page: 1, per_page: 1 };
-    let events = store.events(0, u32::MAX, None).await.unwrap();
+    let events = store.events(None, u32::MAX, None).await.unwrap();
     assert_eq!(events.len(), n as usize);
     assert_eq!(store.audit(one).await.unwrap().total, u64::from(n));
     assert_eq!(store.images(one).await.unwrap().total, u64::from(n));

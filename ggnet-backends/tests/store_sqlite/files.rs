@@ -262,6 +262,8 @@ async fn the_schema_holds_the_invariants_by_itself() {
         format!("{live} VALUES ('b', 'other', '{image_id}', 'stopped', '{machine_id}', '{version_id}', 1, '')"),
         format!("DELETE FROM machines WHERE id = '{machine_id}'"),
         format!("DELETE FROM image_versions WHERE id = '{version_id}'"),
+        format!("INSERT INTO session_data_versions SELECT id, 'no', '{image_id}' FROM sessions"),
+        format!("INSERT INTO session_data_versions VALUES ('b', '{version_id}', '{image_id}')"),
         format!("DELETE FROM images WHERE id = '{image_id}'"),
         "INSERT INTO machines (id, name, state, search, revision, doc) VALUES ('b', 'pc-1', 'active', '', 1, '')".into(),
         format!("INSERT INTO machine_macs SELECT mac, '{machine_id}' FROM machine_macs"),
@@ -274,4 +276,31 @@ async fn the_schema_holds_the_invariants_by_itself() {
         let code: i32 = e.as_database_error().unwrap().code().unwrap().parse().unwrap();
         assert_eq!(code & 0xff, 19, "{forbidden}: {e}");
     }
+}
+
+/// Before a session had a list of disks, its record named one.
+#[tokio::test]
+async fn a_session_that_was_recorded_with_one_disk_is_read_with_a_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let (i, m) = (image("win11"), machine(1));
+    let v = version(i.id, 1);
+    let live = session(m.id, &v, SessionState::Active);
+    let batch = Batch::new().write(Write::Image(i)).write(Write::Version(v)).write(Write::Machine(m));
+    store.commit(batch.write(Write::Session(Box::new(live.clone())))).await.unwrap();
+    let written = store.session(live.id).await.unwrap().unwrap();
+    store.shutdown().await;
+    let mut conn = raw(&config(folder.path()).path).await;
+    sqlx::query(
+        "UPDATE sessions SET doc = json_remove(json_set(doc, '$.current.image', image_id, '$.current.version', \
+         live_version_id, '$.current.writeback', json_extract(doc, '$.current.disks[0].writeback')), \
+         '$.current.disks', '$.data_disks')",
+    )
+    .execute(&mut conn)
+    .await
+    .unwrap();
+    let doc: String = sqlx::query_scalar("SELECT doc FROM sessions").fetch_one(&mut conn).await.unwrap();
+    assert!(!doc.contains("disks"), "{doc}");
+    conn.close().await.unwrap();
+    assert_eq!(open(folder.path()).await.session(live.id).await.unwrap(), Some(written));
 }

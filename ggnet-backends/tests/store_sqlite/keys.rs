@@ -181,7 +181,7 @@ async fn a_damaged_record_costs_its_session_alone() {
         assert_eq!(live, expected);
         let ended = store.session(w.live.id).await.unwrap().unwrap();
         assert_eq!((ended.state, ended.revision, ended.stop_reason), (SessionState::Failed, 2, None));
-        let events = store.events(0, 10, Some(w.live.machine)).await.unwrap();
+        let events = store.events(None, 10, Some(w.live.machine)).await.unwrap();
         assert_eq!((events.len(), events[0].event.session), (1, Some(w.live.id)));
         let why = ended.error.unwrap();
         assert!(
@@ -192,7 +192,7 @@ async fn a_damaged_record_costs_its_session_alone() {
         store.shutdown().await;
         // Once.
         let store = started(w.folder.path()).await;
-        assert_eq!(store.events(0, 10, None).await.unwrap().len(), 1);
+        assert_eq!(store.events(None, 10, None).await.unwrap().len(), 1);
         assert_eq!(store.live_sessions().await.unwrap().len(), 2);
     }
 }
@@ -223,7 +223,7 @@ async fn a_reset_ends_the_sessions_that_need_the_old_key_and_keeps_its_file() {
         let ended = store.session(w.live.id).await.unwrap().unwrap();
         assert_eq!((ended.state, ended.ended_at, ended.revision), (SessionState::Failed, Some(at(70)), 2));
         assert_eq!(ended.stop_reason, Some(StopReason::Operator));
-        let events = store.events(0, 10, Some(w.live.machine)).await.unwrap();
+        let events = store.events(None, 10, Some(w.live.machine)).await.unwrap();
         assert_eq!((events.len(), events[0].event.session), (1, Some(w.live.id)));
         let counts = store.session_counts().await.unwrap();
         assert_eq!((counts.active, counts.failed, counts.stopped), (1, 1, 1));

@@ -6,7 +6,9 @@ use ggnet_core::{
     ports::{Batch, MachineFilter, PageRequest, SessionCounts, SessionFilter, Store, Write},
     testkit::{
         memory::MemoryStore,
-        suite::store::{at, event, image, mac, machine, seen, session, target, version},
+        suite::store::{
+            at, event, generation, image, mac, machine, seen, session, target, version, with_data,
+        },
     },
 };
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -14,14 +16,41 @@ use proptest::{prelude::*, test_runner::TestRunner};
 /// A change over small pools, so that changes meet.
 #[derive(Clone, Debug)]
 enum Op {
-    Machine { which: usize, name: u32, macs: Vec<u32>, image: Option<usize>, pin: Option<usize>, over: Over },
+    Machine {
+        which: usize,
+        name: u32,
+        macs: Vec<u32>,
+        image: Option<usize>,
+        pin: Option<usize>,
+        over: Over,
+    },
     DeleteMachine(usize),
-    Image { which: usize, name: u32, current: Option<usize>, over: Over },
+    Image {
+        which: usize,
+        name: u32,
+        current: Option<usize>,
+        over: Over,
+    },
     DeleteImage(usize),
-    Version { which: usize, number: u32 },
+    Version {
+        which: usize,
+        number: u32,
+    },
     DeleteVersion(usize),
-    Session { which: usize, machine: usize, version: usize, next: Option<usize>, state: usize, over: Over },
-    Target { which: usize, name: u32, version: usize },
+    Session {
+        which: usize,
+        machine: usize,
+        version: usize,
+        data: Option<usize>,
+        next: Option<usize>,
+        state: usize,
+        over: Over,
+    },
+    Target {
+        which: usize,
+        name: u32,
+        version: usize,
+    },
     DeleteTarget(usize),
     Seen(u32),
     Prune(i64),
@@ -51,8 +80,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..2usize).prop_map(Op::DeleteImage),
         4 => (0..4usize, 1..4u32).prop_map(|(which, number)| Op::Version { which, number }),
         1 => (0..4usize).prop_map(Op::DeleteVersion),
-        6 => (0..5usize, 0..4usize, 0..4usize, some(4), 0..5usize, over()).prop_map(
-            |(which, machine, version, next, state, over)| Op::Session { which, machine, version, next, state, over }
+        6 => (0..5usize, 0..4usize, 0..4usize, some(4), some(4), 0..5usize, over()).prop_map(
+            |(which, machine, version, data, next, state, over)| {
+                Op::Session { which, machine, version, data, next, state, over }
+            }
         ),
         2 => (0..2usize, 0..2u32, 0..4usize).prop_map(|(which, name, version)| Op::Target { which, name, version }),
         1 => (0..2usize).prop_map(Op::DeleteTarget),
@@ -111,13 +142,19 @@ impl Pool {
                 Write::Version(ImageVersion { number, ..self.versions[which].clone() })
             }
             Op::DeleteVersion(which) => Write::DeleteVersion(self.versions[which].id),
-            Op::Session { which, machine, version, next, state, over } => {
+            Op::Session { which, machine, version, data, next, state, over } => {
                 let machine = self.machines[machine].id;
                 let mut s = session(machine, &self.versions[version], SessionState::ALL[state]);
                 s.id = self.sessions[which];
+                let of = |v: usize| &self.versions[v];
+                if let Some(data) = data {
+                    s.current.disks = with_data(&s.current.disks, &[of(data)]);
+                }
                 s.next = next.map(|v| {
-                    let of = &self.versions[v];
-                    Generation { number: 2, image: of.image, version: of.id, ..s.current.clone() }
+                    let mut next = Generation { number: 2, ..generation(machine, of(v), 1) };
+                    // The same disk twice is one use of its version.
+                    next.disks = with_data(&next.disks, &[of(version), of(version)]);
+                    next
                 });
                 s.revision = pick(over, model.session(s.id).await.unwrap().map(|s| s.revision));
                 Write::Session(Box::new(s))
@@ -172,7 +209,7 @@ async fn content(s: &dyn Store, pool: &Pool) -> Content {
         counts: s.session_counts().await.unwrap(),
         targets: s.targets().await.unwrap(),
         seen: s.seen(all).await.unwrap().items,
-        events: s.events(0, 1000, None).await.unwrap().into_iter().map(|e| e.event).collect(),
+        events: s.events(None, 1000, None).await.unwrap().into_iter().map(|e| e.event).collect(),
     }
 }
 

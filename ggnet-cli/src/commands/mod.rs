@@ -1,9 +1,11 @@
 //! What the commands do, one file per noun, and what they share: the client and the output.
 
+mod audit;
 mod guest_kit;
 mod image;
 mod image_version;
 mod import;
+mod job;
 mod login;
 mod machine;
 mod session;
@@ -41,9 +43,10 @@ pub async fn run(options: Options) -> Result<()> {
         Command::Image(o) => image::run(&context, o).await,
         Command::Session(o) => session::run(&context, o).await,
         Command::Target(o) => target::run(&context, o).await,
+        Command::Job(o) => job::run(&context, o).await,
         Command::GuestKit(o) => guest_kit::run(&context, o),
         Command::Events(o) => system::events(&context, &o).await,
-        Command::Audit(o) => system::audit(&context, &o).await,
+        Command::Audit(o) => audit::show(&context, &o).await,
         Command::Server(o) => system::server(&context, &o).await,
         Command::Completion(o) => system::completion(&context, &o),
     }

@@ -4,7 +4,7 @@ use ggnet_core::{
     api::{
         SessionResponse, SessionStartRequest, SessionStartResponse, SessionStatsResponse, SessionStopRequest,
     },
-    nouns::{SessionId, SessionState},
+    nouns::{SessionDisk, SessionId, SessionState},
 };
 
 use super::{Context, failure_rows, image, machine, watch, wire_name};
@@ -87,7 +87,7 @@ fn machine_name(s: &SessionResponse) -> String {
 }
 
 fn image_name(s: &SessionResponse) -> String {
-    s.image_name.as_ref().map_or_else(|| s.session.current.image.to_string(), ToString::to_string)
+    s.image_name.as_ref().map_or_else(|| s.session.current.system().image.to_string(), ToString::to_string)
 }
 
 fn state(state: SessionState) -> Field {
@@ -120,6 +120,10 @@ fn rows(s: &SessionResponse) -> Vec<(&'static str, Field)> {
         ("started", time::exact(session.started_at).into()),
         ("active", at(session.active_at)),
     ];
+    let data: Vec<_> = session.current.disks.iter().skip(1).map(data_disk).collect();
+    if !data.is_empty() {
+        rows.push(("data disks", data.join("; ").into()));
+    }
     if let Some(next) = &session.next {
         rows.push((
             "next generation",
@@ -137,6 +141,11 @@ fn rows(s: &SessionResponse) -> Vec<(&'static str, Field)> {
     }
     rows.extend(failure_rows(session.failure.as_ref()));
     rows
+}
+
+fn data_disk(disk: &SessionDisk) -> String {
+    let access = if disk.writeback().is_some() { "copy on write" } else { "shared, read-only" };
+    format!("LUN {}: version {} ({access})", disk.lun, disk.version)
 }
 
 fn show(context: &Context, s: &SessionResponse) -> Result<()> {
@@ -183,7 +192,21 @@ async fn stats(context: &Context) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use ggnet_core::nouns::{DiskAccess, ImageId, ImageVersionId};
+
     use super::*;
+
+    #[test]
+    fn a_data_disk_says_what_becomes_of_writes_to_it() {
+        let (image, version) = (ImageId::generate(), ImageVersionId::generate());
+        let disk = |access| SessionDisk { lun: 3, image, version, access };
+        assert_eq!(
+            data_disk(&disk(DiskAccess::Shared)),
+            format!("LUN 3: version {version} (shared, read-only)")
+        );
+        let private = DiskAccess::CopyOnWrite { writeback: "a-l3".parse().unwrap() };
+        assert_eq!(data_disk(&disk(private)), format!("LUN 3: version {version} (copy on write)"));
+    }
 
     #[test]
     fn portals_of_both_families() {

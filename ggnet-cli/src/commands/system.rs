@@ -1,11 +1,10 @@
-//! `ggnet events`, `audit`, `server` and `completion`.
+//! `ggnet events`, `server` and `completion`.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 use clap::CommandFactory as _;
 use ggnet_core::{
     api::{BackendHealth, HealthResponse, ServerInfo},
-    nouns::{Actor, AuditRow},
     ports::Health,
 };
 use serde::Serialize;
@@ -20,7 +19,7 @@ use crate::{
     failure::{Failure, Result},
     options::{
         Options,
-        system::{Audit, Completion, Events, Server},
+        system::{Completion, Events, Server},
     },
     output::{Field, Mood},
     time,
@@ -28,18 +27,15 @@ use crate::{
 
 const POLL: Duration = Duration::from_millis(250);
 
-/// The events since a number, or the newest.
+/// The events since a cursor, or the newest.
 pub async fn events(context: &Context, o: &Events) -> Result<()> {
     let client = context.client()?;
     let machine = o.machine.as_deref();
-    let items = match (o.after, machine) {
-        (Some(after), _) => timeline::events(&client, after, o.limit, machine).await?.items,
-        (None, None) => {
-            let after = (timeline::newest(&client).await? - i64::from(o.limit)).max(0);
-            timeline::events(&client, after, o.limit, None).await?.items
-        }
-        (None, Some(machine)) => newest_of(&client, machine, o.limit).await?,
+    let part = match o.after.as_deref() {
+        Some(after) => timeline::events(&client, Some(after), o.limit, machine).await?,
+        None => timeline::newest(&client, o.limit, machine).await?,
     };
+    let items = part.items;
     let mut names = Names::default();
     let mut rows = Vec::with_capacity(items.len());
     for entry in items {
@@ -49,9 +45,9 @@ pub async fn events(context: &Context, o: &Events) -> Result<()> {
         };
         rows.push(Named { entry, name });
     }
-    context.out.list(&["number", "time", "machine", "event", "details"], &rows, |Named { entry, name }| {
+    context.out.list(&["cursor", "time", "machine", "event", "details"], &rows, |Named { entry, name }| {
         vec![
-            entry.seq.to_string().into(),
+            entry.cursor.as_str().into(),
             time::exact(entry.at).into(),
             name.as_str().into(),
             entry.name().into(),
@@ -66,46 +62,6 @@ struct Named {
     entry: Entry,
     #[serde(skip)]
     name: String,
-}
-
-/// The numbers of one machine's events have gaps, so its newest ones are found by reading them all.
-async fn newest_of(client: &Client, machine: &str, limit: u32) -> Result<Vec<Entry>> {
-    let mut newest = VecDeque::new();
-    let mut after = 0;
-    loop {
-        let part = timeline::events(client, after, 1000, Some(machine)).await?;
-        if part.items.is_empty() {
-            return Ok(newest.into());
-        }
-        after = part.cursor;
-        newest.extend(part.items);
-        let surplus = newest.len().saturating_sub(limit as usize);
-        newest.drain(..surplus);
-    }
-}
-
-/// Who changed what, the newest first.
-pub async fn audit(context: &Context, o: &Audit) -> Result<()> {
-    let got = context.client()?.list::<AuditRow>(&["audit"], &vec![], Some(o.limit)).await?;
-    context.out.list(&["time", "who", "action", "subject", "id"], &got.items, |row| {
-        vec![
-            time::exact(row.at).into(),
-            actor(&row.actor).into(),
-            row.action.as_str().into(),
-            row.subject_kind.as_str().into(),
-            row.subject_id.as_str().into(),
-        ]
-    })
-}
-
-fn actor(actor: &Actor) -> String {
-    let at = |address: &Option<String>| address.as_ref().map(|a| format!(" at {a}")).unwrap_or_default();
-    match actor {
-        Actor::Admin { address } => format!("admin{}", at(address)),
-        Actor::Machine { mac, address } => format!("machine {mac}{}", at(address)),
-        Actor::System => "GGnet".to_owned(),
-        Actor::Embedder => "embedder".to_owned(),
-    }
 }
 
 #[derive(Serialize)]

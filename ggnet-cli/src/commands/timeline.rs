@@ -15,8 +15,8 @@ use crate::{
 /// An event. Its kind is text here, so that an event of a newer server is shown and not an error.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Entry {
-    /// Its place in the order.
-    pub seq: i64,
+    /// The place after it: what `--after` is given.
+    pub cursor: String,
     /// When it happened.
     pub at: Timestamp,
     /// What happened.
@@ -40,8 +40,8 @@ pub struct Entry {
 pub struct Part {
     /// The events, oldest first.
     pub items: Vec<Entry>,
-    /// What to give as `after` next time.
-    pub cursor: i64,
+    /// What to give as `after` next time; none while there is no event at all.
+    pub cursor: Option<String>,
 }
 
 impl Entry {
@@ -72,34 +72,27 @@ impl Entry {
     }
 }
 
-/// The events after `after`, up to `limit`, of one machine or of all.
-pub async fn events(client: &Client, after: i64, limit: u32, machine: Option<&str>) -> Result<Part> {
-    let mut query: Query = vec![("after", after.to_string()), ("limit", limit.to_string())];
+/// The events after `after` (none: from the first that is kept), up to `limit`, of one machine or of all.
+pub async fn events(client: &Client, after: Option<&str>, limit: u32, machine: Option<&str>) -> Result<Part> {
+    let after = after.map(|cursor| ("after", cursor.to_owned()));
+    ask(client, after, limit, machine).await
+}
+
+/// The newest events, up to `limit`, oldest first, of one machine or of all.
+pub async fn newest(client: &Client, limit: u32, machine: Option<&str>) -> Result<Part> {
+    ask(client, Some(("newest", true.to_string())), limit, machine).await
+}
+
+async fn ask(
+    client: &Client,
+    from: Option<(&'static str, String)>,
+    limit: u32,
+    machine: Option<&str>,
+) -> Result<Part> {
+    let mut query: Query = vec![("limit", limit.to_string())];
+    query.extend(from);
     query.extend(machine.map(|m| ("machine", m.to_owned())));
     client.get(&["events"], &query).await
-}
-
-/// The newest event's number. "Is there anything after n?" is false from there on, so a search by doubling and halving finds it in
-/// some tens of quick requests, however many events there are.
-pub async fn newest(client: &Client) -> Result<i64> {
-    // Always: there is something after `low` (or low is 0), and nothing after `high`.
-    let (mut low, mut high) = (0, 1);
-    while let Some(seq) = first_after(client, high).await? {
-        low = seq;
-        high = seq.saturating_mul(2);
-    }
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match first_after(client, middle).await? {
-            Some(seq) => low = seq,
-            None => high = middle,
-        }
-    }
-    Ok(high)
-}
-
-async fn first_after(client: &Client, after: i64) -> Result<Option<i64>> {
-    Ok(events(client, after, 1, None).await?.items.first().map(|e| e.seq))
 }
 
 /// Machines by name, each asked for once.
@@ -127,12 +120,13 @@ mod tests {
     use super::*;
     use ggnet_core::{
         Error, ErrorKind,
-        nouns::{BootStage, Diagnosis, Event, EventKind, NewEvent},
+        nouns::{BootStage, Cursor, Diagnosis, Event, EventKind, NewEvent},
     };
 
     fn entry(kind: EventKind) -> Entry {
         let event = NewEvent::new(Timestamp::UNIX_EPOCH, kind).machine(MachineId::generate());
-        serde_json::from_value(serde_json::to_value(Event { seq: 7, event }).unwrap()).unwrap()
+        serde_json::from_value(serde_json::to_value(Event { cursor: Cursor::numbered(7), event }).unwrap())
+            .unwrap()
     }
 
     #[test]
@@ -154,7 +148,7 @@ mod tests {
     #[test]
     fn what_is_read_is_what_is_written() {
         let event = Event {
-            seq: 1,
+            cursor: Cursor::numbered(1),
             event: NewEvent::new(Timestamp::UNIX_EPOCH, EventKind::GenerationCommitted { number: 3 }),
         };
         let value = serde_json::to_value(event).unwrap();
@@ -164,7 +158,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_shown() {
-        let text = r#"{"seq":1,"at":"2026-11-21T00:00:00Z","kind":"machine_on_fire","degrees":451}"#;
+        let text = r#"{"cursor":"e1-1","at":"2026-11-21T00:00:00Z","kind":"machine_on_fire","degrees":451}"#;
         let e: Entry = serde_json::from_str(text).unwrap();
         assert_eq!((e.name().as_str(), e.words().as_str()), ("machine-on-fire", "degrees 451"));
     }

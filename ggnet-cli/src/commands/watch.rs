@@ -25,7 +25,7 @@ const POLL: Duration = Duration::from_millis(250);
 /// How many events one request brings at most.
 const AT_ONCE: u32 = 1000;
 /// Of no interest to one who watches machines boot.
-const ELSEWHERE: [&str; 3] = ["image_", "version_", "target_"];
+const ELSEWHERE: [&str; 4] = ["image_", "version_", "target_", "job_"];
 
 /// Watches until the stage is reached, the time is over, or Ctrl-C.
 pub async fn watch(context: &Context, o: Watch) -> Result<()> {
@@ -35,7 +35,7 @@ pub async fn watch(context: &Context, o: Watch) -> Result<()> {
         Some(reference) => Some(machine::get(&client, reference).await?.id.to_string()),
         None => None,
     };
-    let cursor = if o.since_start { 0 } else { newest(&client).await? };
+    let cursor = if o.since_start { None } else { newest(&client, 1, None).await?.cursor };
     let until = o.until.map(|stage| wire_name(&stage));
     let mut watcher = Watcher {
         client,
@@ -68,7 +68,7 @@ struct Watcher {
     client: Client,
     out: Output,
     machine: Option<String>,
-    cursor: i64,
+    cursor: Option<String>,
     until: Option<String>,
     names: Names,
     /// When each machine's last stage was.
@@ -97,6 +97,12 @@ impl Watcher {
                     gone = true;
                     false
                 }
+                // What is forgotten, or not in this database, never comes: go on with what comes.
+                Err(failure) if failure.is_lost_cursor() => {
+                    self.out.note("Some events are not kept any more; going on with the newest");
+                    self.cursor = newest(&self.client, 1, None).await?.cursor;
+                    false
+                }
                 Err(failure) => return Err(failure),
             };
             if !full {
@@ -106,14 +112,14 @@ impl Watcher {
     }
 
     async fn more(&mut self) -> Result<Part> {
-        let part = events(&self.client, self.cursor, AT_ONCE, self.machine.as_deref()).await?;
-        self.cursor = part.cursor;
+        let part = events(&self.client, self.cursor.as_deref(), AT_ONCE, self.machine.as_deref()).await?;
+        self.cursor.clone_from(&part.cursor);
         Ok(part)
     }
 
     /// One line; whether it is what was waited for.
     async fn show(&mut self, entry: &Entry) -> Result<bool> {
-        if ELSEWHERE.iter().any(|prefix| entry.kind.starts_with(prefix)) {
+        if is_elsewhere(&entry.kind) {
             return Ok(false);
         }
         let name = match entry.machine {
@@ -142,6 +148,10 @@ impl Watcher {
     }
 }
 
+fn is_elsewhere(kind: &str) -> bool {
+    ELSEWHERE.iter().any(|prefix| kind.starts_with(prefix))
+}
+
 fn line(entry: &Entry, machine: Option<&str>, since: Option<i64>) -> String {
     let step = since.map(time::step).unwrap_or_default();
     let text = format!(
@@ -167,11 +177,21 @@ fn with(entry: &Entry, machine: Option<&str>, since: Option<i64>) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use ggnet_core::nouns::{EventKind, JobId, JobState};
+
     use super::*;
 
     #[test]
+    fn what_images_and_jobs_do_is_not_shown_to_one_who_watches_machines() {
+        let elsewhere = |kind: EventKind| is_elsewhere(json!(kind)["kind"].as_str().unwrap());
+        assert!(elsewhere(EventKind::VersionImporting) && elsewhere(EventKind::ImageUpdated));
+        assert!(elsewhere(EventKind::JobChanged { job: JobId::generate(), state: JobState::Running }));
+        assert!(!elsewhere(EventKind::SessionActive) && !elsewhere(EventKind::MachineUpdated));
+    }
+
+    #[test]
     fn a_line_says_when_who_what_and_how_long() {
-        let text = r#"{"seq":9,"at":"2026-11-21T01:02:03.5Z","kind":"boot_stage","stage":"first_read","generation":4}"#;
+        let text = r#"{"cursor":"e1-9","at":"2026-11-21T01:02:03.5Z","kind":"boot_stage","stage":"first_read","generation":4}"#;
         let entry: Entry = serde_json::from_str(text).unwrap();
         let got = line(&entry, Some("pc-1"), Some(1234));
         let words: Vec<&str> = got.split_whitespace().collect();

@@ -4,6 +4,7 @@
 
 pub mod guest_kit;
 pub mod image;
+pub mod job;
 pub mod machine;
 pub mod session;
 pub mod system;
@@ -99,6 +100,9 @@ pub enum Command {
     /// iSCSI targets: those of sessions, and ones made by hand
     #[command(subcommand, visible_alias = "targets")]
     Target(target::Command),
+    /// Long works: imports that run, wait or have ended
+    #[command(subcommand, visible_alias = "jobs")]
+    Job(job::Command),
     /// What a Linux image needs to live on GGnet's disks
     #[command(subcommand)]
     GuestKit(guest_kit::Command),

@@ -27,12 +27,12 @@ pub struct Login {
 #[command(after_help = "\
 Examples:
   ggnet events                                            the newest
-  ggnet events --after 1234                               everything since that number
+  ggnet events --after e1-4d2                             everything since that event
   ggnet events --machine pc-1 --output json")]
 pub struct Events {
-    /// The first ones after this number; left out: the newest.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
-    pub after: Option<i64>,
+    /// The first ones after the event with this cursor; 0: the oldest that are kept; left out: the newest.
+    #[arg(long, value_name = "CURSOR")]
+    pub after: Option<String>,
     /// Only those of this machine (name or id).
     #[arg(long, value_parser = machine)]
     pub machine: Option<String>,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::nouns::{Image, ImageFormat, ImageState, ImageVersion, Name};
+use crate::nouns::{Image, ImageFormat, ImageState, ImageVersion, JobId, Name};
 
 /// An image with its versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,4 +62,7 @@ pub struct ImportResponse {
     pub image: Image,
     /// The version being made.
     pub version: VersionResponse,
+    /// The job that makes it; none where it could not be read.
+    #[serde(default)]
+    pub job: Option<JobId>,
 }

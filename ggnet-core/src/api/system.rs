@@ -2,15 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{nouns::Event, ports::Health};
+use crate::{
+    nouns::{Cursor, Event},
+    ports::Health,
+};
 
 /// `GET /api/v1/events?after=…`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventListResponse {
     /// The events, oldest first.
     pub items: Vec<Event>,
-    /// What to give as `after` next time.
-    pub cursor: i64,
+    /// What to give as `after` next time; none while there is no event at all.
+    #[serde(default)]
+    pub cursor: Option<Cursor>,
 }
 
 /// How one backend is.

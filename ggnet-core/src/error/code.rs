@@ -120,6 +120,8 @@ codes! {
     Conflict kept_writes_of_other_image(machine, version);
     /// The machine keeps writes over a version that is not in the database any more.
     Corrupt kept_writes_without_version(machine);
+    /// The machine keeps no writes that could be published.
+    NotFound nothing_kept(machine);
     /// The machine's image does not exist.
     Invalid unknown_image(image);
     /// The pinned version is not one of the machine's image.
@@ -148,7 +150,7 @@ codes! {
     Conflict session_of_other_server(session, server);
     /// Another server has taken the session over since it was read.
     Conflict session_taken_over(session, epoch);
-    /// The start took longer than `session.start_timeout` and was undone.
+    /// The start took longer than `session.start_deadline` and was undone.
     Timeout start_too_long(limit);
     /// The server ended while it started the session.
     Unavailable start_interrupted();
@@ -168,6 +170,10 @@ codes! {
     Conflict image_in_use(image, users);
     /// Something uses the version.
     Conflict version_in_use(version, users);
+    /// Another version stands on this one.
+    Conflict version_below_another(version, above);
+    /// As many versions stand on each other as may.
+    Conflict versions_too_deep(version, most);
     /// The version is the image's current one.
     Conflict version_is_current(version);
     /// The version's bytes are still being made, or its import failed.
@@ -202,6 +208,18 @@ codes! {
     Unavailable import_cancelled();
     /// The server ended while it imported.
     Unavailable import_interrupted();
+    /// The server ended while it made a version of a machine's writes.
+    Unavailable publish_interrupted();
+
+    // Jobs.
+    /// There is no such job.
+    NotFound job_not_found(job);
+    /// Another job works on this already.
+    Conflict job_under_way(subject);
+    /// The job has ended already.
+    Conflict job_ended(job, state);
+    /// The job cannot be retried: it has not ended, or it ended well.
+    Conflict job_not_retryable(job, state);
 
     // Targets.
     /// There is no such target.
@@ -234,6 +252,12 @@ codes! {
     Invalid too_long(most);
     /// The number is not in the range that is allowed.
     Invalid out_of_range(least, most);
+    /// This is no cursor of this server's events.
+    Invalid cursor_invalid(cursor);
+    /// The events that this cursor is from are not in the database: an older one was put back.
+    NotFound cursor_unknown(cursor);
+    /// Events after this cursor were old and are forgotten.
+    NotFound cursor_expired(cursor);
 
     // Requests.
     /// No path of the API.
@@ -246,6 +270,8 @@ codes! {
     Permission token_missing();
     /// The token is wrong.
     Permission token_wrong();
+    /// The role of whoever asks does not allow the command.
+    Permission command_not_permitted(command, least);
 
     // The server and what it stands on.
     /// The server is shutting down.
@@ -291,6 +317,7 @@ pub(super) fn not_found(what: &str, which: &str) -> Code {
         "version" | "image version" | "version of this image" => version_not_found(which),
         "import of version" => import_not_found(which),
         "target" => target_not_found(which),
+        "job" => job_not_found(which),
         _ => ErrorKind::NotFound.into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Diagnosis, Failure, ImageId, MacAddr, MachineId, SessionId, Timestamp};
+use super::{Cursor, Diagnosis, Failure, ImageId, JobId, JobState, MacAddr, MachineId, SessionId, Timestamp};
 
 /// The observed stages of a boot, in their usual order; together a machine's boot timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -51,6 +51,11 @@ pub enum EventKind {
     /// A MAC address that nobody registered asked for a boot script or an address for the first time.
     MachineSeen {
         /// The address.
+        mac: MacAddr,
+    },
+    /// An unknown machine that was seen was forgotten.
+    MachineForgotten {
+        /// Its MAC address.
         mac: MacAddr,
     },
     /// A machine that may not boot, or has nothing to boot, was sent to its next boot device.
@@ -149,6 +154,13 @@ pub enum EventKind {
     TargetCreated,
     /// A manual target was deleted.
     TargetDeleted,
+    /// A job has another state, or somebody asked it to end.
+    JobChanged {
+        /// The job.
+        job: JobId,
+        /// Its state now.
+        state: JobState,
+    },
 }
 
 /// An event about to be recorded.
@@ -202,8 +214,8 @@ impl NewEvent {
 /// A recorded event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Its place in the order; a cursor for "everything since".
-    pub seq: i64,
+    /// The place after it: what "everything since" is asked for with.
+    pub cursor: Cursor,
     /// What happened.
     #[serde(flatten)]
     pub event: NewEvent,

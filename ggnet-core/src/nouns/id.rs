@@ -1,7 +1,8 @@
 //! Typed identifiers: UUIDs of what the store keeps, and the names under which backends keep what belongs to us.
 //!
 //! A backend object's [`ResourceId`] is derived from the session (`<machine>.<generation>`) or the manual target, so that
-//! `list()` of a backend can be read without any database of its own.
+//! `list()` of a backend can be read without any database of its own. What a machine has for each LUN bears the LUN's number behind that,
+//! except for LUN 0: `<machine>.<generation>-l2`.
 
 use std::{fmt, str::FromStr};
 
@@ -97,6 +98,12 @@ uuid_id!(
     "target"
 );
 
+uuid_id!(
+    /// A job.
+    JobId,
+    "job"
+);
+
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $field:literal) => {
         $(#[$doc])*
@@ -186,18 +193,31 @@ impl ResourceId {
         Self(machine.simple())
     }
 
+    /// The object of the same owner for one of several LUNs: `<name>-l<lun>`, and for LUN 0, the system disk, the name as it is.
+    #[must_use]
+    pub fn on_lun(self, lun: u8) -> Self {
+        if lun == 0 { self } else { Self(format!("{}-l{lun}", self.0)) }
+    }
+
     /// The object of a manual target: `t-<id>`.
     #[must_use]
     pub fn manual(target: TargetId) -> Self {
         Self(format!("t-{}", target.simple()))
     }
 
-    /// The machine whose object this is, with the generation if it has one; `None` for manual targets and foreign names.
+    /// The machine whose object this is, with the generation if it has one, whatever the LUN; `None` for manual targets and foreign names.
     #[must_use]
     pub fn owner(&self) -> Option<(MachineId, Option<u32>)> {
-        match self.0.split_once('.') {
+        let name = match self.0.rsplit_once("-l") {
+            // Only as it is written: two names of one thing would be two things.
+            Some((name, lun)) => {
+                lun.parse::<u8>().is_ok_and(|n| n > 0 && n.to_string() == lun).then_some(name)?
+            }
+            None => self.0.as_str(),
+        };
+        match name.split_once('.') {
             Some((machine, n)) => Some((machine.parse().ok()?, Some(n.parse().ok()?))),
-            None => Some((self.0.parse().ok()?, None)),
+            None => Some((name.parse().ok()?, None)),
         }
     }
 
@@ -248,6 +268,34 @@ mod tests {
         assert_eq!(ResourceId::manual(TargetId::generate()).owner(), None);
         let again: ResourceId = ResourceId::generation(m, 7).to_string().parse().unwrap();
         assert_eq!(again, ResourceId::generation(m, 7));
+    }
+
+    #[test]
+    fn the_name_of_a_lun_tells_its_owner_too() {
+        let m = MachineId::generate();
+        let (generation, kept) = (ResourceId::generation(m, u32::MAX), ResourceId::machine(m));
+        assert_eq!(
+            (generation.clone().on_lun(0), kept.clone().on_lun(0)),
+            (generation.clone(), kept.clone())
+        );
+        assert_eq!(kept.clone().on_lun(2).as_str(), format!("{}-l2", m.simple()));
+        let mut names = std::collections::BTreeSet::new();
+        for lun in 0..=u8::MAX {
+            for (id, n) in [(&generation, Some(u32::MAX)), (&kept, None)] {
+                let name = id.clone().on_lun(lun);
+                assert_eq!(name.owner(), Some((m, n)), "{name}");
+                assert_eq!(name.as_str().parse::<ResourceId>().unwrap(), name, "every backend takes it");
+                names.insert(name);
+            }
+        }
+        assert_eq!(names.len(), 512, "each has a name of its own");
+        for foreign in ["-l0", "-l02", "-l256", "-l", "-l2-l3", "-l2.1", "-m2", "-l2x", ".-l2", ".x-l2"] {
+            let name = format!("{}{foreign}", m.simple());
+            if let Ok(name) = name.parse::<ResourceId>() {
+                assert_eq!(name.owner(), None, "{name}");
+            }
+        }
+        assert_eq!(ResourceId::manual(TargetId::generate()).on_lun(2).owner(), None);
     }
 
     #[test]

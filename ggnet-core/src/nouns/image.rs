@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   importing ──▶ ready ──▶ (deleted)
-//!       └───────▶ failed ──▶ (deleted)
+//!     │   ▲
+//!     ▼   │ retry of its job
+//!    failed ──▶ (deleted)
 //! ```
 //! A version is never opened for writing once it is `ready`.
 
@@ -74,7 +76,7 @@ pub enum VersionState {
     Importing,
     /// Complete, checked and immutable.
     Ready,
-    /// The import failed; nothing of it is left on disk.
+    /// It could not be made; nothing of it is left.
     Failed,
 }
 
@@ -103,7 +105,7 @@ pub enum VersionSource {
 /// One immutable version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageVersion {
-    /// Its id; its file's name follows from it.
+    /// Its id, by which the image store knows its bytes.
     pub id: ImageVersionId,
     /// The image it belongs to.
     pub image: ImageId,
@@ -118,7 +120,7 @@ pub struct ImageVersion {
     pub source: VersionSource,
     /// Size of the disk in bytes; 0 until ready.
     pub size_bytes: u64,
-    /// SHA-256 of the raw disk, in hexadecimal; none until ready.
+    /// SHA-256 of the raw disk, in hexadecimal; none until ready, and none for what a machine wrote: nobody has read all of it.
     pub sha256: Option<String>,
     /// Why it failed.
     #[serde(default)]
@@ -126,7 +128,7 @@ pub struct ImageVersion {
     /// Which failure that was, and what to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// When the import began.
+    /// When its making began.
     pub created_at: Timestamp,
     /// When it became ready or failed.
     #[serde(default)]

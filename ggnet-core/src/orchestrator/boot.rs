@@ -14,14 +14,15 @@ use super::{
     pending::Turn,
 };
 use crate::{
+    authorization::{Command, authorize},
     boot_text::{
         Host, SanUri,
         templates::{DeclinedScript, FirstScript, MachineScript, UnknownScript},
     },
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        Actor, BootStage, Diagnosis, EventKind, Generation, MacAddr, Machine, MachineState, Name, NewEvent,
-        Session, SessionState,
+        BootStage, Diagnosis, EventKind, Generation, MacAddr, Machine, MachineState, Name, NewEvent,
+        Principal, Session, SessionState,
     },
     ports::{Batch, TargetEndpoint},
 };
@@ -223,7 +224,9 @@ impl Orchestrator {
         &self,
         session: &Session,
         advertised: &Advertised,
+        by: &Principal,
     ) -> Result<(String, SanUri)> {
+        authorize(by, Command::SessionScript)?;
         let (this, id, advertised) = (self.clone(), session.id, advertised.clone());
         let machine = session.machine;
         self.run(async move {
@@ -269,9 +272,10 @@ impl Orchestrator {
     /// What a generation boots.
     async fn boots(&self, generation: &Generation) -> Result<Boots> {
         let store = self.inner.ports.store();
-        let image = store.image(generation.image).await?;
-        let image = image.ok_or_else(|| Error::not_found("image", generation.image))?;
-        let version = store.version(generation.version).await?;
+        let system = generation.system();
+        let image = store.image(system.image).await?;
+        let image = image.ok_or_else(|| Error::not_found("image", system.image))?;
+        let version = store.version(system.version).await?;
         Ok(Boots { image: image.name, version: version.map_or(0, |v| v.number) })
     }
 
@@ -303,8 +307,10 @@ impl LockedMachine<'_> {
         if let Some(wait) = self.inner.failed_starts.wait(machine.id) {
             return Ok(BootAnswer::Retry(wait));
         }
-        let (id, actor) = (machine.id, Actor::Machine { mac: request.mac, address: request.peer.clone() });
-        let prepared = match self.prepare_start(machine.clone(), None).await {
+        let id = machine.id;
+        let by = Principal::machine(request.mac).at(request.peer.clone()).asking(request.request_id.clone());
+        authorize(&by, Command::Boot)?;
+        let prepared = match self.prepare_start(machine.clone(), None, Vec::new()).await {
             Ok(prepared) => prepared,
             // The image is not ready, or the kept writeback belongs to another: nothing a machine could wait for.
             Err(e) if e.kind() == ErrorKind::Conflict => {
@@ -313,7 +319,7 @@ impl LockedMachine<'_> {
             }
             Err(e) => return Err(e),
         };
-        let started = match self.perform_start(prepared, &actor).await {
+        let started = match self.perform_start(prepared, &by).await {
             Ok(started) => {
                 self.inner.failed_starts.forget(id);
                 started

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     boot_text::{BootUrl, Host},
-    nouns::{Firmware, MacAddr},
+    nouns::{Firmware, MacAddr, RequestId},
 };
 
 /// Under which addresses this machine reaches us: the configured ones, else what its connection tells.
@@ -25,6 +25,8 @@ pub struct BootRequest {
     pub firmware: Firmware,
     /// From where, for the record.
     pub peer: Option<String>,
+    /// The id of its request, for the record.
+    pub request_id: Option<RequestId>,
     /// How it reaches us.
     pub advertised: Advertised,
     /// False (HEAD): says what would be answered and prepares nothing.

@@ -1,6 +1,6 @@
 //! What an operator can set about sessions.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +31,6 @@ pub struct OrchestratorConfig {
     pub server: ServerId,
     /// The start of every IQN.
     pub iqn_prefix: Iqn,
-    /// Where the raw files of image versions live; ours alone.
-    pub images_dir: PathBuf,
     /// Whether new generations ask for CHAP (default: required). One that exists keeps the access that it has.
     pub chap: ChapPolicy,
     /// A `discard` session that was offline for longer is stopped (default 10 minutes).
@@ -43,9 +41,11 @@ pub struct OrchestratorConfig {
     pub start_deadline: Duration,
     /// How long a shutdown waits for work under way before it cuts it off (default 15 seconds).
     pub shutdown_deadline: Duration,
+    /// How many jobs (imports) run at once; further ones wait for their turn (default 4, 1 to 1000).
+    pub jobs_at_once: usize,
     /// How often the reconciler looks (default 15 seconds).
     pub reconcile_interval: Duration,
-    /// Events, audit rows and ended sessions that are older are forgotten (default 90 days).
+    /// Events, audit rows, ended jobs and ended sessions that are older are forgotten (default 90 days).
     pub retention: Duration,
     /// How long a UEFI machine that got its loader may take to ask for its script before an event says that Secure Boot is
     /// probably on (default 30 seconds).
@@ -58,18 +58,18 @@ pub struct OrchestratorConfig {
 }
 
 impl OrchestratorConfig {
-    /// The defaults, for this instance and this folder of images.
-    pub fn new(instance: InstanceId, images_dir: PathBuf) -> Result<Self> {
+    /// The defaults, for this instance.
+    pub fn new(instance: InstanceId) -> Result<Self> {
         Ok(Self {
             server: ServerId::only_one_of(&instance),
             instance,
             iqn_prefix: Self::default_iqn_prefix()?,
-            images_dir,
             chap: ChapPolicy::Required,
             idle_timeout: Duration::from_secs(600),
             generation_ttl: Duration::from_secs(600),
             start_deadline: Duration::from_secs(60),
             shutdown_deadline: Duration::from_secs(15),
+            jobs_at_once: 4,
             reconcile_interval: Duration::from_secs(15),
             retention: Duration::from_secs(90 * 24 * 3600),
             script_deadline: Duration::from_secs(30),
@@ -89,6 +89,12 @@ impl OrchestratorConfig {
             return Err(Error::invalid(
                 "iqn_prefix",
                 "The IQN prefix is longer than 64 bytes; iPXE has 384 bytes for all names of a boot",
+            ));
+        }
+        if !(1..=1000).contains(&self.jobs_at_once) {
+            return Err(Error::invalid(
+                "jobs_at_once",
+                format!("{} jobs at once: 1 to 1000 are possible", self.jobs_at_once),
             ));
         }
         let least = Duration::from_millis(100);

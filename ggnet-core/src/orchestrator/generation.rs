@@ -17,9 +17,9 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Orchestrator, locked_machine::LockedMachine};
+use super::{Orchestrator, disks_to_boot::DiskToBoot, locked_machine::LockedMachine};
 use crate::{
-    error::{ErrorKind, Result},
+    error::Result,
     nouns::{EventKind, Generation, Machine, Session, SessionId, SessionState, WritebackPolicy},
     ports::{Login, LoginGate, LoginVerdict, Removal, TargetEndpoint},
 };
@@ -82,46 +82,40 @@ impl LockedMachine<'_> {
         machine: &Machine,
         session: &mut Session,
     ) -> Result<(Generation, Option<TargetEndpoint>)> {
-        let (image, version) = match session.policy {
-            WritebackPolicy::Keep => (session.current.image, session.current.version),
-            WritebackPolicy::Discard => {
-                match self.version_to_boot(machine, session.chosen_image, session.policy).await {
-                    Ok(found) => (found.image.id, found.version.id),
-                    // Nothing else can be booted (the machine's image was taken from it, or has no version that is ready): what it ran so far.
-                    Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
-                        (session.current.image, session.current.version)
-                    }
-                    Err(e) => return Err(e),
-                }
-            }
-        };
+        let disks = self.disks_to_boot(machine, session).await?;
         // Nobody has used the current one: it is still the next boot's.
-        if session.current.committed_at.is_none() && session.current.version == version {
+        if session.current.committed_at.is_none() && DiskToBoot::are_of(&session.current, &disks) {
             return Ok((session.current.clone(), None));
         }
         if let Some(next) = &session.next {
-            if next.version == version {
+            if DiskToBoot::are_of(next, &disks) {
                 return Ok((next.clone(), None));
             }
-            // Prepared for a version that is no longer wanted, and never used: unless somebody logs in just now.
+            // Prepared for versions that are no longer wanted, and never used: unless somebody logs in just now.
             self.drop_next(session, Removal::IfIdle).await?;
         }
         let number = session.highest_generation().saturating_add(1);
-        let generation = self.new_generation(machine, session.policy, number, image, version)?;
+        let generation = self.new_generation(machine, session.policy, number, &disks)?;
         session.next = Some(generation.clone());
         session.last_generation = number;
         // Recorded before it is made: a crash in between leaves a record that the reconciler completes, never an unknown object.
-        let version = {
+        let versions = {
             let _image = self.inner.image_lock.read().await;
-            let version = self.ready_version(version).await?;
+            let mut versions = Vec::with_capacity(disks.len());
+            for disk in &disks {
+                versions.push(self.ready_version(disk.version).await?);
+            }
             self.record_session(session, EventKind::GenerationPrepared { number }, None).await?;
             self.inner.unused.waited(session.id, number);
-            version
+            versions
         };
-        match self.ensure_generation_over(session, &generation, &version).await {
+        match self.ensure_generation_over(session, &generation, &versions).await {
             Ok(endpoint) => Ok((generation, Some(endpoint))),
             Err(e) => {
-                self.drop_next(session, Removal::Force).await?;
+                // Why it could not be made is the answer; what is left of it expires.
+                if let Err(left) = self.drop_next(session, Removal::Force).await {
+                    tracing::warn!(session = %session.id, error = %left.report(), "a generation that could not be made is left to the reconciler");
+                }
                 Err(e)
             }
         }
@@ -144,7 +138,7 @@ impl LockedMachine<'_> {
         let old = session.current.clone();
         // First the old target: requests in flight are finished and its connections closed. Should the record fail afterwards, the
         // reconciler makes the old target again and nothing is lost.
-        if let Err(e) = self.inner.ports.target().remove(&session.target(&old), Removal::Force).await {
+        if let Err(e) = self.remove_target(&session.target(&old), Removal::Force).await {
             session.next = Some(next);
             return Err(e);
         }
@@ -153,9 +147,11 @@ impl LockedMachine<'_> {
         session.current = next;
         self.record_session(session, EventKind::GenerationCommitted { number }, None).await?;
         if session.policy == WritebackPolicy::Discard {
-            // An orphan from now on; when this fails the reconciler removes it.
-            if let Err(e) = self.inner.ports.writeback().remove(&old.writeback, Removal::Force).await {
-                tracing::warn!(session = %session.id, error = %e.report(), "old writeback left to the reconciler");
+            for writeback in old.disks.writebacks() {
+                // An orphan from now on; when this fails the reconciler removes it.
+                if let Err(e) = self.inner.ports.writeback().remove(writeback, Removal::Force).await {
+                    tracing::warn!(session = %session.id, error = %e.report(), "old writeback left to the reconciler");
+                }
             }
         }
         Ok(())

@@ -1,53 +1,17 @@
-//! Images: imports in the background with progress and cancellation, current versions, deletion.
-//!
-//! An import: record `importing` → check the stated checksum of the source → probe → convert → checksum of the result → record `ready`
-//! and, unless told otherwise, make it current. Whatever fails or is cancelled leaves `failed` with the reason and no file. The server's
-//! death in the middle leaves an `importing` record, which the next start makes `failed`; an end that cannot be recorded (the disk is full) is
-//! recorded later; and what is `importing` though nobody imports it, the reconciler makes `failed`.
-
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+//! Images: current versions, deletion. How a version comes to be is in [`imports`](super::imports).
 
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use super::Orchestrator;
 use crate::{
-    checksum::sha256_file,
-    error::{Error, ErrorKind, Result, code},
+    authorization::{Command, authorize},
+    error::{Error, Result, code},
     nouns::{
-        Actor, EventKind, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId, Name, VersionSource,
-        VersionState,
+        AuditAction, AuditSubject, EventKind, Image, ImageId, ImageVersion, ImageVersionId, Principal,
+        VersionSource, VersionState,
     },
-    ports::{Batch, ConvertSpec, Write},
+    ports::{Batch, Completeness, Removal, Write},
 };
-
-/// An import.
-#[derive(Clone, Debug)]
-pub struct ImportRequest {
-    /// The image to add a version to; made when there is none of this name.
-    pub image: Name,
-    /// The file on the server. The caller has made sure that it may be read.
-    pub path: PathBuf,
-    /// Its format; none: as the probe finds.
-    pub format: Option<ImageFormat>,
-    /// The SHA-256 that the file should have, in hexadecimal.
-    pub expected_sha256: Option<String>,
-    /// What the operator says of this version.
-    pub comment: String,
-    /// Whether machines boot it from their next boot on.
-    pub make_current: bool,
-    /// Who wants it.
-    pub actor: Actor,
-}
-
-/// How soon an end that could not be recorded is recorded again; doubled each time.
-const RECORD_AGAIN: Duration = Duration::from_secs(1);
-const RECORD_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// What a deletion freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,287 +20,16 @@ pub struct DeletedVersion {
     pub id: ImageVersionId,
 }
 
-/// Imports under way.
-#[derive(Default)]
-pub(super) struct Imports {
-    running: Mutex<HashMap<ImageVersionId, Running>>,
-}
-
-/// An import that is under way until this is dropped.
-struct Underway<'a> {
-    imports: &'a Imports,
-    id: ImageVersionId,
-}
-
-impl Drop for Underway<'_> {
-    fn drop(&mut self) {
-        self.imports.remove(self.id);
-    }
-}
-
-#[derive(Clone)]
-struct Running {
-    per_mille: Arc<std::sync::atomic::AtomicU16>,
-    cancel: CancellationToken,
-}
-
-impl Imports {
-    fn get(&self, id: ImageVersionId) -> Option<Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
-    }
-
-    fn insert(&self, id: ImageVersionId, running: Running) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id, running);
-    }
-
-    fn remove(&self, id: ImageVersionId) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    }
-}
-
 impl Orchestrator {
-    /// Begins an import and returns at once with the version being made.
-    pub async fn import(&self, request: ImportRequest) -> Result<(Image, ImageVersion)> {
-        let this = self.clone();
-        self.run(async move {
-            // The clean-up after an earlier process would take this import's files for that one's.
-            tokio::select! {
-                _ = this.inner.swept.wait() => {}
-                () = this.inner.cancel.cancelled() => {
-                    return Err(Error::new(code::shutting_down(), "The server is shutting down"));
-                }
-            }
-            // Two imports of one name must not both make the image, nor take the same number.
-            let guard = this.inner.image_lock.write().await;
-            let now = this.now();
-            let store = this.inner.ports.store();
-            let known = store.image_by_name(&request.image).await?;
-            let mut image = known.unwrap_or_else(|| Image {
-                id: ImageId::generate(),
-                name: request.image.clone(),
-                description: String::new(),
-                current: None,
-                last_version: 0,
-                created_at: now,
-                updated_at: now,
-                revision: 0,
-            });
-            let there = store.versions(image.id).await?;
-            // Records from before images counted their versions have the numbers alone.
-            let number = there.iter().map(|v| v.number).fold(image.last_version, u32::max).saturating_add(1);
-            image.last_version = number;
-            let version = ImageVersion {
-                id: ImageVersionId::generate(),
-                image: image.id,
-                number,
-                state: VersionState::Importing,
-                comment: request.comment.clone(),
-                source: VersionSource::Import {
-                    path: request.path.clone(),
-                    format: request.format,
-                    expected_sha256: request.expected_sha256.clone(),
-                },
-                size_bytes: 0,
-                sha256: None,
-                error: None,
-                failure: None,
-                created_at: now,
-                finished_at: None,
-            };
-            let row = this.audit(
-                &request.actor,
-                "image.import",
-                ("image", image.id.to_string()),
-                json!({ "name": image.name, "version": version.id, "path": request.path }),
-            );
-            let mut batch = Batch::new().write(Write::Image(image.clone()));
-            if image.revision == 0 {
-                batch = batch.event(this.event(EventKind::ImageCreated).image(image.id));
-            }
-            batch = batch.write(Write::Version(version.clone()));
-            batch = batch.event(this.event(EventKind::VersionImporting).image(image.id)).audit(row);
-            this.record(batch).await?;
-            let running = Running { per_mille: Arc::default(), cancel: this.inner.cancel.child_token() };
-            this.inner.imports.insert(version.id, running.clone());
-            drop(guard);
-            let job = this.clone();
-            let (made, name) = (version.clone(), image.clone());
-            this.spawn(async move {
-                job.finish_import(made, &request, running).await;
-            });
-            let image = store.image(image.id).await?.unwrap_or(name);
-            Ok((image, version))
-        })
-        .await
-    }
-
-    /// How far an import is, in per mille; `None` when none is under way.
-    #[must_use]
-    pub fn import_progress(&self, version: ImageVersionId) -> Option<u16> {
-        let running = self.inner.imports.get(version)?;
-        Some(running.per_mille.load(std::sync::atomic::Ordering::Relaxed))
-    }
-
-    /// Cancels an import under way; it ends as `failed`.
-    pub fn cancel_import(&self, version: ImageVersionId) -> Result<()> {
-        let running = self.inner.imports.get(version);
-        running.ok_or_else(|| Error::not_found("import of version", version))?.cancel.cancel();
-        Ok(())
-    }
-
-    /// Imports, and records how it ended: again and again while that cannot be recorded. Until it is, the import counts as running, and
-    /// can be cancelled.
-    async fn finish_import(&self, version: ImageVersion, request: &ImportRequest, running: Running) {
-        // Whatever ends this, a panic too: then nobody works on it, and the reconciler fails it.
-        let _underway = Underway { imports: &self.inner.imports, id: version.id };
-        let mut outcome = self.perform_import(&version, request, &running).await;
-        if let Err(e) = &outcome {
-            tracing::warn!(version = %version.id, error = %e.report(), "import failed");
-            remove_file(&self.version_path(version.id)).await;
-        }
-        let mut wait = RECORD_AGAIN;
-        loop {
-            // Held over the record: the image's current version is read and written.
-            let image_lock = self.inner.image_lock.write().await;
-            let recorded = self.record_import(version.clone(), request, &outcome).await;
-            let Err(e) = recorded else { return };
-            drop(image_lock);
-            tracing::error!(version = %version.id, error = %e.report(), again_in = ?wait, "could not record the import's end");
-            tokio::select! {
-                () = running.cancel.cancelled(), if outcome.is_ok() => {
-                    if self.inner.cancel.is_cancelled() {
-                        return;
-                    }
-                    outcome = Err(was_cancelled());
-                    remove_file(&self.version_path(version.id)).await;
-                }
-                // The record stays `importing`; the next start makes it `failed` and removes the file.
-                () = self.inner.cancel.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
-            }
-            wait = (wait * 2).min(RECORD_AGAIN_AT_MOST);
-        }
-    }
-
-    /// The caller holds the image lock.
-    async fn record_import(
-        &self,
-        mut version: ImageVersion,
-        request: &ImportRequest,
-        outcome: &Result<(u64, String)>,
-    ) -> Result<()> {
-        version.finished_at = Some(self.now());
-        let mut batch = Batch::new();
-        match outcome {
-            Ok((size_bytes, sha256)) => {
-                version.state = VersionState::Ready;
-                version.size_bytes = *size_bytes;
-                version.sha256 = Some(sha256.clone());
-                let event = self.event(EventKind::VersionReady).image(version.image);
-                let (image, id) = (self.inner.ports.store().image(version.image).await?, version.id);
-                batch = batch.write(Write::Version(version)).event(event);
-                if let Some(mut image) = image.filter(|i| request.make_current || i.current.is_none()) {
-                    image.current = Some(id);
-                    image.updated_at = self.now();
-                    batch = batch.write(Write::Image(image));
-                }
-            }
-            Err(e) => batch = self.failed_version(version, e),
-        }
-        self.record(batch).await.map(|_| ())
-    }
-
-    /// A version that is no longer imported and has failed.
-    fn failed_version(&self, mut version: ImageVersion, why: &Error) -> Batch {
-        let (reason, failure) = (why.report(), Some(why.into()));
-        version.state = VersionState::Failed;
-        version.error = Some(reason.clone());
-        version.failure.clone_from(&failure);
-        version.finished_at = Some(self.now());
-        let event = self.event(EventKind::VersionFailed { reason, failure }).image(version.image);
-        Batch::new().write(Write::Version(version)).event(event).from_reserve()
-    }
-
-    /// Versions that are `importing` and that nobody imports: their import died. They become `failed`, and their files go. Returns how
-    /// many there were.
-    pub(super) async fn fail_abandoned_imports(&self) -> Result<u64> {
-        let importing = self.inner.ports.store().importing_versions().await?;
-        if importing.iter().all(|version| self.inner.imports.get(version.id).is_some()) {
-            return Ok(0);
-        }
-        // Looked at again: whoever begins an import holds this until the import is known to be under way.
-        let _image = self.inner.image_lock.write().await;
-        let mut failed = 0;
-        for version in self.inner.ports.store().importing_versions().await? {
-            if self.inner.imports.get(version.id).is_some() {
-                continue;
-            }
-            let path = self.version_path(version.id);
-            let why = interrupted("The import ended without a result");
-            self.record(self.failed_version(version, &why)).await?;
-            remove_file(&path).await;
-            failed += 1;
-        }
-        Ok(failed)
-    }
-
-    async fn perform_import(
-        &self,
-        version: &ImageVersion,
-        request: &ImportRequest,
-        running: &Running,
-    ) -> Result<(u64, String)> {
-        // Of 1000: the source's checksum takes 150 when one was stated, the conversion up to 850, the result's checksum the rest.
-        let share = |from: u16, to: u16| -> crate::ports::Progress {
-            let shown = running.per_mille.clone();
-            Arc::new(move |part: u16| {
-                let at = u32::from(from) + u32::from(to - from) * u32::from(part.min(1000)) / 1000;
-                shown.store(u16::try_from(at).unwrap_or(1000), std::sync::atomic::Ordering::Relaxed);
-            })
-        };
-        if let Some(expected) = &request.expected_sha256 {
-            let found = sha256_file(&request.path, share(0, 150), running.cancel.clone()).await?;
-            if !found.eq_ignore_ascii_case(expected) {
-                return Err(Error::new(
-                    code::checksum_mismatch(request.path.display(), &found, expected),
-                    format!("{} has the checksum {found}, not {expected}", request.path.display()),
-                )
-                .with_field("expected_sha256")
-                .with_hint("The file is damaged or is another one; get it again"));
-            }
-        }
-        let converter = self.inner.ports.converter();
-        // The probe goes on by itself, and changes nothing.
-        let probe = running.cancel.run_until_cancelled(converter.probe(&request.path)).await;
-        let probe = probe.ok_or_else(was_cancelled)??;
-        if let Some(stated) = request.format
-            && stated != probe.format
-        {
-            return Err(Error::new(
-                code::format_mismatch(probe.format.qemu_name(), stated.qemu_name()),
-                format!("{} is {:?}, not {stated:?}", request.path.display(), probe.format),
-            )
-            .with_field("format")
-            .with_hint("Import it with the format that it has, or leave the format out"));
-        }
-        let spec = ConvertSpec {
-            source: request.path.clone(),
-            format: probe.format,
-            destination: self.version_path(version.id),
-        };
-        let converted = converter.convert(&spec, share(150, 850), running.cancel.clone()).await?;
-        let sha256 = sha256_file(&spec.destination, share(850, 1000), running.cancel.clone()).await?;
-        Ok((converted.size_bytes, sha256))
-    }
-
     /// Makes a ready version the one that machines boot from their next boot on.
     pub async fn set_current_version(
         &self,
         image: ImageId,
         version: ImageVersionId,
-        actor: Actor,
+        by: &Principal,
     ) -> Result<Image> {
-        let this = self.clone();
+        authorize(by, Command::ImageSetCurrent)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let _image = this.inner.image_lock.write().await;
             let store = this.inner.ports.store();
@@ -349,12 +42,8 @@ impl Orchestrator {
                     format!("Version {} is not ready", found.number),
                 ));
             }
-            let row = this.audit(
-                &actor,
-                "image.set_current",
-                ("image", image.to_string()),
-                json!({ "before": record.current, "after": version }),
-            );
+            let row = this.audit(&by, AuditAction::ImageSetCurrent, AuditSubject::Image(image));
+            let row = row.before(json!({ "current": record.current })).after(json!({ "current": version }));
             record.current = Some(version);
             record.updated_at = this.now();
             let event = this.event(EventKind::ImageUpdated).image(image);
@@ -365,9 +54,10 @@ impl Orchestrator {
         .await
     }
 
-    /// Deletes a version and its file. `Conflict` while it is current, in use, or a writeback stands on it.
-    pub async fn delete_version(&self, id: ImageVersionId, actor: Actor) -> Result<DeletedVersion> {
-        let this = self.clone();
+    /// Deletes a version and its bytes. `Conflict` while it is current, in use, or a writeback or another version stands on it.
+    pub async fn delete_version(&self, id: ImageVersionId, by: &Principal) -> Result<DeletedVersion> {
+        authorize(by, Command::VersionDelete)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             // Write: no session may choose this version from here on.
             let image_lock = this.inner.image_lock.write().await;
@@ -387,26 +77,23 @@ impl Orchestrator {
                 )
                 .with_hint("Make another version current first, or delete the whole image"));
             }
-            this.refuse_if_stood_on(&[id]).await?;
-            let row = this.audit(
-                &actor,
-                "version.delete",
-                ("version", id.to_string()),
-                json!({ "before": version }),
-            );
+            this.refuse_if_stood_on(&store.versions(version.image).await?, &[id]).await?;
+            let row = this.audit(&by, AuditAction::VersionDelete, AuditSubject::Version(id));
+            let row = row.before(json!(version));
             let event = this.event(EventKind::VersionDeleted).image(version.image);
             let batch = Batch::new().write(Write::DeleteVersion(id)).event(event).audit(row);
             this.record(batch.from_reserve()).await?;
             drop(image_lock);
-            remove_file(&this.version_path(id)).await;
+            this.remove_bytes(id).await;
             Ok(DeletedVersion { id })
         })
         .await
     }
 
     /// Deletes an image with all its versions. `Conflict` while a machine is assigned to it or a version is in use.
-    pub async fn delete_image(&self, id: ImageId, actor: Actor) -> Result<()> {
-        let this = self.clone();
+    pub async fn delete_image(&self, id: ImageId, by: &Principal) -> Result<()> {
+        authorize(by, Command::ImageDelete)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let image_lock = this.inner.image_lock.write().await;
             let store = this.inner.ports.store();
@@ -420,30 +107,31 @@ impl Orchestrator {
                 .with_hint("Cancel the import first"));
             }
             let ids: Vec<_> = versions.iter().map(|v| v.id).collect();
-            this.refuse_if_stood_on(&ids).await?;
-            let row =
-                this.audit(&actor, "image.delete", ("image", id.to_string()), json!({ "before": image }));
+            this.refuse_if_stood_on(&versions, &ids).await?;
+            let row = this.audit(&by, AuditAction::ImageDelete, AuditSubject::Image(id)).before(json!(image));
             let event = this.event(EventKind::ImageDeleted).image(id);
-            let batch = Batch::new().write(Write::DeleteImage(id)).event(event).audit(row);
+            let mut batch = Batch::new().write(Write::DeleteImage(id)).event(event).audit(row);
+            // They go with it.
+            batch.audit.extend(versions.iter().map(|version| {
+                let subject = AuditSubject::Version(version.id);
+                this.audit(&by, AuditAction::VersionDelete, subject).before(json!(version))
+            }));
             this.record(batch.from_reserve()).await?;
             drop(image_lock);
-            for version in ids {
-                remove_file(&this.version_path(version)).await;
+            // The newest first: what stands on another is younger.
+            for version in ids.into_iter().rev() {
+                this.remove_bytes(version).await;
             }
             Ok(())
         })
         .await
     }
 
-    /// Whether somebody works on it: a version whose import ended and could not be recorded is nobody's, and can be deleted.
-    fn is_importing(&self, version: &ImageVersion) -> bool {
-        version.state == VersionState::Importing && self.inner.imports.get(version.id).is_some()
-    }
-
-    async fn refuse_if_stood_on(&self, versions: &[ImageVersionId]) -> Result<()> {
+    /// Refuses while a writeback, or a version that is not among `versions`, stands on one of them. `of_image`: all versions of their image.
+    async fn refuse_if_stood_on(&self, of_image: &[ImageVersion], versions: &[ImageVersionId]) -> Result<()> {
         let listed = self.inner.ports.writeback().list().await?;
         let Some(found) = listed.iter().find(|w| w.base.is_some_and(|b| versions.contains(&b))) else {
-            return Ok(());
+            return self.refuse_if_below(of_image, versions).await;
         };
         let who = match found.id.owner() {
             Some((machine, _)) => format!("machine {machine}"),
@@ -457,79 +145,67 @@ impl Orchestrator {
         .with_hint("Stop its session, or discard its kept writeback, first"))
     }
 
-    /// Imports that our death interrupted become `failed`, and files that no version explains are removed.
-    pub(super) async fn interrupted_imports(&self) {
-        if let Err(e) = self.try_interrupted_imports().await {
-            tracing::warn!(error = %e.report(), "clean-up of interrupted imports");
-        }
-        // Set once: this is called once.
-        let _ = self.inner.swept.set(());
-    }
-
-    async fn try_interrupted_imports(&self) -> Result<()> {
-        let dir = &self.inner.config.images_dir;
-        for version in self.inner.ports.store().importing_versions().await? {
-            let why = interrupted("The server was interrupted during the import");
-            remove_file(&self.version_path(version.id)).await;
-            self.record(self.failed_version(version, &why)).await?;
-        }
-        self.inner.ports.converter().clean(dir).await?;
-        for (path, id) in version_files(dir).await? {
-            // A failed one has no file, unless its converter was cut off and went on to its end unheard.
-            let version = self.inner.ports.store().version(id).await?;
-            if version.is_none_or(|v| v.state == VersionState::Failed) {
-                tracing::info!(file = %path.display(), "removing a file that no version explains");
-                remove_file(&path).await;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn was_cancelled() -> Error {
-    Error::new(code::import_cancelled(), "The import was cancelled").retryable(false)
-}
-
-fn interrupted(message: &str) -> Error {
-    Error::new(code::import_interrupted(), message).with_hint("Import the file again")
-}
-
-/// How long a look at the folder of images, or the removal of a file there, may take.
-const FILE_WORK: Duration = Duration::from_secs(30);
-
-/// The files of image versions in a folder; none if it is not there.
-pub(super) async fn version_files(dir: &Path) -> Result<Vec<(PathBuf, ImageVersionId)>> {
-    tokio::time::timeout(FILE_WORK, read_version_files(dir)).await.unwrap_or_else(|_| {
+    async fn refuse_if_below(&self, of_image: &[ImageVersion], versions: &[ImageVersionId]) -> Result<()> {
+        let listed = self.inner.ports.images().list().await?;
+        let stands = listed.iter().find_map(|above| {
+            let below = above.parent.filter(|below| versions.contains(below))?;
+            (!versions.contains(&above.id)).then_some((above.id, below))
+        });
+        // Of one whose bytes are not whole the record says what it is to stand on.
+        let whole =
+            |id: ImageVersionId| listed.iter().any(|v| v.id == id && v.completeness == Completeness::Whole);
+        let recorded = || {
+            of_image.iter().find_map(|above| match above.source {
+                VersionSource::Writeback { base, .. }
+                    if versions.contains(&base)
+                        && !versions.contains(&above.id)
+                        && above.state != VersionState::Failed
+                        && !whole(above.id) =>
+                {
+                    Some((above.id, base))
+                }
+                _ => None,
+            })
+        };
+        let Some((above, below)) = stands.or_else(recorded) else { return Ok(()) };
+        let number = of_image.iter().find(|v| v.id == above).map(|v| format!("Version {}", v.number));
+        let above_name = number.unwrap_or_else(|| format!("Version {above}"));
+        let hint = if self.inner.ports.store().version(above).await?.is_some() {
+            "Delete that version first"
+        } else {
+            "That version was deleted, and its bytes could not be removed: the next start of the server removes them"
+        };
         Err(Error::new(
-            ErrorKind::Timeout,
-            format!("Reading {} did not end within {FILE_WORK:?}", dir.display()),
+            code::version_below_another(below, above),
+            format!("{above_name} stands on this version: it has only what differs"),
         )
-        .with_hint("Look at the disk or the mount of the data folder: it hangs"))
-    })
-}
-
-async fn read_version_files(dir: &Path) -> Result<Vec<(PathBuf, ImageVersionId)>> {
-    let failed = |e| Error::io(format!("reading {}", dir.display()), e);
-    let mut entries = match tokio::fs::read_dir(dir).await {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
-    };
-    let mut found = Vec::new();
-    while let Some(entry) = entries.next_entry().await.map_err(failed)? {
-        let name = entry.file_name();
-        let id = name.to_str().and_then(|n| n.strip_suffix(".raw")).and_then(|n| n.parse().ok());
-        found.extend(id.map(|id| (entry.path(), id)));
+        .with_hint(hint))
     }
-    Ok(found)
-}
 
-/// Removes a file that nothing refers to any more; one that cannot be removed is found again at the next start.
-async fn remove_file(path: &Path) {
-    match tokio::time::timeout(FILE_WORK, tokio::fs::remove_file(path)).await {
-        Ok(Err(e)) if e.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = %e, "could not remove");
+    /// Adds to the batch that the image's current version is this one, where that is wanted or it has none. The caller holds the image lock.
+    pub(super) async fn with_current(
+        &self,
+        batch: Batch,
+        version: &ImageVersion,
+        is_wanted: bool,
+        by: &Principal,
+    ) -> Result<Batch> {
+        let image = self.inner.ports.store().image(version.image).await?;
+        let Some(mut image) = image.filter(|image| is_wanted || image.current.is_none()) else {
+            return Ok(batch);
+        };
+        let row = self.audit(by, AuditAction::ImageSetCurrent, AuditSubject::Image(image.id));
+        let row = row.before(json!({ "current": image.current })).after(json!({ "current": version.id }));
+        let event = self.event(EventKind::ImageUpdated).image(image.id);
+        image.current = Some(version.id);
+        image.updated_at = self.now();
+        Ok(batch.write(Write::Image(image)).event(event).audit(row))
+    }
+
+    /// Removes the bytes of a version that no record wants any more; what cannot be removed is found again at the next start.
+    pub(super) async fn remove_bytes(&self, version: ImageVersionId) {
+        if let Err(e) = self.inner.ports.images().remove(version, Removal::Force).await {
+            tracing::warn!(%version, error = %e.report(), "the bytes of an image version are left to the next start");
         }
-        Err(_) => tracing::warn!(path = %path.display(), "removing did not end within {FILE_WORK:?}"),
-        Ok(_) => {}
     }
 }

@@ -3,7 +3,9 @@
 use super::Orchestrator;
 use crate::{
     error::{Error, Result, code},
-    nouns::{Actor, AuditRow, Event, EventKind, NewEvent, Session, SessionState},
+    nouns::{
+        AuditAction, AuditRow, AuditSubject, Event, EventKind, NewEvent, Principal, Session, SessionState,
+    },
     ports::{Batch, Write},
 };
 
@@ -43,24 +45,11 @@ impl Orchestrator {
     }
 
     pub(super) fn session_event(&self, session: &Session, kind: EventKind) -> NewEvent {
-        self.event(kind).machine(session.machine).session(session.id).image(session.current.image)
+        self.event(kind).machine(session.machine).session(session.id).image(session.current.system().image)
     }
 
-    pub(super) fn audit(
-        &self,
-        actor: &Actor,
-        action: &str,
-        subject: (&str, String),
-        details: serde_json::Value,
-    ) -> AuditRow {
-        AuditRow {
-            at: self.now(),
-            actor: actor.clone(),
-            action: action.to_owned(),
-            subject_kind: subject.0.to_owned(),
-            subject_id: subject.1,
-            details,
-        }
+    pub(super) fn audit(&self, by: &Principal, action: AuditAction, subject: AuditSubject) -> AuditRow {
+        AuditRow::new(self.now(), by, action, subject)
     }
 
     /// Records a session's change with its event; on success the session carries its new revision.

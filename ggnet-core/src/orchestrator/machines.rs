@@ -2,10 +2,14 @@
 
 use serde_json::json;
 
-use super::{Orchestrator, locked_machine::LockedMachine};
+use super::{Orchestrator, locked_machine::LockedMachine, publish::being_published};
 use crate::{
+    authorization::{Command, authorize},
     error::{Error, Result, code},
-    nouns::{Actor, EventKind, MacAddr, Machine, MachineId, ResourceId, WritebackPolicy},
+    nouns::{
+        AuditAction, AuditSubject, EventKind, MacAddr, Machine, MachineId, Name, Principal, ResourceId,
+        WritebackPolicy,
+    },
     ports::{Batch, Removal, Write},
 };
 
@@ -17,8 +21,9 @@ pub type MachineChange = Box<dyn FnOnce(Machine) -> Result<Machine> + Send>;
 
 impl Orchestrator {
     /// Registers a machine. `Conflict` for a name, MAC address or fixed address that another one has.
-    pub async fn create_machine(&self, mut machine: NewMachine, actor: Actor) -> Result<Machine> {
-        let this = self.clone();
+    pub async fn create_machine(&self, mut machine: NewMachine, by: &Principal) -> Result<Machine> {
+        authorize(by, Command::MachineCreate)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             machine.id = MachineId::generate();
             machine.revision = 0;
@@ -29,12 +34,8 @@ impl Orchestrator {
             let locked = this.lock_machine(machine.id).await;
             let addresses = this.inner.address_lock.lock().await;
             this.check_fixed_address(&machine).await?;
-            let row = this.audit(
-                &actor,
-                "machine.create",
-                ("machine", machine.id.to_string()),
-                json!({ "after": machine }),
-            );
+            let subject = AuditSubject::Machine(machine.id);
+            let row = this.audit(&by, AuditAction::MachineCreate, subject).after(json!(machine));
             let event = this.event(EventKind::MachineCreated).machine(machine.id);
             let mut batch = Batch::new().write(Write::Machine(machine.clone())).event(event).audit(row);
             // It is no longer unknown.
@@ -54,9 +55,10 @@ impl Orchestrator {
         id: MachineId,
         revision: Option<u64>,
         change: MachineChange,
-        actor: Actor,
+        by: &Principal,
     ) -> Result<Machine> {
-        let this = self.clone();
+        authorize(by, Command::MachineUpdate)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
@@ -87,12 +89,8 @@ impl Orchestrator {
             if after.fixed_address != before.fixed_address {
                 this.check_fixed_address(&after).await?;
             }
-            let row = this.audit(
-                &actor,
-                "machine.update",
-                ("machine", id.to_string()),
-                json!({ "before": before, "after": after }),
-            );
+            let row = this.audit(&by, AuditAction::MachineUpdate, AuditSubject::Machine(id));
+            let row = row.before(json!(before)).after(json!(after));
             let event = this.event(EventKind::MachineUpdated).machine(id);
             this.record(Batch::new().write(Write::Machine(after.clone())).event(event).audit(row)).await?;
             drop(addresses);
@@ -118,8 +116,9 @@ impl Orchestrator {
     }
 
     /// Deletes a machine with its kept writeback. `Conflict` while it has a live session.
-    pub async fn delete_machine(&self, id: MachineId, actor: Actor) -> Result<()> {
-        let this = self.clone();
+    pub async fn delete_machine(&self, id: MachineId, by: &Principal) -> Result<()> {
+        authorize(by, Command::MachineDelete)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
@@ -131,12 +130,8 @@ impl Orchestrator {
                 )
                 .with_hint("Stop that session first"));
             }
-            let row = this.audit(
-                &actor,
-                "machine.delete",
-                ("machine", id.to_string()),
-                json!({ "before": machine }),
-            );
+            let row = this.audit(&by, AuditAction::MachineDelete, AuditSubject::Machine(id));
+            let row = row.before(json!(machine));
             let event = this.event(EventKind::MachineDeleted).machine(id);
             let batch = Batch::new().write(Write::DeleteMachine(id)).event(event).audit(row);
             this.record(batch.from_reserve()).await?;
@@ -145,8 +140,7 @@ impl Orchestrator {
             if let Err(e) = locked.settle_boot(&gone, false).await {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
-            let kept = ResourceId::machine(id);
-            if let Err(e) = this.inner.ports.writeback().remove(&kept, Removal::Force).await {
+            if let (_, Err(e)) = locked.remove_kept(&gone.name, Removal::Force).await {
                 tracing::warn!(machine = %gone.name, error = %e.report(), "left to the reconciler");
             }
             Ok(())
@@ -154,11 +148,12 @@ impl Orchestrator {
         .await
     }
 
-    /// Throws away what a `keep` machine has written. `Conflict` while it has a live session.
-    pub async fn discard_kept_writeback(&self, id: MachineId, actor: Actor) -> Result<()> {
-        let this = self.clone();
+    /// Throws away what a `keep` machine has written. `Conflict` while it has a live session; `Busy` while it is being published.
+    pub async fn discard_kept_writeback(&self, id: MachineId, by: &Principal) -> Result<()> {
+        authorize(by, Command::MachineDiscardWriteback)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
-            let _locked = this.lock_machine(id).await;
+            let locked = this.lock_machine(id).await;
             let store = this.inner.ports.store();
             let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
             if store.live_session(id).await?.is_some() {
@@ -168,24 +163,31 @@ impl Orchestrator {
                 )
                 .with_hint("Stop that session first"));
             }
-            this.inner.ports.writeback().remove(&ResourceId::machine(id), Removal::IfIdle).await?;
-            let row = this.audit(&actor, "machine.discard_writeback", ("machine", id.to_string()), json!({}));
-            let event = this.event(EventKind::MachineUpdated).machine(id);
-            this.record(Batch::new().event(event).audit(row).from_reserve()).await.map(|_| ())
+            let (gone, removed) = locked.remove_kept(&machine.name, Removal::IfIdle).await;
+            // Also when one of several could not be removed: the others are gone.
+            if !gone.is_empty() {
+                let row = this.audit(&by, AuditAction::MachineDiscardWriteback, AuditSubject::Machine(id));
+                let row = row.before(json!({ "writebacks": gone }));
+                let event = this.event(EventKind::MachineUpdated).machine(id);
+                this.record(Batch::new().event(event).audit(row).from_reserve()).await?;
+            }
+            removed
         })
         .await
     }
 
     /// Forgets an unknown machine that was seen. `NotFound` when it was not.
-    pub async fn forget_seen(&self, mac: MacAddr, actor: Actor) -> Result<()> {
-        let this = self.clone();
+    pub async fn forget_seen(&self, mac: MacAddr, by: &Principal) -> Result<()> {
+        authorize(by, Command::SeenForget)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let seen = this.inner.ports.store().seen_machine(mac).await?;
             let seen = seen.ok_or_else(|| {
                 Error::new(code::seen_machine_not_found(mac), format!("No unknown machine {mac} was seen"))
             })?;
-            let row = this.audit(&actor, "seen.forget", ("seen", mac.to_string()), json!({ "before": seen }));
-            let batch = Batch::new().write(Write::DeleteSeen(mac)).audit(row);
+            let row = this.audit(&by, AuditAction::SeenForget, AuditSubject::Seen(mac)).before(json!(seen));
+            let event = this.event(EventKind::MachineForgotten { mac });
+            let batch = Batch::new().write(Write::DeleteSeen(mac)).event(event).audit(row);
             this.record(batch.from_reserve()).await.map(|_| ())
         })
         .await
@@ -213,6 +215,32 @@ impl Orchestrator {
 }
 
 impl LockedMachine<'_> {
+    /// Removes what the machine has kept, the writebacks of its system disk and of its data disks, and says which are gone, whatever then
+    /// stood in the way. `Busy`, and nothing has changed, while an unfinished version may be made of it.
+    async fn remove_kept(&self, name: &Name, how: Removal) -> (Vec<ResourceId>, Result<()>) {
+        let mut gone = Vec::new();
+        let removed = self.try_remove_kept(name, how, &mut gone).await;
+        (gone, removed)
+    }
+
+    async fn try_remove_kept(&self, name: &Name, how: Removal, gone: &mut Vec<ResourceId>) -> Result<()> {
+        let (id, writebacks) = (self.id(), self.inner.ports.writeback());
+        let system = ResourceId::machine(id);
+        if self.is_being_published(&system).await? {
+            return Err(being_published(name));
+        }
+        // No record says which data disks it ever had.
+        let listed = writebacks.list().await?.into_iter().map(|listed| listed.id);
+        let mut kept: Vec<_> =
+            listed.filter(|name| *name != system && name.owner() == Some((id, None))).collect();
+        kept.push(system);
+        for writeback in kept {
+            writebacks.remove(&writeback, how).await?;
+            gone.push(writeback);
+        }
+        Ok(())
+    }
+
     /// The record counts; DHCP and boot files follow now, or when the reconciler comes round.
     async fn settle_or_leave(&self, machine: &Machine) {
         let live = self.inner.ports.store().live_session(machine.id).await;

@@ -7,10 +7,11 @@
 //!                         ▼                                         ▼  the reconciler keeps trying
 //!                       failed                                   stopping
 //! ```
-//! Start: validate → record `starting` → writeback → target → boot files → DHCP → record `active`.
-//! Stop: record `stopping` → DHCP → boot files → target → writeback (under `discard`) → record `stopped`.
+//! Start: validate → record `starting` → writebacks → target → boot files → DHCP → record `active`.
+//! Stop: record `stopping` → DHCP → boot files → target → writebacks (under `discard`) → record `stopped`.
 //!
 //! Invariants:
+//! * Every command has a [`Principal`](crate::nouns::Principal), and asks [`authorize`](crate::authorization::authorize) before anything else.
 //! * Everything that changes a machine's session is a method of `LockedMachine`, which only that machine's lock
 //!   gives, and re-reads the session under it.
 //! * Every state change, its audit row and its event are one transaction of the store; subscribers hear of it afterwards.
@@ -23,9 +24,12 @@ mod boot;
 mod boot_request;
 mod config;
 mod dhcp_changes;
+mod disks_to_boot;
 mod failed_starts;
 mod generation;
 mod images;
+mod imports;
+mod jobs;
 mod journal;
 mod locked_machine;
 mod machines;
@@ -34,8 +38,11 @@ mod observe;
 mod pending;
 mod ports;
 mod pruning;
+mod publish;
+mod reads;
 mod reconcile;
 mod resources;
+mod served_versions;
 mod start;
 mod stop;
 mod strangers;
@@ -52,13 +59,17 @@ use std::{
 
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 pub use boot::{Decision, Declined, decide};
 pub use boot_request::{Advertised, BootAnswer, BootRequest};
 pub use config::{ChapPolicy, OrchestratorConfig};
-pub use images::{DeletedVersion, ImportRequest};
+pub use images::DeletedVersion;
+pub use imports::ImportRequest;
 pub use machines::{MachineChange, NewMachine};
 pub use ports::{Backends, Ports};
+pub use publish::PublishRequest;
+pub use reads::{ConnectionsView, ImageView, PortHealth, Reads, SessionView, TargetView, VersionView};
 pub use reconcile::ReconcileReport;
 pub use start::{StartRequest, Started};
 pub use stop::StopRequest;
@@ -84,10 +95,11 @@ struct Inner {
     templates: BootTemplates,
     locks: KeyedLocks<MachineId>,
     pending: pending::Pending,
-    /// Serialises what must not race over images: an import's end, a version's deletion, a new session's choice of version.
+    /// Serialises what must not race over images: an import's beginning and end, a job's retry, a version's deletion, a
+    /// publication, a new session's choice of version.
     image_lock: tokio::sync::RwLock<()>,
-    imports: images::Imports,
-    /// Set once what an earlier process's imports left behind is cleaned up: only then may new imports write there.
+    jobs: jobs::Jobs,
+    /// Set once what an earlier process's imports left behind is cleaned up: only then may new versions be made.
     swept: tokio::sync::SetOnce<()>,
     /// Held from looking whether a machine's fixed address is free until it is recorded.
     address_lock: tokio::sync::Mutex<()>,
@@ -98,12 +110,13 @@ struct Inner {
     strangers: strangers::Strangers,
     failed_starts: failed_starts::FailedStarts,
     dhcp_changes: dhcp_changes::DhcpChanges,
+    served_versions: served_versions::ServedVersions,
     events: broadcast::Sender<Event>,
     observations: observation_queue::ObservationQueue,
     serving: AtomicBool,
     /// Whether the clock may be wrong, so that nothing is pruned.
     clock_doubted: AtomicBool,
-    /// Short-lived work: a call, an import.
+    /// Work that ends by itself: a call, a job.
     tasks: TaskTracker,
     /// The reconciler and the writer of observations.
     long_lived: Supervisor,
@@ -121,6 +134,7 @@ impl Orchestrator {
         config.check()?;
         let (events, _) = broadcast::channel(4096);
         let cancel = CancellationToken::new();
+        let jobs_at_once = config.jobs_at_once;
         let this = Self {
             inner: Arc::new(Inner {
                 ports,
@@ -129,7 +143,7 @@ impl Orchestrator {
                 locks: KeyedLocks::default(),
                 pending: pending::Pending::default(),
                 image_lock: tokio::sync::RwLock::default(),
-                imports: images::Imports::default(),
+                jobs: jobs::Jobs::new(jobs_at_once),
                 swept: tokio::sync::SetOnce::new(),
                 address_lock: tokio::sync::Mutex::default(),
                 seen_lock: tokio::sync::Mutex::default(),
@@ -138,6 +152,7 @@ impl Orchestrator {
                 strangers: strangers::Strangers::default(),
                 failed_starts: failed_starts::FailedStarts::default(),
                 dhcp_changes: dhcp_changes::DhcpChanges::default(),
+                served_versions: served_versions::ServedVersions::default(),
                 events,
                 observations: observation_queue::ObservationQueue::default(),
                 serving: AtomicBool::new(false),
@@ -159,16 +174,11 @@ impl Orchestrator {
         Ok(this)
     }
 
-    /// Events as they are recorded. A subscriber that lags learns so from the channel and reads on from the store by its cursor.
+    /// Events as they are recorded. A subscriber that lags learns so from the channel and reads on from its last cursor by
+    /// [`Reads::events`].
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()
-    }
-
-    /// The ports it works over.
-    #[must_use]
-    pub fn ports(&self) -> &Ports {
-        &self.inner.ports
     }
 
     /// Its configuration.
@@ -264,7 +274,10 @@ impl Orchestrator {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<Option<T>> {
-        #[expect(clippy::disallowed_methods, reason = "one call or one import, tracked")]
-        self.inner.tasks.spawn(self.inner.cut.clone().run_until_cancelled_owned(work))
+        #[expect(clippy::disallowed_methods, reason = "one call or one job, tracked")]
+        self.inner.tasks.spawn(
+            // What it logs belongs to the request that asked for it.
+            self.inner.cut.clone().run_until_cancelled_owned(work).instrument(tracing::Span::current()),
+        )
     }
 }

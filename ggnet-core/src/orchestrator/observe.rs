@@ -350,7 +350,7 @@ impl Orchestrator {
         let Some((machine, generation)) = target.owner() else { return Ok(None) };
         let mut event = NewEvent::new(at, EventKind::BootStage { stage, generation }).machine(machine);
         if let Some(session) = self.inner.ports.store().live_session(machine).await? {
-            event = event.session(session.id).image(session.current.image);
+            event = event.session(session.id).image(session.current.system().image);
         }
         Ok(Some(event))
     }
@@ -375,7 +375,7 @@ impl Orchestrator {
             None => (Diagnosis::login_stalled_without_chap(), STALLED_WITHOUT_CHAP),
         };
         let event = NewEvent::new(at, diagnosed(diagnosis, message.to_owned()));
-        Ok(Some(event.machine(machine).session(session.id).image(current.image)))
+        Ok(Some(event.machine(machine).session(session.id).image(current.system().image)))
     }
 
     /// Somebody still runs on a disk that a later boot, or a stop, took away. Told once an hour for a machine.

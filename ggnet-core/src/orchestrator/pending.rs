@@ -89,6 +89,7 @@ mod tests {
 
     fn request(last: u8) -> BootRequest {
         BootRequest {
+            request_id: None,
             mac: format!("52:54:00:00:00:{last:02x}").parse().unwrap(),
             firmware: Firmware::Unknown,
             peer: None,

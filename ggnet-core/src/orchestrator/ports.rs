@@ -1,14 +1,13 @@
 //! [`Backends`] gathered in one value, [`Ports`] with limits around them, and the checks that they fit each other and that the store is theirs.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
-use super::images::version_files;
 use crate::{
     error::{Error, ErrorKind, Result},
     metrics::{Metrics, Registry},
     ports::{
-        BootFileStore, Clock, DhcpBackend, ImageConverter, MachineFilter, PageRequest, Store, TargetBackend,
-        WritebackStore,
+        BootFileStore, Clock, Completeness, DhcpBackend, ImageConverter, ImageStore, MachineFilter,
+        PageRequest, Store, TargetBackend, WritebackStore,
     },
     wrap::{Guard, PortLimits, Wrapped},
 };
@@ -22,6 +21,8 @@ pub struct Backends {
     pub target: Arc<dyn TargetBackend>,
     /// Private writable disks.
     pub writeback: Arc<dyn WritebackStore>,
+    /// The bytes of image versions.
+    pub images: Arc<dyn ImageStore>,
     /// DHCP entries.
     pub dhcp: Arc<dyn DhcpBackend>,
     /// Boot files.
@@ -39,6 +40,7 @@ pub struct Ports {
     store: Arc<dyn Store>,
     target: Arc<dyn TargetBackend>,
     writeback: Arc<dyn WritebackStore>,
+    images: Arc<dyn ImageStore>,
     dhcp: Arc<dyn DhcpBackend>,
     boot_files: Arc<dyn BootFileStore>,
     converter: Arc<dyn ImageConverter>,
@@ -56,11 +58,12 @@ impl Ports {
     pub fn new(backends: Backends, limits: &PortLimits, registry: &mut Registry) -> Result<Self> {
         limits.check()?;
         let metrics = Metrics::new(registry);
-        let Backends { store, target, writeback, dhcp, boot_files, converter, clock } = backends;
+        let Backends { store, target, writeback, images, dhcp, boot_files, converter, clock } = backends;
         let guard = |port, backend, of| Guard::new(port, backend, of, &metrics);
         let store_guard = guard("store", store.name(), limits.store);
         let target_guard = guard("target", target.name(), limits.target);
         let writeback_guard = guard("writeback", writeback.name(), limits.writeback);
+        let images_guard = guard("image", images.name(), limits.images);
         let dhcp_guard = guard("dhcp", dhcp.name(), limits.dhcp);
         let boot_files_guard = guard("boot_file", boot_files.name(), limits.boot_files);
         let converter_guard = guard("image_converter", converter.name(), limits.converter);
@@ -68,6 +71,7 @@ impl Ports {
             store: Arc::new(Wrapped::with_layer(store, store_guard)),
             target: Arc::new(Wrapped::with_layer(target, target_guard)),
             writeback: Arc::new(Wrapped::with_layer(writeback, writeback_guard)),
+            images: Arc::new(Wrapped::with_layer(images, images_guard)),
             dhcp: Arc::new(Wrapped::with_layer(dhcp, dhcp_guard)),
             boot_files: Arc::new(Wrapped::with_layer(boot_files, boot_files_guard)),
             converter: Arc::new(Wrapped::with_layer(converter, converter_guard)),
@@ -92,6 +96,12 @@ impl Ports {
     #[must_use]
     pub fn writeback(&self) -> &Arc<dyn WritebackStore> {
         &self.writeback
+    }
+
+    /// The bytes of image versions.
+    #[must_use]
+    pub fn images(&self) -> &Arc<dyn ImageStore> {
+        &self.images
     }
 
     /// DHCP entries.
@@ -123,33 +133,62 @@ impl Ports {
         &self.metrics
     }
 
-    /// Shuts the backends down: targets first (flush and sync, then close), then writebacks, then the rest, the store last. Each has its
+    /// Shuts the backends down: targets first (flush and sync, then close), then writebacks, then images, then the rest, the store last. Each has its
     /// own limit ([`Limits::shutdown`](crate::wrap::Limits::shutdown)); one that hangs is left behind. For who made ports and has no
     /// [`Orchestrator`](super::Orchestrator), which does it in its own shutdown.
     pub async fn shutdown(&self) {
         self.target.shutdown().await;
         self.writeback.shutdown().await;
+        self.images.shutdown().await;
         self.dhcp.shutdown().await;
         self.boot_files.shutdown().await;
         self.store.shutdown().await;
     }
 
-    /// Refuses a pair that cannot work, naming both.
+    /// Refuses a pair that cannot work, naming both: image store and writeback store, writeback store and target, converter and image
+    /// store.
     pub fn check(&self) -> Result<()> {
-        let provides = self.writeback.capabilities().provides;
-        let accepts = self.target.capabilities().accepts;
-        if accepts.contains(&provides) {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Unsupported,
+        let (images, writeback) = (self.images.capabilities(), self.writeback.capabilities());
+        let fits = |fits: bool, why: String, what: &str| {
+            let refused = || {
+                Error::new(ErrorKind::Unsupported, why)
+                    .with_hint(format!("Choose {what} that fit each other in the configuration"))
+            };
+            if fits { Ok(()) } else { Err(refused()) }
+        };
+        fits(
+            images.opens.contains(&writeback.base),
             format!(
-                "The writeback store {} hands out {provides:?}, but the target backend {} takes {accepts:?}",
+                "The writeback store {} wants the image opened as {:?}, but the image store {} opens it as {:?}",
                 self.writeback.name(),
+                writeback.base,
+                self.images.name(),
+                images.opens,
+            ),
+            "an image store and a writeback store",
+        )?;
+        let accepts = self.target.capabilities().accepts;
+        fits(
+            accepts.contains(&writeback.provides),
+            format!(
+                "The writeback store {} hands out {:?}, but the target backend {} takes {accepts:?}",
+                self.writeback.name(),
+                writeback.provides,
                 self.target.name(),
             ),
+            "a writeback store and a target backend",
+        )?;
+        let sinks = self.converter.sinks();
+        fits(
+            sinks.contains(&images.sink),
+            format!(
+                "The image store {} is written to as {:?}, but the converter {} writes to {sinks:?}",
+                self.images.name(),
+                images.sink,
+                self.converter.name(),
+            ),
+            "an image store and a converter",
         )
-        .with_hint("Choose a writeback store and a target backend that fit each other in the configuration"))
     }
 
     /// Refuses a store that has never recorded a thing where images or kept writes are: it is not the one they belong to, and the
@@ -157,20 +196,20 @@ impl Ports {
     /// is merely older than they are passes.
     ///
     /// # Errors
-    /// `Invalid` for such a store, naming one thing that it does not know; else what the store, the folder or the writeback store said.
-    pub async fn check_store(&self, images_dir: &Path) -> Result<()> {
+    /// `Invalid` for such a store, naming one thing that it does not know; else what the store, the image store or the writeback store said.
+    pub async fn check_store(&self) -> Result<()> {
         let one = PageRequest { page: 1, per_page: 1 };
-        if !self.store.events(0, 1, None).await?.is_empty()
+        if !self.store.events(None, 1, None).await?.is_empty()
             || self.store.images(one).await?.total > 0
             || self.store.machines(&MachineFilter::default(), one).await?.total > 0
         {
             return Ok(());
         }
-        let image = version_files(images_dir).await?.into_iter().next();
+        let image = self.images.list().await?.into_iter().find(|v| v.completeness == Completeness::Whole);
         let kept = self.writeback.list().await?.into_iter().map(|w| w.id);
         let mut kept = kept.filter(|id| id.owner().is_some_and(|(_, generation)| generation.is_none()));
         let what = match (image, kept.next()) {
-            (Some((path, _)), _) => format!("the image version {} is", path.display()),
+            (Some(version), _) => format!("image version {} is", version.id),
             (None, Some(id)) => format!("kept writes of a machine (writeback {id}) are"),
             (None, None) => return Ok(()),
         };

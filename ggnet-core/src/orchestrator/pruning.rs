@@ -1,4 +1,4 @@
-//! Pruning: events, audit rows and ended sessions that are older than the retention are forgotten, unless the clock may be wrong.
+//! Pruning: events, audit rows, ended jobs and ended sessions that are older than the retention are forgotten, unless the clock may be wrong.
 //!
 //! ```text
 //!   trusted ── the clock jumped by more than half of the retention ──▶ doubted: nothing is pruned
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::Orchestrator;
 use crate::{
     error::Result,
-    nouns::Timestamp,
+    nouns::{AuditAction, Timestamp},
     ports::{Batch, PageRequest, Write},
 };
 
@@ -118,7 +118,10 @@ impl Orchestrator {
         if let Some(known) = known {
             return Ok(known);
         }
-        let newest = store.audit(PageRequest { page: 1, per_page: 1 }).await?.items.into_iter().next();
+        // This start may have written that one, by the clock that is to be looked at.
+        let by_this_start = AuditAction::InstanceRemember;
+        let rows = store.audit(PageRequest { page: 1, per_page: 2 }).await?.items;
+        let newest = rows.into_iter().find(|row| row.action != by_this_start);
         Ok(ClockWatch { trusted: (newest.map_or(self.now(), |row| row.at), at), doubted: None })
     }
 }

@@ -17,8 +17,8 @@ use super::{Orchestrator, StopRequest, locked_machine::LockedMachine, pruning::P
 use crate::{
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        EventKind, Generation, Machine, MachineId, ResourceId, Session, SessionState, StopReason,
-        WritebackPolicy,
+        EventKind, Generation, Machine, MachineId, Principal, ResourceId, Session, SessionState, StopReason,
+        SystemPart, WritebackPolicy,
     },
     ports::{
         Batch, Completeness, DhcpChange, DhcpHost, Listed, LoginVisibility, MachineFilter, PageRequest,
@@ -38,7 +38,7 @@ pub struct ReconcileReport {
     pub removed: u64,
     /// Objects that a live session or a machine lacked and that were made.
     pub made: u64,
-    /// Sessions that were stopped or undone, and imports that nobody worked on.
+    /// Sessions that were stopped or undone, and jobs that nobody worked on.
     pub ended: u64,
     /// What could not be done, and will be tried again.
     pub trouble: Vec<String>,
@@ -112,7 +112,7 @@ impl Having {
 
 impl Orchestrator {
     pub(super) async fn reconcile_until_shutdown(&self) {
-        // Not when it is started again: imports of our own are under way then.
+        // Not when it is started again: jobs of our own are under way then.
         if !self.inner.swept.initialized() {
             self.interrupted_imports().await;
         }
@@ -178,9 +178,13 @@ impl Orchestrator {
         // Two servers that publish one session's disk would be two writers.
         others.iter().for_each(|session| _ = work.remove(&session.machine));
         if self.inner.swept.initialized() {
-            match self.fail_abandoned_imports().await {
-                Ok(failed) => report.ended += failed,
-                Err(e) => report.trouble.push(format!("imports: {}", e.report())),
+            for (what, ended) in
+                [("jobs", self.reconcile_jobs().await), ("imports", self.fail_abandoned_imports().await)]
+            {
+                match ended {
+                    Ok(ended) => report.ended += ended,
+                    Err(e) => report.trouble.push(format!("{what}: {}", e.report())),
+                }
             }
         }
         let world = &world;
@@ -352,7 +356,7 @@ impl Orchestrator {
             if self.manual_target_exists(orphan).await {
                 continue;
             }
-            let removed = self.inner.ports.target().remove(orphan, Removal::Force).await;
+            let removed = self.remove_target(orphan, Removal::Force).await;
             if report.note(&format!("target {orphan}"), removed) {
                 report.removed += 1;
             }
@@ -411,8 +415,11 @@ impl LockedMachine<'_> {
                     code::start_interrupted(),
                     "The server was interrupted while it started the session",
                 );
-                let kept = session.policy == WritebackPolicy::Keep;
-                self.undo_start(machine, session, kept, &why).await;
+                let kept: Vec<_> = match session.policy {
+                    WritebackPolicy::Keep => session.current.disks.writebacks().cloned().collect(),
+                    WritebackPolicy::Discard => Vec::new(),
+                };
+                self.undo_start(machine, session, &kept, &why).await;
                 report.ended += 1;
                 Ok(None)
             }
@@ -455,7 +462,7 @@ impl LockedMachine<'_> {
             session: session.id,
             force: reason == StopReason::MachineGone,
             reason,
-            actor: Orchestrator::system(),
+            by: Principal::system(SystemPart::Reconciler),
         };
         self.perform_stop(session, &request).await.map(|_| ())
     }
@@ -529,11 +536,11 @@ impl LockedMachine<'_> {
         let targets: HashSet<ResourceId> =
             session.into_iter().flat_map(|s| s.generations().map(|g| s.target(g))).collect();
         let writebacks: HashSet<ResourceId> =
-            session.into_iter().flat_map(|s| s.generations().map(|g| g.writeback.clone())).collect();
+            session.into_iter().flat_map(|s| s.writebacks().cloned()).collect();
         for orphan in
             world.targets.iter().flat_map(|t| t.keys()).filter(of_machine).filter(|r| !targets.contains(*r))
         {
-            p.target().remove(orphan, Removal::Force).await?;
+            self.remove_target(orphan, Removal::Force).await?;
             report.removed += 1;
         }
         for orphan in
@@ -541,7 +548,7 @@ impl LockedMachine<'_> {
         {
             // A kept writeback outlives its sessions; only the operator, or the machine's deletion, ends it.
             let kept = orphan.owner().is_some_and(|(_, generation)| generation.is_none());
-            if kept && machine.is_some() {
+            if kept && (machine.is_some() || self.is_being_published(orphan).await?) {
                 continue;
             }
             p.writeback().remove(orphan, Removal::Force).await?;

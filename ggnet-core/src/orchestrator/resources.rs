@@ -1,36 +1,26 @@
 //! What a session should have in each backend, as specs: the one place that says so, used by start, generations and the reconciler.
 
-use std::path::PathBuf;
-
 use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
+    block::{Disk, DiskForm},
     boot_text::templates::ChainScript,
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        Generation, ImageVersion, ImageVersionId, Iqn, Machine, ManualTarget, ResourceId, Session,
-        VersionState, WritebackPolicy,
+        DiskAccess, Generation, ImageVersion, ImageVersionId, Iqn, Machine, ManualTarget, ResourceId,
+        Session, SessionDisk, VersionState, WritebackPolicy,
     },
     ports::{
-        Access, BaseImage, BootBundle, DhcpChange, DhcpHost, LunDisks, LunSpec, Removal, SpecDigest,
+        Access, BootBundle, DhcpChange, DhcpHost, Hold, LunDisks, LunSpec, OpenImage, Removal, SpecDigest,
         TargetEndpoint, TargetSpec, WritebackSpec,
     },
 };
 
+/// Names the bytes of a version that is served as it is.
+fn version_key(version: ImageVersionId) -> String {
+    format!("version-{version}")
+}
+
 impl Orchestrator {
-    /// The raw file of a version.
-    #[must_use]
-    pub fn version_path(&self, version: ImageVersionId) -> PathBuf {
-        self.inner.config.images_dir.join(format!("{version}.raw"))
-    }
-
-    /// The name of the writeback of a generation.
-    pub(super) fn writeback_id(machine: &Machine, policy: WritebackPolicy, generation: u32) -> ResourceId {
-        match policy {
-            WritebackPolicy::Discard => ResourceId::generation(machine.id, generation),
-            WritebackPolicy::Keep => ResourceId::machine(machine.id),
-        }
-    }
-
     /// A version that can be booted.
     pub(super) async fn ready_version(&self, id: ImageVersionId) -> Result<ImageVersion> {
         let version = self.inner.ports.store().version(id).await?;
@@ -42,26 +32,27 @@ impl Orchestrator {
         Ok(version)
     }
 
-    fn base(&self, version: &ImageVersion) -> BaseImage {
-        BaseImage { version: version.id, path: self.version_path(version.id), size_bytes: version.size_bytes }
-    }
-
     /// The IQN of a generation's target.
     pub fn target_iqn(&self, session: &Session, generation: &Generation) -> Result<Iqn> {
         Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &session.target(generation))
     }
 
     pub(super) fn target_spec(&self, session: &Session, generation: &Generation) -> Result<TargetSpec> {
+        let lun = |disk: &SessionDisk| LunSpec {
+            number: disk.lun,
+            disk_key: disk.writeback().map_or_else(|| version_key(disk.version), ToString::to_string),
+            // Of the machine and the LUN, never of the generation.
+            serial: SpecDigest::of([
+                session.machine.simple().as_bytes(),
+                format!("lun{}", disk.lun).as_bytes(),
+            ])
+            .short(),
+            read_only: disk.access == DiskAccess::Shared,
+        };
         Ok(TargetSpec {
             id: session.target(generation),
             iqn: self.target_iqn(session, generation)?,
-            luns: vec![LunSpec {
-                number: 0,
-                disk_key: generation.writeback.to_string(),
-                // Of the machine and the LUN, never of the generation.
-                serial: SpecDigest::of([session.machine.simple().as_bytes(), b"lun0"]).short(),
-                read_only: false,
-            }],
+            luns: generation.disks.iter().map(lun).collect(),
             access: Access::Initiator {
                 name: session.initiator.clone(),
                 chap: generation.chap.clone(),
@@ -98,23 +89,81 @@ impl Orchestrator {
             && (live || (machine.auto_start && machine.image.is_some()))
     }
 
+    /// The form in which a version is served as it is: one that the image store opens and the target takes.
+    ///
+    /// # Errors
+    /// `Unsupported`, naming both: there is none.
+    pub(super) fn served_form(&self) -> Result<DiskForm> {
+        let (images, target) = (self.inner.ports.images(), self.inner.ports.target());
+        let (opens, accepts) = (images.capabilities().opens, target.capabilities().accepts);
+        if let Some(form) = opens.iter().find(|form| accepts.contains(form)) {
+            return Ok(*form);
+        }
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "The image store {} opens versions as {opens:?}, but the target backend {} takes {accepts:?}: a version cannot be served \
+                 as it is",
+                images.name(),
+                target.name(),
+            ),
+        )
+        .with_hint("Give each session a writable disk over the version instead, or choose backends that fit each other"))
+    }
+
+    /// Opens a version for reading, in this form.
+    async fn open_version(&self, version: &ImageVersion, form: DiskForm) -> Result<OpenImage> {
+        let opened = self.inner.ports.images().open(version.id, form).await;
+        let opened = opened.map_err(|e| bytes_gone(version.id, e))?;
+        if opened.size_bytes == version.size_bytes {
+            return Ok(opened);
+        }
+        Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "Image version {} has {} bytes, and had {} when it was made",
+                version.id, opened.size_bytes, version.size_bytes
+            ),
+        )
+        .with_hint("Bring back its bytes as they were, or import it again and delete this version"))
+    }
+
     /// Makes a manual target exist, over its version's own bytes.
     pub(super) async fn ensure_manual_target(&self, target: &ManualTarget) -> Result<TargetEndpoint> {
-        let base = self.base(&self.ready_version(target.version).await?);
-        let disk = self.inner.ports.writeback().open_base(&base).await?;
+        let version = self.ready_version(target.version).await?;
+        let opened = self.open_version(&version, self.served_form()?).await?;
         let spec = self.manual_target_spec(target)?;
-        self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
+        let disks = LunDisks::from([(spec.boot_lun(), opened.disk)]);
+        self.ensure_target(&spec, &disks, vec![opened.hold]).await
+    }
+
+    /// Makes a target exist; what keeps open the versions that it serves as they are is kept as long.
+    async fn ensure_target(
+        &self,
+        spec: &TargetSpec,
+        disks: &LunDisks,
+        holds: Vec<Hold>,
+    ) -> Result<TargetEndpoint> {
+        let endpoint = self.inner.ports.target().ensure(spec, disks).await?;
+        self.inner.served_versions.keep(&spec.id, holds);
+        Ok(endpoint)
+    }
+
+    /// Removes a target, and lets go of the versions that it served.
+    pub(super) async fn remove_target(&self, id: &ResourceId, how: Removal) -> Result<()> {
+        self.inner.ports.target().remove(id, how).await?;
+        self.inner.served_versions.let_go(id);
+        Ok(())
     }
 
     pub(super) fn manual_target_spec(&self, target: &ManualTarget) -> Result<TargetSpec> {
         let id = ResourceId::manual(target.id);
-        let key = format!("version-{}", target.version);
         Ok(TargetSpec {
             iqn: Iqn::target(&self.inner.config.iqn_prefix, &self.inner.config.instance, &id)?,
             luns: vec![LunSpec {
                 number: 0,
                 serial: SpecDigest::of([id.as_str().as_bytes()]).short(),
-                disk_key: key,
+                disk_key: version_key(target.version),
                 read_only: true,
             }],
             access: match &target.initiator {
@@ -123,6 +172,18 @@ impl Orchestrator {
             },
             id,
         })
+    }
+}
+
+/// A version whose bytes are not there. Not the machine's fault, and no path for strangers to read.
+fn bytes_gone(version: ImageVersionId, e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::NotFound => {
+            Error::new(code::image_file_gone(version), format!("The file of image version {version} is gone"))
+                .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
+                .with_source(e)
+        }
+        _ => e,
     }
 }
 
@@ -139,44 +200,61 @@ impl LockedMachine<'_> {
         }
     }
 
-    /// Makes a generation's writeback and target exist.
+    /// Makes a generation's writebacks and target exist.
     pub(super) async fn ensure_generation(
         &self,
         session: &Session,
         generation: &Generation,
     ) -> Result<TargetEndpoint> {
-        let version = self.ready_version(generation.version).await?;
-        self.ensure_generation_over(session, generation, &version).await
+        self.ensure_generation_over(session, generation, &[]).await
     }
 
-    /// The same where the generation's version was read already.
+    /// The same where some of the generation's versions were read already.
     pub(super) async fn ensure_generation_over(
         &self,
         session: &Session,
         generation: &Generation,
-        version: &ImageVersion,
+        read: &[ImageVersion],
     ) -> Result<TargetEndpoint> {
-        let spec = WritebackSpec { id: generation.writeback.clone(), base: self.base(version) };
+        let (mut disks, mut holds) = (LunDisks::new(), Vec::new());
+        for disk in generation.disks.iter() {
+            let version = match read.iter().find(|version| version.id == disk.version) {
+                Some(version) => version.clone(),
+                None => self.ready_version(disk.version).await?,
+            };
+            let bytes = match disk.writeback() {
+                Some(id) => self.ensure_writeback(session, generation, id, &version).await?,
+                None => {
+                    let opened = self.open_version(&version, self.served_form()?).await?;
+                    holds.push(opened.hold);
+                    opened.disk
+                }
+            };
+            disks.insert(disk.lun, bytes);
+        }
+        let spec = self.target_spec(session, generation)?;
+        self.ensure_target(&spec, &disks, holds).await
+    }
+
+    async fn ensure_writeback(
+        &self,
+        session: &Session,
+        generation: &Generation,
+        id: &ResourceId,
+        version: &ImageVersion,
+    ) -> Result<Disk> {
         let written = match session.policy {
             // One disk for all generations of the session, and for the sessions before it.
             WritebackPolicy::Keep => session.current.committed_at,
             WritebackPolicy::Discard => generation.committed_at,
         };
         if written.is_some() {
-            self.written_is_there(&spec.id).await?;
+            self.written_is_there(id).await?;
         }
-        let disk = self.inner.ports.writeback().ensure(&spec).await.map_err(|e| match e.kind() {
-            // Not the machine's fault, and no path for strangers to read.
-            ErrorKind::NotFound => Error::new(
-                code::image_file_gone(generation.version),
-                format!("The file of image version {} is gone", generation.version),
-            )
-            .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
-            .with_source(e),
-            _ => e,
-        })?;
-        let spec = self.target_spec(session, generation)?;
-        self.inner.ports.target().ensure(&spec, &LunDisks::from([(spec.boot_lun(), disk)])).await
+        let spec = WritebackSpec { id: id.clone(), version: version.id, size_bytes: version.size_bytes };
+        let writebacks = self.inner.ports.writeback();
+        let base = self.open_version(version, writebacks.capabilities().base).await?;
+        writebacks.ensure(&spec, &base).await.map_err(|e| bytes_gone(version.id, e))
     }
 
     /// A machine has booted from this disk: what it wrote must be there. An empty disk in its place, made without a word, would be the loss
@@ -192,16 +270,21 @@ impl LockedMachine<'_> {
             ))
     }
 
-    /// Removes a generation's target, and its writeback unless that is the machine's to keep or another generation's.
+    /// Removes a generation's target, and its writebacks unless they are the machine's to keep.
     pub(super) async fn remove_generation(
         &self,
         session: &Session,
         generation: &Generation,
         how: Removal,
     ) -> Result<()> {
-        self.inner.ports.target().remove(&session.target(generation), how).await?;
+        self.remove_target(&session.target(generation), how).await?;
         if session.policy == WritebackPolicy::Discard {
-            self.inner.ports.writeback().remove(&generation.writeback, how).await?;
+            let mut how = how;
+            for writeback in generation.disks.writebacks() {
+                self.inner.ports.writeback().remove(writeback, how).await?;
+                // Once one is gone there is no way back: a stop that spared the others would leave a machine with some of its disks.
+                how = Removal::Force;
+            }
         }
         Ok(())
     }

@@ -1,17 +1,23 @@
-//! Start: validate → record `starting` → writeback → target → boot files → DHCP → record `active`; a step that fails undoes the
+//! Start: validate → record `starting` → writebacks → target → boot files → DHCP → record `active`; a step that fails undoes the
 //! earlier ones in reverse.
 
 use serde_json::json;
 use tokio::sync::RwLockReadGuard;
 
-use super::{ChapPolicy, Orchestrator, locked_machine::LockedMachine};
+use super::{
+    Orchestrator,
+    disks_to_boot::{Choice, DiskToBoot},
+    locked_machine::LockedMachine,
+};
 use crate::{
-    error::{Error, ErrorKind, Result, code},
+    authorization::{Command, authorize},
+    error::{Error, Result, code},
     nouns::{
-        Actor, ChapPair, EventKind, Generation, Image, ImageId, ImageVersion, ImageVersionId, Iqn, Machine,
-        MachineId, MachineState, ResourceId, Session, SessionId, SessionState, StopReason, WritebackPolicy,
+        AuditAction, AuditSubject, DataDisk, EventKind, Image, ImageId, ImageVersion, Iqn, Machine,
+        MachineId, MachineState, Principal, ResourceId, Session, SessionId, SessionState, StopReason,
+        WritebackPolicy,
     },
-    ports::{Removal, TargetEndpoint, WritebackListed},
+    ports::{Removal, TargetEndpoint},
 };
 
 /// What to start.
@@ -21,8 +27,10 @@ pub struct StartRequest {
     pub machine: MachineId,
     /// The image; none: the one that the machine is assigned to.
     pub image: Option<ImageId>,
+    /// Disks beside the system disk, for each boot of the session.
+    pub data_disks: Vec<DataDisk>,
     /// Who wants it.
-    pub actor: Actor,
+    pub by: Principal,
 }
 
 /// A started session.
@@ -34,27 +42,22 @@ pub struct Started {
     pub machine: Machine,
     /// The image that it boots.
     pub image: Image,
-    /// The version of it.
+    /// The version of it: that of the system disk.
     pub version: ImageVersion,
     /// How its target is reached.
     pub endpoint: TargetEndpoint,
 }
 
-/// What a machine boots next.
-pub(super) struct Choice {
-    pub(super) image: Image,
-    pub(super) version: ImageVersion,
-    /// Whether there is a kept writeback already, even one that was cut short.
-    keeps_already: bool,
-}
-
-/// A start that was validated and is not recorded yet. While it lives nobody may delete its version.
+/// A start that was validated and is not recorded yet. While it lives nobody may delete its versions.
 pub(super) struct Prepared<'a> {
     machine: Machine,
     session: Session,
     image: Image,
     version: ImageVersion,
-    keeps_already: bool,
+    /// The versions of the data disks.
+    data: Vec<ImageVersion>,
+    /// The kept writebacks that are there already.
+    kept: Vec<ResourceId>,
     image_guard: RwLockReadGuard<'a, ()>,
 }
 
@@ -62,126 +65,19 @@ impl Orchestrator {
     /// Starts a session. When it returns the machine can boot.
     ///
     /// Errors: `NotFound` (machine, image); `Conflict` for a machine that is not active, has a live session, or has nothing ready to
-    /// boot, each with a hint; any error of a backend, after everything was undone. Cancellation: the start goes on without its
-    /// caller.
+    /// boot, each with a hint; `Invalid` and `Unsupported` for data disks that cannot be served; any error of a backend, after everything
+    /// was undone. Cancellation: the start goes on without its caller.
     pub async fn start(&self, request: StartRequest) -> Result<Started> {
+        authorize(&request.by, Command::SessionStart)?;
         let this = self.clone();
         self.run(async move {
             // Held to the end: nobody else may touch this machine's session half-way.
             let locked = this.lock_machine(request.machine).await;
             let machine = locked.startable().await?;
-            let prepared = locked.prepare_start(machine, request.image).await?;
-            locked.perform_start(prepared, &request.actor).await
+            let prepared = locked.prepare_start(machine, request.image, request.data_disks).await?;
+            locked.perform_start(prepared, &request.by).await
         })
         .await
-    }
-
-    pub(super) fn new_generation(
-        &self,
-        machine: &Machine,
-        policy: WritebackPolicy,
-        number: u32,
-        image: ImageId,
-        version: ImageVersionId,
-    ) -> Result<Generation> {
-        let asks =
-            self.inner.config.chap == ChapPolicy::Required && self.inner.ports.target().capabilities().chap;
-        Ok(Generation {
-            number,
-            chap: asks.then(|| ChapPair::random(machine.name.as_str())).transpose()?,
-            writeback: Self::writeback_id(machine, policy, number),
-            image,
-            version,
-            prepared_at: self.now(),
-            committed_at: None,
-        })
-    }
-
-    /// The version that a machine boots next. A kept writeback means something only over the version it was made for, so it
-    /// decides; an image that was assigned since is a conflict that the operator must solve.
-    pub(super) async fn version_to_boot(
-        &self,
-        machine: &Machine,
-        wanted: Option<ImageId>,
-        policy: WritebackPolicy,
-    ) -> Result<Choice> {
-        let store = self.inner.ports.store();
-        let image = wanted.or(machine.image).ok_or_else(|| {
-            Error::new(
-                code::machine_without_image(&machine.name),
-                format!("Machine {} has no image", machine.name),
-            )
-            .with_hint("Assign one, or name one in the request")
-        })?;
-        let record = store.image(image).await?.ok_or_else(|| Error::not_found("image", image))?;
-        let kept = match policy {
-            // Also one that was cut short.
-            WritebackPolicy::Keep => self.kept(machine).await?,
-            WritebackPolicy::Discard => None,
-        };
-        let keeps_already = kept.is_some();
-        if let Some(below) = kept.and_then(|kept| kept.base) {
-            let version = self.below_kept(machine, image, below).await?;
-            return Ok(Choice { image: record, version, keeps_already });
-        }
-        let pinned = machine.pinned_version.filter(|_| machine.image == Some(image));
-        let version = pinned.or(record.current).ok_or_else(|| {
-            Error::new(
-                code::image_without_version(&record.name),
-                format!("Image {} has no version that is ready", record.name),
-            )
-            .with_hint("Wait until its import has ended, or import a version")
-        })?;
-        let version = self.ready_version(version).await?;
-        Ok(Choice { image: record, version, keeps_already })
-    }
-
-    async fn kept(&self, machine: &Machine) -> Result<Option<WritebackListed>> {
-        self.inner.ports.writeback().get(&ResourceId::machine(machine.id)).await
-    }
-
-    /// That a machine's kept writeback, of which `get` says that there is none, is not listed either.
-    async fn check_nothing_kept(&self, machine: &Machine) -> Result<()> {
-        let (id, writebacks) = (ResourceId::machine(machine.id), self.inner.ports.writeback());
-        if writebacks.list().await?.iter().all(|listed| listed.id != id) {
-            return Ok(());
-        }
-        let message =
-            format!("The kept disk of machine {} is listed, and said not to be there", machine.name);
-        Err(Error::new(ErrorKind::Corrupt, message)
-            .with_backend(writebacks.name())
-            .with_hint("The backend's get and list disagree: nothing is started, so that nothing kept is lost. Mend the backend"))
-    }
-
-    /// That what the machine has kept is over a version of `image`, if it has kept anything. `Conflict` when it is of another image.
-    pub(super) async fn check_kept(&self, machine: &Machine, image: ImageId) -> Result<()> {
-        match self.kept(machine).await?.and_then(|kept| kept.base) {
-            Some(below) => self.below_kept(machine, image, below).await.map(|_| ()),
-            None => Ok(()),
-        }
-    }
-
-    /// The version below kept writes, which must be of `image`.
-    async fn below_kept(
-        &self,
-        machine: &Machine,
-        image: ImageId,
-        below: ImageVersionId,
-    ) -> Result<ImageVersion> {
-        let below = self.inner.ports.store().version(below).await?.ok_or_else(|| {
-            Error::new(
-                code::kept_writes_without_version(&machine.name),
-                format!("Machine {} keeps writes over a lost version", machine.name),
-            )
-        })?;
-        if below.image == image {
-            return Ok(below);
-        }
-        Err(Error::new(
-            code::kept_writes_of_other_image(&machine.name, below.number),
-            format!("Machine {} keeps writes over version {} of another image", machine.name, below.number),
-        )
-        .with_hint("Discard its kept writeback first, or assign that image again"))
     }
 }
 
@@ -206,6 +102,7 @@ impl LockedMachine<'_> {
         &self,
         machine: Machine,
         wanted: Option<ImageId>,
+        data_disks: Vec<DataDisk>,
     ) -> Result<Prepared<'_>> {
         if machine.state != MachineState::Active {
             return Err(Error::new(
@@ -214,28 +111,37 @@ impl LockedMachine<'_> {
             )
             .with_hint("Set its state to active first"));
         }
-        let store = self.inner.ports.store();
+        let data_disks = self.check_data_disks(data_disks)?;
+        let (store, policy) = (self.inner.ports.store(), machine.writeback);
         let image_guard = self.inner.image_lock.read().await;
-        let Choice { image, version, keeps_already } =
-            self.version_to_boot(&machine, wanted, machine.writeback).await?;
-        let last = store.last_session(machine.id).await?;
-        // It may have been discarded since; asked once more, for a failed start removes what it takes for its own.
-        if !keeps_already
-            && [machine.writeback, last.as_ref().map_or(WritebackPolicy::Discard, |s| s.policy)]
-                == [WritebackPolicy::Keep; 2]
-        {
-            self.check_nothing_kept(&machine).await?;
+        let Choice { image, version, kept } = self.version_to_boot(&machine, wanted, policy).await?;
+        let (mut disks, mut kept) = (vec![DiskToBoot::system(&version)], Vec::from_iter(kept));
+        let mut data = Vec::with_capacity(data_disks.len());
+        for disk in &data_disks {
+            let choice = self.data_to_boot(&machine, disk, policy).await?;
+            disks.push(DiskToBoot::data(disk, &choice.version));
+            kept.extend(choice.kept);
+            data.push(choice.version);
         }
+        let last = store.last_session(machine.id).await?;
+        let last_policy = last.as_ref().map_or(WritebackPolicy::Discard, |s| s.policy);
         let number = last.map_or(1, |s| s.highest_generation().saturating_add(1));
+        let current = self.new_generation(&machine, policy, number, &disks)?;
+        // It may have been discarded since; asked once more, for a failed start removes what it takes for its own.
+        let new: Vec<_> = current.disks.writebacks().filter(|id| !kept.contains(id)).collect();
+        if !new.is_empty() && [policy, last_policy] == [WritebackPolicy::Keep; 2] {
+            self.check_not_kept(&machine, &new).await?;
+        }
         let now = self.now();
         let session = Session {
             id: SessionId::generate(),
             machine: machine.id,
             state: SessionState::Starting,
-            policy: machine.writeback,
+            policy,
             chosen_image: wanted,
+            data_disks,
             initiator: Iqn::initiator(&self.inner.config.iqn_prefix, machine.primary_mac()?)?,
-            current: self.new_generation(&machine, machine.writeback, number, image.id, version.id)?,
+            current,
             next: None,
             last_generation: number,
             started_at: now,
@@ -249,23 +155,20 @@ impl LockedMachine<'_> {
             failure: None,
             revision: 0,
         };
-        Ok(Prepared { machine, session, image, version, keeps_already, image_guard })
+        Ok(Prepared { machine, session, image, version, data, kept, image_guard })
     }
 
     /// Does the steps.
-    pub(super) async fn perform_start(&self, prepared: Prepared<'_>, actor: &Actor) -> Result<Started> {
-        let Prepared { machine, mut session, image, version, keeps_already, image_guard } = prepared;
-        let row = self.audit(
-            actor,
-            "session.start",
-            ("session", session.id.to_string()),
-            json!({ "machine": machine.id, "image": session.current.image, "version": session.current.version }),
-        );
+    pub(super) async fn perform_start(&self, prepared: Prepared<'_>, by: &Principal) -> Result<Started> {
+        let Prepared { machine, mut session, image, version, data, kept, image_guard } = prepared;
+        let row = self.audit(by, AuditAction::SessionStart, AuditSubject::Session(session.id));
+        let row = row.after(json!({ "machine": machine.id, "image": image.id, "version": version.id }));
         self.record_session(&mut session, EventKind::SessionStarting, Some(row)).await?;
-        // From here on the record keeps the version from being deleted.
+        // From here on the record keeps the versions from being deleted.
         drop(image_guard);
+        let versions: Vec<_> = std::iter::once(version.clone()).chain(data).collect();
         let deadline = self.inner.config.start_deadline;
-        let steps = tokio::time::timeout(deadline, self.start_steps(&machine, &session, &version)).await;
+        let steps = tokio::time::timeout(deadline, self.start_steps(&machine, &session, &versions)).await;
         let failure = match steps {
             Ok(Ok(endpoint)) => {
                 session.state = SessionState::Active;
@@ -295,7 +198,7 @@ impl LockedMachine<'_> {
             ),
         };
         tracing::warn!(session = %session.id, machine = %machine.name, error = %failure.report(), "start failed; undoing");
-        self.undo_start(&machine, session, keeps_already, &failure).await;
+        self.undo_start(&machine, session, &kept, &failure).await;
         Err(failure)
     }
 
@@ -303,35 +206,35 @@ impl LockedMachine<'_> {
         &self,
         machine: &Machine,
         session: &Session,
-        version: &ImageVersion,
+        versions: &[ImageVersion],
     ) -> Result<TargetEndpoint> {
-        let endpoint = self.ensure_generation_over(session, &session.current, version).await?;
+        let endpoint = self.ensure_generation_over(session, &session.current, versions).await?;
         self.settle_boot(machine, true).await?;
         Ok(endpoint)
     }
 
-    /// Undoes in reverse and records `failed`. What cannot be undone now is the reconciler's: a failed session owns nothing, so all
-    /// that is left of it is an orphan.
+    /// Undoes in reverse and records `failed`; the writebacks in `kept` stay. What cannot be undone now is the reconciler's: a failed
+    /// session owns nothing, so all that is left of it is an orphan.
     pub(super) async fn undo_start(
         &self,
         machine: &Machine,
         mut session: Session,
-        keep_writeback: bool,
+        kept: &[ResourceId],
         why: &Error,
     ) {
-        let p = &self.inner.ports;
         let mut trouble = Vec::new();
         if let Err(e) = self.settle_boot(machine, false).await {
             trouble.push(e.report());
         }
-        match p.target().remove(&session.target(&session.current), Removal::Force).await {
-            // The writeback goes only once nothing serves it.
-            Ok(()) if !keep_writeback => {
-                if let Err(e) = p.writeback().remove(&session.current.writeback, Removal::Force).await {
-                    trouble.push(e.report());
+        match self.remove_target(&session.target(&session.current), Removal::Force).await {
+            // The writebacks go only once nothing serves them.
+            Ok(()) => {
+                for writeback in session.current.disks.writebacks().filter(|id| !kept.contains(id)) {
+                    if let Err(e) = self.inner.ports.writeback().remove(writeback, Removal::Force).await {
+                        trouble.push(e.report());
+                    }
                 }
             }
-            Ok(()) => {}
             Err(e) => trouble.push(e.report()),
         }
         if !trouble.is_empty() {

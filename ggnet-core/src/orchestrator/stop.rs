@@ -1,4 +1,4 @@
-//! Stop: record `stopping` → DHCP and boot files → target → writeback (under `discard`) → record `stopped`.
+//! Stop: record `stopping` → DHCP and boot files → target → writebacks (under `discard`) → record `stopped`.
 //!
 //! A stop that cannot finish stays `stopping`, and the reconciler keeps trying: were it `failed`, its machine could start again
 //! while an old target still writes to a kept writeback.
@@ -7,8 +7,12 @@ use serde_json::json;
 
 use super::{Orchestrator, locked_machine::LockedMachine};
 use crate::{
+    authorization::{Command, authorize},
     error::{Error, ErrorKind, Result, code},
-    nouns::{Actor, EventKind, Machine, Session, SessionId, SessionState, StopReason},
+    nouns::{
+        AuditAction, AuditSubject, EventKind, Machine, Principal, Session, SessionId, SessionState,
+        StopReason,
+    },
     ports::{Batch, Removal, Write},
 };
 
@@ -22,7 +26,7 @@ pub struct StopRequest {
     /// Why.
     pub reason: StopReason,
     /// Who wants it.
-    pub actor: Actor,
+    pub by: Principal,
 }
 
 impl Orchestrator {
@@ -31,6 +35,7 @@ impl Orchestrator {
     /// Errors: `NotFound`; `Conflict` for one that has ended; `Busy` with a live initiator and no `force`, and nothing has changed;
     /// any error of a backend, and the session stays `stopping`. Cancellation: the stop goes on without its caller.
     pub async fn stop(&self, request: StopRequest) -> Result<Session> {
+        authorize(&request.by, Command::SessionStop)?;
         let this = self.clone();
         self.run(async move {
             let store = this.inner.ports.store();
@@ -68,11 +73,6 @@ impl Orchestrator {
         let targets: Vec<_> = session.generations().map(|g| session.target(g)).collect();
         Ok(self.inner.ports.target().connections().await?.iter().any(|c| targets.contains(&c.target)))
     }
-
-    /// The actor of the orchestrator's own changes.
-    pub(super) const fn system() -> Actor {
-        Actor::System
-    }
 }
 
 impl LockedMachine<'_> {
@@ -84,15 +84,14 @@ impl LockedMachine<'_> {
             return Err(Orchestrator::still_running(&session));
         }
         if session.state != SessionState::Stopping || session.stop_forced != force {
+            let subject = AuditSubject::Session(session.id);
+            let row = self.audit(&request.by, AuditAction::SessionStop, subject);
+            let row = row.before(json!({ "state": session.state, "force": session.stop_forced }));
             session.state = SessionState::Stopping;
             session.stop_reason = Some(request.reason);
             session.stop_forced = force;
-            let row = self.audit(
-                &request.actor,
-                "session.stop",
-                ("session", session.id.to_string()),
-                json!({ "force": request.force, "reason": request.reason }),
-            );
+            let now = json!({ "state": session.state, "force": force, "reason": request.reason });
+            let row = row.after(now);
             self.record_session(&mut session, EventKind::SessionStopping, Some(row)).await?;
         }
         let machine = self.inner.ports.store().machine(session.machine).await?;

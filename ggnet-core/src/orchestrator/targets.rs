@@ -4,8 +4,12 @@ use serde_json::json;
 
 use super::Orchestrator;
 use crate::{
+    authorization::{Command, authorize},
     error::{Error, Result},
-    nouns::{Actor, EventKind, ImageVersionId, Iqn, ManualTarget, Name, ResourceId, TargetId},
+    nouns::{
+        AuditAction, AuditSubject, EventKind, ImageVersionId, Iqn, ManualTarget, Name, Principal, ResourceId,
+        TargetId,
+    },
     ports::{Batch, Removal, TargetEndpoint, Write},
 };
 
@@ -21,13 +25,15 @@ pub struct NewTarget {
 }
 
 impl Orchestrator {
-    /// Exports a version read-only. Errors: `NotFound` for the version, `Conflict` for a name in use or a version that is not ready.
+    /// Exports a version read-only. Errors: `NotFound` for the version, `Conflict` for a name in use or a version that is not
+    /// ready, `Unsupported` where the target takes none of the forms in which the image store opens a version.
     pub async fn create_target(
         &self,
         new: NewTarget,
-        actor: Actor,
+        by: &Principal,
     ) -> Result<(ManualTarget, TargetEndpoint)> {
-        let this = self.clone();
+        authorize(by, Command::TargetCreate)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let target = ManualTarget {
                 id: TargetId::generate(),
@@ -39,20 +45,18 @@ impl Orchestrator {
             let _image = this.inner.image_lock.read().await;
             // Said before anything is recorded.
             this.ready_version(target.version).await?;
-            let row = this.audit(
-                &actor,
-                "target.create",
-                ("target", target.id.to_string()),
-                json!({ "after": target }),
-            );
+            this.served_form()?;
+            let subject = AuditSubject::Target(target.id);
+            let row = this.audit(&by, AuditAction::TargetCreate, subject.clone()).after(json!(target));
             let event = this.event(EventKind::TargetCreated);
             // The record first: an object that no record explains would be an orphan.
             this.record(Batch::new().write(Write::Target(target.clone())).event(event).audit(row)).await?;
             match this.ensure_manual_target(&target).await {
                 Ok(endpoint) => Ok((target, endpoint)),
                 Err(e) => {
+                    let row = this.audit(&by, AuditAction::TargetDelete, subject).before(json!(target));
                     let event = this.event(EventKind::TargetDeleted);
-                    let batch = Batch::new().write(Write::DeleteTarget(target.id)).event(event);
+                    let batch = Batch::new().write(Write::DeleteTarget(target.id)).event(event).audit(row);
                     this.record(batch.from_reserve()).await?;
                     Err(e)
                 }
@@ -62,15 +66,16 @@ impl Orchestrator {
     }
 
     /// Ends a manual target; `Busy` with a live initiator unless forced.
-    pub async fn delete_target(&self, id: TargetId, force: bool, actor: Actor) -> Result<()> {
-        let this = self.clone();
+    pub async fn delete_target(&self, id: TargetId, force: bool, by: &Principal) -> Result<()> {
+        authorize(by, Command::TargetDelete)?;
+        let (this, by) = (self.clone(), by.clone());
         self.run(async move {
             let store = this.inner.ports.store();
             let target = store.target(id).await?.ok_or_else(|| Error::not_found("target", id))?;
             let how = if force { Removal::Force } else { Removal::IfIdle };
-            this.inner.ports.target().remove(&ResourceId::manual(id), how).await?;
+            this.remove_target(&ResourceId::manual(id), how).await?;
             let row =
-                this.audit(&actor, "target.delete", ("target", id.to_string()), json!({ "before": target }));
+                this.audit(&by, AuditAction::TargetDelete, AuditSubject::Target(id)).before(json!(target));
             let event = this.event(EventKind::TargetDeleted);
             let batch = Batch::new().write(Write::DeleteTarget(id)).event(event).audit(row);
             this.record(batch.from_reserve()).await.map(|_| ())

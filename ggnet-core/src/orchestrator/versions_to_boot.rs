@@ -1,4 +1,4 @@
-//! Which image versions machines boot: those whose files must be there for a machine that asks now.
+//! Which image versions machines boot: those whose bytes must be there for a machine that asks now.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,8 @@ use super::Orchestrator;
 use crate::{error::Result, nouns::ImageVersionId, ports::PageRequest};
 
 impl Orchestrator {
-    /// The current version of each image, what machines are pinned to, and what live sessions stand on. Reads the store, and looks at no
-    /// file: [`Orchestrator::version_path`] says where each is.
+    /// The current version of each image, what machines are pinned to, and what live sessions stand on. Reads the store alone: the image
+    /// store says whether they are there.
     ///
     /// # Errors
     /// As the store says.
@@ -26,7 +26,7 @@ impl Orchestrator {
         }
         versions.extend(self.all_machines().await?.into_iter().filter_map(|machine| machine.pinned_version));
         for session in store.live_sessions().await? {
-            versions.extend(session.generations().map(|generation| generation.version));
+            versions.extend(session.versions());
         }
         Ok(versions)
     }

@@ -1,4 +1,4 @@
-//! [`ImageConverter`]: turns a disk image of any known format into the raw file that a version is.
+//! [`ImageConverter`]: turns a disk image of any known format into the raw bytes that a version is.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::Health;
+use super::{Health, Sink, SinkForm};
 use crate::{error::Result, nouns::ImageFormat};
 
 /// What a file is, as found without trusting it.
@@ -21,14 +21,16 @@ pub struct ImageProbe {
 }
 
 /// A conversion.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ConvertSpec {
     /// The file to read; never changed.
     pub source: PathBuf,
     /// Its format, always named to the tool: an untrusted file is never probed by the converting call.
     pub format: ImageFormat,
-    /// The raw file to make. It appears whole or not at all; it must not exist.
-    pub destination: PathBuf,
+    /// The disk's size in bytes, as the probe found it.
+    pub virtual_size: u64,
+    /// Where the raw bytes go: the sink of a version's draft. Nobody reads it before the conversion has ended well.
+    pub sink: Sink,
 }
 
 /// A finished conversion.
@@ -36,6 +38,8 @@ pub struct ConvertSpec {
 pub struct Converted {
     /// The disk's size in bytes.
     pub size_bytes: u64,
+    /// SHA-256 of the raw disk, in lower-case hexadecimal.
+    pub sha256: String,
 }
 
 /// Who is told how far it is, in per mille; called from the converting task.
@@ -53,18 +57,18 @@ pub trait ImageConverter: Send + Sync + 'static {
     /// `Unavailable` when the tool is missing, with the line that installs it.
     async fn probe(&self, path: &Path) -> Result<ImageProbe>;
 
-    /// Converts to a sparse raw file: under a temporary name beside the destination, synced, then renamed. `Full` when the disk
-    /// is; `Corrupt` for a source that cannot be read to its end. On every failure, on `cancel` and when the future is dropped the
-    /// temporary file is removed and the source untouched.
+    /// The forms of sink that it writes to; constant.
+    fn sinks(&self) -> Vec<SinkForm>;
+
+    /// Writes the raw disk to the sink, and hashes it. `Full` when the disk is; `Corrupt` for a source that cannot be read to its end;
+    /// `Unsupported` for a form of sink outside [`ImageConverter::sinks`]. On every failure, on `cancel` and when the future is dropped the
+    /// source is untouched, nothing is left outside the sink, and what is in the sink means nothing; a second conversion to it begins anew.
     async fn convert(
         &self,
         spec: &ConvertSpec,
         progress: Progress,
         cancel: CancellationToken,
     ) -> Result<Converted>;
-
-    /// Removes temporary files that a killed process left beside `destination_dir`'s files.
-    async fn clean(&self, destination_dir: &Path) -> Result<()>;
 
     /// How it is: down when the tool is missing.
     async fn health(&self) -> Health;

@@ -1,6 +1,6 @@
 //! The ports: what the orchestrator needs of the world, one trait a file.
 //!
-//! Every call of [`TargetBackend`], [`DhcpBackend`], [`BootFileStore`] and [`WritebackStore`] is idempotent and declarative:
+//! Every call of [`TargetBackend`], [`DhcpBackend`], [`BootFileStore`], [`ImageStore`] and [`WritebackStore`] is idempotent and declarative:
 //!
 //! * `ensure(spec)` twice equals once; with a changed spec it converges, or returns `Busy` and changes nothing. It returns what a
 //!   client needs. Two calls at once for one id behave as one after the other; for different ids they do not wait for each other.
@@ -22,6 +22,7 @@ pub mod boot_file;
 pub mod clock;
 pub mod dhcp;
 pub mod image_converter;
+pub mod image_store;
 pub mod observer;
 pub mod store;
 pub mod target;
@@ -38,16 +39,19 @@ pub use dhcp::{
     DhcpBackend, DhcpBackendExt, DhcpCapabilities, DhcpChange, DhcpHost, DhcpRefusal, apply_each,
 };
 pub use image_converter::{ConvertSpec, Converted, ImageConverter, ImageProbe, Progress};
+pub use image_store::{
+    Frozen, Hold, ImageCapabilities, ImageListed, ImageSpec, ImageStore, Native, OpenImage, Sink, SinkForm,
+};
 pub use observer::{NullObserver, Observation, Observer};
 pub use store::{
-    Batch, Fence, MAX_SEEN, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store,
-    Write,
+    Batch, Fence, JobFilter, MAX_SEEN, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter,
+    Store, Write,
 };
 pub use target::{
     Access, Connection, IoCounters, Login, LoginGate, LoginVerdict, LoginVisibility, LunDisks, LunSpec,
     TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
 };
-pub use writeback::{BaseImage, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore};
+pub use writeback::{WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore};
 
 use crate::{error::Error, nouns::ResourceId};
 

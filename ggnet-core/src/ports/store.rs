@@ -1,8 +1,8 @@
 //! [`Store`]: what must be remembered. Reads are plain; every change is one [`Batch`], applied whole or not at all.
 //!
 //! Invariants that the store holds, not a check before a write: names and MAC addresses are unique; at most one live session per
-//! machine; a version in use by a live session, a pin or a manual target cannot be deleted; a record changes only over the revision
-//! it was read with. A batch that would break one is `Conflict` and changes nothing.
+//! machine and one live job per subject; a version in use by a live session, a pin or a manual target cannot be deleted; a record changes
+//! only over the revision it was read with. A batch that would break one is `Conflict` and changes nothing.
 
 use std::collections::HashMap;
 
@@ -13,8 +13,9 @@ use super::Health;
 use crate::{
     error::Result,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
-        MachineState, ManualTarget, Name, NewEvent, SeenMachine, Session, SessionId, SessionState, TargetId,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, Job, JobId, JobState,
+        JobSubject, MacAddr, Machine, MachineId, MachineState, ManualTarget, Name, NewEvent, SeenMachine,
+        Session, SessionId, SessionState, TargetId,
     },
 };
 
@@ -40,6 +41,8 @@ pub enum Write {
     DeleteVersion(ImageVersionId),
     /// Inserts or updates a session with its credentials.
     Session(Box<Session>),
+    /// Inserts or updates a job; `Conflict` while another live job works on its subject.
+    Job(Box<Job>),
     /// Inserts a manual target.
     Target(ManualTarget),
     /// Deletes a manual target.
@@ -180,6 +183,17 @@ pub struct SessionFilter {
     pub live: Option<bool>,
 }
 
+/// Which jobs; every given condition must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobFilter {
+    /// In this state.
+    pub state: Option<JobState>,
+    /// Live ones only (queued, running), or ended ones only.
+    pub live: Option<bool>,
+    /// That work on this.
+    pub subject: Option<JobSubject>,
+}
+
 /// How many sessions there are in each state; kept as counters, no scan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionCounts {
@@ -204,8 +218,8 @@ pub struct Names {
     pub images: HashMap<ImageId, Name>,
 }
 
-/// Persistence. A method that is added later has a default, made of the others. Lists are ordered: machines, images and targets by name, versions by number, sessions newest first, seen machines
-/// by last sight (newest first), events by `seq`.
+/// Persistence. A method that is added later has a default, made of the others. Lists are ordered: machines, images and targets by name, versions by number, sessions and jobs newest first, seen
+/// machines by last sight (newest first), events in the order of their commits.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -236,6 +250,15 @@ pub trait Store: Send + Sync + 'static {
     async fn version(&self, id: ImageVersionId) -> Result<Option<ImageVersion>>;
     /// The versions of an image.
     async fn versions(&self, image: ImageId) -> Result<Vec<ImageVersion>>;
+    /// The versions of these images, those of one image together and by number: for a page that shows them, so at most 1000 images. By
+    /// itself a read for each; a store that can does it in one.
+    async fn versions_of(&self, images: &[ImageId]) -> Result<Vec<ImageVersion>> {
+        let mut all = Vec::new();
+        for image in images {
+            all.extend(self.versions(*image).await?);
+        }
+        Ok(all)
+    }
     /// Versions being imported, of every image.
     async fn importing_versions(&self) -> Result<Vec<ImageVersion>>;
 
@@ -247,7 +270,7 @@ pub trait Store: Send + Sync + 'static {
     async fn last_session(&self, machine: MachineId) -> Result<Option<Session>>;
     /// Every live session.
     async fn live_sessions(&self) -> Result<Vec<Session>>;
-    /// Sessions.
+    /// Sessions, for a list that shows them: *without* their credentials (`chap` is none), so never to be written back.
     async fn sessions(&self, filter: &SessionFilter, page: PageRequest) -> Result<Page<Session>>;
     /// The counters.
     async fn session_counts(&self) -> Result<SessionCounts>;
@@ -265,6 +288,13 @@ pub trait Store: Send + Sync + 'static {
         Ok(names)
     }
 
+    /// A job.
+    async fn job(&self, id: JobId) -> Result<Option<Job>>;
+    /// Every live job, oldest first: the order in which their turn comes.
+    async fn live_jobs(&self) -> Result<Vec<Job>>;
+    /// Jobs.
+    async fn jobs(&self, filter: &JobFilter, page: PageRequest) -> Result<Page<Job>>;
+
     /// A manual target.
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>>;
     /// Manual targets.
@@ -275,16 +305,26 @@ pub trait Store: Send + Sync + 'static {
     /// Unknown machines that were seen.
     async fn seen(&self, page: PageRequest) -> Result<Page<SeenMachine>>;
 
-    /// Events after `cursor` (0: from the first that is still kept), at most `limit`; of one machine when given.
-    async fn events(&self, cursor: i64, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>>;
+    /// Events after `after` (none: from the first that is still kept), oldest first, at most `limit`; of one machine when given.
+    ///
+    /// `NotFound` for a cursor after which events were pruned, and for one of events that this store never had; `Invalid` for a text that
+    /// no cursor of this store is. [`Cursor::number_within`] says all of it for a store that numbers its events.
+    async fn events(
+        &self,
+        after: Option<Cursor>,
+        limit: u32,
+        machine: Option<MachineId>,
+    ) -> Result<Vec<Event>>;
+    /// The newest `limit` events, oldest first; of one machine when given.
+    async fn newest_events(&self, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>>;
     /// The newest audit rows first.
     async fn audit(&self, page: PageRequest) -> Result<Page<AuditRow>>;
 
     /// A named value.
     async fn setting(&self, key: &str) -> Result<Option<String>>;
 
-    /// Deletes events, audit rows and ended sessions older than `before`, but never a machine's newest session. Returns how many
-    /// rows went.
+    /// Deletes events, audit rows, ended jobs and ended sessions older than `before`, but never a machine's newest session. Returns how
+    /// many rows went.
     async fn prune(&self, before: crate::nouns::Timestamp) -> Result<u64>;
 
     /// How it is.

@@ -1,43 +1,49 @@
 //! [`WritebackStore`]: a private writable disk on top of an image version.
 
-use std::path::PathBuf;
-
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{Completeness, Health, Removal, SpecDigest};
+use super::{Completeness, Frozen, Health, OpenImage, Removal, SpecDigest};
 use crate::{
     block::{Disk, DiskForm},
-    error::Result,
+    error::{Error, ErrorKind, Result},
     nouns::{ImageVersionId, ResourceId},
 };
-
-/// The immutable disk below a writeback.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BaseImage {
-    /// The version.
-    pub version: ImageVersionId,
-    /// Its raw file.
-    pub path: PathBuf,
-    /// Its size in bytes.
-    pub size_bytes: u64,
-}
 
 /// What a writeback should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WritebackSpec {
     /// Its name among our objects.
     pub id: ResourceId,
-    /// What is below it.
-    pub base: BaseImage,
+    /// The version below it.
+    pub version: ImageVersionId,
+    /// The disk's size in bytes: that of the version.
+    pub size_bytes: u64,
 }
 
 impl WritebackSpec {
     /// The digest of the spec.
     #[must_use]
     pub fn digest(&self) -> SpecDigest {
-        let version = self.base.version.simple();
-        SpecDigest::of([self.id.as_str().as_bytes(), version.as_bytes(), &self.base.size_bytes.to_be_bytes()])
+        let version = self.version.simple();
+        SpecDigest::of([self.id.as_str().as_bytes(), version.as_bytes(), &self.size_bytes.to_be_bytes()])
+    }
+
+    /// That `base` is the version that this spec is about: a store begins its `ensure` with it.
+    ///
+    /// # Errors
+    /// `Invalid` (field `base`).
+    pub fn check_base(&self, base: &OpenImage) -> Result<()> {
+        if (base.id, base.size_bytes) == (self.version, self.size_bytes) {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            "base",
+            format!(
+                "Writeback {} is over version {} of {} bytes, and version {} of {} bytes was opened for it",
+                self.id, self.version, self.size_bytes, base.id, base.size_bytes
+            ),
+        ))
     }
 }
 
@@ -46,6 +52,10 @@ impl WritebackSpec {
 pub struct WritebackCapabilities {
     /// The form of disk that it hands out.
     pub provides: DiskForm,
+    /// The form in which it wants the version below opened.
+    pub base: DiskForm,
+    /// The family of what [`WritebackStore::freeze`] hands over ([`Native::family`](super::Native::family)); none: it cannot.
+    pub freezes: Option<String>,
     /// Whether an acknowledged write survives the death of our process.
     pub kill_safe: bool,
     /// Whether a flushed write survives a power cut.
@@ -79,15 +89,24 @@ pub trait WritebackStore: Send + Sync + 'static {
     /// What it can do; constant.
     fn capabilities(&self) -> WritebackCapabilities;
 
-    /// Makes the writeback exist, empty when new, and hands out its disk; a second call hands out the same disk with what was
-    /// written to it. Over another base than it was made for it is `Busy`: what is in it means nothing there. Errors: `NotFound`
-    /// when the base file is missing, `Full`, `Corrupt` when what is on disk cannot be read back.
-    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk>;
+    /// Makes the writeback exist over `base`, empty when new, and hands out its disk; a second call hands out the same disk with what was
+    /// written to it. Over another version than it was made for it is `Busy`: what is in it means nothing there. So it is while it is frozen.
+    /// The disk keeps `base` open. Errors: `Full`; `Corrupt` when what is on disk cannot be read back; `NotFound` when the bytes of the base
+    /// went meanwhile.
+    async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk>;
 
-    /// A read-only disk of the base alone, sharing its open file and page cache with the writebacks over it.
-    async fn open_base(&self, base: &BaseImage) -> Result<Disk>;
+    /// Ends the writing to a writeback for as long as the answer lives, so that an image store can adopt it: see [`Frozen`]. Everything
+    /// written before survives a power cut by then. `NotFound`; `Busy` while a disk handed out is still held, or it is frozen already;
+    /// `Unsupported` for a store that does not freeze.
+    async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("The writeback store {} cannot hand over {id}", self.name()),
+        )
+        .with_hint("Another writeback store can: see `ggnet-server backends`"))
+    }
 
-    /// Deletes the writeback and what was written. Under `IfIdle` a disk handed out and still held is `Busy`; under `Force` later
+    /// Deletes the writeback and what was written. A frozen one is `Busy`. Under `IfIdle` a disk handed out and still held is, too; under `Force` later
     /// calls on it fail.
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()>;
 

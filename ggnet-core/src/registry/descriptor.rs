@@ -23,7 +23,10 @@ use super::{
     socket::Socket,
     wiring::{Settings, Wiring},
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    ports::{BootFileStore, Store},
+};
 
 /// How long a factory may take. Opening the largest database takes seconds; systemd gives a whole start 90 s.
 pub const MAKING: Duration = Duration::from_secs(75);
@@ -36,6 +39,7 @@ pub type Making<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
 pub(super) type Factory<P> = Arc<dyn Fn(Wiring, Settings) -> Making<Arc<P>> + Send + Sync>;
 type Check = Arc<dyn Fn(Wiring, Settings) -> Making<Vec<Finding>> + Send + Sync>;
+type KeyReset = Arc<dyn Fn(Wiring, Settings) -> Making<String> + Send + Sync>;
 type Listens = Arc<dyn Fn(&Wiring, Settings) -> Result<Vec<Socket>> + Send + Sync>;
 
 /// What is known of a backend without making it.
@@ -46,6 +50,8 @@ pub struct About {
     keys: Option<Vec<Key>>,
     check: Option<Check>,
     listens: Option<Listens>,
+    key_reset: Option<KeyReset>,
+    serves_mac_paths: bool,
 }
 
 /// A backend of port `P` as it is registered.
@@ -61,7 +67,15 @@ impl<P: ?Sized> Descriptor<P> {
         F: Fn(Wiring, Settings) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Arc<P>>> + Send + 'static,
     {
-        let about = About { name, summary: "", keys: None, check: None, listens: None };
+        let about = About {
+            name,
+            summary: "",
+            keys: None,
+            check: None,
+            listens: None,
+            key_reset: None,
+            serves_mac_paths: true,
+        };
         Self { about, make: Arc::new(move |wiring, settings| Box::pin(make(wiring, settings))) }
     }
 
@@ -101,6 +115,29 @@ impl<P: ?Sized> Descriptor<P> {
     }
 }
 
+impl Descriptor<dyn BootFileStore> {
+    /// Its TFTP server knows no paths that begin with a machine's MAC address, by which DHCP backends learn who fetched a loader.
+    #[must_use]
+    pub fn without_mac_paths(mut self) -> Self {
+        self.about.serves_mac_paths = false;
+        self
+    }
+}
+
+impl Descriptor<dyn Store> {
+    /// What `ggnet-server key reset` does, of a store that seals credentials with a key which may be lost: it makes a new one, ends what needs
+    /// the old one, and says so. No server uses the store meanwhile.
+    #[must_use]
+    pub fn resets_key<F, Fut>(mut self, reset: F) -> Self
+    where
+        F: Fn(Wiring, Settings) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String>> + Send + 'static,
+    {
+        self.about.key_reset = Some(Arc::new(move |wiring, settings| Box::pin(reset(wiring, settings))));
+        self
+    }
+}
+
 impl About {
     /// Its name in the configuration.
     #[must_use]
@@ -118,6 +155,25 @@ impl About {
     #[must_use]
     pub fn keys(&self) -> Option<&[Key]> {
         self.keys.as_deref()
+    }
+
+    /// Whether its TFTP server knows paths that begin with a machine's MAC address; of a boot file store.
+    #[must_use]
+    pub const fn serves_mac_paths(&self) -> bool {
+        self.serves_mac_paths
+    }
+
+    /// Makes a new key in place of a lost one; what was done, for people.
+    ///
+    /// # Errors
+    /// `Invalid`: it has no such key, or its section is wrong; else as the backend says.
+    pub async fn reset_key(&self, port: PortName, wiring: Wiring, settings: Settings) -> Result<String> {
+        self.check_keys(port, &settings)?;
+        let Some(reset) = &self.key_reset else {
+            let message = format!("The {port} {} has no key file of GGnet's", self.name);
+            return Err(Error::invalid(format!("{port}.backend"), message));
+        };
+        reset(wiring, settings).await
     }
 
     /// Refuses a key that it does not have.
@@ -232,5 +288,20 @@ mod tests {
         assert_eq!(failed[0].what, "section [dhcp]");
         let hung = look(descriptor().check(|_, _| std::future::pending())).await;
         assert!(hung[0].level == Level::Fail && hung[0].why.contains("did not end"), "{hung:?}");
+    }
+
+    #[tokio::test]
+    async fn only_a_store_that_says_so_resets_its_key() {
+        let reset = async |store: &Descriptor<dyn Store>| {
+            let prefix = "iqn.2026-11.local.test".parse().unwrap();
+            let wiring = Wiring::new(InstanceId::generate(), prefix, "/".into());
+            store.about.reset_key(PortName::Store, wiring, Settings::Null).await
+        };
+        let plain = Descriptor::<dyn Store>::new("plain", |_, _| std::future::pending());
+        let e = reset(&plain).await.unwrap_err();
+        assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("store.backend")));
+        assert_eq!(e.message(), "The store plain has no key file of GGnet's");
+        let sealing = plain.resets_key(|_, _| std::future::ready(Ok("A new key".to_owned())));
+        assert_eq!(reset(&sealing).await.unwrap(), "A new key");
     }
 }

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    ports::{BootFileStore, DhcpBackend, ImageConverter, Store, TargetBackend, WritebackStore},
+    ports::{BootFileStore, DhcpBackend, ImageConverter, ImageStore, Store, TargetBackend, WritebackStore},
 };
 
 pub use self::{
@@ -100,6 +100,8 @@ pub struct Registry {
     pub stores: Descriptors<dyn Store>,
     /// [`TargetBackend`]s.
     pub targets: Descriptors<dyn TargetBackend>,
+    /// [`ImageStore`]s.
+    pub images: Descriptors<dyn ImageStore>,
     /// [`WritebackStore`]s.
     pub writebacks: Descriptors<dyn WritebackStore>,
     /// [`DhcpBackend`]s.
@@ -115,6 +117,7 @@ impl Default for Registry {
         Self {
             stores: Descriptors::new(PortName::Store),
             targets: Descriptors::new(PortName::Target),
+            images: Descriptors::new(PortName::Images),
             writebacks: Descriptors::new(PortName::Writeback),
             dhcp: Descriptors::new(PortName::Dhcp),
             boot_files: Descriptors::new(PortName::BootFiles),
@@ -136,6 +139,7 @@ impl Registry {
         match port {
             PortName::Store => self.stores.all(),
             PortName::Target => self.targets.all(),
+            PortName::Images => self.images.all(),
             PortName::Writeback => self.writebacks.all(),
             PortName::Dhcp => self.dhcp.all(),
             PortName::BootFiles => self.boot_files.all(),
@@ -151,6 +155,7 @@ impl Registry {
         match port {
             PortName::Store => self.stores.about(name),
             PortName::Target => self.targets.about(name),
+            PortName::Images => self.images.about(name),
             PortName::Writeback => self.writebacks.about(name),
             PortName::Dhcp => self.dhcp.about(name),
             PortName::BootFiles => self.boot_files.about(name),

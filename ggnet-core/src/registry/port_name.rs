@@ -9,6 +9,8 @@ pub enum PortName {
     Store,
     /// [`TargetBackend`](crate::ports::TargetBackend).
     Target,
+    /// [`ImageStore`](crate::ports::ImageStore).
+    Images,
     /// [`WritebackStore`](crate::ports::WritebackStore).
     Writeback,
     /// [`DhcpBackend`](crate::ports::DhcpBackend).
@@ -21,8 +23,15 @@ pub enum PortName {
 
 impl PortName {
     /// All of them, in the order in which their backends are made.
-    pub const ALL: [Self; 6] =
-        [Self::Store, Self::Target, Self::Writeback, Self::Dhcp, Self::BootFiles, Self::Converter];
+    pub const ALL: [Self; 7] = [
+        Self::Store,
+        Self::Target,
+        Self::Images,
+        Self::Writeback,
+        Self::Dhcp,
+        Self::BootFiles,
+        Self::Converter,
+    ];
 
     /// The name of its section.
     #[must_use]
@@ -30,6 +39,7 @@ impl PortName {
         match self {
             Self::Store => "store",
             Self::Target => "target",
+            Self::Images => "images",
             Self::Writeback => "writeback",
             Self::Dhcp => "dhcp",
             Self::BootFiles => "boot_files",

@@ -33,6 +33,8 @@ pub struct Wiring {
     pub interfaces: Vec<String>,
     /// The backend that each port's section names.
     pub backends: BTreeMap<PortName, String>,
+    /// Whether the boot file store that is named there knows paths that begin with a machine's MAC address.
+    pub mac_paths: bool,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
 }
@@ -50,6 +52,7 @@ impl Wiring {
             listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
             interfaces: Vec::new(),
             backends: BTreeMap::new(),
+            mac_paths: true,
             clock: Arc::new(SystemClock),
         }
     }

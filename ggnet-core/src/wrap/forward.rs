@@ -12,17 +12,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Call, Class, Layer, Op, Wrapped, pulse::Pulse};
 use crate::{
-    block::Disk,
-    error::{Error, Result},
+    block::{Disk, DiskForm},
+    error::Result,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
-        ManualTarget, Name, ResourceId, SeenMachine, Session, SessionId, TargetId, Timestamp,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, Job, JobId, MacAddr, Machine,
+        MachineId, ManualTarget, Name, ResourceId, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
     ports::{
-        BaseImage, Batch, BootBundle, BootFileStore, BootPath, Connection, ConvertSpec, Converted,
-        DhcpBackend, DhcpCapabilities, DhcpChange, DhcpRefusal, Health, ImageConverter, ImageProbe, Listed,
-        LoginGate, LunDisks, MachineFilter, Names, Observer, Page, PageRequest, Progress, Removal,
-        SessionCounts, SessionFilter, Store, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
+        Batch, BootBundle, BootFileStore, BootPath, Connection, ConvertSpec, Converted, DhcpBackend,
+        DhcpCapabilities, DhcpChange, DhcpRefusal, Frozen, Health, ImageCapabilities, ImageConverter,
+        ImageListed, ImageProbe, ImageSpec, ImageStore, JobFilter, Listed, LoginGate, LunDisks,
+        MachineFilter, Names, Observer, OpenImage, Page, PageRequest, Progress, Removal, SessionCounts,
+        SessionFilter, Sink, SinkForm, Store, TargetBackend, TargetCapabilities, TargetEndpoint, TargetSpec,
         WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
     },
 };
@@ -46,8 +47,16 @@ macro_rules! objects {
 }
 
 /// In one order, whoever asks: so that two calls which change some of the same objects never wait for each other.
-fn sorted<'a>(ids: impl IntoIterator<Item = &'a ResourceId>) -> Vec<String> {
+fn sorted<'a, T: ToString + 'a>(ids: impl IntoIterator<Item = &'a T>) -> Vec<String> {
     ids.into_iter().map(ToString::to_string).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// What a conversion writes to, by a name: two to one sink run one after the other.
+fn sink_name(sink: &Sink) -> String {
+    match sink {
+        Sink::File(path) => path.display().to_string(),
+        Sink::Blocks(device) => format!("the blocks at {:p}", Arc::as_ptr(device).cast::<()>()),
+    }
 }
 
 /// A call with its arguments, owned: it may outlive its caller.
@@ -164,11 +173,27 @@ forward!(WritebackStore as "writeback" {
         fn capabilities() -> WritebackCapabilities;
     }
     calls {
-        again Change ensure(&spec: WritebackSpec;) -> Disk, of [&spec.id];
+        again Change ensure(&spec: WritebackSpec, &base: OpenImage;) -> Disk, of [&spec.id];
+        again Change freeze(&id: ResourceId;) -> Frozen, of [id];
         again Change remove(&id: ResourceId; how: Removal) -> (), of [id];
-        again Read open_base(&base: BaseImage;) -> Disk;
         again Read list(;) -> Vec<WritebackListed>;
         again Read get(&id: ResourceId;) -> Option<WritebackListed>;
+    }
+    ends by shutdown;
+});
+
+forward!(ImageStore as "image" {
+    straight {
+        fn capabilities() -> ImageCapabilities;
+    }
+    calls {
+        again Change draft(&spec: ImageSpec;) -> Sink, of [&spec.id];
+        again Change seal(&spec: ImageSpec;) -> ImageListed, of [&spec.id];
+        again Change adopt(&spec: ImageSpec, &from: Frozen;) -> ImageListed, of [&spec.id];
+        again Change remove(; id: ImageVersionId, how: Removal) -> (), of [&id];
+        again Read open(; id: ImageVersionId, form: DiskForm) -> OpenImage;
+        again Read get(; id: ImageVersionId) -> Option<ImageListed>;
+        again Read list(;) -> Vec<ImageListed>;
     }
     ends by shutdown;
 });
@@ -201,10 +226,11 @@ forward!(BootFileStore as "boot_file" {
 });
 
 forward!(ImageConverter as "image_converter" {
-    straight {}
+    straight {
+        fn sinks() -> Vec<SinkForm>;
+    }
     calls {
         again Read probe(&path: Path;) -> ImageProbe;
-        again Read clean(&destination_dir: Path;) -> ();
     }
     beside {
         async fn convert(
@@ -222,7 +248,7 @@ forward!(ImageConverter as "image_converter" {
                 name: "convert",
                 class: Class::Convert,
                 repeatable: false,
-                objects: vec![spec.destination.display().to_string()],
+                objects: vec![sink_name(&spec.sink)],
                 pulse: Some(Arc::clone(&pulse)),
             };
             let (inner, spec, progress) = (Arc::clone(&self.inner), spec.clone(), pulse.watch(progress));
@@ -231,12 +257,8 @@ forward!(ImageConverter as "image_converter" {
                 let pulse = Arc::clone(&pulse);
                 Box::pin(async move {
                     let converted = inner.convert(&spec, progress, pulse.token()).await;
-                    if !pulse.end() && converted.is_ok() {
-                        // Its caller was told that it failed: nobody knows of this file.
-                        tracing::warn!(file = %spec.destination.display(), "removing what a conversion made after it was given up");
-                        let removed = tokio::fs::remove_file(&spec.destination).await;
-                        removed.map_err(|e| Error::io(format!("removing {}", spec.destination.display()), e))?;
-                    }
+                    // Given up before: what is in the sink means nothing, and the next start's sweep removes what is left of the draft.
+                    pulse.end();
                     converted
                 })
             };
@@ -258,6 +280,7 @@ forward!(Store as "store" {
         again Read images(; page: PageRequest) -> Page<Image>;
         again Read version(; id: ImageVersionId) -> Option<ImageVersion>;
         again Read versions(; image: ImageId) -> Vec<ImageVersion>;
+        again Read versions_of(&images: [ImageId];) -> Vec<ImageVersion>;
         again Read importing_versions(;) -> Vec<ImageVersion>;
         again Read session(; id: SessionId) -> Option<Session>;
         again Read live_session(; machine: MachineId) -> Option<Session>;
@@ -266,11 +289,15 @@ forward!(Store as "store" {
         again Read sessions(&filter: SessionFilter; page: PageRequest) -> Page<Session>;
         again Read session_counts(;) -> SessionCounts;
         again Read names(&machines: [MachineId], &images: [ImageId];) -> Names;
+        again Read job(; id: JobId) -> Option<Job>;
+        again Read live_jobs(;) -> Vec<Job>;
+        again Read jobs(&filter: JobFilter; page: PageRequest) -> Page<Job>;
         again Read target(; id: TargetId) -> Option<ManualTarget>;
         again Read targets(;) -> Vec<ManualTarget>;
         again Read seen_machine(; mac: MacAddr) -> Option<SeenMachine>;
         again Read seen(; page: PageRequest) -> Page<SeenMachine>;
-        again Read events(; cursor: i64, limit: u32, machine: Option<MachineId>) -> Vec<Event>;
+        again Read events(; after: Option<Cursor>, limit: u32, machine: Option<MachineId>) -> Vec<Event>;
+        again Read newest_events(; limit: u32, machine: Option<MachineId>) -> Vec<Event>;
         again Read audit(; page: PageRequest) -> Page<AuditRow>;
         again Read setting(&key: str;) -> Option<String>;
         again Change prune(; before: Timestamp) -> u64;

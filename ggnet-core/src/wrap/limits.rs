@@ -3,11 +3,12 @@
 //! | port | `read` | `change` | `stall` |
 //! |---|---|---|---|
 //! | store | every look-up and list | `commit`, `prune` | |
-//! | target | `list`, `connections` | `ensure`, `remove` (which flushes the disk first) | |
-//! | writeback | `list`, `get`, `open_base` | `ensure`, `remove` | |
-//! | dhcp | `list` | `ensure`, `remove` (which may restart a daemon, once for many calls) | |
-//! | boot files | `list`, `read` | `ensure`, `remove` | |
-//! | converter | `probe`, `clean` | | `convert`: the time without progress; it has no limit in all |
+//! | target | `list`, `get`, `endpoint`, `connections` | `ensure`, `remove` (which flushes the disk first) | |
+//! | writeback | `list`, `get` | `ensure`, `freeze`, `remove` | |
+//! | images | `open`, `list`, `get` | `draft`, `seal`, `adopt`, `remove` | |
+//! | dhcp | `list`, `get` | `apply` (which may restart a daemon, once for a set) | |
+//! | boot files | `list`, `get`, `read` | `ensure`, `remove` | |
+//! | converter | `probe` | | `convert`: the time without progress; it has no limit in all |
 //!
 //! `health` and `shutdown` of each port have limits of their own. `name`, `capabilities` and `attach` are no calls into the world.
 //!
@@ -49,6 +50,8 @@ pub struct PortLimits {
     pub target: Limits,
     /// Of the writeback store: 30 s to read, 120 s to change, 12 s to close.
     pub writeback: Limits,
+    /// Of the image store: 30 s to read, 120 s to change, 5 s to close (nothing is written back).
+    pub images: Limits,
     /// Of DHCP: 30 s to read, 120 s to change, 11 s to close (a program of somebody else's has 10 s); 256 calls in flight, because a daemon that is restarted for a change is restarted once
     /// for all calls that wait.
     pub dhcp: Limits,
@@ -76,6 +79,7 @@ impl Default for PortLimits {
             store: limits(10, 30, 8, 64),
             target: limits(30, 120, 20, 64),
             writeback: limits(30, 120, 12, 64),
+            images: limits(30, 120, 5, 64),
             dhcp: limits(30, 120, 11, 256),
             boot_files: limits(10, 60, 11, 64),
             converter: limits(120, 120, 5, 16),
@@ -86,11 +90,12 @@ impl Default for PortLimits {
 impl PortLimits {
     /// The ports' names and limits, as in the configuration.
     #[must_use]
-    pub const fn each(&self) -> [(&'static str, &Limits); 6] {
+    pub const fn each(&self) -> [(&'static str, &Limits); 7] {
         [
             ("store", &self.store),
             ("target", &self.target),
             ("writeback", &self.writeback),
+            ("images", &self.images),
             ("dhcp", &self.dhcp),
             ("boot_files", &self.boot_files),
             ("converter", &self.converter),

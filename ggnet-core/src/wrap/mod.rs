@@ -19,12 +19,12 @@
 //! * Turn and place belong to the work, not to the caller: a caller that gives up, or is dropped, frees nothing, because what it
 //!   began may still hold a thread. So at most [`Limits::in_flight`] calls of a port run, however many were given up. `health` and
 //!   `shutdown` need no place: a port that is full can still say so and be closed.
-//! * Calls that change one object (`ensure` and `remove` of one id, `apply` to it among others, `convert` to one file) run one after the other. So nothing that was
+//! * Calls that change one object (`ensure` and `remove` of one id, `apply` to it among others, `convert` to one sink) run one after the other. So nothing that was
 //!   ensured or removed after a call was given up (its limit passed, or its caller went away) is changed by that call: until it ends,
 //!   further changes of its object are refused after [`OVERDUE_WAIT`].
 //! * Commits of the store may run at the same time, as they did before; but none is begun while an earlier one that was given up has
 //!   not ended. Records carry revisions, so of two that were in flight together the loser is a `Conflict`.
-//! * A conversion that was given up and still succeeds leaves no file (see `pulse.rs`).
+//! * What a conversion wrote means nothing once it was given up, even if it succeeds after all (see `pulse.rs`).
 //! * A call that is overdue is never tried again.
 //! * Overdue calls are seen: in [`Health`] of the port, in the log (when a call becomes overdue and when it ends),
 //!   and in [`Metrics`](crate::metrics::Metrics).
@@ -79,7 +79,7 @@ pub enum Class {
 /// Which call of which port.
 #[derive(Clone, Debug)]
 pub struct Op {
-    /// The port: `target`, `writeback`, `dhcp`, `boot_file`, `image_converter`, `store`.
+    /// The port: `target`, `writeback`, `image`, `dhcp`, `boot_file`, `image_converter`, `store`.
     pub port: &'static str,
     /// The backend's own name.
     pub backend: &'static str,
@@ -88,9 +88,9 @@ pub struct Op {
     /// What it is for its limits.
     pub class: Class,
     /// Whether making the call again after an unknown outcome is harmless. Not so for `commit` of the store (it would tell its events
-    /// twice) and `convert` (hours of work, and a file that then exists).
+    /// twice) and `convert` (hours of work).
     pub repeatable: bool,
-    /// What it changes, for calls that run one after the other: the objects' ids, each once and in their order; the conversion's destination.
+    /// What it changes, for calls that run one after the other: the objects' ids, each once and in their order; the conversion's sink.
     pub objects: Vec<String>,
     /// How far a conversion is.
     pulse: Option<Arc<Pulse>>,

@@ -1,8 +1,8 @@
-//! [`Pulse`]: how far a conversion is, whether it still gets on, and who has the last word on its file.
+//! [`Pulse`]: how far a conversion is, whether it still gets on, and whether its caller has its result.
 //!
 //! ```text
 //!   running ──the conversion ends──▶ ended: the caller has its result
-//!      └─────the caller is let go──▶ given up: if it succeeds after all, its file is removed
+//!      └─────the caller is let go──▶ given up: what it wrote means nothing, even if it succeeds after all
 //! ```
 //! Invariant: exactly one of the two happens, whatever the order in which the threads come.
 
@@ -101,8 +101,9 @@ impl Pulse {
         self.state.compare_exchange(RUNNING, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// The conversion has ended; false when nobody wants its result any more.
-    pub(super) fn end(&self) -> bool {
-        self.state.compare_exchange(RUNNING, ENDED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    /// The conversion has ended. Changes nothing when it was given up before.
+    pub(super) fn end(&self) {
+        // Lost only to `give_up`, and then nobody wants its result any more.
+        let _ = self.state.compare_exchange(RUNNING, ENDED, Ordering::AcqRel, Ordering::Acquire);
     }
 }

@@ -3,7 +3,7 @@
 use ggnet_core::{
     ErrorKind,
     boot_text::ipxe::inspect,
-    nouns::{Actor, BootStage, EventKind, MachineState, WritebackPolicy},
+    nouns::{BootStage, EventKind, MachineState, Principal, WritebackPolicy},
     orchestrator::{BootAnswer, MachineChange},
     ports::Store as _,
     testkit::flaky::{Fault, FaultPlan},
@@ -47,7 +47,7 @@ async fn an_unknown_machine_is_remembered_once_and_counted() {
         "the first sight is told, once"
     );
     // Taken over, it is no longer unknown.
-    p.o.create_machine(pc(7, None), Actor::Embedder).await.unwrap();
+    p.o.create_machine(pc(7, None), &Principal::embedder()).await.unwrap();
     assert!(p.store.seen(all()).await.unwrap().items.is_empty());
 }
 
@@ -60,7 +60,7 @@ async fn a_machine_that_may_not_boot_is_told_why() {
 
     let off = p.machine(1, image, |m| m.state = MachineState::Maintenance).await;
     assert!(declined(&p, off.macs[0]).await.contains("maintenance"));
-    let bare = p.o.create_machine(pc(2, None), Actor::Embedder).await.unwrap();
+    let bare = p.o.create_machine(pc(2, None), &Principal::embedder()).await.unwrap();
     assert!(declined(&p, bare.macs[0]).await.contains("no image"));
     let manual = p.machine(3, image, |m| m.auto_start = false).await;
     assert!(declined(&p, manual.macs[0]).await.contains("auto start is off"));
@@ -76,7 +76,8 @@ async fn a_machine_that_may_not_boot_is_told_why() {
             Ok(m)
         })
     };
-    let update = |change| p.o.update_machine(kept.id, None, change, Actor::Embedder);
+    let by = Principal::embedder();
+    let update = |change| p.o.update_machine(kept.id, None, change, &by);
     let refused = update(change(other, WritebackPolicy::Keep)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert!(refused.to_string().contains("keeps writes over version 1 of another image"), "{refused}");

@@ -1,10 +1,11 @@
-//! `kill -9` at every call of start, stop and a generation's commit, before the call, within it and after it. After the next process's
+//! `kill -9` at every call of start, stop, a generation's commit, an import and a publication, before the call, within it and after it. After the next process's
 //! first reconcile there is no orphan, every live session is whole, and nothing that was written and kept is lost.
 
 use std::collections::BTreeSet;
 
 use ggnet_core::{
-    nouns::{Machine, SessionState, WritebackPolicy},
+    nouns::{Machine, Principal, ResourceId, SessionState, VersionState, WritebackPolicy},
+    orchestrator::{ImportRequest, PublishRequest},
     ports::Store as _,
     testkit::{
         flaky::{Fault, FaultPlan},
@@ -15,10 +16,10 @@ use ggnet_core::{
 use crate::house::{House, Process};
 
 /// How far the last call gets: not at all, to each of its places, to its end.
-const POLLS: [usize; 5] = [0, 1, 2, 3, 50];
+pub const POLLS: [usize; 5] = [0, 1, 2, 3, 50];
 
 /// Runs `work` until it ends or the process dies at its `step`-th call; true when it died.
-async fn dies(plan: &FaultPlan, step: u64, polls: usize, work: impl Future + Send + 'static) -> bool {
+pub async fn dies(plan: &FaultPlan, step: u64, polls: usize, work: impl Future + Send + 'static) -> bool {
     plan.add(Fault::any().nth(step).kills(polls));
     let task = tokio::spawn(async move {
         work.await;
@@ -66,7 +67,8 @@ async fn killed_at_every_call_of_a_start() {
                 let request = ggnet_core::orchestrator::StartRequest {
                     machine: id,
                     image: None,
-                    actor: ggnet_core::nouns::Actor::Embedder,
+                    data_disks: vec![],
+                    by: ggnet_core::nouns::Principal::embedder(),
                 };
                 let died = dies(&p.plan, step, polls, async move { o.start(request).await }).await;
                 let why = format!(
@@ -110,7 +112,7 @@ async fn killed_at_every_call_of_a_stop() {
                     session: session.id,
                     force: true,
                     reason: ggnet_core::nouns::StopReason::Operator,
-                    actor: ggnet_core::nouns::Actor::Embedder,
+                    by: ggnet_core::nouns::Principal::embedder(),
                 };
                 let died = dies(&p.plan, step, polls, async move { o.stop(request).await }).await;
                 let why = format!(
@@ -190,31 +192,124 @@ async fn killed_at_every_call_of_preparing_and_committing_a_generation() {
 }
 
 /// What a machine does when it reboots, apart from the [`Process`], which cannot be shared.
-struct RebootingMachine {
+pub struct RebootingMachine {
     o: ggnet_core::orchestrator::Orchestrator,
     targets: std::sync::Arc<ggnet_core::testkit::memory::MemoryTargets>,
     machine: Machine,
 }
 
 impl RebootingMachine {
-    fn of(p: &Process, machine: &Machine) -> Self {
+    pub fn of(p: &Process, machine: &Machine) -> Self {
         Self { o: p.o.clone(), targets: p.targets.clone(), machine: machine.clone() }
     }
 
-    async fn reboot(self) {
+    pub async fn reboot(self) {
         let request = ggnet_core::orchestrator::BootRequest {
             mac: self.machine.macs[0],
             firmware: ggnet_core::nouns::Firmware::Bios,
             peer: None,
+            request_id: None,
             advertised: crate::house::advertised(),
             prepare: true,
         };
         // Killed: it gets no answer, or is told to come again.
         let Ok(ggnet_core::orchestrator::BootAnswer::Script(_)) = self.o.boot(request).await else { return };
-        let store = self.o.ports().store();
-        let Ok(Some(session)) = store.live_session(self.machine.id).await else { return };
+        let Ok(session) = self.o.read().live_session(&self.machine).await else { return };
         let Some(next) = &session.next else { return };
         let _ = self.targets.login(&session.target(next), &session.initiator, crate::house::peer()).await;
+    }
+}
+
+#[tokio::test]
+async fn killed_at_every_call_of_an_import() {
+    for polls in POLLS {
+        for step in 1.. {
+            let house = House::new();
+            let p = house.open().await;
+            let path = house.dir.path().join("source.raw");
+            std::io::Write::write_all(&mut std::fs::File::create(&path).unwrap(), &[9; 4096]).unwrap();
+            let request = ImportRequest {
+                image: "debian".parse().unwrap(),
+                path,
+                format: None,
+                expected_sha256: None,
+                comment: String::new(),
+                make_current: true,
+                by: Principal::embedder(),
+            };
+            let (o, store) = (p.o.clone(), p.store.clone());
+            let died = dies(&p.plan, step, polls, async move {
+                let Ok((_, version)) = o.import(request).await else { return };
+                while o.import_progress(version.id).is_some() {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+                assert!(store.version(version.id).await.unwrap().is_some());
+            })
+            .await;
+            let why = format!("killed at call {step} after {polls} polls: {:?}", p.plan.log().last());
+            let p = house.open().await;
+            p.assert_whole(&why).await;
+            let mut ready = Vec::new();
+            for image in p.store.images(crate::house::all()).await.unwrap().items {
+                for version in p.store.versions(image.id).await.unwrap() {
+                    assert_ne!(version.state, VersionState::Importing, "{why}: {version:?}");
+                    if version.state == VersionState::Ready {
+                        assert_eq!(image.current, Some(version.id), "{why}");
+                        assert!(p.image_bytes(version.id).await == [9; 4096], "{why}");
+                        ready.push(version.id);
+                    }
+                }
+            }
+            assert_eq!(p.image_ids().await, ready, "{why}: only what is ready has bytes");
+            if !died {
+                assert!(step > 8, "an import has more calls than {step}");
+                assert_eq!(ready.len(), 1, "{why}");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn killed_at_every_call_of_a_publication() {
+    for polls in POLLS {
+        for step in 1.. {
+            let house = House::new();
+            let (p, machine) = furnish(&house, WritebackPolicy::Keep).await;
+            p.power_on(&machine).await.write(0, 0, &[5; 512]).await.unwrap();
+            p.stop(&p.session(&machine).await, true).await.unwrap();
+            let request = PublishRequest {
+                machine: machine.id,
+                comment: String::new(),
+                make_current: true,
+                by: Principal::embedder(),
+            };
+            let o = p.o.clone();
+            let died = dies(&p.plan, step, polls, async move { o.publish(request).await }).await;
+            let why = format!("killed at call {step} after {polls} polls: {:?}", p.plan.log().last());
+            let p = house.open().await;
+            p.assert_whole(&why).await;
+            let kept = p.left().await["writeback"].contains(&ResourceId::machine(machine.id));
+            let versions = p.store.versions(machine.image.unwrap()).await.unwrap();
+            // In one place, whole: as a version, or kept as before.
+            match versions.get(1).map(|version| (version.state, version.id)) {
+                Some((VersionState::Ready, id)) => {
+                    assert!(!kept, "{why}: it is in two places");
+                    assert_eq!(p.image_bytes(id).await[..512], [5; 512], "{why}: what was kept is lost");
+                    boots(&p, &machine, None, &why).await;
+                }
+                None | Some((VersionState::Failed, _)) => {
+                    assert!(kept, "{why}: it is in no place");
+                    boots(&p, &machine, Some(5), &why).await;
+                }
+                Some((VersionState::Importing, _)) => panic!("{why}: nobody ended it"),
+            }
+            if !died {
+                assert!(step > 10, "a publication has more calls than {step}");
+                assert!(!kept, "{why}");
+                break;
+            }
+        }
     }
 }
 

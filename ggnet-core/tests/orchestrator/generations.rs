@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ggnet_core::{
     boot_text::ipxe::inspect,
-    nouns::{EventKind, Iqn, WritebackPolicy},
+    nouns::{EventKind, Iqn, Principal, WritebackPolicy},
     orchestrator::{BootAnswer, ChapPolicy},
     ports::TargetBackend as _,
     testkit::{flaky::Fault, memory::LoginError},
@@ -38,8 +38,8 @@ async fn asking_twice_gives_the_same_and_head_prepares_nothing() {
     assert_eq!(p.script(&machine).await, next, "asked again, the same");
     disk.write(0, 0, &[1; 512]).await.unwrap();
     assert!(disk.is_connected(), "the running machine did not notice");
-    let (script, _) =
-        p.o.current_script(&p.session(&machine).await, &crate::house::advertised()).await.unwrap();
+    let (session, by) = (p.session(&machine).await, Principal::embedder());
+    let (script, _) = p.o.current_script(&session, &crate::house::advertised(), &by).await.unwrap();
     assert_eq!(p.read(script), next);
     let session = p.session(&machine).await;
     let chap = |g: &ggnet_core::nouns::Generation| g.chap.clone().unwrap();
@@ -160,12 +160,12 @@ async fn the_next_generation_boots_the_version_that_is_current_by_then() {
     assert_ne!(p.script(&unused).await, script);
     for (machine, version) in [(&machine, two), (&pinned, one), (&kept, one), (&unused, two)] {
         let _disk = p.power_on(machine).await;
-        assert_eq!(p.session(machine).await.current.version, version, "{}", machine.name);
+        assert_eq!(p.session(machine).await.current.system().version, version, "{}", machine.name);
     }
     p.assert_whole("rebooted").await;
     let _first = p.update(&machine, move |m| m.pinned_version = Some(one)).await;
     let _disk = p.power_on(&machine).await;
-    assert_eq!(p.session(&machine).await.current.version, one, "pinned since");
+    assert_eq!(p.session(&machine).await.current.system().version, one, "pinned since");
 }
 
 #[tokio::test]
@@ -178,10 +178,10 @@ async fn a_reassigned_machine_boots_its_new_image_at_its_next_boot() {
     let _disk = p.power_on(&machine).await;
     p.update(&machine, move |m| m.image = Some(other)).await;
     let _disk = p.power_on(&machine).await;
-    assert_eq!(p.session(&machine).await.current.version, other_version);
+    assert_eq!(p.session(&machine).await.current.system().version, other_version);
     p.update(&machine, move |m| m.image = None).await;
     let _disk = p.power_on(&machine).await;
-    assert_eq!(p.session(&machine).await.current.version, other_version, "what it ran so far");
+    assert_eq!(p.session(&machine).await.current.system().version, other_version, "what it ran so far");
 }
 
 #[tokio::test]

@@ -5,19 +5,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use ggnet_core::{
     Result,
-    block::Disk,
+    block::{Disk, DiskForm},
     boot_text::{ipxe::inspect, templates::BootTemplates},
     metrics::Registry,
     nouns::{
-        Actor, EventKind, Firmware, Image, ImageId, ImageVersion, ImageVersionId, InstanceId, MacAddr,
-        Machine, MachineId, MachineState, ResourceId, Session, SessionState, VersionSource, VersionState,
+        EventKind, Firmware, Image, ImageId, ImageVersion, ImageVersionId, InstanceId, MacAddr, Machine,
+        MachineId, MachineState, Principal, ResourceId, Session, SessionState, VersionSource, VersionState,
         WritebackPolicy,
     },
     orchestrator::{
@@ -25,16 +24,17 @@ use ggnet_core::{
         Started, StopRequest,
     },
     ports::{
-        BaseImage, Batch, BootFileStore as _, Clock as _, Completeness, DhcpBackend as _, Health,
-        LoginVisibility, MachineFilter, PageRequest, Removal, Store, TargetBackend as _, TargetCapabilities,
-        Write, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
+        Batch, BootFileStore as _, Clock as _, Completeness, DhcpBackend as _, Frozen, Health,
+        ImageStore as _, LoginVisibility, MachineFilter, OpenImage, PageRequest, Removal, Store,
+        TargetBackend as _, TargetCapabilities, Write, WritebackCapabilities, WritebackListed, WritebackSpec,
+        WritebackStore,
     },
     testkit::{
         flaky::{FaultPlan, Flaky},
         memory::{
-            BootFileWorld, DhcpWorld, LoginError, ManualClock, MemoryBootFiles, MemoryConverter, MemoryDhcp,
-            MemoryInitiator, MemoryStore, MemoryTargets, MemoryWritebacks, StoreWorld, TargetWorld,
-            WritebackWorld,
+            BootFileWorld, DhcpWorld, ImageWorld, LoginError, ManualClock, MemoryBootFiles, MemoryConverter,
+            MemoryDhcp, MemoryImages, MemoryInitiator, MemoryStore, MemoryTargets, MemoryWritebacks,
+            StoreWorld, TargetWorld, WritebackWorld,
         },
     },
     wrap::{Limits, PortLimits},
@@ -48,9 +48,11 @@ pub struct House {
     pub store: StoreWorld,
     pub targets: TargetWorld,
     pub writebacks: WritebackWorld,
+    pub images: ImageWorld,
     pub dhcp: DhcpWorld,
     pub files: BootFileWorld,
     pub clock: ManualClock,
+    /// Where files to import lie; of what the backends have, nothing is a file.
     pub dir: tempfile::TempDir,
     pub config: OrchestratorConfig,
     pub limits: PortLimits,
@@ -72,12 +74,12 @@ impl WritebackStore for Forgetful {
         self.0.capabilities()
     }
 
-    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
-        self.0.ensure(spec).await
+    async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
+        self.0.ensure(spec, base).await
     }
 
-    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
-        self.0.open_base(base).await
+    async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
+        self.0.freeze(id).await
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
@@ -104,10 +106,13 @@ impl WritebackStore for Forgetful {
 /// One life of the orchestrator, with the backends behind its back.
 pub struct Process {
     pub o: Orchestrator,
+    /// What it works over, with limits around each call.
+    pub ports: Ports,
     pub plan: FaultPlan,
     pub store: MemoryStore,
     pub targets: Arc<MemoryTargets>,
     pub writebacks: Arc<MemoryWritebacks>,
+    pub images: Arc<MemoryImages>,
     pub dhcp: Arc<MemoryDhcp>,
     pub files: Arc<MemoryBootFiles>,
 }
@@ -116,13 +121,14 @@ impl House {
     /// An empty one. The reconciler's timer is out of the way: tests say when it comes round.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut config = OrchestratorConfig::new(InstanceId::generate(), images_dir(dir.path())).unwrap();
+        let mut config = OrchestratorConfig::new(InstanceId::generate()).unwrap();
         config.reconcile_interval = Duration::from_secs(1_000_000);
         config.chain_url = Some("http://192.0.2.1:8080".parse().unwrap());
         Self {
             store: StoreWorld::default(),
             targets: TargetWorld::default(),
             writebacks: WritebackWorld::default(),
+            images: ImageWorld::default(),
             dhcp: DhcpWorld::default(),
             files: BootFileWorld::default(),
             clock: ManualClock::new(),
@@ -147,7 +153,8 @@ impl House {
         } else {
             MemoryTargets::over(&self.targets)
         });
-        let writebacks = Arc::new(MemoryWritebacks::over(&self.writebacks).with_blank_bases());
+        let writebacks = Arc::new(MemoryWritebacks::over(&self.writebacks));
+        let images = Arc::new(MemoryImages::over(&self.images).adopting(&self.writebacks));
         let dhcp = Arc::new(MemoryDhcp::over(&self.dhcp));
         let files = Arc::new(MemoryBootFiles::over(&self.files));
         let backends = Backends {
@@ -158,14 +165,16 @@ impl House {
             } else {
                 Arc::new(Flaky::new(writebacks.clone(), plan))
             },
+            images: Arc::new(Flaky::new(images.clone(), plan)),
             dhcp: Arc::new(Flaky::new(dhcp.clone(), plan)),
             boot_files: Arc::new(Flaky::new(files.clone(), plan)),
             converter: Arc::new(Flaky::new(Arc::new(MemoryConverter::new()), plan)),
             clock: Arc::new(self.clock.clone()),
         };
         let ports = Ports::new(backends, &self.limits, &mut Registry::default()).unwrap();
-        let o = Orchestrator::new(ports, self.config.clone(), BootTemplates::load(None).unwrap()).unwrap();
-        Process { o, plan: plan.clone(), store, targets, writebacks, dhcp, files }
+        let o = Orchestrator::new(ports.clone(), self.config.clone(), BootTemplates::load(None).unwrap())
+            .unwrap();
+        Process { o, ports, plan: plan.clone(), store, targets, writebacks, images, dhcp, files }
     }
 
     /// A process starts, and its first reconcile has ended.
@@ -201,18 +210,13 @@ pub fn every(change: impl Fn(&mut Limits)) -> PortLimits {
         &mut limits.store,
         &mut limits.target,
         &mut limits.writeback,
+        &mut limits.images,
         &mut limits.dhcp,
         &mut limits.boot_files,
         &mut limits.converter,
     ];
     ports.into_iter().for_each(change);
     limits
-}
-
-fn images_dir(dir: &std::path::Path) -> PathBuf {
-    let images = dir.join("images");
-    std::fs::create_dir_all(&images).unwrap();
-    images
 }
 
 /// Waits for something that a task does by and by.
@@ -315,24 +319,46 @@ impl Process {
             created_at: now,
             finished_at: Some(now),
         };
+        self.images.world().plant(version.id, SIZE, &[]).unwrap();
         self.store.commit(Batch::new().write(Write::Version(version.clone()))).await.unwrap();
         version.id
+    }
+
+    /// The versions and drafts that the image store has.
+    pub async fn image_ids(&self) -> Vec<ImageVersionId> {
+        self.images.list().await.unwrap().into_iter().map(|listed| listed.id).collect()
+    }
+
+    /// What a version reads as.
+    pub async fn image_bytes(&self, id: ImageVersionId) -> Vec<u8> {
+        let opened = self.images.open(id, DiskForm::Blocks).await.unwrap();
+        let Disk::Blocks(device) = &opened.disk else { panic!("opened as {:?}", opened.disk) };
+        let mut bytes = vec![0; usize::try_from(opened.size_bytes).unwrap()];
+        device.read_at(&mut bytes, 0).unwrap();
+        bytes
     }
 
     /// Registers a machine, changed as told.
     pub async fn machine(&self, n: u32, image: ImageId, change: impl FnOnce(&mut Machine)) -> Machine {
         let mut machine = pc(n, Some(image));
         change(&mut machine);
-        self.o.create_machine(machine, Actor::Embedder).await.unwrap()
+        self.o.create_machine(machine, &Principal::embedder()).await.unwrap()
     }
 
     pub async fn start(&self, machine: &Machine) -> Result<Started> {
-        self.o.start(StartRequest { machine: machine.id, image: None, actor: Actor::Embedder }).await
+        self.o
+            .start(StartRequest {
+                machine: machine.id,
+                image: None,
+                data_disks: vec![],
+                by: Principal::embedder(),
+            })
+            .await
     }
 
     pub async fn stop(&self, session: &Session, force: bool) -> Result<Session> {
         let reason = ggnet_core::nouns::StopReason::Operator;
-        self.o.stop(StopRequest { session: session.id, force, reason, actor: Actor::Embedder }).await
+        self.o.stop(StopRequest { session: session.id, force, reason, by: Principal::embedder() }).await
     }
 
     pub async fn boot(&self, mac: MacAddr) -> Result<BootAnswer> {
@@ -344,6 +370,7 @@ impl Process {
             mac,
             firmware: Firmware::Bios,
             peer: Some("192.0.2.77".to_owned()),
+            request_id: "a-boot".parse().ok(),
             advertised: advertised(),
             prepare,
         };
@@ -388,7 +415,7 @@ impl Process {
     }
 
     pub async fn set_current(&self, image: ImageId, version: ImageVersionId) {
-        self.o.set_current_version(image, version, Actor::Embedder).await.unwrap();
+        self.o.set_current_version(image, version, &Principal::embedder()).await.unwrap();
     }
 
     pub async fn update(
@@ -400,17 +427,17 @@ impl Process {
             change(&mut m);
             Ok(m)
         });
-        self.o.update_machine(machine.id, None, change, Actor::Embedder).await.unwrap()
+        self.o.update_machine(machine.id, None, change, &Principal::embedder()).await.unwrap()
     }
 
     /// The kinds of the events of a machine, in their order.
     pub async fn events(&self, machine: MachineId) -> Vec<EventKind> {
-        let events = self.store.events(0, 100_000, Some(machine)).await.unwrap();
+        let events = self.store.events(None, 100_000, Some(machine)).await.unwrap();
         events.into_iter().map(|e| e.event.kind).collect()
     }
 
     pub async fn all_events(&self) -> Vec<EventKind> {
-        let events = self.store.events(0, 100_000, None).await.unwrap();
+        let events = self.store.events(None, 100_000, None).await.unwrap();
         events.into_iter().map(|e| e.event.kind).collect()
     }
 
@@ -442,10 +469,14 @@ impl Process {
         for session in &sessions {
             assert_eq!(session.state, SessionState::Active, "{why}: {session:?}");
             targets.extend(session.generations().map(|g| session.target(g)));
-            writebacks.extend(session.generations().map(|g| g.writeback.clone()));
+            writebacks.extend(session.writebacks().cloned());
         }
         targets.extend(self.store.targets().await.unwrap().iter().map(|t| ResourceId::manual(t.id)));
-        let kept: BTreeSet<_> = machines.iter().map(|m| ResourceId::machine(m.id)).collect();
+        // What machines keep may be there without a session.
+        let is_kept = |w: &&ResourceId| {
+            w.owner()
+                .is_some_and(|(m, generation)| generation.is_none() && machines.iter().any(|x| x.id == m))
+        };
         let live = |m: &Machine| sessions.iter().any(|s| s.machine == m.id);
         let wants = |m: &&Machine| {
             m.state == MachineState::Active && (live(m) || (m.auto_start && m.image.is_some()))
@@ -455,10 +486,20 @@ impl Process {
         assert_eq!(left["target"], targets, "{why}: targets");
         assert_eq!(left["dhcp"], wanted, "{why}: DHCP entries");
         assert_eq!(left["boot_file"], wanted, "{why}: boot files");
-        let have: BTreeSet<_> = left["writeback"].iter().filter(|w| !kept.contains(*w)).cloned().collect();
-        let want: BTreeSet<_> = writebacks.iter().filter(|w| !kept.contains(*w)).cloned().collect();
+        let have: BTreeSet<_> = left["writeback"].iter().filter(|w| !is_kept(w)).cloned().collect();
+        let want: BTreeSet<_> = writebacks.iter().filter(|w| !is_kept(w)).cloned().collect();
         assert_eq!(have, want, "{why}: writebacks");
         assert!(left["writeback"].is_superset(&writebacks), "{why}: a session's writeback is lost");
+        // What is ready has its bytes, and nothing has bytes that no record wants.
+        for listed in self.images.list().await.unwrap() {
+            let version = self.store.version(listed.id).await.unwrap();
+            let version = version.unwrap_or_else(|| panic!("{why}: bytes of no version: {listed:?}"));
+            assert_ne!(version.state, VersionState::Failed, "{why}: bytes of a failed version: {version:?}");
+            if version.state == VersionState::Ready {
+                let whole = (Completeness::Whole, version.size_bytes);
+                assert_eq!((listed.completeness, listed.size_bytes), whole, "{why}: {version:?}");
+            }
+        }
         let listed = [self.targets.list().await, self.dhcp.list().await, self.files.list().await];
         for object in listed.into_iter().flat_map(Result::unwrap) {
             assert_eq!(object.completeness, Completeness::Whole, "{why}: {object:?}");

@@ -5,21 +5,24 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use ggnet_core::{
     Error, ErrorKind, Result,
+    block::{Disk, DiskForm},
     metrics::Registry,
     nouns::{
-        Actor, DeviceType, ImageFormat, ImageId, ImageVersionId, MachineId, ResourceId, SessionId,
+        DeviceType, ImageFormat, ImageId, ImageVersionId, JobId, MachineId, Principal, ResourceId, SessionId,
         SessionState, TargetId,
     },
     orchestrator::{Backends, Ports, StartRequest},
     ports::{
-        BaseImage, Batch, BootBundle, BootFileStore as _, Clock as _, Completeness, ConvertSpec, Converted,
-        DhcpBackendExt as _, DhcpChange, DhcpHost, Health, ImageConverter, ImageProbe, LunDisks, Progress,
-        Removal, Store as _, SystemClock, WritebackSpec,
+        Batch, BootBundle, BootFileStore as _, Clock as _, Completeness, ConvertSpec, Converted,
+        DhcpBackendExt as _, DhcpChange, DhcpHost, Frozen, Health, Hold, ImageConverter, ImageProbe,
+        ImageSpec, LunDisks, Native, OpenImage, Progress, Removal, Sink, SinkForm, Store as _, SystemClock,
+        WritebackSpec,
     },
     testkit::{
         flaky::{Fault, FaultPlan, Flaky, Matching},
         memory::{
-            MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryStore, MemoryTargets, MemoryWritebacks,
+            MemoryBootFiles, MemoryConverter, MemoryDhcp, MemoryImages, MemoryStore, MemoryTargets,
+            MemoryWritebacks, RamDisk,
         },
     },
     wrap::{OVERDUE_WAIT, PortLimits},
@@ -47,6 +50,7 @@ fn made_with(limits: &PortLimits, converter: Arc<dyn ImageConverter>) -> Made {
         store: Arc::new(Flaky::new(Arc::new(MemoryStore::new()), &plan)),
         target: Arc::new(Flaky::new(Arc::new(MemoryTargets::new()), &plan)),
         writeback: Arc::new(Flaky::new(Arc::new(MemoryWritebacks::new()), &plan)),
+        images: Arc::new(Flaky::new(Arc::new(MemoryImages::new()), &plan)),
         dhcp: Arc::new(Flaky::new(Arc::new(MemoryDhcp::new()), &plan)),
         boot_files: Arc::new(Flaky::new(Arc::new(MemoryBootFiles::new()), &plan)),
         converter: Arc::new(Flaky::new(converter, &plan)),
@@ -83,8 +87,24 @@ fn host(n: u64) -> DhcpHost {
     }
 }
 
-fn base() -> BaseImage {
-    BaseImage { version: ImageVersionId::generate(), path: "/nowhere".into(), size_bytes: 1 << 20 }
+fn base() -> OpenImage {
+    let disk = Disk::Blocks(Arc::new(RamDisk::zeros(1 << 20)));
+    OpenImage { id: ImageVersionId::generate(), size_bytes: 1 << 20, disk, hold: Hold::nothing() }
+}
+
+fn version() -> ImageSpec {
+    ImageSpec::new(ImageVersionId::generate(), 1 << 20)
+}
+
+fn frozen() -> Frozen {
+    Frozen {
+        writeback: id(1),
+        base: ImageVersionId::generate(),
+        size_bytes: 1 << 20,
+        whole: false,
+        native: Native { family: "memory".to_owned(), locator: id(1).to_string() },
+        hold: Hold::nothing(),
+    }
 }
 
 fn failed<T>(result: Result<T>) -> Option<Error> {
@@ -107,13 +127,23 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("target", "connections") => failed(p.target().connections().await),
         ("target", "health") => dead(p.target().health().await),
         ("writeback", "ensure") => {
-            failed(p.writeback().ensure(&WritebackSpec { id: id(1), base: base() }).await)
+            let base = base();
+            let spec = WritebackSpec { id: id(1), version: base.id, size_bytes: base.size_bytes };
+            failed(p.writeback().ensure(&spec, &base).await)
         }
+        ("writeback", "freeze") => failed(p.writeback().freeze(&id(1)).await),
         ("writeback", "remove") => failed(p.writeback().remove(&id(1), Removal::Force).await),
-        ("writeback", "open_base") => failed(p.writeback().open_base(&base()).await),
         ("writeback", "list") => failed(p.writeback().list().await),
         ("writeback", "get") => failed(p.writeback().get(&id(1)).await),
         ("writeback", "health") => dead(p.writeback().health().await),
+        ("image", "draft") => failed(p.images().draft(&version()).await),
+        ("image", "seal") => failed(p.images().seal(&version()).await),
+        ("image", "adopt") => failed(p.images().adopt(&version(), &frozen()).await),
+        ("image", "open") => failed(p.images().open(ImageVersionId::generate(), DiskForm::Blocks).await),
+        ("image", "get") => failed(p.images().get(ImageVersionId::generate()).await),
+        ("image", "list") => failed(p.images().list().await),
+        ("image", "remove") => failed(p.images().remove(ImageVersionId::generate(), Removal::Force).await),
+        ("image", "health") => dead(p.images().health().await),
         ("dhcp", "apply") => failed(p.dhcp().apply(&[DhcpChange::Ensure(host(1))]).await),
         ("dhcp", "get") => failed(p.dhcp().get(&id(1)).await),
         ("dhcp", "list") => failed(p.dhcp().list().await),
@@ -130,7 +160,6 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("image_converter", "convert") => failed(
             p.converter().convert(&spec(Path::new("/nowhere")), quiet(), CancellationToken::new()).await,
         ),
-        ("image_converter", "clean") => failed(p.converter().clean(Path::new("/nowhere")).await),
         ("image_converter", "health") => dead(p.converter().health().await),
         ("store", "commit") => failed(p.store().commit(Batch::new()).await),
         ("store", "machine") => failed(p.store().machine(MachineId::generate()).await),
@@ -142,6 +171,7 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("store", "images") => failed(p.store().images(page).await),
         ("store", "version") => failed(p.store().version(ImageVersionId::generate()).await),
         ("store", "versions") => failed(p.store().versions(ImageId::generate()).await),
+        ("store", "versions_of") => failed(p.store().versions_of(&[]).await),
         ("store", "importing_versions") => failed(p.store().importing_versions().await),
         ("store", "session") => failed(p.store().session(SessionId::generate()).await),
         ("store", "live_session") => failed(p.store().live_session(MachineId::generate()).await),
@@ -150,11 +180,15 @@ async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
         ("store", "sessions") => failed(p.store().sessions(&Default::default(), page).await),
         ("store", "session_counts") => failed(p.store().session_counts().await),
         ("store", "names") => failed(p.store().names(&[], &[]).await),
+        ("store", "job") => failed(p.store().job(JobId::generate()).await),
+        ("store", "live_jobs") => failed(p.store().live_jobs().await),
+        ("store", "jobs") => failed(p.store().jobs(&Default::default(), page).await),
         ("store", "target") => failed(p.store().target(TargetId::generate()).await),
         ("store", "targets") => failed(p.store().targets().await),
         ("store", "seen_machine") => failed(p.store().seen_machine(mac).await),
         ("store", "seen") => failed(p.store().seen(page).await),
-        ("store", "events") => failed(p.store().events(0, 1, None).await),
+        ("store", "events") => failed(p.store().events(None, 1, None).await),
+        ("store", "newest_events") => failed(p.store().newest_events(1, None).await),
         ("store", "audit") => failed(p.store().audit(page).await),
         ("store", "setting") => failed(p.store().setting("a").await),
         ("store", "prune") => failed(p.store().prune(SystemClock.now()).await),
@@ -173,7 +207,12 @@ fn target() -> ggnet_core::ports::TargetSpec {
 }
 
 fn spec(dir: &Path) -> ConvertSpec {
-    ConvertSpec { source: dir.join("a.raw"), format: ImageFormat::Raw, destination: dir.join("b.raw") }
+    ConvertSpec {
+        source: dir.join("a.raw"),
+        format: ImageFormat::Raw,
+        virtual_size: 1 << 20,
+        sink: Sink::File(dir.join("b.raw")),
+    }
 }
 
 fn quiet() -> Progress {
@@ -181,13 +220,14 @@ fn quiet() -> Progress {
 }
 
 /// Every method of every port that is a call into the world; a port's own source says which there are.
-const METHODS: [(&str, &str, &[&str]); 6] = [
+const METHODS: [(&str, &str, &[&str]); 7] = [
     (
         "target",
         include_str!("../../src/ports/target.rs"),
         &["name", "capabilities", "attach", "serving", "login"],
     ),
     ("writeback", include_str!("../../src/ports/writeback.rs"), &["name", "capabilities"]),
+    ("image", include_str!("../../src/ports/image_store.rs"), &["name", "capabilities"]),
     (
         "dhcp",
         include_str!("../../src/ports/dhcp.rs"),
@@ -223,6 +263,7 @@ async fn every_call_of_every_port_that_hangs_ends_and_health_names_it() {
             let health = match port {
                 "target" => m.ports.target().health().await,
                 "writeback" => m.ports.writeback().health().await,
+                "image" => m.ports.images().health().await,
                 "dhcp" => m.ports.dhcp().health().await,
                 "boot_file" => m.ports.boot_files().health().await,
                 "image_converter" => m.ports.converter().health().await,
@@ -237,7 +278,7 @@ async fn every_call_of_every_port_that_hangs_ends_and_health_names_it() {
             tokio::time::timeout(FOR_EVER, m.ports.shutdown()).await.expect("the ports close");
         }
     }
-    assert_eq!(tried, 54, "methods of ports; were some added?");
+    assert_eq!(tried, 66, "methods of ports; were some added?");
 }
 
 #[tokio::test(start_paused = true)]
@@ -384,7 +425,7 @@ async fn a_conversion_may_take_hours_but_not_stand_still() {
 }
 
 fn spec_of(dir: &Path, destination: &str) -> ConvertSpec {
-    ConvertSpec { destination: dir.join(destination), ..spec(dir) }
+    ConvertSpec { sink: Sink::File(dir.join(destination)), ..spec(dir) }
 }
 
 /// Deaf to its cancellation, and done in the end.
@@ -398,13 +439,12 @@ impl ImageConverter for Deaf {
     async fn probe(&self, _: &Path) -> Result<ImageProbe> {
         Err(Error::internal("not asked"))
     }
+    fn sinks(&self) -> Vec<SinkForm> {
+        vec![SinkForm::File, SinkForm::Blocks]
+    }
     async fn convert(&self, spec: &ConvertSpec, _: Progress, _: CancellationToken) -> Result<Converted> {
         tokio::time::sleep(Duration::from_secs(500)).await;
-        std::fs::File::create_new(&spec.destination).unwrap();
-        Ok(Converted { size_bytes: 0 })
-    }
-    async fn clean(&self, _: &Path) -> Result<()> {
-        Ok(())
+        Ok(Converted { size_bytes: spec.virtual_size, sha256: "0".repeat(64) })
     }
     async fn health(&self) -> Health {
         Health::Up
@@ -412,7 +452,7 @@ impl ImageConverter for Deaf {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_conversion_that_was_given_up_leaves_no_file_when_it_ends() {
+async fn a_conversion_that_was_given_up_keeps_its_sink_until_it_ends() {
     let dir = tempfile::tempdir().unwrap();
     let m = made_with(&every(|of| of.stall = Duration::from_secs(60)), Arc::new(Deaf));
     let (spec, running) =
@@ -420,19 +460,22 @@ async fn a_conversion_that_was_given_up_leaves_no_file_when_it_ends() {
     let deaf = m.ports.converter().convert(&spec, quiet(), CancellationToken::new()).await;
     assert_eq!(deaf.unwrap_err().kind(), ErrorKind::Timeout);
     m.counted(&format!("{running} 1"));
+    // Two that write to one sink would mix.
+    let again = m.ports.converter().convert(&spec, quiet(), CancellationToken::new()).await;
+    assert!(again.unwrap_err().message().contains("still busy with an earlier call"));
     let ended = format!("{running} 0");
     until("the call has ended", async || {
         tokio::time::sleep(Duration::from_secs(10)).await;
         m.metrics().lines().any(|l| l == ended)
     })
     .await;
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 /// Each call of a start, hung: the machine's lock is free again, another machine boots, and a shutdown ends.
 #[tokio::test(start_paused = true)]
 async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
     let steps = [
+        "image.open",
         "writeback.ensure",
         "target.ensure",
         "boot_file.ensure",
@@ -455,7 +498,8 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         let (o, machine) = (p.o.clone(), one.id);
         let hung = tokio::spawn(async move {
             let round = o.reconcile();
-            let start = o.start(StartRequest { machine, image: None, actor: Actor::Embedder });
+            let start =
+                o.start(StartRequest { machine, image: None, data_disks: vec![], by: Principal::embedder() });
             tokio::join!(round, start)
         });
         until("the call hangs", async || p.plan.calls(step) > before).await;
@@ -467,7 +511,7 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         let (report, _) = tokio::time::timeout(FOR_EVER, hung).await.expect("the call has a limit").unwrap();
         assert!(
             step.ends_with("ensure")
-                || step == "dhcp.apply"
+                || matches!(step, "dhcp.apply" | "image.open")
                 || report.trouble.iter().any(|t| t.contains("did not end within")),
             "{step}: {report:?}"
         );
@@ -502,11 +546,12 @@ async fn ends_within_its_limits(house: &House, what: Matching) {
     p.plan.add(what.hangs());
     let (o, id) = (p.o.clone(), machine.id);
     let starting = tokio::spawn(async move {
-        o.start(StartRequest { machine: id, image: None, actor: Actor::Embedder }).await
+        o.start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
+            .await
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // 15 s for work under way, then 20 + 12 + 11 + 11 + 8 s for the ports: below the 90 s of the unit.
-    tokio::time::timeout(Duration::from_secs(78), p.o.shutdown()).await.expect("the shutdown ends");
+    // 15 s for work under way, then 20 + 12 + 5 + 11 + 11 + 8 s for the ports: below the 90 s of the unit.
+    tokio::time::timeout(Duration::from_secs(83), p.o.shutdown()).await.expect("the shutdown ends");
     let e = starting.await.unwrap().unwrap_err();
     assert!(matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{e}");
     let p = house.open().await;

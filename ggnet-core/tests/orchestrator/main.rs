@@ -6,18 +6,24 @@
 #![allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
+mod authorization;
 mod boot;
 mod clock;
 mod crash;
 mod decide;
+mod disks;
 mod faults;
+mod fitting;
 mod full_disk;
 mod generations;
 mod house;
 mod hung;
 mod images;
+mod jobs;
 mod machines;
 mod observed;
+mod publish;
+mod reads;
 mod reconcile;
 mod sessions;
 mod shutdown;

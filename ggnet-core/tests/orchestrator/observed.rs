@@ -45,7 +45,7 @@ async fn a_boot_is_told_stage_by_stage() {
     has(7).await;
     assert_eq!(stages(&p.events(machine.id).await), BootStage::ALL);
     let session = p.session(&machine).await;
-    let events = p.store.events(0, 1000, Some(machine.id)).await.unwrap();
+    let events = p.store.events(None, 1000, Some(machine.id)).await.unwrap();
     let of_disk = events.iter().filter(
         |e| matches!(e.event.kind, EventKind::BootStage { stage, .. } if stage >= BootStage::IscsiLogin),
     );

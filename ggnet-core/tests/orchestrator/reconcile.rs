@@ -4,25 +4,28 @@ use std::time::Duration;
 
 use ggnet_core::{
     ErrorKind,
+    block::DiskForm,
     nouns::{
-        Actor, EventKind, Machine, MachineId, ResourceId, Session, SessionState, StopReason, WritebackPolicy,
+        AuditAction, EventKind, Machine, MachineId, Principal, ResourceId, Session, SessionState, StopReason,
+        SystemPart, WritebackPolicy,
     },
     orchestrator::{BootAnswer, NewTarget},
     ports::{
-        BaseImage, Batch, BootBundle, BootFileStore as _, DhcpBackend as _, DhcpBackendExt as _, DhcpHost,
-        LunDisks, Removal, Store as _, TargetBackend as _, Write, WritebackSpec, WritebackStore as _,
+        Batch, BootBundle, BootFileStore as _, DhcpBackend as _, DhcpBackendExt as _, DhcpHost,
+        ImageStore as _, LunDisks, Removal, Store as _, TargetBackend as _, Write, WritebackSpec,
+        WritebackStore as _,
     },
     testkit::flaky::Fault,
 };
 
-use crate::house::{House, Process, SIZE, advertised, mac};
+use crate::house::{House, Process, SIZE, advertised, all, mac};
 
 /// Objects of a machine that the store does not know, in every backend.
 async fn plant_orphans(p: &Process, version: ggnet_core::nouns::ImageVersionId) -> MachineId {
     let machine = MachineId::generate();
-    let base = BaseImage { version, path: "/none".into(), size_bytes: SIZE };
+    let base = p.images.open(version, DiskForm::Blocks).await.unwrap();
     for id in [ResourceId::generation(machine, 3), ResourceId::machine(machine)] {
-        p.writebacks.ensure(&WritebackSpec { id, base: base.clone() }).await.unwrap();
+        p.writebacks.ensure(&WritebackSpec { id, version, size_bytes: SIZE }, &base).await.unwrap();
     }
     let spec = ggnet_core::ports::TargetSpec {
         id: ResourceId::generation(machine, 3),
@@ -35,7 +38,7 @@ async fn plant_orphans(p: &Process, version: ggnet_core::nouns::ImageVersionId) 
         }],
         access: ggnet_core::ports::Access::Shared,
     };
-    let disks = LunDisks::from([(0, p.writebacks.open_base(&base).await.unwrap())]);
+    let disks = LunDisks::from([(0, base.disk)]);
     p.targets.ensure(&spec, &disks).await.unwrap();
     let id = ResourceId::machine(machine);
     let host = DhcpHost {
@@ -123,7 +126,7 @@ async fn a_written_disk_that_is_gone(p: &Process, writeback: WritebackPolicy) ->
     let session = p.session(&machine).await;
     let target = session.target(&session.current);
     p.targets.remove(&target, Removal::Force).await.unwrap();
-    p.writebacks.remove(&session.current.writeback, Removal::Force).await.unwrap();
+    p.writebacks.remove(session.writebacks().next().unwrap(), Removal::Force).await.unwrap();
     let report = format!("{:?}", p.o.reconcile().await);
     assert!(report.contains("The written disk") && report.contains("is gone"), "{report}");
     assert!(p.login(&target, &machine).await.is_err(), "nobody reads an empty disk for its own");
@@ -181,7 +184,7 @@ async fn manual_targets_are_kept() {
     let p = house.open().await;
     let (_, version) = p.image("data").await;
     let new = |name: &str| NewTarget { name: name.parse().unwrap(), version, initiator: None };
-    let (target, endpoint) = p.o.create_target(new("games"), Actor::Embedder).await.unwrap();
+    let (target, endpoint) = p.o.create_target(new("games"), &Principal::embedder()).await.unwrap();
     let id = ResourceId::manual(target.id);
     assert_eq!(endpoint.lun, 0);
     let any = "iqn.2026-11.org.example:somebody".parse().unwrap();
@@ -189,7 +192,7 @@ async fn manual_targets_are_kept() {
     assert!(reader.read(0, 0, 512).await.is_ok());
     assert_eq!(reader.write(0, 0, &[1; 512]).await.unwrap_err().kind(), ErrorKind::Permission);
     assert_eq!(
-        p.o.create_target(new("games"), Actor::Embedder).await.unwrap_err().kind(),
+        p.o.create_target(new("games"), &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Conflict
     );
     assert_eq!(p.o.reconcile().await, Default::default());
@@ -205,16 +208,16 @@ async fn manual_targets_are_kept() {
 
     let reader = p.targets.login(&id, &any, crate::house::peer()).await.unwrap();
     assert_eq!(
-        p.o.delete_target(target.id, false, Actor::Embedder).await.unwrap_err().kind(),
+        p.o.delete_target(target.id, false, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Busy
     );
     assert!(reader.is_connected());
-    p.o.delete_target(target.id, true, Actor::Embedder).await.unwrap();
+    p.o.delete_target(target.id, true, &Principal::embedder()).await.unwrap();
     assert!(!reader.is_connected());
     p.assert_empty("deleted").await;
 
     p.plan.add(Fault::on("target.ensure").nth(1).loses_the_answer(ErrorKind::Timeout));
-    assert!(p.o.create_target(new("lost"), Actor::Embedder).await.is_err());
+    assert!(p.o.create_target(new("lost"), &Principal::embedder()).await.is_err());
     p.reconcile().await;
     p.assert_empty("what no record explains").await;
 }
@@ -236,6 +239,9 @@ async fn an_idle_discard_session_is_stopped_and_a_keep_one_never() {
     p.reconcile().await;
     let ended = p.last(&discard).await.unwrap();
     assert_eq!((ended.state, ended.stop_reason), (SessionState::Stopped, Some(StopReason::Timeout)));
+    let row = p.store.audit(all()).await.unwrap().items.remove(0);
+    let by = Principal::system(SystemPart::Reconciler);
+    assert_eq!((row.action, row.by), (AuditAction::SessionStop, by));
     assert_eq!(p.last(&keep).await.unwrap().state, SessionState::Active);
     assert_eq!(p.last(&busy).await.unwrap().state, SessionState::Active);
     assert!(disk.is_connected() && p.o.is_online(p.session(&busy).await.id));
@@ -357,7 +363,7 @@ async fn another_servers_session_is_left_alone() {
     let session = p.session(&machine).await;
     for e in [
         p.stop(&session, true).await.unwrap_err(),
-        p.o.current_script(&session, &advertised()).await.unwrap_err(),
+        p.o.current_script(&session, &advertised(), &Principal::embedder()).await.unwrap_err(),
         p.start(&machine).await.unwrap_err(),
     ] {
         assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());

@@ -4,7 +4,7 @@ use ggnet_core::{
     ErrorKind,
     error::code,
     nouns::{
-        Actor, EventKind, MachineId, MachineState, SessionId, SessionState, StopReason, WritebackPolicy,
+        EventKind, MachineId, MachineState, Principal, SessionId, SessionState, StopReason, WritebackPolicy,
     },
     orchestrator::{StartRequest, StopRequest},
     ports::{Batch, Health, SessionCounts, Store as _, Write},
@@ -24,7 +24,7 @@ async fn a_session_starts_and_stops_and_all_of_it_is_told() {
 
     let started = p.start(&machine).await.unwrap();
     assert_eq!(started.session.state, SessionState::Active);
-    assert_eq!(started.session.current.version, version);
+    assert_eq!(started.session.current.system().version, version);
     assert!(started.session.current.chap.is_some());
     assert_eq!(started.endpoint.lun, 0);
     let stored = p.session(&machine).await;
@@ -57,9 +57,9 @@ async fn a_session_starts_and_stops_and_all_of_it_is_told() {
     let audit = p.store.audit(all()).await.unwrap().items;
     let actions: Vec<_> = audit.iter().rev().map(|row| row.action.as_str()).collect();
     assert_eq!(actions, ["machine.create", "session.start", "session.stop"]);
-    assert!(audit.iter().all(|row| row.actor == Actor::Embedder));
+    assert!(audit.iter().all(|row| row.by == Principal::embedder()));
     let secret = started.session.current.chap.unwrap();
-    let text = format!("{audit:?}{:?}", p.store.events(0, 100, None).await.unwrap());
+    let text = format!("{audit:?}{:?}", p.store.events(None, 100, None).await.unwrap());
     assert!(!text.contains(secret.secret.expose()), "a secret in the records");
 }
 
@@ -69,7 +69,9 @@ async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
     let p = house.open().await;
     let (image, _) = p.image("debian").await;
     let start = async |machine, image| {
-        p.o.start(StartRequest { machine, image, actor: Actor::Embedder }).await.unwrap_err()
+        p.o.start(StartRequest { machine, image, data_disks: vec![], by: Principal::embedder() })
+            .await
+            .unwrap_err()
     };
 
     let e = start(MachineId::generate(), None).await;
@@ -84,7 +86,7 @@ async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
     }
     p.update(&machine, |m| m.state = MachineState::Active).await;
 
-    let bare = p.o.create_machine(pc(2, None), Actor::Embedder).await.unwrap();
+    let bare = p.o.create_machine(pc(2, None), &Principal::embedder()).await.unwrap();
     let e = start(bare.id, None).await;
     assert_eq!(e.code(), &code::machine_without_image("pc-2"));
     assert!(e.message().contains("no image") && e.hint().is_some(), "{e}");
@@ -124,7 +126,7 @@ async fn a_stop_that_cannot_be_is_refused_with_what_to_do() {
         session: SessionId::generate(),
         force: true,
         reason: StopReason::Operator,
-        actor: Actor::Embedder,
+        by: Principal::embedder(),
     };
     assert_eq!(p.o.stop(request).await.unwrap_err().kind(), ErrorKind::NotFound);
 
@@ -192,17 +194,26 @@ async fn an_image_named_at_the_start_lasts_for_the_session() {
     let (own, own_version) = p.image("own").await;
     let (other, other_version) = p.image("other").await;
     let machine = p.machine(1, own, |_| ()).await;
-    let request = StartRequest { machine: machine.id, image: Some(other), actor: Actor::Embedder };
+    let request = StartRequest {
+        machine: machine.id,
+        image: Some(other),
+        data_disks: vec![],
+        by: Principal::embedder(),
+    };
     let session = p.o.start(request).await.unwrap().session;
-    assert_eq!(session.current.version, other_version);
+    assert_eq!(session.current.system().version, other_version);
     let disk = p.power_on(&machine).await;
     assert_eq!(p.session(&machine).await.current.number, session.current.number, "its first boot is of it");
     drop(disk);
     let _disk = p.power_on(&machine).await;
     let session = p.session(&machine).await;
-    assert_eq!((session.current.image, session.current.version), (other, other_version), "and the next one");
+    assert_eq!(
+        (session.current.system().image, session.current.system().version),
+        (other, other_version),
+        "and the next one"
+    );
     p.stop(&session, true).await.unwrap();
-    assert_eq!(p.start(&machine).await.unwrap().session.current.version, own_version);
+    assert_eq!(p.start(&machine).await.unwrap().session.current.system().version, own_version);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,7 +237,8 @@ async fn a_hundred_machines_at_once() {
     assert!(stops.iter().all(Result::is_ok));
     p.assert_whole("stopped").await;
     assert_eq!(p.store.session_counts().await.unwrap().stopped, 100);
-    assert_eq!(p.o.ports().store().health().await, Health::Up);
+    let store = p.o.read().health().await.into_iter().find(|of| of.port == "store");
+    assert_eq!(store.map(|of| of.health), Some(Health::Up));
 }
 
 #[tokio::test(start_paused = true)]

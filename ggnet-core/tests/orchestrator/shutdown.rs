@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ggnet_core::{
     ErrorKind,
-    nouns::{Actor, SessionState},
+    nouns::{Principal, SessionState},
     orchestrator::StartRequest,
     testkit::flaky::Fault,
 };
@@ -23,13 +23,17 @@ async fn shutdown_waits_for_work_under_way_and_leaves_sessions_as_they_are() {
     p.plan.add(Fault::on("writeback.ensure").nth(1).is_delayed(Duration::from_millis(100)));
     let (o, id) = (p.o.clone(), slow.id);
     let starting = tokio::spawn(async move {
-        o.start(StartRequest { machine: id, image: None, actor: Actor::Embedder }).await
+        o.start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
+            .await
     });
     crate::house::until("the start is under way", async || p.plan.calls("writeback.ensure") >= 2).await;
     p.o.shutdown().await;
     assert_eq!(starting.await.unwrap().unwrap().session.state, SessionState::Active, "it was waited for");
     assert!(!disk.is_connected());
-    let e = p.o.start(StartRequest { machine: id, image: None, actor: Actor::Embedder }).await.unwrap_err();
+    let e =
+        p.o.start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
+            .await
+            .unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable);
 
     let p = house.open().await;
@@ -67,12 +71,12 @@ async fn an_import_under_way_is_cancelled() {
         expected_sha256: None,
         comment: String::new(),
         make_current: true,
-        actor: Actor::Embedder,
+        by: Principal::embedder(),
     };
     let (_, version) = p.o.import(request).await.unwrap();
     p.o.shutdown().await;
     let p = house.open().await;
     let version = ggnet_core::ports::Store::version(&p.store, version.id).await.unwrap().unwrap();
     assert_eq!(version.state, ggnet_core::nouns::VersionState::Failed);
-    assert_eq!(std::fs::read_dir(&house.config.images_dir).unwrap().count(), 0);
+    assert!(p.image_ids().await.is_empty());
 }

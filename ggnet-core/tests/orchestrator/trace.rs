@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ggnet_core::nouns::{BootStage, EventKind, WritebackPolicy};
+use ggnet_core::nouns::{BootStage, EventKind, Principal, WritebackPolicy};
 
 use crate::house::{House, Process, advertised, until};
 
@@ -20,12 +20,13 @@ fn expected(calls: &[(&str, usize)]) -> BTreeMap<String, usize> {
 }
 
 /// What every start asks, whoever wants it.
-const START: [(&str, usize); 9] = [
+const START: [(&str, usize); 10] = [
     ("store.machine", 1),
     ("store.live_session", 1),
     ("store.last_session", 1),
     ("store.image", 1),
     ("store.version", 1),
+    ("image.open", 1),
     ("writeback.ensure", 1),
     ("target.ensure", 1),
     ("boot_file.ensure", 1),
@@ -93,6 +94,7 @@ async fn a_script_asked_for_again_ensures_nothing() {
         ("store.image", 2),
         ("store.version", 3),
         ("store.commit", 2),
+        ("image.open", 1),
         ("writeback.ensure", 1),
         ("target.ensure", 1),
     ]));
@@ -111,7 +113,7 @@ async fn a_script_asked_for_again_ensures_nothing() {
 
     let session = p.session(&machine).await;
     let from = p.plan.log().len();
-    p.o.current_script(&session, &advertised()).await.unwrap();
+    p.o.current_script(&session, &advertised(), &Principal::embedder()).await.unwrap();
     let made: Vec<_> = calls(&p, from)
         .into_keys()
         .filter(|call| call.ends_with("ensure") || call.ends_with("apply"))

@@ -1,13 +1,13 @@
 //! A store that is not the one that images and kept writes belong to: what it does not explain would be removed.
 
-use std::{fs::File, sync::Arc};
+use std::sync::Arc;
 
 use ggnet_core::{
     ErrorKind, Result,
     metrics::Registry,
     nouns::{ImageVersionId, WritebackPolicy},
     orchestrator::{Backends, Ports},
-    ports::Removal,
+    ports::{ImageSpec, Removal},
     testkit::memory::MemoryStore,
     wrap::PortLimits,
 };
@@ -25,32 +25,31 @@ fn refused(result: Result<()>, what: &str) {
 async fn a_new_one_is_refused_beside_images_and_beside_kept_writes() {
     let house = House::new();
     let p = house.open().await;
-    let images = &house.config.images_dir;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     drop(p.power_on(&machine).await);
     p.stop(&p.session(&machine).await, true).await.unwrap();
     let kept = p.left().await["writeback"].first().cloned().expect("kept writes");
-    let version = images.join(format!("{}.raw", ImageVersionId::generate()));
-    File::create(&version).unwrap();
+    let version = p.image_ids().await[0];
+    let draft = ImageSpec::new(ImageVersionId::generate(), 4096);
 
-    let own = p.o.ports();
+    let own = &p.ports;
     let backends = Backends {
         store: Arc::new(MemoryStore::new()),
         target: own.target().clone(),
         writeback: own.writeback().clone(),
+        images: own.images().clone(),
         dhcp: own.dhcp().clone(),
         boot_files: own.boot_files().clone(),
         converter: own.converter().clone(),
         clock: own.clock().clone(),
     };
     let new = Ports::new(backends, &PortLimits::default(), &mut Registry::default()).unwrap();
-    refused(new.check_store(images).await, version.to_str().unwrap());
-    own.check_store(images).await.expect("their own store");
-    std::fs::remove_file(&version).unwrap();
-    refused(new.check_store(images).await, kept.as_str());
+    refused(new.check_store().await, &version.to_string());
+    own.check_store().await.expect("their own store");
+    own.images().remove(version, Removal::Force).await.unwrap();
+    refused(new.check_store().await, kept.as_str());
     own.writeback().remove(&kept, Removal::Force).await.unwrap();
-    File::create(images.join("an-operators.txt")).unwrap();
-    new.check_store(images).await.expect("nothing is there that it would have to know");
-    new.check_store(&images.join("not-there")).await.expect("a first start");
+    own.images().draft(&draft).await.unwrap();
+    new.check_store().await.expect("nothing is there that it would have to know");
 }

@@ -1,23 +1,25 @@
-//! Who may use the API: the holder of the administrator token.
+//! Who uses the API: the holder of the administrator token. Who that is, from where and with which request, goes with the request as a
+//! [`Principal`], which routes take by `Extension(by): Extension<Principal>`.
 
 use axum::{
-    extract::{Request, State},
+    extract::{ConnectInfo, Request, State},
     http::header::AUTHORIZATION,
     middleware::Next,
     response::Response,
 };
 use ggnet_core::{
     Error,
+    authorization::{Command, authorize},
     error::{Code, code},
-    nouns::Actor,
+    nouns::Principal,
 };
 
-use super::{Endpoints, Shared, error::Failure};
+use super::{Endpoints, Shared, error::Failure, request_id};
 
-/// Lets a request with the right `Authorization: Bearer …` through.
+/// Lets a request with the right `Authorization: Bearer …` through, with its principal.
 pub async fn require_token(
     State(app): State<Shared>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Failure> {
     let token = request
@@ -25,19 +27,23 @@ pub async fn require_token(
         .get(AUTHORIZATION)
         .and_then(|h| h.to_str().ok())
         .and_then(|h| h.strip_prefix("Bearer "));
-    match token {
-        Some(token) if app.token.matches(token.trim()) => Ok(next.run(request).await),
-        Some(_) => Err(Failure::unauthorized(code::token_wrong(), "The token is wrong")),
-        None => Err(Failure::unauthorized(
-            code::token_missing(),
-            "This needs the administrator token as `Authorization: Bearer …`",
-        )),
+    match token.map(|token| app.token.matches(token.trim())) {
+        Some(true) => {}
+        Some(false) => return Err(Failure::unauthorized(code::token_wrong(), "The token is wrong")),
+        None => {
+            return Err(Failure::unauthorized(
+                code::token_missing(),
+                "This needs the administrator token as `Authorization: Bearer …`",
+            ));
+        }
     }
-}
-
-/// The actor of an API request.
-pub fn admin(ends: &Endpoints) -> Actor {
-    Actor::Admin { address: Some(ends.peer.ip().to_string()) }
+    let ends = request.extensions().get::<ConnectInfo<Endpoints>>();
+    let from = ends.map(|ConnectInfo(ends)| ends.peer.ip().to_string());
+    let by = Principal::administrator().at(from).asking(request_id::of(request.headers()));
+    // Whoever comes in may at least look; what changes something the orchestrator asks for itself.
+    authorize(&by, Command::Read)?;
+    request.extensions_mut().insert(by);
+    Ok(next.run(request).await)
 }
 
 impl Failure {

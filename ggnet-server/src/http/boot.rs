@@ -18,6 +18,7 @@ use super::{
     Endpoints, Shared,
     error::{Answer, Failure},
     extract::{ValidPath, ValidQuery},
+    request_id,
 };
 
 /// What a script says of the machine that reads it.
@@ -75,6 +76,7 @@ pub async fn script(
         mac,
         firmware,
         peer: Some(ends.peer.ip().to_string()),
+        request_id: request_id::of(&headers),
         advertised: app.advertise.to(&ends, &headers)?,
         prepare: method != Method::HEAD,
     };
@@ -101,7 +103,7 @@ pub async fn report(
 /// `GET /files/{path}`: the same boot files that TFTP serves.
 pub async fn file(State(app): State<Shared>, ValidPath(path): ValidPath<String>) -> Answer<Response> {
     let path: BootPath = path.parse()?;
-    let bytes = app.orchestrator.ports().boot_files().read(&path).await?;
+    let bytes = app.orchestrator.read().boot_file(&path).await?;
     let kind = HeaderValue::from_static("application/octet-stream");
     Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
 }

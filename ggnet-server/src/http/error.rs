@@ -13,6 +13,8 @@ use axum::{
 use ggnet_backends::log_budget::LogBudget;
 use ggnet_core::{Error, ErrorKind, api::Problem, error::code};
 
+use super::request_id;
+
 /// Lines of the log about requests that failed: whoever asks for a boot script may cause them, as often as he likes.
 static FAILURES: LazyLock<LogBudget> = LazyLock::new(|| LogBudget::new(10));
 
@@ -117,18 +119,9 @@ pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
         .into_response()
 }
 
-/// A client's own request id is kept where it is one: it goes into every line of the log about its request.
-pub async fn drop_odd_request_id(mut request: axum::extract::Request) -> axum::extract::Request {
-    let fits = |id: &HeaderValue| id.len() <= 64 && id.to_str().is_ok();
-    if request.headers().get("x-request-id").is_some_and(|id| !fits(id)) {
-        request.headers_mut().remove("x-request-id");
-    }
-    request
-}
-
 /// The log span of a request: its id, method and path. The query may carry what a machine claims, so it is left out.
 pub fn request_span<B>(request: &Request<B>) -> tracing::Span {
-    let id = request.headers().get("x-request-id").and_then(|v| v.to_str().ok()).unwrap_or("");
+    let id = request.headers().get(request_id::HEADER).and_then(|v| v.to_str().ok()).unwrap_or("");
     let path: String = request.uri().path().chars().take(200).collect();
     tracing::info_span!("http", id, method = %request.method(), path)
 }

@@ -1,21 +1,29 @@
 //! Events since a cursor, and the audit log.
 
 use axum::{Json, extract::State};
-use ggnet_core::{Error, api::EventListResponse, error::code, nouns::AuditRow, ports::Page};
+use ggnet_core::{
+    Error,
+    api::EventListResponse,
+    error::code,
+    nouns::{AuditRow, Cursor},
+    ports::Page,
+};
 use serde::Deserialize;
 
 use super::{
     Shared,
     error::Answer,
-    extract::{ValidQuery, machine, page},
+    extract::{ValidQuery, page},
 };
 
-/// `?after=…&limit=…&machine=…`.
+/// `?after=…&newest=…&limit=…&machine=…`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventQuery {
+    // A text, so that what is no cursor is refused with its own code.
+    after: Option<String>,
     #[serde(default)]
-    after: i64,
+    newest: bool,
     limit: Option<u32>,
     machine: Option<String>,
 }
@@ -39,13 +47,29 @@ pub async fn events(
             .with_code(code::out_of_range(1, 1000))
             .into());
     }
-    let store = app.orchestrator.ports().store();
+    let after = q.after.as_deref().map(str::parse::<Cursor>).transpose()?;
+    if q.newest && after.is_some() {
+        return Err(Error::invalid("newest", "The newest events are asked for without a cursor")
+            .with_hint("Leave `after` out, or `newest`")
+            .into());
+    }
+    let read = app.orchestrator.read();
     let machine = match &q.machine {
-        Some(reference) => Some(machine(store.as_ref(), reference).await?.id),
+        Some(reference) => Some(read.machine(reference).await?.id),
         None => None,
     };
-    let items = store.events(q.after, limit, machine).await?;
-    let cursor = items.last().map_or(q.after, |e| e.seq);
+    // Asked before: nothing of this machine lies between `after` and it when there is nothing in the answer. A follower of a quiet machine
+    // would else keep a cursor that is forgotten one day.
+    let newest = match machine {
+        Some(_) => read.newest_events(1, None).await?.pop(),
+        None => None,
+    };
+    let items = if q.newest {
+        read.newest_events(limit, machine).await?
+    } else {
+        read.events(after.clone(), limit, machine).await?
+    };
+    let cursor = items.last().or(newest.as_ref()).map(|event| event.cursor.clone()).or(after);
     Ok(Json(EventListResponse { items, cursor }))
 }
 
@@ -55,5 +79,5 @@ pub async fn audit(
     ValidQuery(q): ValidQuery<PageQuery>,
 ) -> Answer<Json<Page<AuditRow>>> {
     let request = page(q.page, q.per_page)?;
-    Ok(Json(app.orchestrator.ports().store().audit(request).await?))
+    Ok(Json(app.orchestrator.read().audit(request).await?))
 }

@@ -1,16 +1,11 @@
-//! Extractors whose refusals name the field: JSON bodies, queries, and machines or images by id or name.
+//! Extractors whose refusals name the field: JSON bodies, queries, paths.
 
 use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Request},
     http::request::Parts,
 };
-use ggnet_core::{
-    Error, Result,
-    error::code,
-    nouns::{Image, ImageId, Machine, MachineId, Name},
-    ports::{PageRequest, Store},
-};
+use ggnet_core::{Error, Result, error::code, nouns::Name, ports::PageRequest};
 use serde::de::DeserializeOwned;
 
 use super::error::Failure;
@@ -100,30 +95,6 @@ pub fn free_in_a_path(name: &Name, taken: &[&str]) -> Result<()> {
         .with_hint("Choose another name"));
     }
     Ok(())
-}
-
-/// A machine by id or name.
-pub async fn machine(store: &dyn Store, reference: &str) -> Result<Machine> {
-    let found = match reference.parse::<MachineId>() {
-        Ok(id) => store.machine(id).await?,
-        Err(_) => match reference.parse::<Name>() {
-            Ok(name) => store.machine_by_name(&name).await?,
-            Err(_) => None,
-        },
-    };
-    found.ok_or_else(|| Error::not_found("machine", reference).with_hint("`ggnet machine list` shows all"))
-}
-
-/// An image by id or name.
-pub async fn image(store: &dyn Store, reference: &str) -> Result<Image> {
-    let found = match reference.parse::<ImageId>() {
-        Ok(id) => store.image(id).await?,
-        Err(_) => match reference.parse::<Name>() {
-            Ok(name) => store.image_by_name(&name).await?,
-            Err(_) => None,
-        },
-    };
-    found.ok_or_else(|| Error::not_found("image", reference).with_hint("`ggnet image list` shows all"))
 }
 
 #[cfg(test)]

@@ -47,19 +47,11 @@ pub(super) async fn ready(State(ready): State<Arc<Ready>>) -> impl IntoResponse 
 }
 
 async fn ask_all(app: Shared) -> Vec<BackendHealth> {
-    let p = app.orchestrator.ports();
-    let backends: [BackendHealth; 8] = tokio::join!(
-        ask("store", p.store().name(), p.store().health()),
-        ask("target", p.target().name(), p.target().health()),
-        ask("writeback", p.writeback().name(), p.writeback().health()),
-        ask("dhcp", p.dhcp().name(), p.dhcp().health()),
-        ask("boot_files", p.boot_files().name(), p.boot_files().health()),
-        ask("converter", p.converter().name(), p.converter().health()),
-        ask("images", "ggnet", async { app.image_files.health() }),
-        ask("server", "ggnet", async { own(&app) }),
-    )
-    .into();
-    backends.into()
+    let asked = app.orchestrator.read().health().await;
+    let mut all: Vec<_> = asked.into_iter().map(|of| shown(of.port, of.backend, of.health)).collect();
+    all.push(shown("images", "ggnet", app.image_files.health()));
+    all.push(shown("server", "ggnet", own(&app)));
+    all
 }
 
 /// The server itself.
@@ -77,11 +69,9 @@ fn own(app: &Shared) -> Health {
     if why.is_empty() { Health::Up } else { Health::Degraded(why.join("; ")) }
 }
 
-/// All are asked at once. One that hangs is down when the port's limit for `health` has passed.
-async fn ask(port: &str, backend: &str, health: impl Future<Output = Health>) -> BackendHealth {
-    let health = health.await;
-    // A missing converter stops imports, not boots.
-    let boots = health.boots() || port == "converter";
+fn shown(port: &str, backend: &str, health: Health) -> BackendHealth {
+    // A missing converter and a full image store stop imports, not boots. Whether the versions that machines boot are there `images` says.
+    let boots = health.boots() || matches!(port, "converter" | "image_store");
     BackendHealth { port: port.to_owned(), backend: backend.to_owned(), health, boots }
 }
 
@@ -98,15 +88,16 @@ pub async fn server(State(app): State<Shared>) -> Json<ServerInfo> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn what_lets_nobody_new_boot_is_said_of_each_backend() {
-        let boots = async |port, health| ask(port, "x", async { health }).await.boots;
-        assert!(boots("dhcp", Health::Up).await && boots("store", Health::Degraded("slow".into())).await);
+    #[test]
+    fn what_lets_nobody_new_boot_is_said_of_each_backend() {
+        let boots = |port, health| shown(port, "x", health).boots;
+        assert!(boots("dhcp", Health::Up) && boots("store", Health::Degraded("slow".into())));
         assert!(
-            !boots("store", Health::Blocked("full".into())).await,
+            !boots("store", Health::Blocked("full".into())),
             "it works for those it serves, and for no other"
         );
-        assert!(!boots("dhcp", Health::Down("gone".into())).await);
-        assert!(boots("converter", Health::Down("gone".into())).await);
+        assert!(!boots("dhcp", Health::Down("gone".into())));
+        assert!(boots("converter", Health::Down("gone".into())));
+        assert!(boots("image_store", Health::Blocked("full".into())));
     }
 }

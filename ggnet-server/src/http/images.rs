@@ -2,26 +2,21 @@
 
 use std::path::{Path as FsPath, PathBuf};
 
-use axum::{
-    Json,
-    extract::{ConnectInfo, State},
-    http::StatusCode,
-};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use ggnet_core::{
     Error, Result,
     api::{ImageResponse, ImportImageRequest, ImportResponse, VersionResponse},
     error::code,
-    nouns::{Image, ImageState, ImageVersion, ImageVersionId, VersionState},
-    orchestrator::ImportRequest,
+    nouns::{ImageVersionId, Principal},
+    orchestrator::{ImageView, ImportRequest, VersionView},
     ports::Page,
 };
 use serde::Deserialize;
 
 use super::{
-    Endpoints, Shared,
-    auth::admin,
+    Shared,
     error::Answer,
-    extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, image, page},
+    extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, page},
 };
 
 /// Words that stand where an image's name may in a path.
@@ -40,29 +35,26 @@ pub async fn list(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<ListQuery>,
 ) -> Answer<Json<Page<ImageResponse>>> {
-    let got = app.orchestrator.ports().store().images(page(q.page, q.per_page)?).await?;
-    let mut items = Vec::with_capacity(got.items.len());
-    for image in got.items {
-        items.push(respond(&app, image).await?);
-    }
+    let got = app.orchestrator.read().images(page(q.page, q.per_page)?).await?;
+    let items = got.items.into_iter().map(respond).collect();
     Ok(Json(Page { items, total: got.total, page: got.page, per_page: got.per_page }))
 }
 
-async fn respond(app: &Shared, image: Image) -> Result<ImageResponse> {
-    let versions = app.orchestrator.ports().store().versions(image.id).await?;
-    let state = if image.current.is_some() {
-        ImageState::Ready
-    } else if versions.iter().any(|v| v.state == VersionState::Importing) {
-        ImageState::Importing
-    } else {
-        ImageState::Empty
-    };
-    let versions = versions.into_iter().map(|v| with_progress(app, v)).collect();
-    Ok(ImageResponse { image, state, versions })
+fn respond(view: ImageView) -> ImageResponse {
+    let ImageView { image, state, versions } = view;
+    ImageResponse { image, state, versions: versions.into_iter().map(with_progress).collect() }
 }
 
-fn with_progress(app: &Shared, version: ImageVersion) -> VersionResponse {
-    VersionResponse { progress_per_mille: app.orchestrator.import_progress(version.id), version }
+fn with_progress(view: VersionView) -> VersionResponse {
+    let VersionView { version, progress_per_mille } = view;
+    VersionResponse { version, progress_per_mille }
+}
+
+/// The image of this id or name, with its versions.
+async fn view(app: &Shared, reference: &str) -> Result<ImageResponse> {
+    let read = app.orchestrator.read();
+    let image = read.image(reference).await?;
+    Ok(respond(read.image_view(image).await?))
 }
 
 /// `GET /images/{id}`: by id or name.
@@ -70,8 +62,7 @@ pub async fn show(
     State(app): State<Shared>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<Json<ImageResponse>> {
-    let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
-    Ok(Json(respond(&app, found).await?))
+    Ok(Json(view(&app, &id).await?))
 }
 
 /// `GET /images/{id}/versions`.
@@ -79,8 +70,7 @@ pub async fn versions(
     State(app): State<Shared>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<Json<Vec<VersionResponse>>> {
-    let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
-    Ok(Json(respond(&app, found).await?.versions))
+    Ok(Json(view(&app, &id).await?.versions))
 }
 
 /// `GET /versions/{id}`.
@@ -88,15 +78,13 @@ pub async fn version(
     State(app): State<Shared>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<Json<VersionResponse>> {
-    let found = app.orchestrator.ports().store().version(id).await?;
-    let found = found.ok_or_else(|| Error::not_found("image version", id))?;
-    Ok(Json(with_progress(&app, found)))
+    Ok(Json(with_progress(app.orchestrator.read().version(id).await?)))
 }
 
 /// `POST /images/import`: begins an import; 202 with the version to watch.
 pub async fn import(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidJson(body): ValidJson<ImportImageRequest>,
 ) -> Answer<(StatusCode, Json<ImportResponse>)> {
     if let Some(sum) = &body.sha256
@@ -115,14 +103,17 @@ pub async fn import(
         expected_sha256: body.sha256,
         comment: body.comment,
         make_current: body.make_current,
-        actor: admin(&ends),
+        by,
     };
     let (image, version) = app.orchestrator.import(request).await?;
-    Ok((StatusCode::ACCEPTED, Json(ImportResponse { image, version: with_progress(&app, version) })))
+    // It has begun: an answer that lacks its job is better than an error.
+    let job = app.orchestrator.version_job(version.id).await.ok().flatten().map(|job| job.id);
+    let version = with_progress(app.orchestrator.read().version_view(version));
+    Ok((StatusCode::ACCEPTED, Json(ImportResponse { image, version, job })))
 }
 
 /// The real path, below one of the allowed folders; symbolic links are resolved before the look.
-async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
+pub(super) async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
     let folders = || allowed.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
     if !path.is_absolute() {
         return Err(Error::invalid("path", format!("{} is not an absolute path", path.display()))
@@ -152,40 +143,41 @@ async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
 /// `POST /versions/{id}/cancel`: cancels an import under way.
 pub async fn cancel(
     State(app): State<Shared>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.cancel_import(id)?;
+    app.orchestrator.cancel_import(id, &by).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
 /// `POST /images/{id}/current/{version}`: what machines boot from their next boot on.
 pub async fn set_current(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath((id, version)): ValidPath<(String, ImageVersionId)>,
 ) -> Answer<Json<ImageResponse>> {
-    let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
-    let changed = app.orchestrator.set_current_version(found.id, version, admin(&ends)).await?;
-    Ok(Json(respond(&app, changed).await?))
+    let found = app.orchestrator.read().image(&id).await?;
+    let changed = app.orchestrator.set_current_version(found.id, version, &by).await?;
+    Ok(Json(respond(app.orchestrator.read().image_view(changed).await?)))
 }
 
 /// `DELETE /versions/{id}`.
 pub async fn remove_version(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.delete_version(id, admin(&ends)).await?;
+    app.orchestrator.delete_version(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `DELETE /images/{id}`.
 pub async fn remove(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
-    let found = image(app.orchestrator.ports().store().as_ref(), &id).await?;
-    app.orchestrator.delete_image(found.id, admin(&ends)).await?;
+    let found = app.orchestrator.read().image(&id).await?;
+    app.orchestrator.delete_image(found.id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

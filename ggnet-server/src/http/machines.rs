@@ -1,24 +1,19 @@
 //! Machines, and the unknown ones that were seen.
 
-use axum::{
-    Json,
-    extract::{ConnectInfo, State},
-    http::StatusCode,
-};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use ggnet_core::{
-    Error, Result,
     api::{CreateMachineRequest, UpdateMachineRequest},
-    error::code,
-    nouns::{Firmware, ImageId, MacAddr, Machine, MachineId, MachineState, Name, SeenMachine, Timestamp},
+    nouns::{
+        Firmware, ImageId, MacAddr, Machine, MachineId, MachineState, Name, Principal, SeenMachine, Timestamp,
+    },
     ports::{MachineFilter, Page},
 };
 use serde::Deserialize;
 
 use super::{
-    Endpoints, Shared,
-    auth::admin,
+    Shared,
     error::Answer,
-    extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, image, machine, page},
+    extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, page},
 };
 
 /// Words that stand where a machine's name may in a path.
@@ -41,23 +36,23 @@ pub async fn list(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<ListQuery>,
 ) -> Answer<Json<Page<Machine>>> {
-    let store = app.orchestrator.ports().store();
+    let read = app.orchestrator.read();
     let image: Option<ImageId> = match &q.image {
-        Some(reference) => Some(image(store.as_ref(), reference).await?.id),
+        Some(reference) => Some(read.image(reference).await?.id),
         None => None,
     };
     let filter = MachineFilter { state: q.state, group: q.group, image, search: q.search };
-    Ok(Json(store.machines(&filter, page(q.page, q.per_page)?).await?))
+    Ok(Json(read.machines(&filter, page(q.page, q.per_page)?).await?))
 }
 
 /// `POST /machines`.
 pub async fn create(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
     free_in_a_path(&body.name, &TAKEN)?;
-    let made = app.orchestrator.create_machine(new_machine(body), admin(&ends)).await?;
+    let made = app.orchestrator.create_machine(new_machine(body), &by).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -83,23 +78,23 @@ fn new_machine(body: CreateMachineRequest) -> Machine {
     }
 }
 
-/// `GET /machines/{id}`: by id or name.
+/// `GET /machines/{id}`: by id, name or MAC address.
 pub async fn show(State(app): State<Shared>, ValidPath(id): ValidPath<String>) -> Answer<Json<Machine>> {
-    Ok(Json(machine(app.orchestrator.ports().store().as_ref(), &id).await?))
+    Ok(Json(app.orchestrator.read().machine(&id).await?))
 }
 
 /// `PATCH /machines/{id}`.
 pub async fn update(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
     ValidJson(body): ValidJson<UpdateMachineRequest>,
 ) -> Answer<Json<Machine>> {
     body.name.as_ref().map_or(Ok(()), |name| free_in_a_path(name, &TAKEN))?;
-    let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
+    let id = app.orchestrator.read().machine(&id).await?.id;
     let revision = body.revision;
     let change = Box::new(move |m| Ok(changed(m, body)));
-    Ok(Json(app.orchestrator.update_machine(id, revision, change, admin(&ends)).await?))
+    Ok(Json(app.orchestrator.update_machine(id, revision, change, &by).await?))
 }
 
 fn changed(mut m: Machine, c: UpdateMachineRequest) -> Machine {
@@ -127,22 +122,22 @@ fn changed(mut m: Machine, c: UpdateMachineRequest) -> Machine {
 /// `DELETE /machines/{id}`.
 pub async fn remove(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
-    let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
-    app.orchestrator.delete_machine(id, admin(&ends)).await?;
+    let id = app.orchestrator.read().machine(&id).await?.id;
+    app.orchestrator.delete_machine(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `DELETE /machines/{id}/writeback`: throws away what a `keep` machine has written.
 pub async fn discard_writeback(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
-    let id = machine(app.orchestrator.ports().store().as_ref(), &id).await?.id;
-    app.orchestrator.discard_kept_writeback(id, admin(&ends)).await?;
+    let id = app.orchestrator.read().machine(&id).await?.id;
+    app.orchestrator.discard_kept_writeback(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -159,26 +154,18 @@ pub async fn seen(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<SeenQuery>,
 ) -> Answer<Json<Page<SeenMachine>>> {
-    Ok(Json(app.orchestrator.ports().store().seen(page(q.page, q.per_page)?).await?))
-}
-
-async fn seen_one(app: &Shared, mac: MacAddr) -> Result<SeenMachine> {
-    let found = app.orchestrator.ports().store().seen_machine(mac).await?;
-    found.ok_or_else(|| {
-        Error::new(code::seen_machine_not_found(mac), format!("No unknown machine {mac} was seen"))
-            .with_hint("`ggnet machine seen` shows all")
-    })
+    Ok(Json(app.orchestrator.read().seen(page(q.page, q.per_page)?).await?))
 }
 
 /// `POST /machines/seen/{mac}/register`: takes an unknown machine over, with its MAC address and firmware.
 pub async fn register_seen(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(mac): ValidPath<MacAddr>,
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
     free_in_a_path(&body.name, &TAKEN)?;
-    let seen = seen_one(&app, mac).await?;
+    let seen = app.orchestrator.read().seen_machine(mac).await?;
     let mut new = new_machine(body);
     if !new.macs.contains(&mac) {
         new.macs.insert(0, mac);
@@ -186,17 +173,18 @@ pub async fn register_seen(
     if new.firmware == Firmware::Unknown {
         new.firmware = seen.firmware;
     }
-    let made = app.orchestrator.create_machine(new, admin(&ends)).await?;
+    let made = app.orchestrator.create_machine(new, &by).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
 /// `DELETE /machines/seen/{mac}`: forgets one.
 pub async fn forget_seen(
     State(app): State<Shared>,
-    ConnectInfo(ends): ConnectInfo<Endpoints>,
+    Extension(by): Extension<Principal>,
     ValidPath(mac): ValidPath<MacAddr>,
 ) -> Answer<StatusCode> {
-    seen_one(&app, mac).await?;
-    app.orchestrator.forget_seen(mac, admin(&ends)).await?;
+    // What was never seen is `NotFound`, not forgotten.
+    app.orchestrator.read().seen_machine(mac).await?;
+    app.orchestrator.forget_seen(mac, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -16,7 +16,7 @@ use axum::{
 use ggnet_core::{
     Error, Result,
     nouns::{MachineId, ResourceId},
-    orchestrator::Ports,
+    orchestrator::Reads,
     ports::{Connection, IoCounters, SessionCounts},
 };
 use prometheus_client::{
@@ -43,8 +43,8 @@ pub async fn metrics(State(app): State<Shared>) -> Answer<Response> {
 }
 
 async fn scrape(app: &Shared) -> Scrape {
-    let ports = app.orchestrator.ports();
-    let (sessions, disks) = tokio::join!(told(ports.store().session_counts()), told(disks(ports)));
+    let read = app.orchestrator.read();
+    let (sessions, disks) = tokio::join!(told(read.session_counts()), told(disks(read)));
     Scrape {
         sessions,
         online: app.orchestrator.online_count(),
@@ -69,26 +69,13 @@ async fn told<T>(what: impl Future<Output = Result<T>>) -> Option<T> {
     }
 }
 
-async fn disks(ports: &Ports) -> Result<BTreeMap<Labels, Totals>> {
-    let mut names = Names {
-        manual: ports
-            .store()
-            .targets()
-            .await?
-            .into_iter()
-            .map(|t| (ResourceId::manual(t.id), t.name.to_string()))
-            .collect(),
-        machines: BTreeMap::new(),
+async fn disks(read: Reads<'_>) -> Result<BTreeMap<Labels, Totals>> {
+    let found = read.connections().await?;
+    let names = Names {
+        manual: found.manual.into_iter().map(|(id, name)| (id, name.to_string())).collect(),
+        machines: found.machines.into_iter().map(|(id, name)| (id, name.to_string())).collect(),
     };
-    let connections = ports.target().connections().await?;
-    for machine in connections.iter().filter_map(|c| c.target.owner()).map(|(machine, _)| machine) {
-        if !names.machines.contains_key(&machine)
-            && let Some(found) = ports.store().machine(machine).await?
-        {
-            names.machines.insert(machine, found.name.to_string());
-        }
-    }
-    Ok(by_disk(&connections, &names))
+    Ok(by_disk(&found.connections, &names))
 }
 
 /// What people call the owners of targets.

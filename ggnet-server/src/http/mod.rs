@@ -12,9 +12,11 @@ mod events;
 mod extract;
 mod health;
 mod images;
+mod jobs;
 mod listener;
 mod machines;
 mod metrics;
+mod request_id;
 mod sessions;
 mod shared_answer;
 mod targets;
@@ -74,7 +76,7 @@ pub type Shared = Arc<App>;
 /// All routes.
 pub fn router(app: App) -> Router {
     let app = Arc::new(app);
-    let request_id = HeaderName::from_static("x-request-id");
+    let request_id = HeaderName::from_static(request_id::HEADER);
     let api = Router::new()
         .route("/server", get(health::server))
         .route("/machines", get(machines::list).post(machines::create))
@@ -90,6 +92,10 @@ pub fn router(app: App) -> Router {
         .route("/images/{id}/current/{version}", post(images::set_current))
         .route("/versions/{id}", get(images::version).delete(images::remove_version))
         .route("/versions/{id}/cancel", post(images::cancel))
+        .route("/jobs", get(jobs::list))
+        .route("/jobs/{id}", get(jobs::show))
+        .route("/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/jobs/{id}/retry", post(jobs::retry))
         .route("/sessions", get(sessions::list))
         .route("/sessions/start", post(sessions::start))
         .route("/sessions/stats", get(sessions::stats))
@@ -134,6 +140,6 @@ pub fn router(app: App) -> Router {
         // A failure says itself what it is, and that a machine is to come again is none.
         .layer(TraceLayer::new_for_http().make_span_with(error::request_span).on_failure(()))
         .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
-        .layer(middleware::map_request(error::drop_odd_request_id))
+        .layer(middleware::map_request(request_id::drop_odd))
         .merge(health)
 }

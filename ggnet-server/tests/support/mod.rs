@@ -1,4 +1,4 @@
-//! What tests of the whole server share: its answers over HTTP, and images without an import.
+//! What tests of the whole server share: its answers over HTTP, and images.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a helper of tests fails as tests fail")]
@@ -11,9 +11,8 @@ use std::{
 };
 
 use ggnet_core::{
-    nouns::{Image, ImageId, ImageVersion, ImageVersionId, VersionSource, VersionState},
-    orchestrator::Orchestrator,
-    ports::{Batch, Clock as _, SystemClock, Write},
+    nouns::{ImageFormat, ImageId, ImageVersionId, Principal, VersionState},
+    orchestrator::{ImportRequest, Orchestrator},
 };
 
 /// Far longer than any limit in these tests.
@@ -34,6 +33,11 @@ pub async fn get(http: SocketAddr, path: &str, token: &str) -> String {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {http}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
     );
+    answer(http, request).await.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// The whole answer to a whole request.
+pub async fn answer(http: SocketAddr, request: String) -> String {
     let got = tokio::task::spawn_blocking(move || {
         let mut connection = TcpStream::connect(http).unwrap();
         connection.set_read_timeout(Some(FOR_EVER)).unwrap();
@@ -42,40 +46,29 @@ pub async fn get(http: SocketAddr, path: &str, token: &str) -> String {
         connection.read_to_string(&mut text).unwrap();
         text
     });
-    got.await.unwrap().split_once("\r\n\r\n").unwrap().1.to_owned()
+    got.await.unwrap()
 }
 
 /// An image with one ready version of a MiB, and that version.
 pub async fn image(o: &Orchestrator, name: &str) -> (ImageId, ImageVersionId) {
-    let now = SystemClock.now();
-    let mut image = Image {
-        id: ImageId::generate(),
-        name: name.parse().unwrap(),
-        description: String::new(),
-        current: None,
-        last_version: 0,
-        created_at: now,
-        updated_at: now,
-        revision: 0,
-    };
-    let version = ImageVersion {
-        id: ImageVersionId::generate(),
-        image: image.id,
-        number: 1,
-        state: VersionState::Ready,
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("source.raw");
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let request = ImportRequest {
+        image: name.parse().unwrap(),
+        path,
+        format: Some(ImageFormat::Raw),
+        expected_sha256: None,
         comment: String::new(),
-        source: VersionSource::Import { path: "/import".into(), format: None, expected_sha256: None },
-        size_bytes: 1 << 20,
-        sha256: Some("0".repeat(64)),
-        error: None,
-        failure: None,
-        created_at: now,
-        finished_at: Some(now),
+        make_current: true,
+        by: Principal::embedder(),
     };
-    File::create_new(o.version_path(version.id)).unwrap().set_len(1 << 20).unwrap();
-    let batch = Batch::new().write(Write::Image(image.clone())).write(Write::Version(version.clone()));
-    o.ports().store().commit(batch).await.unwrap();
-    (image.revision, image.current) = (1, Some(version.id));
-    o.ports().store().commit(Batch::new().write(Write::Image(image.clone()))).await.unwrap();
+    let (image, version) = o.import(request).await.unwrap();
+    until("the import is ready", async || {
+        let now = o.read().version(version.id).await.unwrap().version;
+        assert_ne!(now.state, VersionState::Failed, "{:?} (apt-get install qemu-utils)", now.error);
+        now.state == VersionState::Ready
+    })
+    .await;
     (image.id, version.id)
 }

@@ -44,7 +44,8 @@ class Store:
         home = self.root / (self.ours + id)
         disk, wanted = self.disk(home), home / f"{base['version']}.{digest}.raw"
         if disk is None:
-            self.open_base(base)
+            if os.stat(base["path"]).st_size != base["size_bytes"]:
+                raise Refused("corrupt", f"{base['path']} is not {base['size_bytes']} bytes long")
             home.mkdir(exist_ok=True)
             try:
                 copy(base["path"], home / ".new")
@@ -55,11 +56,6 @@ class Store:
         elif disk != wanted:
             raise Refused("busy", f"{disk} is over another version; what was written to it means nothing over this one")
         return {"file": {"path": str(wanted), "format": "raw"}}
-
-    def open_base(self, base):
-        if os.stat(base["path"]).st_size != base["size_bytes"]:
-            raise Refused("corrupt", f"{base['path']} is not {base['size_bytes']} bytes long")
-        return {"file": {"path": base["path"], "format": "raw"}}
 
     def remove(self, id, how):
         home = self.root / (self.ours + id)
@@ -100,7 +96,7 @@ class Store:
         return {"status": "up"}
 
 
-METHODS = {m: getattr(Store, m) for m in ("ensure", "open_base", "remove", "get", "list", "health")}
+METHODS = {m: getattr(Store, m) for m in ("ensure", "remove", "get", "list", "health")}
 KINDS = {errno.ENOENT: "not_found", errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EACCES: "permission", errno.EPERM: "permission"}
 
 

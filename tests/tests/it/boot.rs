@@ -50,7 +50,7 @@ fn one_image_boots_a_bios_and_a_uefi_machine_each_with_its_own_disk() {
         assert_eq!(line.initiator, session.session.initiator.to_string());
         assert_eq!(line.portal, format!("10.0.2.2:{}", room.server.iscsi_port()));
         assert!(session.online);
-        assert_eq!(first_times(&room.api.stages(0, machine.id).unwrap()), BOOT);
+        assert_eq!(first_times(&room.api.stages(None, machine.id).unwrap()), BOOT);
     }
 
     // Each sees its own writes and not the other's.
@@ -74,7 +74,7 @@ fn one_image_boots_a_bios_and_a_uefi_machine_each_with_its_own_disk() {
     for machine in [&discards, &keeps] {
         let session = room.api.active(machine.id).unwrap().session;
         assert_eq!((session.current.number, session.next), (2, None));
-        let kinds = room.api.events(before, Some(machine.id)).unwrap();
+        let kinds = room.api.events(before.as_ref(), Some(machine.id)).unwrap();
         assert!(
             kinds.iter().any(|e| e.event.kind == EventKind::GenerationCommitted { number: 2 }),
             "{kinds:?}"
@@ -89,7 +89,7 @@ fn one_image_boots_a_bios_and_a_uefi_machine_each_with_its_own_disk() {
     let session = room.api.active(keeps.id).unwrap().session.id;
     uefi.power_off().unwrap();
     wait::until("the machine to be seen offline", wait::SHORT, || {
-        let stages = room.api.stages(before, keeps.id)?;
+        let stages = room.api.stages(before.as_ref(), keeps.id)?;
         Ok((stages.last() == Some(&BootStage::Disconnected)).then_some(()))
     })
     .unwrap();

@@ -47,7 +47,7 @@ impl Bench {
 
     /// What the machine's timeline says of boots that went wrong.
     pub fn diagnoses(&self) -> Vec<String> {
-        let events = self.api.events(0, Some(self.machine.id)).unwrap();
+        let events = self.api.events(None, Some(self.machine.id)).unwrap();
         let diagnosis = |kind| match kind {
             EventKind::BootDiagnosis { message, .. } => Some(message),
             _ => None,

@@ -34,7 +34,7 @@ fn a_running_machine_notices_neither_a_stranger_nor_a_restart_of_the_server() {
     // Nobody uses it: it expires, and all the while the guest writes on, on the disk it has.
     let seen = acked(&mut pc);
     wait::until("the generation to expire", wait::SHORT, || {
-        let events = room.api.events(cursor, Some(machine.id))?;
+        let events = room.api.events(cursor.as_ref(), Some(machine.id))?;
         Ok(has(&events, &EventKind::GenerationExpired { number: next }).then_some(()))
     })
     .unwrap();

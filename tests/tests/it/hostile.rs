@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ggnet_core::nouns::{EventKind, ImageId, WritebackPolicy};
+use ggnet_core::nouns::{Cursor, EventKind, ImageId, WritebackPolicy};
 use ggnet_tests::hostile::{Aims, KINDS};
 use ggnet_tests::process::anonymous_memory;
 use ggnet_tests::{Crowd, Guest, GuestImage, Lan, Process, wait};
@@ -85,7 +85,7 @@ impl Room {
     }
 
     /// What strangers can cause of one machine's events.
-    fn caused(&self, after: i64, mac: &str) -> usize {
+    fn caused(&self, after: Option<&Cursor>, mac: &str) -> usize {
         let id = self.lan.api().machine(&name(mac)).unwrap().id;
         let events = self.lan.api().events(after, Some(id)).unwrap();
         let caused = |kind: &EventKind| {
@@ -176,12 +176,12 @@ fn withstands(room: &Room, meanwhile: impl FnOnce(&mut Process)) {
         Ok(room.lan.api().is_all_up().then_some(()))
     })
     .unwrap_or_else(|e| panic!("{e}: {:?}", room.lan.api().health()));
-    check_growth(room, cursor, before, begun.elapsed());
+    check_growth(room, cursor.as_ref(), before, begun.elapsed());
     check_log(&room.lan.server_log()[grown_from..], begun.elapsed());
 }
 
 /// The database has grown by what is recorded, and what is recorded has its budget.
-fn check_growth(room: &Room, cursor: i64, before: u64, took: Duration) {
+fn check_growth(room: &Room, cursor: Option<&Cursor>, before: u64, took: Duration) {
     let budget = EVENTS + usize::try_from(took.as_secs() / EVERY.as_secs()).unwrap() + 1;
     for mac in MACHINES.iter().chain([&GUEST]) {
         let caused = room.caused(cursor, mac);

@@ -1,5 +1,12 @@
 //! The long tier: what takes minutes.
 
+mod data_folders {
+    #[test]
+    fn a_machine_boots_from_a_data_folder_of_before() {
+        crate::data_folders::a_machine_boots();
+    }
+}
+
 mod hostile {
     #[test]
     fn a_bios_machine_boots_over_the_wire_while_everything_hostile_happens_at_once() {

@@ -48,7 +48,7 @@ fn a_uefi_machine_boots_over_the_wire_by_our_loader() {
     assert_eq!(line.firmware, "uefi");
     check_boot(&lan, &image, machine.id, &line);
     // iPXE's connection may end before or after the kernel's first write.
-    let mut stages = first_times(&lan.api().stages(0, machine.id).unwrap());
+    let mut stages = first_times(&lan.api().stages(None, machine.id).unwrap());
     stages.retain(|s| *s != BootStage::Disconnected);
     assert_eq!(stages, BootStage::ALL[..6]);
     // The firmware fetched our loader, and what it loaded asked for an address again, as iPXE.
@@ -86,7 +86,7 @@ fn a_bios_machine_boots_over_the_wire_by_our_undionly() {
         .unwrap();
     // Two rounds: the card's iPXE and ours each asked for an address, were sent to the script and read it.
     assert!(lan.discovers(mac) >= 2, "{}", lan.router_log());
-    let stages: Vec<BootStage> = lan.api().stages(0, machine.id).unwrap();
+    let stages: Vec<BootStage> = lan.api().stages(None, machine.id).unwrap();
     let until_login: Vec<BootStage> =
         stages.iter().copied().take_while(|s| *s != BootStage::IscsiLogin).collect();
     let boot = [BootStage::ScriptRead, BootStage::LoaderSent, BootStage::ScriptRead];
@@ -110,13 +110,13 @@ fn a_loader_without_a_script_is_diagnosed_and_a_stranger_is_remembered() {
     // Somebody fetches the file that is named after it: that says nothing of the machine.
     fetch();
     std::thread::sleep(Duration::from_secs(5));
-    let events = lan.api().events(0, Some(machine.id)).unwrap();
+    let events = lan.api().events(None, Some(machine.id)).unwrap();
     assert!(!events.iter().any(|e| matches!(e.event.kind, EventKind::BootDiagnosis { .. })), "{events:?}");
     lan.uefi_asks(mac).unwrap();
     let loader = fetch();
     assert!(loader == std::fs::read("/usr/lib/ipxe/ipxe.efi").unwrap(), "another loader than the host's");
     let message = wait::until("the diagnosis", wait::SHORT, || {
-        let events = lan.api().events(0, Some(machine.id))?;
+        let events = lan.api().events(None, Some(machine.id))?;
         Ok(events.into_iter().find_map(|e| match e.event.kind {
             EventKind::BootDiagnosis { message, .. } => Some(message),
             _ => None,

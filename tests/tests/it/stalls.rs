@@ -26,7 +26,7 @@ fn a_login_that_stalls_before_its_first_word_or_after_the_challenge_is_explained
             EventKind::BootDiagnosis { message, .. } => message.contains("ggnet guest-kit debian"),
             _ => false,
         };
-        api.events(0, Some(machine.id)).unwrap().iter().filter(|e| hint(&e.event.kind)).count()
+        api.events(None, Some(machine.id)).unwrap().iter().filter(|e| hint(&e.event.kind)).count()
     };
 
     tokio::runtime::Runtime::new().unwrap().block_on(async {

@@ -22,6 +22,7 @@ pub fn descriptor() -> Descriptor<dyn BootFileStore> {
             ("ask", "Whether health asks it for a file, not where it is on another host; left out: true"),
             loaders::DIR_KEY,
         ])
+        .without_mac_paths()
         .check(check)
         .listens(listens)
 }

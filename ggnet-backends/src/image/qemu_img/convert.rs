@@ -1,8 +1,12 @@
-//! The conversion itself: `qemu-img convert` into a temporary file, then sync, verify and rename.
+//! The conversion itself: `qemu-img convert` into the sink's file, then a look at it, and its hash.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::File,
-    os::unix::fs::FileExt as _,
+    os::unix::{
+        ffi::{OsStrExt as _, OsStringExt as _},
+        fs::FileExt as _,
+    },
     sync::{
         Arc,
         atomic::{AtomicU16, Ordering},
@@ -11,20 +15,28 @@ use std::{
 };
 
 use ggnet_core::{
+    checksum::sha256_file,
     error::{Error, ErrorKind, Result, code},
     nouns::ImageFormat,
-    ports::{ConvertSpec, Converted, Progress},
+    ports::{ConvertSpec, Converted, Progress, Sink},
 };
+use tokio_util::sync::CancellationToken;
 
-use super::{QemuImg, blocking, failure::explain, probe::source_options, source::Source, temp::TempFile};
+use super::{QemuImg, blocking, failure::explain, probe::source_options, sink::SinkFile, source::Source};
 use crate::run::{Invocation, Limits, LineSink};
 
 /// Address space of a converting qemu-img: tables of the largest image, eight requests of 2 MiB, threads' stacks and arenas.
 const ADDRESS_SPACE: u64 = 4 << 30;
+/// How many of 1000 are the conversion's; the others are the hash's, which reads what is in memory mostly.
+const CONVERTED: u16 = 800;
 
 impl QemuImg {
-    /// All of a conversion. Dropped at any point: qemu-img is killed and the temporary file unlinked.
+    /// All of a conversion. Dropped at any point: qemu-img is killed and the sink's file unlinked.
     pub(super) async fn convert_whole(&self, spec: &ConvertSpec, progress: &Progress) -> Result<Converted> {
+        let Sink::File(path) = &spec.sink else {
+            return Err(Error::new(ErrorKind::Unsupported, "qemu-img writes to a file alone")
+                .with_hint("Choose an image store whose drafts are files"));
+        };
         let source = Source::open(&spec.source).await?;
         // Raw is stated, never concluded: its bytes are copied, whatever they spell.
         if spec.format != ImageFormat::Raw {
@@ -36,43 +48,50 @@ impl QemuImg {
             }
         }
         let size = self.inspect(&source, spec.format).await?.virtual_size;
-        let temp = TempFile::create(&spec.destination, size).await?;
-        let out = self.runner.run(self.converting(&source, spec.format, &temp, size, progress)).await?;
+        if size != spec.virtual_size {
+            let why = format!("The disk has {size} bytes, and had {} when it was probed", spec.virtual_size);
+            return Err(Error::new(code::import_source_changed(), why)
+                .with_hint("Wait until nobody writes to the file any more, then import again"));
+        }
+        let sink = SinkFile::create(path, size).await?;
+        let share = Share::new(progress);
+        let out = self.runner.run(self.converting(&source, spec.format, &sink, size, &share)).await?;
         if !out.success() {
             // A copy into the import folder that still runs; the tool's own words would not say so.
             source.require_unchanged().await?;
             return Err(explain(&out, "The conversion failed", ErrorKind::Internal));
         }
         source.require_unchanged().await?;
-        let file = temp.file()?;
-        blocking(move || settle(&file, size)).await?;
-        temp.publish().await?;
+        let file = sink.file()?;
+        blocking(move || verify(&file, size)).await?;
+        let hashed = sha256_file(&sink.path(), share.of_hash(), CancellationToken::new()).await;
+        // First whose file that was.
+        sink.require_ours().await?;
+        let sha256 = hashed?;
+        sink.keep();
         progress(1000);
-        Ok(Converted { size_bytes: size })
+        Ok(Converted { size_bytes: size, sha256 })
     }
 
     fn converting(
         &self,
         source: &Source,
         format: ImageFormat,
-        temp: &TempFile,
+        sink: &SinkFile,
         size: u64,
-        progress: &Progress,
+        share: &Share,
     ) -> Invocation {
         let mut run = self.invocation().args(["convert", "-p", "-n", "-S", "4k"]);
         if let Some(rate) = self.config.rate_limit {
             run = run.arg("-r").arg(rate.to_string());
         }
-        // The lock on the target is ours (flock); on NFS qemu-img's own would collide with it.
-        let target = format!(
-            "driver=raw,file.driver=file,file.locking=off,file.filename={}",
-            temp.temp_name().display()
-        );
+        // Nobody else opens it, and on NFS a lock may hang.
+        let target = option("driver=raw,file.driver=file,file.locking=off,file.filename=", sink.name());
         run.args(["--image-opts", "--target-image-opts"])
             .arg(source_options(format))
             .arg(target)
             .stdin(source.stdin())
-            .current_dir(temp.dir_path())
+            .current_dir(sink.dir_path())
             .time_limit(Duration::from_secs(self.config.convert_timeout_secs))
             .limits(Limits {
                 address_space: Some(ADDRESS_SPACE),
@@ -80,17 +99,28 @@ impl QemuImg {
                 file_size: Some(size.next_multiple_of(1 << 16)),
             })
             .in_background()
-            .on_line(reporter(progress))
+            .on_line(share.of_conversion())
     }
 }
 
-/// Checks that the file is as large as the disk and can be read, and makes it durable.
-fn settle(file: &File, size: u64) -> Result<()> {
+/// An option of qemu's with a name as its value, in which a comma is written twice.
+fn option(key: &str, name: &OsStr) -> OsString {
+    let mut bytes = key.as_bytes().to_vec();
+    for byte in name.as_bytes() {
+        bytes.push(*byte);
+        if *byte == b',' {
+            bytes.push(b',');
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+/// Checks that the file is as large as the disk and can be read.
+fn verify(file: &File, size: u64) -> Result<()> {
     let len = file.metadata().map_err(|e| Error::io("looking at the converted file", e))?.len();
     if len != size {
         return Err(Error::internal(format!("qemu-img made {len} bytes of a disk of {size}")));
     }
-    file.sync_all().map_err(|e| Error::io("syncing the converted file", e))?;
     let mut sector = [0; 512];
     for offset in [0, size - 512] {
         file.read_exact_at(&mut sector, offset).map_err(|e| Error::io("reading the converted file", e))?;
@@ -98,17 +128,42 @@ fn settle(file: &File, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// Turns qemu-img's `    (12.34/100%)` into per mille: only what is more than before, and 1000 only when all is done.
-fn reporter(progress: &Progress) -> LineSink {
-    let progress = progress.clone();
-    let last = AtomicU16::new(0);
-    Arc::new(move |line| {
-        if let Some(now) = per_mille(line).map(|p| p.min(999))
-            && last.fetch_max(now, Ordering::Relaxed) < now
-        {
-            progress(now);
+/// The progress of the two parts of a conversion as one: only what is more than before, and 1000 only when all is done.
+struct Share {
+    progress: Progress,
+    last: Arc<AtomicU16>,
+}
+
+impl Share {
+    fn new(progress: &Progress) -> Self {
+        Self { progress: progress.clone(), last: Arc::default() }
+    }
+
+    /// Who is told of `from` to `from + of` per mille, in per mille of its own.
+    fn part(&self, from: u16, of: u16) -> impl Fn(u16) + Send + Sync + use<> {
+        let (progress, last) = (self.progress.clone(), Arc::clone(&self.last));
+        move |done| {
+            let share = u32::from(done.min(1000)) * u32::from(of) / 1000;
+            let now = from.saturating_add(u16::try_from(share).unwrap_or(of)).min(999);
+            if last.fetch_max(now, Ordering::Relaxed) < now {
+                progress(now);
+            }
         }
-    })
+    }
+
+    /// Who turns qemu-img's `    (12.34/100%)` into our own.
+    fn of_conversion(&self) -> LineSink {
+        let part = self.part(0, CONVERTED);
+        Arc::new(move |line| {
+            if let Some(done) = per_mille(line) {
+                part(done);
+            }
+        })
+    }
+
+    fn of_hash(&self) -> Progress {
+        Arc::new(self.part(CONVERTED, 1000 - CONVERTED))
+    }
 }
 
 pub(super) fn per_mille(line: &str) -> Option<u16> {

@@ -1,8 +1,8 @@
 //! [`QemuImg`]: the `ImageConverter` that runs `qemu-img`.
 //!
 //! ```text
-//!   open (no symlink, regular) ──▶ header ──▶ info ──▶ check ──▶ convert ──▶ sync ──▶ verify ──▶ rename
-//!                                  └ ours      └──── qemu-img, limited ───┘         ours
+//!   open (no symlink, regular) ──▶ header ──▶ info ──▶ check ──▶ convert ──▶ verify ──▶ hash
+//!                                  └ ours      └──── qemu-img, limited ───┘        ours
 //! ```
 //! Invariants:
 //! * qemu-img never guesses: the format comes from the file's magic, read by us, and is always named to it as the driver. An
@@ -11,8 +11,8 @@
 //! * qemu-img never sees the source's name. The file that was opened and checked is its stdin, named `/proc/self/fd/0`: no name,
 //!   however hostile, is parsed as a protocol or as options, and nobody can swap the file between check and use.
 //! * The source is opened for reading only.
-//! * The raw file is made under `.<name>.partial-<random>` beside the destination, locked with flock(2) while it is ours, and
-//!   renamed when it is whole. Every way out that is not success removes it.
+//! * The raw bytes go straight into the file that the image store names. Every way out that is not success removes it; making it safe
+//!   from a power cut is the store's, when it seals it.
 //!
 //! What a caller must know: a *raw* file that begins with another format's magic is what an attacker makes who controls a guest's
 //! raw disk. `probe` reports what the bytes say; a caller who knows better states the format, and `convert` with
@@ -26,8 +26,8 @@ mod descriptor;
 mod failure;
 mod header;
 mod probe;
+mod sink;
 mod source;
-mod temp;
 #[cfg(test)]
 mod tests;
 
@@ -37,7 +37,7 @@ use async_trait::async_trait;
 use ggnet_core::{
     error::{Error, ErrorKind, Result, code},
     nouns::ImageFormat,
-    ports::{ConvertSpec, Converted, Health, ImageConverter, ImageProbe, Progress},
+    ports::{ConvertSpec, Converted, Health, ImageConverter, ImageProbe, Progress, SinkForm},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -121,6 +121,10 @@ impl ImageConverter for QemuImg {
         work.await.map_err(|e| in_context(e, "probe", path))
     }
 
+    fn sinks(&self) -> Vec<SinkForm> {
+        vec![SinkForm::File]
+    }
+
     async fn convert(
         &self,
         spec: &ConvertSpec,
@@ -137,10 +141,6 @@ impl ImageConverter for QemuImg {
             done = work => done,
         };
         result.map_err(|e| in_context(e, "convert", &spec.source))
-    }
-
-    async fn clean(&self, destination_dir: &Path) -> Result<()> {
-        temp::clean(destination_dir).await.map_err(|e| in_context(e, "clean", destination_dir))
     }
 
     async fn health(&self) -> Health {

@@ -73,7 +73,8 @@ pub(super) async fn image(conn: &mut SqliteConnection, id: ImageId) -> Done {
             (
                 "the live session of",
                 "SELECT m.name FROM sessions s JOIN machines m ON m.id = s.live_machine_id \
-                 WHERE s.image_id = $1 OR s.next_image_id = $1 ORDER BY m.name LIMIT 4",
+                 WHERE s.image_id = $1 OR s.next_image_id = $1 \
+                 OR s.id IN (SELECT session_id FROM session_data_versions WHERE image_id = $1) ORDER BY m.name LIMIT 4",
             ),
             (
                 "the target",
@@ -111,7 +112,8 @@ pub(super) async fn version(conn: &mut SqliteConnection, id: ImageVersionId) -> 
             (
                 "the live session of",
                 "SELECT m.name FROM sessions s JOIN machines m ON m.id = s.live_machine_id \
-                 WHERE s.live_version_id = $1 OR s.live_next_version_id = $1 ORDER BY m.name LIMIT 4",
+                 WHERE s.live_version_id = $1 OR s.live_next_version_id = $1 \
+                 OR s.id IN (SELECT session_id FROM session_data_versions WHERE version_id = $1) ORDER BY m.name LIMIT 4",
             ),
             (
                 "the pinned machine",
@@ -144,9 +146,10 @@ pub(super) async fn seen(conn: &mut SqliteConnection, mac: MacAddr) -> Done {
 }
 
 /// What a pruning deletes, oldest first, [`PRUNE_STEP`] rows at a time.
-pub(super) const PRUNE: [&str; 3] = [
+pub(super) const PRUNE: [&str; 4] = [
     "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE at < $1 ORDER BY at LIMIT $2)",
     "DELETE FROM audit WHERE seq IN (SELECT seq FROM audit WHERE at < $1 ORDER BY at LIMIT $2)",
+    "DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE finished_at < $1 ORDER BY finished_at LIMIT $2)",
     // The newest session of a machine holds its generation number; that of a deleted machine is no use to anybody.
     "DELETE FROM sessions WHERE seq IN (SELECT s.seq FROM sessions s WHERE s.ended_at < $1 \
      AND (EXISTS (SELECT 1 FROM sessions n WHERE n.machine_id = s.machine_id AND n.seq > s.seq) \

@@ -14,7 +14,10 @@ use std::path::PathBuf;
 
 use ggnet_core::{
     Error, ErrorKind, Result,
-    nouns::{Actor, AuditRow, EventKind, NewEvent, SessionId, SessionState, StopReason, Timestamp},
+    nouns::{
+        AuditAction, AuditRow, AuditSubject, EventKind, NewEvent, Principal, SessionId, SessionState,
+        StopReason, Timestamp,
+    },
     ports::{Batch, Store as _, Write},
 };
 use sqlx::SqlitePool;
@@ -169,14 +172,9 @@ impl SqliteStore {
             .with_hint("Start the server. For another key all the same, stop the sessions first"));
         }
         let ended = self.end_unreadable_sessions(at, Some(StopReason::Operator)).await?;
-        let row = AuditRow {
-            at,
-            actor: Actor::System,
-            action: "key.reset".to_owned(),
-            subject_kind: "key".to_owned(),
-            subject_id: "credentials".to_owned(),
-            details: serde_json::json!({ "sessions_ended": ended.len() }),
-        };
+        let subject = AuditSubject::Key("credentials".to_owned());
+        let row = AuditRow::new(at, &Principal::host(), AuditAction::KeyReset, subject)
+            .after(serde_json::json!({ "sessions_ended": ended.len() }));
         self.commit(Batch::new().audit(row).from_reserve()).await?;
         let file = key_file.clone();
         let kept = blocking(move || seal::replace_key(&file, &key)).await?;

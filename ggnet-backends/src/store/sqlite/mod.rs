@@ -6,8 +6,8 @@
 //! **Schema** (`migrations/`): what is queried or constrained is a column, and the record itself is one JSON document beside
 //! them, the noun's own serde form. Uniqueness, references and "one live session per machine" are thus constraints of the
 //! database, and a new field of a noun (with a serde default) needs no migration. Session counters are kept by triggers. CHAP
-//! credentials are in no document: they stand sealed in columns of their own (see `seal.rs`). Statements are written so that they
-//! run on PostgreSQL too ($1, RETURNING, ON CONFLICT); only migrations and error codes are SQLite's.
+//! credentials are in no document: they stand sealed in columns of their own (see `seal.rs`). Most statements would run on PostgreSQL
+//! too ($1, RETURNING, ON CONFLICT); SQLite's are the migrations, the error codes, what reads JSON and what asks for the newest event.
 //!
 //! ```text
 //!   commit ──▶ spawned task ──▶ writer's lock ──▶ BEGIN IMMEDIATE ─▶ changes ─▶ COMMIT ─▶ connection put back
@@ -23,6 +23,7 @@
 //! * A change that frees space is recorded also on a full disk, as long as the reserve lasts; any other only while that is whole.
 
 mod backup;
+mod config;
 mod delete;
 mod descriptor;
 mod errors;
@@ -47,11 +48,13 @@ use ggnet_core::{
     Error, ErrorKind, Result,
     error::code,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
-        ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, Job, JobId, MacAddr, Machine,
+        MachineId, ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp,
     },
-    ports::{Batch, Health, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter, Store},
-    registry::{Settings, settings},
+    ports::{
+        Batch, Health, JobFilter, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter,
+        Store,
+    },
 };
 use sqlx::{Connection as _, SqliteConnection, SqlitePool, sqlite::SqliteConnectOptions};
 use tokio_util::task::TaskTracker;
@@ -63,38 +66,9 @@ use seal::Sealer;
 use files::tighten;
 use open::Opened;
 
+pub use config::SqliteConfig;
 pub use descriptor::descriptor;
 pub use key::KeyReset;
-
-/// Where the store keeps its files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SqliteConfig {
-    /// The database; made when it is not there. Its folder must exist. SQLite keeps `-wal` and `-shm` files beside it.
-    pub path: PathBuf,
-    /// The key that seals credentials: 32 random bytes, made when it is not there and no live session needs it. Belongs into the
-    /// backup, apart from the database.
-    pub key_file: PathBuf,
-}
-
-impl SqliteConfig {
-    /// From the settings of the configuration's section, with the files' usual places in the data folder.
-    ///
-    /// # Errors
-    /// `Invalid`: a key that does not exist, or a value of another type.
-    pub fn from_settings(data_dir: &Path, table: Settings) -> Result<Self> {
-        #[derive(serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Table {
-            path: Option<PathBuf>,
-            key_file: Option<PathBuf>,
-        }
-        let table: Table = settings(BACKEND, table)?;
-        Ok(Self {
-            path: table.path.unwrap_or_else(|| data_dir.join("ggnet.db")),
-            key_file: table.key_file.unwrap_or_else(|| data_dir.join("ggnet.key")),
-        })
-    }
-}
 
 /// The writer's connection; none after it failed (the next use opens it anew) and after `shutdown`.
 struct Writer {
@@ -446,6 +420,10 @@ impl Store for SqliteStore {
         read!(self, "versions", read::versions(&self.shared.readers, &image.to_string()))
     }
 
+    async fn versions_of(&self, images: &[ImageId]) -> Result<Vec<ImageVersion>> {
+        read!(self, "versions_of", read::versions_of(&self.shared.readers, images))
+    }
+
     async fn importing_versions(&self) -> Result<Vec<ImageVersion>> {
         read!(self, "importing_versions", read::importing(&self.shared.readers))
     }
@@ -470,8 +448,7 @@ impl Store for SqliteStore {
     }
 
     async fn sessions(&self, filter: &SessionFilter, page: PageRequest) -> Result<Page<Session>> {
-        let (pool, sealer) = (&self.shared.readers, &self.shared.sealer);
-        read!(self, "sessions", read::session_page(pool, sealer, filter, page))
+        read!(self, "sessions", read::session_page(&self.shared.readers, filter, page))
     }
 
     async fn session_counts(&self) -> Result<SessionCounts> {
@@ -480,6 +457,19 @@ impl Store for SqliteStore {
 
     async fn names(&self, machines: &[MachineId], images: &[ImageId]) -> Result<Names> {
         read!(self, "names", read::names(&self.shared.readers, machines, images))
+    }
+
+    async fn job(&self, id: JobId) -> Result<Option<Job>> {
+        let pool = &self.shared.readers;
+        read!(self, "job", read::by_text(pool, "job", read::JOB, &id.to_string()))
+    }
+
+    async fn live_jobs(&self) -> Result<Vec<Job>> {
+        read!(self, "live_jobs", read::live_jobs(&self.shared.readers))
+    }
+
+    async fn jobs(&self, filter: &JobFilter, page: PageRequest) -> Result<Page<Job>> {
+        read!(self, "jobs", read::jobs(&self.shared.readers, filter, page))
     }
 
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>> {
@@ -500,8 +490,17 @@ impl Store for SqliteStore {
         read!(self, "seen", read::seen(&self.shared.readers, page))
     }
 
-    async fn events(&self, cursor: i64, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>> {
-        read!(self, "events", read::events(&self.shared.readers, cursor, limit, machine))
+    async fn events(
+        &self,
+        after: Option<Cursor>,
+        limit: u32,
+        machine: Option<MachineId>,
+    ) -> Result<Vec<Event>> {
+        read!(self, "events", read::events(&self.shared.readers, after.as_ref(), limit, machine))
+    }
+
+    async fn newest_events(&self, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>> {
+        read!(self, "newest_events", read::newest_events(&self.shared.readers, limit, machine))
     }
 
     async fn audit(&self, page: PageRequest) -> Result<Page<AuditRow>> {

@@ -30,6 +30,10 @@ static MIGRATOR: Migrator = sqlx::migrate!("src/store/sqlite/migrations");
 /// How long a statement waits for another process's lock before it is `Busy`.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a read waits for a free reader. Longer than any caller: the port has a limit of its own, and on a slow machine fifty requests
+/// at once take their turns.
+const READER_WAIT: Duration = Duration::from_secs(60);
+
 /// Readers beside the writer; a read takes tens of microseconds.
 const READERS: u32 = 4;
 
@@ -60,6 +64,8 @@ async fn open_with(path: &Path, migrator: &Migrator) -> Result<Opened, Failure> 
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT)
+        // A whole page of a list at once; by itself the reading thread stops after every 50 rows until they are fetched.
+        .row_buffer_size(1024)
         // A log that grew under a long read is cut back at the next checkpoint.
         .pragma("journal_size_limit", "67108864")
         .disable_statement_logging();
@@ -73,7 +79,7 @@ async fn open_with(path: &Path, migrator: &Migrator) -> Result<Opened, Failure> 
         .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
-        .acquire_timeout(BUSY_TIMEOUT)
+        .acquire_timeout(READER_WAIT)
         .connect_with(options.clone().read_only(true))
         .await?;
     Ok(Opened { options, writer, readers })

@@ -1,21 +1,21 @@
 //! Reads, each one statement or one read transaction, so that a page and its total are of one moment.
 
-use std::{collections::HashMap, hash::Hash, str::FromStr};
+use std::collections::HashMap;
 
 use ggnet_core::{
     Error,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, Machine, MachineId, ManualTarget, Name, NewEvent,
-        SeenMachine, Session, SessionState,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, Job, Machine, MachineId, ManualTarget, Name,
+        NewEvent, SeenMachine, Session, SessionState,
     },
-    ports::{MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter},
+    ports::{JobFilter, MachineFilter, Names, Page, PageRequest, SessionCounts, SessionFilter},
 };
 use serde::de::DeserializeOwned;
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqlitePool};
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
 
 use super::{
     errors::Failure,
-    rows::{SessionRow, all, decode, like_pattern, one, sessions},
+    rows::{SessionRow, all, cursor, decode, like_pattern, one, sessions},
     seal::Sealer,
 };
 
@@ -42,6 +42,7 @@ pub(super) const IMAGE: &str = "SELECT doc FROM images WHERE id = $1";
 pub(super) const IMAGE_BY_NAME: &str = "SELECT doc FROM images WHERE name = $1";
 pub(super) const VERSION: &str = "SELECT doc FROM image_versions WHERE id = $1";
 pub(super) const SEEN: &str = "SELECT doc FROM seen_machines WHERE mac = $1";
+pub(super) const JOB: &str = "SELECT doc FROM jobs WHERE id = $1";
 pub(super) const TARGET: &str = "SELECT doc FROM manual_targets WHERE id = $1";
 
 pub(super) const SESSION: &str = "SELECT doc, current_sealed, next_sealed FROM sessions WHERE id = $1";
@@ -170,6 +171,18 @@ pub(super) async fn versions(pool: &SqlitePool, image: &str) -> Read<Vec<ImageVe
     all("version", &docs)
 }
 
+/// The versions of these images, by image and number.
+pub(super) async fn versions_of(pool: &SqlitePool, images: &[ImageId]) -> Read<Vec<ImageVersion>> {
+    let docs: Vec<String> = sqlx::query_scalar(
+        "SELECT doc FROM image_versions WHERE image_id IN (SELECT value FROM json_each($1)) \
+         ORDER BY image_id, number",
+    )
+    .bind(ids(images))
+    .fetch_all(pool)
+    .await?;
+    all("version", &docs)
+}
+
 /// Versions being imported.
 pub(super) async fn importing(pool: &SqlitePool) -> Read<Vec<ImageVersion>> {
     let docs: Vec<String> = sqlx::query_scalar(
@@ -180,15 +193,13 @@ pub(super) async fn importing(pool: &SqlitePool) -> Read<Vec<ImageVersion>> {
     all("version", &docs)
 }
 
-/// Sessions, newest first.
+/// Sessions, newest first, without their credentials.
 pub(super) async fn session_page(
     pool: &SqlitePool,
-    sealer: &Sealer,
     filter: &SessionFilter,
     request: PageRequest,
 ) -> Read<Page<Session>> {
-    let columns = "doc, current_sealed, next_sealed";
-    let (rows, total) = page(pool, request, columns, "sessions", "seq DESC", |q| {
+    let found = page(pool, request, "doc", "sessions", "seq DESC", |q| {
         if let Some(state) = filter.state {
             q.push(" AND state = ").push_bind(state.as_str());
         }
@@ -205,7 +216,7 @@ pub(super) async fn session_page(
         }
     })
     .await?;
-    Ok(Page { items: sessions(&rows, sealer)?, total, page: request.page, per_page: request.per_page })
+    decoded("session", request, found)
 }
 
 /// The counters, as the triggers keep them.
@@ -225,28 +236,57 @@ pub(super) async fn counts(pool: &SqlitePool) -> Read<SessionCounts> {
     })
 }
 
-/// Names of machines and images, of one moment.
+/// Names of machines and images, of one moment. Each list is one row: a thousand rows cost more than their names.
 pub(super) async fn names(pool: &SqlitePool, machines: &[MachineId], images: &[ImageId]) -> Read<Names> {
     let mut tx = pool.begin().await?;
-    let of = |ids: Vec<String>| serde_json::Value::from(ids).to_string();
-    let rows: Vec<(String, String)> =
-        sqlx::query_as("SELECT id, name FROM machines WHERE id IN (SELECT value FROM json_each($1))")
-            .bind(of(machines.iter().map(ToString::to_string).collect()))
-            .fetch_all(&mut *tx)
-            .await?;
-    let machines = named(rows)?;
-    let rows: Vec<(String, String)> =
-        sqlx::query_as("SELECT id, name FROM images WHERE id IN (SELECT value FROM json_each($1))")
-            .bind(of(images.iter().map(ToString::to_string).collect()))
-            .fetch_all(&mut *tx)
-            .await?;
-    let images = named(rows)?;
+    let of_machines: String = sqlx::query_scalar(
+        "SELECT json_group_object(id, name) FROM machines WHERE id IN (SELECT value FROM json_each($1))",
+    )
+    .bind(ids(machines))
+    .fetch_one(&mut *tx)
+    .await?;
+    let of_images: String = sqlx::query_scalar(
+        "SELECT json_group_object(id, name) FROM images WHERE id IN (SELECT value FROM json_each($1))",
+    )
+    .bind(ids(images))
+    .fetch_one(&mut *tx)
+    .await?;
     tx.commit().await?;
+    let machines: HashMap<MachineId, Name> = decode("name", &of_machines)?;
+    let images: HashMap<ImageId, Name> = decode("name", &of_images)?;
     Ok(Names { machines, images })
 }
 
-fn named<Id: FromStr<Err = Error> + Eq + Hash>(rows: Vec<(String, String)>) -> Read<HashMap<Id, Name>> {
-    rows.into_iter().map(|(id, name)| Ok((id.parse()?, name.parse()?))).collect()
+/// Ids as one parameter: a JSON array.
+fn ids<Id: ToString>(ids: &[Id]) -> String {
+    serde_json::Value::from(ids.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string()
+}
+
+/// Every live job, oldest first.
+pub(super) async fn live_jobs(pool: &SqlitePool) -> Read<Vec<Job>> {
+    let docs: Vec<String> = sqlx::query_scalar("SELECT doc FROM jobs WHERE finished_at IS NULL ORDER BY seq")
+        .fetch_all(pool)
+        .await?;
+    all("job", &docs)
+}
+
+/// Jobs, newest first.
+pub(super) async fn jobs(pool: &SqlitePool, filter: &JobFilter, request: PageRequest) -> Read<Page<Job>> {
+    let found = page(pool, request, "doc", "jobs", "seq DESC", |q| {
+        if let Some(state) = filter.state {
+            q.push(" AND state = ").push_bind(state.as_str());
+        }
+        if let Some(subject) = filter.subject {
+            q.push(" AND subject = ").push_bind(subject.to_string());
+        }
+        match filter.live {
+            Some(true) => _ = q.push(" AND finished_at IS NULL"),
+            Some(false) => _ = q.push(" AND finished_at IS NOT NULL"),
+            None => {}
+        }
+    })
+    .await?;
+    decoded("job", request, found)
 }
 
 /// Manual targets by name.
@@ -262,21 +302,62 @@ pub(super) async fn seen(pool: &SqlitePool, request: PageRequest) -> Read<Page<S
     decoded("seen machine", request, found)
 }
 
-/// Events after `cursor`.
+/// Events after a cursor, which is checked at the same moment.
 pub(super) async fn events(
     pool: &SqlitePool,
-    cursor: i64,
+    after: Option<&Cursor>,
     limit: u32,
     machine: Option<MachineId>,
 ) -> Read<Vec<Event>> {
+    let mut tx = pool.begin().await?;
+    let after = match after {
+        Some(cursor) => {
+            let (forgotten, newest) = ends_of_events(&mut tx).await?;
+            cursor.number_within(forgotten, newest)?
+        }
+        None => 0,
+    };
     let mut q = QueryBuilder::<Sqlite>::new("SELECT seq, doc FROM events WHERE seq > ");
-    q.push_bind(cursor);
+    q.push_bind(i64::try_from(after).unwrap_or(i64::MAX));
     if let Some(machine) = machine {
         q.push(" AND machine_id = ").push_bind(machine.to_string());
     }
     q.push(" ORDER BY seq LIMIT ").push_bind(i64::from(limit));
+    let rows: Vec<(i64, String)> = q.build_query_as().fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    rows.into_iter().map(event).collect()
+}
+
+/// The number of the last event that was pruned, and of the newest one ever.
+async fn ends_of_events(conn: &mut SqliteConnection) -> Read<(u64, u64)> {
+    // AUTOINCREMENT remembers the newest number also when every event was pruned.
+    let (first, newest): (Option<i64>, Option<i64>) = sqlx::query_as(
+        "SELECT (SELECT min(seq) FROM events), (SELECT seq FROM sqlite_sequence WHERE name = 'events')",
+    )
+    .fetch_one(conn)
+    .await?;
+    let newest = newest.unwrap_or_default();
+    let forgotten = first.map_or(newest, |first| first - 1);
+    Ok((u64::try_from(forgotten).unwrap_or_default(), u64::try_from(newest).unwrap_or_default()))
+}
+
+/// The newest events, oldest first.
+pub(super) async fn newest_events(
+    pool: &SqlitePool,
+    limit: u32,
+    machine: Option<MachineId>,
+) -> Read<Vec<Event>> {
+    let mut q = QueryBuilder::<Sqlite>::new("SELECT seq, doc FROM events");
+    if let Some(machine) = machine {
+        q.push(" WHERE machine_id = ").push_bind(machine.to_string());
+    }
+    q.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::from(limit));
     let rows: Vec<(i64, String)> = q.build_query_as().fetch_all(pool).await?;
-    rows.into_iter().map(|(seq, doc)| Ok(Event { seq, event: decode::<NewEvent>("event", &doc)? })).collect()
+    rows.into_iter().rev().map(event).collect()
+}
+
+fn event((seq, doc): (i64, String)) -> Read<Event> {
+    Ok(Event { cursor: cursor(seq), event: decode::<NewEvent>("event", &doc)? })
 }
 
 /// Audit rows, newest first.

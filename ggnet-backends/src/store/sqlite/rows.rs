@@ -4,7 +4,7 @@
 
 use ggnet_core::{
     Error, ErrorKind, Result,
-    nouns::{Firmware, Machine, SeenMachine, Session, Timestamp},
+    nouns::{Cursor, Firmware, Machine, SeenMachine, Session, Timestamp},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{FromRow, sqlite::SqliteRow};
@@ -41,6 +41,12 @@ pub(super) fn revision(revision: u64) -> Result<i64> {
     i64::try_from(revision).map_err(|_| {
         Error::new(ErrorKind::Conflict, format!("Revision {revision} was never given to a record"))
     })
+}
+
+/// The place after the event of this row.
+pub(super) fn cursor(seq: i64) -> Cursor {
+    // SQLite counts from 1.
+    Cursor::numbered(u64::try_from(seq).unwrap_or_default())
 }
 
 /// What a search looks through, in lower case; MAC addresses in every usual spelling. U+001F keeps fields apart.

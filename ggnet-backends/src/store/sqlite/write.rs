@@ -7,8 +7,8 @@ use ggnet_core::{
     Error, ErrorKind,
     error::code,
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, Machine, MachineId, ManualTarget,
-        NewEvent, SeenMachine, Session,
+        AuditRow, Event, Generation, Image, ImageId, ImageVersion, ImageVersionId, Job, Machine, MachineId,
+        ManualTarget, NewEvent, SeenMachine, Session,
     },
     ports::{Batch, Fence, MAX_SEEN, Write},
 };
@@ -17,7 +17,7 @@ use sqlx::SqliteConnection;
 use super::{
     delete,
     errors::{Failure, Violation, conflict, unique_on, violation},
-    rows::{decode, encode, micros, revision, search_text, seen_again, word},
+    rows::{cursor, decode, encode, micros, revision, search_text, seen_again, word},
     seal::Sealer,
 };
 
@@ -41,6 +41,7 @@ pub(super) async fn apply(
             Write::Version(v) => version(conn, &v).await?,
             Write::DeleteVersion(id) => delete::version(conn, id).await?,
             Write::Session(s) => session(conn, sealer, *s).await?,
+            Write::Job(j) => job(conn, *j).await?,
             Write::Target(t) => target(conn, &t).await?,
             Write::DeleteTarget(id) => delete::target(conn, id).await?,
             Write::Seen(s) => seen(conn, s).await?,
@@ -334,7 +335,7 @@ async fn session(conn: &mut SqliteConnection, sealer: &Sealer, mut s: Session) -
     let next_sealed = s.next.as_ref().map(|g| sealer.seal(s.id, g)).transpose()?.flatten();
     // An ended session without a time of its end is as old as its start: it must not be kept for ever.
     let ended = (!live).then(|| micros(s.ended_at.unwrap_or(s.started_at)));
-    let next = s.next.as_ref().filter(|_| live);
+    let (current, next) = (s.current.system(), s.next.as_ref().filter(|_| live).map(Generation::system));
     let sql = if over == 0 {
         "INSERT INTO sessions (machine_id, image_id, state, live_machine_id, live_version_id, next_image_id, \
          live_next_version_id, ended_at, current_sealed, next_sealed, revision, doc, id) \
@@ -346,12 +347,12 @@ async fn session(conn: &mut SqliteConnection, sealer: &Sealer, mut s: Session) -
     };
     let mut query = sqlx::query(sql)
         .bind(s.machine.to_string())
-        .bind(s.current.image.to_string())
+        .bind(current.image.to_string())
         .bind(s.state.as_str())
         .bind(live.then(|| s.machine.to_string()))
-        .bind(live.then(|| s.current.version.to_string()))
-        .bind(next.map(|g| g.image.to_string()))
-        .bind(next.map(|g| g.version.to_string()))
+        .bind(live.then(|| current.version.to_string()))
+        .bind(next.map(|disk| disk.image.to_string()))
+        .bind(next.map(|disk| disk.version.to_string()))
         .bind(ended)
         .bind(sealer.seal(s.id, &s.current)?)
         .bind(next_sealed)
@@ -387,6 +388,31 @@ async fn session(conn: &mut SqliteConnection, sealer: &Sealer, mut s: Session) -
             .await?;
         return Err(lost_update("session", &id, over, now));
     }
+    data_versions(conn, &s, over != 0).await
+}
+
+/// The versions of a live session's data disks, as rows; an ended one has none.
+async fn data_versions(conn: &mut SqliteConnection, s: &Session, existed: bool) -> Done {
+    let id = s.id.to_string();
+    if existed {
+        sqlx::query("DELETE FROM session_data_versions WHERE session_id = $1")
+            .bind(&id)
+            .execute(&mut *conn)
+            .await?;
+    }
+    let live = s.generations().filter(|_| s.state.is_live());
+    for disk in live.flat_map(|generation| generation.disks.iter().skip(1)) {
+        let sql = "INSERT INTO session_data_versions (session_id, version_id, image_id) VALUES ($1, $2, $3) \
+                   ON CONFLICT (session_id, version_id) DO NOTHING";
+        let query = sqlx::query(sql).bind(&id).bind(disk.version.to_string()).bind(disk.image.to_string());
+        match query.execute(&mut *conn).await {
+            Ok(_) => {}
+            Err(e) if violation(&e) == Some(Violation::ForeignKey) => {
+                return Err(session_lacks(conn, s).await?);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
     Ok(())
 }
 
@@ -400,15 +426,15 @@ async fn session_lacks(conn: &mut SqliteConnection, s: &Session) -> Result<Failu
         )
         .into());
     }
-    let mut lacking = &s.current;
-    for generation in s.generations() {
+    let mut lacking = s.current.system();
+    for disk in s.generations().flat_map(|generation| generation.disks.iter()) {
         let there = sqlx::query("SELECT 1 FROM image_versions WHERE id = $1 AND image_id = $2")
-            .bind(generation.version.to_string())
-            .bind(generation.image.to_string())
+            .bind(disk.version.to_string())
+            .bind(disk.image.to_string())
             .fetch_optional(&mut *conn)
             .await?;
         if there.is_none() {
-            lacking = generation;
+            lacking = disk;
         }
     }
     missing_version(conn, Some(lacking.image), Some(lacking.version), &format!("The session {}", s.id)).await
@@ -419,6 +445,54 @@ async fn machine_name(conn: &mut SqliteConnection, id: MachineId) -> Result<Opti
         .bind(id.to_string())
         .fetch_optional(conn)
         .await?)
+}
+
+async fn job(conn: &mut SqliteConnection, mut j: Job) -> Done {
+    let over = j.revision;
+    j.revision = over.saturating_add(1);
+    let id = j.id.to_string();
+    let sql = if over == 0 {
+        "INSERT INTO jobs (subject, state, finished_at, revision, doc, id) VALUES ($1, $2, $3, $4, $5, $6)"
+    } else {
+        "UPDATE jobs SET subject = $1, state = $2, finished_at = $3, revision = $4, doc = $5 WHERE id = $6 AND revision = $7"
+    };
+    // One that ended without a time of its end is as old as its request: it must not be kept for ever.
+    let finished = (!j.state.is_live()).then(|| micros(j.finished_at.unwrap_or(j.created_at)));
+    let mut query = sqlx::query(sql)
+        .bind(j.subject.to_string())
+        .bind(j.state.as_str())
+        .bind(finished)
+        .bind(revision(j.revision)?)
+        .bind(encode(&j)?)
+        .bind(&id);
+    if over != 0 {
+        query = query.bind(revision(over)?);
+    }
+    let changed = match query.execute(&mut *conn).await {
+        Ok(done) => done.rows_affected(),
+        Err(e) if unique_on(&e, "jobs.subject") => {
+            return Err(conflict(
+                code::job_under_way(j.subject),
+                format!("Another job works on {} already", j.subject),
+                "Wait for its end, or cancel it",
+            )
+            .with_subject(id)
+            .with_source(e)
+            .into());
+        }
+        Err(e) if unique_on(&e, "jobs.id") => {
+            return Err(exists_already("job", &id).with_source(e).into());
+        }
+        Err(e) => return Err(e.into()),
+    };
+    if changed == 0 {
+        let now = sqlx::query_scalar("SELECT revision FROM jobs WHERE id = $1")
+            .bind(&id)
+            .fetch_optional(conn)
+            .await?;
+        return Err(lost_update("job", &id, over, now));
+    }
+    Ok(())
 }
 
 async fn target(conn: &mut SqliteConnection, t: &ManualTarget) -> Done {
@@ -504,7 +578,7 @@ async fn event(conn: &mut SqliteConnection, new: NewEvent) -> Result<Event, Fail
             .bind(encode(&new)?)
             .fetch_one(conn)
             .await?;
-    Ok(Event { seq, event: new })
+    Ok(Event { cursor: cursor(seq), event: new })
 }
 
 async fn audit(conn: &mut SqliteConnection, row: &AuditRow) -> Done {

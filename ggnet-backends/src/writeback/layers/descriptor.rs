@@ -9,7 +9,7 @@ use ggnet_core::{
 };
 
 use super::{Layers, LayersConfig, NAME};
-use crate::writeback::folder::opened;
+use crate::files::opened;
 
 /// The writeback store "layers".
 #[must_use]

@@ -2,29 +2,22 @@
 //!
 //! A layer is a sparse data file as large as the disk and a map of two bits per 4-KiB block (absent, present, zero). Making one
 //! is two small files and no fsync, whatever the size of the image. What holds, and where it is argued:
-//! * every acknowledged write survives the death of our process (`device`);
-//! * every flushed write survives a power cut (`device`, `flush`);
-//! * what is in the folder tells `list` everything (`shelf`, `format`);
-//! * all disks on one version share one open file and one page cache (`chain`).
+//! * every acknowledged write survives the death of our process (`layers::device`);
+//! * every flushed write survives a power cut (`layers::device`, `layers::flush`);
+//! * what is in the folder tells `list` everything (`shelf`, `layers::format`).
 //!
-//! Floors: `mod` → `shelf` → `device` → `flush` → `layer`, `chain` → `map`, `locks`, `format`, `busy` → the folder and
-//! files that all stores share.
+//! Floors: `mod` → `shelf` → [`crate::layers`], the library → the folder and files that all stores share.
+//!
+//! ```text
+//!   free ── ensure ──▶ open, as long as somebody holds its disk ──▶ free
+//!     └──── freeze ──▶ frozen, as long as somebody holds that ──▶ free, or an image store has taken it
+//! ```
 //!
 //! Invariants: at most one `Device` per writeback exists in the process, so nobody else writes its files; it lives as long as
 //! somebody holds the disk that was handed out, and is opened again after that; file work of the port's methods runs on blocking
 //! threads and ends there even when the caller's future is dropped.
 
-mod base_disk;
-mod busy;
-mod chain;
 mod descriptor;
-mod device;
-mod flush;
-mod format;
-mod inline;
-mod layer;
-mod locks;
-mod map;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -40,19 +33,19 @@ use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{InstanceId, ResourceId},
     ports::{
-        BaseImage, Health, Removal, WritebackCapabilities, WritebackListed, WritebackSpec, WritebackStore,
+        Frozen, Health, Hold, Native, OpenImage, Removal, WritebackCapabilities, WritebackListed,
+        WritebackSpec, WritebackStore,
     },
 };
 
 pub use self::descriptor::descriptor;
-use self::{
-    device::Device,
-    files::{Files, OsFiles},
-    layer::Status,
-    shelf::Shelf,
+use self::shelf::Shelf;
+use super::folder;
+use crate::{
+    files::{Files, OsFiles, make_folder},
+    layers::{FAMILY, device::Device, layer::Status},
+    slots::{self, Slots},
 };
-use super::{files, folder};
-use crate::slots::{self, Slots};
 
 const NAME: &str = "layers";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -83,20 +76,33 @@ struct Inner {
 struct Slot {
     device: Weak<Device>,
     status: Arc<Status>,
+    /// Alive while it is frozen.
+    frozen: Weak<()>,
+}
+
+impl Slot {
+    fn check_not_frozen(&self, id: &ResourceId) -> Result<()> {
+        if self.frozen.strong_count() > 0 { Err(folder::frozen(id)) } else { Ok(()) }
+    }
+
+    /// Whether somebody holds its disk, or it is frozen: a later call must find that.
+    fn in_use(&self) -> bool {
+        self.device.strong_count() > 0 || self.frozen.strong_count() > 0
+    }
 }
 
 impl Layers {
     /// Opens the store. Reads and writes a little, so not for a runtime thread when the disk may be slow. Errors: what the
     /// operating system says of the folder.
     pub fn open(config: LayersConfig) -> Result<Self> {
-        folder::make(&config.dir).map_err(|e| e.with_backend(NAME))?;
+        make_folder(&config.dir).map_err(|e| e.with_backend(NAME))?;
         let boot = std::fs::read_to_string(BOOT_ID)
             .map_err(|e| Error::io(format!("Reading {BOOT_ID}"), e).with_backend(NAME))?;
         Self::open_over(Arc::new(OsFiles), config, boot.trim())
     }
 
     /// As [`Layers::open`], over any files and under any kernel.
-    fn open_over(files: Arc<dyn Files>, config: LayersConfig, boot: &str) -> Result<Self> {
+    pub(crate) fn open_over(files: Arc<dyn Files>, config: LayersConfig, boot: &str) -> Result<Self> {
         let shelf = Shelf::open(files, config.dir, config.instance, boot.to_owned())
             .map_err(|e| e.with_backend(NAME).with_operation("open"))?;
         Ok(Self { inner: Arc::new(Inner { shelf, slots: Slots::new(NAME) }) })
@@ -115,26 +121,52 @@ impl Layers {
 }
 
 impl Inner {
-    fn ensure(&self, slot: &mut Slot, spec: &WritebackSpec) -> Result<Arc<Device>> {
+    fn ensure(&self, slot: &mut Slot, spec: &WritebackSpec, base: &OpenImage) -> Result<Arc<Device>> {
+        spec.check_base(base)?;
+        slot.check_not_frozen(&spec.id)?;
         if let Some(device) = slot.device.upgrade() {
             if slot.status.failed() {
                 return Err(shelf::failed(&spec.id));
             }
-            if device.chain.version() == spec.base.version && device.info().size_bytes == spec.base.size_bytes
-            {
+            if device.version() == spec.version && device.info().size_bytes == spec.size_bytes {
                 return Ok(device);
             }
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("Writeback {} is in use over image version {}", spec.id, device.chain.version()),
+                format!("Writeback {} is in use over image version {}", spec.id, device.version()),
             ));
         }
-        let device = self.shelf.ensure(&spec.id, &spec.base, &[])?;
-        *slot = Slot { device: Arc::downgrade(&device), status: device.layer.status.clone() };
+        let device = self.shelf.ensure(&spec.id, base)?;
+        *slot = Slot {
+            device: Arc::downgrade(&device),
+            status: device.layer.status.clone(),
+            frozen: Weak::new(),
+        };
         Ok(device)
     }
 
+    fn freeze(&self, slot: &mut Slot, id: &ResourceId) -> Result<Frozen> {
+        slot.check_not_frozen(id)?;
+        if slot.device.strong_count() > 0 {
+            return Err(Error::new(ErrorKind::Busy, format!("Writeback {id} is in use"))
+                .with_hint("Stop the session that has it as a disk"));
+        }
+        let still = self.shelf.freeze(id)?;
+        let locator = folder::locator(&still.home)?;
+        let held = Arc::new(());
+        slot.frozen = Arc::downgrade(&held);
+        Ok(Frozen {
+            writeback: id.clone(),
+            base: still.base,
+            size_bytes: still.size_bytes,
+            whole: false,
+            native: Native { family: FAMILY.to_owned(), locator },
+            hold: Hold::of(held),
+        })
+    }
+
     fn remove(&self, slot: &mut Slot, id: &ResourceId, how: Removal) -> Result<()> {
+        slot.check_not_frozen(id)?;
         if let Some(device) = slot.device.upgrade() {
             match how {
                 Removal::IfIdle => {
@@ -175,32 +207,37 @@ impl WritebackStore for Layers {
     fn capabilities(&self) -> WritebackCapabilities {
         WritebackCapabilities {
             provides: DiskForm::Blocks,
+            base: DiskForm::Blocks,
+            freezes: Some(FAMILY.to_owned()),
             kill_safe: true,
             power_safe: true,
             discard: self.inner.shelf.punches(),
         }
     }
 
-    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
+    async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
         let mut slot = self.inner.slots.lock(&spec.id).await?;
-        let wanted = spec.clone();
+        let (wanted, base) = (spec.clone(), base.clone());
         // Disk before lock, in this order: a caller who drops this future must not meet, in a `remove` right after it, the disk
         // that nobody will ever get.
         let (device, _slot) = self
             .blocking("ensure", spec.id.as_str(), move |inner| {
-                inner.ensure(&mut slot, &wanted).map(|device| (device, slot))
+                inner.ensure(&mut slot, &wanted, &base).map(|device| (device, slot))
             })
             .await?;
         Ok(Disk::Blocks(device))
     }
 
-    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
-        self.inner.slots.check_open()?;
-        let wanted = base.clone();
-        let subject = base.version.to_string();
-        let chain =
-            self.blocking("open_base", &subject, move |inner| inner.shelf.chain(&wanted, &[])).await?;
-        Ok(Disk::Blocks(Arc::new(base_disk::BaseDisk::new(chain, base.size_bytes))))
+    async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
+        let mut slot = self.inner.slots.lock(id).await?;
+        let wanted = id.clone();
+        // What is frozen before the lock, as in `ensure`: nobody must meet a freeze that its caller has given up.
+        let (frozen, _slot) = self
+            .blocking("freeze", id.as_str(), move |inner| {
+                inner.freeze(&mut slot, &wanted).map(|frozen| (frozen, slot))
+            })
+            .await?;
+        Ok(frozen)
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
@@ -209,8 +246,8 @@ impl WritebackStore for Layers {
         self.blocking("remove", id.as_str(), move |inner| {
             let removed = inner.remove(&mut slot, &gone, how);
             drop(slot);
-            // A disk that somebody still holds is the one that a later `ensure` must find.
-            inner.slots.sweep(|s| s.device.strong_count() > 0);
+            // A disk that somebody still holds is the one that a later `ensure` must find, and a frozen one no call may change.
+            inner.slots.sweep(Slot::in_use);
             removed
         })
         .await
@@ -250,12 +287,4 @@ impl WritebackStore for Layers {
             }
         }
     }
-}
-
-/// A length or an index that is in memory, or is of a file mapped by something in memory.
-const fn to_usize(n: u64) -> usize {
-    const { assert!(usize::BITS == 64, "disks are larger than this machine's addresses") };
-    #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits, as asserted")]
-    let n = n as usize;
-    n
 }

@@ -12,45 +12,55 @@
 //! * Found: by the same kernel that wrote the hot map (its boot id is in the header), the hot map holds; by another, the durable
 //!   map, and if there is none nothing was ever flushed and the writeback is empty again. A hot map made from the durable one
 //!   gets its header last, too: cut short, it is made again.
+//! * Frozen: found as above and flushed, so that `data` and the durable map say all there is to know; nothing else changes.
 //!
 //! Invariants: what stands under a name of ours is absent, whole or partial; see `folder` for the rest. The boot id speaks for the
 //! kernel, not for a file system that loses what it had not written while the kernel lives on (a disk pulled out, a network mount): such
 //! a folder must not be used again before a reboot.
 
 use std::{
-    collections::HashMap,
     io::{self, IoSlice},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::Arc,
 };
 
 use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{ImageVersionId, InstanceId, ResourceId},
-    ports::{BaseImage, Completeness, Health, WritebackListed, WritebackSpec},
+    ports::{Completeness, Health, OpenImage, WritebackListed, WritebackSpec},
 };
 
-use super::{
-    chain::{Chain, FrozenLayer, read_header},
-    device::{Device, Parts},
-    files::{Files, Open, RawFile},
-    flush::Flusher,
-    folder::{Folder, check_len, check_size, damaged, gone_is_none, other_base},
-    format::{DATA, DURABLE, FAILED_MARK, FAILED_OFFSET, HOT, Header, Kind},
-    inline::Inline,
-    layer::Layer,
-    map::BlockMap,
+use super::folder::{Folder, nothing_to_freeze, other_base};
+use crate::{
+    files::{Files, Open, RawFile, check_len, check_size, damaged, gone_is_none},
+    layers::{
+        chain::read_header,
+        device::{Device, Parts},
+        flush::Flusher,
+        format::{DATA, DURABLE, FAILED_MARK, FAILED_OFFSET, HOT, Header, Kind},
+        inline::Inline,
+        layer::Layer,
+        map::BlockMap,
+        raw::bytes_of,
+    },
 };
-
-type ChainKey = (ImageVersionId, PathBuf, Vec<PathBuf>);
 
 /// See the module.
 pub(super) struct Shelf {
     folder: Folder,
     boot: String,
     punches: bool,
-    chains: Mutex<HashMap<ChainKey, Weak<Chain>>>,
     inline: Arc<Inline>,
+}
+
+/// A layer whose writing has ended.
+pub(super) struct Still {
+    /// Its folder.
+    pub(super) home: PathBuf,
+    /// The version that it stands on.
+    pub(super) base: ImageVersionId,
+    /// The disk's size in bytes.
+    pub(super) size_bytes: u64,
 }
 
 /// A map file that is there.
@@ -70,7 +80,7 @@ impl Shelf {
         let folder = Folder::new(files, dir, instance);
         let punches =
             folder.can_punch().map_err(|e| Error::io(format!("Writing to {}", folder.dir.display()), e))?;
-        Ok(Self { folder, boot, punches, chains: Mutex::default(), inline: Arc::new(Inline::new()) })
+        Ok(Self { folder, boot, punches, inline: Arc::new(Inline::new()) })
     }
 
     /// Whether discarded blocks go back to the host.
@@ -78,28 +88,26 @@ impl Shelf {
         self.punches
     }
 
-    /// Makes the writeback or finds it again, over `base` with `frozen` layers above it (from the topmost down).
-    pub(super) fn ensure(
-        &self,
-        id: &ResourceId,
-        base: &BaseImage,
-        frozen: &[PathBuf],
-    ) -> Result<Arc<Device>> {
-        check_size(base)?;
+    /// Makes the writeback or finds it again, over `base`.
+    pub(super) fn ensure(&self, id: &ResourceId, base: &OpenImage) -> Result<Arc<Device>> {
+        check_size(base.size_bytes)?;
+        let below = bytes_of(base)?;
         let home = self.folder.home(id);
         let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
         self.folder.end_removal(id).map_err(|e| at("Removing what was left of", e))?;
         let durable = self.durable(&home).map_err(|e| at("Reading", e))?;
         let hot = self.hot(&home).map_err(|e| at("Reading", e))?;
         for map in [&durable, &hot].into_iter().flatten() {
-            self.check(id, base, &map.header)?;
+            self.check(id, &map.header)?;
+            if map.header.base != base.id || map.header.size != base.size_bytes {
+                return Err(other_base(id, map.header.base));
+            }
         }
-        let chain = self.chain(base, frozen)?;
         let header = Header {
             kind: Kind::Durable,
             size: base.size_bytes,
             instance: self.folder.instance.clone(),
-            base: base.version,
+            base: base.id,
             id: id.clone(),
             boot: String::new(),
         };
@@ -108,11 +116,31 @@ impl Shelf {
         Ok(Arc::new(Device::new(Parts {
             layer,
             size: base.size_bytes,
-            chain,
+            base: base.clone(),
+            below,
             flusher,
             punches: self.punches,
             inline: Arc::clone(&self.inline),
         })))
+    }
+
+    /// Brings everything that was written to a writeback to the disk; nobody has it open.
+    pub(super) fn freeze(&self, id: &ResourceId) -> Result<Still> {
+        let home = self.folder.home(id);
+        let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
+        let durable = self.durable(&home).map_err(|e| at("Reading", e))?;
+        let hot = self.hot(&home).map_err(|e| at("Reading", e))?;
+        for map in [&durable, &hot].into_iter().flatten() {
+            self.check(id, &map.header)?;
+        }
+        let known = durable.as_ref().or(hot.as_ref()).map(|map| map.header.clone());
+        let Some(header) = known else { return Err(nothing_to_freeze(id)) };
+        let header = Header { kind: Kind::Durable, boot: String::new(), ..header };
+        let (base, size_bytes) = (header.base, header.size);
+        let layer = self.layer(&home, &header, hot, durable.as_ref())?;
+        let flusher = Flusher::new(self.folder.files.clone(), home.clone(), header, durable.map(|d| d.file));
+        flusher.flush(&layer).map_err(|e| at("Flushing", e))?;
+        Ok(Still { home, base, size_bytes })
     }
 
     /// Opens the files of a writeback by whichever map holds, or makes them.
@@ -140,21 +168,21 @@ impl Shelf {
                     self.new_hot(home, durable_header, &map).map_err(|e| at("Writing the map of", e))?;
                 Ok(Layer::new(durable_header.id.clone(), data, hot, map))
             }
-            (None, None) => self.create(home, durable_header).map_err(|e| at("Creating", e)),
+            (None, None) => {
+                self.folder.make_home(home)?;
+                self.create(home, durable_header).map_err(|e| at("Creating", e))
+            }
         }
     }
 
-    /// A header must be of this writeback, over this base.
-    fn check(&self, id: &ResourceId, base: &BaseImage, header: &Header) -> Result<()> {
+    /// A header must be of this writeback.
+    fn check(&self, id: &ResourceId, header: &Header) -> Result<()> {
         if header.id != *id || header.instance != self.folder.instance {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!("The folder of writeback {id} holds {}-{}", header.instance, header.id),
             )
             .with_hint("a folder was renamed or copied by hand: put it back or remove it"));
-        }
-        if header.base != base.version || header.size != base.size_bytes {
-            return Err(other_base(id, header.base));
         }
         Ok(())
     }
@@ -206,7 +234,6 @@ impl Shelf {
     }
 
     fn create(&self, home: &Path, header: &Header) -> io::Result<Layer> {
-        self.folder.files.create_dir(home)?;
         let data = self.folder.files.open(&home.join(DATA), Open::Create)?;
         data.set_size(header.size)?;
         let map = BlockMap::new(header.size);
@@ -223,27 +250,6 @@ impl Shelf {
         let header = Header { kind: Kind::Hot, boot: self.boot.clone(), ..header.clone() };
         hot.write_at(&mut [IoSlice::new(&header.encode())], 0)?;
         Ok(hot)
-    }
-
-    /// The version, opened once for all that stand on it.
-    pub(super) fn chain(&self, base: &BaseImage, frozen: &[PathBuf]) -> Result<Arc<Chain>> {
-        let key = (base.version, base.path.clone(), frozen.to_vec());
-        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(chain) = chains.get(&key).and_then(Weak::upgrade) {
-            return Ok(chain);
-        }
-        let opening = |path: &Path, e| Error::io(format!("Opening {}", path.display()), e);
-        let file = self.folder.files.open(&base.path, Open::Read).map_err(|e| opening(&base.path, e))?;
-        let len = file.size().map_err(|e| opening(&base.path, e))?;
-        check_len(&base.path, len, base.size_bytes)?;
-        let layers = frozen
-            .iter()
-            .map(|dir| FrozenLayer::open(&*self.folder.files, dir, len).map_err(|e| opening(dir, e)))
-            .collect::<Result<_>>()?;
-        let chain = Arc::new(Chain::new(base.version, layers, file));
-        chains.retain(|_, c| c.strong_count() > 0);
-        chains.insert(key, Arc::downgrade(&chain));
-        Ok(chain)
     }
 
     /// Removes the writeback, whatever is there of it.
@@ -289,10 +295,9 @@ impl Shelf {
             && header
                 .as_ref()
                 .is_some_and(|h| h.id == id && h.instance == self.folder.instance && Some(h.size) == data);
-        let digest = header.as_ref().map(|h| {
-            let base = BaseImage { version: h.base, path: PathBuf::new(), size_bytes: h.size };
-            WritebackSpec { id: h.id.clone(), base }.digest()
-        });
+        let digest = header
+            .as_ref()
+            .map(|h| WritebackSpec { id: h.id.clone(), version: h.base, size_bytes: h.size }.digest());
         Ok(WritebackListed {
             id,
             digest,

@@ -7,21 +7,18 @@ use std::{
     path::Path,
 };
 
-use ggnet_core::{
-    error::{Error, Result},
-    ports::BaseImage,
-};
+use ggnet_core::error::{Error, Result};
 use rustix::{fs::SeekFrom, io::Errno};
 
-use crate::{cloning, writeback::folder::check_len};
+use crate::{cloning, files::check_len};
 
 const PIECE: usize = 1 << 20;
 
-/// Opens a version for reading. Errors: `NotFound`, `Corrupt` when it has another length.
-pub(super) fn open_base(base: &BaseImage) -> Result<File> {
-    let at = |e| Error::io(format!("Opening {}", base.path.display()), e);
-    let file = File::open(&base.path).map_err(at)?;
-    check_len(&base.path, file.metadata().map_err(at)?.len(), base.size_bytes)?;
+/// Opens a version's file for reading. Errors: `NotFound`, `Corrupt` when it has another length.
+pub(super) fn open_base(path: &Path, size_bytes: u64) -> Result<File> {
+    let at = |e| Error::io(format!("Opening {}", path.display()), e);
+    let file = File::open(path).map_err(at)?;
+    check_len(path, file.metadata().map_err(at)?.len(), size_bytes)?;
     Ok(file)
 }
 

@@ -9,7 +9,7 @@ use ggnet_core::{
 };
 
 use super::{CopyMode, NAME, Reflink, ReflinkConfig};
-use crate::{host, writeback::folder::opened};
+use crate::{files::opened, host};
 
 /// The writeback store "reflink".
 #[must_use]

@@ -11,13 +11,14 @@
 //!   handed out of it, so `ensure` begins anew. A copy that failed is removed.
 //! * Removed: see `folder`.
 //! * Kept or discarded: whoever calls decides; what was written is in the file, whether anybody has it open or not.
+//! * Frozen: synced. It is the whole disk and needs no version below it.
 //!
 //! Invariants: whoever finds a `.raw` finds a whole copy; a file is handed out only over the version that it was made from; the
 //! versions are opened for reading only. Calls for one id run one after the other; file work runs on blocking threads and ends there even when
 //! the caller's future is dropped.
 //!
-//! What this store cannot know: who has a file open (the kernel's target does not show in `/proc`). So `remove` never says `Busy`:
-//! whoever removes takes the target away first, as the orchestrator does. And `bytes` of a listing are what the file system counts for the
+//! What this store cannot know: who has a file open (the kernel's target does not show in `/proc`). So `remove` says `Busy` only of a frozen
+//! disk, and `freeze` never of one in use: whoever calls them takes the target away first, as the orchestrator does. And `bytes` of a listing are what the file system counts for the
 //! file, blocks that it shares with the version included: at most that much is given back by a `remove`.
 
 mod copy;
@@ -25,7 +26,7 @@ mod descriptor;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use async_trait::async_trait;
@@ -34,19 +35,19 @@ use ggnet_core::{
     error::{Error, ErrorKind, Result},
     nouns::{ImageFormat, ImageVersionId, InstanceId, ResourceId},
     ports::{
-        BaseImage, Completeness, Health, Removal, WritebackCapabilities, WritebackListed, WritebackSpec,
-        WritebackStore,
+        Completeness, Frozen, Health, Hold, Native, OpenImage, Removal, WritebackCapabilities,
+        WritebackListed, WritebackSpec, WritebackStore,
     },
 };
 use serde::Deserialize;
 
 pub use self::descriptor::descriptor;
-use super::{
-    files::{Open, OsFiles},
-    folder::{self, Folder, check_len, check_size, damaged, gone_is_none, other_base},
-};
+use super::folder::{self, Folder, nothing_to_freeze, other_base};
 use crate::{
     cloning,
+    files::{
+        Files, Open, OsFiles, RAW_FILE, absolute, check_len, check_size, damaged, gone_is_none, make_folder,
+    },
     slots::{self, Slots},
 };
 
@@ -72,7 +73,7 @@ pub enum CopyMode {
 pub struct ReflinkConfig {
     /// Its folder; made with mode 0700 if it is not there. On the same file system as the versions.
     pub dir: PathBuf,
-    /// The folder of the versions, to find out at the start whether they can be reflinked; none: at the first session.
+    /// The folder of the versions, to find out at the start whether they can be reflinked. None, or not there: at the first session.
     pub images: Option<PathBuf>,
     /// Whose writebacks are seen and touched in it.
     pub instance: InstanceId,
@@ -90,7 +91,33 @@ struct Inner {
     folder: Folder,
     copy: CopyMode,
     punches: bool,
-    slots: Slots<()>,
+    slots: Slots<Slot>,
+}
+
+/// One writeback that was asked for; its lock is what makes calls for one id wait for each other.
+#[derive(Default)]
+struct Slot {
+    /// Alive while it is frozen.
+    frozen: Weak<Thaw>,
+}
+
+/// A frozen disk. When that ends, the file may have become an image version; then its folder goes, too.
+struct Thaw {
+    files: Arc<dyn Files>,
+    home: PathBuf,
+}
+
+impl Drop for Thaw {
+    fn drop(&mut self) {
+        // Only an empty one can be removed. One that stays, for whatever reason, is listed as partial.
+        let _ = self.files.remove_dir(&self.home);
+    }
+}
+
+impl Slot {
+    fn check_not_frozen(&self, id: &ResourceId) -> Result<()> {
+        if self.frozen.strong_count() > 0 { Err(folder::frozen(id)) } else { Ok(()) }
+    }
 }
 
 /// What stands in a writeback's folder.
@@ -113,9 +140,9 @@ impl Reflink {
     fn open_folder(config: ReflinkConfig) -> Result<Self> {
         // A target elsewhere in the system opens the files: our working folder means nothing to it.
         let dir = absolute(&config.dir)?;
-        folder::make(&dir)?;
+        make_folder(&dir)?;
         let at = |e| Error::io(format!("Writing to {}", dir.display()), e);
-        let images = config.images.unwrap_or_else(|| dir.clone());
+        let images = config.images.filter(|images| images.is_dir()).unwrap_or_else(|| dir.clone());
         if config.copy == CopyMode::Reflink && !cloning::possible(&images, &dir).map_err(at)? {
             return Err(unsupported(&images, &dir));
         }
@@ -135,8 +162,15 @@ impl Reflink {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(|e| Error::io(format!("Finding {}", path.display()), e))
+/// The raw file of an opened version.
+fn file_of(base: &OpenImage) -> Result<&Path> {
+    match &base.disk {
+        Disk::File { path, format: ImageFormat::Raw } => Ok(path),
+        other => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("A copy is made of a raw file, and image version {} is open as {other:?}", base.id),
+        )),
+    }
 }
 
 /// No clone of what is at `from` can be made in the folder `to`.
@@ -175,25 +209,27 @@ impl Inner {
         self.folder.home(id).join(format!("{}{RAW}", version.simple()))
     }
 
-    fn ensure(&self, spec: &WritebackSpec) -> Result<PathBuf> {
-        check_size(&spec.base)?;
+    fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<PathBuf> {
+        spec.check_base(base)?;
+        check_size(spec.size_bytes)?;
+        let version = file_of(base)?;
         let (id, home) = (&spec.id, self.folder.home(&spec.id));
         let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
         self.folder.end_removal(id).map_err(|e| at("Removing what was left of", e))?;
         let names = gone_is_none(self.folder.files.names(&home)).map_err(|e| at("Reading", e))?;
         let found = self.found(&home, &names.unwrap_or_default())?;
-        let file = self.file(id, spec.base.version);
+        let file = self.file(id, spec.version);
         if let Some(version) = found.whole {
-            if version != spec.base.version {
+            if version != spec.version {
                 return Err(other_base(id, version));
             }
             let len = self.len(&file).map_err(|e| at("Reading", e))?;
-            return if len == spec.base.size_bytes { Ok(file) } else { Err(other_base(id, version)) };
+            return if len == spec.size_bytes { Ok(file) } else { Err(other_base(id, version)) };
         }
         for half in &found.half {
             self.folder.files.remove_file(half).map_err(|e| at("Cleaning", e))?;
         }
-        self.make(spec, &home, &file).inspect_err(|e| {
+        self.make(spec, version, &home, &file).inspect_err(|e| {
             if let Err(left) = self.folder.remove(id) {
                 tracing::warn!(writeback = %id, error = %left.report(), after = %e.report(), "not undone");
             }
@@ -201,26 +237,54 @@ impl Inner {
         Ok(file)
     }
 
-    fn make(&self, spec: &WritebackSpec, home: &Path, file: &Path) -> Result<()> {
-        let base = copy::open_base(&spec.base)?;
+    fn make(&self, spec: &WritebackSpec, version: &Path, home: &Path, file: &Path) -> Result<()> {
+        let base = copy::open_base(version, spec.size_bytes)?;
         let files = &self.folder.files;
         let at = |e| Error::io(format!("Making {}", home.display()), e);
-        files.create_dir(home).map_err(at)?;
-        let new = home.join(format!("{}{NEW}", spec.base.version.simple()));
+        self.folder.make_home(home)?;
+        let new = home.join(format!("{}{NEW}", spec.version.simple()));
         let shared = copy::make(&base, &new, self.copy == CopyMode::Full).map_err(|e| {
             if cloning::cannot(&e) {
-                unsupported(&spec.base.path, home)
+                unsupported(version, home)
             } else {
-                Error::io(format!("Copying {} to {}", spec.base.path.display(), new.display()), e)
+                Error::io(format!("Copying {} to {}", version.display(), new.display()), e)
             }
         })?;
         if !shared {
-            tracing::debug!(writeback = %spec.id, base = %spec.base.path.display(), "copied in full");
+            tracing::debug!(writeback = %spec.id, base = %version.display(), "copied in full");
         }
-        check_len(&new, self.len(&new).map_err(at)?, spec.base.size_bytes)?;
+        check_len(&new, self.len(&new).map_err(at)?, spec.size_bytes)?;
         files.rename(&new, file).map_err(at)?;
-        let sync = |dir: &Path| files.open_dir(dir).and_then(|dir| dir.sync_all());
-        sync(home).and_then(|()| sync(&self.folder.dir)).map_err(at)
+        self.sync_names(home).map_err(at)
+    }
+
+    /// Makes the names in a writeback's folder, and the folder's own, safe.
+    fn sync_names(&self, home: &Path) -> std::io::Result<()> {
+        let sync = |dir: &Path| self.folder.files.open_dir(dir).and_then(|dir| dir.sync_all());
+        sync(home).and_then(|()| sync(&self.folder.dir))
+    }
+
+    fn freeze(&self, slot: &mut Slot, id: &ResourceId) -> Result<Frozen> {
+        slot.check_not_frozen(id)?;
+        let home = self.folder.home(id);
+        let at = |e| Error::io(format!("Freezing {}", home.display()), e);
+        let names = gone_is_none(self.folder.files.names(&home)).map_err(at)?.unwrap_or_default();
+        let Some(base) = self.found(&home, &names)?.whole else { return Err(nothing_to_freeze(id)) };
+        let path = self.file(id, base);
+        let file = self.folder.files.open(&path, Open::Write).map_err(at)?;
+        file.sync_all().and_then(|()| self.sync_names(&home)).map_err(at)?;
+        let locator = folder::locator(&path)?;
+        let size_bytes = file.size().map_err(at)?;
+        let held = Arc::new(Thaw { files: Arc::clone(&self.folder.files), home: home.clone() });
+        slot.frozen = Arc::downgrade(&held);
+        Ok(Frozen {
+            writeback: id.clone(),
+            base,
+            size_bytes,
+            whole: true,
+            native: Native { family: RAW_FILE.to_owned(), locator },
+            hold: Hold::of(held),
+        })
     }
 
     fn len(&self, file: &Path) -> std::io::Result<u64> {
@@ -241,10 +305,8 @@ impl Inner {
             Some(version) => gone_is_none(self.len(&home.join(format!("{}{RAW}", version.simple()))))?,
             None => None,
         };
-        let spec = whole.zip(len).map(|(version, size_bytes)| WritebackSpec {
-            id: id.clone(),
-            base: BaseImage { version, path: PathBuf::new(), size_bytes },
-        });
+        let spec =
+            whole.zip(len).map(|(version, size_bytes)| WritebackSpec { id: id.clone(), version, size_bytes });
         Ok(Some(WritebackListed {
             id,
             digest: spec.as_ref().map(WritebackSpec::digest),
@@ -265,6 +327,8 @@ impl WritebackStore for Reflink {
     fn capabilities(&self) -> WritebackCapabilities {
         WritebackCapabilities {
             provides: DiskForm::File,
+            base: DiskForm::File,
+            freezes: Some(RAW_FILE.to_owned()),
             kill_safe: true,
             power_safe: true,
             discard: self.inner.punches,
@@ -272,24 +336,26 @@ impl WritebackStore for Reflink {
     }
 
     /// Dropped half-way: the file work goes on to its end.
-    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
+    async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
         let slot = self.inner.slots.lock(&spec.id).await?;
-        let wanted = spec.clone();
+        let (wanted, base) = (spec.clone(), base.clone());
         let made = self.blocking("ensure", spec.id.as_str(), move |inner| {
-            let _slot = slot;
-            inner.ensure(&wanted)
+            slot.check_not_frozen(&wanted.id)?;
+            inner.ensure(&wanted, &base)
         });
         Ok(Disk::File { path: made.await?, format: ImageFormat::Raw })
     }
 
-    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
-        self.inner.slots.check_open()?;
-        let (wanted, subject) = (base.clone(), base.version.to_string());
-        let checked = self.blocking("open_base", &subject, move |_| {
-            copy::open_base(&wanted)?;
-            absolute(&wanted.path)
-        });
-        Ok(Disk::File { path: checked.await?, format: ImageFormat::Raw })
+    async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
+        let mut slot = self.inner.slots.lock(id).await?;
+        let wanted = id.clone();
+        // What is frozen before the lock: nobody must meet a freeze that its caller has given up.
+        let (frozen, _slot) = self
+            .blocking("freeze", id.as_str(), move |inner| {
+                inner.freeze(&mut slot, &wanted).map(|frozen| (frozen, slot))
+            })
+            .await?;
+        Ok(frozen)
     }
 
     /// Dropped half-way: the file work goes on to its end. Both ways are the same here, see the module.
@@ -297,9 +363,11 @@ impl WritebackStore for Reflink {
         let slot = self.inner.slots.lock(id).await?;
         let gone = id.clone();
         self.blocking("remove", id.as_str(), move |inner| {
+            slot.check_not_frozen(&gone)?;
             let removed = inner.folder.remove(&gone);
             drop(slot);
-            inner.slots.sweep(|()| false);
+            // A later call must find that one is frozen.
+            inner.slots.sweep(|slot| slot.frozen.strong_count() > 0);
             removed
         })
         .await

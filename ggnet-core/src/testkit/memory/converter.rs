@@ -1,32 +1,27 @@
-//! [`MemoryConverter`]: copies raw images. The one backend here that works on real files, since files are what it is asked for.
-//!
-//! ```text
-//!   .<destination>.<random>.ggnet-part ──copied, synced──▶ <destination> (by a hard link, which never replaces a file)
-//! ```
-//! Invariants: whatever ends a conversion removes its temporary file; a temporary file that is still there belongs to a killed
-//! process, and [`clean`](ImageConverter::clean) removes it.
+//! [`MemoryConverter`]: copies raw images into a file or a device. The source is a real file, since a file is what it is asked for.
 
 use std::{
-    ffi::OsString,
     fs::File,
     io::{self, Read as _},
     os::unix::fs::{FileExt as _, MetadataExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use async_trait::async_trait;
+use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::world::World;
 use crate::{
+    block::BlockDevice,
     error::{Error, ErrorKind, Result},
     nouns::ImageFormat,
-    ports::{ConvertSpec, Converted, Health, ImageConverter, ImageProbe, Progress},
+    ports::{ConvertSpec, Converted, Health, ImageConverter, ImageProbe, Progress, Sink, SinkForm},
 };
 
+/// Whole sectors.
 const CHUNK: usize = 64 * 1024;
-const SUFFIX: &str = ".ggnet-part";
 
 /// Raw to raw.
 #[derive(Debug)]
@@ -54,27 +49,6 @@ impl Default for MemoryConverter {
     }
 }
 
-/// Removes the temporary file however the conversion ends. Shared with the file tasks, which outlive a dropped future by a moment.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // It may never have been made.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-fn temporary_name(destination: &Path) -> Result<PathBuf> {
-    let name = destination.file_name().ok_or_else(|| {
-        Error::invalid("destination", format!("{} has no file name", destination.display()))
-    })?;
-    let mut hidden = OsString::from(".");
-    hidden.push(name);
-    // Unique, so that two conversions to one destination do not write into each other's file.
-    hidden.push(format!(".{}{SUFFIX}", uuid::Uuid::new_v4().simple()));
-    Ok(destination.with_file_name(hidden))
-}
-
 /// The other formats' magic numbers: a file that bears one is not taken for raw.
 fn probe(path: &Path) -> Result<ImageProbe> {
     let doing = format!("Reading {}", path.display());
@@ -100,8 +74,51 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     done.map_err(|e| Error::internal("A file task died").with_source(e))?
 }
 
-/// Copies one chunk, leaving zeros as holes; how many bytes there were.
-fn copy_chunk(source: &File, target: &File, at: u64) -> io::Result<usize> {
+/// Where the bytes go, opened.
+enum Out {
+    File(File),
+    Blocks(Arc<dyn BlockDevice>),
+}
+
+impl Out {
+    /// Empty, and as large as the disk: what an earlier conversion left there means nothing.
+    fn open(sink: &Sink, size: u64) -> Result<Self> {
+        match sink {
+            Sink::File(path) => {
+                let doing = format!("Making {}", path.display());
+                let file = File::create(path).map_err(|e| Error::io(&doing, e))?;
+                file.set_len(size).map_err(|e| Error::io(&doing, e))?;
+                Ok(Self::File(file))
+            }
+            Sink::Blocks(device) => {
+                let have = device.info().size_bytes;
+                if have != size {
+                    let message = format!("The sink has {have} bytes, and the image {size}");
+                    return Err(Error::invalid("sink", message));
+                }
+                device.discard(0, size).map_err(|e| Error::io("Emptying the sink", e))?;
+                Ok(Self::Blocks(Arc::clone(device)))
+            }
+        }
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.write_all_at(bytes, at),
+            Self::Blocks(device) => device.write_at(bytes, at),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.sync_all(),
+            Self::Blocks(device) => device.flush(),
+        }
+    }
+}
+
+/// Copies one chunk, leaving zeros as holes; what there was, with zeros up to a whole sector, and its length without them.
+fn copy_chunk(source: &File, out: &Out, at: u64) -> io::Result<(Vec<u8>, usize)> {
     let mut buf = vec![0; CHUNK];
     let mut have = 0;
     while have < CHUNK {
@@ -112,10 +129,11 @@ fn copy_chunk(source: &File, target: &File, at: u64) -> io::Result<usize> {
             Err(e) => return Err(e),
         }
     }
-    if buf[..have].iter().any(|b| *b != 0) {
-        target.write_all_at(&buf[..have], at)?;
+    buf.truncate(have.next_multiple_of(512));
+    if buf.iter().any(|b| *b != 0) {
+        out.write_at(&buf, at)?;
     }
-    Ok(have)
+    Ok((buf, have))
 }
 
 #[async_trait]
@@ -129,6 +147,10 @@ impl ImageConverter for MemoryConverter {
         blocking(move || probe(&path)).await.map_err(|e| e.with_backend("memory"))
     }
 
+    fn sinks(&self) -> Vec<SinkForm> {
+        vec![SinkForm::File, SinkForm::Blocks]
+    }
+
     async fn convert(
         &self,
         spec: &ConvertSpec,
@@ -139,26 +161,13 @@ impl ImageConverter for MemoryConverter {
         convert.await.map_err(|e| e.with_backend("memory").with_operation("convert"))
     }
 
-    async fn clean(&self, destination_dir: &Path) -> Result<()> {
-        let dir = destination_dir.to_owned();
-        let work = move || {
-            let doing = format!("Cleaning {}", dir.display());
-            for entry in std::fs::read_dir(&dir).map_err(|e| Error::io(&doing, e))? {
-                let entry = entry.map_err(|e| Error::io(&doing, e))?;
-                let name = entry.file_name();
-                let name = name.as_encoded_bytes();
-                if name.starts_with(b".") && name.ends_with(SUFFIX.as_bytes()) {
-                    std::fs::remove_file(entry.path()).map_err(|e| Error::io(&doing, e))?;
-                }
-            }
-            Ok(())
-        };
-        blocking(work).await.map_err(|e| e.with_backend("memory").with_operation("clean"))
-    }
-
     async fn health(&self) -> Health {
         self.health.health()
     }
+}
+
+fn was_cancelled() -> Error {
+    Error::new(ErrorKind::Conflict, "The conversion was cancelled")
 }
 
 async fn convert(spec: &ConvertSpec, progress: &Progress, cancel: &CancellationToken) -> Result<Converted> {
@@ -166,47 +175,56 @@ async fn convert(spec: &ConvertSpec, progress: &Progress, cancel: &CancellationT
         let message = format!("This converter reads only raw images, not {}", spec.format.qemu_name());
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
-    let temporary = Arc::new(Temporary(temporary_name(&spec.destination)?));
-    let (from, to, part) = (spec.source.clone(), spec.destination.clone(), Arc::clone(&temporary));
+    if cancel.is_cancelled() {
+        return Err(was_cancelled());
+    }
+    // A file task that begins only after this future was dropped does nothing: another conversion may write to the sink by then.
+    let stop = CancellationToken::new();
+    let _stop_when_dropped = stop.clone().drop_guard();
+    let (from, sink, size) = (spec.source.clone(), spec.sink.clone(), spec.virtual_size);
+    let stopped = stop.clone();
     let open = move || {
+        if stopped.is_cancelled() {
+            return Err(was_cancelled());
+        }
         let source = File::open(&from).map_err(|e| Error::io(format!("Opening {}", from.display()), e))?;
         let len = source.metadata().map_err(|e| Error::io(format!("Reading {}", from.display()), e))?.len();
-        if to.try_exists().map_err(|e| Error::io(format!("Looking for {}", to.display()), e))? {
-            return Err(Error::new(ErrorKind::Conflict, format!("{} exists", to.display())));
+        if len.next_multiple_of(512) != size {
+            let message = format!("{} has {len} bytes, and had {size} when it was looked at", from.display());
+            return Err(Error::new(ErrorKind::Corrupt, message));
         }
-        let doing = format!("Making {}", part.0.display());
-        let target = File::create_new(&part.0).map_err(|e| Error::io(&doing, e))?;
-        target.set_len(len.next_multiple_of(512)).map_err(|e| Error::io(&doing, e))?;
-        Ok((source, target, len))
+        Ok((source, Out::open(&sink, size)?, len))
     };
-    let (source, target, len) = blocking(open).await?;
-    let (source, target) = (Arc::new(source), Arc::new(target));
+    let (source, out, len) = blocking(open).await?;
+    let (source, out) = (Arc::new(source), Arc::new(out));
+    let mut hash = Sha256::new();
     progress(0);
     let mut at = 0;
     while at < len {
         if cancel.is_cancelled() {
-            return Err(Error::new(ErrorKind::Conflict, "The conversion was cancelled"));
+            return Err(was_cancelled());
         }
-        let (source, target) = (Arc::clone(&source), Arc::clone(&target));
-        let copy = move || copy_chunk(&source, &target, at).map_err(|e| Error::io("Copying the image", e));
-        let n = blocking(copy).await?;
+        let (source, out, stopped) = (Arc::clone(&source), Arc::clone(&out), stop.clone());
+        let copy = move || {
+            if stopped.is_cancelled() {
+                return Err(was_cancelled());
+            }
+            copy_chunk(&source, &out, at).map_err(|e| Error::io("Copying the image", e))
+        };
+        let (bytes, n) = blocking(copy).await?;
         if n == 0 {
             return Err(Error::new(ErrorKind::Corrupt, "The source became shorter while it was read"));
         }
+        hash.update(&bytes);
         at += n as u64;
-        // 999 at most: 1000 is said when the destination is there.
+        // 999 at most: 1000 is said when all of it is there.
         progress(u16::try_from(u128::from(at) * 999 / u128::from(len)).unwrap_or(999));
     }
-    let to = spec.destination.clone();
-    let finish = move || {
-        let doing = format!("Finishing {}", to.display());
-        target.sync_all().map_err(|e| Error::io(&doing, e))?;
-        std::fs::hard_link(&temporary.0, &to).map_err(|e| Error::io(&doing, e))
-    };
     if cancel.is_cancelled() {
-        return Err(Error::new(ErrorKind::Conflict, "The conversion was cancelled"));
+        return Err(was_cancelled());
     }
-    blocking(finish).await?;
+    blocking(move || out.sync().map_err(|e| Error::io("Finishing the image", e))).await?;
     progress(1000);
-    Ok(Converted { size_bytes: len.next_multiple_of(512) })
+    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Converted { size_bytes: size, sha256 })
 }

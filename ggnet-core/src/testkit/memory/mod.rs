@@ -19,10 +19,12 @@
 //! the field. Where a port has clients (an initiator, a booting PC), the backend has methods that play one.
 
 pub mod block;
+mod blocks;
 pub mod boot_file;
 pub mod clock;
 pub mod converter;
 pub mod dhcp;
+pub mod image_store;
 mod initiator;
 pub mod store;
 pub mod target;
@@ -34,6 +36,7 @@ pub use boot_file::{BootFileWorld, MemoryBootFiles};
 pub use clock::ManualClock;
 pub use converter::MemoryConverter;
 pub use dhcp::{DhcpWorld, MemoryDhcp};
+pub use image_store::{ImageWorld, MemoryImages};
 pub use store::{MemoryStore, StoreWorld};
 pub use target::{LoginError, MemoryInitiator, MemoryTargets, TargetWorld};
 pub use world::World;

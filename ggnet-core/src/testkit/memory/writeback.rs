@@ -1,31 +1,33 @@
-//! [`MemoryWritebacks`]: private writable disks whose written blocks are in memory, over the bytes of a real base file.
+//! [`MemoryWritebacks`]: private writable disks whose written blocks are in memory, over an opened image version.
 //!
-//! Invariants: a block that was never written reads from the base file, which is never opened for writing; written blocks belong
-//! to the world and outlive our process, the disks handed out do not; a disk of a removed writeback, or of an earlier life, fails.
+//! Invariants: a block that was never written reads from the version below, which is never written to; written blocks belong to the world and
+//! outlive our process, the disks handed out do not; a disk of a removed writeback, or of an earlier life, fails; nobody writes to a frozen one.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fs::File,
+    collections::BTreeMap,
     io,
-    os::unix::fs::FileExt as _,
-    sync::{Arc, PoisonError, RwLock, Weak},
+    sync::{Arc, Weak},
 };
 
 use async_trait::async_trait;
 
-use super::world::{Life, World, step};
+use super::{
+    blocks::{Blocks, Layered},
+    world::{Life, World, step},
+};
 use crate::{
     block::{BlockDevice, BlockInfo, BlockRun, Disk, DiskForm},
     error::{Error, ErrorKind, Result},
-    nouns::ResourceId,
+    nouns::{ImageVersionId, ResourceId},
     ports::{
-        BaseImage, Completeness, Health, Removal, WritebackCapabilities, WritebackListed, WritebackSpec,
-        WritebackStore,
+        Completeness, Frozen, Health, Hold, Native, OpenImage, Removal, WritebackCapabilities,
+        WritebackListed, WritebackSpec, WritebackStore,
     },
-    testkit::disk::{check, check_write},
+    testkit::disk::check,
 };
 
-const BLOCK: usize = 4096;
+/// What [`MemoryWritebacks`] freezes: its locator is the writeback's name, in the same world.
+pub(super) const FAMILY: &str = "memory";
 
 /// What outlives a [`MemoryWritebacks`]: what was written.
 pub type WritebackWorld = World<WritebackState>;
@@ -36,26 +38,45 @@ pub struct WritebackState {
     entries: BTreeMap<ResourceId, Entry>,
 }
 
-// Written blocks by number; none: discarded, zeros.
-type Blocks = RwLock<HashMap<u64, Option<Box<[u8]>>>>;
-
 #[derive(Debug)]
 struct Entry {
-    base: BaseImage,
+    version: ImageVersionId,
+    size: u64,
     blocks: Arc<Blocks>,
     completeness: Completeness,
     // The disk that is handed out, while somebody holds it.
     disk: Weak<Overlay>,
+    // Alive while it is frozen.
+    frozen: Weak<()>,
+}
+
+impl Entry {
+    fn is_frozen(&self) -> bool {
+        self.frozen.strong_count() > 0
+    }
+}
+
+impl World<WritebackState> {
+    /// What was written to this writeback, if it is there.
+    pub(super) fn blocks(&self, id: &ResourceId) -> Option<Arc<Blocks>> {
+        let mut blocks = None;
+        self.touch(|state| blocks = state.entries.get(id).map(|entry| Arc::clone(&entry.blocks)));
+        blocks
+    }
+
+    /// It is no writeback any more.
+    pub(super) fn forget(&self, id: &ResourceId) {
+        self.touch(|state| _ = state.entries.remove(id));
+    }
 }
 
 /// Writebacks in memory.
 pub struct MemoryWritebacks {
     life: Life<WritebackState>,
-    blank_bases: bool,
 }
 
 impl MemoryWritebacks {
-    /// In an empty world. Base files must exist.
+    /// In an empty world.
     #[must_use]
     pub fn new() -> Self {
         Self::over(&WritebackWorld::default())
@@ -66,16 +87,11 @@ impl MemoryWritebacks {
     pub fn over(world: &WritebackWorld) -> Self {
         // Disks of an earlier life are nobody's any more, whoever still holds them.
         let birth = |state: &mut WritebackState| {
-            state.entries.values_mut().for_each(|entry| entry.disk = Weak::new());
+            for entry in state.entries.values_mut() {
+                (entry.disk, entry.frozen) = (Weak::new(), Weak::new());
+            }
         };
-        Self { life: world.enter("memory", birth), blank_bases: false }
-    }
-
-    /// Every base reads as zeros, and no base file is opened: for tests whose image versions have no bytes.
-    #[must_use]
-    pub fn with_blank_bases(mut self) -> Self {
-        self.blank_bases = true;
-        self
+        Self { life: world.enter("memory", birth) }
     }
 
     /// What outlives it.
@@ -84,23 +100,8 @@ impl MemoryWritebacks {
         self.life.world()
     }
 
-    async fn base_file(&self, base: &BaseImage) -> Result<Option<File>> {
-        if self.blank_bases {
-            return Ok(None);
-        }
-        let (path, size) = (base.path.clone(), base.size_bytes);
-        let open = move || {
-            let doing = format!("Opening the base image {}", path.display());
-            let file = File::open(&path).map_err(|e| Error::io(&doing, e))?;
-            let have = file.metadata().map_err(|e| Error::io(&doing, e))?.len();
-            if have < size {
-                let message = format!("{doing}: it has {have} bytes and should have {size}");
-                return Err(Error::new(ErrorKind::Corrupt, message));
-            }
-            Ok(Some(file))
-        };
-        let opened = tokio::task::spawn_blocking(open).await;
-        opened.map_err(|e| self.life.error(ErrorKind::Internal, "The opening task died").with_source(e))?
+    fn busy(&self, operation: &str, message: String) -> Error {
+        self.life.error(ErrorKind::Busy, message).with_operation(operation)
     }
 }
 
@@ -119,18 +120,27 @@ impl WritebackStore for MemoryWritebacks {
     fn capabilities(&self) -> WritebackCapabilities {
         WritebackCapabilities {
             provides: DiskForm::Blocks,
+            base: DiskForm::Blocks,
+            freezes: Some(FAMILY.to_owned()),
             kill_safe: true,
             power_safe: false,
             discard: true,
         }
     }
 
-    async fn ensure(&self, spec: &WritebackSpec) -> Result<Disk> {
+    async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
+        spec.check_base(base)?;
+        let Disk::Blocks(below) = &base.disk else {
+            let message = format!("{} stands on blocks, not on {:?}", spec.id, base.disk.form());
+            return Err(self.life.error(ErrorKind::Unsupported, message).with_operation("ensure"));
+        };
         let _turn = self.life.lock(&spec.id).await;
         if let Some(entry) = self.life.state()?.entries.get(&spec.id) {
-            if entry.base.version != spec.base.version || entry.base.size_bytes != spec.base.size_bytes {
-                let message = format!("{} stands on version {}", spec.id, entry.base.version);
-                return Err(self.life.error(ErrorKind::Busy, message).with_operation("ensure"));
+            if (entry.version, entry.size) != (spec.version, spec.size_bytes) {
+                return Err(self.busy("ensure", format!("{} stands on version {}", spec.id, entry.version)));
+            }
+            if entry.is_frozen() {
+                return Err(self.busy("ensure", format!("{} is frozen", spec.id)));
             }
             if entry.completeness == Completeness::Whole
                 && let Some(disk) = entry.disk.upgrade()
@@ -138,14 +148,16 @@ impl WritebackStore for MemoryWritebacks {
                 return Ok(Disk::Blocks(disk));
             }
         }
-        let base = self.base_file(&spec.base).await?;
+        step().await;
         let blocks = {
             let mut state = self.life.state()?;
             let entry = state.entries.entry(spec.id.clone()).or_insert_with(|| Entry {
-                base: spec.base.clone(),
+                version: spec.version,
+                size: spec.size_bytes,
                 blocks: Arc::default(),
                 completeness: Completeness::Partial,
                 disk: Weak::new(),
+                frozen: Weak::new(),
             });
             Arc::clone(&entry.blocks)
         };
@@ -153,9 +165,8 @@ impl WritebackStore for MemoryWritebacks {
         let disk = Arc::new(Overlay {
             life: self.life.clone(),
             id: spec.id.clone(),
-            base,
-            size: spec.base.size_bytes,
-            blocks,
+            disk: Layered { blocks, below: Some(Arc::clone(below)), size: spec.size_bytes },
+            _base: base.clone(),
         });
         if let Some(entry) = self.life.state()?.entries.get_mut(&spec.id) {
             entry.completeness = Completeness::Whole;
@@ -165,17 +176,41 @@ impl WritebackStore for MemoryWritebacks {
         Ok(Disk::Blocks(disk))
     }
 
-    async fn open_base(&self, base: &BaseImage) -> Result<Disk> {
-        let (file, size) = (self.base_file(base).await?, base.size_bytes);
-        Ok(Disk::Blocks(Arc::new(Base { file, size })))
+    async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
+        let _turn = self.life.lock(id).await;
+        step().await;
+        let frozen = {
+            let mut state = self.life.state()?;
+            let entry = state.entries.get_mut(id);
+            let Some(entry) = entry.filter(|entry| entry.completeness == Completeness::Whole) else {
+                return Err(Error::not_found("writeback", id).with_backend("memory"));
+            };
+            if entry.disk.strong_count() > 0 || entry.is_frozen() {
+                return Err(self.busy("freeze", format!("The disk of {id} is in use")));
+            }
+            let token = Arc::new(());
+            entry.frozen = Arc::downgrade(&token);
+            Frozen {
+                writeback: id.clone(),
+                base: entry.version,
+                size_bytes: entry.size,
+                whole: false,
+                native: Native { family: FAMILY.to_owned(), locator: id.to_string() },
+                hold: Hold::of(token),
+            }
+        };
+        step().await;
+        Ok(frozen)
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
         let _turn = self.life.lock(id).await;
         if let Some(entry) = self.life.state()?.entries.get_mut(id) {
+            if entry.is_frozen() {
+                return Err(self.busy("remove", format!("{id} is frozen")));
+            }
             if how == Removal::IfIdle && entry.disk.strong_count() > 0 {
-                let message = format!("The disk of {id} is in use");
-                return Err(self.life.error(ErrorKind::Busy, message).with_operation("remove"));
+                return Err(self.busy("remove", format!("The disk of {id} is in use")));
             }
             entry.completeness = Completeness::Partial;
             // Disks handed out hold the old blocks and see that they are no longer the entry's.
@@ -191,15 +226,13 @@ impl WritebackStore for MemoryWritebacks {
         step().await;
         let state = self.life.state()?;
         let listed = |(id, entry): (&ResourceId, &Entry)| {
-            let blocks = entry.blocks.read().unwrap_or_else(PoisonError::into_inner);
-            let kept = blocks.values().filter(|block| block.is_some()).count();
-            let spec = WritebackSpec { id: id.clone(), base: entry.base.clone() };
+            let spec = WritebackSpec { id: id.clone(), version: entry.version, size_bytes: entry.size };
             WritebackListed {
                 id: id.clone(),
                 digest: (entry.completeness == Completeness::Whole).then(|| spec.digest()),
                 completeness: entry.completeness,
-                base: Some(entry.base.version),
-                bytes: (kept * BLOCK) as u64,
+                base: Some(entry.version),
+                bytes: entry.blocks.bytes(),
             }
         };
         Ok(state.entries.iter().map(listed).collect())
@@ -214,56 +247,13 @@ impl WritebackStore for MemoryWritebacks {
     }
 }
 
-/// A base alone, read-only.
-struct Base {
-    // None: zeros.
-    file: Option<File>,
-    size: u64,
-}
-
-impl BlockDevice for Base {
-    fn info(&self) -> BlockInfo {
-        BlockInfo {
-            size_bytes: self.size,
-            logical_block: 512,
-            physical_block: 4096,
-            read_only: true,
-            discard: false,
-        }
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        check(&self.info(), offset, buf.len() as u64)?;
-        match &self.file {
-            Some(file) => file.read_exact_at(buf, offset),
-            None => {
-                buf.fill(0);
-                Ok(())
-            }
-        }
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        check_write(&self.info(), offset, buf.len() as u64)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        check_write(&self.info(), offset, len)
-    }
-}
-
 /// A disk as it is handed out.
 struct Overlay {
     life: Life<WritebackState>,
     id: ResourceId,
-    // None: zeros.
-    base: Option<File>,
-    size: u64,
-    blocks: Arc<Blocks>,
+    disk: Layered,
+    // Open as long as this.
+    _base: OpenImage,
 }
 
 impl std::fmt::Debug for Overlay {
@@ -273,132 +263,42 @@ impl std::fmt::Debug for Overlay {
 }
 
 impl Overlay {
-    /// Refuses when our process died or the writeback was removed.
-    fn usable(&self) -> io::Result<()> {
+    /// The disk, unless our process died or the writeback was removed.
+    fn usable(&self) -> io::Result<&Layered> {
         let state = self.life.state().map_err(io::Error::other)?;
         match state.entries.get(&self.id) {
-            Some(entry) if Arc::ptr_eq(&entry.blocks, &self.blocks) => Ok(()),
+            Some(entry) if Arc::ptr_eq(&entry.blocks, &self.disk.blocks) => Ok(&self.disk),
             _ => Err(io::Error::other(format!("The writeback {} was removed", self.id))),
         }
     }
-
-    /// The whole block `number` as the base has it, zeros after the base's end.
-    fn base_block(&self, number: u64) -> io::Result<Box<[u8]>> {
-        let mut block = vec![0; BLOCK].into_boxed_slice();
-        if let Some(file) = &self.base {
-            let at = number * BLOCK as u64;
-            let len = usize::try_from(self.size - at).unwrap_or(BLOCK).min(BLOCK);
-            file.read_exact_at(&mut block[..len], at)?;
-        }
-        Ok(block)
-    }
-}
-
-/// The parts of `[offset, offset + len)` in each block: block number, place within the block, place within the request.
-fn pieces(
-    offset: u64,
-    len: usize,
-) -> impl Iterator<Item = (u64, std::ops::Range<usize>, std::ops::Range<usize>)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        if done == len {
-            return None;
-        }
-        let at = offset + done as u64;
-        let within = usize::try_from(at % BLOCK as u64).unwrap_or(0);
-        let n = (BLOCK - within).min(len - done);
-        let piece = (at / BLOCK as u64, within..within + n, done..done + n);
-        done += n;
-        Some(piece)
-    })
 }
 
 impl BlockDevice for Overlay {
     fn info(&self) -> BlockInfo {
-        BlockInfo {
-            size_bytes: self.size,
-            logical_block: 512,
-            physical_block: 4096,
-            read_only: false,
-            discard: true,
-        }
+        self.disk.info()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        // What is not on the disk is invalid, whatever became of it.
         check(&self.info(), offset, buf.len() as u64)?;
-        self.usable()?;
-        let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
-        for (number, within, request) in pieces(offset, buf.len()) {
-            match blocks.get(&number) {
-                Some(Some(block)) => buf[request].copy_from_slice(&block[within]),
-                Some(None) => buf[request].fill(0),
-                None => buf[request].copy_from_slice(&self.base_block(number)?[within]),
-            }
-        }
-        Ok(())
+        self.usable()?.read_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        check_write(&self.info(), offset, buf.len() as u64)?;
-        self.usable()?;
-        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
-        for (number, within, request) in pieces(offset, buf.len()) {
-            let mut block = match blocks.remove(&number) {
-                Some(Some(block)) => block,
-                Some(None) => vec![0; BLOCK].into_boxed_slice(),
-                None => self.base_block(number)?,
-            };
-            block[within].copy_from_slice(&buf[request]);
-            blocks.insert(number, Some(block));
-        }
-        Ok(())
+        check(&self.info(), offset, buf.len() as u64)?;
+        self.usable()?.write_at(buf, offset)
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.usable()
+        self.usable()?.flush()
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        check_write(&self.info(), offset, len)?;
-        self.usable()?;
-        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
-        let end = offset + len;
-        for number in offset / BLOCK as u64..end.div_ceil(BLOCK as u64) {
-            let first = number * BLOCK as u64;
-            let (from, to) = (offset.max(first) - first, end.min(first + BLOCK as u64) - first);
-            // The disk's last block may be short; to its end is all of it.
-            let whole = from == 0 && (to == BLOCK as u64 || first + to == self.size);
-            let zeroed = if whole {
-                None
-            } else {
-                let mut block = match blocks.remove(&number) {
-                    Some(Some(block)) => block,
-                    Some(None) => vec![0; BLOCK].into_boxed_slice(),
-                    None => self.base_block(number)?,
-                };
-                let range = usize::try_from(from).unwrap_or(0)..usize::try_from(to).unwrap_or(BLOCK);
-                block[range].fill(0);
-                Some(block)
-            };
-            blocks.insert(number, zeroed);
-        }
-        Ok(())
+        check(&self.info(), offset, len)?;
+        self.usable()?.discard(offset, len)
     }
 
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
-        check(&self.info(), offset, len)?;
-        let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
-        let mut runs: Vec<BlockRun> = Vec::new();
-        for (number, within, _) in pieces(offset, usize::try_from(len).unwrap_or(usize::MAX)) {
-            let mapped = !matches!(blocks.get(&number), Some(None));
-            let len = within.len() as u64;
-            let full = runs.len() == limit;
-            match runs.last_mut() {
-                Some(run) if run.mapped == mapped => run.len += len,
-                _ if full => break,
-                _ => runs.push(BlockRun { len, mapped }),
-            }
-        }
-        Ok(runs)
+        self.disk.block_status(offset, len, limit)
     }
 }

@@ -12,12 +12,14 @@ use super::{
     Fixture,
     attached::eventually,
     cut::{Cut, timed},
-    files::{checksum, image, names, read_file, write_file},
+    files::{blocking, checksum, image, names, read, read_file, write_file},
 };
 use crate::{
+    checksum::sha256_bytes,
     error::ErrorKind,
     nouns::ImageFormat,
-    ports::{ConvertSpec, Health, ImageConverter, Progress},
+    ports::{ConvertSpec, Converted, Health, ImageConverter, Progress, Sink, SinkForm},
+    testkit::memory::RamDisk,
 };
 
 const SIZE: usize = 6 << 20;
@@ -46,12 +48,13 @@ macro_rules! converter_behaviour {
             holes_stay_holes,
             progress_only_grows_and_ends_at_1000,
             the_source_is_never_changed,
-            an_existing_destination_is_refused,
-            a_missing_destination_folder_leaves_nothing,
-            a_cancelled_conversion_leaves_nothing,
-            a_dropped_conversion_leaves_nothing,
+            the_checksum_is_of_the_raw_disk,
+            a_sink_of_another_form_is_unsupported,
+            a_second_conversion_to_a_sink_begins_anew,
+            a_missing_folder_of_the_sink_leaves_nothing,
+            a_cancelled_conversion_leaves_nothing_outside_the_sink,
+            a_dropped_conversion_leaves_nothing_outside_the_sink,
             conversions_at_once_do_not_mix,
-            clean_removes_leftovers_and_nothing_else,
         ]);
     };
 }
@@ -72,32 +75,27 @@ pub trait ConverterFixture: Fixture<dyn ImageConverter> {
     fn has_samples(&self) -> bool {
         false
     }
-
-    /// Puts into `dir` what a killed process of this converter leaves beside `destination`. If false, that case is not run.
-    async fn leave_behind(&self, dir: &Path, destination: &Path) -> bool {
-        let _ = (dir, destination);
-        false
-    }
-
-    /// Whether [`leave_behind`](ConverterFixture::leave_behind) leaves anything.
-    fn can_leave_behind(&self) -> bool {
-        false
-    }
 }
 
 /// Why a case cannot run on this fixture's converter; `None`: it can.
 pub async fn not_run(f: &impl ConverterFixture, case: &str) -> Option<String> {
     let lacks = |so: bool, why: &str| (!so).then(|| why.to_owned());
+    let files = || async { f.fresh().await.sinks().contains(&SinkForm::File) };
     match case {
         "every_sample_becomes_its_raw_bytes" => {
             lacks(f.has_samples(), "the fixture has no image of another format")
         }
-        "clean_removes_leftovers_and_nothing_else" => {
-            lacks(f.can_leave_behind(), "the fixture cannot leave what a killed process leaves")
+        "holes_stay_holes" | "a_missing_folder_of_the_sink_leaves_nothing" => {
+            lacks(files().await, "it writes to no file")
+        }
+        "a_sink_of_another_form_is_unsupported" => {
+            lacks(f.fresh().await.sinks().len() < FORMS.len(), "it writes to every form of sink")
         }
         _ => None,
     }
 }
+
+const FORMS: [SinkForm; 2] = [SinkForm::File, SinkForm::Blocks];
 
 /// A converter, an image of [`SIZE`] bytes in a folder of its own, and an empty folder for results.
 struct Bench {
@@ -111,7 +109,7 @@ async fn bench(f: &impl ConverterFixture) -> Bench {
     let (sources, results) = (f.folder().join("sources"), f.folder().join("results"));
     for dir in [&sources, &results] {
         let dir = dir.clone();
-        super::files::blocking(move || std::fs::create_dir_all(&dir).expect("create a folder")).await;
+        blocking(move || std::fs::create_dir_all(&dir).expect("create a folder")).await;
     }
     let (source, bytes) = (sources.join("source.raw"), image(5, SIZE));
     write_file(&source, bytes.clone()).await;
@@ -119,15 +117,50 @@ async fn bench(f: &impl ConverterFixture) -> Bench {
 }
 
 impl Bench {
-    fn spec(&self, name: &str) -> ConvertSpec {
-        let destination = self.results.join(name);
-        ConvertSpec { source: self.source.clone(), format: ImageFormat::Raw, destination }
+    /// Where a disk of this size goes: a file of this name in the folder for results, or blocks of our process.
+    fn sink(&self, form: SinkForm, name: &str, size: usize) -> Sink {
+        match form {
+            SinkForm::File => Sink::File(self.results.join(name)),
+            SinkForm::Blocks => Sink::Blocks(Arc::new(RamDisk::zeros(size))),
+        }
     }
 
-    /// Waits until nothing is left: a helper of a dropped call may need a moment to end.
-    async fn comes_to_nothing(&self) {
-        let what = format!("an empty {}", self.results.display());
-        eventually(&what, || async { names(&self.results).await.is_empty() }).await;
+    fn forms(&self) -> Vec<SinkForm> {
+        let forms = self.converter.sinks();
+        assert!(!forms.is_empty(), "it writes somewhere");
+        forms
+    }
+
+    fn spec_for(&self, form: SinkForm, name: &str, size: usize) -> ConvertSpec {
+        ConvertSpec {
+            source: self.source.clone(),
+            format: ImageFormat::Raw,
+            virtual_size: size as u64,
+            sink: self.sink(form, name, size),
+        }
+    }
+
+    /// Of the source to the form that it names first.
+    fn spec(&self, name: &str) -> ConvertSpec {
+        self.spec_for(self.forms()[0], name, SIZE)
+    }
+
+    /// Waits until nothing but these is among the results: a helper of a dropped call may need a moment to end.
+    async fn comes_to(&self, allowed: &[&str]) {
+        let what = format!("nothing but {allowed:?} in {}", self.results.display());
+        let settled = || async { names(&self.results).await.iter().all(|name| allowed.contains(&&**name)) };
+        eventually(&what, settled).await;
+    }
+}
+
+/// What was written.
+async fn raw(spec: &ConvertSpec) -> Vec<u8> {
+    match &spec.sink {
+        Sink::File(path) => read_file(path).await,
+        Sink::Blocks(device) => {
+            let size = usize::try_from(device.info().size_bytes).expect("small");
+            read(device, 0, size).await
+        }
     }
 }
 
@@ -135,9 +168,13 @@ fn silent() -> Progress {
     Arc::new(|_| ())
 }
 
-async fn convert(bench: &Bench, spec: &ConvertSpec) -> u64 {
+async fn converted(bench: &Bench, spec: &ConvertSpec) -> Converted {
     let done = bench.converter.convert(spec, silent(), CancellationToken::new()).await;
-    done.unwrap_or_else(|e| panic!("convert {}: {}", spec.source.display(), e.report())).size_bytes
+    done.unwrap_or_else(|e| panic!("convert {}: {}", spec.source.display(), e.report()))
+}
+
+async fn convert(bench: &Bench, spec: &ConvertSpec) -> u64 {
+    converted(bench, spec).await.size_bytes
 }
 
 /// Its tool is there; the reason says how to install it.
@@ -154,7 +191,7 @@ pub async fn a_raw_file_is_recognised(f: &impl ConverterFixture) {
     assert!(probe.actual_size > 0, "{probe:?}");
 }
 
-/// By `probe` and by `convert`, which leaves nothing.
+/// By `probe` and by `convert`.
 pub async fn a_missing_file_is_not_found(f: &impl ConverterFixture) {
     let bench = bench(f).await;
     let mut spec = bench.spec("a.raw");
@@ -164,16 +201,18 @@ pub async fn a_missing_file_is_not_found(f: &impl ConverterFixture) {
     let converted = bench.converter.convert(&spec, silent(), CancellationToken::new()).await;
     let e = converted.expect_err("there is no such file");
     assert_eq!(e.kind(), ErrorKind::NotFound, "{}", e.report());
-    assert!(names(&bench.results).await.is_empty());
+    bench.comes_to(&["a.raw"]).await;
 }
 
-/// Byte for byte, and nothing beside it.
+/// Byte for byte, and nothing beside it, in every form of sink.
 pub async fn raw_becomes_the_same_raw(f: &impl ConverterFixture) {
     let bench = bench(f).await;
-    let spec = bench.spec("a.raw");
-    assert_eq!(convert(&bench, &spec).await, SIZE as u64);
-    assert!(read_file(&spec.destination).await == bench.bytes, "the bytes differ");
-    assert_eq!(names(&bench.results).await, ["a.raw"]);
+    for form in bench.forms() {
+        let spec = bench.spec_for(form, "a.raw", SIZE);
+        assert_eq!(convert(&bench, &spec).await, SIZE as u64);
+        assert!(raw(&spec).await == bench.bytes, "{form:?}: the bytes differ");
+        bench.comes_to(&["a.raw"]).await;
+    }
 }
 
 /// Every other format that the converter reads.
@@ -186,11 +225,13 @@ pub async fn every_sample_becomes_its_raw_bytes(f: &impl ConverterFixture) {
         let probe =
             bench.converter.probe(&source).await.unwrap_or_else(|e| panic!("{format:?}: {}", e.report()));
         assert_eq!(probe.format, format, "{}", source.display());
-        let mut spec = bench.spec(&format!("{}.raw", format.qemu_name()));
+        let size = usize::try_from(probe.virtual_size).expect("small");
+        let name = format!("{}.raw", format.qemu_name());
+        let mut spec = bench.spec_for(bench.forms()[0], &name, size);
         (spec.source, spec.format) = (source, format);
         let size = convert(&bench, &spec).await;
         assert_eq!(size, probe.virtual_size, "{format:?}: the size that the probe told");
-        let have = read_file(&spec.destination).await;
+        let have = raw(&spec).await;
         assert_eq!(have.len() as u64, size, "{format:?}");
         // Some formats round the disk's size up; what they add is zeros.
         assert!(have[..SIZE] == bench.bytes[..], "{format:?}: the bytes differ");
@@ -205,7 +246,7 @@ pub async fn a_file_is_read_as_it_is_named(f: &impl ConverterFixture) {
         let spec = ConvertSpec { format, ..bench.spec("a.raw") };
         let converted = bench.converter.convert(&spec, silent(), CancellationToken::new()).await;
         converted.expect_err("a raw file is not of this format");
-        bench.comes_to_nothing().await;
+        bench.comes_to(&["a.raw"]).await;
     }
 }
 
@@ -216,13 +257,12 @@ pub async fn holes_stay_holes(f: &impl ConverterFixture) {
     let mut bytes = vec![0; 32 << 20];
     bytes[1 << 20..(1 << 20) + 4096].fill(1);
     write_file(&bench.source, bytes.clone()).await;
-    let spec = bench.spec("a.raw");
+    let spec = bench.spec_for(SinkForm::File, "a.raw", bytes.len());
     convert(&bench, &spec).await;
-    let path = spec.destination.clone();
-    let taken =
-        super::files::blocking(move || std::fs::metadata(&path).expect("metadata").blocks() * 512).await;
+    let path = bench.results.join("a.raw");
+    let taken = blocking(move || std::fs::metadata(&path).expect("metadata").blocks() * 512).await;
     assert!(taken < 8 << 20, "a file of 4 KiB of data takes {taken} bytes");
-    assert!(read_file(&spec.destination).await == bytes, "the bytes differ");
+    assert!(raw(&spec).await == bytes, "the bytes differ");
 }
 
 /// What a person sees moves one way, and to the end.
@@ -249,123 +289,113 @@ pub async fn the_source_is_never_changed(f: &impl ConverterFixture) {
     assert_eq!(checksum(&bench.source).await, before, "the source changed");
 }
 
-/// A version is never written over.
-pub async fn an_existing_destination_is_refused(f: &impl ConverterFixture) {
+/// Of all its bytes, holes too: what a version is known by.
+pub async fn the_checksum_is_of_the_raw_disk(f: &impl ConverterFixture) {
     let bench = bench(f).await;
-    let spec = bench.spec("a.raw");
-    write_file(&spec.destination, b"precious".to_vec()).await;
-    let converted = bench.converter.convert(&spec, silent(), CancellationToken::new()).await;
-    let e = converted.expect_err("the destination exists");
-    assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());
-    assert_eq!(read_file(&spec.destination).await, b"precious");
-    assert_eq!(names(&bench.results).await, ["a.raw"]);
+    for form in bench.forms() {
+        let spec = bench.spec_for(form, "a.raw", SIZE);
+        assert_eq!(converted(&bench, &spec).await.sha256, sha256_bytes(&bench.bytes), "{form:?}");
+    }
+}
+
+/// Wiring should have refused the pair.
+pub async fn a_sink_of_another_form_is_unsupported(f: &impl ConverterFixture) {
+    let bench = bench(f).await;
+    let forms = bench.forms();
+    for form in FORMS.into_iter().filter(|form| !forms.contains(form)) {
+        let spec = bench.spec_for(form, "a.raw", SIZE);
+        let e = bench.converter.convert(&spec, silent(), CancellationToken::new()).await;
+        let e = e.expect_err("it writes to no such sink");
+        assert_eq!(e.kind(), ErrorKind::Unsupported, "{form:?}: {}", e.report());
+        assert!(names(&bench.results).await.is_empty());
+    }
+}
+
+/// What an earlier one left there is nothing.
+pub async fn a_second_conversion_to_a_sink_begins_anew(f: &impl ConverterFixture) {
+    let bench = bench(f).await;
+    for form in bench.forms() {
+        let spec = bench.spec_for(form, "a.raw", SIZE);
+        convert(&bench, &spec).await;
+        // Zeros where the first has bytes.
+        let source = bench.source.with_file_name("zeros.raw");
+        let mut bytes = vec![0; SIZE];
+        bytes[SIZE - 512..].fill(3);
+        write_file(&source, bytes.clone()).await;
+        convert(&bench, &ConvertSpec { source, ..spec.clone() }).await;
+        assert!(raw(&spec).await == bytes, "{form:?}: the bytes differ");
+    }
 }
 
 /// Nowhere to write to.
-pub async fn a_missing_destination_folder_leaves_nothing(f: &impl ConverterFixture) {
+pub async fn a_missing_folder_of_the_sink_leaves_nothing(f: &impl ConverterFixture) {
     let bench = bench(f).await;
-    let spec = bench.spec("no-such-folder/a.raw");
+    let spec = bench.spec_for(SinkForm::File, "no-such-folder/a.raw", SIZE);
     let converted = bench.converter.convert(&spec, silent(), CancellationToken::new()).await;
     converted.expect_err("there is no such folder");
-    assert!(names(&bench.results).await.is_empty());
+    bench.comes_to(&[]).await;
 }
 
 /// Before it begins, and from within it.
-pub async fn a_cancelled_conversion_leaves_nothing(f: &impl ConverterFixture) {
+pub async fn a_cancelled_conversion_leaves_nothing_outside_the_sink(f: &impl ConverterFixture) {
     let bench = bench(f).await;
     let cancel = CancellationToken::new();
     cancel.cancel();
     bench.converter.convert(&bench.spec("a.raw"), silent(), cancel).await.expect_err("it was cancelled");
-    bench.comes_to_nothing().await;
-    // At the first sign of progress. A converter that is through by then has won, and the file is whole.
+    bench.comes_to(&["a.raw"]).await;
+    // At the first sign of progress. A converter that is through by then has won, and the disk is whole.
     let cancel = CancellationToken::new();
     let trigger = cancel.clone();
     let progress: Progress = Arc::new(move |_| trigger.cancel());
     let spec = bench.spec("b.raw");
-    match bench.converter.convert(&spec, progress, cancel).await {
-        Ok(_) => assert!(read_file(&spec.destination).await == bench.bytes, "neither cancelled nor whole"),
-        Err(_) => bench.comes_to_nothing().await,
+    if bench.converter.convert(&spec, progress, cancel).await.is_ok() {
+        assert!(raw(&spec).await == bench.bytes, "neither cancelled nor whole");
     }
+    bench.comes_to(&["a.raw", "b.raw"]).await;
+    // And the sink can be written to again.
+    convert(&bench, &spec).await;
+    assert!(raw(&spec).await == bench.bytes, "the bytes differ");
 }
 
-/// At every place: whole or not at all, and the next conversion works.
-pub async fn a_dropped_conversion_leaves_nothing(f: &impl ConverterFixture) {
+/// At every place: nothing beside the sink, and the next conversion to it works.
+pub async fn a_dropped_conversion_leaves_nothing_outside_the_sink(f: &impl ConverterFixture) {
     let bench = bench(f).await;
     let spec = bench.spec("a.raw");
     let (usual, _) = timed(convert(&bench, &spec)).await;
-    let remove = || {
-        let path = spec.destination.clone();
-        super::files::blocking(move || std::fs::remove_file(&path).expect("remove the result"))
-    };
-    remove().await;
     let few = (0..12).map(Cut::Polls).chain((0..10).map(|n| Cut::Time(usual * n / 10)));
     for cut in few {
         let done = cut.apply(bench.converter.convert(&spec, silent(), CancellationToken::new())).await;
         if let Some(done) = &done {
             assert!(done.is_ok(), "{cut:?}: {done:?}");
         }
-        // Nothing, or the whole file and nothing beside it.
-        let settled = || async {
-            let names = names(&bench.results).await;
-            names.is_empty() || names == ["a.raw"]
-        };
-        eventually(&format!("nothing or a whole file after {cut:?}"), settled).await;
-        if done.is_none() {
-            // A whole file may go yet: behind the limits of a port a conversion that nobody waits for leaves none.
-            let path = spec.destination.clone();
-            let there = super::files::blocking(move || {
-                let there = std::fs::read(&path).ok();
-                let _ = std::fs::remove_file(&path);
-                there
-            });
-            if let Some(bytes) = there.await {
-                assert!(bytes == bench.bytes, "{cut:?}: a part of a file");
+        bench.comes_to(&["a.raw"]).await;
+        // Behind the limits of a port the dropped one may have to end first.
+        let again = || async {
+            let again = bench.converter.convert(&spec, silent(), CancellationToken::new()).await;
+            if let Err(e) = &again {
+                assert!(e.is_retryable(), "{cut:?}: {}", e.report());
             }
-            convert(&bench, &spec).await;
-        }
-        assert!(read_file(&spec.destination).await == bench.bytes, "{cut:?}: the bytes differ");
-        remove().await;
+            again.is_ok()
+        };
+        eventually(&format!("the next conversion works after {cut:?}"), again).await;
+        assert!(raw(&spec).await == bench.bytes, "{cut:?}: the bytes differ");
     }
+    bench.comes_to(&["a.raw"]).await;
 }
 
-/// Each result has its own source's bytes; of two to one destination one wins.
+/// Each result has its own source's bytes.
 pub async fn conversions_at_once_do_not_mix(f: &impl ConverterFixture) {
     let bench = bench(f).await;
     let mut specs = Vec::new();
     for n in 0..4 {
         let source = bench.source.with_file_name(format!("source-{n}.raw"));
         write_file(&source, image(20 + n, 2 << 20)).await;
-        specs.push(ConvertSpec { source, ..bench.spec(&format!("{n}.raw")) });
+        let name = format!("{n}.raw");
+        specs.push(ConvertSpec { source, ..bench.spec_for(bench.forms()[0], &name, 2 << 20) });
     }
     futures_util::future::join_all(specs.iter().map(|spec| convert(&bench, spec))).await;
     for (n, spec) in (20..).zip(&specs) {
-        assert!(read_file(&spec.destination).await == image(n, 2 << 20), "{}", spec.destination.display());
+        assert!(raw(spec).await == image(n, 2 << 20), "{:?}", spec.sink);
     }
-    let rivals: Vec<_> = specs
-        .iter()
-        .map(|s| ConvertSpec { destination: bench.results.join("one.raw"), ..s.clone() })
-        .collect();
-    let race = rivals.iter().map(|s| bench.converter.convert(s, silent(), CancellationToken::new()));
-    let ended = futures_util::future::join_all(race).await;
-    assert_eq!(ended.iter().filter(|e| e.is_ok()).count(), 1, "one of four makes the file: {ended:?}");
-    let winner = ended.iter().position(Result::is_ok).expect("counted above");
-    let have = read_file(&bench.results.join("one.raw")).await;
-    assert!(have == read_file(&rivals[winner].source).await, "the file is its winner's");
-    assert_eq!(names(&bench.results).await, ["0.raw", "1.raw", "2.raw", "3.raw", "one.raw"]);
-}
-
-/// What a killed process left goes; versions and an operator's files stay.
-pub async fn clean_removes_leftovers_and_nothing_else(f: &impl ConverterFixture) {
-    let bench = bench(f).await;
-    convert(&bench, &bench.spec("a.raw")).await;
-    write_file(&bench.results.join("notes.txt"), b"an operator's".to_vec()).await;
-    let left = f.leave_behind(&bench.results, &bench.results.join("b.raw")).await;
-    assert!(left && names(&bench.results).await.len() > 2, "can_leave_behind() promised something");
-    let converter = f.reopen().await;
-    converter.clean(&bench.results).await.expect("clean");
-    assert_eq!(names(&bench.results).await, ["a.raw", "notes.txt"]);
-    assert!(read_file(&bench.results.join("a.raw")).await == bench.bytes, "the version is whole");
-    converter.clean(&bench.results).await.expect("clean again");
-    let spec = bench.spec("b.raw");
-    converter.convert(&spec, silent(), CancellationToken::new()).await.expect("now it can be made");
+    bench.comes_to(&["0.raw", "1.raw", "2.raw", "3.raw"]).await;
 }

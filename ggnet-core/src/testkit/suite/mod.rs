@@ -4,7 +4,7 @@
 //!
 //! 1. Write a *fixture*: a type that makes your backend, empty ([`Fixture::fresh`]) or again over what the last one left behind
 //!    ([`Fixture::reopen`]), and that implements the port's own fixture trait ([`TargetFixture`], [`WritebackFixture`],
-//!    [`DhcpFixture`], [`BootFileFixture`], [`ConverterFixture`]). Each method says what the suite expects of it; those with a
+//!    [`ImageStoreFixture`], [`DhcpFixture`], [`BootFileFixture`], [`ConverterFixture`]). Each method says what the suite expects of it; those with a
 //!    default body may be left out, and the cases that need them are then *not run*, which is reported.
 //! 2. Call the port's macro once in a test file. It makes a module with one `#[test]` per case, so that each shows by its name:
 //!
@@ -41,6 +41,7 @@ mod run;
 pub mod boot_file;
 pub mod converter;
 pub mod dhcp;
+pub mod image_store;
 pub mod store;
 pub mod target;
 pub mod writeback;
@@ -53,6 +54,7 @@ pub use boot_file::BootFileFixture;
 pub use converter::ConverterFixture;
 pub use cut::{Cut, cut_after};
 pub use dhcp::{DhcpAnswer, DhcpFixture};
+pub use image_store::ImageStoreFixture;
 #[doc(hidden)]
 pub use run::{report, run};
 pub use target::{TargetClient, TargetFixture, Wanted};

@@ -97,7 +97,9 @@ impl Pc {
 
     /// How much disk space the machine's writeback takes on the server.
     pub fn writeback_bytes(&self, server: &GgnetServer, api: &Api) -> Result<u64> {
-        let id = api.active(self.machine)?.session.current.writeback.to_string();
+        let session = api.active(self.machine)?.session;
+        let id =
+            session.current.system().writeback().context("the system disk has no writeback")?.to_string();
         let mut total = 0;
         for folder in std::fs::read_dir(server.data_dir().join("writebacks"))? {
             let folder = folder?;

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ggnet_core::nouns::{BootStage, EventKind};
+use ggnet_core::nouns::{BootStage, Cursor, EventKind};
 use ggnet_tests::Api;
 use jiff::Timestamp;
 
@@ -51,10 +51,10 @@ pub fn follow(show: &Show, api: &Api, pcs: &mut [Pc], begin: impl Fn(&mut Pc) ->
     })
 }
 
-fn print_new(show: &Show, api: &Api, pcs: &mut [Pc], cursor: i64) -> Result<i64> {
+fn print_new(show: &Show, api: &Api, pcs: &mut [Pc], cursor: Option<Cursor>) -> Result<Option<Cursor>> {
     let mut cursor = cursor;
-    for event in api.events(cursor, None)? {
-        cursor = event.seq;
+    for event in api.events(cursor.as_ref(), None)? {
+        cursor = Some(event.cursor);
         let Some(pc) = pcs.iter_mut().find(|pc| Some(pc.machine) == event.event.machine) else { continue };
         let Some(boot) = pc.boots.last_mut() else { continue };
         let after = seconds(boot.began, event.event.at);

@@ -1,15 +1,23 @@
 //! Every format comes in whole: the bytes are equal, the file is sparse, the source is as it was.
 
-use std::{fs, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    path::Path,
+    sync::Arc,
+};
 
 use ggnet_core::{
-    error::ErrorKind,
+    block::{BlockDevice, BlockInfo},
+    error::{ErrorKind, code},
     nouns::ImageFormat,
-    ports::{Health, ImageConverter as _},
+    ports::{ConvertSpec, Health, ImageConverter as _, Sink},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Lab, QemuImgConfig, allocated, convert, converter, converter_with, listening, qemu_img, spec};
+use super::{
+    Lab, QemuImgConfig, allocated, convert, converter, converter_with, hash, listening, qemu_img, quiet, spec,
+};
 
 /// Imports `disk.raw`, made into `format` by qemu-img, and compares every byte.
 async fn comes_in_whole(qemu: &str, options: &[&str], format: ImageFormat) {
@@ -27,10 +35,11 @@ async fn comes_in_whole(qemu: &str, options: &[&str], format: ImageFormat) {
 
     let out = lab.path("out.raw");
     let (progress, heard) = listening();
-    let done =
-        converter().convert(&spec(&source, format, &out), progress, CancellationToken::new()).await.unwrap();
+    let job = ConvertSpec { virtual_size: probe.virtual_size, ..spec(&source, format, &out) };
+    let done = converter().convert(&job, progress, CancellationToken::new()).await.unwrap();
     assert_eq!(done.size_bytes, probe.virtual_size, "{what}");
     let raw = fs::read(&out).unwrap();
+    assert_eq!(done.sha256, hash(&raw), "{what}");
     assert_eq!(raw.len() as u64, probe.virtual_size, "{what}");
     let (disk, rest) = raw.split_at(lab.content.len());
     assert!(disk == lab.content && rest.iter().all(|b| *b == 0), "{what}: the bytes differ");
@@ -180,25 +189,40 @@ async fn a_wrongly_stated_format_is_refused_and_names_both() {
 }
 
 #[tokio::test]
-async fn a_destination_that_exists_stays_as_it_is() {
+async fn what_an_earlier_conversion_left_in_the_sink_is_not_in_the_image() {
     let lab = Lab::new();
     let out = lab.path("out.raw");
-    fs::copy("/etc/hostname", &out).unwrap();
-    let before = fs::read(&out).unwrap();
-    let e = convert(&lab.path("disk.raw"), ImageFormat::Raw, &out).await.unwrap_err();
-    assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
-    assert_eq!(fs::read(&out).unwrap(), before);
+    // Longer than the disk, and where the disk has holes.
+    super::dense(&out, Lab::SIZE + 4096);
+    let earlier = fs::File::options().write(true).open(&out).unwrap();
+    convert(&lab.path("disk.raw"), ImageFormat::Raw, &out).await.unwrap();
+    // A qemu-img that was killed may still be in its last write.
+    earlier.write_all_at(&[0xAA; 4096], 0).unwrap();
+    assert!(fs::read(&out).unwrap() == lab.content);
+    assert_eq!(fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(lab.leftovers().is_empty());
 }
 
 #[tokio::test]
-async fn a_destination_that_appears_meanwhile_stays_as_it_is() {
+async fn a_link_in_the_sinks_place_is_not_followed() {
+    let lab = Lab::new();
+    let (out, other) = (lab.path("out.raw"), lab.path("other"));
+    fs::copy("/etc/hostname", &other).unwrap();
+    std::os::unix::fs::symlink(&other, &out).unwrap();
+    convert(&lab.path("disk.raw"), ImageFormat::Raw, &out).await.unwrap();
+    assert!(fs::read(&out).unwrap() == lab.content);
+    assert_eq!(fs::read(&other).unwrap(), fs::read("/etc/hostname").unwrap());
+}
+
+#[tokio::test]
+async fn what_takes_the_sinks_place_meanwhile_stays_and_is_no_image() {
     let lab = Lab::new();
     let out = lab.path("out.raw");
     let rival = out.clone();
-    // The first progress comes while qemu-img runs: the rival is there before our rename.
-    let progress: ggnet_core::ports::Progress = std::sync::Arc::new(move |p| {
-        if p < 1000 && !rival.exists() {
+    // The first progress comes while qemu-img runs.
+    let progress: ggnet_core::ports::Progress = Arc::new(move |p| {
+        if p < 1000 && fs::metadata(&rival).unwrap().len() == Lab::SIZE {
+            fs::remove_file(&rival).unwrap();
             fs::copy("/etc/hostname", &rival).unwrap();
         }
     });
@@ -206,7 +230,51 @@ async fn a_destination_that_appears_meanwhile_stays_as_it_is() {
     let e = converter().convert(&spec, progress, CancellationToken::new()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
     assert_eq!(fs::read(&out).unwrap(), fs::read("/etc/hostname").unwrap());
-    assert!(lab.leftovers().is_empty());
+}
+
+/// A sink that is no file.
+struct Nowhere;
+
+impl BlockDevice for Nowhere {
+    fn info(&self) -> BlockInfo {
+        BlockInfo {
+            size_bytes: Lab::SIZE,
+            logical_block: 512,
+            physical_block: 4096,
+            read_only: false,
+            discard: false,
+        }
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+        panic!("nobody reads it")
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        panic!("nobody writes it")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        panic!("nobody discards it")
+    }
+}
+
+#[tokio::test]
+async fn blocks_are_no_sink_and_another_size_than_was_probed_is_refused() {
+    let lab = Lab::new();
+    let out = lab.path("out.raw");
+    let mut job = spec(&lab.path("disk.raw"), ImageFormat::Raw, &out);
+    job.virtual_size += 512;
+    let e = converter().convert(&job, quiet(), CancellationToken::new()).await.unwrap_err();
+    assert_eq!(e.code(), &code::import_source_changed(), "{e}");
+    assert!(!out.exists());
+    job.sink = Sink::Blocks(Arc::new(Nowhere));
+    let e = converter().convert(&job, quiet(), CancellationToken::new()).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
 }
 
 #[tokio::test]

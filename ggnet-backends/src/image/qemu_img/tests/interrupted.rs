@@ -65,10 +65,9 @@ impl Slow {
         let (job, token) = (spec(&source, ImageFormat::Raw, &out), cancel.clone());
         #[expect(clippy::disallowed_methods, reason = "a task of the test, which it waits for")]
         let task = tokio::spawn(async move { converter.convert(&job, progress, token).await });
-        let pid = until("qemu-img runs", || process_with(&format!(".{name}.partial-"))).await;
+        let pid = until("qemu-img runs", || process_with(&format!("file.filename={name}"))).await;
         until("progress", || heard.lock().unwrap().first().copied()).await;
-        assert_eq!(lab.leftovers().len(), 1, "it writes to a temporary file");
-        assert!(!out.exists());
+        assert!(out.exists() && lab.leftovers().is_empty(), "it writes to its sink alone");
         let before = fs::read(&source).unwrap();
         Self { lab, out, source, before, cancel, task, pid }
     }
@@ -200,15 +199,15 @@ async fn our_own_process_killed() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let pid = until("qemu-img runs", || process_with(".doomed.raw.partial-")).await;
-    converter().clean(dir.path()).await.unwrap();
-    assert_eq!(leftovers(dir.path()).len(), 1, "a live conversion's file is not removed by another process");
+    let pid = until("qemu-img runs", || process_with("file.filename=doomed.raw")).await;
     doomed.kill().await.unwrap();
-    until("qemu-img is gone", || process_with(".doomed.raw.partial-").is_none().then_some(pid)).await;
-    assert_eq!(leftovers(dir.path()).len(), 1);
-    converter().clean(dir.path()).await.unwrap();
-    assert!(leftovers(dir.path()).is_empty() && !dir.path().join("doomed.raw").exists());
-    assert!(source.exists());
+    until("qemu-img is gone", || process_with("file.filename=doomed.raw").is_none().then_some(pid)).await;
+    assert!(leftovers(dir.path()).is_empty(), "nothing is left outside the sink");
+    // What is in the sink means nothing, and the next conversion to it begins anew.
+    let sink = dir.path().join("doomed.raw");
+    let before = fs::read(&source).unwrap();
+    convert(&source, ImageFormat::Raw, &sink).await.unwrap();
+    assert!(fs::read(&sink).unwrap() == before);
 }
 
 /// Names the folder where the inner process mounts its small disk.

@@ -1,7 +1,6 @@
 //! The converter against the real qemu-img (and, for the exact argv, against a mock of the runner).
 
 mod argv;
-mod clean;
 mod damaged;
 mod formats;
 mod header;
@@ -18,7 +17,7 @@ use std::{
 use ggnet_core::{
     error::{Error, Result},
     nouns::ImageFormat,
-    ports::{ConvertSpec, Converted, ImageConverter as _, Progress},
+    ports::{ConvertSpec, Converted, ImageConverter as _, Progress, Sink},
 };
 use rand::{RngCore as _, SeedableRng as _};
 use tempfile::TempDir;
@@ -91,7 +90,7 @@ impl Lab {
         self.path(name)
     }
 
-    /// What begins with a dot: our temporary files.
+    /// What begins with a dot: a conversion leaves nothing beside its sink.
     fn leftovers(&self) -> Vec<PathBuf> {
         leftovers(self.dir.path())
     }
@@ -109,16 +108,33 @@ fn dense(path: &Path, len: u64) {
     File::create(path).unwrap().write_all_at(&bytes, 0).unwrap();
 }
 
-fn spec(source: &Path, format: ImageFormat, destination: &Path) -> ConvertSpec {
-    ConvertSpec { source: source.to_owned(), format, destination: destination.to_owned() }
+/// A conversion of a raw file, or of an image of a [`Lab`]'s disk.
+fn spec(source: &Path, format: ImageFormat, sink: &Path) -> ConvertSpec {
+    let virtual_size = match format {
+        ImageFormat::Raw => fs::metadata(source).map_or(0, |m| m.len().next_multiple_of(512)),
+        _ => Lab::SIZE,
+    };
+    ConvertSpec { source: source.to_owned(), format, virtual_size, sink: Sink::File(sink.to_owned()) }
 }
 
 fn quiet() -> Progress {
     Arc::new(|_| {})
 }
 
-async fn convert(source: &Path, format: ImageFormat, destination: &Path) -> Result<Converted> {
-    converter().convert(&spec(source, format, destination), quiet(), CancellationToken::new()).await
+/// Converts as a caller does, who has probed before. A stated raw is not probed: its bytes may spell something else.
+async fn convert(source: &Path, format: ImageFormat, sink: &Path) -> Result<Converted> {
+    let mut job = spec(source, format, sink);
+    if format != ImageFormat::Raw
+        && let Ok(probe) = converter().probe(source).await
+    {
+        job.virtual_size = probe.virtual_size;
+    }
+    converter().convert(&job, quiet(), CancellationToken::new()).await
+}
+
+/// What a conversion of these bytes says of them.
+fn hash(bytes: &[u8]) -> String {
+    ggnet_core::checksum::sha256_bytes(bytes)
 }
 
 /// Probes and converts, and expects both to fail alike; returns what the probe said.

@@ -49,10 +49,9 @@ impl Fixture<dyn WritebackStore> for Writebacks {
         let base = suite_base(self.tmp.path());
         let store =
             Layers::open(LayersConfig { dir: dir.clone(), instance: "0123abcd".parse().unwrap() }).unwrap();
-        let spec = WritebackSpec { id: id("not-ours"), base };
-        let disk = blocks(store.ensure(&spec).await.unwrap());
+        let disk = blocks(store.ensure(&spec("not-ours", &base), &base).await.unwrap());
         disk.write_at(&[0x77; 512], 1024).unwrap();
-        Some(Box::new(NotOurs { dir, spec }))
+        Some(Box::new(NotOurs { dir, base }))
     }
 
     fn has_foreign(&self) -> bool {
@@ -60,16 +59,16 @@ impl Fixture<dyn WritebackStore> for Writebacks {
     }
 }
 
-fn suite_base(dir: &Path) -> BaseImage {
+fn suite_base(dir: &Path) -> OpenImage {
     let path = dir.join("not-ours.raw");
     std::fs::File::create(&path).unwrap().write_all(&numbered(64, 3)).unwrap();
-    BaseImage { version: ImageVersionId::generate(), path, size_bytes: 64 * 512 }
+    open_raw(ImageVersionId::generate(), &path).unwrap()
 }
 
 /// Another GGnet's writeback in the same folder.
 struct NotOurs {
     dir: PathBuf,
-    spec: WritebackSpec,
+    base: OpenImage,
 }
 
 #[async_trait]
@@ -80,7 +79,8 @@ impl Foreign for NotOurs {
         if store.list().await.map_err(|e| e.report())?.len() != 1 {
             return Err("it is not listed any more".to_owned());
         }
-        let disk = blocks(store.ensure(&self.spec).await.map_err(|e| e.report())?);
+        let spec = spec("not-ours", &self.base);
+        let disk = blocks(store.ensure(&spec, &self.base).await.map_err(|e| e.report())?);
         let mut expected = numbered(64, 3);
         expected[1024..1536].fill(0x77);
         if read(&*disk, 0, 64 * 512) == expected { Ok(()) } else { Err("its bytes changed".to_owned()) }
@@ -93,4 +93,4 @@ impl WritebackFixture for Writebacks {
     }
 }
 
-ggnet_core::writeback_behaviour!(suite_on_real_files, Writebacks::new(), not_run: []);
+ggnet_core::writeback_behaviour!(suite_on_real_files, Writebacks::new(), not_run: [a_missing_base_is_not_found]);

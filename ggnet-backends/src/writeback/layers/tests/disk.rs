@@ -11,10 +11,11 @@ use std::{
 use ggnet_core::block::BlockRun;
 use proptest::prelude::*;
 
-use super::{super::device::Device, *};
+use super::*;
+use crate::layers::device::Device;
 
 fn open(room: &Room, name: &str, frozen: &[PathBuf]) -> Arc<Device> {
-    room.shelf("boot").ensure(&id(name), &room.base, frozen).unwrap()
+    room.shelf("boot").ensure(&id(name), &over(&OsFiles, &room.base, frozen).unwrap()).unwrap()
 }
 
 #[derive(Clone, Debug)]
@@ -101,9 +102,9 @@ proptest! {
                     device = open(&room, &format!("l{}", frozen.len()), &frozen);
                 }
                 Op::Freeze => {
-                    device.flush().unwrap();
                     drop(device);
-                    frozen.insert(0, room.home(&format!("l{}", frozen.len())));
+                    let still = room.shelf("boot").freeze(&id(&format!("l{}", frozen.len()))).unwrap();
+                    frozen.insert(0, still.home);
                     device = open(&room, &format!("l{}", frozen.len()), &frozen);
                 }
             }
@@ -118,7 +119,7 @@ proptest! {
             at = end;
         }
         prop_assert_eq!(at, model.len());
-        prop_assert_eq!(std::fs::read(&room.base.path).unwrap(), numbered(SECTORS, 9));
+        prop_assert_eq!(std::fs::read(room.base_file()).unwrap(), numbered(SECTORS, 9));
     }
 }
 
@@ -187,17 +188,31 @@ fn a_chain_is_read_from_the_top() {
     // A layer of another size is not one of this chain.
     let other = Room::new(&numbered(32, 1));
     open(&other, "x", &[]).flush().unwrap();
-    let refused = room.shelf("boot").ensure(&id("y"), &room.base, &[other.home("x")]);
-    assert_eq!(refused.err().unwrap().kind(), ggnet_core::ErrorKind::Corrupt);
+    let refused = over(&OsFiles, &room.base, &[other.home("x")]);
+    assert_eq!(refused.err().unwrap().kind(), io::ErrorKind::InvalidData);
 }
 
 #[test]
-fn all_disks_on_a_version_share_one_open_file() {
+fn a_frozen_layer_takes_no_writes_and_is_read_without_a_wait() {
     let room = Room::new(&numbered(64, 1));
-    let shelf = room.shelf("boot");
-    let (a, b) =
-        (shelf.ensure(&id("a"), &room.base, &[]).unwrap(), shelf.ensure(&id("b"), &room.base, &[]).unwrap());
-    assert!(Arc::ptr_eq(&a.chain, &b.chain));
+    let lower = open(&room, "lower", &[]);
+    lower.write_at(&[1; 4096], 4096).unwrap();
+    lower.flush().unwrap();
+    drop(lower);
+    let version = blocks(over(&OsFiles, &room.base, &[room.home("lower")]).unwrap().disk);
+    assert!(version.info().read_only && !version.info().discard);
+    assert_eq!(version.write_at(&[0; 512], 0).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(version.discard(0, 512).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+    let mut expected = numbered(64, 1);
+    expected[4096..8192].fill(1);
+    assert_eq!(read(&*version, 0, 64 * 512), expected);
+    let mut buf = vec![0xEE; 64 * 512];
+    assert!(version.try_read_at(&mut buf, 0).unwrap(), "it is in the page cache now");
+    assert_eq!(buf, expected);
+    for (offset, len) in [(0, 511), (1, 512), (64 * 512, 512), (u64::MAX - 511, 512)] {
+        let e = version.read_at(&mut vec![0; len], offset).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::InvalidInput, "{len} at {offset}");
+    }
 }
 
 /// Many threads, each with sectors of its own inside blocks that they all share, so that first writes, rewrites and discards of
@@ -251,7 +266,7 @@ fn neighbours_in_a_block_do_not_lose_each_others_writes() {
     device.flush().unwrap();
     drop(device);
     check(&open(&room, "a", &[]));
-    check(&room.shelf("another boot").ensure(&id("a"), &room.base, &[]).unwrap());
+    check(&room.shelf("another boot").ensure(&id("a"), &room.base).unwrap());
 }
 
 /// Whole-block writes and discards of the same blocks from many threads: each block ends as one of them, whole, in memory, after
@@ -286,6 +301,6 @@ fn writes_and_discards_of_one_block_leave_one_of_them() {
     }
     drop(device);
     assert_eq!(read(&*open(&room, "a", &[]), 0, all.len()), all);
-    let device = room.shelf("another boot").ensure(&id("a"), &room.base, &[]).unwrap();
+    let device = room.shelf("another boot").ensure(&id("a"), &room.base).unwrap();
     assert_eq!(read(&*device, 0, all.len()), all);
 }

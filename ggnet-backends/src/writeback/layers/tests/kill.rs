@@ -62,9 +62,9 @@ fn writer() {
     // Past the buffer of `std::io::stdout`: what was told must be in the pipe when a request is done.
     let mut pipe = std::fs::OpenOptions::new().write(true).open("/proc/self/fd/1").unwrap();
 
-    let base = BaseImage { version, path: room_dir.join("base.raw"), size_bytes: SECTORS * 512 };
+    let base = open_raw(version, &room_dir.join("base.raw")).unwrap();
     let shelf = Shelf::open(Arc::new(OsFiles), room_dir.join("writebacks"), instance, "boot".into()).unwrap();
-    let device = shelf.ensure(&id("a"), &base, &[]).unwrap();
+    let device = shelf.ensure(&id("a"), &base).unwrap();
     for request in Requests::new(round) {
         match request {
             None => device.flush().unwrap(),
@@ -95,7 +95,7 @@ fn done(told: &[u8]) -> usize {
 
 /// Starts a writer, kills it at some moment, and returns how many requests it was told were done.
 fn run_and_kill(room: &Room, round: u64, rng: &mut StdRng) -> usize {
-    let setup = format!("{} {} {} {round}", room.tmp.path().display(), room.instance, room.base.version);
+    let setup = format!("{} {} {} {round}", room.tmp.path().display(), room.instance, room.base.id);
     #[expect(
         clippy::disallowed_methods,
         reason = "the test needs a bare child that it can kill at any instant"
@@ -151,7 +151,7 @@ fn rounds(numbers: std::ops::Range<u64>) {
             }
         }
         let in_flight = requests.next().unwrap();
-        let device = room.shelf("boot").ensure(&id("a"), &room.base, &[]).unwrap();
+        let device = room.shelf("boot").ensure(&id("a"), &room.base).unwrap();
         let disk = read(&*device, 0, usize::try_from(SECTORS * 512).unwrap());
         for ((sector, bytes), model) in (0..).zip(disk.as_chunks::<512>().0).zip(&mut model) {
             let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());

@@ -1,11 +1,11 @@
 //! Tests of the layers, by what they prove: `behaviour` the port's suite, `store` what the suite does not ask, `disk` the device against a plain array and under many
-//! threads, `power` power cuts over a simulated disk, `kill` the death of a real process, `sim` the simulated disk itself.
+//! threads, `power` power cuts over a simulated disk, `kill` the death of a real process, `freeze` the end of a disk's writing.
 
 mod behaviour;
 mod disk;
+mod freeze;
 mod kill;
 mod power;
-mod sim;
 mod store;
 
 use std::{
@@ -17,20 +17,20 @@ use std::{
 use ggnet_core::{
     block::{BlockDevice, Disk},
     nouns::{ImageVersionId, InstanceId, ResourceId},
-    ports::{BaseImage, WritebackSpec},
+    ports::{OpenImage, WritebackSpec},
 };
 
-use super::{
-    Layers, LayersConfig,
-    files::{Files, Open, OsFiles},
-    shelf::Shelf,
+use super::{Layers, LayersConfig, shelf::Shelf};
+use crate::{
+    files::{Files, Open, OsFiles, sim::numbered},
+    layers::{chain::FrozenLayer, open_raw, raw::bytes_of},
 };
 
 /// A folder of its own with a base image in it.
 struct Room {
     tmp: tempfile::TempDir,
     instance: InstanceId,
-    base: BaseImage,
+    base: OpenImage,
 }
 
 impl Room {
@@ -39,8 +39,13 @@ impl Room {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("base.raw");
         std::fs::File::create_new(&path).unwrap().write_all(bytes).unwrap();
-        let base = BaseImage { version: ImageVersionId::generate(), path, size_bytes: bytes.len() as u64 };
+        let base = open_raw(ImageVersionId::generate(), &path).unwrap();
         Self { tmp, instance: InstanceId::generate(), base }
+    }
+
+    /// The base's file.
+    fn base_file(&self) -> PathBuf {
+        self.tmp.path().join("base.raw")
     }
 
     fn dir(&self) -> PathBuf {
@@ -62,12 +67,25 @@ impl Room {
     }
 
     fn spec(&self, id: &str) -> WritebackSpec {
-        WritebackSpec { id: id.parse().unwrap(), base: self.base.clone() }
+        spec(id, &self.base)
     }
 
     fn home(&self, id: &str) -> PathBuf {
         self.dir().join(format!("{}-{id}", self.instance))
     }
+}
+
+fn spec(id: &str, base: &OpenImage) -> WritebackSpec {
+    WritebackSpec { id: id.parse().unwrap(), version: base.id, size_bytes: base.size_bytes }
+}
+
+/// A version with these layers over it, from the topmost down. It keeps its id: what a version is called is not a layer's matter.
+fn over(files: &dyn Files, base: &OpenImage, frozen: &[PathBuf]) -> std::io::Result<OpenImage> {
+    let mut disk = bytes_of(base).unwrap();
+    for dir in frozen.iter().rev() {
+        disk = Arc::new(FrozenLayer::open(files, dir, disk)?);
+    }
+    Ok(OpenImage { disk: Disk::Blocks(disk), ..base.clone() })
 }
 
 fn id(name: &str) -> ResourceId {
@@ -86,9 +104,4 @@ fn read(device: &dyn BlockDevice, offset: u64, len: usize) -> Vec<u8> {
     let mut buf = vec![0xEE; len];
     device.read_at(&mut buf, offset).unwrap();
     buf
-}
-
-/// Bytes that name their sector, so that a misplaced one shows.
-fn numbered(sectors: u64, salt: u64) -> Vec<u8> {
-    (0..sectors).map(|i| (salt << 32 | (i + 1)).to_le_bytes().repeat(64)).collect::<Vec<_>>().concat()
 }

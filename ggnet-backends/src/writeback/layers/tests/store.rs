@@ -8,10 +8,10 @@ use ggnet_core::{
     ports::{Completeness, Health, Removal, WritebackListed, WritebackStore as _},
 };
 
-use super::{
-    super::format::{DATA, DURABLE, FAILED_MARK, HOT},
-    sim::Sim,
-    *,
+use super::*;
+use crate::{
+    files::sim::Sim,
+    layers::format::{DATA, DURABLE, FAILED_MARK, HOT},
 };
 
 #[tokio::test]
@@ -19,12 +19,12 @@ async fn ensure_twice_is_the_same_disk_and_a_dropped_one_keeps_what_was_written(
     let room = Room::new(&numbered(64, 1));
     let store = room.store();
     let spec = room.spec("a.1");
-    let disk = blocks(store.ensure(&spec).await.unwrap());
-    let again = blocks(store.ensure(&spec).await.unwrap());
+    let disk = blocks(store.ensure(&spec, &room.base).await.unwrap());
+    let again = blocks(store.ensure(&spec, &room.base).await.unwrap());
     assert!(Arc::ptr_eq(&disk, &again));
     disk.write_at(&[7; 512], 1024).unwrap();
     drop((disk, again));
-    let disk = blocks(store.ensure(&spec).await.unwrap());
+    let disk = blocks(store.ensure(&spec, &room.base).await.unwrap());
     assert_eq!(read(&*disk, 1024, 512), [7; 512]);
     assert_eq!(read(&*disk, 0, 1024), numbered(2, 1));
     assert_eq!(disk.info().size_bytes, 64 * 512);
@@ -32,9 +32,9 @@ async fn ensure_twice_is_the_same_disk_and_a_dropped_one_keeps_what_was_written(
     // A second store over the same folder, as after our death.
     drop(disk);
     drop(store);
-    let disk = blocks(room.store().ensure(&spec).await.unwrap());
+    let disk = blocks(room.store().ensure(&spec, &room.base).await.unwrap());
     assert_eq!(read(&*disk, 1024, 512), [7; 512]);
-    assert_eq!(std::fs::read(&room.base.path).unwrap(), numbered(64, 1), "the base is never written");
+    assert_eq!(std::fs::read(room.base_file()).unwrap(), numbered(64, 1), "the base is never written");
 }
 
 #[tokio::test]
@@ -42,36 +42,85 @@ async fn calls_at_once_for_one_id_get_one_disk() {
     let room = Room::new(&numbered(8, 1));
     let store = room.store();
     let spec = room.spec("a");
-    let all = futures_util::future::join_all((0..16).map(|_| store.ensure(&spec))).await;
+    let all = futures_util::future::join_all((0..16).map(|_| store.ensure(&spec, &room.base))).await;
     let disks: Vec<_> = all.into_iter().map(|d| blocks(d.unwrap())).collect();
     assert!(disks.iter().all(|d| Arc::ptr_eq(d, &disks[0])));
 }
 
 #[tokio::test]
-async fn another_base_is_busy_and_a_missing_one_leaves_nothing() {
+async fn another_base_is_busy_and_a_wrong_one_leaves_nothing() {
     let room = Room::new(&numbered(64, 1));
     let store = room.store();
     let spec = room.spec("a");
-    let disk = store.ensure(&spec).await.unwrap();
-    let mut other = spec.clone();
-    other.base.version = ImageVersionId::generate();
-    assert_eq!(store.ensure(&other).await.unwrap_err().kind(), ErrorKind::Busy);
+    let disk = store.ensure(&spec, &room.base).await.unwrap();
+    let other_base = OpenImage { id: ImageVersionId::generate(), ..room.base.clone() };
+    let other = super::spec("a", &other_base);
+    assert_eq!(store.ensure(&other, &other_base).await.unwrap_err().kind(), ErrorKind::Busy);
     drop(disk);
-    let e = store.ensure(&other).await.unwrap_err();
+    let e = store.ensure(&other, &other_base).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Busy, "{e}");
     assert_eq!(e.backend(), Some("layers"));
 
-    let mut missing = room.spec("b");
-    missing.base.path = "/nonexistent/base.raw".into();
-    missing.base.version = ImageVersionId::generate();
-    assert_eq!(store.ensure(&missing).await.unwrap_err().kind(), ErrorKind::NotFound);
-    let mut short = room.spec("c");
-    short.base.size_bytes += 512;
-    short.base.version = ImageVersionId::generate();
-    assert_eq!(store.ensure(&short).await.unwrap_err().kind(), ErrorKind::Corrupt);
-    short.base.size_bytes += 1;
-    assert_eq!(store.ensure(&short).await.unwrap_err().kind(), ErrorKind::Invalid);
+    // Another one than the spec is about, or another size of it.
+    for wrong in [other_base, OpenImage { size_bytes: room.base.size_bytes + 512, ..room.base.clone() }] {
+        let e = store.ensure(&room.spec("b"), &wrong).await.unwrap_err();
+        assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("base")), "{e}");
+    }
+    let odd = OpenImage { size_bytes: room.base.size_bytes + 1, ..room.base.clone() };
+    assert_eq!(store.ensure(&super::spec("c", &odd), &odd).await.unwrap_err().kind(), ErrorKind::Invalid);
+    let file = Disk::File { path: room.base_file(), format: ggnet_core::nouns::ImageFormat::Raw };
+    let file = OpenImage { disk: file, ..room.base.clone() };
+    let e = store.ensure(&room.spec("d"), &file).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
     assert_eq!(store.list().await.unwrap().len(), 1);
+}
+
+/// A version of 4-KiB sectors, as another image store may have them.
+struct LargeSectors(Arc<dyn BlockDevice>);
+
+impl BlockDevice for LargeSectors {
+    fn info(&self) -> ggnet_core::block::BlockInfo {
+        ggnet_core::block::BlockInfo { logical_block: 4096, ..self.0.info() }
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> std::io::Result<()> {
+        self.0.write_at(buf, offset)
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.0.discard(offset, len)
+    }
+}
+
+#[tokio::test]
+async fn a_version_with_larger_sectors_than_the_disk_is_unsupported() {
+    let room = Room::new(&numbered(64, 1));
+    let disk = Disk::Blocks(Arc::new(LargeSectors(blocks(room.base.disk.clone()))));
+    let base = OpenImage { disk, ..room.base.clone() };
+    let store = room.store();
+    let e = store.ensure(&room.spec("a"), &base).await.unwrap_err();
+    assert!(e.kind() == ErrorKind::Unsupported && e.message().contains("4096"), "{e}");
+    assert!(store.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_disk_keeps_its_version_open() {
+    let mut room = Room::new(&numbered(64, 1));
+    let held = Arc::new(());
+    room.base.hold = ggnet_core::ports::Hold::of(Arc::clone(&held));
+    let disk = room.store().ensure(&room.spec("a"), &room.base).await.unwrap();
+    drop(room);
+    assert_eq!(Arc::strong_count(&held), 2);
+    drop(disk);
+    assert_eq!(Arc::strong_count(&held), 1);
 }
 
 #[tokio::test]
@@ -79,18 +128,18 @@ async fn list_tells_base_digest_and_bytes_without_a_database() {
     let room = Room::new(&vec![1; 8 << 20]);
     let spec = room.spec("a.1");
     let store = room.store();
-    let disk = blocks(store.ensure(&spec).await.unwrap());
-    store.ensure(&room.spec("t-b")).await.unwrap();
+    let disk = blocks(store.ensure(&spec, &room.base).await.unwrap());
+    store.ensure(&room.spec("t-b"), &room.base).await.unwrap();
     // Another GGnet's, and what is nobody's.
     let other = LayersConfig { dir: room.dir(), instance: InstanceId::generate() };
-    Layers::open(other).unwrap().ensure(&room.spec("c")).await.unwrap();
+    Layers::open(other).unwrap().ensure(&room.spec("c"), &room.base).await.unwrap();
     std::fs::create_dir(room.dir().join("lost+found")).unwrap();
 
     let of = |list: &[WritebackListed], name: &str| list.iter().find(|l| l.id == id(name)).unwrap().clone();
     let list = room.store().list().await.unwrap();
     assert_eq!(list.len(), 2, "{list:?}");
     let a = of(&list, "a.1");
-    assert_eq!(a.base, Some(room.base.version));
+    assert_eq!(a.base, Some(room.base.id));
     assert_eq!(a.digest, Some(spec.digest()));
     assert_eq!(a.completeness, Completeness::Whole);
     disk.write_at(&vec![5; 1 << 20], 0).unwrap();
@@ -111,7 +160,7 @@ async fn what_a_link_points_at_is_served_and_never_removed() {
     let spec = room.spec("a");
     {
         let store = room.store();
-        blocks(store.ensure(&spec).await.unwrap()).write_at(&[9; 512], 0).unwrap();
+        blocks(store.ensure(&spec, &room.base).await.unwrap()).write_at(&[9; 512], 0).unwrap();
         store.shutdown().await;
     }
     let elsewhere = tempfile::tempdir().unwrap();
@@ -120,8 +169,8 @@ async fn what_a_link_points_at_is_served_and_never_removed() {
     std::os::unix::fs::symlink(&moved, room.home("a")).unwrap();
     let before = std::fs::read_dir(&moved).unwrap().count();
     let store = room.store();
-    assert_eq!(store.get(&spec.id).await.unwrap().unwrap().base, Some(room.base.version));
-    let disk = blocks(store.ensure(&spec).await.unwrap());
+    assert_eq!(store.get(&spec.id).await.unwrap().unwrap().base, Some(room.base.id));
+    let disk = blocks(store.ensure(&spec, &room.base).await.unwrap());
     assert_eq!(read(&*disk, 0, 512), [9; 512]);
     drop(disk);
     store.remove(&spec.id, Removal::Force).await.unwrap();
@@ -133,7 +182,7 @@ async fn what_a_link_points_at_is_served_and_never_removed() {
 async fn a_file_in_a_disks_place_hides_no_other_disk_and_can_be_removed() {
     let room = Room::new(&numbered(64, 1));
     let store = room.store();
-    store.ensure(&room.spec("a")).await.unwrap();
+    store.ensure(&room.spec("a"), &room.base).await.unwrap();
     std::fs::File::create(room.home("b")).unwrap();
     let list = store.list().await.unwrap();
     let odd = list.iter().find(|l| l.id == id("b")).unwrap();
@@ -148,7 +197,7 @@ async fn removal_of_a_held_disk_is_busy_or_kills_it() {
     let store = room.store();
     let spec = room.spec("a");
     store.remove(&spec.id, Removal::IfIdle).await.unwrap();
-    let disk = blocks(store.ensure(&spec).await.unwrap());
+    let disk = blocks(store.ensure(&spec, &room.base).await.unwrap());
     disk.write_at(&[9; 512], 0).unwrap();
     assert_eq!(store.remove(&spec.id, Removal::IfIdle).await.unwrap_err().kind(), ErrorKind::Busy);
     assert_eq!(read(&*disk, 0, 512), [9; 512]);
@@ -158,7 +207,7 @@ async fn removal_of_a_held_disk_is_busy_or_kills_it() {
     assert!(disk.flush().is_err());
     assert!(disk.discard(0, 512).is_err());
     assert!(store.list().await.unwrap().is_empty());
-    let fresh = blocks(store.ensure(&spec).await.unwrap());
+    let fresh = blocks(store.ensure(&spec, &room.base).await.unwrap());
     assert_eq!(read(&*fresh, 0, 512), numbered(1, 1), "a new one is empty");
     assert!(disk.read_at(&mut [0; 512], 0).is_err(), "the old one stays dead");
     drop((disk, fresh));
@@ -169,7 +218,7 @@ async fn removal_of_a_held_disk_is_busy_or_kills_it() {
 #[tokio::test]
 async fn nobody_else_may_read_a_guests_disk() {
     let room = Room::new(&numbered(64, 1));
-    let disk = blocks(room.store().ensure(&room.spec("a")).await.unwrap());
+    let disk = blocks(room.store().ensure(&room.spec("a"), &room.base).await.unwrap());
     disk.write_at(&[9; 512], 0).unwrap();
     disk.flush().unwrap();
     let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
@@ -183,7 +232,7 @@ async fn nobody_else_may_read_a_guests_disk() {
 #[test]
 fn under_the_same_kernel_the_hot_map_holds_and_under_another_the_durable_one() {
     let room = Room::new(&numbered(64, 1));
-    let open = |boot: &str| room.shelf(boot).ensure(&id("a"), &room.base, &[]).unwrap();
+    let open = |boot: &str| room.shelf(boot).ensure(&id("a"), &room.base).unwrap();
     let disk = open("boot-1");
     disk.write_at(&[1; 512], 0).unwrap();
     disk.flush().unwrap();
@@ -205,10 +254,10 @@ fn under_the_same_kernel_the_hot_map_holds_and_under_another_the_durable_one() {
     drop(disk);
     assert_eq!(read(&*open("boot-2"), 4608, 512), [3; 512]);
     // Never flushed at all: empty again.
-    let fresh = || room.shelf("boot-3").ensure(&id("b"), &room.base, &[]).unwrap();
+    let fresh = || room.shelf("boot-3").ensure(&id("b"), &room.base).unwrap();
     fresh().write_at(&[4; 512], 0).unwrap();
     assert_eq!(read(&*fresh(), 0, 512), [4; 512]);
-    let disk = room.shelf("boot-4").ensure(&id("b"), &room.base, &[]).unwrap();
+    let disk = room.shelf("boot-4").ensure(&id("b"), &room.base).unwrap();
     assert_eq!(read(&*disk, 0, 512), numbered(1, 1));
 }
 
@@ -216,12 +265,12 @@ fn under_the_same_kernel_the_hot_map_holds_and_under_another_the_durable_one() {
 async fn damage_is_told_and_never_served() {
     let room = Room::new(&numbered(64, 1));
     let prepare = |name: &str| {
-        let disk = room.shelf("boot").ensure(&id(name), &room.base, &[]).unwrap();
+        let disk = room.shelf("boot").ensure(&id(name), &room.base).unwrap();
         disk.write_at(&[1; 4096], 0).unwrap();
         disk.flush().unwrap();
         room.home(name)
     };
-    let ensure = |name: &str| room.shelf("boot").ensure(&id(name), &room.base, &[]).map(|_| ());
+    let ensure = |name: &str| room.shelf("boot").ensure(&id(name), &room.base).map(|_| ());
     let poke = |path: PathBuf, at: u64, bytes: &[u8]| {
         OsFiles.open(&path, Open::Write).unwrap().write_at(&mut [IoSlice::new(bytes)], at).unwrap();
     };
@@ -257,12 +306,12 @@ async fn damage_is_told_and_never_served() {
 async fn shutdown_flushes_and_ends_the_store() {
     let room = Room::new(&numbered(64, 1));
     let store = room.store();
-    let disk = blocks(store.ensure(&room.spec("a")).await.unwrap());
+    let disk = blocks(store.ensure(&room.spec("a"), &room.base).await.unwrap());
     disk.write_at(&[1; 512], 0).unwrap();
     store.shutdown().await;
-    assert_eq!(store.ensure(&room.spec("b")).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(store.ensure(&room.spec("b"), &room.base).await.unwrap_err().kind(), ErrorKind::Unavailable);
     drop(disk);
-    let disk = room.shelf("another boot").ensure(&id("a"), &room.base, &[]).unwrap();
+    let disk = room.shelf("another boot").ensure(&id("a"), &room.base).unwrap();
     assert_eq!(read(&*disk, 0, 512), [1; 512]);
 }
 
@@ -273,13 +322,13 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     let config = LayersConfig { dir: "/w".into(), instance: InstanceId::generate() };
     let store = Layers::open_over(Arc::new(sim.clone()), config, "boot").unwrap();
     assert_eq!(store.health().await, Health::Up);
-    let spec = WritebackSpec { id: id("a"), base };
-    let disk = blocks(store.ensure(&spec).await.unwrap());
+    let spec = super::spec("a", &base);
+    let disk = blocks(store.ensure(&spec, &base).await.unwrap());
     disk.write_at(&[1; 512], 0).unwrap();
     sim.fail_next_sync(DATA, rustix::io::Errno::NOSPC);
     assert!(disk.flush().is_err());
     assert!(matches!(store.health().await, Health::Degraded(why) if why.contains('a')));
-    assert_eq!(store.ensure(&spec).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(store.ensure(&spec, &base).await.unwrap_err().kind(), ErrorKind::Corrupt);
     sim.set_free(100 << 20);
     assert!(matches!(store.health().await, Health::Degraded(why) if why.contains("100 MiB")));
 
@@ -300,13 +349,16 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     let store = room.store();
     std::fs::remove_dir_all(room.dir()).unwrap();
     assert!(matches!(store.health().await, Health::Down(why) if why.contains("writebacks")));
+    // Not `NotFound`, which says that the version's bytes are gone.
+    let e = store.ensure(&room.spec("a"), &room.base).await.unwrap_err();
+    assert!(e.kind() == ErrorKind::Unavailable && e.hint().is_some(), "{}", e.report());
 }
 
 /// Runs `call` with death after each number of file operations, until it lives; then `check` what is left.
 fn cut_at_every_step(
-    prepare: impl Fn(&Shelf, &ggnet_core::ports::BaseImage),
-    call: impl Fn(&Shelf, &ggnet_core::ports::BaseImage) -> bool,
-    check: impl Fn(&Shelf, &ggnet_core::ports::BaseImage, &str),
+    prepare: impl Fn(&Shelf, &OpenImage),
+    call: impl Fn(&Shelf, &OpenImage) -> bool,
+    check: impl Fn(&Shelf, &OpenImage, &str),
 ) {
     for power in [false, true] {
         let mut steps = 0;
@@ -337,14 +389,14 @@ fn cut_at_every_step(
     }
 }
 
-fn end_well(shelf: &Shelf, base: &ggnet_core::ports::BaseImage, when: &str) {
+fn end_well(shelf: &Shelf, base: &OpenImage, when: &str) {
     let list = shelf.list().unwrap();
     assert!(list.len() <= 1, "{when}: {list:?}");
     if let Some(listed) = list.first() {
         assert_eq!(listed.id, id("a"), "{when}");
         assert!(listed.base.is_some() || listed.completeness == Completeness::Partial, "{when}: {listed:?}");
     }
-    let disk = shelf.ensure(&id("a"), base, &[]).unwrap();
+    let disk = shelf.ensure(&id("a"), base).unwrap();
     assert!(!shelf.list().unwrap().is_empty(), "{when}");
     assert_eq!(shelf.list().unwrap()[0].completeness, Completeness::Whole, "{when}");
     read(&*disk, 0, 64 * 512);
@@ -355,10 +407,10 @@ fn end_well(shelf: &Shelf, base: &ggnet_core::ports::BaseImage, when: &str) {
 
 #[test]
 fn an_ensure_cut_short_anywhere_is_completed_or_removed() {
-    cut_at_every_step(|_, _| (), |shelf, base| shelf.ensure(&id("a"), base, &[]).is_ok(), end_well);
+    cut_at_every_step(|_, _| (), |shelf, base| shelf.ensure(&id("a"), base).is_ok(), end_well);
     cut_at_every_step(
         |_, _| (),
-        |shelf, base| shelf.ensure(&id("a"), base, &[]).is_ok(),
+        |shelf, base| shelf.ensure(&id("a"), base).is_ok(),
         |shelf, _, when| {
             shelf.remove(&id("a")).unwrap();
             assert!(shelf.list().unwrap().is_empty(), "{when}");
@@ -368,8 +420,8 @@ fn an_ensure_cut_short_anywhere_is_completed_or_removed() {
 
 #[test]
 fn a_remove_cut_short_anywhere_is_ended_by_the_next_call() {
-    let prepare = |shelf: &Shelf, base: &ggnet_core::ports::BaseImage| {
-        let disk = shelf.ensure(&id("a"), base, &[]).unwrap();
+    let prepare = |shelf: &Shelf, base: &OpenImage| {
+        let disk = shelf.ensure(&id("a"), base).unwrap();
         disk.write_at(&[1; 512], 0).unwrap();
         disk.flush().unwrap();
     };
@@ -393,14 +445,14 @@ fn a_removed_disk_does_not_come_back_under_the_name_of_a_new_one() {
             Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into()).unwrap()
         };
         let first = shelf("boot-1");
-        let disk = first.ensure(&id("a"), &base, &[]).unwrap();
+        let disk = first.ensure(&id("a"), &base).unwrap();
         disk.write_at(&[1; 512], 0).unwrap();
         disk.flush().unwrap();
         drop(disk);
         first.remove(&id("a")).unwrap();
-        drop(first.ensure(&id("a"), &base, &[]).unwrap());
+        drop(first.ensure(&id("a"), &base).unwrap());
         sim.cut();
-        let disk = shelf("boot-2").ensure(&id("a"), &base, &[]).unwrap();
+        let disk = shelf("boot-2").ensure(&id("a"), &base).unwrap();
         assert_eq!(read(&*disk, 0, 512), numbered(1, 1), "seed {seed}");
     }
 }

@@ -19,10 +19,12 @@ use self::tables::Tables;
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::{
-        AuditRow, Event, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
-        ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp, VersionState,
+        AuditRow, Cursor, Event, Image, ImageId, ImageVersion, ImageVersionId, Job, JobId, MacAddr, Machine,
+        MachineId, ManualTarget, Name, SeenMachine, Session, SessionId, TargetId, Timestamp, VersionState,
     },
-    ports::{Batch, Health, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store},
+    ports::{
+        Batch, Health, JobFilter, MachineFilter, Page, PageRequest, SessionCounts, SessionFilter, Store,
+    },
 };
 
 const BACKEND: &str = "memory";
@@ -31,8 +33,9 @@ const MAX_SEARCH: usize = 2000;
 #[derive(Default)]
 struct State {
     tables: Tables,
-    events: Vec<Event>,
-    last_event: i64,
+    /// Those that are kept, each with its number.
+    events: Vec<(u64, Event)>,
+    last_event: u64,
     audit: Vec<AuditRow>,
     /// Which store of this world may still be used.
     life: u64,
@@ -171,9 +174,11 @@ impl Store for MemoryStore {
         let mut events = Vec::with_capacity(batch.events.len());
         for event in batch.events {
             state.last_event += 1;
-            events.push(Event { seq: state.last_event, event });
+            let recorded = Event { cursor: Cursor::numbered(state.last_event), event };
+            let number = state.last_event;
+            state.events.push((number, recorded.clone()));
+            events.push(recorded);
         }
-        state.events.extend(events.iter().cloned());
         state.audit.extend(batch.audit);
         Ok(events)
     }
@@ -280,14 +285,44 @@ impl Store for MemoryStore {
                 .rev()
                 .filter(|s| filter.state.is_none_or(|state| s.state == state))
                 .filter(|s| filter.machine.is_none_or(|m| s.machine == m))
-                .filter(|s| filter.image.is_none_or(|i| s.current.image == i))
+                .filter(|s| filter.image.is_none_or(|i| s.current.system().image == i))
                 .filter(|s| filter.live.is_none_or(|live| s.state.is_live() == live));
-            page(request, found)
+            let mut page = page(request, found);
+            for session in &mut page.items {
+                session.current.chap = None;
+                session.next.iter_mut().for_each(|next| next.chap = None);
+            }
+            page
         })
     }
 
     async fn session_counts(&self) -> Result<SessionCounts> {
         self.read("session_counts", |s| s.tables.counts)
+    }
+
+    async fn job(&self, id: JobId) -> Result<Option<Job>> {
+        self.read("job", |s| s.tables.job(id).cloned())
+    }
+
+    async fn live_jobs(&self) -> Result<Vec<Job>> {
+        self.read("live_jobs", |s| {
+            s.tables.jobs.values().filter(|job| job.state.is_live()).cloned().collect()
+        })
+    }
+
+    async fn jobs(&self, filter: &JobFilter, request: PageRequest) -> Result<Page<Job>> {
+        check_page(request)?;
+        self.read("jobs", |s| {
+            let found = s
+                .tables
+                .jobs
+                .values()
+                .rev()
+                .filter(|job| filter.state.is_none_or(|state| job.state == state))
+                .filter(|job| filter.live.is_none_or(|live| job.state.is_live() == live))
+                .filter(|job| filter.subject.is_none_or(|subject| job.subject == subject));
+            page(request, found)
+        })
     }
 
     async fn target(&self, id: TargetId) -> Result<Option<ManualTarget>> {
@@ -315,15 +350,33 @@ impl Store for MemoryStore {
         })
     }
 
-    async fn events(&self, cursor: i64, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>> {
-        self.read("events", |s| {
-            let after = s.events.partition_point(|e| e.seq <= cursor);
-            s.events[after..]
-                .iter()
-                .filter(|e| machine.is_none_or(|m| e.event.machine == Some(m)))
-                .take(usize::try_from(limit).unwrap_or(usize::MAX))
-                .cloned()
-                .collect()
+    async fn events(
+        &self,
+        after: Option<Cursor>,
+        limit: u32,
+        machine: Option<MachineId>,
+    ) -> Result<Vec<Event>> {
+        self.read("events", |s| -> Result<Vec<Event>> {
+            let forgotten = s.events.first().map_or(s.last_event, |(number, _)| number - 1);
+            let after = match after {
+                Some(cursor) => cursor.number_within(forgotten, s.last_event)?,
+                None => 0,
+            };
+            let after = s.events.partition_point(|(number, _)| *number <= after);
+            let found = s.events[after..].iter().map(|(_, event)| event);
+            let found = found.filter(|e| machine.is_none_or(|m| e.event.machine == Some(m)));
+            Ok(found.take(usize::try_from(limit).unwrap_or(usize::MAX)).cloned().collect())
+        })?
+    }
+
+    async fn newest_events(&self, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>> {
+        self.read("newest_events", |s| {
+            let found = s.events.iter().rev().map(|(_, event)| event);
+            let found = found.filter(|e| machine.is_none_or(|m| e.event.machine == Some(m)));
+            let mut newest: Vec<_> =
+                found.take(usize::try_from(limit).unwrap_or(usize::MAX)).cloned().collect();
+            newest.reverse();
+            newest
         })
     }
 
@@ -340,7 +393,7 @@ impl Store for MemoryStore {
         let before = before.as_microsecond();
         let mut state = self.state("prune")?;
         let rows = state.events.len() + state.audit.len();
-        state.events.retain(|e| e.event.at.as_microsecond() >= before);
+        state.events.retain(|(_, e)| e.event.at.as_microsecond() >= before);
         state.audit.retain(|row| row.at.as_microsecond() >= before);
         let kept = state.events.len() + state.audit.len();
         Ok((rows - kept) as u64 + state.tables.prune(before))

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crate::{
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        Firmware, Image, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId, ManualTarget,
-        SeenMachine, Session, SessionId, SessionState, TargetId,
+        Firmware, Image, ImageId, ImageVersion, ImageVersionId, Job, JobId, MacAddr, Machine, MachineId,
+        ManualTarget, SeenMachine, Session, SessionId, SessionState, TargetId,
     },
     ports::{Fence, MAX_SEEN, SessionCounts, Write},
 };
@@ -21,6 +21,10 @@ pub(super) struct Tables {
     pub(super) sessions: BTreeMap<u64, Session>,
     pub(super) session_places: BTreeMap<SessionId, u64>,
     last_place: u64,
+    /// In the order in which they were recorded.
+    pub(super) jobs: BTreeMap<u64, Job>,
+    job_places: BTreeMap<JobId, u64>,
+    last_job: u64,
     pub(super) targets: BTreeMap<TargetId, ManualTarget>,
     pub(super) seen: BTreeMap<MacAddr, SeenMachine>,
     pub(super) settings: BTreeMap<String, String>,
@@ -57,6 +61,7 @@ impl Tables {
             Write::Version(v) => self.version(v),
             Write::DeleteVersion(id) => self.delete_version(id),
             Write::Session(s) => self.session(*s),
+            Write::Job(j) => self.put_job(*j),
             Write::Target(t) => self.target(t),
             Write::DeleteTarget(id) => {
                 self.targets.remove(&id).map(|_| ()).ok_or_else(|| Error::not_found("target", id))
@@ -172,7 +177,7 @@ impl Tables {
             .collect();
         users.extend(
             self.live()
-                .filter(|s| s.generations().any(|g| g.image == id))
+                .filter(|s| s.generations().flat_map(|g| g.disks.iter()).any(|d| d.image == id))
                 .map(|s| format!("the live session of {}", self.machine_name(s.machine))),
         );
         users.extend(
@@ -209,7 +214,7 @@ impl Tables {
     fn delete_version(&mut self, id: ImageVersionId) -> Result<()> {
         let mut users: Vec<String> = self
             .live()
-            .filter(|s| s.generations().any(|g| g.version == id))
+            .filter(|s| s.versions().any(|v| v == id))
             .map(|s| format!("the live session of {}", self.machine_name(s.machine)))
             .collect();
         let pinned = self.machines.values().filter(|m| m.pinned_version == Some(id));
@@ -239,8 +244,8 @@ impl Tables {
                     s.id, s.machine
                 )));
             }
-            for generation in s.generations() {
-                self.refers(&format!("The session {}", s.id), generation.image, Some(generation.version))?;
+            for disk in s.generations().flat_map(|g| g.disks.iter()) {
+                self.refers(&format!("The session {}", s.id), disk.image, Some(disk.version))?;
             }
         }
         if let Some(state) = old_state {
@@ -264,6 +269,29 @@ impl Tables {
             SessionState::Stopped => &mut self.counts.stopped,
             SessionState::Failed => &mut self.counts.failed,
         }
+    }
+
+    pub(super) fn job(&self, id: JobId) -> Option<&Job> {
+        self.jobs.get(self.job_places.get(&id)?)
+    }
+
+    fn put_job(&mut self, mut job: Job) -> Result<()> {
+        let stored = self.job(job.id).map(|old| old.revision);
+        job.revision = next_revision("job", &job.id.to_string(), job.revision, stored)?;
+        let live = |other: &Job| other.state.is_live() && other.id != job.id && other.subject == job.subject;
+        if job.state.is_live() && self.jobs.values().any(live) {
+            let message = format!("Another job works on {} already", job.subject);
+            return Err(Error::new(code::job_under_way(job.subject), message)
+                .with_subject(job.id.to_string())
+                .with_hint("Wait for its end, or cancel it"));
+        }
+        let place = self.job_places.get(&job.id).copied().unwrap_or_else(|| {
+            self.last_job += 1;
+            self.last_job
+        });
+        self.job_places.insert(job.id, place);
+        self.jobs.insert(place, job);
+        Ok(())
     }
 
     fn target(&mut self, t: ManualTarget) -> Result<()> {
@@ -304,8 +332,14 @@ impl Tables {
         }
     }
 
-    /// Deletes ended sessions older than `before`, but not the newest of a machine that exists.
+    /// Deletes ended jobs and ended sessions older than `before`, but not the newest session of a machine that exists.
     pub(super) fn prune(&mut self, before: i64) -> u64 {
+        let jobs = self.jobs.len();
+        self.jobs.retain(|_, job| {
+            job.state.is_live() || job.finished_at.unwrap_or(job.created_at).as_microsecond() >= before
+        });
+        self.job_places.retain(|_, place| self.jobs.contains_key(place));
+        let jobs = jobs - self.jobs.len();
         let mut newest: BTreeMap<MachineId, u64> = BTreeMap::new();
         for (place, session) in &self.sessions {
             newest.insert(session.machine, *place);
@@ -325,7 +359,7 @@ impl Tables {
             self.session_places.remove(id);
             *self.count(*state) -= 1;
         }
-        old.len() as u64
+        (old.len() + jobs) as u64
     }
 }
 

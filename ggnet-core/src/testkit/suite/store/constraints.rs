@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     Fresh,
-    records::{at, event, generation, image, mac, machine, session, target, version},
+    records::{at, event, generation, image, mac, machine, session, target, version, with_data},
     support::{put, refused, room, says, write},
 };
 use crate::{
@@ -127,7 +127,7 @@ pub async fn of_two_operators_exactly_one_wins(f: Fresh<'_>) {
         assert_eq!(winners, [m.description.clone()]);
     }
     assert_eq!(m.revision, 11);
-    assert_eq!(s.events(0, 100, None).await.unwrap().len(), 10);
+    assert_eq!(s.events(None, 100, None).await.unwrap().len(), 10);
 }
 
 /// A change that was decided before another server took the session over is not applied, nor anything beside it.
@@ -146,7 +146,7 @@ pub async fn a_stale_fence_changes_nothing(f: Fresh<'_>) {
     assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());
     says(&e, &[&live.id.to_string(), "epoch"]);
     assert_eq!(s.machine_by_mac(mac(2)).await.unwrap(), None);
-    assert_eq!(s.events(0, 100, None).await.unwrap().len(), 1);
+    assert_eq!(s.events(None, 100, None).await.unwrap().len(), 1);
     let now = s.session(live.id).await.unwrap().unwrap();
     assert_eq!((&now.owner, now.epoch), (&taken.owner, taken.epoch));
     s.commit(Batch::new().event(event(3)).fenced(&now)).await.expect("in its own epoch");
@@ -242,7 +242,46 @@ pub async fn a_version_in_use_is_not_deleted(f: Fresh<'_>) {
     write(&*s, writes).await;
     assert_eq!(s.versions(r.image.id).await.unwrap(), vec![]);
     // An ended session remembers what it used.
-    assert_eq!(s.session(live.id).await.unwrap().unwrap().current.version, current.id);
+    assert_eq!(s.session(live.id).await.unwrap().unwrap().current.system().version, current.id);
+}
+
+/// A version that is only a data disk of a live session, or of its next generation, is not deleted, nor its image; when the session has
+/// ended, or its next generation has gone, it is. A session with a data disk of nothing is refused.
+pub async fn a_version_of_a_data_disk_is_in_use(f: Fresh<'_>) {
+    let s = f.fresh().await;
+    let r = room(&*s).await;
+    let other = image("data");
+    let [now, then] = [1, 2].map(|n| version(other.id, n));
+    write(&*s, [Write::Image(other.clone()), Write::Version(now.clone()), Write::Version(then.clone())])
+        .await;
+    let mut live = session(r.machine.id, &r.version, SessionState::Active);
+    let nothing = version(other.id, 9);
+    live.current.disks = with_data(&live.current.disks, &[&now, &nothing]);
+    says(&refused(&*s, ErrorKind::Conflict, put(&live)).await, &[&nothing.id.to_string()]);
+    assert_eq!(s.session(live.id).await.unwrap(), None);
+
+    live.current = generation(r.machine.id, &r.version, 1);
+    live.current.disks = with_data(&live.current.disks, &[&now, &now]);
+    let mut next = generation(r.machine.id, &r.version, 2);
+    next.disks = with_data(&next.disks, &[&then, &now]);
+    live.next = Some(next);
+    write(&*s, [put(&live)]).await;
+    let read = s.session(live.id).await.unwrap().unwrap();
+    assert_eq!((&read.current, &read.next), (&live.current, &live.next));
+    for v in [&now, &then] {
+        let e = refused(&*s, ErrorKind::Conflict, Write::DeleteVersion(v.id)).await;
+        says(&e, &["session", "pc-1", &v.id.to_string()]);
+    }
+    let e = refused(&*s, ErrorKind::Conflict, Write::DeleteImage(other.id)).await;
+    says(&e, &["session", "pc-1"]);
+    (live.next, live.revision) = (None, 1);
+    write(&*s, [put(&live), Write::DeleteVersion(then.id)]).await;
+    refused(&*s, ErrorKind::Conflict, Write::DeleteVersion(now.id)).await;
+    refused(&*s, ErrorKind::Conflict, Write::DeleteImage(other.id)).await;
+    (live.state, live.revision, live.ended_at) = (SessionState::Stopped, 2, Some(at(60)));
+    write(&*s, [put(&live), Write::DeleteVersion(now.id), Write::DeleteImage(other.id)]).await;
+    // It remembers what it used.
+    assert_eq!(s.session(live.id).await.unwrap().unwrap().current.disks, live.current.disks);
 }
 
 /// An image that a machine is assigned to, or whose version is in use, is not deleted, and the refusal says who uses it;

@@ -166,7 +166,9 @@ pub async fn session_counters_never_drift(f: Fresh<'_>) {
             let m = &machines[usize::try_from(dice(4)).unwrap()];
             put(&session(m.id, &r.version, state))
         } else {
-            let mut old = all[usize::try_from(dice(all.len() as u64)).unwrap()].clone();
+            // What a list gives has no credentials and is not to be written back.
+            let id = all[usize::try_from(dice(all.len() as u64)).unwrap()].id;
+            let mut old = s.session(id).await.unwrap().unwrap();
             old.state = state;
             old.ended_at = (!state.is_live()).then(|| at(step));
             put(&old)
@@ -188,6 +190,24 @@ pub async fn session_counters_never_drift(f: Fresh<'_>) {
         }
         assert_eq!(s.session_counts().await.unwrap(), counted, "after step {step}");
     }
+}
+
+/// The versions of a page of images come at once: all of theirs, by number, and nothing of others.
+pub async fn versions_are_read_for_a_page(f: Fresh<'_>) {
+    let s = f.fresh().await;
+    let r = room(&*s).await;
+    let (other, empty, left_out) = (image("other"), image("empty"), image("left-out"));
+    write(&*s, [&other, &empty, &left_out].map(|i| Write::Image(i.clone()))).await;
+    let of_other = [version(other.id, 2), version(other.id, 1)];
+    write(&*s, of_other.iter().cloned().map(Write::Version)).await;
+    write(&*s, [Write::Version(version(left_out.id, 1))]).await;
+    let asked = [other.id, empty.id, r.image.id, ImageId::generate()];
+    let found = s.versions_of(&asked).await.unwrap();
+    let of = |image: ImageId| -> Vec<_> { found.iter().filter(|v| v.image == image).cloned().collect() };
+    assert_eq!(of(other.id), [of_other[1].clone(), of_other[0].clone()]);
+    assert_eq!(of(r.image.id), [r.version]);
+    assert_eq!(found.len(), 3);
+    assert_eq!(s.versions_of(&[]).await.unwrap(), vec![]);
 }
 
 /// The names of what is there, and nothing of what is not.

@@ -6,11 +6,12 @@
 //! makes one test of every case; the expression makes a [`Fixture`] for each. A case fails by panicking. Cases never look at a clock
 //! and never sleep; they run on a runtime with two threads.
 //!
-//! The functions `machine`, `image`, `version`, `session` … make whole records, for tests of a backend's own.
+//! The functions `machine`, `image`, `version`, `session`, `job` … make whole records, for tests of a backend's own.
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking, as a test does")]
 
 mod batches;
 mod constraints;
+mod jobs;
 mod lists;
 mod logs;
 mod records;
@@ -18,9 +19,12 @@ mod support;
 
 pub use batches::*;
 pub use constraints::*;
+pub use jobs::*;
 pub use lists::*;
 pub use logs::*;
-pub use records::{at, audit, event, generation, image, mac, machine, seen, session, target, version};
+pub use records::{
+    at, audit, event, generation, image, mac, machine, seen, session, target, version, with_data,
+};
 
 use super::Fixture;
 use crate::ports::Store;
@@ -48,8 +52,13 @@ macro_rules! store_behaviour {
                 of_two_operators_exactly_one_wins
                 a_stale_fence_changes_nothing
                 a_machine_has_at_most_one_live_session
+                a_job_changes_only_over_the_revision_it_was_read_with
+                a_subject_has_at_most_one_live_job
+                jobs_are_listed_by_page_and_filtered
+                pruning_forgets_ended_jobs
                 a_machine_with_a_live_session_is_not_deleted
                 a_version_in_use_is_not_deleted
+                a_version_of_a_data_disk_is_in_use
                 an_image_in_use_is_not_deleted
                 references_must_exist
                 versions_are_replaced_and_numbered
@@ -58,8 +67,10 @@ macro_rules! store_behaviour {
                 machines_are_filtered
                 sessions_are_filtered_newest_first
                 names_are_read_for_a_page
+                versions_are_read_for_a_page
                 session_counters_never_drift
                 events_are_read_by_cursor
+                a_cursor_outside_of_what_is_kept_is_refused
                 audit_rows_come_newest_first
                 seen_machines_are_counted
                 only_the_latest_unknown_machines_are_kept

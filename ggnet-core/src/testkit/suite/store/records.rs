@@ -1,10 +1,10 @@
 //! Whole records to put into a store: for the suite, and for tests of a backend's own.
 
 use crate::nouns::{
-    Actor, AuditRow, ChapPair, DeviceType, EventKind, Firmware, Generation, Image, ImageFormat, ImageId,
-    ImageVersion, ImageVersionId, MacAddr, Machine, MachineId, MachineState, ManualTarget, NewEvent,
-    ResourceId, SeenMachine, Session, SessionId, SessionState, TargetId, Timestamp, VersionSource,
-    VersionState, WritebackPolicy,
+    AuditAction, AuditRow, AuditSubject, ChapPair, DeviceType, DiskAccess, Disks, EventKind, Firmware,
+    Generation, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId, MacAddr, Machine, MachineId,
+    MachineState, ManualTarget, NewEvent, Principal, ResourceId, SeenMachine, Session, SessionDisk,
+    SessionId, SessionState, TargetId, Timestamp, VersionSource, VersionState, WritebackPolicy,
 };
 
 /// The moment `seconds` after a fixed one.
@@ -87,12 +87,22 @@ pub fn generation(machine: MachineId, version: &ImageVersion, number: u32) -> Ge
     Generation {
         number,
         chap: Some(ChapPair::random(format!("user-{number}")).unwrap()),
-        writeback: ResourceId::generation(machine, number),
-        image: version.image,
-        version: version.id,
+        disks: Disks::of_system(version.image, version.id, ResourceId::generation(machine, number)),
         prepared_at: at(10),
         committed_at: None,
     }
+}
+
+/// These disks with shared data disks of these versions behind them.
+#[must_use]
+pub fn with_data(disks: &Disks, versions: &[&ImageVersion]) -> Disks {
+    let mut all = disks.to_vec();
+    for version in versions {
+        let lun = all.last().unwrap().lun + 1;
+        let access = DiskAccess::Shared;
+        all.push(SessionDisk { lun, image: version.image, version: version.id, access });
+    }
+    Disks::new(all).unwrap()
 }
 
 /// A new session in `state`; ended at second 50 when it is not live.
@@ -104,6 +114,7 @@ pub fn session(machine: MachineId, version: &ImageVersion, state: SessionState) 
         state,
         policy: WritebackPolicy::Discard,
         chosen_image: None,
+        data_disks: Vec::new(),
         initiator: "iqn.2026-11.local.ggnet:525400000001".parse().unwrap(),
         current: generation(machine, version, 1),
         next: None,
@@ -147,17 +158,13 @@ pub fn seen(n: u32) -> SeenMachine {
     }
 }
 
-/// An audit row about `subject`, `seconds` after the fixed moment.
+/// An audit row about the token `subject`, `seconds` after the fixed moment.
 #[must_use]
 pub fn audit(subject: &str, seconds: i64) -> AuditRow {
-    AuditRow {
-        at: at(seconds),
-        actor: Actor::Admin { address: Some("192.0.2.7".to_owned()) },
-        action: "machine.update".to_owned(),
-        subject_kind: "machine".to_owned(),
-        subject_id: subject.to_owned(),
-        details: serde_json::json!({ "name": ["old", "new"], "n": 7, "nothing": null }),
-    }
+    let by = Principal::administrator().at(Some("192.0.2.7".to_owned())).asking("a-request".parse().ok());
+    AuditRow::new(at(seconds), &by, AuditAction::TokenReset, AuditSubject::Token(subject.to_owned()))
+        .before(serde_json::json!({ "name": "old", "n": 7, "nothing": null }))
+        .after(serde_json::json!(["new", 7.5]))
 }
 
 /// An event, `seconds` after the fixed moment.

@@ -68,6 +68,7 @@ macro_rules! target_behaviour {
             remove_lets_go_of_the_disks,
             what_is_written_reaches_the_disk,
             each_target_serves_its_own_disk,
+            a_read_only_lun_stands_beside_a_writable_one,
             a_disk_that_grew_is_served_to_its_end,
             if_idle_is_busy_under_a_live_initiator,
             force_removes_under_a_live_initiator,
@@ -265,6 +266,9 @@ pub async fn not_run(f: &impl TargetFixture, case: &str) -> Option<String> {
                 lacks(can.follows_growth, "it serves the size that a disk had when its target was made")
             })
             .or_else(|| lacks(can.accepts.contains(&DiskForm::Blocks), "it takes no disk of our process")),
+        "a_read_only_lun_stands_beside_a_writable_one" => {
+            client().or_else(|| lacks(can.max_luns > 1, "its targets have one LUN"))
+        }
         "what_is_written_reaches_the_disk"
         | "each_target_serves_its_own_disk"
         | "if_idle_is_busy_under_a_live_initiator"
@@ -414,6 +418,30 @@ pub async fn what_is_written_reaches_the_disk(f: &impl TargetFixture) {
         }
     };
     tokio::task::spawn_blocking(read).await.expect("what was written is on the disk");
+}
+
+/// Two LUNs of one target, as a session with a shared data disk has them: each is its own disk, and only one takes writes.
+pub async fn a_read_only_lun_stands_beside_a_writable_one(f: &impl TargetFixture) {
+    let served = serve(f).await;
+    let mut spec = spec(f, &id(), only(1)).await;
+    let key = format!("{}-shared", spec.id);
+    let shared = f.disk(&key, SIZE).await;
+    spec.disks.insert(2, shared);
+    spec.luns.push(LunSpec { number: 2, disk_key: key, serial: "SERIAL-2".into(), read_only: true });
+    let endpoint = served.ensure(&spec).await.expect("ensure");
+    assert_eq!(endpoint.lun, 0, "it boots from the lowest LUN");
+    let client = connect(f, &endpoint, &spec.access).await;
+    client.write(0, &pattern(1, 4096)).await.expect("write");
+    client.logout().await.expect("logout");
+
+    let client = connect(f, &TargetEndpoint { lun: 2, ..endpoint.clone() }, &spec.access).await;
+    assert_eq!(client.read(0, 4096).await.expect("read"), vec![0; 4096], "another disk");
+    client.write(0, &pattern(2, 4096)).await.expect_err("the LUN is read-only");
+    assert_eq!(client.read(0, 4096).await.expect("read"), vec![0; 4096], "it was written to");
+    client.logout().await.expect("logout");
+
+    let client = connect(f, &endpoint, &spec.access).await;
+    assert_eq!(client.read(0, 4096).await.expect("read"), pattern(1, 4096));
 }
 
 /// Two targets, two disks.

@@ -1,0 +1,109 @@
+//! [`Place`]: a folder in which a store keeps what it makes: whether it can be written to, and how much room it has left.
+
+use std::{
+    io::{self, IoSlice},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ggnet_core::ports::Health;
+
+use super::{Files, Open, RawFile, Space, full};
+
+const LOW_BYTES: u64 = 1 << 30;
+/// Fewer inodes make no machine's disk: a folder with up to three files, twice over for a boot that is prepared.
+const NEEDED_FILES: u64 = 8;
+/// With fewer free inodes somebody should look.
+const LOW_FILES: u64 = 500;
+/// What the probe writes.
+const PROBE_BYTES: usize = 128 << 10;
+
+/// What a lack of room means to whoever needs the place.
+pub(crate) struct Words {
+    /// What cannot be done in a full one.
+    pub(crate) when_full: &'static str,
+    /// Before what somebody should free space.
+    pub(crate) before_full: &'static str,
+    /// Before what somebody should free inodes.
+    pub(crate) before_no_inodes: &'static str,
+}
+
+/// See the module.
+pub(crate) struct Place {
+    files: Arc<dyn Files>,
+    dir: PathBuf,
+    /// There for a moment: can this folder be written?
+    probe: PathBuf,
+    words: Words,
+    /// Held while the probe file is there: two at once would remove each other's.
+    probing: Mutex<()>,
+}
+
+impl Place {
+    /// The folder `dir`, in which a file of the name `probe` may be made and removed.
+    pub(crate) fn new(files: Arc<dyn Files>, dir: PathBuf, probe: &str, words: Words) -> Self {
+        Self { probe: dir.join(probe), files, dir, words, probing: Mutex::default() }
+    }
+
+    /// Whether holes can be punched into files here, found out with a file that is removed again. On a full disk it is not known, and
+    /// nothing is punched until the next start: what is there must be served.
+    pub(crate) fn can_punch(&self) -> io::Result<bool> {
+        let tried = self.with_probe(|file| file.set_size(8192).and_then(|()| file.punch(0, 4096)));
+        match tried {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(false),
+            Err(e) if full(&e) => {
+                tracing::warn!(dir = %self.dir.display(), "full at the start: blocks that guests discard are not given back to the disk");
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether a machine's disk could be made: as much is written as the maps of a small one take. A full disk still has room for an empty
+    /// file.
+    fn has_room(&self) -> io::Result<()> {
+        self.with_probe(|file| file.write_at(&mut [IoSlice::new(&vec![1; PROBE_BYTES])], 0))
+    }
+
+    fn with_probe(&self, work: impl FnOnce(&dyn RawFile) -> io::Result<()>) -> io::Result<()> {
+        let _one = self.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.files.open(&self.probe, Open::Create)?;
+        let done = work(file.as_ref());
+        self.files.remove_file(&self.probe)?;
+        done
+    }
+
+    /// How the folder is; waits for the disk.
+    pub(crate) fn health(&self) -> Health {
+        let (dir, words) = (self.dir.display(), &self.words);
+        let room = self.has_room();
+        let lacks_room = room.as_ref().is_err_and(full);
+        if let Err(e) = room
+            && !lacks_room
+        {
+            return Health::Down(format!("{dir} cannot be written: {e}: check its mount and permissions"));
+        }
+        match self.files.space(&self.dir) {
+            Err(e) => Health::Down(format!("The file system of {dir} does not answer: {e}")),
+            Ok(Space { files: Some(files), .. }) if files < NEEDED_FILES => Health::Blocked(format!(
+                "{dir} has no inodes to spare ({files} free), {}: remove files from its file system, or make one with more of them",
+                words.when_full
+            )),
+            Ok(_) if lacks_room => {
+                Health::Blocked(format!("{dir} is full, {}: free some space", words.when_full))
+            }
+            Ok(s) if s.available < LOW_BYTES || s.available < s.total / 20 => Health::Degraded(format!(
+                "{dir} has {} MiB of {} MiB free: free some space before {}",
+                s.available >> 20,
+                s.total >> 20,
+                words.before_full
+            )),
+            Ok(Space { files: Some(files), .. }) if files < LOW_FILES => Health::Degraded(format!(
+                "{dir} has few inodes left ({files} free): remove files from its file system before {}",
+                words.before_no_inodes
+            )),
+            Ok(_) => Health::Up,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The image store "files": the bytes of each version in a folder of ours, on a local file system.
+//!
+//! A version that was imported is a raw file, sparse; one that was made of a machine's writes is what the writeback store had, taken over
+//! by a rename: a layer over the version it was written on, or a raw file of its own. Nothing is copied, and nothing is ever written to
+//! again.
+//!
+//! ```text
+//!   (nothing) ── draft ──▶ .draft-<id>.raw ── seal ──▶ <id>.raw
+//!   <writebacks>/<instance>-<writeback>/ ── adopt ──▶ <id>/          the same folder, under another name
+//! ```
+//! Floors: `mod` → `versions` → `names`, [`crate::layers`] (reading through a chain of layers) → `files`.
+//!
+//! A link in a version's place is served, as a writeback's is: somebody moved a large image to another disk. What it points at is never
+//! removed. A draft that is a link is refused.
+//!
+//! Invariants: all file work runs on blocking threads and ends there even when the caller's future is dropped; see `versions` for the rest.
+
+mod descriptor;
+mod names;
+#[cfg(test)]
+#[cfg(all(feature = "writeback-layers", feature = "writeback-reflink"))]
+mod tests;
+mod versions;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use ggnet_core::{
+    block::DiskForm,
+    error::{Error, ErrorKind, Result},
+    nouns::ImageVersionId,
+    ports::{
+        Frozen, Health, ImageCapabilities, ImageListed, ImageSpec, ImageStore, OpenImage, Removal, Sink,
+        SinkForm,
+    },
+};
+
+pub use self::descriptor::descriptor;
+use self::versions::Versions;
+use crate::{
+    files::{Files, OsFiles, RAW_FILE, absolute, make_folder},
+    layers::FAMILY,
+    slots,
+};
+
+/// The store's name in the configuration and in errors.
+pub const NAME: &str = "files";
+
+/// Where the store stands.
+#[derive(Clone, Debug)]
+pub struct ImageFilesConfig {
+    /// Its folder; made with mode 0700 if it is not there. Writebacks can be adopted from the same file system only.
+    pub dir: PathBuf,
+}
+
+/// The image store "files". See the module. Cheap to clone; all clones are one store.
+#[derive(Clone)]
+pub struct ImageFiles {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    versions: Versions,
+    closed: AtomicBool,
+}
+
+impl ImageFiles {
+    /// Opens the store. Writes a little, so not for a runtime thread when the disk may be slow.
+    ///
+    /// # Errors
+    /// What the operating system says of the folder.
+    pub fn open(config: &ImageFilesConfig) -> Result<Self> {
+        // Targets elsewhere in the system open the files: our working folder means nothing to them.
+        let dir = absolute(&config.dir).and_then(|dir| make_folder(&dir).map(|()| dir));
+        let in_context = |e: Error| e.with_backend(NAME).with_operation("open");
+        let images = Self::open_over(Arc::new(OsFiles), dir.map_err(in_context)?);
+        images.inner.versions.settle_names().map_err(in_context)?;
+        Ok(images)
+    }
+
+    /// As [`ImageFiles::open`], over any files.
+    fn open_over(files: Arc<dyn Files>, dir: PathBuf) -> Self {
+        let versions = Versions::new(files, dir);
+        Self { inner: Arc::new(Inner { versions, closed: AtomicBool::new(false) }) }
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.inner.closed.load(Ordering::Acquire) {
+            return Err(
+                Error::new(ErrorKind::Unavailable, format!("Backend {NAME} is shut down")).with_backend(NAME)
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs file work on a blocking thread; it ends there even when this future is dropped.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        work: impl FnOnce(&Versions) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.inner);
+        slots::blocking(NAME, operation, subject, move || work(&inner.versions)).await
+    }
+
+    /// As [`blocking`](Self::blocking), of a version, and not after the end.
+    async fn on<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        id: ImageVersionId,
+        work: impl FnOnce(&Versions) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.check_open()?;
+        self.blocking(operation, &id.to_string(), work).await
+    }
+}
+
+#[async_trait]
+impl ImageStore for ImageFiles {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> ImageCapabilities {
+        let mut capabilities = ImageCapabilities::new(SinkForm::File);
+        capabilities.opens = vec![DiskForm::Blocks, DiskForm::File];
+        capabilities.adopts = vec![FAMILY.to_owned(), RAW_FILE.to_owned()];
+        capabilities
+    }
+
+    async fn draft(&self, spec: &ImageSpec) -> Result<Sink> {
+        let wanted = spec.clone();
+        self.on("draft", spec.id, move |versions| versions.draft(&wanted)).await
+    }
+
+    async fn seal(&self, spec: &ImageSpec) -> Result<ImageListed> {
+        let wanted = spec.clone();
+        self.on("seal", spec.id, move |versions| versions.seal(&wanted)).await
+    }
+
+    /// Dropped half-way: the file work goes on to its end, and keeps the writeback frozen until then.
+    async fn adopt(&self, spec: &ImageSpec, from: &Frozen) -> Result<ImageListed> {
+        let (wanted, from) = (spec.clone(), from.clone());
+        self.on("adopt", spec.id, move |versions| versions.adopt(&wanted, &from)).await
+    }
+
+    async fn open(&self, id: ImageVersionId, form: DiskForm) -> Result<OpenImage> {
+        self.on("open", id, move |versions| versions.open(id, form)).await
+    }
+
+    async fn get(&self, id: ImageVersionId) -> Result<Option<ImageListed>> {
+        self.on("get", id, move |versions| versions.get(id)).await
+    }
+
+    async fn list(&self) -> Result<Vec<ImageListed>> {
+        self.check_open()?;
+        self.blocking("list", "", Versions::list).await
+    }
+
+    async fn remove(&self, id: ImageVersionId, how: Removal) -> Result<()> {
+        self.on("remove", id, move |versions| versions.remove(id, how)).await
+    }
+
+    async fn health(&self) -> Health {
+        self.blocking("health", "", |versions| Ok(versions.health()))
+            .await
+            .unwrap_or_else(|e| Health::Down(e.to_string()))
+    }
+
+    /// Waits for calls under way. Who has a version open has it until it lets go.
+    async fn shutdown(&self) {
+        self.inner.closed.store(true, Ordering::Release);
+        let waited = self.blocking("shutdown", "", |versions| {
+            versions.wait_for_calls();
+            Ok(())
+        });
+        if let Err(e) = waited.await {
+            tracing::error!(error = %e.report(), "calls under way at shutdown were not waited for");
+        }
+    }
+}

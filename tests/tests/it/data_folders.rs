@@ -31,7 +31,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use tempfile::TempDir;
 
 /// The folders, and the schema of each one's database.
-const FOLDERS: &[(&str, i64)] = &[("09e99f4", 1)];
+const FOLDERS: &[(&str, i64)] = &[("09e99f4", 1), ("3725b06", 1)];
 /// Events of a folder are as old as the folder; here they are never forgotten.
 const CONFIG: &str = "[session]\nretention = \"876000h\"\n";
 /// A boot id that no kernel has.

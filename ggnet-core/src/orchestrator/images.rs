@@ -202,6 +202,34 @@ impl Orchestrator {
         Ok(batch.write(Write::Image(image)).event(event).audit(row))
     }
 
+    /// The next version of an image, to be made, and its number in the image's record; neither is recorded yet. The caller holds the image
+    /// lock, so that no two take one number.
+    pub(super) async fn next_version(
+        &self,
+        image: &mut Image,
+        source: VersionSource,
+        comment: &str,
+    ) -> Result<ImageVersion> {
+        let there = self.inner.ports.store().versions(image.id).await?;
+        // Records from before images counted their versions have the numbers alone.
+        let number = there.iter().map(|v| v.number).fold(image.last_version, u32::max).saturating_add(1);
+        image.last_version = number;
+        Ok(ImageVersion {
+            id: ImageVersionId::generate(),
+            image: image.id,
+            number,
+            state: VersionState::Importing,
+            comment: comment.to_owned(),
+            source,
+            size_bytes: 0,
+            sha256: None,
+            error: None,
+            failure: None,
+            created_at: self.now(),
+            finished_at: None,
+        })
+    }
+
     /// Removes the bytes of a version that no record wants any more; what cannot be removed is found again at the next start.
     pub(super) async fn remove_bytes(&self, version: ImageVersionId) {
         if let Err(e) = self.inner.ports.images().remove(version, Removal::Force).await {

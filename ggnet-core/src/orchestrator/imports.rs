@@ -79,28 +79,12 @@ impl Orchestrator {
                 updated_at: now,
                 revision: 0,
             });
-            let there = store.versions(image.id).await?;
-            // Records from before images counted their versions have the numbers alone.
-            let number = there.iter().map(|v| v.number).fold(image.last_version, u32::max).saturating_add(1);
-            image.last_version = number;
-            let version = ImageVersion {
-                id: ImageVersionId::generate(),
-                image: image.id,
-                number,
-                state: VersionState::Importing,
-                comment: request.comment.clone(),
-                source: VersionSource::Import {
-                    path: request.path.clone(),
-                    format: request.format,
-                    expected_sha256: request.expected_sha256.clone(),
-                },
-                size_bytes: 0,
-                sha256: None,
-                error: None,
-                failure: None,
-                created_at: now,
-                finished_at: None,
+            let source = VersionSource::Import {
+                path: request.path.clone(),
+                format: request.format,
+                expected_sha256: request.expected_sha256.clone(),
             };
+            let version = this.next_version(&mut image, source, &request.comment).await?;
             let import = ImportJob {
                 server: this.inner.config.server.clone(),
                 image: image.id,
@@ -110,7 +94,7 @@ impl Orchestrator {
                 expected_sha256: request.expected_sha256.clone(),
                 make_current: request.make_current,
             };
-            let title = format!("import of {}:{number}", image.name);
+            let title = format!("import of {}:{}", image.name, version.number);
             let mut job = Job::new(JobKind::Import(import.clone()), title, request.by.clone(), now);
             let place = this.inner.jobs.place();
             if place.is_some() {

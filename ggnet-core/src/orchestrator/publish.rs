@@ -294,24 +294,8 @@ impl LockedMachine<'_> {
         })?;
         let mut image =
             store.image(below.image).await?.ok_or_else(|| Error::not_found("image", below.image))?;
-        // Records from before images counted their versions have the numbers alone.
-        let there = store.versions(image.id).await?;
-        let number = there.iter().map(|v| v.number).fold(image.last_version, u32::max).saturating_add(1);
-        image.last_version = number;
-        let version = ImageVersion {
-            id: ImageVersionId::generate(),
-            image: image.id,
-            number,
-            state: VersionState::Importing,
-            comment: request.comment.clone(),
-            source: VersionSource::Writeback { session, base },
-            size_bytes: 0,
-            sha256: None,
-            error: None,
-            failure: None,
-            created_at: self.now(),
-            finished_at: None,
-        };
+        let source = VersionSource::Writeback { session, base };
+        let version = self.next_version(&mut image, source, &request.comment).await?;
         let row = self.audit(&request.by, AuditAction::ImagePublish, AuditSubject::Image(image.id));
         let row = row
             .after(json!({ "machine": machine.id, "session": session, "base": base, "version": version.id }));

@@ -94,6 +94,23 @@ impl Drop for Fuse {
     }
 }
 
+/// A file system in memory with far more room than is used of it, so that the room on the host's disk says nothing about the server under test; it ends with the test.
+struct Tmpfs(std::path::PathBuf);
+
+impl Tmpfs {
+    fn mount(at: &Path) -> Self {
+        let arguments = ["-t", "tmpfs", "-o", "size=4g,mode=0700", "tmpfs", at.to_str().unwrap()];
+        assert!(tool("mount", "mount", &arguments).wait().unwrap().success());
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = tool("mount", "umount", &["-l", self.0.to_str().unwrap()]).wait();
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "nothing else runs on this thread")]
 fn sleep(time: Duration) {
     std::thread::sleep(time);
@@ -155,6 +172,7 @@ async fn start(o: &Orchestrator, machine: &Machine) -> Result<Started> {
 fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
     with_mounts("a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown", async {
         let dir = tempfile::tempdir().unwrap();
+        let _room = Tmpfs::mount(dir.path());
         let data = dir.path().join("data");
         let writebacks = data.join("writebacks");
         std::fs::create_dir_all(&writebacks).unwrap();

@@ -3,6 +3,7 @@
 //! A refusal is an [`ApiError`] inside the error: tests of refusals take it out with [`refusal`].
 
 use std::fmt;
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -141,11 +142,14 @@ impl Api {
             .is_some_and(|h| h.ready)
     }
 
-    /// Whether machines can boot now and every part of the server is as it should be.
-    #[must_use]
-    pub fn is_all_up(&self) -> bool {
-        let health = self.health().ok().and_then(|text| serde_json::from_str::<HealthResponse>(&text).ok());
-        health.is_some_and(|h| h.ready && h.backends.iter().all(|b| b.health == Health::Up))
+    /// The status of every part of the server, without its reason: what hostile work or many boots must leave as it was. It is compared
+    /// with one of before, because a host whose disk is nearly full says so all the time.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn statuses(&self) -> Result<Vec<(String, Discriminant<Health>)>> {
+        let health: HealthResponse = serde_json::from_str(&self.health()?)?;
+        Ok(health.backends.into_iter().map(|b| (b.port, discriminant(&b.health))).collect())
     }
 
     /// What the server says of each backend.

@@ -141,6 +141,7 @@ impl Watch {
 /// Everything at once, until `meanwhile` has returned; then what must hold.
 fn withstands(room: &Room, meanwhile: impl FnOnce(&mut Process)) {
     let (before, grown_from) = (room.database(), room.lan.server_log().len());
+    let statuses = room.lan.api().statuses().unwrap();
     let (cursor, begun) = (room.lan.api().cursor().unwrap(), Instant::now());
     let watch = Watch::of(room.lan.server_pid());
     let mut machines = room.crowd.machines(&room.go_on.to_string_lossy(), &MACHINES).unwrap();
@@ -172,8 +173,8 @@ fn withstands(room: &Room, meanwhile: impl FnOnce(&mut Process)) {
     );
     assert!(most < CEILING, "{} MiB of anonymous memory", most / MIB);
 
-    wait::until("every part of the server to be up", Duration::from_secs(120), || {
-        Ok(room.lan.api().is_all_up().then_some(()))
+    wait::until("every part of the server to be as it was", Duration::from_secs(120), || {
+        Ok((room.lan.api().is_ready() && room.lan.api().statuses()? == statuses).then_some(()))
     })
     .unwrap_or_else(|e| panic!("{e}: {:?}", room.lan.api().health()));
     check_growth(room, cursor.as_ref(), before, begun.elapsed());

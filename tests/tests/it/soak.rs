@@ -32,6 +32,7 @@ pub fn leave_nothing_behind(boots: usize) {
         ServerOptions { import_dirs: vec![file.parent().unwrap().into()], ..ServerOptions::default() };
     let server = GgnetServer::start(options).unwrap();
     let api = server.api().unwrap();
+    let statuses = api.statuses().unwrap();
     let image = api.import_and_wait("disk", &file, |_| {}).unwrap().version.image;
     let mut machines: Vec<_> = (1..=MACHINES)
         .map(|n| {
@@ -64,7 +65,7 @@ pub fn leave_nothing_behind(boots: usize) {
     assert_eq!(api.live_sessions().unwrap().items.len(), usize::from(MACHINES));
     let disks = std::fs::read_dir(server.data_dir().join("writebacks")).unwrap().count();
     assert!(disks <= 2 * usize::from(MACHINES), "{disks} writebacks");
-    assert!(api.is_all_up(), "{}", api.health().unwrap());
+    assert!(api.is_ready() && api.statuses().unwrap() == statuses, "{}", api.health().unwrap());
 }
 
 /// Boots the machines at the same time, so often in all; the first error fails the test.

@@ -66,7 +66,7 @@ fn killed_at_every_call_of_a_start() {
             drop(disk);
             p.be_quiet();
             let o = p.o.clone();
-            let died = p.dies(step, polls, async move { o.start(start_request(machine)).await });
+            let died = p.dies(step, polls, async move { o.sessions().start(start_request(machine)).await });
             let why = format!("{policy:?}: {}", p.last_call(step, polls));
             let p = host.reopen(p, ());
             p.assert_whole(&why);
@@ -93,7 +93,7 @@ fn killed_at_every_call_of_a_stop() {
             p.be_quiet();
             let session = p.session(machine);
             let (o, request) = (p.o.clone(), stop_request(&session));
-            let died = p.dies(step, polls, async move { o.stop(request).await });
+            let died = p.dies(step, polls, async move { o.sessions().stop(request).await });
             let why = format!("{policy:?}: {}", p.last_call(step, polls));
             let p = host.reopen(p, disk);
             p.assert_whole(&why);
@@ -117,7 +117,7 @@ fn killed_at_every_call_of_a_stop() {
 
 /// What a machine does when it reboots. Killed, it gets no answer, or is told to come again.
 async fn reboot(p: &Process, machine: &Machine) {
-    let Ok(BootAnswer::Script(_)) = p.o.boot(boot_request(machine)).await else { return };
+    let Ok(BootAnswer::Script(_)) = p.o.sessions().boot(boot_request(machine)).await else { return };
     // Not through the fault plan: a machine reads this in its script.
     let Some(session) = p.store.live_session(machine.id).await.unwrap() else { return };
     let Some(next) = &session.next else { return };

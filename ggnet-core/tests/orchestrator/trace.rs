@@ -113,7 +113,7 @@ async fn a_script_asked_for_again_ensures_nothing() {
 
     let session = p.session(&machine).await;
     let from = p.plan.log().len();
-    p.o.current_script(&session, &advertised(), &Principal::embedder()).await.unwrap();
+    p.o.sessions().current_script(&session, &advertised(), &Principal::embedder()).await.unwrap();
     let made: Vec<_> = calls(&p, from)
         .into_keys()
         .filter(|call| call.ends_with("ensure") || call.ends_with("apply"))

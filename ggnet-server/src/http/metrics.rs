@@ -47,7 +47,7 @@ async fn scrape(app: &Shared) -> Scrape {
     let (sessions, disks) = tokio::join!(told(read.session_counts()), told(disks(read)));
     Scrape {
         sessions,
-        online: app.orchestrator.online_count(),
+        online: app.orchestrator.presence().online_count(),
         serving: app.orchestrator.is_serving(),
         log_lines_lost: log::lost(),
         disks: disks.unwrap_or_default(),

@@ -57,6 +57,17 @@ impl Shared {
         kind: EventKind,
         audit: Option<AuditRow>,
     ) -> Result<()> {
+        self.record_session_and(session, kind, audit, None).await
+    }
+
+    /// The same with one more event of the session: what happened at that moment costs no synced write of its own.
+    pub(super) async fn record_session_and(
+        &self,
+        session: &mut Session,
+        kind: EventKind,
+        audit: Option<AuditRow>,
+        besides: Option<EventKind>,
+    ) -> Result<()> {
         let ends =
             matches!(session.state, SessionState::Stopping | SessionState::Stopped | SessionState::Failed)
                 || matches!(kind, EventKind::GenerationExpired { .. });
@@ -65,6 +76,9 @@ impl Shared {
             batch = batch.fenced(session);
         }
         batch = batch.event(self.session_event(session, kind));
+        if let Some(besides) = besides {
+            batch = batch.event(self.session_event(session, besides));
+        }
         if let Some(row) = audit {
             batch = batch.audit(row);
         }

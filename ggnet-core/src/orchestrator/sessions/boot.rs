@@ -22,8 +22,8 @@ use crate::{
     },
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        BootStage, Diagnosis, EventKind, Generation, Machine, MachineState, Name, NewEvent, Principal,
-        Session, SessionState,
+        BootStage, Diagnosis, EventKind, Generation, Machine, MachineId, MachineState, Name, NewEvent,
+        Principal, Session, SessionState,
     },
     ports::{Batch, TargetEndpoint},
 };
@@ -165,12 +165,10 @@ impl Sessions {
         }
     }
 
-    async fn script_read(&self, session: &Session, generation: &Generation) -> Result<()> {
-        if !self.diagnoses.may_record_of(session.machine) {
-            return Ok(());
-        }
+    /// That a machine has read its script, as long as it may be written.
+    fn script_read(&self, machine: MachineId, generation: &Generation) -> Option<EventKind> {
         let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation.number) };
-        self.shared.record(Batch::new().event(self.shared.session_event(session, kind))).await.map(|_| ())
+        self.diagnoses.may_record_of(machine).then_some(kind)
     }
 
     async fn answer_unknown(&self, request: &BootRequest) -> Result<BootAnswer> {
@@ -311,7 +309,9 @@ impl LockedMachine<'_> {
             }
             Err(e) => return Err(e),
         };
-        let started = match self.perform_start(prepared, &by).await {
+        // It has its script as soon as the session is active: one synced write for both.
+        let read = self.script_read(id, prepared.generation());
+        let started = match self.perform_start(prepared, &by, read).await {
             Ok(started) => {
                 self.failed_starts.forget(id);
                 started
@@ -322,7 +322,6 @@ impl LockedMachine<'_> {
             }
         };
         let generation = &started.session.current;
-        self.script_read(&started.session, generation).await?;
         let boots = Boots { image: started.image.name, version: started.version.number };
         let script = self.script(
             &started.machine,
@@ -350,8 +349,11 @@ impl LockedMachine<'_> {
             Some(endpoint) => endpoint,
             None => self.endpoint_of(&session, &generation).await?,
         };
-        if request.prepare {
-            self.script_read(&session, &generation).await?;
+        if request.prepare
+            && let Some(read) = self.script_read(session.machine, &generation)
+        {
+            let event = self.shared.session_event(&session, read);
+            self.shared.record(Batch::new().event(event)).await?;
         }
         let boots = self.boots(&generation).await?;
         let of = (&session, &generation);

@@ -15,9 +15,9 @@ use crate::{
     authorization::{Command, authorize},
     error::{Error, Result, code},
     nouns::{
-        AuditAction, AuditSubject, DataDisk, EventKind, Image, ImageId, ImageVersion, Iqn, Machine,
-        MachineId, MachineState, Principal, ResourceId, Session, SessionId, SessionState, StopReason,
-        WritebackPolicy,
+        AuditAction, AuditSubject, DataDisk, EventKind, Generation, Image, ImageId, ImageVersion, Iqn,
+        Machine, MachineId, MachineState, Principal, ResourceId, Session, SessionId, SessionState,
+        StopReason, WritebackPolicy,
     },
     ports::{Removal, TargetEndpoint},
 };
@@ -63,6 +63,13 @@ pub(super) struct Prepared<'a> {
     image_guard: RwLockReadGuard<'a, ()>,
 }
 
+impl Prepared<'_> {
+    /// What will be booted.
+    pub(super) const fn generation(&self) -> &Generation {
+        &self.session.current
+    }
+}
+
 impl Sessions {
     /// Starts a session. When it returns the machine can boot.
     ///
@@ -78,7 +85,7 @@ impl Sessions {
                 let locked = this.lock_machine(request.machine).await;
                 let machine = locked.startable().await?;
                 let prepared = locked.prepare_start(machine, request.image, request.data_disks).await?;
-                locked.perform_start(prepared, &request.by).await
+                locked.perform_start(prepared, &request.by, None).await
             })
             .await
     }
@@ -161,8 +168,13 @@ impl LockedMachine<'_> {
         Ok(Prepared { machine, session, image, version, data, kept, image_guard })
     }
 
-    /// Does the steps.
-    pub(super) async fn perform_start(&self, prepared: Prepared<'_>, by: &Principal) -> Result<Started> {
+    /// Does the steps. `besides`: what is told of the session when it is active.
+    pub(super) async fn perform_start(
+        &self,
+        prepared: Prepared<'_>,
+        by: &Principal,
+        besides: Option<EventKind>,
+    ) -> Result<Started> {
         let Prepared { machine, mut session, image, version, data, kept, image_guard } = prepared;
         let row = self.shared.audit(by, AuditAction::SessionStart, AuditSubject::Session(session.id));
         let row = row.after(json!({ "machine": machine.id, "image": image.id, "version": version.id }));
@@ -176,7 +188,8 @@ impl LockedMachine<'_> {
             Ok(Ok(endpoint)) => {
                 session.state = SessionState::Active;
                 session.active_at = Some(self.shared.now());
-                let recorded = self.shared.record_session(&mut session, EventKind::SessionActive, None).await;
+                let active = EventKind::SessionActive;
+                let recorded = self.shared.record_session_and(&mut session, active, None, besides).await;
                 match recorded {
                     Ok(()) => return Ok(Started { session, machine, image, version, endpoint }),
                     Err(e) => {

@@ -80,6 +80,40 @@ fn killed_at_every_call_of_a_start() {
     }
 }
 
+/// Starts at once share transactions of the store. Killed at every fifth call, at different calls for each way to die.
+#[test]
+fn killed_at_calls_of_starts_at_once() {
+    let host = Host::new();
+    let (mut p, first) = prepare(&host, WritebackPolicy::Discard);
+    let other = |n| p.machine(n, first.image.unwrap(), WritebackPolicy::Discard, true);
+    let machines = [other(2), other(3), first];
+    for (way, polls) in (1..).zip(POLLS) {
+        for step in (way..).step_by(5) {
+            p.be_quiet();
+            let starts = machines.clone().map(|machine| {
+                let o = p.o.clone();
+                async move { o.start(start_request(&machine)).await }
+            });
+            let died = p.dies(step, polls, futures_util::future::join_all(starts));
+            let why = p.last_call(step, polls);
+            p = host.reopen(p, ());
+            p.assert_whole(&why);
+            for machine in &machines {
+                if let Some(last) = p.last_session(machine) {
+                    let ends = [SessionState::Active, SessionState::Failed, SessionState::Stopped];
+                    assert!(ends.contains(&last.state), "{why}: {:?}", last.state);
+                }
+                p.assert_boots(machine, &imported(SALT), &why);
+            }
+            if !died {
+                assert!(step > 24, "three starts have more calls than {step}");
+                break;
+            }
+        }
+    }
+    host.end(p, ());
+}
+
 #[test]
 fn killed_at_every_call_of_a_stop() {
     for policy in POLICIES {

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use ggnet_backends::iscsi::{BlockDevice, BlockInfo, BlockRun, Chap, Exclusivity};
 use ggnet_core::testkit::tier::rounds;
+use ggnet_iscsi::{BlockDevice, BlockInfo, BlockRun, Chap, Exclusivity};
 use iscsi_support::initiator::{Initiator, Login, write_cdb};
 use iscsi_support::{Policy, Rig, pattern};
 use layer_disk::LayerDisk;

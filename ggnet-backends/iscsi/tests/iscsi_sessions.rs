@@ -10,9 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use ggnet_backends::iscsi::{
-    Chap, Exclusivity, LoginAbort, LoginDecision, Removal, RemoveError, TargetConfig,
-};
+use ggnet_iscsi::{Chap, Exclusivity, LoginAbort, LoginDecision, Removal, RemoveError, TargetConfig};
 use iscsi_support::initiator::{Initiator, Login, write_cdb};
 use iscsi_support::{IQN, MemDisk, Policy, Rig, lun, pattern, until};
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use ggnet_backends::iscsi::{Chap, ChapPair, Exclusivity, LoginDecision, Secret, ServerConfig, TargetConfig};
+use ggnet_iscsi::{Chap, ChapPair, Exclusivity, LoginDecision, Secret, ServerConfig, TargetConfig};
 use iscsi_support::initiator::{Initiator, Login, Pdu, write_cdb};
 use iscsi_support::{IQN, MemDisk, Policy, Rig, lun, pattern, until};
 

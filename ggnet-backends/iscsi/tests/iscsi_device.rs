@@ -6,7 +6,7 @@ mod iscsi_support;
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use ggnet_backends::iscsi::{Chap, Exclusivity, Removal, RemoveError, TargetConfig};
+use ggnet_iscsi::{Chap, Exclusivity, Removal, RemoveError, TargetConfig};
 use iscsi_support::initiator::{Initiator, Login, Pdu};
 use iscsi_support::{IQN, MemDisk, Policy, Rig, lun, pattern};
 

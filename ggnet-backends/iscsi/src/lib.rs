@@ -34,6 +34,7 @@ mod digest;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod log_budget;
 mod login;
 mod memory;
 mod negotiate;
@@ -54,6 +55,7 @@ mod writes;
 
 pub use block::{BlockDevice, BlockInfo, BlockRun};
 pub use chap::{Chap, ChapPair, Secret};
+pub use log_budget::LogBudget;
 pub use places::Occupancy;
 pub use server::{Accepting, AddError, BindError, IscsiServer, Removal, RemoveError};
 pub use stats::{CountersSnapshot, LATENCY_BUCKETS};

@@ -34,6 +34,8 @@ mod digest;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "initiator")]
+pub mod initiator;
 mod log_budget;
 mod login;
 mod memory;

@@ -12,7 +12,7 @@
 //!      └── cdb      └── Account
 //! ```
 //!
-//! Error recovery level 0 and one connection per session (RFC 7143 chapters 5 and 7): an error other than
+//! Error recovery level 0 and one connection per session (RFC 7143 chapter 7 and section 13.2): an error other than
 //! [`Error::Scsi`] ends the session, and a new login is the only way on.
 //!
 //! Memory is bounded whatever the target sends: one PDU of the length that was declared at login, and for each command in flight the data

@@ -1,4 +1,4 @@
-//! See `iscsi::fuzzing::cdb`.
+//! See `ggnet_iscsi::fuzzing::cdb`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_backends::iscsi::fuzzing::cdb(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_iscsi::fuzzing::cdb(input));

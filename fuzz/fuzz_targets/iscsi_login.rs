@@ -1,4 +1,4 @@
-//! See `iscsi::fuzzing::login`.
+//! See `ggnet_iscsi::fuzzing::login`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_backends::iscsi::fuzzing::login(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_iscsi::fuzzing::login(input));

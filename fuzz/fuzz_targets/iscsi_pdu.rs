@@ -1,4 +1,4 @@
-//! See `iscsi::fuzzing::pdu`.
+//! See `ggnet_iscsi::fuzzing::pdu`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_backends::iscsi::fuzzing::pdu(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_iscsi::fuzzing::pdu(input));

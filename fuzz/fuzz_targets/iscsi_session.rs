@@ -1,4 +1,4 @@
-//! See `iscsi::fuzzing::session`.
+//! See `ggnet_iscsi::fuzzing::session`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_backends::iscsi::fuzzing::session(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_iscsi::fuzzing::session(input));

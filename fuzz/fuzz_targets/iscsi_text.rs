@@ -1,4 +1,4 @@
-//! See `iscsi::fuzzing::text`.
+//! See `ggnet_iscsi::fuzzing::text`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_backends::iscsi::fuzzing::text(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ggnet_iscsi::fuzzing::text(input));

@@ -26,16 +26,12 @@ pub mod host;
 pub mod image;
 #[cfg(feature = "images-files")]
 pub mod image_store;
-#[cfg(feature = "iscsi")]
-pub mod iscsi;
 #[cfg(any(feature = "images-files", feature = "writeback-layers"))]
 pub mod layers;
 #[cfg(any(feature = "dhcp-proxy", feature = "host-check"))]
 mod links;
 #[cfg(feature = "target-lio-configfs")]
 pub mod lio;
-#[cfg(any(feature = "bootfile-builtin", feature = "dhcp-proxy", feature = "iscsi"))]
-pub mod log_budget;
 #[cfg(feature = "target-lio-configfs")]
 pub mod owner;
 pub mod register;

@@ -10,7 +10,7 @@ use std::io;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use ggnet_backends::{bootfile::builtin, dhcp::proxy, external, helper_server, iscsi};
+use ggnet_backends::{bootfile::builtin, dhcp::proxy, external, helper_server};
 use ggnet_core::testkit::tier::rounds;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -23,11 +23,11 @@ const TARGETS: [(&str, Property, usize); 9] = [
     ("dhcp_packet", proxy::fuzzing::packet, 10_000),
     ("external_line", external::fuzzing::line, 10_000),
     ("helper_request", helper_server::fuzzing::request, 10_000),
-    ("iscsi_cdb", iscsi::fuzzing::cdb, 2_000),
-    ("iscsi_login", iscsi::fuzzing::login, 10_000),
-    ("iscsi_pdu", iscsi::fuzzing::pdu, 2_000),
-    ("iscsi_session", iscsi::fuzzing::session, 1_000),
-    ("iscsi_text", iscsi::fuzzing::text, 10_000),
+    ("iscsi_cdb", ggnet_iscsi::fuzzing::cdb, 2_000),
+    ("iscsi_login", ggnet_iscsi::fuzzing::login, 10_000),
+    ("iscsi_pdu", ggnet_iscsi::fuzzing::pdu, 2_000),
+    ("iscsi_session", ggnet_iscsi::fuzzing::session, 1_000),
+    ("iscsi_text", ggnet_iscsi::fuzzing::text, 10_000),
     ("tftp_packet", builtin::fuzzing::packet, 10_000),
 ];
 /// The longest mutation; inputs of the corpus may be longer.

@@ -11,7 +11,7 @@ mod layer_disk;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ggnet_backends::iscsi::{Chap, Exclusivity, TargetConfig};
+use ggnet_iscsi::{Chap, Exclusivity, TargetConfig};
 use iscsi_support::{IQN, Policy, Rig, lun, tool};
 use layer_disk::LayerDisk;
 

@@ -1,15 +1,15 @@
-//! A layer over an empty base as the iscsi module's disk: what machines get, for tests.
+//! A layer over an empty base as a disk of the iSCSI target: what machines get, for tests.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use ggnet_backends::iscsi::{BlockDevice, BlockInfo, BlockRun};
 use ggnet_backends::layers::open_raw;
 use ggnet_backends::writeback::layers::{Layers, LayersConfig};
 use ggnet_core::block::{self, Disk};
 use ggnet_core::nouns::{ImageVersionId, InstanceId};
 use ggnet_core::ports::{WritebackSpec, WritebackStore as _};
+use ggnet_iscsi::{BlockDevice, BlockInfo, BlockRun};
 
 /// A layer, addressed in logical blocks of this length.
 pub struct LayerDisk {

@@ -10,8 +10,8 @@ use axum::{
     http::{HeaderValue, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use ggnet_backends::log_budget::LogBudget;
 use ggnet_core::{Error, ErrorKind, api::Problem, error::code};
+use ggnet_iscsi::LogBudget;
 
 use super::request_id;
 

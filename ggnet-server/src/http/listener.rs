@@ -27,7 +27,7 @@ use axum::{
     body::Body,
     extract::{ConnectInfo, Request},
 };
-use ggnet_backends::log_budget::LogBudget;
+use ggnet_iscsi::LogBudget;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};

@@ -164,6 +164,18 @@ fn two_crates_are_a_circle() {
 }
 
 #[test]
+fn a_crate_in_the_folder_of_another_is_one_of_its_own() {
+    let found = ways(&[
+        ("a/src/lib.rs", "use inner::x;"),
+        ("a/b/Cargo.toml", "[package]\nname = \"inner\""),
+        ("a/b/src/lib.rs", "pub mod x; mod y;"),
+        ("a/b/src/x.rs", "use crate::y;"),
+        ("a/b/src/y.rs", "use crate::x;"),
+    ]);
+    assert_eq!(found, ["a circle in a/b: x → y → x"]);
+}
+
+#[test]
 fn a_module_without_a_file_and_a_text_that_is_no_rust_are_errors() {
     let error = |text: &str| uses(&[("a/src/lib.rs".to_owned(), text.to_owned())].into()).unwrap_err();
     assert_eq!(error("mod b;"), "a/src/lib.rs: no file of module b (a #[path]?)");

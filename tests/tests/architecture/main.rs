@@ -44,17 +44,17 @@ struct Exception {
 
 const EXCEPTIONS: [Exception; 3] = [
     Exception {
-        inside: "ggnet-backends::iscsi",
+        inside: "ggnet-backends/iscsi",
         members: &["answers", "reads", "session", "tasks", "text_requests", "tmf", "writes"],
         why: "Session is one type over these files; its parts become types of their own when the target becomes a crate",
     },
     Exception {
-        inside: "ggnet-backends::iscsi",
+        inside: "ggnet-backends/iscsi",
         members: &["connection", "server"],
         why: "the server starts connections, which reach back into its state; likewise",
     },
     Exception {
-        inside: "ggnet-backends::iscsi::scsi",
+        inside: "ggnet-backends/iscsi::scsi",
         members: &["copy", "inquiry", "lu", "provision", "read_write", "reserve", "vpd"],
         why: "a logical unit owns reservations and copy results, whose commands take a logical unit; likewise",
     },

@@ -77,7 +77,11 @@ pub fn uses(files: &BTreeMap<String, String>) -> Result<Uses, String> {
 impl Tree<'_> {
     /// Of a crate's root its name, and for a library the name that code calls it.
     fn root(&self, file: &str) -> Option<(String, Option<String>)> {
-        let (folder, rest) = file.split_once("/src/").filter(|(folder, _)| !folder.contains('/'))?;
+        let is_crate = |folder: &str| {
+            // Below another folder only a package of its own: `src` may be the name of a folder in a crate, too.
+            !folder.contains('/') || self.files.contains_key(&format!("{folder}/Cargo.toml"))
+        };
+        let (folder, rest) = file.split_once("/src/").filter(|(folder, _)| is_crate(folder))?;
         let is_library = self.files.contains_key(&format!("{folder}/src/lib.rs"));
         if rest == "lib.rs" {
             return Some((folder.to_owned(), Some(self.package(folder).replace('-', "_"))));

@@ -1,7 +1,7 @@
 //! Linux's own initiator against the built-in iSCSI target: Debian's kernel, open-iscsi and fio in an emulated machine.
 //!
 //! Two machines. One logs in to a target in this process, whose disks are in memory: what the guest wrote can be looked at
-//! from behind, and nothing of GGnet but the iSCSI module is there. The other logs in to a real `ggnet-server`, as a
+//! from behind, and nothing of GGnet but the crate `ggnet-iscsi` is there. The other logs in to a real `ggnet-server`, as a
 //! machine that it knows, and fio writes and verifies while that server is killed with SIGKILL and started again.
 //!
 //! A kill of the server loses no page cache of the host. That nothing *flushed* is lost when the host itself loses power
@@ -13,12 +13,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ggnet_backends::iscsi::{
+use ggnet_core::nouns::WritebackPolicy;
+use ggnet_core::testkit::tier::rounds;
+use ggnet_iscsi::{
     Chap, ChapPair, Exclusivity, Identity, IscsiServer, LoginDecision, LoginPolicy, LoginRequest, Lun,
     Secret, ServerConfig, SessionEvent, SessionObserver, TargetConfig,
 };
-use ggnet_core::nouns::WritebackPolicy;
-use ggnet_core::testkit::tier::rounds;
 use ggnet_tests::open_iscsi::{LOGIN_FATAL, NOT_AUTHENTICATED};
 use ggnet_tests::{Answer, GgnetServer, OpenIscsi, ServerOptions, process, wait};
 use sha2::{Digest as _, Sha256};
@@ -27,7 +27,7 @@ use self::mem_disk::MemDisk;
 use crate::load::{account, next, random};
 
 #[allow(dead_code, reason = "other tests use the rest")]
-#[path = "../../../ggnet-backends/tests/iscsi_support/mem_disk.rs"]
+#[path = "../../../ggnet-backends/iscsi/tests/iscsi_support/mem_disk.rs"]
 mod mem_disk;
 
 const MIB: usize = 1 << 20;

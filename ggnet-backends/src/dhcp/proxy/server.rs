@@ -32,6 +32,7 @@ use std::{
 
 use futures_util::future::join_all;
 use ggnet_core::{Result, ports::Health, supervisor::Supervisor};
+use ggnet_iscsi::LogBudget;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -42,7 +43,6 @@ use super::{
 use crate::{
     carrier::{self, Carrier},
     dhcp::interface,
-    log_budget::LogBudget,
     udp::{Failing, PktinfoSocket, RECEIVE_BUFFER},
 };
 

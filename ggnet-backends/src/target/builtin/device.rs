@@ -1,4 +1,4 @@
-//! A core block device as the iscsi module's own: one call handed through for one, and trouble told to the observer.
+//! A core block device as the target's own: one call handed through for one, and trouble told to the observer.
 //!
 //! The size is asked of the device each time, so that the target follows its growth without being notified.
 
@@ -16,8 +16,7 @@ use ggnet_core::{
     nouns::ResourceId,
     ports::{Observation, Observer},
 };
-
-use crate::iscsi::{BlockDevice, BlockInfo, BlockRun};
+use ggnet_iscsi::{BlockDevice, BlockInfo, BlockRun};
 
 /// How often it is told that a disk is busy: its initiator asks again many times a second.
 const BUSY_TOLD_EVERY: Duration = Duration::from_secs(60);

@@ -25,6 +25,9 @@ use ggnet_core::{
     },
     supervisor::Supervisor,
 };
+use ggnet_iscsi::{
+    AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
+};
 
 pub use self::descriptor::descriptor;
 use self::{
@@ -33,9 +36,6 @@ use self::{
     pressure::Pressure,
 };
 use crate::addresses::Addresses;
-use crate::iscsi::{
-    AddError, Identity, IscsiServer, Lun, Removal as Closing, RemoveError, ServerConfig, TargetConfig,
-};
 
 const NAME: &str = "builtin";
 /// How long a shutdown waits for requests in flight and the last flush.
@@ -191,7 +191,7 @@ impl BuiltinTargets {
 }
 
 /// The module's counters in the port's words.
-fn io(c: &crate::iscsi::CountersSnapshot) -> IoCounters {
+fn io(c: &ggnet_iscsi::CountersSnapshot) -> IoCounters {
     IoCounters {
         reads: c.reads,
         writes: c.writes,
@@ -315,7 +315,7 @@ impl TargetBackend for BuiltinTargets {
 
     async fn connections(&self) -> Result<Vec<Connection>> {
         let now = self.clock.now();
-        let connection = |s: crate::iscsi::SessionInfo| {
+        let connection = |s: ggnet_iscsi::SessionInfo| {
             let target = s.target?.parse::<Iqn>().ok()?.resource(&self.prefix, &self.instance)?;
             Some(Connection {
                 target,

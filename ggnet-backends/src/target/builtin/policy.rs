@@ -13,12 +13,12 @@ use ggnet_core::{
         Access, Login, LoginGate, LoginVerdict, NullObserver, Observation, Observer, SpecDigest, TargetSpec,
     },
 };
-
-use super::gone::Gone;
-use crate::iscsi::{
+use ggnet_iscsi::{
     Chap, ChapPair, CloseReason, Exclusivity, LoginAbort, LoginDecision, LoginInfo, LoginPolicy,
     LoginRequest, Secret, SessionEvent, SessionInfo, SessionObserver,
 };
+
+use super::gone::Gone;
 
 /// A target as it is served.
 #[derive(Clone)]
@@ -220,7 +220,7 @@ mod tests {
     use ggnet_core::nouns::ResourceId;
 
     use super::*;
-    use crate::iscsi::SessionId;
+    use ggnet_iscsi::SessionId;
 
     fn name(n: u8) -> Iqn {
         format!("iqn.2026-01.org.example:{n}").parse().unwrap()

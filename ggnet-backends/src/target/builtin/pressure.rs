@@ -6,8 +6,7 @@ use std::{
 };
 
 use ggnet_core::ports::Health;
-
-use crate::iscsi::Occupancy;
+use ggnet_iscsi::Occupancy;
 
 /// How long it is said after the last one.
 const SAID_FOR: Duration = Duration::from_secs(60);

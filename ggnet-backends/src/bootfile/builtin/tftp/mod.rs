@@ -8,6 +8,7 @@ mod content;
 pub mod fuzzing;
 mod options;
 mod packet;
+mod quoted;
 mod server;
 mod transfer;
 

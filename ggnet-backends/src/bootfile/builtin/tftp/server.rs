@@ -29,6 +29,7 @@ use ggnet_core::{
     ports::{BootPath, Observation},
     supervisor::Supervisor,
 };
+use ggnet_iscsi::LogBudget;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::UdpSocket, sync::Notify};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -38,12 +39,12 @@ use super::{
     content::Content,
     options::{Negotiated, negotiate},
     packet::{self, ErrorCode, Packet, Request},
+    quoted::quoted,
     transfer::{Outcome, Patience, Transfer},
 };
 use crate::{
     addresses::Addresses,
     bootfile::builtin::{BuiltinBootFiles, Found},
-    log_budget::{LogBudget, quoted},
     udp::{Failing, PktinfoSocket, RECEIVE_BUFFER},
 };
 

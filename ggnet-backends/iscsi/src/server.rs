@@ -28,7 +28,7 @@ use super::scsi::{Units, is_busy};
 use super::target::{SessionShared, Target};
 use super::workers::Workers;
 use super::{CloseReason, LoginPolicy, ServerConfig, SessionId, SessionInfo, SessionObserver, TargetConfig};
-use crate::log_budget::LogBudget;
+use crate::LogBudget;
 
 /// Lines of the log a second about logins that were refused or put off; more are counted and not written.
 const REFUSALS_A_SECOND: u32 = 10;

@@ -1,26 +1,19 @@
-//! Log lines that anybody on the network can cause: so many a second, each cut to a length.
+//! Log lines that anybody on the network can cause: so many a second.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// Longest quotation of what a stranger sent, in characters.
-#[cfg(feature = "bootfile-builtin")]
-const QUOTED: usize = 100;
-
-/// What a stranger sent, as a log line may quote it.
-#[cfg(feature = "bootfile-builtin")]
-pub(crate) fn quoted(text: &str) -> String {
-    let mut cut: String =
-        text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(QUOTED).collect();
-    if cut.len() < text.len() {
-        cut.push('…');
-    }
-    cut
-}
-
-/// How many lines may be written. One for each kind of line.
+/// How many log lines may be written a second about what strangers do: the target's own, and those of a
+/// [`LoginPolicy`](crate::LoginPolicy) or [`SessionObserver`](crate::SessionObserver). One for each kind of line.
+///
+/// ```
+/// let refusals = ggnet_iscsi::LogBudget::new(10);
+/// if let Some(left_out) = refusals.line() {
+///     println!("login refused ({left_out} lines left out before)");
+/// }
+/// ```
 #[derive(Debug)]
 pub struct LogBudget {
     a_second: u32,
@@ -70,12 +63,5 @@ mod tests {
         assert!(lines.len() < 1000);
         let left_out = lines.iter().sum::<u64>() + budget.state.lock().unwrap().left_out;
         assert_eq!(lines.len() as u64 + left_out, 1000, "every line is written or counted");
-    }
-
-    #[test]
-    fn what_is_quoted_is_short_and_cannot_steer_a_terminal() {
-        assert_eq!(quoted("boot/x\u{1b}[2J"), "boot/x\u{fffd}[2J");
-        let long = quoted(&"x".repeat(5000));
-        assert_eq!(long.chars().count(), QUOTED + 1);
     }
 }

@@ -34,6 +34,9 @@ mod digest;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "initiator")]
+pub mod initiator;
+mod log_budget;
 mod login;
 mod memory;
 mod negotiate;
@@ -54,6 +57,7 @@ mod writes;
 
 pub use block::{BlockDevice, BlockInfo, BlockRun};
 pub use chap::{Chap, ChapPair, Secret};
+pub use log_budget::LogBudget;
 pub use places::Occupancy;
 pub use server::{Accepting, AddError, BindError, IscsiServer, Removal, RemoveError};
 pub use stats::{CountersSnapshot, LATENCY_BUCKETS};

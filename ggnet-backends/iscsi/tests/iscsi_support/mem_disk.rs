@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 
-use ggnet_backends::iscsi::{BlockDevice, BlockInfo, BlockRun};
+use ggnet_iscsi::{BlockDevice, BlockInfo, BlockRun};
 
 /// A disk in memory.
 pub struct MemDisk {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use ggnet_backends::iscsi::{BlockDevice, BlockInfo, BlockRun};
+use ggnet_iscsi::{BlockDevice, BlockInfo, BlockRun};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ggnet_backends::iscsi::{
+use ggnet_iscsi::{
     Chap, ChapPair, Exclusivity, Identity, IscsiServer, LoginDecision, LoginPolicy, LoginRequest, Lun,
     Secret, ServerConfig, SessionEvent, SessionObserver, TargetConfig,
 };

@@ -6,7 +6,7 @@ mod iscsi_support;
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use ggnet_backends::iscsi::{Chap, ChapPair, Exclusivity, LoginDecision, Secret};
+use ggnet_iscsi::{Chap, ChapPair, Exclusivity, LoginDecision, Secret};
 use iscsi_support::{IQN, MemDisk, Policy, Rig, pattern, tool};
 
 const MIB: usize = 1 << 20;

@@ -92,7 +92,7 @@ fn killed_at_calls_of_starts_at_once() {
             p.be_quiet();
             let starts = machines.clone().map(|machine| {
                 let o = p.o.clone();
-                async move { o.start(start_request(&machine)).await }
+                async move { o.sessions().start(start_request(&machine)).await }
             });
             let died = p.dies(step, polls, futures_util::future::join_all(starts));
             let why = p.last_call(step, polls);

@@ -223,7 +223,7 @@ fn if_the_writers_task_dies_only_the_callers_of_its_group_get_an_error() {
     // Their task takes the first turn with both batches, and waits for the lock.
     let of_theirs = theirs.block_on(queue(&store, [add(1)]));
     let of_ours = ours.block_on(queue(&store, [add(2)]));
-    theirs.block_on(tokio::time::sleep(Duration::from_millis(200)));
+    theirs.block_on(async { tokio::time::sleep(Duration::from_millis(200)).await });
     drop(of_theirs);
     drop(theirs);
     ours.block_on(async {

@@ -100,9 +100,9 @@ pub fn authorize(by: &Principal, command: Command) -> Result<()> {
     let (name, least) = (command.as_str(), command.least());
     let error = Error::new(
         code::command_not_permitted(name, least),
-        format!("{by} may not do {name}: it needs the role {least}"),
+        format!("{by} may not run {name}: the command needs the role {least}"),
     );
-    Err(error.with_hint("Ask somebody who has that role, or let an administrator give it"))
+    Err(error.with_hint("Ask someone who has that role, or ask an administrator for it"))
 }
 
 #[cfg(test)]

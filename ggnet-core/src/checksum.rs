@@ -36,7 +36,7 @@ pub async fn sha256_file(path: &Path, progress: Progress, cancel: CancellationTo
         () = cancel.cancelled() => return Err(was_cancelled(path)),
     };
     dropped.disarm();
-    result.map_err(|e| Error::internal("The thread that hashed a file died").with_source(e))?
+    result.map_err(|e| Error::internal("The thread that was hashing a file died").with_source(e))?
 }
 
 /// The SHA-256 of bytes that are in memory already, in the same form as [`sha256_file`].

@@ -49,14 +49,14 @@ impl Metrics {
             overdue: Family::default(),
             observations_dropped: Counter::default(),
         };
-        registry.register("port_calls", "Calls of ports by how they ended", new.calls.clone());
-        let help = "How long callers of ports waited";
+        registry.register("port_calls", "Port calls by outcome", new.calls.clone());
+        let help = "Time that callers waited for port calls";
         registry.register_with_unit("port_call", help, Unit::Seconds, new.seconds.clone());
-        let help = "Calls of ports that have begun and not ended";
+        let help = "Port calls in flight";
         registry.register("port_calls_in_flight", help, new.in_flight.clone());
-        let help = "Calls of ports whose limit has passed and that still run";
+        let help = "Port calls in flight that have exceeded their time limit";
         registry.register("port_calls_overdue", help, new.overdue.clone());
-        let help = "Observations of backends that were dropped because they found no place in the queue";
+        let help = "Observations from backends that were dropped because the queue was full";
         registry.register("observations_dropped", help, new.observations_dropped.clone());
         new
     }

@@ -67,7 +67,7 @@ fn is_operator(word: &str) -> bool {
 /// Errors: `Invalid`, naming `what` and the character (never the value: it may be a secret).
 pub fn word<'a>(what: &str, value: &'a str) -> Result<&'a str> {
     let bad = |why: String| {
-        Err(Error::invalid("boot_text", format!("The {what} cannot stand in an iPXE script: {why}")))
+        Err(Error::invalid("boot_text", format!("The {what} cannot be used in an iPXE script: {why}")))
     };
     if value.is_empty() {
         return bad("it is empty".to_owned());

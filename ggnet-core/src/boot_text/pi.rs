@@ -93,7 +93,7 @@ pub fn cmdline_txt(cmdline: &PiCmdline) -> Result<String> {
         return Err(Error::invalid(
             "san_uri",
             format!(
-                "A Raspberry Pi needs the server's IPv4 address, not {}: its initramfs resolves no names and asks DHCP for IPv4",
+                "A Raspberry Pi needs the server's IPv4 address, not {}: its initramfs cannot resolve names and uses DHCP for IPv4 only",
                 cmdline.san.server
             ),
         ));
@@ -121,7 +121,10 @@ pub fn cmdline_txt(cmdline: &PiCmdline) -> Result<String> {
     if line.len() > LONGEST_CMDLINE {
         return Err(Error::invalid(
             "extra",
-            format!("The kernel's command line is {} bytes long, {LONGEST_CMDLINE} is the most", line.len()),
+            format!(
+                "The kernel's command line is {} bytes long; the maximum is {LONGEST_CMDLINE}",
+                line.len()
+            ),
         ));
     }
     Ok(line + "\n")
@@ -145,7 +148,9 @@ fn secret<'a>(what: &str, value: &'a str) -> Result<&'a str> {
     word("chap", value).map_err(|_| {
         Error::invalid(
             "chap",
-            format!("The {what} is empty or holds a character that the kernel's command line cannot carry"),
+            format!(
+                "The {what} is empty or contains a character that the kernel's command line does not allow"
+            ),
         )
     })
 }
@@ -163,7 +168,7 @@ fn file<'a>(field: &'static str, value: &'a str) -> Result<&'a str> {
         Err(Error::invalid(
             field,
             format!(
-                "{value:?} is not a file of the TFTP folder: the firmware loads nothing by URL, and no name with spaces"
+                "{value:?} is not a file of the TFTP folder: the firmware cannot load URLs, or names with spaces"
             ),
         ))
     }

@@ -164,7 +164,7 @@ impl<'a> Fields<'a> {
         }
         let &[server, protocol, port, lun] = parts.as_slice() else {
             return Err(bad(format!(
-                "it has {} of the 5 colons in iscsi:<server>:<protocol>:<port>:<LUN>:<target>, so iPXE would take one field for another",
+                "it has {} of the 5 colons in iscsi:<server>:<protocol>:<port>:<LUN>:<target>, so iPXE would mix up the fields",
                 parts.len() + 1
             )));
         };
@@ -183,24 +183,19 @@ impl<'a> Fields<'a> {
         if !open(self.server) {
             let host: Host = self.server.parse().map_err(|e: Error| self.bad("server", e.message()))?;
             if host.is_unusable() {
-                return Err(self.bad("server", format!("{host} is no address of a server")));
+                return Err(self.bad("server", format!("{host} is not the address of a server")));
             }
         }
         // RFC 4173 gives the protocol's number and iPXE ignores the field; a port here is the usual slip.
         if !open(self.protocol) && !matches!(self.protocol, "" | "6" | "tcp" | "TCP") {
             return Err(self.bad(
                 "protocol",
-                format!(
-                    "{:?} is not empty, \"tcp\" or \"6\"; the port stands one field further on",
-                    self.protocol
-                ),
+                format!("{:?} is not empty, \"tcp\" or \"6\"; the port is the next field", self.protocol),
             ));
         }
         // Before the port: with a colon too few the LUN is where the mistake shows.
         if self.lun.starts_with("iqn.") {
-            return Err(
-                self.bad("LUN", "the target's name stands in its place, so a colon before it is missing")
-            );
+            return Err(self.bad("LUN", "the target's name is in its place: a colon before it is missing"));
         }
         if !open(self.lun) {
             self.lun_number()?;

@@ -230,8 +230,9 @@ impl BootTemplates {
     }
 
     fn context<T: Serialize>(&self, script: &T) -> Result<Context> {
-        let broken =
-            |e: tera::Error| Error::internal("A boot script's values do not serialise").with_source(e);
+        let broken = |e: tera::Error| {
+            Error::internal("Could not serialise the values of a boot script").with_source(e)
+        };
         let mut context = Context::from_serialize(script).map_err(broken)?;
         context.insert("product", &self.product);
         context.insert("attempts", &self.timing.attempts);
@@ -355,7 +356,7 @@ fn engine() -> Tera {
         escape::word("value", value).map(str::to_owned).map_err(|e| tera::Error::message(e.message()))
     });
     tera.register_filter("safe", |_: &str, _: Kwargs, _: &State<'_>| -> TeraResult<String> {
-        Err(tera::Error::message("`safe` would switch the escaping off; a boot script has none of it"))
+        Err(tera::Error::message("`safe` would switch escaping off; a boot script may not use it"))
     });
     tera
 }
@@ -392,7 +393,10 @@ fn refuse_strangers(dir: &Path) -> Result<()> {
             let names = Template::ALL.map(Template::file_name).join(", ");
             return Err(Error::invalid(
                 "template",
-                format!("{} overrides nothing; the templates are {names}", dir.join(&*file).display()),
+                format!(
+                    "{} does not override any template; the templates are {names}",
+                    dir.join(&*file).display()
+                ),
             ));
         }
     }

@@ -40,7 +40,7 @@ impl FromStr for BootUrl {
             _ => (authority, None),
         };
         if host.contains(':') && !host.starts_with('[') {
-            return Err(bad("an IPv6 address stands in brackets".to_owned()));
+            return Err(bad("an IPv6 address must be in brackets".to_owned()));
         }
         let host: Host = host.parse().map_err(|e: Error| bad(e.message().to_owned()))?;
         if host.is_unusable() {

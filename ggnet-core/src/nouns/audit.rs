@@ -89,7 +89,7 @@ impl FromStr for AuditAction {
 
     fn from_str(s: &str) -> Result<Self, Error> {
         let known = Self::ALL.iter().find(|action| action.as_str() == s);
-        known.copied().ok_or_else(|| Error::invalid("action", format!("{s:?} is no action of an audit row")))
+        known.copied().ok_or_else(|| Error::invalid("action", format!("{s:?} is not an audit action")))
     }
 }
 

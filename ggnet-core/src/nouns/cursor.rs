@@ -12,8 +12,7 @@ const LONGEST: usize = 100;
 /// What the built-in form begins with; the digit is its version.
 const NUMBERED: &str = "e1-";
 /// What a client does that cannot go on from its cursor.
-const FROM_THE_FIRST: &str =
-    "Read on from the first event that is still kept: leave `after` out. `newest=true` gives the newest ones";
+const FROM_THE_FIRST: &str = "To read from the oldest event that is still kept, leave `after` out. `newest=true` returns the newest ones";
 
 /// The place after one event: 1 to 100 of `[A-Za-z0-9._~-]`, so that it can stand in a URL.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -40,14 +39,14 @@ impl Cursor {
             number.filter(|number| Self::numbered(*number) == *self).ok_or_else(|| self.invalid())?;
         if number > newest {
             let message = format!(
-                "There is no event at the cursor {self}: the events it is from are not in this database"
+                "There is no event at the cursor {self}: it comes from events that are not in this database"
             );
             return Err(Error::new(code::cursor_unknown(self), message)
                 .with_field("after")
                 .with_hint(FROM_THE_FIRST));
         }
         if number != 0 && number < forgotten {
-            let message = format!("Events after the cursor {self} were old and are forgotten");
+            let message = format!("Events after the cursor {self} were old and have been deleted");
             return Err(Error::new(code::cursor_expired(self), message)
                 .with_field("after")
                 .with_hint(FROM_THE_FIRST));
@@ -69,7 +68,7 @@ impl Cursor {
 fn invalid(text: &str) -> Error {
     Error::invalid("after", format!("{text:?} is not a cursor of this server's events"))
         .with_code(code::cursor_invalid(text))
-        .with_hint("Give back the `cursor` of an earlier answer as it is, or leave it out")
+        .with_hint("Send the `cursor` of an earlier response unchanged, or leave it out")
 }
 
 impl FromStr for Cursor {

@@ -133,8 +133,10 @@ impl Disks {
         }
         if !disks.is_sorted_by(|a, b| a.lun < b.lun) {
             let luns: Vec<_> = disks.iter().map(|disk| disk.lun.to_string()).collect();
-            let message =
-                format!("The LUNs of a session must differ and ascend, and are {}", luns.join(", "));
+            let message = format!(
+                "The LUNs of a session must be different and in ascending order, but are {}",
+                luns.join(", ")
+            );
             return Err(Error::invalid("disks", message));
         }
         Ok(Self(disks))

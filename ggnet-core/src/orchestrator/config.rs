@@ -94,7 +94,7 @@ impl OrchestratorConfig {
         if !(1..=1000).contains(&self.jobs_at_once) {
             return Err(Error::invalid(
                 "jobs_at_once",
-                format!("{} jobs at once: 1 to 1000 are possible", self.jobs_at_once),
+                format!("jobs_at_once is {}; it must be 1 to 1000", self.jobs_at_once),
             ));
         }
         let least = Duration::from_millis(100);
@@ -105,7 +105,7 @@ impl OrchestratorConfig {
             ("reconcile_interval", self.reconcile_interval),
         ] {
             if value < least {
-                return Err(Error::invalid(field, format!("{field} is {value:?}; the least is {least:?}")));
+                return Err(Error::invalid(field, format!("{field} is {value:?}; the minimum is {least:?}")));
             }
         }
         Ok(())

@@ -111,7 +111,7 @@ impl Jobs {
                     return Err(Error::new(
                         code::job_not_retryable(id, job.state.as_str()),
                         format!(
-                            "The {} is {}: only a job that failed or was cancelled is retried",
+                            "The {} is {}: only a job that failed or was cancelled can be retried",
                             job.title,
                             job.state.as_str()
                         ),
@@ -129,11 +129,11 @@ impl Jobs {
                     return Err(Error::new(
                         ErrorKind::Conflict,
                         format!(
-                            "The {} can be done by the server that has its file alone, and this is another",
+                            "The {} can run only on the server that has its file, and this is another server",
                             job.title
                         ),
                     )
-                    .with_hint("Ask that server"));
+                    .with_hint("Send the request to that server"));
                 }
                 match job.kind.clone() {
                     JobKind::Import(import) => this.images.retry_import(job, import, by).await,

@@ -35,7 +35,7 @@ impl Shared {
         let message =
             format!("Session {} belongs to server {owner}, and this is {}", session.id, self.config.server);
         Err(Error::new(code::session_of_other_server(session.id, owner), message)
-            .with_hint("Ask that server"))
+            .with_hint("Send the request to that server"))
     }
 
     pub(super) fn event(&self, kind: EventKind) -> NewEvent {

@@ -135,7 +135,7 @@ impl Machines {
                 code::address_taken(address, &other.name),
                 format!("Machine {} has the address {address}", other.name),
             )
-            .with_hint("Give each machine an address of its own, or none: then DHCP chooses one")),
+            .with_hint("Give each machine its own address, or no address: then DHCP chooses one")),
         }
     }
 
@@ -243,7 +243,7 @@ impl Machines {
         {
             return Err(Error::new(
                 code::pinned_version_of_other_image(pinned, image),
-                format!("{pinned} is no version of image {image}"),
+                format!("{pinned} is not a version of image {image}"),
             )
             .with_field("pinned_version"));
         }

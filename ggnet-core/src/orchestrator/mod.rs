@@ -262,7 +262,7 @@ impl Orchestrator {
             tracing::warn!(
                 ?deadline,
                 tasks = shared.under_way(),
-                "work under way did not end; the next start completes it"
+                "operations in flight did not end; the next start completes them"
             );
             shared.cut.cancel();
             shared.ended().await;

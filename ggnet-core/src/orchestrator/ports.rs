@@ -152,14 +152,14 @@ impl Ports {
         let fits = |fits: bool, why: String, what: &str| {
             let refused = || {
                 Error::new(ErrorKind::Unsupported, why)
-                    .with_hint(format!("Choose {what} that fit each other in the configuration"))
+                    .with_hint(format!("Choose {what} that work together in the configuration"))
             };
             if fits { Ok(()) } else { Err(refused()) }
         };
         fits(
             images.opens.contains(&writeback.base),
             format!(
-                "The writeback store {} wants the image opened as {:?}, but the image store {} opens it as {:?}",
+                "The writeback store {} needs the image opened as {:?}, but the image store {} opens it as {:?}",
                 self.writeback.name(),
                 writeback.base,
                 self.images.name(),
@@ -213,7 +213,7 @@ impl Ports {
             (None, Some(id)) => format!("kept writes of a machine (writeback {id}) are"),
             (None, None) => return Ok(()),
         };
-        Err(Error::invalid("store", format!("The database is new, but {what} there: they would be removed"))
-            .with_hint("Put back the database that they belong to (store.path), or move images and writebacks out of the data folder"))
+        Err(Error::invalid("store", format!("The database is new, but {what} there and would be removed"))
+            .with_hint("Restore the database that they belong to (store.path), or move images and writebacks out of the data folder"))
     }
 }

@@ -134,6 +134,6 @@ impl Versions {
 
 /// What is kept is about to become a version.
 pub(super) fn being_published(machine: &Name) -> Error {
-    Error::new(ErrorKind::Busy, format!("What machine {machine} keeps is being published already"))
+    Error::new(ErrorKind::Busy, format!("The kept writes of machine {machine} are already being published"))
         .with_hint("Wait until that version is ready or failed")
 }

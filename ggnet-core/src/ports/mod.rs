@@ -110,7 +110,7 @@ impl FromStr for SpecDigest {
 
     fn from_str(s: &str) -> Result<Self, Error> {
         let bad =
-            || Error::invalid("digest", format!("{s:?} is no digest: 64 lower-case hexadecimal digits"));
+            || Error::invalid("digest", format!("{s:?} is not a digest: 64 lower-case hexadecimal digits"));
         let lower = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
         if s.len() != 64 || !s.as_bytes().iter().all(lower) {
             return Err(bad());

@@ -58,7 +58,7 @@ impl Access {
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Initiator { mutual: Some(_), chap: None, .. } => {
-                Err(Error::invalid("mutual", "Mutual CHAP needs one-way CHAP beside it"))
+                Err(Error::invalid("mutual", "Mutual CHAP needs one-way CHAP as well"))
             }
             Self::Initiator { mutual: Some(target), chap: Some(initiator), .. }
                 if target.secret == initiator.secret =>
@@ -99,7 +99,7 @@ impl TargetSpec {
         if let Some(number) = disks.keys().find(|number| !numbers.contains(number)) {
             return Err(Error::invalid(
                 "disks",
-                format!("Target {} has a disk for LUN {number}, and no such LUN", self.id),
+                format!("Target {} has a disk for LUN {number}, but no such LUN", self.id),
             ));
         }
         let with_disk = |lun: &'a LunSpec| match disks.get(&lun.number) {

@@ -40,7 +40,7 @@ impl WritebackSpec {
         Err(Error::invalid(
             "base",
             format!(
-                "Writeback {} is over version {} of {} bytes, and version {} of {} bytes was opened for it",
+                "Writeback {} is based on version {} of {} bytes, but version {} of {} bytes was opened for it",
                 self.id, self.version, self.size_bytes, base.id, base.size_bytes
             ),
         ))

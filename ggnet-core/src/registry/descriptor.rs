@@ -170,7 +170,7 @@ impl About {
     pub async fn reset_key(&self, port: PortName, wiring: Wiring, settings: Settings) -> Result<String> {
         self.check_keys(port, &settings)?;
         let Some(reset) = &self.key_reset else {
-            let message = format!("The {port} {} has no key file of GGnet's", self.name);
+            let message = format!("The {port} {} has no key file that GGnet manages", self.name);
             return Err(Error::invalid(format!("{port}.backend"), message));
         };
         reset(wiring, settings).await
@@ -300,7 +300,7 @@ mod tests {
         let plain = Descriptor::<dyn Store>::new("plain", |_, _| std::future::pending());
         let e = reset(&plain).await.unwrap_err();
         assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("store.backend")));
-        assert_eq!(e.message(), "The store plain has no key file of GGnet's");
+        assert_eq!(e.message(), "The store plain has no key file that GGnet manages");
         let sealing = plain.resets_key(|_, _| std::future::ready(Ok("A new key".to_owned())));
         assert_eq!(reset(&sealing).await.unwrap(), "A new key");
     }

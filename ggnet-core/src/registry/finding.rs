@@ -65,12 +65,7 @@ impl Finding {
 
     /// A warning: it could not be found out.
     pub fn unknown(what: impl Into<String>, why: &dyn fmt::Display) -> Self {
-        Self {
-            level: Level::Warn,
-            what: what.into(),
-            why: format!("It could not be found out: {why}"),
-            mend: None,
-        }
+        Self { level: Level::Warn, what: what.into(), why: format!("Could not check: {why}"), mend: None }
     }
 }
 

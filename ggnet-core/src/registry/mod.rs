@@ -57,7 +57,7 @@ impl<P: ?Sized> Descriptors<P> {
     fn get(&self, name: &str) -> Result<&Descriptor<P>> {
         self.known.get(name).ok_or_else(|| {
             Error::new(ErrorKind::Invalid, format!("There is no {} backend {name:?}", self.port))
-                .with_hint(format!("Known ones: {}", self.names().join(", ")))
+                .with_hint(format!("Available backends: {}", self.names().join(", ")))
         })
     }
 
@@ -88,7 +88,7 @@ impl<P: ?Sized> Descriptors<P> {
                 ErrorKind::Timeout,
                 format!("The {port} backend {name} was not ready within {MAKING:?}"),
             )
-            .with_hint("Look at its daemon, program, folder or mount: it hangs"))
+            .with_hint("Check its daemon, program, folder or mount: it hangs"))
         });
         made.map_err(|e| if e.backend().is_some() { e } else { e.with_backend(name) })
     }

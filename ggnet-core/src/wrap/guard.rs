@@ -32,8 +32,8 @@ use crate::{
 pub const OVERDUE_WAIT: Duration = Duration::from_secs(1);
 
 /// What to do about a call that does not end.
-const HINT: &str = "Look at the daemon, program, folder or mount of this backend: it hangs. What waits goes on by itself once it answers \
-                    again; calls that can never end are given up by a restart of the server";
+const HINT: &str = "Check the daemon, program, folder or mount of this backend: it hangs. Waiting calls continue once it responds again; \
+                    restart the server to give up calls that can never end";
 
 /// The layer of a port with limits.
 pub(crate) struct Guard {
@@ -134,7 +134,7 @@ impl Layer for Guard {
         match told {
             Health::Down(why) => Health::Down(format!("{why}. {text}")),
             _ if overdue.count >= self.shared.limits.in_flight => {
-                Health::Down(format!("No further call is begun: {text}"))
+                Health::Down(format!("No further calls are started: {text}"))
             }
             Health::Blocked(why) => Health::Blocked(format!("{why}. {text}")),
             Health::Degraded(why) => Health::Degraded(format!("{why}. {text}")),
@@ -220,13 +220,13 @@ impl Shared {
             biased;
             thing = thing => return Ok(thing),
             late = self.calls.blocked(OVERDUE_WAIT, blocked) => {
-                (busy(), format!("not begun, still busy with an earlier call. {}", late.text()))
+                (busy(), format!("not started, still busy with an earlier call. {}", late.text()))
             }
             () = tokio::time::sleep_until(until) => {
                 let limit = self.limits.of(op.class);
-                (busy(), format!("not begun, the calls before it did not end within {limit:?}"))
+                (busy(), format!("not started, the calls before it did not end within {limit:?}"))
             }
-            () = cancelled => (ErrorKind::Unavailable.into(), "cancelled before it began".to_owned()),
+            () = cancelled => (ErrorKind::Unavailable.into(), "cancelled before it started".to_owned()),
         };
         Err(failure(op, code, &message))
     }
@@ -287,13 +287,13 @@ impl Shared {
                 begun.is_overdue();
                 let e = self.timeout(&op);
                 tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects, error = %e,
-                    "a call passed its limit; it goes on without its caller");
+                    "a call exceeded its time limit; it continues without its caller");
                 self.metrics.call(op.labels(), "timeout", asked.elapsed());
                 // Nobody may wait any more.
                 let _ = answer.send(Err(e));
                 let outcome = tries.await.err().map(|e| e.report());
                 tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects,
-                    took = ?asked.elapsed(), error = outcome, "a call that had passed its limit has ended");
+                    took = ?asked.elapsed(), error = outcome, "a call that had exceeded its time limit has ended");
                 return;
             }
         };

@@ -117,7 +117,7 @@ impl PortLimits {
                 ("shutdown", of.shutdown),
             ];
             if let Some((name, value)) = times.into_iter().find(|(_, value)| *value < least) {
-                let message = format!("limits.{port}.{name} is {value:?}; the least is {least:?}");
+                let message = format!("limits.{port}.{name} is {value:?}; the minimum is {least:?}");
                 return Err(Error::invalid("limits", message));
             }
             if of.in_flight == 0 || of.in_flight > MOST {

@@ -270,7 +270,7 @@ async fn every_call_of_every_port_that_hangs_ends_and_health_names_it() {
                 _ => m.ports.store().health().await,
             };
             let Health::Degraded(why) = health else { panic!("{port}.{method}: {health:?}") };
-            assert!(why.contains(method) && why.contains("Look at"), "{why}");
+            assert!(why.contains(method) && why.contains("Check the daemon"), "{why}");
             let labels = format!("port=\"{port}\",backend=\"memory\"");
             m.counted(&format!("port_calls_overdue{{{labels}}} 1"));
             m.counted(&format!("port_calls_in_flight{{{labels}}} 1"));
@@ -306,7 +306,7 @@ async fn a_full_port_refuses_at_once_and_goes_on_when_its_calls_end() {
     let e = m.ports.dhcp().list().await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
     assert!(e.message().contains("dhcp") && e.message().contains("3 calls"), "{e}");
-    assert!(e.hint().unwrap().contains("Look at"), "{e}");
+    assert!(e.hint().unwrap().contains("Check the daemon"), "{e}");
     assert!(begun.elapsed() <= 2 * OVERDUE_WAIT, "refused soon: {:?}", begun.elapsed());
     assert_eq!(m.plan.calls("dhcp.list"), 0, "and not begun");
     assert!(matches!(m.ports.dhcp().health().await, Health::Down(why) if why.contains("3 calls")));

@@ -297,14 +297,14 @@ async fn a_version_in_use_stays() {
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     let session = p.start(&machine).await.unwrap().session;
     p.set_current(image, two).await;
-    refused(one, "stands on").await;
+    refused(one, "is based on").await;
     assert_eq!(
         p.o.images().delete(image, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Conflict
     );
     p.stop(&session, false).await.unwrap();
     // A stopped session's kept writeback stands on it, too.
-    refused(one, "stands on").await;
+    refused(one, "is based on").await;
     p.o.machines().discard_kept(machine.id, &Principal::embedder()).await.unwrap();
     p.update(&machine, move |m| m.pinned_version = Some(one)).await;
     refused(one, "in use").await;
@@ -404,7 +404,7 @@ async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
     let why = failed.failure.unwrap();
     assert_eq!(
         (why.code.as_str(), why.hint.as_deref()),
-        ("import_interrupted", Some("`ggnet job retry` does it again, or import the file again"))
+        ("import_interrupted", Some("Run `ggnet job retry`, or import the file again"))
     );
     assert_eq!(ended(&p, version.id).await.state, VersionState::Ready, "one that is under way goes on");
     assert_eq!(p.image_ids().await.len(), 1);

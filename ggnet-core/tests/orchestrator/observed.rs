@@ -259,10 +259,10 @@ async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
     assert_eq!(told("MAC address").await, 0, "that is the running machine's own disk");
     late(&first).await;
     late(&first).await;
-    assert_eq!(told("likely two machines boot with one MAC address").await, 1);
+    assert_eq!(told("likely two machines boot with the same MAC address").await, 1);
     tokio::time::sleep(Duration::from_secs(3600)).await;
     late(&first).await;
-    assert_eq!(told("likely two machines boot with one MAC address").await, 2);
+    assert_eq!(told("likely two machines boot with the same MAC address").await, 2);
     // Stopped under the running machine.
     p.stop(&p.session(&machine).await, true).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3600)).await;

@@ -93,7 +93,7 @@ pub fn check(script: &str) -> Report {
         if !reachable && !told_unreachable && !line.commands.is_empty() {
             report.warn(
                 line.number,
-                "this line is never reached: the line before always leaves and no label leads here",
+                "this line is never reached: the line before it always jumps or ends, and no label is here",
             );
             told_unreachable = true;
         }
@@ -104,7 +104,9 @@ pub fn check(script: &str) -> Report {
         if let Some(name) = &flow.fails {
             report.warn(
                 line.number,
-                format!("when `{name}` fails here the script ends; write `{name} … ||` and what to do then"),
+                format!(
+                    "if `{name}` fails here, the script ends; write `{name} … ||` and what to do in that case"
+                ),
             );
         }
         reachable = reachable && flow.goes_on;
@@ -117,11 +119,11 @@ pub fn check(script: &str) -> Report {
 fn check_magic(script: &str, report: &mut Report) {
     let magic = script.strip_prefix("#!ipxe").or_else(|| script.strip_prefix("#!gpxe"));
     if !magic.is_some_and(|rest| rest.starts_with(lines::is_space)) {
-        report.error(1, "a script must start with the line `#!ipxe`, or iPXE does not take it for one");
+        report.error(1, "the first line must be `#!ipxe`, or iPXE does not recognise the script");
     }
     if let Some(at) = script.bytes().position(|b| b == 0) {
         let line = script[..at].matches('\n').count() + 1;
-        report.error(line, "the line holds a NUL byte; iPXE reads no further than that");
+        report.error(line, "the line contains a NUL byte; iPXE stops reading there");
     }
 }
 
@@ -134,7 +136,7 @@ fn check_labels(lines: &[Line], report: &mut Report) -> HashMap<String, usize> {
         } else if let Some(first) = labels.get(label) {
             report.error(
                 line.number,
-                format!("label {label:?} is there twice; iPXE only ever goes to the one in line {first}"),
+                format!("label {label:?} is defined twice; iPXE always uses the one in line {first}"),
             );
         } else {
             labels.insert(label.clone(), line.number);
@@ -148,11 +150,11 @@ fn check_command(line: usize, command: &Command, labels: &HashMap<String, usize>
         if unclosed_setting(word) {
             report.error(
                 line,
-                format!("{word:?} opens a setting with ${{ and does not close it in the same word"),
+                format!("{word:?} opens a setting with ${{ but does not close it in the same word"),
             );
         }
         if word.len() > 2 && (word.ends_with("||") || word.starts_with("||") || word.ends_with("&&")) {
-            report.warn(line, format!("{word:?}: an operator is one only between spaces"));
+            report.warn(line, format!("{word:?}: an operator must have a space on each side"));
         }
     }
     let Some(name) = command.words.first() else { return };
@@ -167,10 +169,10 @@ fn check_command(line: usize, command: &Command, labels: &HashMap<String, usize>
     match spec.build {
         Build::Common => {}
         Build::Optional => {
-            report.warn(line, format!("`{name}` is not in every build of iPXE (Debian's has it not)"));
+            report.warn(line, format!("`{name}` is not in every build of iPXE (not in Debian's)"));
         }
         Build::Newer => {
-            report.warn(line, format!("`{name}` is only in newer versions of iPXE than Debian's"));
+            report.warn(line, format!("`{name}` needs a newer version of iPXE than Debian's"));
         }
     }
     match commands::parse(spec, &command.words[1..]) {
@@ -180,7 +182,7 @@ fn check_command(line: usize, command: &Command, labels: &HashMap<String, usize>
                 let option = option.name;
                 report.warn(
                     line,
-                    format!("option --{option} of `{name}` is only in newer versions of iPXE than Debian's"),
+                    format!("option --{option} of `{name}` needs a newer version of iPXE than Debian's"),
                 );
             }
             check_arguments(line, spec, &parsed, labels, report);

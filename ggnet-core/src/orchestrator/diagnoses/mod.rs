@@ -24,13 +24,13 @@ use crate::{
 
 /// How often a timeline explains a login that the same initiator tries again and again.
 const EXPLAINED_EVERY: Duration = Duration::from_secs(3600);
-const STALLED: &str = "The machine connected to its disk again and stopped in its login. Most often its iscsid waits for OpenSSL's \
-    configuration, a file on this very disk; within two minutes its root is read-only. Put the guest kit into its image \
-    (`ggnet guest-kit debian --help`) and start it again. On a trusted network session.chap = \"off\" in the server's configuration is \
-    another cure";
+const STALLED: &str = "The machine connected to its disk again and stopped in the middle of its login. The usual cause is that its iscsid \
+                       waits for OpenSSL's configuration, a file on this same disk; within two minutes its root becomes read-only. Put \
+                       the guest kit into its image (`ggnet guest-kit debian --help`) and start it again. On a trusted network, \
+                       session.chap = \"off\" in the server's configuration also helps";
 /// Of a machine whose login asks for no CHAP, which needs no OpenSSL.
-const STALLED_WITHOUT_CHAP: &str = "The machine connected to its disk again and stopped in its login, which asks for no CHAP. Look \
-    whether it still runs, and whether the network loses packets";
+const STALLED_WITHOUT_CHAP: &str = "The machine connected to its disk again and stopped in the middle of its login, which does not use \
+                                    CHAP. Check whether it still runs, and whether the network loses packets";
 
 /// What a timeline explains at most once in [`EXPLAINED_EVERY`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -152,8 +152,8 @@ impl Diagnoses {
             Some(session) if number < session.current.number && self.presence.is_online(session.id) => {
                 let current = session.current.number;
                 let message = format!(
-                    "{from} still asks for the disk of boot {number}, and this machine runs on that of boot {current}: most \
-                     likely two machines boot with one MAC address, and the one at {from} has lost its disk"
+                    "{from} still asks for the disk of boot {number}, but this machine now runs on the disk of boot {current}: most \
+                     likely two machines boot with the same MAC address, and the one at {from} has lost its disk"
                 );
                 (Diagnosis::disk_taken_over(from, number, current), message)
             }
@@ -161,8 +161,8 @@ impl Diagnoses {
             Some(_) => return Ok(None),
             None => {
                 let message = format!(
-                    "{from} still asks for its disk, and its session was stopped: the machine still runs, or thinks so. Switch it \
-                     off or start it anew"
+                    "{from} still asks for its disk, but its session was stopped: the machine is probably still running. Switch it off or \
+                     restart it"
                 );
                 (Diagnosis::session_was_stopped(from), message)
             }

@@ -105,7 +105,7 @@ impl Strangers {
         if state.said.is_none_or(|said| now.saturating_duration_since(said) >= SAID_EVERY) {
             state.said = Some(now);
             let left_out = std::mem::take(&mut state.left_out);
-            tracing::warn!(left_out, "Events of a flood were not recorded");
+            tracing::warn!(left_out, "Some events were not recorded, because there were too many");
         }
         false
     }

@@ -150,7 +150,7 @@ impl Images {
             return;
         }
         if let Err(e) = self.end_queued_import(import, running).await {
-            tracing::warn!(job = %running.job, error = %e.report(), "could not record a cancelled job's end; the reconciler does");
+            tracing::warn!(job = %running.job, error = %e.report(), "could not record the end of a cancelled job; the reconciler will");
         }
         running.set_ended();
     }
@@ -189,7 +189,7 @@ impl Images {
         let version = self.shared.store().version(import.version).await?;
         let Some(mut version) = version.filter(|version| version.state == VersionState::Failed) else {
             return Err(Error::not_found("image version", import.version)
-                .with_hint("The version that this job made was removed: import the file again"));
+                .with_hint("The version of this job has been deleted: import the file again"));
         };
         version.state = VersionState::Importing;
         (version.error, version.failure, version.finished_at) = (None, None, None);
@@ -356,7 +356,7 @@ impl Images {
                     format!("{} has the checksum {found}, not {expected}", request.path.display()),
                 )
                 .with_field("expected_sha256")
-                .with_hint("The file is damaged or is another one; get it again"));
+                .with_hint("The file is damaged or is a different file; get it again"));
             }
         }
         running.set_step("Converting");
@@ -372,7 +372,7 @@ impl Images {
                 format!("{} is {:?}, not {stated:?}", request.path.display(), probe.format),
             )
             .with_field("format")
-            .with_hint("Import it with the format that it has, or leave the format out"));
+            .with_hint("State the format that it has, or leave the format out"));
         }
         let images = self.shared.ports.images();
         let made = ImageSpec::new(version.id, probe.virtual_size);
@@ -421,16 +421,16 @@ impl Images {
                     if matches!(version.source, VersionSource::Writeback { .. })
                         && found.completeness == Completeness::Whole =>
                 {
-                    tracing::warn!(version = %found.id, "a publication that had failed has its bytes: it is ready");
+                    tracing::warn!(version = %found.id, "a version recorded as failed has all its bytes: it becomes ready");
                     let by = Principal::system(SystemPart::Upkeep);
                     let _image = self.versions.lock().await;
                     if let Err(e) = self.record_published(version, &found, false, &by).await {
-                        tracing::warn!(version = %found.id, error = %e.report(), "it is left as it is");
+                        tracing::warn!(version = %found.id, error = %e.report(), "could not record that the version is ready");
                     }
                 }
                 // A failed import has no bytes, unless its converter was cut off and went on to its end unheard.
                 Some(_) | None => {
-                    tracing::info!(version = %found.id, "removing bytes that no image version explains");
+                    tracing::info!(version = %found.id, "removing bytes that belong to no image version");
                     self.versions.remove_bytes(found.id).await;
                 }
             }
@@ -456,5 +456,5 @@ fn was_cancelled() -> Error {
 
 fn interrupted(message: &str) -> Error {
     Error::new(code::import_interrupted(), message)
-        .with_hint("`ggnet job retry` does it again, or import the file again")
+        .with_hint("Run `ggnet job retry`, or import the file again")
 }

@@ -177,7 +177,7 @@ impl Images {
         let version = found.base.map(|base| base.to_string()).unwrap_or_default();
         Err(Error::new(
             code::version_in_use(version, &who),
-            format!("A writeback of {who} stands on this version"),
+            format!("A writeback of {who} is based on this version"),
         )
         .with_hint("Stop its session, or discard its kept writeback, first"))
     }
@@ -210,11 +210,11 @@ impl Images {
         let hint = if self.shared.store().version(above).await?.is_some() {
             "Delete that version first"
         } else {
-            "That version was deleted, and its bytes could not be removed: the next start of the server removes them"
+            "That version was deleted, but its bytes could not be removed: the next start of the server removes them"
         };
         Err(Error::new(
             code::version_below_another(below, above),
-            format!("{above_name} stands on this version: it has only what differs"),
+            format!("{above_name} is based on this version and holds only the differences"),
         )
         .with_hint(hint))
     }

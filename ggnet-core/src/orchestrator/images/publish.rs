@@ -80,7 +80,7 @@ impl Images {
                 writebacks.name()
             ),
         )
-        .with_hint("Choose two that fit each other: `ggnet-server backends` lists them"))
+        .with_hint("Choose two that work together: `ggnet-server backends` lists them"))
     }
 
     /// Where the bytes of an unfinished publication are: adopted, or still the writeback's (none). An error: that cannot be said now.
@@ -110,7 +110,7 @@ impl Images {
             ErrorKind::Unavailable,
             format!("The bytes of image version {version} are neither in the image store nor in writeback {writeback}"),
         )
-        .with_hint("Are the folders of images and writebacks mounted? Bring them back; or delete the version"))
+        .with_hint("Check that the folders of images and writebacks are mounted, and restore them; or delete the version"))
     }
 
     /// Records a published version as ready, and as current if that is wanted or there is none.
@@ -154,7 +154,7 @@ impl Images {
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!(
-                    "Machine {} is being worked on; version {} is looked at later",
+                    "Another operation on machine {} is in progress; version {} is checked later",
                     session.machine, version.id
                 ),
             ));
@@ -184,9 +184,9 @@ impl Images {
             None => {
                 let why = Error::new(
                     code::publish_interrupted(),
-                    "The server was interrupted while it published what a machine has kept",
+                    "The server was interrupted while it published a machine's kept writes",
                 )
-                .with_hint("The machine keeps it still: publish it again");
+                .with_hint("The machine still keeps them: publish them again");
                 self.shared.record(self.versions.failed_version(version, &why)).await.map(|_| ())
             }
         }
@@ -213,7 +213,7 @@ impl Images {
                 code::machine_has_session(&machine.name),
                 format!("Machine {} has session {} ({})", machine.name, live.id, live.state.as_str()),
             )
-            .with_hint("Stop that session first: what a running machine writes has no end"));
+            .with_hint("Stop that session first: the writes of a running machine are not complete"));
         }
         self.check_hands_over()?;
         let writeback = ResourceId::machine(id);
@@ -262,9 +262,9 @@ impl Images {
         }
         Err(Error::new(
             code::versions_too_deep(base, DEEPEST),
-            format!("Version {base} stands on {} others, and no more than {DEEPEST} may stand on each other", DEEPEST - 1),
+            format!("Version {base} is based on a chain of {} others, and a chain may have at most {DEEPEST} versions", DEEPEST - 1),
         )
-        .with_hint("Import the disk as it is now as a version of its own: read it by an initiator of its manual target"))
+        .with_hint("Import the present disk as a version of its own: read it with an initiator from its manual target"))
     }
 
     /// Records the version to be made. The caller holds the image lock.
@@ -279,7 +279,7 @@ impl Images {
         let below = store.version(base).await?.ok_or_else(|| {
             Error::new(
                 code::kept_writes_without_version(&machine.name),
-                format!("Machine {} keeps writes over a lost version", machine.name),
+                format!("Machine {} keeps writes over a version that no longer exists", machine.name),
             )
         })?;
         let mut image =
@@ -303,8 +303,10 @@ impl Images {
         if frozen.base == base {
             return Ok(frozen);
         }
-        let message =
-            format!("Writeback {writeback} is over version {}, and was listed over {base}", frozen.base);
+        let message = format!(
+            "Writeback {writeback} is based on version {}, but was listed as based on {base}",
+            frozen.base
+        );
         Err(Error::new(ErrorKind::Corrupt, message).with_backend(writebacks.name()))
     }
 
@@ -326,7 +328,7 @@ impl Images {
             Ok(Some(listed)) => Ok(listed),
             Ok(None) => Err((failure, true)),
             Err(unknown) => {
-                tracing::warn!(version = %version.id, error = %unknown.report(), "it is not known yet whether it was published");
+                tracing::warn!(version = %version.id, error = %unknown.report(), "it is not yet known whether the version was published");
                 Err((failure, false))
             }
         }

@@ -240,14 +240,14 @@ impl Observations {
             let seconds = deadline.as_secs();
             let (diagnosis, message) = if loaded.runs {
                 let message = format!(
-                    "The loader of {mac} started and asked for no boot script within {seconds} s: it probably does not \
-                     reach the HTTP server. Look whether a firewall closes its port"
+                    "The loader of {mac} started but did not ask for a boot script within {seconds} s: it probably does not reach the \
+                     HTTP server. Check whether a firewall blocks its port"
                 );
                 (Diagnosis::http_not_reached(mac, seconds), message)
             } else if loaded.efi {
                 let message = format!(
-                    "{mac} fetched its UEFI loader and asked for no boot script within {seconds} s: Secure Boot is probably \
-                     on. Switch it off in the firmware's setup, or give this machine a signed loader"
+                    "{mac} fetched its UEFI loader but did not ask for a boot script within {seconds} s: Secure Boot is probably on. \
+                     Switch it off in the firmware's setup, or give this machine a signed loader"
                 );
                 (Diagnosis::secure_boot_likely(mac, seconds), message)
             } else {

@@ -63,7 +63,7 @@ impl Reads<'_> {
     /// As the store says.
     pub async fn session_view(self, session: Session) -> Result<SessionView> {
         let mut views = self.session_views(vec![session]).await?;
-        views.pop().ok_or_else(|| Error::internal("A session was lost on its way to its answer"))
+        views.pop().ok_or_else(|| Error::internal("A session is missing from its own response"))
     }
 
     /// How many sessions there are in each state: from counters, no scan.

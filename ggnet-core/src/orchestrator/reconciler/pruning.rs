@@ -82,8 +82,8 @@ impl Reconciler {
     pub(in crate::orchestrator) fn clock_doubt(&self) -> Option<String> {
         self.clock_doubted.load(Ordering::Acquire).then(|| {
             format!(
-                "The clock says {}, which does not fit what it said before, so nothing old is forgotten. Set it (timedatectl); if it is \
-                 right, nothing needs to be done: it is believed after {} hours",
+                "The clock shows {}, which contradicts what it showed before, so no old rows are deleted. Set it (timedatectl); if it is \
+                 right, nothing needs to be done: it is trusted after {} hours",
                 self.shared.now(),
                 DOUBTED_FOR.as_secs() / 3600
             )
@@ -93,7 +93,7 @@ impl Reconciler {
     /// Looks at the clock and, once an hour, keeps the record from growing for ever.
     pub(super) async fn forget_the_old(&self, pruning: &mut Pruning) {
         if let Err(e) = self.try_forget_the_old(pruning).await {
-            tracing::warn!(error = %e.report(), "could not forget old rows");
+            tracing::warn!(error = %e.report(), "could not delete old rows");
         }
     }
 
@@ -117,7 +117,7 @@ impl Reconciler {
         if let Some(before) = before.filter(|_| trusted) {
             let rows = self.shared.store().prune(before).await?;
             if rows > 0 {
-                tracing::info!(rows, "forgot old events, audit rows and sessions");
+                tracing::info!(rows, "deleted old events, audit rows and sessions");
             }
         }
         noted

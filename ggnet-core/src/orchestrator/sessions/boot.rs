@@ -159,9 +159,7 @@ impl Sessions {
             (Decision::Start, _) if !request.prepare => Ok(BootAnswer::Retry(Duration::from_secs(1))),
             (Decision::Start, _) => locked.answer_start(request, machine).await,
             (Decision::Continue, Some(session)) => locked.answer_continue(request, machine, session).await,
-            (Decision::Continue, None) => {
-                Err(Error::internal("A session was to be continued and there is none"))
-            }
+            (Decision::Continue, None) => Err(Error::internal("There is no session to continue")),
         }
     }
 

@@ -80,8 +80,12 @@ impl Sessions {
             // Ends when nothing waits.
             drop(self.shared.spawn(async move { this.take_changes().await }));
         }
-        let lost =
-            |_| Err(Error::new(ErrorKind::Unavailable, "The server was shut down before DHCP was told"));
+        let lost = |_| {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "The server was shut down before the DHCP backend applied the change",
+            ))
+        };
         join_all(answers).await.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect()
     }
 

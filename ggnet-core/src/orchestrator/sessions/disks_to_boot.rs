@@ -121,7 +121,7 @@ impl Sessions {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
-                    "A target of the backend {} has at most {most} LUNs, and {} are wanted",
+                    "A target of the backend {} has at most {most} LUNs, but {} are needed",
                     target.name(),
                     disks.len() + 1
                 ),
@@ -167,7 +167,7 @@ impl Sessions {
             return Ok(choice);
         }
         let message = format!(
-            "{} is no version of image {}, which LUN {} is of",
+            "{} is not a version of image {}, which LUN {} uses",
             choice.version.id, disk.image, disk.lun
         );
         Err(Error::invalid("data_disks", message).with_hint("Name a version of that image, or none"))
@@ -245,11 +245,14 @@ impl Sessions {
         if writebacks.list().await?.iter().all(|listed| !ids.contains(&&listed.id)) {
             return Ok(());
         }
-        let message =
-            format!("The kept disk of machine {} is listed, and said not to be there", machine.name);
+        let message = format!(
+            "The kept disk of machine {} is in the backend's list, but its get does not find it",
+            machine.name
+        );
         Err(Error::new(ErrorKind::Corrupt, message)
             .with_backend(writebacks.name())
-            .with_hint("The backend's get and list disagree: nothing is started, so that nothing kept is lost. Mend the backend"))
+            .with_hint("The backend's get and list disagree: the session is not started, so that no kept writes are lost. Repair the \
+                        backend"))
     }
 
     /// That what the machine has kept of its system disk is over a version of `image`, if it has kept anything. `Conflict` when it is of
@@ -271,7 +274,7 @@ impl Sessions {
         let below = self.shared.store().version(below).await?.ok_or_else(|| {
             Error::new(
                 code::kept_writes_without_version(&machine.name),
-                format!("Machine {} keeps writes over a lost version", machine.name),
+                format!("Machine {} keeps writes over a version that no longer exists", machine.name),
             )
         })?;
         if below.image == image {

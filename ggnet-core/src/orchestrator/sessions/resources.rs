@@ -153,10 +153,10 @@ impl LockedMachine<'_> {
         if self.shared.ports.writeback().get(id).await?.is_some() {
             return Ok(());
         }
-        Err(Error::new(code::written_disk_gone(id), format!("The written disk {id} is gone: no empty one is put in its place"))
+        Err(Error::new(code::written_disk_gone(id), format!("The written disk {id} is gone, and an empty disk must not replace it"))
             .with_hint(
-                "Is the folder or disk of the writebacks mounted? Bring it back; or stop the session, which gives the machine an empty \
-                 disk at its next start",
+                "Check that the folder or disk of the writebacks is mounted, and restore it; or stop the session: the machine then gets \
+                 an empty disk at its next start",
             ))
     }
 

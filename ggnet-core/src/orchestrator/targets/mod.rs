@@ -132,7 +132,7 @@ impl Targets {
                 target.name(),
             ),
         )
-        .with_hint("Give each session a writable disk over the version instead, or choose backends that fit each other"))
+        .with_hint("Give each session a writable disk over the version instead, or choose backends that work together"))
     }
 
     /// Opens a version for reading, in this form.
@@ -149,11 +149,11 @@ impl Targets {
         Err(Error::new(
             ErrorKind::Corrupt,
             format!(
-                "Image version {} has {} bytes, and had {} when it was made",
+                "Image version {} has {} bytes, but had {} when it was made",
                 version.id, opened.size_bytes, version.size_bytes
             ),
         )
-        .with_hint("Bring back its bytes as they were, or import it again and delete this version"))
+        .with_hint("Restore its bytes, or import it again and delete this version"))
     }
 
     /// Makes a manual target exist, over its version's own bytes.
@@ -214,11 +214,14 @@ pub(super) fn version_key(version: ImageVersionId) -> String {
 /// A version whose bytes are not there. Not the machine's fault, and no path for strangers to read.
 pub(super) fn bytes_gone(version: ImageVersionId, e: Error) -> Error {
     match e.kind() {
-        ErrorKind::NotFound => {
-            Error::new(code::image_file_gone(version), format!("The file of image version {version} is gone"))
-                .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
-                .with_source(e)
-        }
+        ErrorKind::NotFound => Error::new(
+            code::image_file_gone(version),
+            format!("The file of image version {version} is gone"),
+        )
+        .with_hint(
+            "Check that the folder of the images is mounted, and restore the file, or delete the version",
+        )
+        .with_source(e),
         _ => e,
     }
 }

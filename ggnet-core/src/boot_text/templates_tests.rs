@@ -294,7 +294,12 @@ fn a_bad_override_is_refused_with_file_and_line() {
 
 #[test]
 fn a_file_that_overrides_nothing_or_is_no_text_is_refused() {
-    assert!(Folder::with("machines.ipxe.tera", "x").refusal().message().contains("does not override any template"));
+    assert!(
+        Folder::with("machines.ipxe.tera", "x")
+            .refusal()
+            .message()
+            .contains("does not override any template")
+    );
     assert!(
         Folder::with("first.ipxe.tera", b"#!ipxe\n\xff\n")
             .refusal()

@@ -40,10 +40,10 @@ pub enum Access {
     Initiator {
         /// The name.
         name: Iqn,
-        /// The credentials that it must prove (CHAP).
+        /// The CHAP pair with which it must authenticate.
         chap: Option<ChapPair>,
-        /// The credentials that the target proves to an initiator that asks for it (mutual CHAP, RFC 7143 section 12.1.3); only with
-        /// `chap`, and with a different secret. Each backend decides whether an initiator that does not ask is accepted.
+        /// The pair with which the target authenticates itself to an initiator that asks for it (mutual CHAP, RFC 7143 section 12.1.3);
+        /// only with `chap`, and with a different secret. Each backend decides whether an initiator that does not ask is accepted.
         mutual: Option<ChapPair>,
     },
     /// Every initiator, several at the same time; only for read-only LUNs.

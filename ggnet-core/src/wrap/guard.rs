@@ -28,7 +28,7 @@ use crate::{
     ports::Health,
 };
 
-/// How long a call waits for one that nobody waits for any more and that stands in its way, before it is refused.
+/// How long a call waits behind a call that blocks it and has lost its caller, before it is refused.
 pub const OVERDUE_WAIT: Duration = Duration::from_secs(1);
 
 /// What to do about a call that does not end.
@@ -55,7 +55,7 @@ struct Shared {
 type Held = (Vec<KeyGuard>, Option<OwnedSemaphorePermit>);
 
 impl Class {
-    /// Whether calls of this class count among those in flight.
+    /// Whether calls of this class count against [`Limits::in_flight`].
     pub(super) const fn needs_place(self) -> bool {
         !matches!(self, Self::Health | Self::Shutdown)
     }
@@ -127,11 +127,11 @@ impl Layer for Guard {
         result
     }
 
-    fn health(&self, told: Health) -> Health {
-        // Health's own overdue call is what `told` says already.
-        let Some(overdue) = self.shared.calls.overdue() else { return told };
+    fn health(&self, reported: Health) -> Health {
+        // An overdue `health` call is already in `reported`.
+        let Some(overdue) = self.shared.calls.overdue() else { return reported };
         let text = format!("{}. {HINT}", overdue.text());
-        match told {
+        match reported {
             Health::Down(why) => Health::Down(format!("{why}. {text}")),
             _ if overdue.count >= self.shared.limits.in_flight => {
                 Health::Down(format!("No further calls are started: {text}"))
@@ -176,7 +176,7 @@ fn failure(op: &Op, code: Code, message: &str) -> Error {
 }
 
 impl Shared {
-    /// Waits for everything that a call needs before it may begin.
+    /// Waits for everything that a call needs before it may start.
     async fn admit(&self, op: &Op) -> Result<Held> {
         let until = Instant::now() + self.limits.of(op.class);
         let (mut turns, mut place) = (Vec::with_capacity(op.objects.len()), None);
@@ -198,7 +198,7 @@ impl Shared {
         Ok((turns, place))
     }
 
-    /// Waits for `thing`; not for long where a call that nobody waits for stands in the way, and never beyond `until`.
+    /// Waits for `thing`: only briefly if a call without a caller blocks it, and never beyond `until`.
     async fn wait<T>(
         &self,
         op: &Op,
@@ -231,7 +231,7 @@ impl Shared {
         Err(failure(op, code, &message))
     }
 
-    /// Returns when the caller is to be let go.
+    /// Returns when the caller's time limit has passed.
     async fn past_limit(&self, op: &Op) {
         match &op.pulse {
             None => tokio::time::sleep(self.limits.of(op.class)).await,
@@ -249,7 +249,7 @@ impl Shared {
         failure(op, code::backend_timeout(op.port, op.backend, op.name), &message)
     }
 
-    /// The call, to its real end.
+    /// Runs the call until it really ends.
     async fn work<T: Send + 'static>(
         self: Arc<Self>,
         op: Op,
@@ -289,7 +289,7 @@ impl Shared {
                 tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects, error = %e,
                     "a call exceeded its time limit; it continues without its caller");
                 self.metrics.call(op.labels(), "timeout", asked.elapsed());
-                // Nobody may wait any more.
+                // The caller may be gone.
                 let _ = answer.send(Err(e));
                 let outcome = tries.await.err().map(|e| e.report());
                 tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects,
@@ -305,9 +305,9 @@ impl Shared {
             Err(e) => e.kind().as_str(),
         };
         self.metrics.call(op.labels(), outcome, asked.elapsed());
-        // Before the answer: the caller's next call finds turn and place free.
+        // Before the answer, so that the caller's next call does not wait for this one's turn and place.
         drop((begun, held));
-        // Nobody may wait any more.
+        // The caller may be gone.
         let _ = answer.send(result);
     }
 }

@@ -85,17 +85,17 @@ pub fn check(script: &str) -> Report {
     let lines = lines::read(script);
     let labels = check_labels(&lines, &mut report);
     let mut reachable = true;
-    let mut told_unreachable = false;
+    let mut reported_unreachable = false;
     for line in &lines {
         if line.label.is_some() {
-            (reachable, told_unreachable) = (true, false);
+            (reachable, reported_unreachable) = (true, false);
         }
-        if !reachable && !told_unreachable && !line.commands.is_empty() {
+        if !reachable && !reported_unreachable && !line.commands.is_empty() {
             report.warn(
                 line.number,
                 "this line is never reached: the line before it always jumps or ends, and no label is here",
             );
-            told_unreachable = true;
+            reported_unreachable = true;
         }
         for command in &line.commands {
             check_command(line.number, command, &labels, &mut report);

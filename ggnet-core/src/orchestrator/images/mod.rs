@@ -1,4 +1,4 @@
-//! [`Images`]: current versions, deletion. How a version comes to be is in [`imports`] and [`publish`].
+//! [`Images`]: current versions, deletion. The creation of versions is in [`imports`] and [`publish`].
 
 mod imports;
 mod publish;
@@ -19,7 +19,7 @@ use crate::{
     ports::{Batch, Completeness, Write},
 };
 
-/// What a deletion freed.
+/// The result of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeletedVersion {
     /// The version.
@@ -44,7 +44,7 @@ impl Images {
         Self { shared, versions, runner, sessions }
     }
 
-    /// Makes a ready version the one that machines boot from their next boot on.
+    /// Makes a ready version the one that machines boot at their next boot.
     pub async fn set_current(
         self: &Arc<Self>,
         image: ImageId,
@@ -81,7 +81,7 @@ impl Images {
             .await
     }
 
-    /// Deletes a version and its bytes. `Conflict` while it is current, in use, or a writeback or another version stands on it.
+    /// Deletes a version and its bytes. `Conflict` while it is current or in use, or while a writeback or another version is based on it.
     pub async fn delete_version(
         self: &Arc<Self>,
         id: ImageVersionId,
@@ -91,7 +91,7 @@ impl Images {
         let (this, by) = (Arc::clone(self), by.clone());
         self.shared
             .run(async move {
-                // Write: no session may choose this version from here on.
+                // Held for writing: no session may choose this version from here on.
                 let image_lock = this.versions.lock().await;
                 let store = this.shared.store();
                 let version =

@@ -1,9 +1,8 @@
-//! The validator: what iPXE would stumble over, with the line, before a machine stands there with it.
+//! The validator: finds what iPXE would fail on, with the line, before a machine runs the script.
 //!
-//! An *error* is a line that cannot do what it says: an unknown command or option, a label that is not there, a SAN URI with the
-//! wrong fields. A *warning* is a line that works here and now but not always: a command that only some builds have, a command whose
-//! failure would end the script (iPXE stops at the first line that fails, so a fallback behind a bare `sanboot` is dead), a line that
-//! can never be reached.
+//! An *error* is a line that cannot work: an unknown command or option, a missing label, a SAN URI with the wrong fields. A *warning* is a
+//! line that does not always work: a command that only some builds have, a command whose failure would end the script (iPXE stops at the
+//! first line that fails, so a fallback after a bare `sanboot` is never reached), a line that can never be reached.
 
 use std::{collections::HashMap, fmt};
 
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::boot_text::san;
 
-/// How bad it is.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -23,14 +22,14 @@ pub enum Severity {
     Error,
 }
 
-/// Something about one line.
+/// A finding about one line.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Diagnostic {
     /// The line, from 1.
     pub line: usize,
-    /// How bad it is.
+    /// How serious it is.
     pub severity: Severity,
-    /// What it is, for people.
+    /// The finding, as text for people.
     pub message: String,
 }
 
@@ -44,7 +43,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// What the validator found, by line.
+/// The result of the validator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Report {
     /// Everything, by line.
@@ -115,7 +114,7 @@ pub fn check(script: &str) -> Report {
     report
 }
 
-/// iPXE knows a script by its first bytes and takes everything else for another kind of file.
+/// iPXE recognises a script by its first bytes and treats everything else as another kind of file.
 fn check_magic(script: &str, report: &mut Report) {
     let magic = script.strip_prefix("#!ipxe").or_else(|| script.strip_prefix("#!gpxe"));
     if !magic.is_some_and(|rest| rest.starts_with(lines::is_space)) {
@@ -236,14 +235,14 @@ fn unclosed_setting(word: &str) -> bool {
 
 /// Where a line can lead.
 struct Flow {
-    /// To the next line.
+    /// It can continue with the next line.
     goes_on: bool,
-    /// To the script's end, by the failure of this command.
+    /// It can end the script, if this command fails.
     fails: Option<String>,
 }
 
 impl Flow {
-    /// Follows the commands with both outcomes of each at once.
+    /// Follows the commands with both outcomes of each.
     fn of(commands: &[Command]) -> Self {
         let (mut well, mut badly): (bool, Option<String>) = (true, None);
         let mut when = Next::Always;
@@ -255,7 +254,7 @@ impl Flow {
             };
             if runs {
                 let (can_succeed, can_fail) = outcomes(command);
-                // What does not run this command keeps its outcome.
+                // A path that does not run this command keeps its outcome.
                 let (kept_well, kept_badly) = match when {
                     Next::OnSuccess => (false, badly.take()),
                     Next::OnFailure => (well, None),
@@ -270,7 +269,7 @@ impl Flow {
     }
 }
 
-/// Whether the line can go on after it, well or badly.
+/// Whether the line can continue after it, after success and after failure.
 fn outcomes(command: &Command) -> (bool, bool) {
     let Some(spec) = command.words.first().and_then(|name| commands::find(name)) else {
         // The empty command succeeds; an unknown one is an error already.

@@ -145,7 +145,7 @@ impl Bench {
         self.spec_for(self.forms()[0], name, SIZE)
     }
 
-    /// Waits until nothing but these is among the results: a helper of a dropped call may need a moment to end.
+    /// Waits until there are no other results than these: a helper of a dropped call may need a moment to end.
     async fn comes_to(&self, allowed: &[&str]) {
         let what = format!("nothing but {allowed:?} in {}", self.results.display());
         let settled = || async { names(&self.results).await.iter().all(|name| allowed.contains(&&**name)) };
@@ -153,7 +153,7 @@ impl Bench {
     }
 }
 
-/// What was written.
+/// The bytes that were written.
 async fn raw(spec: &ConvertSpec) -> Vec<u8> {
     match &spec.sink {
         Sink::File(path) => read_file(path).await,

@@ -1,4 +1,4 @@
-//! The cases about who may log in, who is told, and who is cut off.
+//! The cases about who may log in, what the observer is notified of, and which connections are closed.
 
 use super::*;
 
@@ -119,7 +119,7 @@ pub async fn connections_are_listed_while_they_live(f: &impl TargetFixture) {
     assert_whole::<Targets>(served.port.as_ref(), &[a, b]).await;
 }
 
-/// Who does not know the secret cannot make a generation commit.
+/// An initiator without the secret cannot make a generation commit.
 pub async fn the_gate_is_asked_after_authentication(f: &impl TargetFixture) {
     let served = serve(f).await;
     let with = |chap| Access::Initiator { name: initiator(1), chap, mutual: None };
@@ -193,7 +193,7 @@ pub async fn logins_and_first_accesses_are_observed(f: &impl TargetFixture) {
     assert_eq!(count(|o| matches!(o, Observation::FirstWrite { .. })), 1, "{seen:?}");
 }
 
-/// Nobody is served after it.
+/// No initiator is served after it.
 pub async fn shutdown_closes_connections(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;

@@ -1,4 +1,4 @@
-//! Who may do what, asked of every command; and what every command leaves in the record.
+//! The authorization of every command, and what every command leaves in the record.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     images::{ended, request, source},
 };
 
-/// Asks for a command, mostly of what is not there: whether it may be asked for is all that counts.
+/// Calls a command, mostly on objects that do not exist: only whether it is permitted counts.
 async fn ask(
     p: &Process,
     live: &Session,
@@ -30,7 +30,7 @@ async fn ask(
     let (o, by_value) = (&p.o, by.clone());
     let (machine, image, version) = (MachineId::generate(), ImageId::generate(), ImageVersionId::generate());
     match command {
-        // Asked at a frontend's door, and where a machine asks for its script.
+        // Checked by a frontend, and when a machine asks for its script.
         Command::Read | Command::Boot => authorize(by, command),
         Command::SessionScript => o.sessions().current_script(live, &advertised(), by).await.map(drop),
         Command::SessionStart => o
@@ -97,7 +97,7 @@ async fn every_command_asks_the_table() {
             if let Some(e) = refused {
                 assert_eq!(Some(&e), may.as_ref().err(), "{by}: {command:?}");
                 assert_eq!(e.code().name(), "command_not_permitted");
-                // An import that somebody else was allowed may end meanwhile.
+                // An import that another user was allowed to start may end meanwhile.
                 if by.kind == Principal::user("ann".to_owned(), Role::Viewer).kind {
                     let after = (p.store.audit(all()).await.unwrap().total, p.all_events().await.len());
                     assert_eq!(after, before, "a refused {command:?} leaves nothing");
@@ -108,7 +108,7 @@ async fn every_command_asks_the_table() {
     assert_eq!(p.session(&machine).await, live, "nobody touched it");
 }
 
-/// The record as far as it was looked at.
+/// The position up to which the record was checked.
 struct Record<'a> {
     p: &'a Process,
     rows: usize,
@@ -117,7 +117,8 @@ struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// That since the last look somebody did this, with or without a before and an after, in this order; and that it was told.
+    /// Asserts that since the last check `by` did this, with or without a before and an after, in this order, and that there are events of
+    /// it.
     async fn has(&mut self, by: &Principal, wanted: &[(AuditAction, bool, bool)]) {
         let mut rows = self.p.store.audit(all()).await.unwrap().items;
         rows.reverse();
@@ -216,7 +217,7 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
     let version = (AuditAction::VersionDelete, true, false);
     record.has(by, &[(AuditAction::ImageDelete, true, false), version, version, version]).await;
 
-    // What is done beside the orchestrator, by `ggnet-server` and its store.
+    // Actions outside the orchestrator, of `ggnet-server` and its store.
     let elsewhere = [AuditAction::TokenReset, AuditAction::KeyReset, AuditAction::InstanceRemember];
     record.actions.extend(elsewhere);
     assert_eq!(record.actions, AuditAction::ALL.iter().copied().collect::<BTreeSet<_>>());

@@ -1,4 +1,4 @@
-//! Requests for boot scripts: who gets which script, and that fifty at once are one.
+//! Requests for boot scripts: which machine gets which script, and that fifty concurrent requests are handled as one.
 
 use ggnet_core::{
     ErrorKind,
@@ -33,7 +33,7 @@ async fn an_unknown_machine_is_remembered_once_and_counted() {
         assert!(text.contains("52:54:00:00:00:07"), "its address is on the screen");
         assert_eq!(inspect(&text).unwrap().san, []);
     }
-    // Asked at once it was one sight; asked one after the other it is counted.
+    // Concurrent requests were one sighting; requests one after the other are counted.
     for _ in 0..19 {
         p.boot(mac(7)).await.unwrap();
     }
@@ -46,7 +46,7 @@ async fn an_unknown_machine_is_remembered_once_and_counted() {
         [EventKind::MachineSeen { mac: mac(7) }],
         "the first sight is told, once"
     );
-    // Taken over, it is no longer unknown.
+    // Once registered, it is no longer unknown.
     p.o.machines().create(pc(7, None), &Principal::embedder()).await.unwrap();
     assert!(p.store.seen(all()).await.unwrap().items.is_empty());
 }
@@ -69,7 +69,7 @@ async fn a_machine_that_may_not_boot_is_told_why() {
     let kept = p.machine(4, image, |m| m.writeback = WritebackPolicy::Keep).await;
     p.power_on(&kept).await.write(0, 0, &[1; 512]).await.unwrap();
     p.stop(&p.session(&kept).await, true).await.unwrap();
-    // What could not boot is not taken.
+    // A change that could not boot is rejected.
     let change = |image, policy| -> MachineChange {
         Box::new(move |mut m| {
             (m.image, m.writeback) = (Some(image), policy);
@@ -81,14 +81,14 @@ async fn a_machine_that_may_not_boot_is_told_why() {
     let refused = update(change(other, WritebackPolicy::Keep)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert!(refused.to_string().contains("keeps writes over version 1 of another image"), "{refused}");
-    // Another image without what was kept is possible; back to it is not.
+    // A change to another image without the kept writes is possible; back to it is not.
     update(change(other, WritebackPolicy::Discard)).await.unwrap();
     let refused = update(change(other, WritebackPolicy::Keep)).await.unwrap_err();
     assert!(refused.to_string().contains("keeps writes over version 1 of another image"), "{refused}");
     update(change(image, WritebackPolicy::Keep)).await.unwrap();
     assert_eq!(p.power_on(&kept).await.read(0, 0, 512).await.unwrap(), [1; 512], "nothing was lost by it");
 
-    // A machine that is switched off while it runs goes on running; it may not boot again.
+    // A machine that is set to inactive while it runs continues to run; it may not boot again.
     let running = p.machine(5, image, |_| ()).await;
     let disk = p.power_on(&running).await;
     p.update(&running, |m| m.state = MachineState::Inactive).await;
@@ -136,7 +136,7 @@ async fn before_the_first_reconcile_nobody_is_served() {
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let plan = FaultPlan::new();
-    // The list of targets is unknown twice: whoever logged in now would be refused for good.
+    // The list of targets is unknown twice: a login now would be refused finally.
     plan.add(Fault::on("target.list").first(2).fails(ErrorKind::Unavailable));
     let p = house.open_unready(&plan);
     until("the first round fails", async || plan.calls("target.list") > 0).await;

@@ -1,4 +1,4 @@
-//! A clock that is wrong loses nothing: neither what happened, nor a generation that a machine is about to use.
+//! A wrong clock loses nothing: neither records, nor a generation that a machine is about to use.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::house::{House, all, until};
 const HOUR: Duration = Duration::from_secs(3600);
 const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Time is paused: it jumps when everybody waits.
+/// Time is paused: it jumps when all tasks wait.
 #[tokio::test(start_paused = true)]
 async fn a_clock_far_ahead_forgets_nothing_until_it_has_gone_on_for_a_day() {
     let mut house = House::new();
@@ -36,7 +36,7 @@ async fn a_clock_far_ahead_forgets_nothing_until_it_has_gone_on_for_a_day() {
         assert!(p.store.audit(all()).await.unwrap().total >= rows);
     };
     all_is_there().await;
-    // Somebody sets it.
+    // The operator sets it.
     house.clock.set(right);
     tokio::time::sleep(2 * HOUR).await;
     assert_eq!(p.o.degraded(), None);

@@ -1,5 +1,5 @@
-//! `kill -9` at every call of start, stop, a generation's commit, an import and a publication, before the call, within it and after it. After the next process's
-//! first reconcile there is no orphan, every live session is whole, and nothing that was written and kept is lost.
+//! `kill -9` at every call of start, stop, a generation's commit, an import and a publication, before the call, within it and after it.
+//! After the first reconcile of the next process there is no orphan, every live session is whole, and no kept writes are lost.
 
 use std::collections::BTreeSet;
 
@@ -127,7 +127,7 @@ async fn killed_at_every_call_of_a_stop() {
                     "{why}: {last:?}"
                 );
                 if last.state == SessionState::Active {
-                    // Killed before the stop was recorded: its machine goes on where it was.
+                    // Killed before the stop was recorded: its machine continues.
                     assert_eq!(last, session, "{why}");
                     let disk = p.login(&last.target(&last.current), &machine).await.unwrap();
                     assert_eq!(
@@ -212,7 +212,7 @@ impl RebootingMachine {
             advertised: crate::house::advertised(),
             prepare: true,
         };
-        // Killed: it gets no answer, or is told to come again.
+        // Killed: it gets no answer, or a retry.
         let Ok(ggnet_core::orchestrator::BootAnswer::Script(_)) = self.o.sessions().boot(request).await
         else {
             return;
@@ -294,7 +294,7 @@ async fn killed_at_every_call_of_a_publication() {
             p.assert_whole(&why).await;
             let kept = p.left().await["writeback"].contains(&ResourceId::machine(machine.id));
             let versions = p.store.versions(machine.image.unwrap()).await.unwrap();
-            // In one place, whole: as a version, or kept as before.
+            // Complete in one place: as a version, or kept as before.
             match versions.get(1).map(|version| (version.state, version.id)) {
                 Some((VersionState::Ready, id)) => {
                     assert!(!kept, "{why}: it is in two places");

@@ -1,4 +1,4 @@
-//! The rule of what a machine is given, as a table.
+//! The rule for the answer to a machine, as a table.
 
 use ggnet_core::{
     nouns::{ImageId, MachineState, Session, SessionState},
@@ -39,7 +39,7 @@ async fn every_case() {
         for session in &over {
             assert_eq!(decide(Some(&machine), session.as_ref()), idle);
         }
-        // What is live goes on, whatever the machine is set to.
+        // A live session continues, in any state of the machine.
         for (state, decision) in [
             (SessionState::Starting, Decision::Wait),
             (SessionState::Stopping, Decision::Wait),

@@ -1,5 +1,5 @@
-//! Sessions with data disks beside the system disk: at each boot again, kept or clean as the system disk is, and nothing left of them when
-//! a step fails or our process dies in the middle.
+//! Sessions with data disks in addition to the system disk: present at each boot, kept or clean like the system disk, and removed
+//! completely when a step fails or our process dies.
 
 use std::collections::BTreeSet;
 
@@ -44,7 +44,7 @@ impl Room {
         Self { machine, data, version }
     }
 
-    /// LUN 2 takes writes and LUN 1 is shared, asked for in this order.
+    /// LUN 2 is writable and LUN 1 is shared, requested in this order.
     fn disks(&self) -> Vec<DataDisk> {
         vec![data(2, self.data, DataAccess::CopyOnWrite), data(1, self.data, DataAccess::Shared)]
     }
@@ -100,7 +100,7 @@ async fn every_boot_has_the_data_disks_and_writes_to_them_are_discarded() {
     holds(&disk, 1, 0, "shared").await;
     assert_eq!(disk.read(3, 0, 512).await.unwrap_err().kind(), ErrorKind::NotFound);
 
-    // A script prepares disks beside those of the running machine, and the login to it ends those.
+    // A script prepares disks in addition to those of the running machine, and the login to the new ones removes the old ones.
     let next = p.script(&room.machine).await;
     assert_eq!(p.script(&room.machine).await, next, "asked again, the same");
     let both = &room.writebacks(Some(1)) | &room.writebacks(Some(2));
@@ -146,7 +146,7 @@ async fn kept_data_disks_are_there_at_each_boot_and_in_the_next_session() {
     p.reconcile().await;
     assert_eq!(p.left().await["writeback"], room.writebacks(None), "kept without a session");
 
-    // The image moves on; what is kept decides.
+    // The image gets a new version; the kept writes decide.
     let newer = p.version(room.data, 2).await;
     p.set_current(room.data, newer).await;
     let disk = room.start_and_login(&p).await;
@@ -158,12 +158,12 @@ async fn kept_data_disks_are_there_at_each_boot_and_in_the_next_session() {
     }
     p.stop(&session, true).await.unwrap();
 
-    // Of another image it is nothing.
+    // Over another image it is invalid.
     let (other, _) = p.image("other").await;
     let disks = vec![data(2, other, DataAccess::CopyOnWrite)];
     let e = p.o.sessions().start(StartRequest { data_disks: disks, ..room.request() }).await.unwrap_err();
     assert_eq!(e.code().name(), "kept_writes_of_other_image", "{}", e.report());
-    // A session without it leaves it where it is.
+    // A session without the disk does not change it.
     let session = p.start(&room.machine).await.unwrap().session;
     p.assert_whole("without data disks").await;
     p.stop(&session, true).await.unwrap();
@@ -308,7 +308,7 @@ async fn what_a_session_with_data_disks_lacks_is_made_again_but_no_written_disk(
     assert!(p.login(&target, &room.machine).await.is_err(), "nobody reads an empty disk for its own");
 }
 
-/// Each call fails; with every removal failing besides, the reconciler finds what is left by its name.
+/// Each call fails; if every removal fails too, the reconciler finds the remains by their names.
 #[tokio::test]
 async fn every_step_of_a_start_with_data_disks_fails() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
@@ -438,7 +438,7 @@ async fn killed_at_every_call_of_a_stop_with_data_disks() {
                 p.assert_whole(&why).await;
                 let last = p.last(&room.machine).await.unwrap();
                 if last.state == SessionState::Active {
-                    // Killed before the stop was recorded: its machine goes on where it was.
+                    // Killed before the stop was recorded: its machine continues.
                     assert_eq!(last, session, "{why}");
                     let disk = p.login(&last.target(&last.current), &room.machine).await.unwrap();
                     holds(&disk, 2, 4, &why).await;

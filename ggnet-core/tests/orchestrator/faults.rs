@@ -1,4 +1,4 @@
-//! Every step of start and of stop fails: before it was done, after it was done, half-done. What is left is nothing.
+//! Every step of start and of stop fails: before it was done, after it was done, half-done. Nothing is left behind.
 
 use ggnet_core::{
     ErrorKind,
@@ -10,7 +10,7 @@ use crate::house::{House, Process};
 
 type Effect = fn(Matching) -> Fault;
 
-/// Fails; does it and loses the answer; is cut short at its first and second place.
+/// Fails; does it and loses the response; is interrupted at its first and second place.
 const EFFECTS: [(&str, Effect); 4] = [
     ("fails", |m| m.fails(ErrorKind::Unavailable)),
     ("loses its answer", |m| m.loses_the_answer(ErrorKind::Timeout)),
@@ -53,7 +53,7 @@ async fn every_step_of_a_start() {
                         assert!(s.error.is_some() && s.ended_at.is_some(), "{why}");
                         p.assert_empty(&why).await;
                     }
-                    // It could not be recorded, or it was recorded and nobody heard of it: the reconciler's.
+                    // It could not be recorded, or the response to the record was lost: the reconciler handles it.
                     (Err(_), Some(s)) => assert_eq!(s.state, SessionState::Starting, "{why}"),
                     (Err(_), None) => p.assert_empty(&why).await,
                     (Ok(started), Some(s)) => {
@@ -91,7 +91,7 @@ async fn every_step_of_a_start_and_its_undoing_too() {
             let result = p.start(&machine).await;
             let calls = p.plan.log().len() - before;
             let why = format!("step {step} and every removal {how}: {}", calls_since(&p, before));
-            // The reconciler meets the same, and keeps trying.
+            // The reconciler meets the same fault, and keeps trying.
             p.o.reconcile().await;
             p.plan.clear();
             if result.is_err() {
@@ -134,7 +134,7 @@ async fn every_step_of_a_stop() {
                     let after = p.last(&machine).await.unwrap();
                     match after.state {
                         SessionState::Stopped => p.assert_whole(&why).await,
-                        // Before it began, and nothing has changed.
+                        // Before it started, and nothing has changed.
                         SessionState::Active => {
                             assert!(result.is_err(), "{why}");
                             assert_eq!(after, session, "{why}");
@@ -170,7 +170,7 @@ async fn every_step_of_a_stop() {
     }
 }
 
-/// The one would have it removed by a failed start, the other knows better: nothing is started, and nothing kept is lost.
+/// According to `get` a failed start would remove it, but `list` shows it: nothing is started, and no kept writes are lost.
 #[tokio::test]
 async fn a_store_whose_get_and_list_disagree_loses_nothing_that_was_kept() {
     let mut house = House::new();

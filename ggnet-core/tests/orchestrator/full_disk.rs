@@ -1,4 +1,4 @@
-//! A store that has only its reserve left: what frees space is recorded, and nothing else.
+//! A store that has only its reserve left: it records changes that free space, and nothing else.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A script request prepares and destroys nothing; the first login to what it prepared commits it.
+//! A script request prepares a generation and destroys nothing; the first login to that generation commits it.
 
 use std::time::Duration;
 
@@ -225,7 +225,7 @@ async fn a_backend_that_cannot_see_logins_commits_when_it_lists_a_connection() {
     let machine = p.machine(1, image, |_| ()).await;
     let first = p.power_on(&machine).await;
     first.write(0, 0, &[1; 512]).await.unwrap();
-    // The reconciler has not come round since, and the machine reboots.
+    // The machine reboots before the next round of the reconciler.
     let next = p.script(&machine).await;
     assert!(p.session(&machine).await.current.committed_at.is_some());
     let second = p.login(&next.target, &machine).await.unwrap();

@@ -1,5 +1,5 @@
-//! A backend that never answers, at each call of each port: the call ends, the others go on, health names the port, a shutdown ends, and
-//! what was given up changes nothing later.
+//! A backend that never answers, at each call of each port: the call ends, the others go on, health names the port, a shutdown ends, and a
+//! call that was given up changes nothing later.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::house::{House, every, until};
 
-/// Longer than any limit below: who waits so long waits for ever.
+/// Longer than any limit below: a call that takes this long hangs.
 const FOR_EVER: Duration = Duration::from_secs(7200);
 
 struct Made {
@@ -219,7 +219,7 @@ fn quiet() -> Progress {
     Arc::new(|_| ())
 }
 
-/// Every method of every port that is a call into the world; a port's own source says which there are.
+/// Every method of every port that calls the outside world; the test compares the list with the ports' source.
 const METHODS: [(&str, &str, &[&str]); 7] = [
     (
         "target",
@@ -231,7 +231,7 @@ const METHODS: [(&str, &str, &[&str]); 7] = [
     (
         "dhcp",
         include_str!("../../src/ports/dhcp.rs"),
-        // Of one entry alone: both are `apply`.
+        // For a single entry: both are `apply`.
         &["name", "capabilities", "attach", "ensure", "remove"],
     ),
     ("boot_file", include_str!("../../src/ports/boot_file.rs"), &["name", "attach"]),
@@ -240,7 +240,7 @@ const METHODS: [(&str, &str, &[&str]); 7] = [
 ];
 
 fn methods(source: &'static str) -> impl Iterator<Item = &'static str> {
-    // Declarations of a trait stand four spaces in, and end without a body.
+    // Declarations in a trait are indented by four spaces, and have no body.
     let lines = source.lines().filter_map(|line| line.strip_prefix("    async fn "));
     lines.map(|line| line.split(['(', '<']).next().unwrap())
 }
@@ -349,7 +349,7 @@ async fn a_caller_that_goes_away_frees_no_place() {
 #[tokio::test(start_paused = true)]
 async fn what_was_given_up_changes_nothing_that_was_removed_since() {
     let m = made(&PortLimits::default());
-    // An `ensure` that begins, hangs beyond its limit and then does its work.
+    // An `ensure` that starts, hangs beyond its limit and then does its work.
     m.plan.add(Fault::on("dhcp.apply").nth(1).is_delayed(Duration::from_secs(500)));
     let dhcp = m.ports.dhcp();
     assert_eq!(dhcp.ensure(&host(1)).await.unwrap_err().kind(), ErrorKind::Timeout);
@@ -357,7 +357,7 @@ async fn what_was_given_up_changes_nothing_that_was_removed_since() {
     assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
     assert!(e.message().contains("still busy with an earlier call"), "{e}");
     assert_eq!(m.plan.calls("dhcp.apply"), 1, "removed now, it would come back later");
-    // Another object has nothing to do with it.
+    // Another object is not affected.
     dhcp.ensure(&host(2)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(500)).await;
     dhcp.remove(&id(1)).await.expect("the earlier call has ended");
@@ -411,7 +411,7 @@ async fn a_conversion_may_take_hours_but_not_stand_still() {
     assert_eq!(e.kind(), ErrorKind::Timeout);
     assert!(e.message().contains("no progress for 60s"), "{e}");
     assert!(begun.elapsed() >= Duration::from_secs(60));
-    // Cancelled by its caller and deaf: its caller is let go all the same.
+    // Cancelled by its caller, but it ignores that: its caller gets an error nevertheless.
     let m = made(&PortLimits::default());
     m.plan.add(Fault::on("image_converter.convert").nth(1).hangs());
     cancel.cancel();
@@ -460,7 +460,7 @@ async fn a_conversion_that_was_given_up_keeps_its_sink_until_it_ends() {
     let deaf = m.ports.converter().convert(&spec, quiet(), CancellationToken::new()).await;
     assert_eq!(deaf.unwrap_err().kind(), ErrorKind::Timeout);
     m.counted(&format!("{running} 1"));
-    // Two that write to one sink would mix.
+    // Two conversions to one sink would mix.
     let again = m.ports.converter().convert(&spec, quiet(), CancellationToken::new()).await;
     assert!(again.unwrap_err().message().contains("still busy with an earlier call"));
     let ended = format!("{running} 0");
@@ -471,7 +471,7 @@ async fn a_conversion_that_was_given_up_keeps_its_sink_until_it_ends() {
     .await;
 }
 
-/// Each call of a start, hung: the machine's lock is free again, another machine boots, and a shutdown ends.
+/// Each call of a start hangs: the machine's lock is free again, another machine boots, and a shutdown ends.
 #[tokio::test(start_paused = true)]
 async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
     let steps = [
@@ -519,7 +519,7 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
                 || report.trouble.iter().any(|t| t.contains("did not end within")),
             "{step}: {report:?}"
         );
-        // The machine's lock is free: it can be worked on again.
+        // The machine's lock is free again.
         let again = tokio::time::timeout(FOR_EVER, p.o.reconcile()).await;
         again.unwrap_or_else(|_| panic!("{step}: a reconcile waits for ever"));
         tokio::time::timeout(Duration::from_secs(90), p.o.shutdown())
@@ -555,7 +555,7 @@ async fn ends_within_its_limits(house: &House, what: Matching) {
             .await
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // 15 s for work under way, then 20 + 12 + 5 + 11 + 11 + 8 s for the ports: below the 90 s of the unit.
+    // 15 s for operations in flight, then 20 + 12 + 5 + 11 + 11 + 8 s for the ports: below the 90 s of the unit.
     tokio::time::timeout(Duration::from_secs(83), p.o.shutdown()).await.expect("the shutdown ends");
     let e = starting.await.unwrap().unwrap_err();
     assert!(matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{e}");

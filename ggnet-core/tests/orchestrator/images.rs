@@ -137,7 +137,7 @@ async fn a_converter_that_was_cut_off_leaves_no_bytes_for_long() {
         p.plan.add(Fault::on("convert").nth(1).is_cut_after(polls));
         let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
         let state = ended(&p, version.id).await.state;
-        // What it had begun, it may still do.
+        // It may still finish what it had started.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let p = house.open().await;
         assert_eq!(p.image_ids().await.len(), usize::from(state == VersionState::Ready), "{polls} polls");
@@ -179,9 +179,9 @@ async fn an_import_that_is_cancelled_while_its_file_is_probed_ends_at_once() {
     p.o.images().delete_version(version.id, &Principal::embedder()).await.unwrap();
 }
 
-/// A real kill ends the converter's thread too; here it must come to its end before the next process looks at the folder.
+/// A real kill ends the converter's thread too; here it must end before the next process checks the folder.
 async fn abandoned_copy_ended(dir: &std::path::Path) {
-    // The pool's queue is first in, first out: behind this one the copy has begun.
+    // The pool's queue is first in, first out: after this task, the copy has started.
     tokio::task::spawn_blocking(|| ()).await.unwrap();
     let open = || {
         let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
@@ -204,7 +204,7 @@ async fn an_interrupted_import_is_failed_at_the_next_start() {
         let (_, version) = p.o.images().import(request(source(&house, &[1; 200_000]))).await.unwrap();
         p.plan.killed().await;
         abandoned_copy_ended(house.dir.path()).await;
-        // Bytes that no record explains, and a version that is there.
+        // Bytes without a record, and a version that exists.
         house.images.plant(ImageVersionId::generate(), 4096, &[]).unwrap();
         let (_, ready) = p.image("win11").await;
         let p = house.open().await;
@@ -271,7 +271,7 @@ async fn what_machines_boot_is_what_is_current_pinned_or_used() {
         versions
     };
     assert_eq!(boots().await, sorted(vec![one, other]));
-    // Pinned, and in use by a session that began before another became current.
+    // Pinned, and in use by a session that started before another version became current.
     p.machine(1, debian, |m| m.pinned_version = Some(two)).await;
     let machine = p.machine(2, debian, |_| ()).await;
     let session = p.start(&machine).await.unwrap().session;
@@ -303,7 +303,7 @@ async fn a_version_in_use_stays() {
         ErrorKind::Conflict
     );
     p.stop(&session, false).await.unwrap();
-    // A stopped session's kept writeback stands on it, too.
+    // The kept writeback of a stopped session is based on it, too.
     refused(one, "is based on").await;
     p.o.machines().discard_kept(machine.id, &Principal::embedder()).await.unwrap();
     p.update(&machine, move |m| m.pinned_version = Some(one)).await;
@@ -393,7 +393,7 @@ async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
     let p = house.open().await;
     p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_millis(500)));
     let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
-    // As an import that died leaves it.
+    // The remains of an import that died.
     let dead = ImageVersion { id: ImageVersionId::generate(), number: 7, ..version.clone() };
     p.store.commit(Batch::new().write(Write::Version(dead.clone()))).await.unwrap();
     house.images.plant(dead.id, 4096, &[]).unwrap();

@@ -1,4 +1,4 @@
-//! Jobs: their turn, cancel, retry, heartbeat, and what is left of them when the server dies.
+//! Jobs: their turn, cancellation, retry, heartbeat, and their remains after the server's death.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,7 +41,7 @@ fn request(house: &House) -> ImportRequest {
     }
 }
 
-/// Begins an import; its version and its job.
+/// Starts an import; returns its version and its job.
 async fn import(house: &House, p: &Process) -> (ImageVersionId, JobId) {
     let (_, version) = p.o.images().import(request(house)).await.unwrap();
     (version.id, p.o.jobs().of_version(version.id).await.unwrap().unwrap().id)
@@ -99,7 +99,7 @@ async fn jobs_beyond_the_limit_wait_and_come_in_the_order_in_which_they_were_ask
         EventKind::JobChanged { job, state: Running } => Some(job),
         _ => None,
     });
-    // The first one is told of twice: it was asked to end.
+    // There are two events of the first one, because its cancellation was requested.
     assert_eq!(began.collect::<Vec<_>>(), [first, first, second, third]);
 }
 
@@ -192,7 +192,7 @@ async fn a_second_job_for_one_version_is_refused() {
     p.plan.add(Fault::on("image_converter.probe").nth(1).fails(ErrorKind::Full));
     let (made, id) = import(&house, &p).await;
     let failed = ends(&p, id).await;
-    // Another server has begun one.
+    // Another server has started one.
     let JobKind::Import(kind) = failed.kind else { unreachable!() };
     let kind = ImportJob { server: ServerId::generate(), ..kind };
     let other = Job::new(
@@ -225,7 +225,7 @@ async fn after_a_crash_what_ran_has_failed_and_what_waited_is_done() {
     let done = ends(&p, waited).await;
     assert_eq!((done.state, done.attempts), (JobState::Succeeded, 1));
     assert_eq!(version(&p, made).await.state, VersionState::Ready);
-    // The one that was interrupted is not tried again by itself, but when somebody asks.
+    // The interrupted one is not retried automatically, only on request.
     p.o.jobs().retry(ran, &Principal::embedder()).await.unwrap();
     assert_eq!(ends(&p, ran).await.state, JobState::Succeeded);
 }
@@ -277,7 +277,7 @@ async fn one_job_that_cannot_be_ended_keeps_no_other_from_its_end_or_its_turn() 
     let (_, waited) = import(&house, &p).await;
     drop(p);
     let plan = FaultPlan::new();
-    // The look at what the first one was making.
+    // The read of the version that the first one was creating.
     plan.add(Fault::on("store.version").nth(1).fails(ErrorKind::Unavailable));
     let p = house.open_unready(&plan);
     for (id, state) in [(second, JobState::Failed), (waited, JobState::Succeeded)] {
@@ -293,7 +293,7 @@ async fn a_claim_that_cannot_be_recorded_is_tried_again_and_ever_less_often() {
     let (house, p) = one_at_a_time().await;
     let (_, first) = import(&house, &p).await;
     let (_, second) = import(&house, &p).await;
-    // What ends a job may use the reserve.
+    // The end of a job may use the reserve.
     house.store.set_full(true);
     p.o.jobs().cancel(first, &Principal::embedder()).await.unwrap();
     ends(&p, first).await;
@@ -337,7 +337,7 @@ async fn killed_at_every_call_of_an_import() {
             let died = dies(&p.plan, step, polls, work).await;
             let why = format!("killed at call {step} after {polls} polls: {:?}", p.plan.log().last());
             drop(p);
-            // What the dead process had given to other threads comes to its end.
+            // Work of the dead process on other threads ends.
             tokio::time::sleep(Duration::from_millis(20)).await;
             let p = house.open().await;
             let jobs = p.store.jobs(&JobFilter::default(), all()).await.unwrap().items;

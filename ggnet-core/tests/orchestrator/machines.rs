@@ -94,7 +94,7 @@ async fn dhcp_and_boot_files_follow_a_machine() {
     p.update(&machine, |m| m.image = None).await;
     p.assert_empty("it has nothing to boot").await;
     p.update(&machine, move |m| m.image = Some(image)).await;
-    // A backend that is down does not undo the record; the reconciler brings it in line.
+    // A backend that is down does not undo the record; the reconciler updates it.
     p.plan.add(Fault::on("dhcp.apply").fails(ErrorKind::Unavailable));
     p.update(&machine, |m| m.macs = vec![mac(78)]).await;
     p.plan.clear();
@@ -157,7 +157,7 @@ async fn a_discarded_writeback_gives_a_clean_disk() {
     assert_eq!(p.power_on(&machine).await.read(0, 0, 512).await.unwrap(), [0; 512]);
 }
 
-/// Who made an unknown machine be forgotten is in the audit, as all else is.
+/// The deletion of an unknown machine is in the audit log, like everything else.
 #[tokio::test]
 async fn an_unknown_machine_is_forgotten_by_somebody() {
     let p = House::new().open().await;

@@ -1,4 +1,4 @@
-//! What backends see becomes a machine's boot timeline.
+//! The observations of backends become a machine's boot timeline.
 
 use std::{sync::Arc, time::Duration};
 
@@ -72,7 +72,7 @@ async fn strangers_and_trouble_are_told() {
     let p = house.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
-    // Many in one batch: the first sight is one event.
+    // Many in one batch: the first sighting is one event.
     for _ in 0..10 {
         assert!(p.dhcp.request(mac(9), Firmware::Uefi, false).is_none());
     }
@@ -129,7 +129,7 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
     assert_eq!((diagnosed(&silent).await, diagnosed(&asks).await, diagnosed(&bios).await), (1, 0, 0));
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(diagnosed(&silent).await, 1, "told once");
-    // It tries again: offered, loaded, silent. And a third time, with success.
+    // It retries: offered, loaded, silent. And a third time, with success.
     boots(&silent, "ipxe.efi").await;
     tokio::time::sleep(Duration::from_secs(40)).await;
     assert_eq!(diagnosed(&silent).await, 2);
@@ -138,7 +138,7 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
     p.script(&silent).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(diagnosed(&silent).await, 2);
-    // Somebody else fetches its loader: nothing is known of the machine by that.
+    // Another client fetches its loader: that says nothing about the machine.
     loader(&p, silent.macs[0], "ipxe.efi").await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(diagnosed(&silent).await, 2);
@@ -175,7 +175,7 @@ async fn a_running_machine_that_stalls_in_its_login_is_explained_once_an_hour() 
     stall(&first).await;
     assert_eq!(explained(&machine).await, 2, "an hour later it is said again");
 
-    // It boots again: the target that it had is nobody's any more, and the next one not yet its own.
+    // It boots again: its old target is gone, and the next one is not committed yet.
     let script = p.script(&machine).await;
     assert_ne!(script.target, first);
     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -190,7 +190,7 @@ async fn a_running_machine_that_stalls_in_its_login_is_explained_once_an_hour() 
     assert_eq!(explained(&machine).await, 3);
 }
 
-/// A loader that asks for an address runs, whatever happens to it then; a card whose ROM is iPXE has no loader before it.
+/// A loader that asks for an address is running, even if it fails later; a card whose ROM is iPXE has no loader before it.
 #[tokio::test(start_paused = true)]
 async fn a_loader_that_runs_is_not_blamed_on_secure_boot() {
     let house = House::new();
@@ -251,7 +251,7 @@ async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
             |k: &&EventKind| matches!(k, EventKind::BootDiagnosis { message, .. } if message.contains(words));
         p.events(machine.id).await.iter().filter(said).count()
     };
-    // Another one boots with its MAC address.
+    // Another machine boots with its MAC address.
     let second = p.script(&machine).await.target;
     let newer = p.login(&second, &machine).await.unwrap();
     assert!(!displaced.is_connected() && newer.is_connected());

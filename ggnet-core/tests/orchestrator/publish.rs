@@ -1,4 +1,4 @@
-//! Publishing what a machine has kept: the next version of its image, or what it was.
+//! Publishing a machine's kept writes: they become the next version of its image, or stay unchanged.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn keeps(p: &Process, machine: &Machine) -> bool {
     p.writebacks.get(&ResourceId::machine(machine.id)).await.unwrap().is_some()
 }
 
-/// It refuses, and what is kept is as it was: the machine boots it.
+/// It fails, and the kept writes are unchanged: the machine boots them.
 async fn is_as_it_was(p: &Process, machine: &Machine, byte: u8, why: &str) {
     assert!(keeps(p, machine).await, "{why}");
     p.assert_whole(why).await;
@@ -82,7 +82,7 @@ async fn what_a_machine_has_kept_becomes_the_next_version_of_its_image() {
     assert!(p.all_events().await.contains(&EventKind::ImageUpdated), "subscribers hear of it");
     p.assert_whole("published").await;
 
-    // Everybody boots it, with a clean disk over it; and it can be gone on from.
+    // Every machine boots it, with a clean disk over it; and a further version can be based on it.
     let other = p.machine(2, image, |_| ()).await;
     let disk = p.power_on(&other).await;
     assert_eq!(disk.read(0, 0, 512).await.unwrap(), [4; 512]);
@@ -123,12 +123,12 @@ async fn a_version_below_another_cannot_be_deleted() {
         assert!(e.message().contains("Version 2") && e.hint().is_some(), "{e}");
     };
     refused(p.o.images().delete_version(base, &Principal::embedder()).await.unwrap_err());
-    // Nor while the bytes above are out of reach: the record says what they stand on.
+    // Nor while the bytes above cannot be reached: the record says what they are based on.
     let away = p.images.world();
     ggnet_core::ports::ImageStore::remove(&*p.images, second.id, Removal::Force).await.unwrap();
     refused(p.o.images().delete_version(base, &Principal::embedder()).await.unwrap_err());
     away.plant(second.id, crate::house::SIZE, &[]).unwrap();
-    // One that needs nothing below it, whatever it was made of.
+    // A version that needs no version below it, although it was made from one.
     p.o.images().delete_version(base, &Principal::embedder()).await.unwrap();
     p.update(&machine, |m| m.image = None).await;
     p.o.images().delete(image, &Principal::embedder()).await.unwrap();
@@ -237,7 +237,7 @@ async fn a_publication_whose_end_is_not_recorded_is_finished_by_the_reconciler()
     p.o.images().publish(request(&machine)).await.unwrap_err();
     let version = p.store.versions(image).await.unwrap().pop().unwrap();
     assert_eq!(version.state, VersionState::Importing);
-    // Nothing of it is taken for left over meanwhile, also not by the next start.
+    // Nothing of it counts as an orphan meanwhile, not even at the next start.
     let report = p.o.reconcile().await;
     assert_eq!((report.ended, report.trouble), (1, vec![]));
     let ready = p.store.version(version.id).await.unwrap().unwrap();
@@ -245,7 +245,7 @@ async fn a_publication_whose_end_is_not_recorded_is_finished_by_the_reconciler()
     assert_eq!(p.image_bytes(version.id).await[..512], [9; 512]);
 }
 
-/// It comes to its end when nobody waits for it any more: until then nobody says how it ended.
+/// It ends after its caller has gone: until then its outcome is not recorded.
 #[tokio::test(start_paused = true)]
 async fn an_adoption_that_outlives_its_limit_is_waited_for() {
     let house = House::new();
@@ -267,7 +267,7 @@ async fn an_adoption_that_outlives_its_limit_is_waited_for() {
     p.assert_whole("in the end").await;
 }
 
-/// Booted on a disk of its session's own meanwhile, its machine says nothing of what it keeps.
+/// If its machine meanwhile runs on its session's own disk, that says nothing about its kept writes.
 #[tokio::test(start_paused = true)]
 async fn an_adoption_is_waited_for_while_its_machine_runs_on_another_disk() {
     let house = House::new();
@@ -287,7 +287,7 @@ async fn an_adoption_is_waited_for_while_its_machine_runs_on_another_disk() {
     p.assert_whole("in the end").await;
 }
 
-/// Whatever recorded it as failed: what the machine kept is nowhere else.
+/// Even if it was recorded as failed: there is no other copy of the kept writes.
 #[tokio::test]
 async fn the_bytes_of_a_failed_publication_are_never_taken_for_leftovers() {
     let house = House::new();
@@ -303,7 +303,7 @@ async fn the_bytes_of_a_failed_publication_are_never_taken_for_leftovers() {
     assert_eq!(p.image_bytes(version.id).await[..512], [6; 512]);
 }
 
-/// What was written may have to go to the disk first, which takes as long as there is to write.
+/// Unwritten data must go to the disk first, which can take long.
 #[tokio::test(start_paused = true)]
 async fn no_other_machine_waits_for_a_freeze() {
     let house = House::new();
@@ -320,7 +320,7 @@ async fn no_other_machine_waits_for_a_freeze() {
     assert_eq!(p.image_bytes(version.id).await[..512], [3; 512]);
 }
 
-/// As after a start at which the folder of the images was not mounted: what is neither here nor there is not given up.
+/// As after a start with the folder of the images not mounted: bytes that are found in neither place are not given up.
 #[tokio::test]
 async fn bytes_that_are_in_no_place_are_waited_for() {
     let house = House::new();
@@ -340,7 +340,7 @@ async fn bytes_that_are_in_no_place_are_waited_for() {
     assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, VersionState::Ready);
 }
 
-/// A version as a process leaves it that died before it could freeze what the machine keeps.
+/// The version of a process that died before it could freeze the kept writes.
 async fn begun(p: &Process, machine: &Machine, base: ImageVersionId) -> ImageVersionId {
     begun_after(p, p.last(machine).await.unwrap().id, base).await
 }
@@ -399,7 +399,7 @@ async fn the_reconciler_removes_no_writeback_that_a_version_is_to_be_made_of() {
     let p = house.open().await;
     let (machine, _, base) = kept(&p, 1).await;
     let version = begun(&p, &machine, base).await;
-    // Its machine is gone, and it cannot be said where the version's bytes are.
+    // Its machine is gone, and the place of the version's bytes is unknown.
     p.o.machines().delete(machine.id, &Principal::embedder()).await.unwrap();
     p.plan.add(Fault::on("image.get").fails(ErrorKind::Unavailable));
     p.o.reconcile().await;

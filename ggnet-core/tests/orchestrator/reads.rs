@@ -1,4 +1,4 @@
-//! What pages ask for: each is answered whole, in as many reads for a thousand rows as for one.
+//! The queries of pages: each takes as many reads for a thousand rows as for one.
 
 use ggnet_core::{
     ErrorKind,
@@ -84,7 +84,7 @@ async fn connections_have_names_in_as_many_reads_for_all() {
     }
     let from = p.plan.log().len();
     let found = p.o.read().connections().await.unwrap();
-    // Beside it the logins may be recorded.
+    // The logins may be recorded at the same time.
     let calls = calls(&p, from);
     for once in ["store.targets", "target.connections", "store.names"] {
         assert_eq!(calls.iter().filter(|call| *call == once).count(), 1, "{once} in {calls:?}");
@@ -105,7 +105,7 @@ async fn a_machine_is_found_by_id_name_and_address_and_a_name_comes_first() {
     for reference in &spellings {
         assert_eq!(p.o.read().machine(reference).await.unwrap().id, machine.id, "{reference}");
     }
-    // A name may look like somebody else's address.
+    // A name may look like the address of another machine.
     let odd = p.machine(2, image, |m| m.name = hyphenated.parse().unwrap()).await;
     assert_eq!(p.o.read().machine(&hyphenated).await.unwrap().id, odd.id);
     assert_eq!(p.o.read().machine(&mac(7).to_string()).await.unwrap().id, machine.id);

@@ -1,4 +1,4 @@
-//! The reconciler: what is an orphan and what is not, what is unknown, and who is idle.
+//! The reconciler: which objects are orphans, which are unknown, and which sessions are idle.
 
 use std::time::Duration;
 
@@ -115,8 +115,8 @@ async fn an_unknown_list_is_not_an_empty_one() {
     }
 }
 
-/// A machine that has booted and written, and whose disk is gone, as after a start of the server at which the folder of the writebacks was not
-/// mounted: it is not given an empty one.
+/// A machine that has booted and written, and whose disk is gone, as after a start of the server at which the folder of the writebacks was
+/// not mounted: it does not get an empty one.
 async fn a_written_disk_that_is_gone(p: &Process, writeback: WritebackPolicy) -> Machine {
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = writeback).await;
@@ -152,7 +152,7 @@ async fn a_running_machines_disk_that_is_gone_is_not_replaced_by_an_empty_one() 
     let house = House::new();
     let p = house.open().await;
     let machine = a_written_disk_that_is_gone(&p, WritebackPolicy::Discard).await;
-    // A reboot is promised an empty disk.
+    // A reboot must give an empty disk.
     assert!(p.power_on(&machine).await.is_connected());
 }
 
@@ -170,7 +170,7 @@ async fn what_a_live_session_lacks_is_made_again() {
     let report = p.o.reconcile().await;
     assert_eq!((report.made, report.removed), (3, 0), "{report:?}");
     p.assert_whole("made again").await;
-    // Cut short is not whole.
+    // A partial object is not whole.
     let removal = ggnet_core::testkit::suite::cut_after(1, p.targets.remove(&target, Removal::Force)).await;
     assert!(removal.is_none());
     p.reconcile().await;
@@ -266,7 +266,7 @@ async fn time_in_which_the_server_was_suspended_is_nobodys_idleness() {
     house.pass(Duration::from_secs(3600)).await;
     p.reconcile().await;
     assert_eq!(p.last(&machine).await.unwrap().state, SessionState::Active, "it may come back");
-    // From here on somebody looks.
+    // From here on the reconciler runs.
     let rounds = p.o.config().idle_timeout.as_secs() / 30 + 1;
     for _ in 0..rounds {
         house.pass(Duration::from_secs(30)).await;
@@ -340,7 +340,7 @@ async fn the_dhcp_server_is_told_of_a_whole_room_at_once() {
     assert_eq!(p.plan.calls("dhcp.apply") - before, 1, "in one set");
 }
 
-/// A machine whose session another server serves: nothing is made, removed, stopped or answered in its name.
+/// A machine whose session another server serves: nothing is created, removed, stopped or answered for it.
 #[tokio::test]
 async fn another_servers_session_is_left_alone() {
     let house = House::new();
@@ -370,7 +370,7 @@ async fn another_servers_session_is_left_alone() {
     }
     assert_eq!(p.session(&machine).await, session);
 
-    // Given back, all of it is made again.
+    // Given back, all of it is created again.
     let again = Session { owner: None, epoch: session.epoch + 1, ..session };
     p.store.commit(Batch::new().write(Write::Session(Box::new(again)))).await.unwrap();
     assert!(p.o.reconcile().await.made >= 2);

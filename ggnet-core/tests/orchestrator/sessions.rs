@@ -1,4 +1,4 @@
-//! Start and stop as their callers see them: what is made and told, and every refusal.
+//! Start and stop as their callers see them: the objects, the events, and every refusal.
 
 use ggnet_core::{
     ErrorKind,
@@ -255,7 +255,7 @@ async fn a_start_that_takes_too_long_is_undone() {
     assert_eq!(e.code(), &code::start_too_long("100ms"));
     let failed = p.last(&machine).await.unwrap();
     assert_eq!((failed.state, failed.failure), (SessionState::Failed, Some((&e).into())));
-    // What takes too long goes on, and is removed once it has ended.
+    // A call that takes too long continues, and its result is removed once it has ended.
     crate::house::until("it is undone", async || {
         p.reconcile().await;
         p.left().await.values().all(|ids| ids.is_empty()) && p.plan.calls("target.remove") > 0
@@ -293,7 +293,7 @@ async fn a_caller_that_goes_away_stops_nothing_half_way() {
     p.assert_whole("after all").await;
 }
 
-/// Over a backend whose logins are not ours to refuse.
+/// Over a backend with polled logins, which we cannot refuse.
 #[tokio::test]
 async fn a_stop_that_failed_half_way_is_finished_as_it_was_asked_for() {
     let mut house = House::new();

@@ -52,7 +52,7 @@ async fn after_shutdown_nothing_keeps_it_alive() {
     let p = house.open().await;
     let targets = std::sync::Arc::downgrade(&p.targets);
     p.o.shutdown().await;
-    // A backend that is still held by somebody must not hold the orchestrator, which holds every other backend.
+    // A backend that is still held must not keep the orchestrator alive, which holds every other backend.
     let held = p.dhcp.clone();
     drop(p);
     crate::house::until("the backends are let go", async || targets.strong_count() == 0).await;

@@ -1,4 +1,4 @@
-//! A store that is not the one that images and kept writes belong to: what it does not explain would be removed.
+//! A store that images and kept writes do not belong to: objects that it does not know would be removed.
 
 use std::sync::Arc;
 

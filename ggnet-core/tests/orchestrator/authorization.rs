@@ -15,8 +15,8 @@ use ggnet_core::{
 };
 
 use crate::{
-    house::{House, Process, advertised, all, mac, pc},
     images::{ended, request, source},
+    site::{Process, Site, advertised, all, mac, pc},
 };
 
 /// Calls a command, mostly on objects that do not exist: only whether it is permitted counts.
@@ -73,12 +73,12 @@ async fn ask(
 
 #[tokio::test]
 async fn every_command_asks_the_table() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let live = p.start(&machine).await.unwrap().session;
-    let import = request(source(&house, &[1; 4096]));
+    let import = request(source(&site, &[1; 4096]));
     let everybody = Role::ALL
         .map(|role| Principal::user("ann".to_owned(), role))
         .into_iter()
@@ -138,8 +138,8 @@ impl Record<'_> {
 
 #[tokio::test]
 async fn every_command_leaves_its_audit_row_and_its_event() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let by = &Principal::user("ann".to_owned(), Role::Admin)
         .at(Some("192.0.2.7".to_owned()))
         .asking("a-request".parse().ok());
@@ -150,7 +150,7 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
     let machine = p.o.machines().create(pc(1, None), by).await.unwrap();
     record.has(by, &[(AuditAction::MachineCreate, false, true)]).await;
 
-    let import = ImportRequest { by: by.clone(), ..request(source(&house, &[1; 4096])) };
+    let import = ImportRequest { by: by.clone(), ..request(source(&site, &[1; 4096])) };
     let (image, first) = p.o.images().import(import.clone()).await.unwrap();
     assert_eq!(ended(&p, first.id).await.state, VersionState::Ready);
     let imported = (AuditAction::ImageImport, false, true);
@@ -228,7 +228,7 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
 
 #[tokio::test]
 async fn a_machine_that_starts_its_session_does_so_by_itself() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     p.script(&machine).await;

@@ -9,7 +9,7 @@ use ggnet_core::{
     testkit::flaky::{Fault, FaultPlan},
 };
 
-use crate::house::{House, Process, all, mac, pc, until};
+use crate::site::{Process, Site, all, mac, pc, until};
 
 /// The reason that a declined machine is shown, from the script and from the event.
 async fn declined(p: &Process, mac: ggnet_core::nouns::MacAddr) -> String {
@@ -25,8 +25,8 @@ async fn declined(p: &Process, mac: ggnet_core::nouns::MacAddr) -> String {
 
 #[tokio::test]
 async fn an_unknown_machine_is_remembered_once_and_counted() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let asks = (0..20).map(|_| p.boot(mac(7)));
     for answer in futures_util::future::join_all(asks).await {
         let BootAnswer::Script(text) = answer.unwrap() else { panic!("told to come again") };
@@ -53,8 +53,8 @@ async fn an_unknown_machine_is_remembered_once_and_counted() {
 
 #[tokio::test]
 async fn a_machine_that_may_not_boot_is_told_why() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let (other, _) = p.image("other").await;
 
@@ -98,8 +98,8 @@ async fn a_machine_that_may_not_boot_is_told_why() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_requests_of_one_machine_are_one_start() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     // Long enough for all to have asked.
@@ -114,9 +114,9 @@ async fn fifty_requests_of_one_machine_are_one_start() {
 
 #[tokio::test]
 async fn a_slow_start_sends_the_machine_away_and_goes_on() {
-    let mut house = House::new();
-    house.config.boot_wait = std::time::Duration::from_millis(50);
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.boot_wait = std::time::Duration::from_millis(50);
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     p.plan.add(Fault::on("writeback.ensure").first(1).is_delayed(std::time::Duration::from_millis(300)));
@@ -131,14 +131,14 @@ async fn a_slow_start_sends_the_machine_away_and_goes_on() {
 
 #[tokio::test]
 async fn before_the_first_reconcile_nobody_is_served() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let plan = FaultPlan::new();
     // The list of targets is unknown twice: a login now would be refused finally.
     plan.add(Fault::on("target.list").first(2).fails(ErrorKind::Unavailable));
-    let p = house.open_unready(&plan);
+    let p = site.open_unready(&plan);
     until("the first round fails", async || plan.calls("target.list") > 0).await;
     assert!(!p.o.is_serving());
     assert!(matches!(p.boot(machine.macs[0]).await.unwrap(), BootAnswer::Retry(_)));
@@ -150,8 +150,8 @@ async fn before_the_first_reconcile_nobody_is_served() {
 
 #[tokio::test]
 async fn a_failure_that_a_machine_reports_is_an_event() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     p.o.diagnoses().boot_failed(machine.macs[0], "attach".to_owned(), "0x3f122003".to_owned()).await.unwrap();
@@ -163,8 +163,8 @@ async fn a_failure_that_a_machine_reports_is_an_event() {
 
 #[tokio::test]
 async fn a_script_that_was_read_is_a_stage_of_its_generation() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     p.script(&machine).await;

@@ -5,12 +5,12 @@ use ggnet_core::{
     orchestrator::{Decision, Declined, decide},
 };
 
-use crate::house::{House, pc};
+use crate::site::{Site, pc};
 
 #[tokio::test]
 async fn every_case() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let session = p.start(&machine).await.unwrap().session;

@@ -6,7 +6,7 @@ use ggnet_core::{
     testkit::flaky::{Fault, Matching},
 };
 
-use crate::house::{House, Process};
+use crate::site::{Process, Site};
 
 type Effect = fn(Matching) -> Fault;
 
@@ -39,8 +39,8 @@ async fn every_step_of_a_start() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
         for (how, effect) in EFFECTS {
             for step in 1.. {
-                let house = House::new();
-                let p = house.open().await;
+                let site = Site::new();
+                let p = site.open().await;
                 let machine = machine(&p, policy).await;
                 let before = p.plan.log().len();
                 p.plan.add(effect(Fault::any().nth(step)));
@@ -82,8 +82,8 @@ async fn every_step_of_a_start() {
 async fn every_step_of_a_start_and_its_undoing_too() {
     for (how, effect) in EFFECTS {
         for step in 1.. {
-            let house = House::new();
-            let p = house.open().await;
+            let site = Site::new();
+            let p = site.open().await;
             let machine = machine(&p, WritebackPolicy::Discard).await;
             let before = p.plan.log().len();
             p.plan.add(effect(Fault::any().nth(step)));
@@ -114,8 +114,8 @@ async fn every_step_of_a_stop() {
         for (how, effect) in EFFECTS {
             for force in [false, true] {
                 for step in 1.. {
-                    let house = House::new();
-                    let p = house.open().await;
+                    let site = Site::new();
+                    let p = site.open().await;
                     let machine = machine(&p, policy).await;
                     let disk = p.start_and_login(&machine).await;
                     disk.write(0, 0, &[5; 512]).await.unwrap();
@@ -173,24 +173,24 @@ async fn every_step_of_a_stop() {
 /// According to `get` a failed start would remove it, but `list` shows it: nothing is started, and no kept writes are lost.
 #[tokio::test]
 async fn a_store_whose_get_and_list_disagree_loses_nothing_that_was_kept() {
-    let mut house = House::new();
-    let p = house.open().await;
+    let mut site = Site::new();
+    let p = site.open().await;
     let machine = machine(&p, WritebackPolicy::Keep).await;
     let disk = p.start_and_login(&machine).await;
     disk.write(0, 0, &[5; 512]).await.unwrap();
     drop(disk);
     p.stop(&p.session(&machine).await, true).await.unwrap();
 
-    house.forgetful = true;
-    let p = house.open().await;
+    site.forgetful = true;
+    let p = site.open().await;
     p.plan.add(Fault::on("target.ensure").fails(ErrorKind::Unavailable));
     let e = p.start(&machine).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Corrupt, "{}", e.report());
     assert!(e.hint().unwrap().contains("disagree"), "{e:?}");
     p.reconcile().await;
 
-    house.forgetful = false;
-    let p = house.open().await;
+    site.forgetful = false;
+    let p = site.open().await;
     let disk = p.start_and_login(&machine).await;
     assert_eq!(disk.read(0, 0, 512).await.unwrap(), [5; 512]);
 }

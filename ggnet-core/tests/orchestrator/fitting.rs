@@ -23,7 +23,7 @@ use ggnet_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::house::{House, until};
+use crate::site::{Site, until};
 
 /// A writeback store with other declared forms of disk.
 struct Odd {
@@ -134,8 +134,8 @@ async fn a_manual_target_that_could_serve_nothing_is_refused_when_it_is_asked_fo
     .unwrap();
     until("the first reconcile ends", async || o.is_serving()).await;
     // A version from another installation.
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, version) = p.image("debian").await;
     for write in [
         ggnet_core::ports::Write::Image(ggnet_core::nouns::Image {

@@ -29,7 +29,7 @@ use ggnet_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::house::{House, every, until};
+use crate::site::{Site, every, until};
 
 /// Longer than any limit below: a call that takes this long hangs.
 const FOR_EVER: Duration = Duration::from_secs(7200);
@@ -113,7 +113,7 @@ fn failed<T>(result: Result<T>) -> Option<Error> {
 
 /// Calls this method of this port.
 async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
-    let (name, page, mac) = ("a".parse().unwrap(), crate::house::all(), "52:54:00:00:00:01".parse().unwrap());
+    let (name, page, mac) = ("a".parse().unwrap(), crate::site::all(), "52:54:00:00:00:01".parse().unwrap());
     let dead = |health| match health {
         Health::Down(why) => Some(Error::new(ErrorKind::Timeout, why)),
         _ => None,
@@ -487,9 +487,9 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         "boot_file.list",
     ];
     for step in steps {
-        let mut house = House::new();
-        house.limits = every(|of| of.tries = 1);
-        let p = house.open().await;
+        let mut site = Site::new();
+        site.limits = every(|of| of.tries = 1);
+        let p = site.open().await;
         let (image, _) = p.image("debian").await;
         let one = p.machine(1, image, |m| m.auto_start = false).await;
         let other = p.machine(2, image, |m| m.auto_start = false).await;
@@ -525,7 +525,7 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         tokio::time::timeout(Duration::from_secs(90), p.o.shutdown())
             .await
             .unwrap_or_else(|_| panic!("{step}: the shutdown does not end"));
-        let p = house.open().await;
+        let p = site.open().await;
         p.assert_whole(step).await;
         assert_eq!(p.session(&other).await.state, SessionState::Active, "{step}");
     }
@@ -534,15 +534,15 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
 /// A shutdown while everything hangs.
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_ends_though_every_port_hangs() {
-    let mut house = House::new();
-    house.config.reconcile_interval = Duration::from_secs(15);
+    let mut site = Site::new();
+    site.config.reconcile_interval = Duration::from_secs(15);
     for what in [Fault::any(), Fault::on("writeback.ensure"), Fault::on("target.remove")] {
-        ends_within_its_limits(&house, what).await;
+        ends_within_its_limits(&site, what).await;
     }
 }
 
-async fn ends_within_its_limits(house: &House, what: Matching) {
-    let p = house.open().await;
+async fn ends_within_its_limits(site: &Site, what: Matching) {
+    let p = site.open().await;
     let (image, _) = p.image(&format!("i{}", p.all_events().await.len())).await;
     let n = u32::try_from(p.all_events().await.len()).unwrap();
     let machine = p.machine(n, image, |_| ()).await;
@@ -559,7 +559,7 @@ async fn ends_within_its_limits(house: &House, what: Matching) {
     tokio::time::timeout(Duration::from_secs(83), p.o.shutdown()).await.expect("the shutdown ends");
     let e = starting.await.unwrap().unwrap_err();
     assert!(matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{e}");
-    let p = house.open().await;
+    let p = site.open().await;
     p.assert_whole("after the restart").await;
     assert!(p.files.list().await.is_ok() && p.store.machine(machine.id).await.unwrap().is_some());
 }

@@ -7,7 +7,7 @@ use ggnet_core::{
     ports::{BootBundle, BootFileStore as _, Observation, Observer as _, Store as _},
 };
 
-use crate::house::{House, Process, all, mac, peer, until};
+use crate::site::{Process, Site, all, mac, peer, until};
 
 fn stages(events: &[EventKind]) -> Vec<BootStage> {
     let stage = |kind: &EventKind| match kind {
@@ -19,8 +19,8 @@ fn stages(events: &[EventKind]) -> Vec<BootStage> {
 
 #[tokio::test]
 async fn a_boot_is_told_stage_by_stage() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let has = async |n: usize| {
@@ -68,8 +68,8 @@ async fn loader(p: &Process, mac: MacAddr, name: &str) {
 
 #[tokio::test]
 async fn strangers_and_trouble_are_told() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     // Many in one batch: the first sighting is one event.
@@ -99,8 +99,8 @@ async fn strangers_and_trouble_are_told() {
 /// Time is paused: it jumps when everybody waits.
 #[tokio::test(start_paused = true)]
 async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let silent = p.machine(1, image, |_| ()).await;
     let asks = p.machine(2, image, |_| ()).await;
@@ -148,8 +148,8 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
 /// Time is paused: it jumps when everybody waits.
 #[tokio::test(start_paused = true)]
 async fn a_running_machine_that_stalls_in_its_login_is_explained_once_an_hour() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let other = p.machine(2, image, |_| ()).await;
@@ -193,8 +193,8 @@ async fn a_running_machine_that_stalls_in_its_login_is_explained_once_an_hour() 
 /// A loader that asks for an address is running, even if it fails later; a card whose ROM is iPXE has no loader before it.
 #[tokio::test(start_paused = true)]
 async fn a_loader_that_runs_is_not_blamed_on_secure_boot() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let loads = p.machine(1, image, |_| ()).await;
     let rom = p.machine(2, image, |_| ()).await;
@@ -234,8 +234,8 @@ async fn a_loader_that_runs_is_not_blamed_on_secure_boot() {
 /// Time is paused: it jumps when everybody waits.
 #[tokio::test(start_paused = true)]
 async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let first = p.script(&machine).await.target;
@@ -272,8 +272,8 @@ async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
 
 #[tokio::test]
 async fn a_flood_in_one_machines_name_leaves_no_hole_in_anothers_timeline() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let flooded = p.machine(1, image, |_| ()).await;
     let other = p.machine(2, image, |_| ()).await;

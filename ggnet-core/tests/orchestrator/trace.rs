@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ggnet_core::nouns::{BootStage, EventKind, Principal, WritebackPolicy};
 
-use crate::house::{House, Process, advertised, until};
+use crate::site::{Process, Site, advertised, until};
 
 /// The calls since `from`, with how often each was made.
 fn calls(p: &Process, from: usize) -> BTreeMap<String, usize> {
@@ -35,7 +35,7 @@ const START: [(&str, usize); 10] = [
 
 #[tokio::test]
 async fn a_start_reads_and_ensures_each_thing_once() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.auto_start = false).await;
     let from = p.plan.log().len();
@@ -47,7 +47,7 @@ async fn a_start_reads_and_ensures_each_thing_once() {
 
 #[tokio::test]
 async fn a_start_over_what_was_kept_looks_for_it_once_and_lists_nothing() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let keeps = |m: &mut ggnet_core::nouns::Machine| {
         (m.auto_start, m.writeback) = (false, WritebackPolicy::Keep);
@@ -64,7 +64,7 @@ async fn a_start_over_what_was_kept_looks_for_it_once_and_lists_nothing() {
 
 #[tokio::test]
 async fn a_boot_that_starts_a_session_asks_for_the_machine_by_its_address_besides() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let from = p.plan.log().len();
@@ -78,7 +78,7 @@ async fn a_boot_that_starts_a_session_asks_for_the_machine_by_its_address_beside
 /// For a running machine: the next generation is created once; a second request creates nothing and only reads its address.
 #[tokio::test]
 async fn a_script_asked_for_again_ensures_nothing() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let _running = p.power_on(&machine).await;

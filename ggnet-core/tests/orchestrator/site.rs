@@ -1,4 +1,4 @@
-//! [`House`]: an installation, with the state of every backend that outlives a process; and [`Process`]: one run of the orchestrator in it.
+//! [`Site`]: an installation, with the state of every backend that outlives a process; and [`Process`]: one run of the orchestrator in it.
 //!
 //! Invariant: [`Process::assert_whole`] holds after every round of the reconciler: the backends have exactly the objects that the store
 //! requires.
@@ -45,7 +45,7 @@ use ggnet_core::{
 pub const SIZE: u64 = 1 << 20;
 
 /// The state that outlives a process.
-pub struct House {
+pub struct Site {
     pub store: StoreWorld,
     pub targets: TargetWorld,
     pub writebacks: WritebackWorld,
@@ -118,7 +118,7 @@ pub struct Process {
     pub files: Arc<MemoryBootFiles>,
 }
 
-impl House {
+impl Site {
     /// An empty one. The reconciler's timer is practically off: tests start its rounds.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();

@@ -100,7 +100,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
             prepare: true,
         };
         let BootAnswer::Script(script) = ggnet.sessions().boot(request).await? else {
-            return Err("told to come again".into());
+            return Err("the server answered: retry later".into());
         };
         let session = ggnet.read().live_session(&machine).await?;
         let generation = session.next.as_ref().unwrap_or(&session.current);

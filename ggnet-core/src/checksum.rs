@@ -61,7 +61,7 @@ fn hash(path: &Path, progress: &Progress, stop: &CancellationToken) -> Result<St
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; BUFFER_BYTES];
     let mut done: u64 = 0;
-    let mut told: u16 = 0;
+    let mut reported: u16 = 0;
     loop {
         if stop.is_cancelled() {
             return Err(was_cancelled(path));
@@ -75,12 +75,12 @@ fn hash(path: &Path, progress: &Progress, stop: &CancellationToken) -> Result<St
         hasher.update(&buffer[..n]);
         done = done.saturating_add(n as u64);
         let now = per_mille(done, total);
-        if now > told {
-            told = now;
+        if now > reported {
+            reported = now;
             progress(now);
         }
     }
-    if told < 1000 {
+    if reported < 1000 {
         progress(1000);
     }
     Ok(hex(&hasher.finalize()))

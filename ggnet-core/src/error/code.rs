@@ -1,8 +1,8 @@
 //! [`Code`]: which failure it is, by a name that never changes, with the arguments of its text.
 //!
-//! A program acts on the [`ErrorKind`]; a code is for those who translate a text, count it or search for it. Each kind is a code of its
-//! own (`conflict`), the one of every error whose text nobody has to tell from others. The functions here make the specific ones. Their
-//! parameters are the code's arguments, so a call site cannot leave one out, and [`ALL`] and docs/errors.md follow from the same list.
+//! A program acts on the [`ErrorKind`]; a code serves to translate a text, to count it or to search for it. Each kind is also a code
+//! (`conflict`), used by every error that needs no code of its own. The functions here create the specific codes. Their parameters are the
+//! code's arguments, so a call site cannot leave one out, and [`ALL`] and docs/errors.md follow from the same list.
 //!
 //! A released code keeps its name, its kind and its arguments; it may get more arguments.
 
@@ -40,13 +40,13 @@ impl Code {
         &self.name
     }
 
-    /// What the text is about, by the names that the code's row in docs/errors.md has.
+    /// The arguments of the text, with the names from the code's row in docs/errors.md.
     #[must_use]
     pub const fn args(&self) -> &BTreeMap<String, String> {
         &self.args
     }
 
-    /// Whether it says more than its kind.
+    /// Whether it is more specific than its kind.
     #[must_use]
     pub fn is_specific(&self) -> bool {
         self.name != self.kind.as_str()
@@ -273,7 +273,7 @@ codes! {
     /// The caller's role does not allow the command.
     Permission command_not_permitted(command, least);
 
-    // The server and what it stands on.
+    // The server and its environment.
     /// The server is shutting down.
     Unavailable shutting_down();
     /// A call of a backend did not end in time; it may still end later.
@@ -308,7 +308,7 @@ codes! {
     Unavailable interrupted();
 }
 
-/// The code of a thing that is not there, by what it is called.
+/// The code for an object of this type that does not exist.
 pub(super) fn not_found(what: &str, which: &str) -> Code {
     match what {
         "machine" => machine_not_found(which),
@@ -328,7 +328,7 @@ mod tests {
 
     use super::*;
 
-    /// The rows that docs/errors.md has to have.
+    /// The rows that docs/errors.md must have.
     fn table() -> String {
         let code = |text: &str| format!("`{text}`");
         let row = |row: &Described| {

@@ -7,7 +7,7 @@
 //! let plan = FaultPlan::new();
 //! let files = Flaky::new(Arc::new(MemoryBootFiles::new()), &plan);
 //! plan.add(Fault::on("ensure").nth(2).fails(ErrorKind::Unavailable)); // the second one from here on
-//! plan.add(Fault::on("boot_file.remove").loses_the_answer(ErrorKind::Timeout)); // done, but nobody hears of it
+//! plan.add(Fault::on("boot_file.remove").loses_the_answer(ErrorKind::Timeout)); // done, but the response is lost
 //! assert!(files.list().await.is_ok());
 //! # });
 //! ```

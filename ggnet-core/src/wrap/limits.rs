@@ -33,8 +33,8 @@ pub struct Limits {
     pub health: Duration,
     /// How long the port may take to close.
     pub shutdown: Duration,
-    /// How many calls run at once, overdue ones included; further ones wait. Each may hold a blocking thread, and tokio has 512 of them
-    /// unless told otherwise: keep the sum below that.
+    /// How many calls run at once, overdue ones included; further ones wait. Each may hold a blocking thread, and tokio has 512 of them by
+    /// default: keep the sum below that.
     pub in_flight: usize,
     /// How often a call that fails with `Unavailable` is tried, including the first time. Retries stay within the time limit; `commit`,
     /// `convert`, `health` and `shutdown` are not retried.

@@ -257,15 +257,15 @@ async fn boots(f: &impl DhcpFixture, mac: MacAddr) -> bool {
     f.ask(mac).await.boot_file.is_some()
 }
 
-/// From the moment that `ensure` returns, and nobody else is.
+/// From the moment that `ensure` returns, and no other machine is.
 pub async fn an_ensured_machine_is_answered(f: &impl DhcpFixture) {
     let (port, _) = serve(f).await;
     let (a, b) = (host(&id(), 0), host(&id(), 0));
     port.ensure(&a).await.expect("ensure");
-    assert!(boots(f, a.macs[0]).await, "it was told of this machine");
-    assert!(!boots(f, b.macs[0]).await, "it was not told of that one");
+    assert!(boots(f, a.macs[0]).await, "it has an entry for this machine");
+    assert!(!boots(f, b.macs[0]).await, "it has no entry for that one");
     port.ensure(&b).await.expect("ensure");
-    assert!(boots(f, a.macs[0]).await && boots(f, b.macs[0]).await, "it was told of both");
+    assert!(boots(f, a.macs[0]).await && boots(f, b.macs[0]).await, "it has entries for both");
 }
 
 /// From the moment that `remove` returns.
@@ -275,8 +275,8 @@ pub async fn a_removed_machine_is_answered_no_more(f: &impl DhcpFixture) {
     port.ensure(&a).await.expect("ensure");
     port.ensure(&b).await.expect("ensure");
     port.remove(&a.id).await.expect("remove");
-    assert!(!boots(f, a.macs[0]).await, "it was told to forget this machine");
-    assert!(boots(f, b.macs[0]).await, "and not that one");
+    assert!(!boots(f, a.macs[0]).await, "the entry of this machine was removed");
+    assert!(boots(f, b.macs[0]).await, "but not of that one");
 }
 
 /// Whichever card the firmware boots from.
@@ -314,7 +314,7 @@ pub async fn a_reserved_address_is_given(f: &impl DhcpFixture) {
     assert_eq!(answer.address, Some(address));
 }
 
-/// The first stage of a boot, and the machines that nobody registered.
+/// The first stage of a boot, and unregistered machines.
 pub async fn what_is_answered_is_observed(f: &impl DhcpFixture) {
     let (port, witness) = serve(f).await;
     let (a, b) = (host(&id(), 0), host(&id(), 0));

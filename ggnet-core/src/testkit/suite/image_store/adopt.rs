@@ -122,7 +122,7 @@ pub async fn an_adopted_writeback_is_a_version(f: &impl ImageStoreFixture) {
     // The name is free for another.
     written(&w.images, &w.writebacks, &w.base, &w.id, 0xb2).await;
     assert!(bytes_of(&w.images, spec.id).await == w.bytes, "a version is never written to");
-    // And a writeback stands on it as on any other.
+    // And a writeback can be based on it as on any other.
     let other = id();
     let over = written(&w.images, &w.writebacks, &spec, &other, 0xc3).await;
     let again = ImageSpec::new(ImageVersionId::generate(), spec.size_bytes);

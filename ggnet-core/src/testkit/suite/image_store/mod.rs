@@ -238,7 +238,7 @@ pub async fn a_draft_asked_for_twice_is_one(f: &impl ImageStoreFixture) {
     assert!(bytes_of(&store, spec.id).await == bytes, "what was written through the first");
 }
 
-/// To the byte, also when the size is no whole number of blocks; and nobody writes to it.
+/// To the byte, also when the size is not a whole number of blocks; and it cannot be written to.
 pub async fn a_sealed_version_reads_as_it_was_written_in_every_form(f: &impl ImageStoreFixture) {
     let store = f.fresh().await;
     for size in [512, 4096, 4096 + 512, 1 << 20, SIZE] {
@@ -380,7 +380,7 @@ pub async fn an_open_version_is_busy_under_if_idle(f: &impl ImageStoreFixture) {
     assert!(listed(&store).await.is_empty());
 }
 
-/// What is sealed is there; what is not, nobody takes for a version.
+/// Sealed versions exist; a draft does not count as a version.
 pub async fn versions_survive_a_crash_and_drafts_are_partial(f: &impl ImageStoreFixture) {
     let store = f.fresh().await;
     let bytes = image(12, SIZE);

@@ -65,7 +65,7 @@ fn the_machine_script_word_for_word() {
 
 echo
 echo GGnet {version}: pc-17 boots debian version 3
-# Whoever came here without DHCP has no address yet.
+# A machine that came here without DHCP has no address yet.
 isset ${{netX/ip}} || dhcp ||
 set initiator-iqn iqn.2026-11.local.ggnet:525400aa0001
 set username pc-17.4
@@ -93,7 +93,7 @@ goto failed
 set stage attach
 
 :failed
-# The next boot device gets its own drive number back (never while keep-san is set), and nobody the secret.
+# The next boot device gets its own drive number back (never while keep-san is set), and the secret is cleared.
 clear keep-san
 sanunhook ||
 clear username

@@ -1,7 +1,7 @@
 //! A program that embeds GGnet: it registers a machine, starts a session, lets the machine boot, write and reboot, and stops the session.
 //!
-//! Every backend is in memory here, so it runs anywhere and touches nothing; a real program names real ones in [`Backends`] and changes no
-//! other line. Run it with `cargo run -p ggnet-core --example embed --features testkit`.
+//! All backends are in memory here, so it runs anywhere and changes nothing; a real program names real backends in [`Backends`] and changes
+//! no other line. Run it with `cargo run -p ggnet-core --example embed --features testkit`.
 
 use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,11 +24,11 @@ use ggnet_core::{
 };
 
 #[tokio::main(flavor = "current_thread")]
-/// The whole show, from the image to the end of the session.
+/// The whole sequence, from the image to the end of the session.
 pub async fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
 
-    // The world: what the orchestrator works on. Kept by us, too, for we play the machine below.
+    // The backends of the orchestrator. We keep the targets, because we act as the machine below.
     let targets = Arc::new(MemoryTargets::new());
     let backends = Backends {
         store: Arc::new(MemoryStore::new()),
@@ -40,7 +40,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         converter: Arc::new(MemoryConverter::new()),
         clock: Arc::new(SystemClock),
     };
-    // Around each of them: time limits, a cap of calls in flight, metrics. Here nobody looks at the metrics.
+    // Around each of them: time limits, a limit of calls in flight, metrics. The metrics are not used here.
     let ports = Ports::new(backends, &PortLimits::default(), &mut Registry::default())?;
     ports.check_store().await?;
     let config = OrchestratorConfig::new(InstanceId::generate())?;
@@ -100,7 +100,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
             prepare: true,
         };
         let BootAnswer::Script(script) = ggnet.sessions().boot(request).await? else {
-            return Err("told to come again".into());
+            return Err("the server answered: retry later".into());
         };
         let session = ggnet.read().live_session(&machine).await?;
         let generation = session.next.as_ref().unwrap_or(&session.current);

@@ -1,8 +1,8 @@
-//! Who may do what: one table of [`Command`]s, each with the least [`Role`] that may do it.
+//! Who may do what: one table of [`Command`]s, each with the lowest [`Role`] that may run it.
 //!
-//! The orchestrator asks it before each command. A frontend asks it for [`Command::Read`] at its door, because reads change nothing and
-//! say nothing that a viewer may not see. Roles belong to people and programs; a machine may only boot, and GGnet itself may do only what
-//! its reconciler does without being asked.
+//! The orchestrator checks it before each command. A frontend checks [`Command::Read`] when a request arrives, because reads change nothing
+//! and show nothing that a viewer may not see. Roles belong to people and programs; a machine may only boot, and GGnet itself may only do
+//! what its reconciler does without a request.
 
 use crate::{
     error::{Error, Result, code},
@@ -11,7 +11,7 @@ use crate::{
 
 macro_rules! commands {
     ($(#[doc = $doc:literal] $variant:ident $name:literal $least:ident;)*) => {
-        /// What somebody can want.
+        /// A command that a caller can ask for.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Command {
@@ -22,7 +22,7 @@ macro_rules! commands {
             /// Every command.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// Its name, dotted. What changes something has this name in the audit, too.
+            /// Its name, dotted. A command that changes something has the same name in the audit log.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -30,7 +30,7 @@ macro_rules! commands {
                 }
             }
 
-            /// The least role that may do it.
+            /// The lowest role that may run it.
             #[must_use]
             pub const fn least(self) -> Role {
                 match self {
@@ -56,19 +56,19 @@ commands! {
     MachineCreate "machine.create" Operator;
     /// Changes a machine.
     MachineUpdate "machine.update" Operator;
-    /// Deletes a machine with what it kept.
+    /// Deletes a machine with its kept writes.
     MachineDelete "machine.delete" Operator;
-    /// Throws away what a machine kept.
+    /// Discards the kept writes of a machine.
     MachineDiscardWriteback "machine.discard_writeback" Operator;
     /// Forgets an unknown machine.
     SeenForget "seen.forget" Operator;
     /// Imports a version of an image.
     ImageImport "image.import" Admin;
-    /// Makes what a machine kept a version of its image.
+    /// Publishes the kept writes of a machine as a version of its image.
     ImagePublish "image.publish" Admin;
     /// Cancels a job.
     JobCancel "job.cancel" Admin;
-    /// Does a job that failed or was cancelled again.
+    /// Retries a job that failed or was cancelled.
     JobRetry "job.retry" Admin;
     /// Makes another version of an image current.
     ImageSetCurrent "image.set_current" Admin;
@@ -76,16 +76,16 @@ commands! {
     ImageDelete "image.delete" Admin;
     /// Deletes a version.
     VersionDelete "version.delete" Admin;
-    /// Exports a version to whoever reaches the target.
+    /// Exports a version to every initiator that reaches the target.
     TargetCreate "target.create" Admin;
     /// Ends such an export.
     TargetDelete "target.delete" Admin;
 }
 
-/// Whether `by` may do this.
+/// Checks that `by` may run this command.
 ///
 /// # Errors
-/// `Permission`: it may not.
+/// `Permission` if not.
 pub fn authorize(by: &Principal, command: Command) -> Result<()> {
     let allowed = match &by.kind {
         PrincipalKind::Token { .. } | PrincipalKind::Host | PrincipalKind::Embedder => true,
@@ -100,9 +100,9 @@ pub fn authorize(by: &Principal, command: Command) -> Result<()> {
     let (name, least) = (command.as_str(), command.least());
     let error = Error::new(
         code::command_not_permitted(name, least),
-        format!("{by} may not do {name}: it needs the role {least}"),
+        format!("{by} may not run {name}: the command needs the role {least}"),
     );
-    Err(error.with_hint("Ask somebody who has that role, or let an administrator give it"))
+    Err(error.with_hint("Ask someone who has that role, or ask an administrator for it"))
 }
 
 #[cfg(test)]

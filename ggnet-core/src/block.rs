@@ -1,8 +1,8 @@
 //! [`BlockDevice`]: the bytes of a disk, and [`Disk`]: the forms in which a writeback store hands one to a target.
 //!
-//! The trait is synchronous on purpose. A read that is in the page cache must be answered on the spot: a boxed future or a hop
-//! to a thread pool costs more than the read (measured: 18 to 23 µs of CPU a request against 5 to 6). So there is a `try_`
-//! form that never waits for a disk, and a form that may and is only called on a blocking thread.
+//! The trait is synchronous on purpose. A read from the page cache must be answered at once: a boxed future or a switch to a thread pool
+//! costs more than the read (measured: 18 to 23 µs of CPU a request against 5 to 6). So each call has a `try_` form that never waits for a
+//! disk, and a form that may wait and is only called on a blocking thread.
 //!
 //! Invariants: all methods take `&self` and may run at the same time from many threads; overlapping writes in flight leave either
 //! one's bytes in each 512-byte sector, as on a real disk; offsets and lengths are bytes, multiples of
@@ -18,25 +18,24 @@
 //! | `InvalidInput` | a range that is not on the disk | a defect of the caller |
 //! | any other | the medium failed | MEDIUM ERROR |
 //!
-//! `ResourceBusy` is for what passes by itself: a shortage of file descriptors or of memory, a place where the bytes are that cannot
-//! be reached for a moment. A write or a discard that returns it may have been done in part, and is done whole when it is sent again.
-//! Never return it for an error of the medium, nor for a flush whose sync has failed: the kernel may have dropped what it could
-//! not write, and the sync that succeeds after that would lie. A flush that could not begin its sync may return it. Initiators do
-//! not try for ever (Linux three minutes): a disk that can wait for a while by itself should, in the calls that may block.
+//! `ResourceBusy` is for conditions that end by themselves: a shortage of file descriptors or of memory, or storage that cannot be reached
+//! for a moment. A write or a discard that returns it may have been done in part; the initiator's retry does it completely. Never return it
+//! for a medium error, nor for a flush whose sync has failed: the kernel may have dropped the data that it could not write, and a later
+//! sync that succeeds would be false. A flush that could not start its sync may return it. Initiators do not retry for ever (Linux for
+//! three minutes): a disk that can wait for a while itself should do so, in the calls that may block.
 //!
 //! # Growth
 //!
-//! [`BlockInfo::size_bytes`] may grow while the disk is open, and never shrinks. Only the owner of the bytes lets it grow: the store
-//! that handed out the device, or a wrapper around it. It may do so at any time, also under a live initiator; when `info` has the
-//! new size, all of it can be read and written. A target whose
-//! [`follows_growth`](crate::ports::TargetCapabilities::follows_growth) is set serves the new size from then on and notifies every
-//! initiator; others serve the old one until the target is made again.
+//! [`BlockInfo::size_bytes`] may grow while the disk is open, and never shrinks. Only the owner of the bytes makes it grow: the store that
+//! provided the device, or a wrapper around it. It may do so at any time, also under a live initiator; when `info` has the new size, all of
+//! it can be read and written. A target whose [`follows_growth`](crate::ports::TargetCapabilities::follows_growth) is set serves the new
+//! size from then on and notifies every initiator; others serve the old size until the target is created again.
 
 use std::{io, path::PathBuf, sync::Arc};
 
 use crate::nouns::ImageFormat;
 
-/// What a block device is.
+/// The properties of a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockInfo {
     /// Its size in bytes, a multiple of `logical_block`. It may grow, see the module.
@@ -51,7 +50,7 @@ pub struct BlockInfo {
     pub discard: bool,
 }
 
-/// One run of a device's blocks that are alike.
+/// One run of consecutive blocks of a device that are all mapped or all unmapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockRun {
     /// Length in bytes.
@@ -60,13 +59,14 @@ pub struct BlockRun {
     pub mapped: bool,
 }
 
-/// A disk's bytes. See the module for what holds for every method, for errors and for growth.
+/// A disk's bytes. The module describes the rules for every method, the errors and growth.
 pub trait BlockDevice: Send + Sync + 'static {
-    /// Size, block sizes and abilities; all but the size are constant. A target calls it for every command: no system call, no lock
-    /// that is held across one.
+    /// Size, block sizes and abilities; all but the size are constant. A target calls it for every command: no system calls, and no lock
+    /// that is held across a system call.
     fn info(&self) -> BlockInfo;
 
-    /// Fills `buf` from `offset` if that needs no wait for a disk; `Ok(false)`: it would, nothing is promised about `buf`.
+    /// Fills `buf` from `offset` if that does not need to wait for a disk. `Ok(false)`: it would need to wait; the contents of `buf` are
+    /// undefined.
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
         let _ = (buf, offset);
         Ok(false)
@@ -75,38 +75,38 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Fills `buf` from `offset`; may wait for a disk.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Writes `buf` at `offset` if that needs no wait for a disk; `Ok(false)`: it would, nothing was written.
+    /// Writes `buf` at `offset` if that does not need to wait for a disk. `Ok(false)`: it would need to wait; nothing was written.
     fn try_write_at(&self, buf: &[u8], offset: u64) -> io::Result<bool> {
         let _ = (buf, offset);
         Ok(false)
     }
 
-    /// Writes `buf` at `offset`; may wait. When it returns the write survives the death of our process, not a power cut.
+    /// Writes `buf` at `offset`; may wait. When it returns, the write survives the death of our process, but not a power cut.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes every write that returned before this call survive a power cut. After a sync has failed once it fails for good: what
-    /// the kernel could not write it may have dropped, and a later success would lie. `ResourceBusy` and `StorageFull` say that no
+    /// Makes every write that returned before this call survive a power cut. After one failed sync it fails permanently: the kernel may
+    /// have dropped the data that it could not write, and a later success would be false. `ResourceBusy` and `StorageFull` mean that no
     /// sync has failed.
     fn flush(&self) -> io::Result<()>;
 
-    /// Lets the range read as zeros and gives its space back where [`BlockInfo::discard`] says so.
+    /// Makes the range read as zeros and frees its space if [`BlockInfo::discard`] is set.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// The runs of mapped and unmapped blocks from `offset` on, at most `limit` of them, covering at most `len` bytes. Neighbours may
-    /// be alike: a device need not look on for where the like ends.
+    /// The runs of mapped and unmapped blocks from `offset` on, at most `limit` of them, covering at most `len` bytes. Adjacent runs may be
+    /// of the same kind: a device need not search for the end of a merged run.
     fn block_status(&self, offset: u64, len: u64, limit: usize) -> io::Result<Vec<BlockRun>> {
         let _ = (offset, limit);
         Ok(vec![BlockRun { len, mapped: true }])
     }
 }
 
-/// A writable disk as a writeback store hands it out.
+/// A writable disk in the form in which a writeback store provides it.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Disk {
     /// Served by our own process.
     Blocks(Arc<dyn BlockDevice>),
-    /// A plain file that something else opens.
+    /// A plain file that another program opens.
     File {
         /// Its path.
         path: PathBuf,
@@ -120,7 +120,7 @@ pub enum Disk {
     },
 }
 
-/// The forms of [`Disk`], for the check at wiring time that a writeback store and a target fit.
+/// The forms of [`Disk`], used to check at wiring time that a writeback store and a target work together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskForm {

@@ -1,7 +1,7 @@
 //! SHA-256 of files: an image's identity.
 //!
-//! Hashing is CPU and disk work, so it runs on a blocking thread. Invariant: the thread stops within one buffer's time of the
-//! token's cancellation or of the future's drop; nothing is left behind, for nothing is written.
+//! Hashing is CPU and disk work, so it runs on a blocking thread. Invariant: the thread stops within one buffer's time of the token's
+//! cancellation or of the future's drop; nothing is left behind, because nothing is written.
 
 use std::{
     fs::File,
@@ -17,13 +17,13 @@ use crate::{
     ports::image_converter::Progress,
 };
 
-/// Large enough that the calls cost nothing beside the hashing, small enough to answer a cancellation at once.
+/// Large enough that the calls cost nothing compared to the hashing, small enough to react to a cancellation at once.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// The SHA-256 of a file's bytes as 64 lower-case hexadecimal digits.
 ///
-/// `progress` is told per mille of the file's length at the start, called from the blocking thread and only when the number grows.
-/// Errors: `NotFound` and `Permission` from opening; `Unavailable`, not retryable, when cancelled. Dropping the future cancels.
+/// `progress` gets per mille of the length that the file had at the start; it is called from the blocking thread, and only when the number
+/// grows. Errors: `NotFound` and `Permission` from opening; `Unavailable`, not retryable, when cancelled. Dropping the future cancels.
 pub async fn sha256_file(path: &Path, progress: Progress, cancel: CancellationToken) -> Result<String> {
     let stop = cancel.child_token();
     let dropped = stop.clone().drop_guard();
@@ -36,10 +36,10 @@ pub async fn sha256_file(path: &Path, progress: Progress, cancel: CancellationTo
         () = cancel.cancelled() => return Err(was_cancelled(path)),
     };
     dropped.disarm();
-    result.map_err(|e| Error::internal("The thread that hashed a file died").with_source(e))?
+    result.map_err(|e| Error::internal("The thread that was hashing a file died").with_source(e))?
 }
 
-/// The SHA-256 of bytes that are in memory already, in the same form as [`sha256_file`].
+/// The SHA-256 of bytes in memory, in the same form as [`sha256_file`].
 #[must_use]
 pub fn sha256_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
@@ -61,7 +61,7 @@ fn hash(path: &Path, progress: &Progress, stop: &CancellationToken) -> Result<St
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; BUFFER_BYTES];
     let mut done: u64 = 0;
-    let mut told: u16 = 0;
+    let mut reported: u16 = 0;
     loop {
         if stop.is_cancelled() {
             return Err(was_cancelled(path));
@@ -75,12 +75,12 @@ fn hash(path: &Path, progress: &Progress, stop: &CancellationToken) -> Result<St
         hasher.update(&buffer[..n]);
         done = done.saturating_add(n as u64);
         let now = per_mille(done, total);
-        if now > told {
-            told = now;
+        if now > reported {
+            reported = now;
             progress(now);
         }
     }
-    if told < 1000 {
+    if reported < 1000 {
         progress(1000);
     }
     Ok(hex(&hasher.finalize()))

@@ -1,4 +1,4 @@
-//! One error for every port: which failure it is, whether trying again may help, what happened, where, and why.
+//! The error type of every port: which failure it is, whether a retry may help, what happened, where, and why.
 //!
 //! ```text
 //! code      which failure, with the arguments of its text; it has a kind (module `code`)
@@ -10,14 +10,14 @@
 //! causes    the chain of sources behind that, for the log
 //! ```
 //!
-//! A caller decides by [`ErrorKind`] and [`Error::is_retryable`] alone; it never needs to know which backend spoke. Context, tool and
+//! A caller decides by [`ErrorKind`] and [`Error::is_retryable`] alone; it never needs to know which backend failed. Context, tool and
 //! causes are for logs; message, reason, hint and code are what a user sees.
 //!
 //! Invariants:
-//! * Everything is text, so an error can be cloned, stored and sent, and is the same on the other side, its causes included.
+//! * Everything is text, so an error can be cloned, stored and sent, and arrives unchanged, its causes included.
 //! * Each cause is printed once. The message holds neither reason nor causes; `Display` prints message, reason, kind and context, and
-//!   [`source`](StdError::source) begins behind them. [`Error::report`] prints all of it.
-//! * Secrets never enter an error: [`ToolFailure::argv`] is redacted by whoever builds it.
+//!   [`source`](StdError::source) starts after them. [`Error::report`] prints all of it.
+//! * Secrets never enter an error: [`ToolFailure::argv`] is redacted by the code that builds it.
 
 mod causes;
 pub mod code;
@@ -44,12 +44,12 @@ pub struct ToolFailure {
     pub stderr_tail: String,
 }
 
-/// One thing that is known of the place where an error happened.
+/// One fact about the place where an error happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
-    /// What it is: `backend`, `operation`, `subject`, or a word of the layer that added it.
+    /// The kind of fact: `backend`, `operation`, `subject`, or a key of the layer that added it.
     pub key: Cow<'static, str>,
-    /// Which.
+    /// The value.
     pub value: String,
 }
 
@@ -84,7 +84,8 @@ struct Parts {
 }
 
 impl Error {
-    /// A failure with this code; a kind is one, too. `message` starts with a capital, names the subject and does not repeat the source.
+    /// A failure with this code; a kind is a code as well. `message` starts with a capital, names the subject and does not repeat the
+    /// source.
     pub fn new(code: impl Into<Code>, message: impl Into<String>) -> Self {
         let code = code.into();
         Self(Box::new(Parts {
@@ -111,12 +112,12 @@ impl Error {
         Self::new(code::not_found(what, &which), format!("No {what} {which}")).with_subject(which)
     }
 
-    /// A defect of ours; say which invariant broke.
+    /// A defect in GGnet; the message says which invariant was broken.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message)
     }
 
-    /// An I/O error with the kind that callers can act on; `doing` is what was attempted, with the path.
+    /// An I/O error, mapped to the kind that callers can act on; `doing` is what was attempted, with the path.
     pub fn io(doing: impl fmt::Display, source: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         let kind = match source.kind() {
@@ -139,14 +140,14 @@ impl Error {
         Self::new(kind, doing.to_string()).with_reason(source)
     }
 
-    /// Overrides whether trying again may help.
+    /// Overrides whether a retry may help.
     #[must_use]
     pub fn retryable(mut self, retryable: bool) -> Self {
         self.0.retryable = retryable;
         self
     }
 
-    /// A more exact code for what it is. Where that is of another kind, it may be tried again as that kind may.
+    /// Sets a more exact code. If the code has another kind, whether a retry may help follows that kind.
     #[must_use]
     pub fn with_code(mut self, code: Code) -> Self {
         if code.kind() != self.kind() {
@@ -163,7 +164,7 @@ impl Error {
         self
     }
 
-    /// Why it failed, where the source's own words are fit for people; what is behind the source goes to the causes.
+    /// Why it failed, if the source's own text is fit for people. The sources of `source` become the causes.
     #[must_use]
     pub fn with_reason(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source: Box<dyn StdError + Send + Sync> = source.into();
@@ -173,7 +174,7 @@ impl Error {
         self
     }
 
-    /// Adds to where it happened. Whoever comes later is further out.
+    /// Adds where it happened. Later additions are further out.
     #[must_use]
     pub fn with_context(mut self, key: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
         let here = Context { key: key.into(), value: value.into() };
@@ -201,7 +202,7 @@ impl Error {
         self.with_context(SUBJECT, subject)
     }
 
-    /// What a person should do next; shown to operators.
+    /// What the operator should do next.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
@@ -215,7 +216,7 @@ impl Error {
         self
     }
 
-    /// The cause, with what is behind it: for the log only.
+    /// The cause, with its own causes: for the log only.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source: Box<dyn StdError + Send + Sync> = source.into();
@@ -247,7 +248,7 @@ impl Error {
         &self.0.message
     }
 
-    /// Why, where a reason is known that is fit for people.
+    /// Why it failed, if a reason is known that is fit for people.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         self.0.reason.as_deref()
@@ -268,7 +269,7 @@ impl Error {
         self.0.field.as_deref()
     }
 
-    /// What a person should do next.
+    /// What the operator should do next.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
@@ -284,7 +285,7 @@ impl Error {
         self.0.context.iter().find(|here| here.key == key).map(|here| here.value.as_str())
     }
 
-    /// The backend that failed: the innermost.
+    /// The innermost backend: the one that failed.
     #[must_use]
     pub fn backend(&self) -> Option<&str> {
         self.innermost(BACKEND)

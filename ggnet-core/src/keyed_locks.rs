@@ -1,5 +1,5 @@
-//! [`KeyedLocks`]: one lock per key, so that calls for one thing run one after the other and calls for different things do not wait for
-//! each other. Entries exist only while somebody holds or waits.
+//! [`KeyedLocks`]: one lock per key, so that calls for one object run one after the other and calls for different objects do not wait for
+//! each other. An entry exists only while its lock is held or waited for.
 
 use std::{
     borrow::Borrow,
@@ -21,11 +21,11 @@ impl<K> Default for KeyedLocks<K> {
     }
 }
 
-/// Holds one key's lock until it is dropped. Held across awaits on purpose: it puts calls on one thing in order.
+/// Holds one key's lock until it is dropped. Held across awaits on purpose: it orders the calls on one object.
 pub type KeyGuard = OwnedMutexGuard<()>;
 
 impl<K: Hash + Eq> KeyedLocks<K> {
-    /// Waits for the lock; first come, first served. Dropped half-way: nothing happened.
+    /// Waits for the lock; first come, first served. If dropped half-way, nothing has happened.
     pub async fn lock<Q>(&self, key: &Q) -> KeyGuard
     where
         K: Borrow<Q>,
@@ -34,7 +34,7 @@ impl<K: Hash + Eq> KeyedLocks<K> {
         self.entry(key).lock_owned().await
     }
 
-    /// The lock if nobody holds it.
+    /// The lock, if it is free.
     pub fn try_lock<Q>(&self, key: &Q) -> Option<KeyGuard>
     where
         K: Borrow<Q>,
@@ -49,7 +49,7 @@ impl<K: Hash + Eq> KeyedLocks<K> {
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nobody holds or waits for an entry whose only reference is the map's.
+        // An entry that is referenced only by the map is neither held nor waited for.
         if locks.len() > 64 {
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         }

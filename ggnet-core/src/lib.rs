@@ -2,7 +2,7 @@
 //!
 //! The domain's [nouns], the [ports] that backends implement, the [limits](wrap) around them, the [orchestrator] that starts, stops and
 //! reconciles sessions over them, and the [boot text](boot_text) that machines read. No sockets, no processes, no SQL and no HTTP here:
-//! those are backends' and frontends'.
+//! those belong to backends and frontends.
 
 #[cfg(feature = "api")]
 pub mod api;

@@ -1,13 +1,14 @@
-//! [`Metrics`]: what core counts, in the registry that its embedder passes in. There is no global recorder.
+//! [`Metrics`]: the metrics of core, in the registry that its embedder passes in. There is no global recorder.
 //!
 //! With the prefix `ggnet`, as `ggnet-server` shows them:
 //!
-//! * `ggnet_port_calls_total{port, backend, operation, outcome}`: calls. The outcome is `ok`, an error's kind, `timeout` for a call whose
-//!   limit passed, or `refused` for one that was not begun.
-//! * `ggnet_port_call_seconds{port, backend, operation}`: how long callers waited.
-//! * `ggnet_port_calls_in_flight{port, backend}`: calls that have begun and not ended.
-//! * `ggnet_port_calls_overdue{port, backend}`: those of them whose limit has passed: their callers were let go, and they still run.
-//! * `ggnet_observations_dropped_total`: observations of backends that were dropped because they found no place in the queue.
+//! * `ggnet_port_calls_total{port, backend, operation, outcome}`: calls. The outcome is `ok`, an error's kind, `timeout` for a call that
+//!   exceeded its time limit, or `refused` for one that was not started.
+//! * `ggnet_port_call_seconds{port, backend, operation}`: the time that callers waited.
+//! * `ggnet_port_calls_in_flight{port, backend}`: calls in flight.
+//! * `ggnet_port_calls_overdue{port, backend}`: those of them that have exceeded their time limit: their callers got `Timeout`, and the
+//!   calls still run.
+//! * `ggnet_observations_dropped_total`: observations from backends that were dropped because the queue was full.
 
 pub use prometheus_client::registry::Registry;
 use prometheus_client::{
@@ -22,7 +23,7 @@ pub(crate) type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// Seconds.
 const BUCKETS: [f64; 11] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0, 120.0, 600.0, 3600.0];
 
-/// What core counts. Cheap to clone; all clones count together.
+/// The metrics of core. Cheap to clone; all clones share the same counters.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     calls: Family<Labels<4>, Counter>,
@@ -49,14 +50,14 @@ impl Metrics {
             overdue: Family::default(),
             observations_dropped: Counter::default(),
         };
-        registry.register("port_calls", "Calls of ports by how they ended", new.calls.clone());
-        let help = "How long callers of ports waited";
+        registry.register("port_calls", "Port calls by outcome", new.calls.clone());
+        let help = "Time that callers waited for port calls";
         registry.register_with_unit("port_call", help, Unit::Seconds, new.seconds.clone());
-        let help = "Calls of ports that have begun and not ended";
+        let help = "Port calls in flight";
         registry.register("port_calls_in_flight", help, new.in_flight.clone());
-        let help = "Calls of ports whose limit has passed and that still run";
+        let help = "Port calls in flight that have exceeded their time limit";
         registry.register("port_calls_overdue", help, new.overdue.clone());
-        let help = "Observations of backends that were dropped because they found no place in the queue";
+        let help = "Observations from backends that were dropped because the queue was full";
         registry.register("observations_dropped", help, new.observations_dropped.clone());
         new
     }

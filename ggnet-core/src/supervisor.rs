@@ -1,5 +1,5 @@
 //! [`Supervisor`]: the one place where long-lived tasks are spawned: receive and accept loops, the reconciler, watchers. Each has a name,
-//! and an owner whose health names it when it ended although nobody asked.
+//! and an owner whose health names it when it ended without being stopped.
 //!
 //! ```text
 //!             ended (returned or panicked)             pause over, doubled each time
@@ -8,11 +8,11 @@
 //!      ▼                                      ▼                                            ▼
 //!    over                                   over                                        healthy
 //! ```
-//! Short-lived work (one connection, one transfer, one call) is not for here: its owner tracks it in a `TaskTracker` and waits for it.
+//! Short-lived work (one connection, one transfer, one call) is not spawned here: its owner tracks it in a `TaskTracker` and waits for it.
 //!
-//! Invariants: from the end of a task until it has run again for [`SETTLED`], [`Supervisor::trouble`] names it; one log line each end; a
-//! task that ends at once every time costs one start in [`LONGEST_PAUSE`]; when [`Supervisor::stop`] returns, every task is over. A task
-//! ends itself when it hears of the stop: it is never cut off in the middle.
+//! Invariants: from the end of a task until it has run again for [`SETTLED`], [`Supervisor::trouble`] names it; each end is one log line; a
+//! task that always ends at once costs one start per [`LONGEST_PAUSE`]; when [`Supervisor::stop`] returns, every task has ended. A task
+//! ends itself when its stop is requested: it is never cut off in the middle.
 
 use std::{
     any::Any,
@@ -30,12 +30,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause between two starts of a task.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long a task must have run again before it is healthy: a loop that fails at once is never taken for one that works.
+/// How long a task must have run again before it is healthy: a loop that fails at once never counts as healthy.
 pub const SETTLED: Duration = Duration::from_secs(2);
 /// A task that ran this long starts again with the first pause.
 const LONG_RUN: Duration = Duration::from_secs(60);
 
-/// Owns long-lived tasks. Dropped, it asks them to stop and does not wait.
+/// Owns long-lived tasks. When dropped, it asks them to stop and does not wait.
 #[derive(Debug)]
 pub struct Supervisor {
     stop: CancellationToken,
@@ -55,20 +55,20 @@ struct Task {
 enum State {
     /// Runs for the first time, or has run long enough.
     Running,
-    /// Ended, as the words say, and waits for its next start.
+    /// Ended for this reason, and waits for its next start.
     Ended(String),
-    /// Runs again since then, after it had ended as the words say.
+    /// Has been running again since then, after it ended for this reason.
     Again(Instant, String),
 }
 
 impl Supervisor {
-    /// Of tasks that end when `stop` is cancelled.
+    /// A supervisor of tasks that end when `stop` is cancelled.
     #[must_use]
     pub fn new(stop: CancellationToken) -> Self {
         Self { stop, tracker: TaskTracker::new(), tasks: Mutex::default() }
     }
 
-    /// Runs `work` in a task of its own, now and again each time it ends, until the stop. `work` must return soon after the token that
+    /// Runs `work` in a task of its own, and again each time it ends, until the stop. `work` must return soon after the token that
     /// [`Supervisor::new`] got is cancelled. Must be called within a tokio runtime.
     pub fn keep<W>(&self, name: impl Into<String>, work: impl Fn() -> W + Send + Sync + 'static)
     where
@@ -87,13 +87,13 @@ impl Supervisor {
         self.tracker.spawn(supervise(task, work, self.stop.clone()));
     }
 
-    /// Cancelled when the tasks are to stop.
+    /// The token that is cancelled when the tasks should stop.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// The tasks that ended although nobody asked and have not recovered yet; none: all run.
+    /// The tasks that ended without being stopped and have not recovered yet; `None` if all run.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         let tasks = lock(&self.tasks);
@@ -101,7 +101,7 @@ impl Supervisor {
         (!all.is_empty()).then(|| all.join("; "))
     }
 
-    /// Asks all tasks to stop and waits for them. Dropped half-way, they stop all the same.
+    /// Asks all tasks to stop and waits for them. If dropped half-way, they stop nevertheless.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tracker.close();
@@ -138,7 +138,8 @@ where
     let mut pause = FIRST_PAUSE;
     while !stop.is_cancelled() {
         let begun = Instant::now();
-        // What a panic leaves behind is the work's own concern: it starts anew, and std locks are taken over by their owners.
+        // `work` must cope with the state that a panic leaves behind: it starts from the beginning, and owners of std locks ignore
+        // poisoning.
         let running = AssertUnwindSafe(async {
             let work = work();
             #[cfg(any(test, feature = "testkit"))]
@@ -167,13 +168,13 @@ where
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without words")
 }
 
-/// Faults for tests: a running task of this process is ended by its name.
+/// Faults for tests: end a running task of this process by its name.
 #[cfg(any(test, feature = "testkit"))]
 pub mod faults {
     use std::{

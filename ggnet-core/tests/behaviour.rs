@@ -34,7 +34,7 @@ use ggnet_core::{
     wrap::PortLimits,
 };
 
-/// Backends in memory, changed as told, as every embedder has them: behind limits, which must not change what a backend does.
+/// Backends in memory, with this change, behind limits as for every embedder: the limits must not change what a backend does.
 fn limited(change: impl FnOnce(&mut Backends)) -> Ports {
     let mut backends = Backends {
         store: Arc::new(MemoryStore::new()),

@@ -1,4 +1,4 @@
-//! The example of an embedder's program, run as it is.
+//! Runs the example of an embedder's program.
 
 #[allow(
     clippy::disallowed_methods,

@@ -1,4 +1,4 @@
-//! A suite that no wrong backend fails proves nothing: backends with one defect each, and the case that must fail.
+//! Tests that the suites detect defects: backends with one defect each, and the case that must fail.
 
 #![expect(clippy::unwrap_used, reason = "a fixture fails by panicking, as a test does")]
 
@@ -129,7 +129,7 @@ impl Broken {
                 if !self.running.lock().unwrap().insert(host.id.clone()) {
                     return Err(Error::new(ErrorKind::Busy, "Somebody else makes it"));
                 }
-                // Long enough that calls which begin together do meet.
+                // Long enough that calls that start together overlap.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 let made = self.inner.ensure(host).await;
                 self.running.lock().unwrap().remove(&host.id);
@@ -398,7 +398,7 @@ impl ImageStore for FaultyImages {
 
     async fn adopt(&self, spec: &ImageSpec, from: &Frozen) -> Result<ImageListed> {
         if self.1 == Fault::CopiesOnAdoption {
-            // Says that it is done, and the writeback is there still.
+            // Reports success, although the writeback still exists.
             return Ok(ImageListed::whole(spec.id, spec.size_bytes));
         }
         Ok(self.shown(self.0.adopt(spec, from).await?))

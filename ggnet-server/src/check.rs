@@ -207,7 +207,7 @@ mod tests {
         let store = of("section [store]");
         assert_eq!((store.len(), store[0].level), (1, Level::Fail));
         assert!(store[0].mend.as_deref().unwrap().contains("path, key_file"), "{}", store[0]);
-        assert!(of("section [dhcp]")[0].mend.as_deref().unwrap().contains("Known ones: "));
+        assert!(of("section [dhcp]")[0].mend.as_deref().unwrap().contains("Available backends: "));
         assert_eq!(of("boot loader ipxe.efi")[0].level, Level::Warn, "it is not in that folder");
         assert!(of("ports")[0].why.contains("[http]") && of("ports")[0].why.contains("[target]"));
         assert_eq!(of("TCP port 3260 on 127.0.0.1").len(), 1);

@@ -18,13 +18,13 @@ pub struct ImageResponse {
     pub versions: Vec<VersionResponse>,
 }
 
-/// A version, and how far its import is.
+/// A version, with the progress of its import.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionResponse {
     /// The version.
     #[serde(flatten)]
     pub version: ImageVersion,
-    /// How far the import is, in per mille, while it is under way.
+    /// The progress of the import, in per mille, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress_per_mille: Option<u16>,
 }
@@ -33,17 +33,17 @@ pub struct VersionResponse {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImportImageRequest {
-    /// The image to add a version to; made when there is none of this name.
+    /// The image to add a version to; created if there is no image of this name.
     pub name: Name,
     /// The file on the server: below one of the folders that the server's configuration allows.
     pub path: PathBuf,
-    /// Its format; left out: as the probe finds.
+    /// Its format; if left out, determined by the probe.
     #[serde(default)]
     pub format: Option<ImageFormat>,
     /// The SHA-256 that the file should have, in hexadecimal.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// What to say of this version.
+    /// A comment on this version.
     #[serde(default)]
     pub comment: String,
     /// Whether machines boot it from their next boot on (default true).
@@ -55,14 +55,14 @@ const fn yes() -> bool {
     true
 }
 
-/// An import that has begun; watch the version until it is `ready` or `failed`.
+/// An import that has started; watch the version until it is `ready` or `failed`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportResponse {
     /// The image.
     pub image: Image,
-    /// The version being made.
+    /// The version that is being created.
     pub version: VersionResponse,
-    /// The job that makes it; none where it could not be read.
+    /// The job that creates it; `None` if it could not be read.
     #[serde(default)]
     pub job: Option<JobId>,
 }

@@ -38,13 +38,13 @@ pub struct CreateMachineRequest {
     /// The image it boots.
     #[serde(default)]
     pub image: Option<ImageId>,
-    /// A version to stay on.
+    /// The version that it always boots.
     #[serde(default)]
     pub pinned_version: Option<ImageVersionId>,
     /// Whether asking for its boot script starts a session.
     #[serde(default = "yes")]
     pub auto_start: bool,
-    /// What a reboot does to its writes.
+    /// What happens to its writes at a reboot.
     #[serde(default)]
     pub writeback: WritebackPolicy,
 }
@@ -92,13 +92,13 @@ pub struct UpdateMachineRequest {
     /// The image it boots.
     #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
     pub image: Option<Option<ImageId>>,
-    /// A version to stay on.
+    /// The version that it always boots.
     #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
     pub pinned_version: Option<Option<ImageVersionId>>,
     /// Whether asking for its boot script starts a session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_start: Option<bool>,
-    /// What a reboot does to its writes.
+    /// What happens to its writes at a reboot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writeback: Option<WritebackPolicy>,
 }

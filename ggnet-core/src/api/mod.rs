@@ -1,6 +1,7 @@
 //! Wire types of the HTTP API `/api/v1`, shared by the server and the CLI: serde only, no HTTP.
 //!
-//! Nouns go over the wire as they are; what is computed for a response (is it online, how far is an import) stands beside them.
+//! Nouns are sent as they are; a response adds the values that are computed for it (whether a session is online, the progress of an
+//! import).
 
 pub mod images;
 pub mod machines;

@@ -20,7 +20,7 @@ pub struct Problem {
     pub detail: String,
     /// [`crate::ErrorKind`] by name.
     pub kind: String,
-    /// Which failure: a name of docs/errors.md. Empty from a server that has none yet.
+    /// The code of the failure, as docs/errors.md lists it. Empty from an older server without codes.
     #[serde(default)]
     pub code: String,
     /// The arguments of the code's text.
@@ -40,7 +40,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// What a user is shown of an error: neither its context nor its causes.
+    /// The part of an error that a user is shown: neither its context nor its causes.
     #[must_use]
     pub fn of(error: &Error, status: u16, title: &str) -> Self {
         let (kind, code) = (error.kind(), error.code());

@@ -10,7 +10,7 @@ use crate::nouns::{ImageId, Iqn, MachineId, Name, Session};
 pub struct SessionStartRequest {
     /// The machine.
     pub machine_id: MachineId,
-    /// The image; left out: the one that the machine is assigned to.
+    /// The image; if left out, the image that the machine is assigned to.
     #[serde(default)]
     pub image_id: Option<ImageId>,
 }
@@ -19,12 +19,12 @@ pub struct SessionStartRequest {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionStopRequest {
-    /// Also with a live initiator: its disk is flushed and its connections are closed.
+    /// Stops it even with a live initiator: the disk is flushed and the connections are closed.
     #[serde(default)]
     pub force: bool,
 }
 
-/// A session with what is observed of it.
+/// A session with its observed state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionResponse {
     /// The session. Credentials are never in it.
@@ -73,7 +73,7 @@ pub struct SessionStartResponse {
     pub session: SessionResponse,
     /// Its target.
     pub target: TargetInfo,
-    /// The machine's boot script. It carries the CHAP pair of this generation.
+    /// The machine's boot script. It contains the CHAP pair of this generation.
     pub boot_script: String,
     /// Where the machine reads it.
     pub script_url: String,
@@ -88,16 +88,16 @@ pub struct SessionListResponse {
     pub items: Vec<SessionResponse>,
     /// How many there are in all pages.
     pub total: u64,
-    /// Which page this is.
+    /// The number of this page.
     pub page: u32,
-    /// How many a page has.
+    /// The number of items per page.
     pub per_page: u32,
 }
 
 /// `GET /api/v1/sessions/stats`: from counters, no scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionStatsResponse {
-    /// All sessions that are remembered.
+    /// All sessions that are in the database.
     pub total_sessions: u64,
     /// Active ones.
     pub active_sessions: u64,

@@ -12,22 +12,22 @@ use crate::{
 pub struct EventListResponse {
     /// The events, oldest first.
     pub items: Vec<Event>,
-    /// What to give as `after` next time; none while there is no event at all.
+    /// The value for `after` in the next request; `None` if there is no event at all.
     #[serde(default)]
     pub cursor: Option<Cursor>,
 }
 
-/// How one backend is.
+/// The health of one backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendHealth {
     /// The port: `target`, `dhcp` …
     pub port: String,
     /// The backend's name.
     pub backend: String,
-    /// How it is.
+    /// Its health.
     #[serde(flatten)]
     pub health: Health,
-    /// Whether it lets machines boot now: one that does not makes the server unready.
+    /// Whether machines can boot with it now. A backend for which this is false makes the server unready.
     #[serde(default)]
     pub boots: bool,
 }
@@ -48,8 +48,8 @@ pub struct HealthResponse {
 pub struct ServerInfo {
     /// The server's version.
     pub version: String,
-    /// Its instance id, part of every name it gives out.
+    /// Its instance id, part of every name that it creates.
     pub instance: String,
-    /// The folders below which images may be imported.
+    /// The folders from which images may be imported.
     pub import_dirs: Vec<String>,
 }

@@ -13,7 +13,7 @@ pub struct CreateTargetRequest {
     pub name: Name,
     /// The version to export, read-only.
     pub version_id: ImageVersionId,
-    /// The only initiator that may log in; left out: any.
+    /// The only initiator that may log in; if left out, any initiator.
     #[serde(default)]
     pub initiator: Option<Iqn>,
 }

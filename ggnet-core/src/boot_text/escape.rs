@@ -1,6 +1,6 @@
-//! What may stand in an iPXE script when it came from somewhere else.
+//! Which values from outside may be inserted into an iPXE script.
 //!
-//! iPXE has neither quotes nor an escape character. It reads a script so:
+//! iPXE has neither quotes nor an escape character. It reads a script as follows:
 //! * a line ends at LF (a CR before it is dropped); a `\` as the line's last character joins the next line to it;
 //! * a line is cut into words at white space; `"` and `'` are ordinary characters;
 //! * a word that starts with `#` begins a comment; the words `||`, `&&` and `;`, alone, begin another command;
@@ -8,13 +8,13 @@
 //!   an expanded value is never cut into words again;
 //! * a word that starts with `-` is an option while no other word came before it.
 //!
-//! So nothing can be escaped, only refused or replaced. Text for people goes through [`text`], which replaces; names, addresses and
-//! secrets go through [`word`], which refuses. Invariant: whatever surrounds it in the template, the output of either starts no
-//! command, ends no line, opens no comment and expands no setting.
+//! So nothing can be escaped, only rejected or replaced. Text for people goes through [`text`], which replaces; names, addresses and
+//! secrets go through [`word`], which rejects. Invariant: for any surrounding text in the template, the output of both starts no command,
+//! ends no line, opens no comment and expands no setting.
 
 use crate::error::{Error, Result};
 
-/// Replaces what iPXE would take for syntax, for text that people read on a screen.
+/// Replaces everything that iPXE would interpret as syntax; for text that people read on a screen.
 ///
 /// Control characters, everything outside ASCII, `$`, and a backslash at the end become `?`; braces become parentheses; white
 /// space becomes a space; a `#` at the start of a word, and a word of nothing but `|`, `&` and `;`, become `?`. It is the
@@ -44,7 +44,7 @@ pub fn text(value: &str) -> String {
     out
 }
 
-/// Moves a finished word to the output, disarmed.
+/// Moves a finished word to the output, made harmless.
 fn flush(word: &mut String, out: &mut String) {
     if is_operator(word) {
         out.extend(word.chars().map(|_| '?'));
@@ -57,7 +57,7 @@ fn flush(word: &mut String, out: &mut String) {
     word.clear();
 }
 
-/// A lone `|` counts: it could meet another one in the template.
+/// A single `|` counts, because it could be next to another one in the template.
 fn is_operator(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|b| b"|&;".contains(&b))
 }
@@ -67,7 +67,7 @@ fn is_operator(word: &str) -> bool {
 /// Errors: `Invalid`, naming `what` and the character (never the value: it may be a secret).
 pub fn word<'a>(what: &str, value: &'a str) -> Result<&'a str> {
     let bad = |why: String| {
-        Err(Error::invalid("boot_text", format!("The {what} cannot stand in an iPXE script: {why}")))
+        Err(Error::invalid("boot_text", format!("The {what} cannot be used in an iPXE script: {why}")))
     };
     if value.is_empty() {
         return bad("it is empty".to_owned());
@@ -165,7 +165,7 @@ mod tests {
         #[test]
         fn no_value_leaves_its_place(a in nasty(), b in nasty()) {
             let (a, b) = (text(&a), text(&b));
-            // Beside each other, before the end of a line, and after a dollar sign of the template's own.
+            // Next to each other, before the end of a line, and after a dollar sign of the template.
             let script = format!("#!ipxe\necho x{a}{b}\necho ${a} y {b}\nexit 1\n");
             let read = lines::read(&script);
             prop_assert_eq!(read.len(), 3, "{}", script);

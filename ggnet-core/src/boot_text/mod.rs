@@ -1,10 +1,10 @@
 //! Boot text: everything that a machine without a disk reads before it has one.
 //!
-//! iPXE scripts (from Tera templates that an operator may override), Raspberry Pi configuration, the SAN URI, and what
-//! keeps them honest: an escape for every interpolated value, a syntax validator that knows iPXE's commands, and
-//! [`ipxe::inspect()`], which reads back what a script does by running it on a model of iPXE's interpreter.
+//! iPXE scripts (from Tera templates that an operator may override), Raspberry Pi configuration, the SAN URI, and the checks on them:
+//! escaping of every interpolated value, a syntax validator that knows iPXE's commands, and [`ipxe::inspect()`], which determines what a
+//! script does by running it on a model of iPXE's interpreter.
 //!
-//! No I/O except reading override templates from a folder. Invariant: text that leaves here has passed the validator.
+//! No I/O except reading override templates from a folder. Invariant: all text that this module returns has passed the validator.
 
 pub mod escape;
 pub mod ipxe;

@@ -1,9 +1,9 @@
-//! Where a machine asks: the paths that the templates name and the server answers, in one place.
+//! The paths that machines request: the templates contain them and the server answers them. They are defined only here.
 
 use crate::{error::Result, nouns::MacAddr, ports::boot_file::BootPath};
 
 /// The HTTP path of a machine's script, below the server's base URL: `boot/<mac-with-dashes>.ipxe`. The first-stage template builds the
-/// same one from `${netX/mac:hexhyp}`.
+/// same path from `${netX/mac:hexhyp}`.
 #[must_use]
 pub fn script(mac: MacAddr) -> String {
     format!("boot/{}.ipxe", mac.hyphenated())

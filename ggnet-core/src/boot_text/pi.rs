@@ -1,8 +1,8 @@
-//! The text files that a Raspberry Pi's firmware reads over TFTP: `config.txt` and `cmdline.txt`, and the folder they stand in.
+//! The text files that a Raspberry Pi's firmware reads over TFTP: `config.txt` and `cmdline.txt`, and the folder that contains them.
 //!
-//! The firmware can load kernel and initial RAM disk over TFTP and nothing else; the root file system comes later, when Debian's
-//! initramfs (package `open-iscsi`, with a file `/etc/iscsi/iscsi.initramfs` in the image) reads the `iscsi_…` words of the kernel's
-//! command line and logs in. Neither file knows quotes or escapes: a value is one word, or it is refused.
+//! The firmware can load kernel and initial RAM disk over TFTP and nothing else; the root file system comes later, when Debian's initramfs
+//! (package `open-iscsi`, with a file `/etc/iscsi/iscsi.initramfs` in the image) reads the `iscsi_…` words of the kernel's command line and
+//! logs in. Neither file supports quotes or escapes: a value is one word, or it is rejected.
 
 use std::net::IpAddr;
 
@@ -31,18 +31,19 @@ pub struct PiConfig {
     pub serial_console: bool,
 }
 
-/// What the kernel is told.
+/// The kernel's command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PiCmdline {
-    /// Where the disk is. The server must be an address: the initramfs resolves no names.
+    /// Where the disk is. The server must be an address: the initramfs cannot resolve names.
     pub san: SanUri,
     /// The initiator name that the target accepts.
     pub initiator: Iqn,
-    /// What the target asks for. Whoever can read the TFTP folder can read it, and every process of the guest too.
+    /// The credentials that the target requires. Everyone who can read the TFTP folder can read them, and so can every process of the
+    /// guest.
     pub chap: Option<ChapPair>,
     /// The root file system: `UUID=…`, `LABEL=…`, `PARTUUID=…` or a device.
     pub root: String,
-    /// More words for the kernel.
+    /// More words for the kernel's command line.
     pub extra: Vec<String>,
 }
 
@@ -93,7 +94,7 @@ pub fn cmdline_txt(cmdline: &PiCmdline) -> Result<String> {
         return Err(Error::invalid(
             "san_uri",
             format!(
-                "A Raspberry Pi needs the server's IPv4 address, not {}: its initramfs resolves no names and asks DHCP for IPv4",
+                "A Raspberry Pi needs the server's IPv4 address, not {}: its initramfs cannot resolve names and uses DHCP for IPv4 only",
                 cmdline.san.server
             ),
         ));
@@ -121,13 +122,16 @@ pub fn cmdline_txt(cmdline: &PiCmdline) -> Result<String> {
     if line.len() > LONGEST_CMDLINE {
         return Err(Error::invalid(
             "extra",
-            format!("The kernel's command line is {} bytes long, {LONGEST_CMDLINE} is the most", line.len()),
+            format!(
+                "The kernel's command line is {} bytes long; the maximum is {LONGEST_CMDLINE}",
+                line.len()
+            ),
         ));
     }
     Ok(line + "\n")
 }
 
-/// One word as the kernel and the initramfs (which cuts at white space and expands wildcards) both read it.
+/// One word that the kernel and the initramfs (which splits at white space and expands wildcards) read in the same way.
 fn word<'a>(field: &'static str, value: &'a str) -> Result<&'a str> {
     let bad = |c: char| !c.is_ascii_graphic() || "\"'`\\*?[]$;&|<>(){}#!~".contains(c);
     match value.chars().find(|c| bad(*c)) {
@@ -145,12 +149,14 @@ fn secret<'a>(what: &str, value: &'a str) -> Result<&'a str> {
     word("chap", value).map_err(|_| {
         Error::invalid(
             "chap",
-            format!("The {what} is empty or holds a character that the kernel's command line cannot carry"),
+            format!(
+                "The {what} is empty or contains a character that the kernel's command line does not allow"
+            ),
         )
     })
 }
 
-/// A file beside `config.txt`, or in a folder below it.
+/// A file in the folder of `config.txt`, or in a folder below it.
 fn file<'a>(field: &'static str, value: &'a str) -> Result<&'a str> {
     let part = |p: &str| {
         !p.is_empty()
@@ -163,7 +169,7 @@ fn file<'a>(field: &'static str, value: &'a str) -> Result<&'a str> {
         Err(Error::invalid(
             field,
             format!(
-                "{value:?} is not a file of the TFTP folder: the firmware loads nothing by URL, and no name with spaces"
+                "{value:?} is not a file of the TFTP folder: the firmware cannot load URLs, or names with spaces"
             ),
         ))
     }

@@ -1,8 +1,8 @@
 //! [`SanUri`]: where a machine finds its disk, as RFC 4173 section 5 writes it and iPXE reads it.
 //!
-//! `iscsi:<server>:<protocol>:<port>:<LUN>:<target>`: five colons, every field but server and target may be empty, the LUN is
-//! hexadecimal and an IPv6 address stands in brackets. iPXE splits at exactly these colons, so one colon too few turns the target's
-//! name into the LUN; this is the only place where such a URI is built.
+//! `iscsi:<server>:<protocol>:<port>:<LUN>:<target>`: five colons, every field except server and target may be empty, the LUN is
+//! hexadecimal and an IPv6 address is in brackets. iPXE splits at exactly these colons, so one colon too few turns the target's name into
+//! the LUN; this is the only place where such a URI is built.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -24,7 +24,7 @@ pub enum Host {
 }
 
 impl Host {
-    /// Whether it is an address that no machine on the network can reach a server by.
+    /// Whether it is an address at which no machine on the network can reach a server.
     #[must_use]
     pub fn is_unusable(&self) -> bool {
         matches!(self, Self::Ip(ip) if ip.is_unspecified() || ip.is_multicast())
@@ -73,7 +73,7 @@ impl FromStr for Host {
                 && !l.starts_with('-')
                 && !l.ends_with('-')
         };
-        // A last label of digits only is an address with a mistake in it, never a name (RFC 3696 2).
+        // A last label of only digits is a mistyped address, never a name (RFC 3696 2).
         let digits = s.rsplit('.').next().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
         if s.len() > 253 || digits || !s.split('.').all(label) {
             return Err(bad("neither an IP address nor a host name"));
@@ -97,7 +97,7 @@ pub struct SanUri {
     pub target: Iqn,
 }
 
-/// Always with the port written out, so that a reader need not know the default.
+/// Always includes the port, so that a reader need not know the default.
 impl fmt::Display for SanUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { server, port, lun, target } = self;
@@ -122,13 +122,12 @@ impl FromStr for SanUri {
 
 crate::nouns::id::string_serde!(SanUri);
 
-/// Checks a SAN URI as it stands in a script: a field that holds a setting (`${…}`) is taken as good, the others and the number of
-/// colons are checked.
+/// Checks a SAN URI in a script: a field that contains a setting (`${…}`) is accepted, the others and the number of colons are checked.
 pub fn check_in_script(uri: &str) -> Result<()> {
     Fields::split(uri)?.check()
 }
 
-/// The six parts of the text, still unread.
+/// The six parts of the text, not parsed yet.
 struct Fields<'a> {
     whole: &'a str,
     server: &'a str,
@@ -164,7 +163,7 @@ impl<'a> Fields<'a> {
         }
         let &[server, protocol, port, lun] = parts.as_slice() else {
             return Err(bad(format!(
-                "it has {} of the 5 colons in iscsi:<server>:<protocol>:<port>:<LUN>:<target>, so iPXE would take one field for another",
+                "it has {} of the 5 colons in iscsi:<server>:<protocol>:<port>:<LUN>:<target>, so iPXE would mix up the fields",
                 parts.len() + 1
             )));
         };
@@ -183,24 +182,19 @@ impl<'a> Fields<'a> {
         if !open(self.server) {
             let host: Host = self.server.parse().map_err(|e: Error| self.bad("server", e.message()))?;
             if host.is_unusable() {
-                return Err(self.bad("server", format!("{host} is no address of a server")));
+                return Err(self.bad("server", format!("{host} is not the address of a server")));
             }
         }
-        // RFC 4173 gives the protocol's number and iPXE ignores the field; a port here is the usual slip.
+        // RFC 4173 gives the protocol's number and iPXE ignores the field; a port here is the usual mistake.
         if !open(self.protocol) && !matches!(self.protocol, "" | "6" | "tcp" | "TCP") {
             return Err(self.bad(
                 "protocol",
-                format!(
-                    "{:?} is not empty, \"tcp\" or \"6\"; the port stands one field further on",
-                    self.protocol
-                ),
+                format!("{:?} is not empty, \"tcp\" or \"6\"; the port is the next field", self.protocol),
             ));
         }
-        // Before the port: with a colon too few the LUN is where the mistake shows.
+        // Checked before the port: with a missing colon, the mistake shows in the LUN.
         if self.lun.starts_with("iqn.") {
-            return Err(
-                self.bad("LUN", "the target's name stands in its place, so a colon before it is missing")
-            );
+            return Err(self.bad("LUN", "the target's name is in its place: a colon before it is missing"));
         }
         if !open(self.lun) {
             self.lun_number()?;
@@ -276,7 +270,7 @@ mod tests {
     #[test]
     fn malformed_uris_are_refused_and_say_what_is_wrong() {
         let cases = [
-            // One colon too few: the target's name would become the LUN.
+            // A missing colon: the target's name would become the LUN.
             ("iscsi:192.168.1.10::0:iqn.2025.ggnet:target-machine_1", "LUN"),
             ("iscsi:192.168.1.10::0:iqn.2025-10.local", "4 of the 5 colons"),
             ("iscsi:192.168.1.10:iqn", "2 of the 5 colons"),

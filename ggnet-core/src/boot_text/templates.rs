@@ -1,9 +1,9 @@
-//! [`BootTemplates`]: the scripts that we hand out, from templates that an operator may override file by file.
+//! [`BootTemplates`]: the scripts for machines, from templates that an operator may override file by file.
 //!
-//! Every interpolated value is escaped: [`escape::text`] is the autoescape function, `| word` refuses what must not be changed, and
-//! `| safe` is refused. Loading is the proof: each template is rendered with samples, hostile ones among them, and what comes out must
-//! pass the [validator](crate::boot_text::ipxe::syntax), so that a bad override is refused at start-up with its file and line and not
-//! found out by a machine. Invariant: a `BootTemplates` holds only templates that passed.
+//! Every interpolated value is escaped: [`escape::text`] is the autoescape function, `| word` rejects values that it would have to change,
+//! and `| safe` is rejected. Templates are tested when they are loaded: each is rendered with samples, hostile ones included, and the
+//! result must pass the [validator](crate::boot_text::ipxe::syntax), so that a bad override is rejected at start-up with its file and line,
+//! before a machine gets it. Invariant: a `BootTemplates` contains only templates that passed.
 
 use std::{fmt, io::Read, path::Path};
 
@@ -21,20 +21,20 @@ use crate::{
     nouns::{ChapPair, Iqn, MacAddr, Name},
 };
 
-/// No template of ours is a hundredth of this.
+/// The built-in templates are less than a hundredth of this size.
 const LARGEST_TEMPLATE: u64 = 256 * 1024;
 
 /// Longer text would fill the machine's screen, and iPXE cuts lines into words on its stack.
 const LONGEST_REASON: usize = 300;
 
-/// Our scripts.
+/// The scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Template {
     /// A machine that has a disk.
     Machine,
     /// The first stage, for machines whose MAC address is not in the URL yet.
     First,
-    /// A machine that nobody registered.
+    /// A machine that is not registered.
     Unknown,
     /// A registered machine that may not boot now.
     Declined,
@@ -58,7 +58,7 @@ impl Template {
         }
     }
 
-    /// The text that is built in: where an override starts from.
+    /// The built-in text, from which an override can start.
     #[must_use]
     pub const fn built_in(self) -> &'static str {
         match self {
@@ -86,7 +86,7 @@ pub struct MachineScript {
     pub san: SanUri,
     /// The initiator name that the target accepts.
     pub initiator: Iqn,
-    /// What the target asks for; exposed in the script and nowhere else.
+    /// The credentials that the target requires; exposed only in the script.
     #[serde(skip)]
     pub chap: Option<ChapPair>,
     /// Where a failure is reported, by GET with `?stage=attach|boot&errno=0x…` appended. Answer 200 with a short body.
@@ -100,7 +100,7 @@ pub struct FirstScript {
     pub server_url: BootUrl,
 }
 
-/// A machine that nobody registered.
+/// A machine that is not registered.
 #[derive(Clone, Debug, Serialize)]
 pub struct UnknownScript {
     /// The card that it asked with.
@@ -116,7 +116,7 @@ pub struct DeclinedScript {
     pub machine: Name,
     /// The card that it asked with.
     pub mac: MacAddr,
-    /// Why, in plain words; cut after 300 characters.
+    /// Why, as text for people; cut after 300 characters.
     pub reason: String,
 }
 
@@ -129,14 +129,14 @@ pub struct ChainScript {
     pub script_url: BootUrl,
 }
 
-/// How long a machine tries and waits.
+/// How long a machine retries and waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Timing {
     /// How often an attach or a download is tried; at least 1.
     pub attempts: u32,
-    /// Seconds between two tries.
+    /// Seconds between two attempts.
     pub retry_seconds: u32,
-    /// Seconds that a message stays before the next boot device's turn.
+    /// Seconds that a message stays on the screen before the next boot device is tried.
     pub wait_seconds: u32,
 }
 
@@ -146,7 +146,7 @@ impl Default for Timing {
     }
 }
 
-/// The templates, loaded and proven.
+/// The templates, loaded and tested.
 pub struct BootTemplates {
     tera: Tera,
     timing: Timing,
@@ -160,11 +160,11 @@ impl fmt::Debug for BootTemplates {
 }
 
 impl BootTemplates {
-    /// The built-in templates, each replaced by the file of its name in `override_dir` where there is one.
+    /// The built-in templates, each replaced by the file of its name in `override_dir` if there is one.
     ///
-    /// Reads a few small files and renders a few pages: for start-up, not for a request. Errors: `Invalid` (field `template`) with
-    /// the file and line for a template that does not parse, uses a variable that does not exist, interpolates what it must not, or
-    /// renders to a script that the validator refuses; also for a `.tera` file that overrides nothing. `NotFound`, `Permission` for
+    /// Reads a few small files and renders a few pages: for start-up, not for a request. Errors: `Invalid` (field `template`) with the file
+    /// and line for a template that does not parse, uses a variable that does not exist, interpolates a value that it must not, or renders
+    /// to a script that the validator rejects; also for a `.tera` file that does not override any template. `NotFound`, `Permission` for
     /// the folder.
     pub fn load(override_dir: Option<&Path>) -> Result<Self> {
         let mut sources: Vec<(Template, String, String)> = Template::ALL
@@ -183,14 +183,14 @@ impl BootTemplates {
         Self::build(&sources)
     }
 
-    /// With other times than the default ones.
+    /// The same, with other times than the default.
     #[must_use]
     pub fn with_timing(mut self, timing: Timing) -> Self {
         self.timing = Timing { attempts: timing.attempts.max(1), ..timing };
         self
     }
 
-    /// The script of a machine that has a disk. It holds the CHAP secret: hand it to the machine and to nobody else.
+    /// The script of a machine that has a disk. It contains the CHAP secret: send it only to the machine.
     pub fn machine(&self, script: &MachineScript) -> Result<String> {
         self.render(Template::Machine, &self.machine_context(script)?)
     }
@@ -200,7 +200,7 @@ impl BootTemplates {
         self.render(Template::First, &self.context(script)?)
     }
 
-    /// The script of a machine that nobody registered.
+    /// The script of a machine that is not registered.
     pub fn unknown(&self, script: &UnknownScript) -> Result<String> {
         self.render(Template::Unknown, &self.context(script)?)
     }
@@ -230,8 +230,9 @@ impl BootTemplates {
     }
 
     fn context<T: Serialize>(&self, script: &T) -> Result<Context> {
-        let broken =
-            |e: tera::Error| Error::internal("A boot script's values do not serialise").with_source(e);
+        let broken = |e: tera::Error| {
+            Error::internal("Could not serialise the values of a boot script").with_source(e)
+        };
         let mut context = Context::from_serialize(script).map_err(broken)?;
         context.insert("product", &self.product);
         context.insert("attempts", &self.timing.attempts);
@@ -253,7 +254,7 @@ impl BootTemplates {
         self.tera.render(name(template), context).map_err(|e| tera_error(template.file_name(), &e))
     }
 
-    /// Renders the template with samples and checks what comes out.
+    /// Renders the template with samples and checks the results.
     fn prove(&self, template: Template, origin: &str, source: &str) -> Result<()> {
         let samples = self.samples(template)?;
         let used = self.tera.get_template_variables(name(template)).map_err(|e| tera_error(origin, &e))?;
@@ -302,7 +303,7 @@ impl BootTemplates {
         }
     }
 
-    /// Values that stand for all: each optional one present and absent, and text that tries to break out.
+    /// Representative values: each optional value present and absent, and text that tries to break out.
     fn samples(&self, template: Template) -> Result<Vec<Context>> {
         let machine: Name = "pc-17".parse()?;
         let mac: MacAddr = "52:54:00:12:34:56".parse()?;
@@ -342,7 +343,7 @@ impl BootTemplates {
     }
 }
 
-/// Tera's name for it; the ending switches the escaping on.
+/// Tera's name for it; the extension enables escaping.
 fn name(template: Template) -> &'static str {
     template.file_name().trim_end_matches(".tera")
 }
@@ -355,7 +356,7 @@ fn engine() -> Tera {
         escape::word("value", value).map(str::to_owned).map_err(|e| tera::Error::message(e.message()))
     });
     tera.register_filter("safe", |_: &str, _: Kwargs, _: &State<'_>| -> TeraResult<String> {
-        Err(tera::Error::message("`safe` would switch the escaping off; a boot script has none of it"))
+        Err(tera::Error::message("`safe` would switch escaping off; a boot script may not use it"))
     });
     tera
 }
@@ -370,7 +371,7 @@ fn tera_error(origin: &str, error: &tera::Error) -> Error {
             refused(origin, report.span().start_line, report.message())
         }
         other => {
-            // Some of Tera's errors keep their place in the words only: "error: why\n --> name:line:column\n…".
+            // Some of Tera's errors contain their position only in the text: "error: why\n --> name:line:column\n…".
             let text = other.to_string();
             let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
             let place = text.lines().find_map(|l| l.trim_start().strip_prefix("--> "));
@@ -382,7 +383,7 @@ fn tera_error(origin: &str, error: &tera::Error) -> Error {
     }
 }
 
-/// A file that is meant to override something and does not is a mistake that nobody would notice.
+/// Rejects a file that does not override any template: it is a mistake that would otherwise stay unnoticed.
 fn refuse_strangers(dir: &Path) -> Result<()> {
     let doing = || format!("Reading the templates folder {}", dir.display());
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(doing(), e))? {
@@ -392,7 +393,10 @@ fn refuse_strangers(dir: &Path) -> Result<()> {
             let names = Template::ALL.map(Template::file_name).join(", ");
             return Err(Error::invalid(
                 "template",
-                format!("{} overrides nothing; the templates are {names}", dir.join(&*file).display()),
+                format!(
+                    "{} does not override any template; the templates are {names}",
+                    dir.join(&*file).display()
+                ),
             ));
         }
     }
@@ -429,10 +433,10 @@ fn mentions(line: &str, variable: &str) -> bool {
     line.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|w| w == variable)
 }
 
-/// A character of a private use area: in no template of anybody's, and untouched by Tera.
+/// A character of a private use area: no template contains it, and Tera does not change it.
 const MARK: char = '\u{f8f0}';
 
-/// Writes each line's number in front of it, except inside a tag, so that the output tells where it came from.
+/// Writes each line's number in front of it, except inside a tag, so that the output shows from which line it came.
 fn mark_lines(source: &str) -> String {
     let mut out = String::with_capacity(source.len() * 2);
     let mut close: Option<&str> = None;

@@ -65,7 +65,7 @@ fn the_machine_script_word_for_word() {
 
 echo
 echo GGnet {version}: pc-17 boots debian version 3
-# Whoever came here without DHCP has no address yet.
+# A machine that came here without DHCP has no address yet.
 isset ${{netX/ip}} || dhcp ||
 set initiator-iqn iqn.2026-11.local.ggnet:525400aa0001
 set username pc-17.4
@@ -93,7 +93,7 @@ goto failed
 set stage attach
 
 :failed
-# The next boot device gets its own drive number back (never while keep-san is set), and nobody the secret.
+# The next boot device gets its own drive number back (never while keep-san is set), and the secret is cleared.
 clear keep-san
 sanunhook ||
 clear username
@@ -277,7 +277,7 @@ fn a_bad_override_is_refused_with_file_and_line() {
         ("#!ipxe\n{% if false %}\necho {{ nobody }}\n{% endif %}\n", 3, "nobody"),
         ("#!ipxe\necho {{ machine | upperr }}\n", 2, "upperr"),
         ("#!ipxe\necho a\necho {{ machine | safe }}\n", 3, "safe"),
-        ("#!ipxe\nset password {{ reason | word }}\n", 2, "cannot stand"),
+        ("#!ipxe\nset password {{ reason | word }}\n", 2, "cannot be used"),
         ("#!ipxe\necho a\n\nsanbot x\n", 4, "unknown command"),
         ("#!ipxe\n{# one\n two #}\necho {{ machine }}\ngoto nowhere\n", 5, "no label"),
         ("#!ipxe\n{% if true -%}\necho x\n{% endif -%}\nfoo {{ machine }}\n", 5, "unknown command"),
@@ -294,7 +294,12 @@ fn a_bad_override_is_refused_with_file_and_line() {
 
 #[test]
 fn a_file_that_overrides_nothing_or_is_no_text_is_refused() {
-    assert!(Folder::with("machines.ipxe.tera", "x").refusal().message().contains("overrides nothing"));
+    assert!(
+        Folder::with("machines.ipxe.tera", "x")
+            .refusal()
+            .message()
+            .contains("does not override any template")
+    );
     assert!(
         Folder::with("first.ipxe.tera", b"#!ipxe\n\xff\n")
             .refusal()

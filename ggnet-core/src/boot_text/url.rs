@@ -1,7 +1,7 @@
 //! [`BootUrl`]: an absolute URL that a boot loader fetches.
 //!
-//! Only what every iPXE understands and what no script can mistake for something else: `http`, `https` or `tftp`, a host, a port, a
-//! path of safe characters. No user information (it would put a password on a screen), no query, no fragment.
+//! Only what every iPXE understands and what a script cannot misinterpret: `http`, `https` or `tftp`, a host, a port, a path of safe
+//! characters. No user information (a password would appear on a screen), no query, no fragment.
 
 use std::{fmt, str::FromStr};
 
@@ -19,7 +19,7 @@ impl BootUrl {
         &self.0
     }
 
-    /// The URL with more path parts behind it; `path` is joined by one slash and checked like the rest.
+    /// The URL with `path` appended; it is joined by one slash and checked like the rest.
     pub fn join(&self, path: &str) -> Result<Self> {
         format!("{}/{}", self.0, path.trim_start_matches('/')).parse()
     }
@@ -40,7 +40,7 @@ impl FromStr for BootUrl {
             _ => (authority, None),
         };
         if host.contains(':') && !host.starts_with('[') {
-            return Err(bad("an IPv6 address stands in brackets".to_owned()));
+            return Err(bad("an IPv6 address must be in brackets".to_owned()));
         }
         let host: Host = host.parse().map_err(|e: Error| bad(e.message().to_owned()))?;
         if host.is_unusable() {

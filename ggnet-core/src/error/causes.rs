@@ -1,18 +1,18 @@
-//! [`Causes`]: a chain of errors as text, which can be cloned and sent and is still a chain for [`StdError::source`].
+//! [`Causes`]: a chain of errors as text. It can be cloned and sent, and [`StdError::source`] still walks it.
 
 use std::{error::Error as StdError, fmt};
 
 use serde::{Deserialize, Serialize};
 
-/// More than any chain has; one that came over a wire is cut there.
+/// Longer than any real chain. A chain that was received is cut at this length.
 const LONGEST: usize = 32;
 
-/// The texts of a chain of causes, the nearest first.
+/// The texts of a chain of causes, nearest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<String>", into = "Vec<String>")]
 pub(super) struct Causes(Option<Box<Cause>>);
 
-/// One cause and what is behind it.
+/// One cause with its own causes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Cause {
     text: String,
@@ -20,7 +20,7 @@ struct Cause {
 }
 
 impl Causes {
-    /// The nearest one, as an error with the others behind it.
+    /// The nearest cause, as an error whose sources are the others.
     pub(super) fn first(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.as_deref().map(|cause| cause as &(dyn StdError + 'static))
     }
@@ -37,7 +37,7 @@ impl Causes {
     }
 }
 
-/// The texts of an error and of everything behind it. Many wrappers repeat what is behind them: that is left out.
+/// The texts of an error and of all its sources. Many wrappers repeat the text of their source: the repetition is left out.
 pub(super) fn texts(error: &(dyn StdError + 'static)) -> Vec<String> {
     let mut texts = vec![error.to_string()];
     let mut next = error.source();

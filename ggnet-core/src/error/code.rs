@@ -1,8 +1,8 @@
 //! [`Code`]: which failure it is, by a name that never changes, with the arguments of its text.
 //!
-//! A program acts on the [`ErrorKind`]; a code is for those who translate a text, count it or search for it. Each kind is a code of its
-//! own (`conflict`), the one of every error whose text nobody has to tell from others. The functions here make the specific ones. Their
-//! parameters are the code's arguments, so a call site cannot leave one out, and [`ALL`] and docs/errors.md follow from the same list.
+//! A program acts on the [`ErrorKind`]; a code serves to translate a text, to count it or to search for it. Each kind is also a code
+//! (`conflict`), used by every error that needs no code of its own. The functions here create the specific codes. Their parameters are the
+//! code's arguments, so a call site cannot leave one out, and [`ALL`] and docs/errors.md follow from the same list.
 //!
 //! A released code keeps its name, its kind and its arguments; it may get more arguments.
 
@@ -40,13 +40,13 @@ impl Code {
         &self.name
     }
 
-    /// What the text is about, by the names that the code's row in docs/errors.md has.
+    /// The arguments of the text, with the names from the code's row in docs/errors.md.
     #[must_use]
     pub const fn args(&self) -> &BTreeMap<String, String> {
         &self.args
     }
 
-    /// Whether it says more than its kind.
+    /// Whether it is more specific than its kind.
     #[must_use]
     pub fn is_specific(&self) -> bool {
         self.name != self.kind.as_str()
@@ -106,11 +106,11 @@ codes! {
     NotFound seen_machine_not_found(mac);
     /// The machine's state is not `active`, so it may not boot.
     Conflict machine_not_active(machine, state);
-    /// The machine has a live session, which stands in the way.
+    /// The machine has a live session, which prevents the change.
     Conflict machine_has_session(machine);
     /// No image is assigned to the machine.
     Conflict machine_without_image(machine);
-    /// The machine was changed by somebody else since it was read.
+    /// The machine was changed by someone else since it was read.
     Conflict machine_changed(machine, revision);
     /// Another machine has this MAC address.
     Conflict mac_taken(mac, machine);
@@ -148,7 +148,7 @@ codes! {
     Busy session_in_use(session);
     /// Another server of the installation serves the session.
     Conflict session_of_other_server(session, server);
-    /// Another server has taken the session over since it was read.
+    /// Another server has taken over the session since it was read.
     Conflict session_taken_over(session, epoch);
     /// The start took longer than `session.start_deadline` and was undone.
     Timeout start_too_long(limit);
@@ -162,7 +162,7 @@ codes! {
     NotFound image_not_found(image);
     /// There is no such image version.
     NotFound version_not_found(version);
-    /// No import of this version is under way.
+    /// No import of this version is in progress.
     NotFound import_not_found(version);
     /// The image has no version that can be booted.
     Conflict image_without_version(image);
@@ -170,13 +170,13 @@ codes! {
     Conflict image_in_use(image, users);
     /// Something uses the version.
     Conflict version_in_use(version, users);
-    /// Another version stands on this one.
+    /// Another version is based on this one.
     Conflict version_below_another(version, above);
-    /// As many versions stand on each other as may.
+    /// The chain of versions already has the maximum length.
     Conflict versions_too_deep(version, most);
     /// The version is the image's current one.
     Conflict version_is_current(version);
-    /// The version's bytes are still being made, or its import failed.
+    /// The version's bytes are still being created, or its import failed.
     Conflict version_not_ready(version);
     /// The version is being imported.
     Conflict version_importing(version);
@@ -184,41 +184,41 @@ codes! {
     Corrupt image_file_gone(version);
 
     // Imports.
-    /// There is no such file below the folders that may be imported from.
+    /// There is no such file in the folders from which imports are allowed.
     NotFound import_file_not_found(path, folders);
     /// The path of the file to import is not absolute.
     Invalid import_path_not_absolute(path, folders);
-    /// The file does not have the checksum that was stated.
+    /// The file does not have the stated checksum.
     Invalid checksum_mismatch(path, found, expected);
-    /// The file does not have the format that was stated.
+    /// The file does not have the stated format.
     Invalid format_mismatch(found, stated);
-    /// The image is of a kind that is not imported.
+    /// Images of this kind cannot be imported.
     Invalid image_refused(reason);
-    /// This is no SHA-256.
+    /// This is not a SHA-256 checksum.
     Invalid sha256_invalid();
-    /// The source was written to while it was imported.
+    /// The source file was changed during the import.
     Conflict import_source_changed();
     /// The image is damaged.
     Corrupt image_damaged(reason);
     /// Another program uses the file to import.
     Busy import_file_locked();
-    /// No space is left where the images are.
+    /// No space is left in the folder of the images.
     Full image_folder_full();
     /// The import was cancelled.
     Unavailable import_cancelled();
-    /// The server ended while it imported.
+    /// The server ended during the import.
     Unavailable import_interrupted();
-    /// The server ended while it made a version of a machine's writes.
+    /// The server ended while it made a version from a machine's writes.
     Unavailable publish_interrupted();
 
     // Jobs.
     /// There is no such job.
     NotFound job_not_found(job);
-    /// Another job works on this already.
+    /// Another job already works on this.
     Conflict job_under_way(subject);
     /// The job has ended already.
     Conflict job_ended(job, state);
-    /// The job cannot be retried: it has not ended, or it ended well.
+    /// The job cannot be retried: it has not ended, or it succeeded.
     Conflict job_not_retryable(job, state);
 
     // Targets.
@@ -232,53 +232,53 @@ codes! {
     Conflict name_taken(what, name);
     /// A record with this id exists already.
     Conflict exists_already(what, id);
-    /// The record refers to an image, a version or a machine (`what`) that is not there.
+    /// The record refers to an image, a version or a machine (`what`) that does not exist.
     Conflict reference_missing(what, id);
-    /// The record was changed by somebody else since it was read.
+    /// The record was changed by someone else since it was read.
     Conflict record_changed(what, id, revision);
-    /// This is no name.
+    /// This is not a valid name.
     Invalid name_invalid(name);
-    /// The name has a meaning of its own in addresses of the API.
+    /// The name is reserved: it has a special meaning in paths of the API.
     Invalid name_reserved(name);
-    /// This is no MAC address of a machine.
+    /// This is not a MAC address that a machine can have.
     Invalid mac_invalid(mac);
-    /// This is no IQN.
+    /// This is not an IQN.
     Invalid iqn_invalid(iqn);
-    /// This is no id of such a thing.
+    /// This is not an id of this type (`what`).
     Invalid id_invalid(what, id);
-    /// More items than the field may have.
+    /// The field has too many items.
     Invalid too_many(most);
-    /// More bytes than the field may have.
+    /// The field has too many bytes.
     Invalid too_long(most);
-    /// The number is not in the range that is allowed.
+    /// The number is outside the allowed range.
     Invalid out_of_range(least, most);
-    /// This is no cursor of this server's events.
+    /// This is not a cursor of this server's events.
     Invalid cursor_invalid(cursor);
-    /// The events that this cursor is from are not in the database: an older one was put back.
+    /// The cursor comes from events that are not in the database: an older database was restored.
     NotFound cursor_unknown(cursor);
-    /// Events after this cursor were old and are forgotten.
+    /// Events after this cursor were old and have been deleted.
     NotFound cursor_expired(cursor);
 
     // Requests.
-    /// No path of the API.
+    /// The API has no such path.
     NotFound path_not_found();
     /// The path has no such method.
     Invalid method_not_allowed();
-    /// The body, the query or the path is not what this request takes.
+    /// The body, the query or the path is not valid for this request.
     Invalid request_invalid(reason);
     /// No token came with the request.
     Permission token_missing();
     /// The token is wrong.
     Permission token_wrong();
-    /// The role of whoever asks does not allow the command.
+    /// The caller's role does not allow the command.
     Permission command_not_permitted(command, least);
 
-    // The server and what it stands on.
+    // The server and its environment.
     /// The server is shutting down.
     Unavailable shutting_down();
-    /// A call of a backend did not end in time; it may still do so.
+    /// A call of a backend did not end in time; it may still end later.
     Timeout backend_timeout(port, backend, operation);
-    /// A call of a backend could not begin, because earlier ones have not ended.
+    /// A call of a backend could not start, because earlier calls have not ended.
     Unavailable backend_busy(port, backend, operation);
     /// A program that a backend needs is not installed.
     Unavailable program_missing(program);
@@ -290,11 +290,11 @@ codes! {
     Full database_full(database);
     /// The database is damaged.
     Corrupt database_damaged(database);
-    /// The database may not be opened or written.
+    /// The server has no permission to open or write the database.
     Permission database_not_writable(database);
     /// The disk under the database reported an error.
     Unavailable database_disk_error(database);
-    /// A newer GGnet has written the database.
+    /// The database was written by a newer GGnet.
     Unsupported database_too_new(database, schema, known);
 
     // The command line.
@@ -308,7 +308,7 @@ codes! {
     Unavailable interrupted();
 }
 
-/// The code of a thing that is not there, by what it is called.
+/// The code for an object of this type that does not exist.
 pub(super) fn not_found(what: &str, which: &str) -> Code {
     match what {
         "machine" => machine_not_found(which),
@@ -328,7 +328,7 @@ mod tests {
 
     use super::*;
 
-    /// The rows that docs/errors.md has to have.
+    /// The rows that docs/errors.md must have.
     fn table() -> String {
         let code = |text: &str| format!("`{text}`");
         let row = |row: &Described| {

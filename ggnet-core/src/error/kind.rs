@@ -1,4 +1,4 @@
-//! [`ErrorKind`]: what a caller decides by.
+//! [`ErrorKind`]: the basis of a caller's decisions.
 
 use std::fmt;
 
@@ -17,17 +17,17 @@ pub enum ErrorKind {
     Invalid,
     /// The operating system or a policy forbids it.
     Permission,
-    /// A service, tool, file or device that is needed is not there or does not answer.
+    /// A service, tool, file or device that is needed is missing or does not respond.
     Unavailable,
-    /// It took longer than allowed; the outcome is unknown, and `ensure` or `list` will tell.
+    /// It took longer than allowed; the outcome is unknown until `ensure` or `list` shows it.
     Timeout,
     /// No space (or quota) is left.
     Full,
-    /// Stored data is not what it should be.
+    /// Stored data is damaged.
     Corrupt,
-    /// The backend cannot do this, and says so in its capabilities.
+    /// The backend cannot do this, as its capabilities declare.
     Unsupported,
-    /// A defect of ours.
+    /// A defect in GGnet.
     Internal,
 }
 
@@ -47,7 +47,7 @@ impl ErrorKind {
         Self::Internal,
     ];
 
-    /// The kind's name as it stands in logs, in problem documents and between us and a backend in another process.
+    /// The kind's name in logs, in problem documents and in the protocol with a backend in another process.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl ErrorKind {
         }
     }
 
-    /// Whether the same call may succeed later without anybody changing the request.
+    /// Whether the same call may succeed later without a change of the request.
     #[must_use]
     pub const fn retryable_by_default(self) -> bool {
         matches!(self, Self::Busy | Self::Unavailable | Self::Timeout)

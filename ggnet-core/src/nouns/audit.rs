@@ -1,6 +1,6 @@
 //! [`AuditRow`]: who did what to which thing, written in the same transaction as the change.
 //!
-//! Rows from before actions and subjects had types are read as they are: their `details` are told apart into before and after.
+//! Rows from versions without typed actions and subjects can still be read: their `details` are split into before and after.
 
 use std::{fmt, str::FromStr};
 
@@ -44,17 +44,17 @@ actions! {
     MachineUpdate = "machine.update";
     /// A machine was deleted.
     MachineDelete = "machine.delete";
-    /// What a machine kept was thrown away.
+    /// The kept writes of a machine were discarded.
     MachineDiscardWriteback = "machine.discard_writeback";
     /// An unknown machine was forgotten.
     SeenForget = "seen.forget";
     /// An import of a version began.
     ImageImport = "image.import";
-    /// What a machine kept is made a version of its image.
+    /// The kept writes of a machine are published as a version of its image.
     ImagePublish = "image.publish";
     /// A job was asked to end.
     JobCancel = "job.cancel";
-    /// A job is done again.
+    /// A job is retried.
     JobRetry = "job.retry";
     /// Another version of an image became current.
     ImageSetCurrent = "image.set_current";
@@ -66,13 +66,13 @@ actions! {
     SessionStart = "session.start";
     /// A session was stopped.
     SessionStop = "session.stop";
-    /// A manual target was made.
+    /// A manual target was created.
     TargetCreate = "target.create";
     /// A manual target was deleted.
     TargetDelete = "target.delete";
-    /// The administrator token was made anew.
+    /// The administrator token was replaced.
     TokenReset = "token.reset";
-    /// The key of the credentials in the database was made anew.
+    /// The key of the credentials in the database was replaced.
     KeyReset = "key.reset";
     /// The database was given the id of its instance.
     InstanceRemember = "instance.remember";
@@ -89,7 +89,7 @@ impl FromStr for AuditAction {
 
     fn from_str(s: &str) -> Result<Self, Error> {
         let known = Self::ALL.iter().find(|action| action.as_str() == s);
-        known.copied().ok_or_else(|| Error::invalid("action", format!("{s:?} is no action of an audit row")))
+        known.copied().ok_or_else(|| Error::invalid("action", format!("{s:?} is not an audit action")))
     }
 }
 
@@ -134,10 +134,10 @@ pub struct AuditRow {
     pub action: AuditAction,
     /// To what.
     pub subject: AuditSubject,
-    /// What it was before; none: it was not there, or is no matter of record. Never a secret.
+    /// Its state before the change; `None` if it did not exist, or is not recorded. Never a secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<Value>,
-    /// What it is afterwards; none: it is gone, or is no matter of record. Never a secret.
+    /// Its state after the change; `None` if it no longer exists, or is not recorded. Never a secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<Value>,
 }
@@ -149,14 +149,14 @@ impl AuditRow {
         Self { at, by: by.clone(), action, subject, before: None, after: None }
     }
 
-    /// Says what it was.
+    /// Sets the state before the change.
     #[must_use]
     pub fn before(mut self, value: Value) -> Self {
         self.before = Some(value);
         self
     }
 
-    /// Says what it is now.
+    /// Sets the state after the change.
     #[must_use]
     pub fn after(mut self, value: Value) -> Self {
         self.after = Some(value);
@@ -164,7 +164,7 @@ impl AuditRow {
     }
 }
 
-/// A row in any form that it was ever stored in.
+/// A row in any form in which it was ever stored.
 #[derive(Deserialize)]
 struct Stored {
     at: Timestamp,
@@ -189,15 +189,15 @@ impl TryFrom<Stored> for AuditRow {
             None => serde_json::from_value(serde_json::json!({ "kind": subject_kind, "id": subject_id }))?,
         };
         let (before, after) = match details {
-            Some(details) => told_apart(details),
+            Some(details) => split_details(details),
             None => (before, after),
         };
         Ok(Self { at, by, action, subject, before, after })
     }
 }
 
-/// The details of a row of before: `before` and `after`, or something that was so afterwards.
-fn told_apart(details: Value) -> (Option<Value>, Option<Value>) {
+/// Splits the details of an old row: either an object with `before` and `after`, or the state after the change.
+fn split_details(details: Value) -> (Option<Value>, Option<Value>) {
     match details {
         Value::Object(mut fields) if fields.keys().all(|key| key == "before" || key == "after") => {
             let mut take = |key: &str| fields.remove(key).filter(|value| !value.is_null());

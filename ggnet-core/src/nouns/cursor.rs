@@ -1,53 +1,53 @@
-//! [`Cursor`]: a place in the order of events. Only the store that gave it can read it; for everybody else it is a text to hand back.
+//! [`Cursor`]: a position in the order of events. Only the store that issued it can interpret it; for everyone else it is opaque text to
+//! send back.
 //!
-//! Stores that number their events use [`Cursor::numbered`] and [`Cursor::number_within`]; another store may give any text of the allowed
+//! Stores that number their events use [`Cursor::numbered`] and [`Cursor::number_within`]; another store may use any text of the allowed
 //! form. A bare decimal number, which clients of earlier versions keep, is read as the event's number.
 
 use std::{fmt, str::FromStr};
 
 use crate::error::{Error, code};
 
-/// Most characters of a cursor.
+/// The maximum number of characters of a cursor.
 const LONGEST: usize = 100;
-/// What the built-in form begins with; the digit is its version.
+/// The prefix of the built-in form; the digit is its version.
 const NUMBERED: &str = "e1-";
-/// What a client does that cannot go on from its cursor.
-const FROM_THE_FIRST: &str =
-    "Read on from the first event that is still kept: leave `after` out. `newest=true` gives the newest ones";
+/// What a client should do that cannot continue from its cursor.
+const FROM_THE_FIRST: &str = "To read from the oldest event that is still kept, leave `after` out. `newest=true` returns the newest ones";
 
-/// The place after one event: 1 to 100 of `[A-Za-z0-9._~-]`, so that it can stand in a URL.
+/// The position after one event: 1 to 100 of `[A-Za-z0-9._~-]`, so that it can be used in a URL.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Cursor(String);
 
 impl Cursor {
-    /// The place after the event with this number; 0: before all events.
+    /// The position after the event with this number; 0: before all events.
     #[must_use]
     pub fn numbered(number: u64) -> Self {
         Self(format!("{NUMBERED}{number:x}"))
     }
 
-    /// The number that it was made of, for a store whose events up to number `forgotten` are pruned and whose newest one ever is number
-    /// `newest`. 0 stands for "from the first that is kept", whatever was pruned.
+    /// The number that it was made from, for a store that has pruned its events up to number `forgotten` and whose newest event ever has
+    /// number `newest`. 0 means "from the first that is kept", whatever was pruned.
     ///
     /// # Errors
-    /// `Invalid`: another store's form. `NotFound`: events after it were pruned, or it is of events that this store never had (an older
-    /// database was put back).
+    /// `Invalid`: another store's form. `NotFound`: events after it were pruned, or it comes from events that this store never had (an
+    /// older database was restored).
     pub fn number_within(&self, forgotten: u64, newest: u64) -> Result<u64, Error> {
         let digits = self.0.strip_prefix(NUMBERED);
-        // Exactly as it is given out: no sign, no leading zero, lower case.
+        // Exactly as it is issued: no sign, no leading zero, lower case.
         let number = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
         let number =
             number.filter(|number| Self::numbered(*number) == *self).ok_or_else(|| self.invalid())?;
         if number > newest {
             let message = format!(
-                "There is no event at the cursor {self}: the events it is from are not in this database"
+                "There is no event at the cursor {self}: it comes from events that are not in this database"
             );
             return Err(Error::new(code::cursor_unknown(self), message)
                 .with_field("after")
                 .with_hint(FROM_THE_FIRST));
         }
         if number != 0 && number < forgotten {
-            let message = format!("Events after the cursor {self} were old and are forgotten");
+            let message = format!("Events after the cursor {self} were old and have been deleted");
             return Err(Error::new(code::cursor_expired(self), message)
                 .with_field("after")
                 .with_hint(FROM_THE_FIRST));
@@ -69,14 +69,14 @@ impl Cursor {
 fn invalid(text: &str) -> Error {
     Error::invalid("after", format!("{text:?} is not a cursor of this server's events"))
         .with_code(code::cursor_invalid(text))
-        .with_hint("Give back the `cursor` of an earlier answer as it is, or leave it out")
+        .with_hint("Send the `cursor` of an earlier response unchanged, or leave it out")
 }
 
 impl FromStr for Cursor {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self, Error> {
-        // What is quoted in the answer stays short.
+        // Keeps the quotation in the error short.
         let refused = || invalid(&s.chars().take(LONGEST).collect::<String>());
         if !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()) {
             // A number alone, as it was before cursors were texts.

@@ -1,13 +1,13 @@
-//! [`Diagnosis`]: which explanation of a boot an event gives, by a code that never changes, with the arguments of its text.
+//! [`Diagnosis`]: the explanation that an event gives for a boot, as a code that never changes, with the arguments of its text.
 //!
-//! As for errors (`error::code`): the words beside it are for people and may change, and the functions' parameters are the arguments, so
-//! that no call site can leave one out.
+//! As for errors (`error::code`): the text that comes with it is for people and may change, and the functions' parameters are the
+//! arguments, so that no call site can leave one out.
 
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-/// Which explanation, and of what. An event of an older version has none.
+/// The explanation and its arguments. An event of an older version has none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnosis {
     /// The code, as docs/errors.md lists it.
@@ -54,17 +54,17 @@ diagnoses! {
     // Of `boot_diagnosis`.
     /// The DHCP backend could not offer this machine anything to boot.
     not_answered(reason);
-    /// The UEFI loader was fetched and did not start: Secure Boot is probably on.
+    /// The UEFI loader was fetched but did not start: Secure Boot is probably on.
     secure_boot_likely(mac, seconds);
-    /// The loader started and does not reach the HTTP server.
+    /// The loader started but does not reach the HTTP server.
     http_not_reached(mac, seconds);
-    /// A machine that runs came for its disk again and stopped in its login: it probably lacks the guest kit.
+    /// A running machine connected to its disk again and stopped in the middle of its login: it probably lacks the guest kit.
     login_stalled();
-    /// The same, of a login that asks for no CHAP.
+    /// The same, for a login without CHAP.
     login_stalled_without_chap();
-    /// Two machines probably boot with one MAC address, and the one at `address` has lost its disk.
+    /// Two machines probably boot with the same MAC address, and the one at `address` has lost its disk.
     disk_taken_over(address, boot, current);
-    /// The machine still runs, and its session was stopped.
+    /// The machine still runs, but its session was stopped.
     session_was_stopped(address);
 
     // Of `boot_declined`.

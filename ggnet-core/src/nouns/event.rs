@@ -1,4 +1,4 @@
-//! [`Event`]: what happened, in an order that never changes; what `subscribe()` and the events API hand out.
+//! [`Event`]: what happened, in an order that never changes; what `subscribe()` and the events API deliver.
 
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +48,7 @@ pub enum EventKind {
     MachineUpdated,
     /// A machine was deleted.
     MachineDeleted,
-    /// A MAC address that nobody registered asked for a boot script or an address for the first time.
+    /// An unregistered MAC address asked for a boot script or an address for the first time.
     MachineSeen {
         /// The address.
         mac: MacAddr,
@@ -75,7 +75,7 @@ pub enum EventKind {
     },
     /// A boot stage was observed.
     BootStage {
-        /// Which.
+        /// The stage.
         stage: BootStage,
         /// The generation it belongs to, where that is known.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +83,7 @@ pub enum EventKind {
     },
     /// Something about a boot that an operator should know, with a likely cause.
     BootDiagnosis {
-        /// In plain words.
+        /// The explanation, as text for people.
         message: String,
         /// Which explanation that is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -140,7 +140,7 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         failure: Option<Failure>,
     },
-    /// The reconciler removed something that nobody owned, or made something that a live session lacked.
+    /// The reconciler removed an object without an owner, or created an object that a live session lacked.
     Reconciled {
         /// What it did.
         action: String,
@@ -154,7 +154,7 @@ pub enum EventKind {
     TargetCreated,
     /// A manual target was deleted.
     TargetDeleted,
-    /// A job has another state, or somebody asked it to end.
+    /// The state of a job changed, or its cancellation was requested.
     JobChanged {
         /// The job.
         job: JobId,
@@ -214,7 +214,7 @@ impl NewEvent {
 /// A recorded event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// The place after it: what "everything since" is asked for with.
+    /// The position after it: pass it to ask for every event since.
     pub cursor: Cursor,
     /// What happened.
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! [`Failure`]: what is kept of an error beside its words, in what it made fail.
+//! [`Failure`]: the part of an error that is stored, in addition to its text, in the record of the thing that failed.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// Which failure it was and what to do next. The words stand beside it, where they stood before there were codes.
+/// Which failure it was and what to do next. The text is a separate field of the record, as it was before there were codes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The kind, by which a program decides.
+    /// The kind, for decisions by programs.
     pub kind: String,
     /// The code, as docs/errors.md lists it.
     pub code: String,

@@ -1,8 +1,8 @@
-//! Typed identifiers: UUIDs of what the store keeps, and the names under which backends keep what belongs to us.
+//! Typed identifiers: UUIDs of the store's records, and the names of our objects in backends.
 //!
-//! A backend object's [`ResourceId`] is derived from the session (`<machine>.<generation>`) or the manual target, so that
-//! `list()` of a backend can be read without any database of its own. What a machine has for each LUN bears the LUN's number behind that,
-//! except for LUN 0: `<machine>.<generation>-l2`.
+//! A backend object's [`ResourceId`] is derived from the session (`<machine>.<generation>`) or the manual target, so that `list()` of a
+//! backend can be read without any database of its own. An object of a single LUN has the LUN's number as a suffix, except for LUN 0:
+//! `<machine>.<generation>-l2`.
 
 use std::{fmt, str::FromStr};
 
@@ -78,7 +78,7 @@ uuid_id!(
     "machine"
 );
 uuid_id!(
-    /// An image: a line of versions.
+    /// An image: a sequence of versions.
     ImageId,
     "image"
 );
@@ -93,7 +93,7 @@ uuid_id!(
     "session"
 );
 uuid_id!(
-    /// A target that an operator made by hand.
+    /// A target that an operator created.
     TargetId,
     "target"
 );
@@ -156,27 +156,27 @@ macro_rules! hex_id {
 }
 
 hex_id!(
-    /// This GGnet among others: eight hexadecimal digits, part of every name it gives out, so that two GGnets leave each other's objects
-    /// alone. All servers of one installation share it.
+    /// Identifies this installation of GGnet: eight hexadecimal digits, part of every name that it creates, so that two installations never
+    /// touch each other's objects. All servers of one installation share it.
     InstanceId,
     "instance"
 );
 hex_id!(
-    /// One server of an installation: eight hexadecimal digits. It owns the sessions that it serves.
+    /// Identifies one server of an installation: eight hexadecimal digits. A server owns the sessions that it serves.
     ServerId,
     "server"
 );
 
 impl ServerId {
-    /// The server of an installation that has only one.
+    /// The id of the server in an installation that has only one.
     #[must_use]
     pub fn only_one_of(instance: &InstanceId) -> Self {
         Self(instance.0.clone())
     }
 }
 
-/// The name under which a backend keeps one object of ours: 1 to 64 of `[a-z0-9.-]`, first and last alphanumeric.
-/// Safe as a file name, inside an IQN and as a dhcpd host name.
+/// The name of one of our objects in a backend: 1 to 64 of `[a-z0-9.-]`, first and last alphanumeric. Safe as a file name, inside an IQN
+/// and as a dhcpd host name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceId(String);
 
@@ -187,13 +187,13 @@ impl ResourceId {
         Self(format!("{}.{n}", machine.simple()))
     }
 
-    /// The object that a machine has once, whatever the generation (its DHCP entry, its boot file).
+    /// The object that a machine has once, independent of the generation (its DHCP entry, its boot file).
     #[must_use]
     pub fn machine(machine: MachineId) -> Self {
         Self(machine.simple())
     }
 
-    /// The object of the same owner for one of several LUNs: `<name>-l<lun>`, and for LUN 0, the system disk, the name as it is.
+    /// The object of the same owner for one of several LUNs: `<name>-l<lun>`, and for LUN 0, the system disk, the unchanged name.
     #[must_use]
     pub fn on_lun(self, lun: u8) -> Self {
         if lun == 0 { self } else { Self(format!("{}-l{lun}", self.0)) }
@@ -205,11 +205,11 @@ impl ResourceId {
         Self(format!("t-{}", target.simple()))
     }
 
-    /// The machine whose object this is, with the generation if it has one, whatever the LUN; `None` for manual targets and foreign names.
+    /// The machine that owns this object, with the generation if it has one, for any LUN; `None` for manual targets and foreign names.
     #[must_use]
     pub fn owner(&self) -> Option<(MachineId, Option<u32>)> {
         let name = match self.0.rsplit_once("-l") {
-            // Only as it is written: two names of one thing would be two things.
+            // Only the canonical spelling: with two names, one object would count as two.
             Some((name, lun)) => {
                 lun.parse::<u8>().is_ok_and(|n| n > 0 && n.to_string() == lun).then_some(name)?
             }

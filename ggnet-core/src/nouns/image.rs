@@ -1,4 +1,4 @@
-//! [`Image`] and [`ImageVersion`]: a line of immutable disks, one of them current.
+//! [`Image`] and [`ImageVersion`]: a sequence of immutable disks, one of them current.
 //!
 //! ```text
 //!   importing ──▶ ready ──▶ (deleted)
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Failure, ImageId, ImageVersionId, Name, SessionId, Timestamp};
 
-/// A disk format that qemu-img reads; raw is what we serve.
+/// A disk format that qemu-img reads. GGnet serves raw disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
@@ -40,11 +40,11 @@ pub enum ImageState {
     Importing,
     /// A current version exists.
     Ready,
-    /// No version is ready, and none is coming.
+    /// No version is ready, and none is being imported.
     Empty,
 }
 
-/// An image: a name for a line of versions.
+/// An image: a name for a sequence of versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// Its id.
@@ -57,7 +57,8 @@ pub struct Image {
     /// The version that machines boot unless they are pinned to another.
     #[serde(default)]
     pub current: Option<ImageVersionId>,
-    /// The highest number that a version of it ever had: one that was removed is not given again, so that people never mean two by it.
+    /// The highest number that a version of it ever had. The number of a deleted version is not used again, so that it never means two
+    /// versions.
     #[serde(default)]
     pub last_version: u32,
     /// When it was made.
@@ -68,15 +69,15 @@ pub struct Image {
     pub revision: u64,
 }
 
-/// Where a version stands.
+/// The state of a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VersionState {
-    /// Its bytes are being made.
+    /// Its bytes are being created.
     Importing,
     /// Complete, checked and immutable.
     Ready,
-    /// It could not be made; nothing of it is left.
+    /// It could not be created; nothing of it is left.
     Failed,
 }
 
@@ -90,14 +91,14 @@ pub enum VersionSource {
         path: PathBuf,
         /// Its format, as found by the probe or as stated.
         format: Option<ImageFormat>,
-        /// The SHA-256 that the file was said to have; checked before anything is converted.
+        /// The expected SHA-256 of the file; checked before anything is converted.
         expected_sha256: Option<String>,
     },
     /// The writes of a stopped session, published.
     Writeback {
         /// The session.
         session: SessionId,
-        /// The version below.
+        /// The version that they are based on.
         base: ImageVersionId,
     },
 }
@@ -111,16 +112,17 @@ pub struct ImageVersion {
     pub image: ImageId,
     /// 1, 2, 3 … within the image.
     pub number: u32,
-    /// Where it stands.
+    /// Its state.
     pub state: VersionState,
-    /// What the operator says of it.
+    /// The operator's comment.
     #[serde(default)]
     pub comment: String,
     /// Where its bytes came from.
     pub source: VersionSource,
     /// Size of the disk in bytes; 0 until ready.
     pub size_bytes: u64,
-    /// SHA-256 of the raw disk, in hexadecimal; none until ready, and none for what a machine wrote: nobody has read all of it.
+    /// SHA-256 of the raw disk, in hexadecimal; `None` until ready, and for a version made from a machine's writes, which is never read as
+    /// a whole.
     pub sha256: Option<String>,
     /// Why it failed.
     #[serde(default)]
@@ -128,7 +130,7 @@ pub struct ImageVersion {
     /// Which failure that was, and what to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// When its making began.
+    /// When its creation began.
     pub created_at: Timestamp,
     /// When it became ready or failed.
     #[serde(default)]
@@ -149,7 +151,7 @@ impl ImageFormat {
         }
     }
 
-    /// The format that qemu-img calls so.
+    /// The format with this name in qemu-img.
     #[must_use]
     pub fn from_qemu_name(name: &str) -> Option<Self> {
         [Self::Raw, Self::Qcow2, Self::Vhd, Self::Vhdx, Self::Vmdk, Self::Vdi]

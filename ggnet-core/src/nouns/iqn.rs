@@ -11,13 +11,13 @@ use crate::nouns::{InstanceId, MacAddr, ResourceId};
 pub struct Iqn(String);
 
 impl Iqn {
-    /// The target name of one of our objects: `<prefix>:<instance>.<resource>`. It carries the instance, so that two GGnets
-    /// on one host leave each other alone.
+    /// The target name of one of our objects: `<prefix>:<instance>.<resource>`. It contains the instance, so that two GGnets on one host do
+    /// not touch each other's targets.
     pub fn target(prefix: &Iqn, instance: &InstanceId, resource: &ResourceId) -> Result<Self, Error> {
         format!("{prefix}:{instance}.{resource}").parse()
     }
 
-    /// The resource that a target name of this instance stands for; `None` for a foreign name.
+    /// The resource of a target name of this instance; `None` for a foreign name.
     #[must_use]
     pub fn resource(&self, prefix: &Iqn, instance: &InstanceId) -> Option<ResourceId> {
         let rest = self.0.strip_prefix(prefix.as_str())?.strip_prefix(':')?;

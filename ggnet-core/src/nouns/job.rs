@@ -1,4 +1,4 @@
-//! [`Job`]: work that takes minutes, recorded, so that it is seen, cancelled and tried again whatever happens to its server.
+//! [`Job`]: work that takes minutes. It is recorded, so that it can be seen, cancelled and retried even if its server dies.
 //!
 //! ```text
 //!            claimed                 done
@@ -10,7 +10,7 @@
 //!   └────────────────────────── retry ────────────────────┘
 //! ```
 //! Invariants: at most one *live* job (queued, running) for one subject, held by the store; a job has a [`Claim`] exactly while it runs;
-//! only whoever holds the claim records its progress and its end, unless the claim is lost: then it fails.
+//! only the holder of the claim records its progress and its end; a job whose claim is lost fails.
 
 use std::{fmt, path::PathBuf};
 
@@ -18,19 +18,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{Failure, ImageFormat, ImageId, ImageVersionId, JobId, Principal, ServerId, Timestamp};
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
     /// It waits for its turn.
     Queued,
-    /// Somebody works on it.
+    /// A server works on it.
     Running,
-    /// It did what it was asked for.
+    /// It completed its work.
     Succeeded,
     /// It ended by an error, or by the death of its server.
     Failed,
-    /// It ended because somebody asked for that.
+    /// It ended because its cancellation was requested.
     Cancelled,
 }
 
@@ -68,7 +68,7 @@ impl JobState {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum JobSubject {
-    /// An image version: its bytes are being made.
+    /// An image version: its bytes are being created.
     Version(ImageVersionId),
 }
 
@@ -83,15 +83,15 @@ impl fmt::Display for JobSubject {
 /// The import of a file as an image version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportJob {
-    /// The server that has the file, and alone can import it.
+    /// The server that has the file. Only this server can import it.
     pub server: ServerId,
     /// The image.
     pub image: ImageId,
-    /// The version that is made. A retry makes the same one.
+    /// The version that it creates. A retry creates the same version.
     pub version: ImageVersionId,
     /// The file.
     pub path: PathBuf,
-    /// Its format; none: as the probe finds.
+    /// Its format; `None`: determined by the probe.
     #[serde(default)]
     pub format: Option<ImageFormat>,
     /// The SHA-256 that the file should have, in hexadecimal.
@@ -111,7 +111,7 @@ pub enum JobKind {
 }
 
 impl JobKind {
-    /// What it works on.
+    /// The object that it works on.
     #[must_use]
     pub const fn subject(&self) -> JobSubject {
         match self {
@@ -119,7 +119,7 @@ impl JobKind {
         }
     }
 
-    /// The only server that can do it; none: any.
+    /// The only server that can run it; `None`: any server.
     #[must_use]
     pub const fn only_on(&self) -> Option<&ServerId> {
         match self {
@@ -128,20 +128,20 @@ impl JobKind {
     }
 }
 
-/// That a server works on a job.
+/// The record that a server works on a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The server.
     pub server: ServerId,
-    /// Grows with each claim of the job: whoever holds an earlier one must not record anything any more.
+    /// Grows with each claim of the job: the holder of an earlier claim must no longer record anything.
     pub epoch: u64,
     /// When it was claimed.
     pub at: Timestamp,
-    /// When its server last said that it works on it. A claim whose heartbeat is too old is lost.
+    /// When its server last confirmed that it works on it. A claim whose heartbeat is too old is lost.
     pub heartbeat: Timestamp,
 }
 
-/// A long work.
+/// A long operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// Its id.
@@ -153,34 +153,34 @@ pub struct Job {
     pub subject: JobSubject,
     /// What it does, for people ("import of debian:3").
     pub title: String,
-    /// Where it stands.
+    /// Its state.
     pub state: JobState,
-    /// Who asked for it, or for its last retry: it acts for them.
+    /// Who requested it, or its last retry: it acts on their behalf.
     pub requester: Principal,
-    /// Who works on it; only while it runs.
+    /// Which server works on it; only while it runs.
     #[serde(default)]
     pub claim: Option<Claim>,
-    /// How far it is. While it runs the record is a few seconds behind.
+    /// Its progress. While it runs, the record is a few seconds behind.
     #[serde(default)]
     pub progress_per_mille: u16,
-    /// What it does now, for people.
+    /// The present step, as text for people.
     #[serde(default)]
     pub step: String,
-    /// Whether somebody asked it to end.
+    /// Whether its cancellation was requested.
     #[serde(default)]
     pub cancel_requested: bool,
-    /// How often it was begun.
+    /// How often it was started.
     #[serde(default)]
     pub attempts: u32,
-    /// When it was asked for.
+    /// When it was requested.
     pub created_at: Timestamp,
-    /// When it was last begun.
+    /// When it was last started.
     #[serde(default)]
     pub started_at: Option<Timestamp>,
     /// When it ended.
     #[serde(default)]
     pub finished_at: Option<Timestamp>,
-    /// What failed, for people. What it made, when it succeeded, is its subject.
+    /// What failed, as text for people. The result of a job that succeeded is its subject.
     #[serde(default)]
     pub error: Option<String>,
     /// Which failure that was, and what to do next.
@@ -191,7 +191,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// A new one, queued.
+    /// A new job, queued.
     #[must_use]
     pub fn new(kind: JobKind, title: String, requester: Principal, now: Timestamp) -> Self {
         Self {
@@ -215,7 +215,7 @@ impl Job {
         }
     }
 
-    /// This server begins it.
+    /// Records that this server starts it.
     pub fn claim(&mut self, server: &ServerId, now: Timestamp) {
         self.attempts = self.attempts.saturating_add(1);
         let epoch = u64::from(self.attempts);
@@ -224,7 +224,7 @@ impl Job {
         self.started_at = Some(now);
     }
 
-    /// It has ended, in this state.
+    /// Records that it has ended, in this state.
     pub fn end(&mut self, state: JobState, now: Timestamp) {
         self.state = state;
         self.claim = None;
@@ -232,7 +232,7 @@ impl Job {
         self.finished_at = Some(now);
     }
 
-    /// It waits for its turn again, as if it had just been asked for.
+    /// Queues it again, as if it had just been requested.
     pub fn queue_again(&mut self, requester: Principal) {
         self.state = JobState::Queued;
         self.requester = requester;

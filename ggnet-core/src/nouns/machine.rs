@@ -20,7 +20,7 @@ pub enum DeviceType {
     X64,
 }
 
-/// The firmware that a machine was told to have, or was seen with.
+/// The firmware that a machine was configured with, or was seen with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Firmware {
@@ -28,7 +28,7 @@ pub enum Firmware {
     Bios,
     /// UEFI.
     Uefi,
-    /// Not known yet; the machine's own request tells.
+    /// Not known yet; the machine's own request shows it.
     #[default]
     Unknown,
 }
@@ -44,7 +44,7 @@ pub enum MachineState {
     Inactive,
     /// Under repair; like inactive, with a reason to show.
     Maintenance,
-    /// Gone for good, kept for the record.
+    /// Permanently out of service; kept for the record.
     Retired,
 }
 
@@ -61,14 +61,14 @@ impl MachineState {
     }
 }
 
-/// What a reboot does to the writes of a machine.
+/// What happens to a machine's writes when it reboots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WritebackPolicy {
-    /// A reboot gives a clean disk.
+    /// The machine gets a clean disk at each boot.
     #[default]
     Discard,
-    /// The writeback lives on, over reboots and stops, until the operator discards it.
+    /// The writes are kept, across reboots and stops, until the operator discards them.
     Keep,
 }
 
@@ -99,10 +99,10 @@ pub struct Machine {
     /// Whether it may boot.
     #[serde(default)]
     pub state: MachineState,
-    /// The image it boots; none: it falls through to its next boot device.
+    /// The image it boots; `None`: it falls through to its next boot device.
     #[serde(default)]
     pub image: Option<ImageId>,
-    /// A version that this machine stays on; none: the image's current one.
+    /// The version that this machine always boots; `None`: the image's current version.
     #[serde(default)]
     pub pinned_version: Option<ImageVersionId>,
     /// Whether asking for its boot script starts a session.
@@ -115,7 +115,7 @@ pub struct Machine {
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
-    /// Grows with every change; an update with an old one is a conflict, so that two operators do not overwrite each other.
+    /// Grows with every change; an update with an old revision is a conflict, so that two operators do not overwrite each other.
     pub revision: u64,
 }
 
@@ -132,7 +132,7 @@ impl Machine {
             .ok_or_else(|| Error::internal(format!("Machine {} has no MAC address", self.id)))
     }
 
-    /// Checks what the field types cannot hold.
+    /// Checks the rules that the field types cannot express.
     pub fn validate(&self) -> Result<()> {
         if self.macs.is_empty() {
             return Err(Error::invalid("macs", "A machine needs at least one MAC address")

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{MacAddr, id::string_serde};
 use crate::error::Error;
 
-/// How much somebody may do; each role may do what the ones before it may.
+/// What a user may do; each role includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -17,7 +17,7 @@ pub enum Role {
     Viewer,
     /// Runs the machines: registers and changes them, starts and stops their sessions.
     Operator,
-    /// Everything, images and exports too.
+    /// Everything, including images and exports.
     Admin,
 }
 
@@ -42,14 +42,14 @@ impl fmt::Display for Role {
     }
 }
 
-/// Which part of GGnet acts by itself.
+/// The part of GGnet that acts without a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SystemPart {
     /// The reconciler.
     Reconciler,
-    /// What the server does for itself, as at its first start. Also any part, in audit rows from before parts had names.
+    /// The server's own work, such as at its first start. In audit rows from before parts had names: any part.
     #[default]
     Upkeep,
 }
@@ -84,13 +84,13 @@ pub enum PrincipalKind {
         #[serde(default)]
         what: SystemPart,
     },
-    /// Who runs `ggnet-server` itself on its host: `token reset`, `key reset`.
+    /// The person who runs `ggnet-server` on its host: `token reset`, `key reset`.
     Host,
     /// A program that embeds the library.
     Embedder,
 }
 
-/// The name of the token that there always is.
+/// The name of the token that always exists.
 fn first_token() -> String {
     "admin".to_owned()
 }
@@ -102,7 +102,7 @@ pub struct Principal {
     /// Who.
     #[serde(flatten)]
     pub kind: PrincipalKind,
-    /// From where: the client's address, where a frontend knows it.
+    /// The client's address, if the frontend knows it.
     #[serde(default, alias = "address", skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// The request; the log has the same id.
@@ -145,7 +145,7 @@ impl Principal {
         Self::new(PrincipalKind::System { what })
     }
 
-    /// Who runs `ggnet-server` itself on its host.
+    /// The person who runs `ggnet-server` on its host.
     #[must_use]
     pub const fn host() -> Self {
         Self::new(PrincipalKind::Host)
@@ -190,7 +190,7 @@ impl fmt::Display for Principal {
     }
 }
 
-/// The id of a request: 1 to 64 of `[A-Za-z0-9._-]`, so that it can stand in a log, a header and a URL as it is.
+/// The id of a request: 1 to 64 of `[A-Za-z0-9._-]`, so that it can be used unchanged in a log, a header and a URL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(String);
 

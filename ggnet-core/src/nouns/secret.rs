@@ -6,7 +6,7 @@ use zeroize::Zeroize;
 
 use crate::error::{Error, Result};
 
-/// A secret text. `Debug` shows nothing of it and there is no `Display` or `Serialize`: whoever needs it says [`Secret::expose`].
+/// A secret text. `Debug` shows nothing of it and there is no `Display` or `Serialize`: code that needs the text calls [`Secret::expose`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -58,7 +58,7 @@ impl fmt::Debug for Secret {
 pub struct ChapPair {
     /// CHAP_N.
     pub user: String,
-    /// The shared secret: 16 characters of `[A-Za-z0-9]`, because Microsoft's initiator takes 12 to 16.
+    /// The shared secret: 16 characters of `[A-Za-z0-9]`, because Microsoft's initiator accepts 12 to 16.
     pub secret: Secret,
 }
 

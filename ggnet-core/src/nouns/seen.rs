@@ -1,4 +1,4 @@
-//! [`SeenMachine`]: a MAC address that asked for something and that nobody has registered.
+//! [`SeenMachine`]: an unregistered MAC address that sent a request.
 
 use serde::{Deserialize, Serialize};
 

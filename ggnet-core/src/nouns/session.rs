@@ -21,19 +21,19 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 
-/// Where a session stands.
+/// The state of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SessionState {
-    /// Its steps are being done.
+    /// It is being started.
     Starting,
     /// Everything it needs exists.
     Active,
-    /// Its steps are being undone.
+    /// It is being stopped.
     Stopping,
-    /// Over, nothing left.
+    /// It has ended, and nothing of it is left.
     Stopped,
-    /// Over by an error; what may be left is the reconciler's to remove.
+    /// It ended because of an error; the reconciler removes what may be left.
     Failed,
 }
 
@@ -68,7 +68,7 @@ pub enum StopReason {
     Operator,
     /// It was offline longer than `session.idle_timeout`.
     Timeout,
-    /// A start that outlived its deadline, or failed.
+    /// Its start failed, or took longer than its deadline.
     StartFailed,
     /// Replaced by another session of the same machine (another image).
     Replaced,
@@ -80,12 +80,12 @@ pub enum StopReason {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "access", rename_all = "snake_case")]
 pub enum DiskAccess {
-    /// Into a writeback over the version, which only this session writes to.
+    /// To a writeback over the version, which only this session writes to.
     CopyOnWrite {
-        /// The writeback: of the generation under `discard`, of the machine under `keep`.
+        /// The writeback: it belongs to the generation under `discard`, and to the machine under `keep`.
         writeback: ResourceId,
     },
-    /// Nowhere: it is read-only, and many sessions read the same version.
+    /// Nowhere: the disk is read-only, and many sessions read the same version.
     Shared,
 }
 
@@ -94,9 +94,10 @@ pub enum DiskAccess {
 pub struct SessionDisk {
     /// Its LUN.
     pub lun: u8,
-    /// The image it is of.
+    /// Its image.
     pub image: ImageId,
-    /// The version below its writeback, or the one that is shared. Where the image moved on, the next generation has the new version.
+    /// The version that its writeback is based on, or the shared version. When the image gets a new current version, the next generation
+    /// uses it.
     pub version: ImageVersionId,
     /// Where writes go.
     #[serde(flatten)]
@@ -104,7 +105,7 @@ pub struct SessionDisk {
 }
 
 impl SessionDisk {
-    /// Its writeback; none: it is shared.
+    /// Its writeback; `None` if it is shared.
     #[must_use]
     pub const fn writeback(&self) -> Option<&ResourceId> {
         match &self.access {
@@ -116,7 +117,7 @@ impl SessionDisk {
 
 /// The disks of a generation, by LUN.
 ///
-/// Invariants: LUN numbers ascend and differ; the first disk is LUN 0, the system disk, and copy-on-write.
+/// Invariants: LUN numbers are different and in ascending order; the first disk is LUN 0, the system disk, and copy-on-write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<SessionDisk>")]
 pub struct Disks(Vec<SessionDisk>);
@@ -133,8 +134,10 @@ impl Disks {
         }
         if !disks.is_sorted_by(|a, b| a.lun < b.lun) {
             let luns: Vec<_> = disks.iter().map(|disk| disk.lun.to_string()).collect();
-            let message =
-                format!("The LUNs of a session must differ and ascend, and are {}", luns.join(", "));
+            let message = format!(
+                "The LUNs of a session must be different and in ascending order, but are {}",
+                luns.join(", ")
+            );
             return Err(Error::invalid("disks", message));
         }
         Ok(Self(disks))
@@ -149,7 +152,7 @@ impl Disks {
     /// The disk that the machine boots from.
     #[must_use]
     pub fn system(&self) -> &SessionDisk {
-        // There always is one: see the invariants.
+        // There is always one: see the invariants.
         &self.0[0]
     }
 
@@ -175,40 +178,40 @@ impl TryFrom<Vec<SessionDisk>> for Disks {
     }
 }
 
-/// Whether a data disk takes writes.
+/// Whether a data disk can be written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DataAccess {
-    /// Into a writeback of the session's own; a reboot treats it as it treats the system disk's ([`Session::policy`]).
+    /// To a writeback of this session; a reboot treats it like the system disk's writeback ([`Session::policy`]).
     CopyOnWrite,
-    /// Read-only, shared with every session that has it.
+    /// Read-only, shared with every session that uses it.
     Shared,
 }
 
-/// A disk that a session was asked to have beside its system disk. Each of its boots has it.
+/// A disk that was requested for a session in addition to its system disk. Each of its boots has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataDisk {
     /// Its LUN: from 1.
     pub lun: u8,
     /// The image.
     pub image: ImageId,
-    /// The version; none: at each boot the one that is current.
+    /// The version; `None`: the version that is current at each boot.
     #[serde(default)]
     pub version: Option<ImageVersionId>,
-    /// Whether it takes writes.
+    /// Whether it can be written to.
     pub access: DataAccess,
 }
 
 /// One boot's worth of target name, credentials and disks. A request for a boot script prepares the next one; the first
 /// authenticated login to it makes it current.
 ///
-/// Serialised without its credentials: the store seals them apart.
+/// Serialised without its credentials: the store encrypts and stores them separately.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "GenerationRecord")]
 pub struct Generation {
     /// Its number; part of the target's name.
     pub number: u32,
-    /// The CHAP pair that its initiator must know.
+    /// The CHAP pair with which its initiator must authenticate.
     #[serde(skip)]
     pub chap: Option<ChapPair>,
     /// Its disks.
@@ -227,7 +230,8 @@ impl Generation {
     }
 }
 
-/// A generation as it is stored. Before a session had a list of disks, image, version and writeback of the system disk stood in their place.
+/// A generation as it is stored. Before sessions had a list of disks, it had the image, the version and the writeback of the system disk
+/// instead.
 #[derive(Deserialize)]
 struct GenerationRecord {
     number: u32,
@@ -271,15 +275,15 @@ pub struct Session {
     pub id: SessionId,
     /// The machine it holds.
     pub machine: MachineId,
-    /// Where it stands.
+    /// Its state.
     pub state: SessionState,
-    /// What a reboot does to its writes; fixed for the session's life.
+    /// What happens to its writes at a reboot; fixed for the session's life.
     pub policy: WritebackPolicy,
-    /// The image that its operator named at the start; every boot of the session is of this image. None: each boot is of the image that
-    /// the machine is assigned to by then.
+    /// The image that the operator named at the start; every boot of the session uses it. `None`: each boot uses the image that the machine
+    /// is assigned to at that time.
     #[serde(default)]
     pub chosen_image: Option<ImageId>,
-    /// The disks that it was asked to have beside the system disk, by LUN.
+    /// The disks that were requested in addition to the system disk, by LUN.
     #[serde(default)]
     pub data_disks: Vec<DataDisk>,
     /// The initiator name that its targets accept.
@@ -289,8 +293,8 @@ pub struct Session {
     /// The generation that the next boot will use, once prepared.
     #[serde(default)]
     pub next: Option<Generation>,
-    /// The highest generation number that was ever prepared, used or not: a number is never given twice, so that a name, or a disk that
-    /// could not be removed, never comes back as another generation's.
+    /// The highest generation number that was ever prepared, used or not. A number is never reused, so that a name, or a disk that could
+    /// not be removed, never becomes that of another generation.
     #[serde(default)]
     pub last_generation: u32,
     /// When the start was recorded.
@@ -304,19 +308,19 @@ pub struct Session {
     /// Why it ended, or is ending.
     #[serde(default)]
     pub stop_reason: Option<StopReason>,
-    /// Whether it is being stopped also with a live initiator. A stop that could not finish is finished as it was asked for.
+    /// Whether it is being stopped even with a live initiator. A stop that could not finish is finished as it was requested.
     #[serde(default)]
     pub stop_forced: bool,
-    /// What failed, for people.
+    /// What failed, as text for people.
     #[serde(default)]
     pub error: Option<String>,
     /// Which failure that was, and what to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// The server that serves it, and alone may change it. None, in a record from before servers had ids: whichever finds it.
+    /// The server that serves it; only this server may change it. `None` in a record from before servers had ids: any server that finds it.
     #[serde(default)]
     pub owner: Option<ServerId>,
-    /// Grows whenever another server takes it over: what was decided in an earlier epoch must not be carried out any more.
+    /// Grows whenever another server takes it over: decisions from an earlier epoch must no longer be carried out.
     #[serde(default)]
     pub epoch: u64,
     /// Grows with every change; updates are conditional on it.
@@ -335,12 +339,12 @@ impl Session {
         std::iter::once(&self.current).chain(self.next.as_ref())
     }
 
-    /// The versions that its generations stand on.
+    /// The versions that its generations use.
     pub fn versions(&self) -> impl Iterator<Item = ImageVersionId> {
         self.generations().flat_map(|generation| generation.disks.iter()).map(|disk| disk.version)
     }
 
-    /// The writebacks of its generations. Under `keep` both have the same.
+    /// The writebacks of its generations. Under `keep`, both generations have the same.
     pub fn writebacks(&self) -> impl Iterator<Item = &ResourceId> {
         self.generations().flat_map(|generation| generation.disks.writebacks())
     }
@@ -351,7 +355,7 @@ impl Session {
         self.owner.as_ref().is_none_or(|owner| owner == server)
     }
 
-    /// The highest generation number this session has given out.
+    /// The highest generation number that this session has used.
     #[must_use]
     pub fn highest_generation(&self) -> u32 {
         self.generations().map(|g| g.number).fold(self.last_generation, u32::max)

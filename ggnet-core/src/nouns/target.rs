@@ -1,4 +1,4 @@
-//! [`ManualTarget`]: a target that an operator made by hand and that the reconciler keeps (a shared data disk, a test LUN).
+//! [`ManualTarget`]: a target that an operator created and that the reconciler keeps (a shared data disk, a test LUN).
 
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +13,9 @@ pub struct ManualTarget {
     pub name: Name,
     /// The version it serves, read-only.
     pub version: ImageVersionId,
-    /// The initiator that may log in; none: any.
+    /// The initiator that may log in; `None`: any initiator.
     #[serde(default)]
     pub initiator: Option<Iqn>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
 }

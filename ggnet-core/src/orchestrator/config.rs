@@ -10,28 +10,28 @@ use crate::{
     nouns::{InstanceId, Iqn, ServerId},
 };
 
-/// Whether initiators prove by CHAP that they may have a session's disk.
+/// Whether initiators must authenticate by CHAP to get a session's disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChapPolicy {
-    /// Each generation has a pair of its own, wherever the target backend can demand CHAP.
+    /// Each generation has its own pair, if the target backend can demand CHAP.
     #[default]
     Required,
-    /// New generations have none: whoever names target and initiator has the disk. For a trusted network, whose guests cannot log in
-    /// again by CHAP while their root waits for that login.
+    /// New generations have no pair: any client that names target and initiator gets the disk. For a trusted network with guests that
+    /// cannot log in again by CHAP while their root file system waits for that login.
     Off,
 }
 
 /// The orchestrator's settings.
 #[derive(Clone, Debug)]
 pub struct OrchestratorConfig {
-    /// This GGnet among others on the host.
+    /// The id of this installation of GGnet.
     pub instance: InstanceId,
-    /// This server among those of the installation; by default the only one.
+    /// The id of this server within the installation; by default the only one.
     pub server: ServerId,
     /// The start of every IQN.
     pub iqn_prefix: Iqn,
-    /// Whether new generations ask for CHAP (default: required). One that exists keeps the access that it has.
+    /// Whether new generations require CHAP (default: required). An existing generation keeps its access.
     pub chap: ChapPolicy,
     /// A `discard` session that was offline for longer is stopped (default 10 minutes).
     pub idle_timeout: Duration,
@@ -39,21 +39,21 @@ pub struct OrchestratorConfig {
     pub generation_ttl: Duration,
     /// A start that takes longer is undone (default 60 seconds).
     pub start_deadline: Duration,
-    /// How long a shutdown waits for work under way before it cuts it off (default 15 seconds).
+    /// How long a shutdown waits for operations in flight before it cuts them off (default 15 seconds).
     pub shutdown_deadline: Duration,
     /// How many jobs (imports) run at once; further ones wait for their turn (default 4, 1 to 1000).
     pub jobs_at_once: usize,
-    /// How often the reconciler looks (default 15 seconds).
+    /// How often the reconciler runs (default 15 seconds).
     pub reconcile_interval: Duration,
-    /// Events, audit rows, ended jobs and ended sessions that are older are forgotten (default 90 days).
+    /// Events, audit rows, ended jobs and ended sessions that are older are deleted (default 90 days).
     pub retention: Duration,
-    /// How long a UEFI machine that got its loader may take to ask for its script before an event says that Secure Boot is
-    /// probably on (default 30 seconds).
+    /// How long a UEFI machine that got its loader may take to ask for its script before an event reports that Secure Boot is probably on
+    /// (default 30 seconds).
     pub script_deadline: Duration,
-    /// How long a boot request waits for its start before it is told to come again (default 5 seconds).
+    /// How long a boot request waits for its start before the answer is to retry (default 5 seconds).
     pub boot_wait: Duration,
-    /// The URL of the HTTP server that the chain scripts in the boot files name; none: no chain scripts are made, and machines find
-    /// their script by DHCP alone.
+    /// The URL of the HTTP server for the chain scripts in the boot files. `None`: no chain scripts are made, and machines find their
+    /// script by DHCP only.
     pub chain_url: Option<BootUrl>,
 }
 
@@ -78,7 +78,7 @@ impl OrchestratorConfig {
         })
     }
 
-    /// The start of every IQN where nobody chose another.
+    /// The default start of every IQN.
     pub fn default_iqn_prefix() -> Result<Iqn> {
         "iqn.2026-11.local.ggnet".parse()
     }
@@ -94,7 +94,7 @@ impl OrchestratorConfig {
         if !(1..=1000).contains(&self.jobs_at_once) {
             return Err(Error::invalid(
                 "jobs_at_once",
-                format!("{} jobs at once: 1 to 1000 are possible", self.jobs_at_once),
+                format!("jobs_at_once is {}; it must be 1 to 1000", self.jobs_at_once),
             ));
         }
         let least = Duration::from_millis(100);
@@ -105,7 +105,7 @@ impl OrchestratorConfig {
             ("reconcile_interval", self.reconcile_interval),
         ] {
             if value < least {
-                return Err(Error::invalid(field, format!("{field} is {value:?}; the least is {least:?}")));
+                return Err(Error::invalid(field, format!("{field} is {value:?}; the minimum is {least:?}")));
             }
         }
         Ok(())

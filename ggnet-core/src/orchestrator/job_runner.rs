@@ -1,5 +1,5 @@
-//! [`JobRunner`]: the tasks of jobs: turn, claim, heartbeat, and the record of their ends. It knows no kind of job; what one does is said by
-//! whoever spawns it.
+//! [`JobRunner`]: the tasks of jobs: turn, claim, heartbeat, and the record of their ends. It does not know the kinds of job; the caller
+//! that spawns a job passes its work.
 //!
 //! ```text
 //!   recorded ──▶ task here ── waits for a place ──▶ claims ──▶ works, with a heartbeat ──▶ records the end
@@ -8,9 +8,9 @@
 //! ```
 //! Invariants:
 //! * Every live job of this server has a task here, listed in [`Tasks`] from its record to its end. The reconciler handles those without
-//!   one: a queued job gets a task, a running one has died and fails.
+//!   one: a queued job gets a task; a running job has lost its task and fails.
 //! * A running job's record is changed only by the task that holds the claim, by a request to cancel, or because the claim is lost.
-//! * A running job costs one small commit each [`HEARTBEAT`]; its progress in between is in memory.
+//! * A running job costs one small commit per [`HEARTBEAT`]; its progress in between is in memory.
 //! * Lock order: the image lock before [`Tasks::changing`].
 
 use std::{
@@ -37,11 +37,11 @@ use crate::{
     ports::{Batch, Write},
 };
 
-/// How often a running job records that it is worked on, and how far it is.
+/// How often a running job records its heartbeat and its progress.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// A claim whose heartbeat is older is lost: its server has died, or cannot reach the store.
 const CLAIM_LOST_AFTER: SignedDuration = SignedDuration::from_secs(120);
-/// How soon a claim that could not be recorded is recorded again; doubled each time. On a full disk that may take days.
+/// The pause before the next attempt to record a claim; doubled each time. On a full disk that may take days.
 const CLAIM_AGAIN: Duration = Duration::from_secs(1);
 const CLAIM_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
@@ -50,7 +50,7 @@ const CLAIM_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 pub(super) enum EndReason {
     /// It was cancelled before its turn came.
     Cancelled,
-    /// The server ended in the middle of it.
+    /// The server ended while it was running.
     ServerEnded,
     /// Its work ended without a result, or another server has lost its claim.
     WorkEnded,
@@ -64,29 +64,29 @@ pub(super) struct Running {
     /// The epoch of its claim; 0 while it waits for its turn.
     epoch: u64,
     subject: JobSubject,
-    /// Who asked for it: what it does is done in that name.
+    /// Who requested it: it acts in that name.
     pub(super) by: Principal,
-    /// How far it is.
+    /// Its progress.
     pub(super) per_mille: Arc<AtomicU16>,
     step: Arc<Mutex<&'static str>>,
-    /// Whether the end is recorded, so that this task touches nothing any more.
+    /// Whether the end is recorded, so that this task changes nothing any more.
     ended: Arc<AtomicBool>,
-    /// Cancelled when somebody asked it to end, and at shutdown.
+    /// Cancelled when its cancellation is requested, and at shutdown.
     pub(super) cancel: CancellationToken,
 }
 
 impl Running {
-    /// Whether its end is recorded: the task touches nothing any more.
+    /// Whether its end is recorded: the task changes nothing any more.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Its end is recorded.
+    /// Sets that its end is recorded.
     pub(super) fn set_ended(&self) {
         self.ended.store(true, Ordering::Release);
     }
 
-    /// Sets what it does now, for people.
+    /// Sets the present step, as text for people.
     pub(super) fn set_step(&self, step: &'static str) {
         *self.step.lock().unwrap_or_else(PoisonError::into_inner) = step;
     }
@@ -105,7 +105,7 @@ impl Running {
 #[derive(Default)]
 struct ByJob {
     by_job: HashMap<JobId, Running>,
-    /// A list of versions asks for each of them.
+    /// An index, because a list of versions asks for the job of each.
     by_subject: HashMap<JobSubject, JobId>,
 }
 
@@ -119,7 +119,7 @@ struct Tasks {
 }
 
 impl Tasks {
-    /// With so many places.
+    /// With this many places.
     fn new(at_once: usize) -> Self {
         Self {
             known: Mutex::default(),
@@ -133,8 +133,8 @@ impl Tasks {
         Arc::clone(&self.places).try_acquire_owned().ok()
     }
 
-    /// A place when one is free. Its turn is taken by this call, and not when it is first waited for: many tasks that are spawned one after
-    /// the other are first run in any order.
+    /// A place when one is free. Its turn in the queue is taken by this call, not when the future is first polled: tasks that are spawned
+    /// one after the other may first run in any order.
     fn turn(&self) -> impl Future<Output = Option<OwnedSemaphorePermit>> + Send + use<> {
         let mut place = Box::pin(Arc::clone(&self.places).acquire_owned());
         let free = place.as_mut().now_or_never();
@@ -162,7 +162,7 @@ impl Tasks {
         known.by_job.insert(running.job, running);
     }
 
-    /// Forgets this task, but not one that took the job up again.
+    /// Removes this task, but not a later task of the same job.
     fn remove(&self, running: &Running) {
         let mut known = self.known();
         let now = known.by_job.get(&running.job);
@@ -179,7 +179,7 @@ impl Tasks {
     }
 }
 
-/// A task that is known until this is dropped.
+/// Keeps a task listed until this is dropped.
 struct Known<'a> {
     tasks: &'a Tasks,
     running: Running,
@@ -193,13 +193,13 @@ impl Drop for Known<'_> {
 
 /// Whether a job's turn came.
 pub(super) enum Turn {
-    /// It did: the job is claimed.
+    /// Its turn came: the job is claimed.
     Came(Running),
-    /// It was cancelled before, or is not to be done any more, or the server shuts down.
+    /// It was cancelled before, or is no longer wanted, or the server shuts down.
     Cancelled(Running),
 }
 
-/// A job that is about to be ended; nobody else changes it while this lives.
+/// A job that is about to be ended; nothing else changes it while this lives.
 pub(super) struct Ending<'a> {
     pub(super) job: Job,
     pub(super) why: EndReason,
@@ -210,7 +210,7 @@ pub(super) struct Ending<'a> {
 pub(super) struct JobRunner {
     shared: Arc<Shared>,
     tasks: Tasks,
-    /// Set once what an earlier process's imports left behind is cleaned up: only then may new versions be made.
+    /// Set once the remains of an earlier process's imports are cleaned up: only then may new versions be created.
     swept: tokio::sync::SetOnce<()>,
 }
 
@@ -220,14 +220,14 @@ impl JobRunner {
         Self { shared, tasks, swept: tokio::sync::SetOnce::new() }
     }
 
-    /// Whether what earlier processes left behind is cleaned up.
+    /// Whether the remains of earlier processes are cleaned up.
     pub(super) fn is_swept(&self) -> bool {
         self.swept.initialized()
     }
 
-    /// What earlier processes left behind is cleaned up: new jobs may begin.
+    /// Sets that the remains of earlier processes are cleaned up: new jobs may start.
     pub(super) fn set_swept(&self) {
-        // Set once: the second time says nothing new.
+        // Set once: a second call changes nothing.
         let _ = self.swept.set(());
     }
 
@@ -246,12 +246,12 @@ impl JobRunner {
         self.tasks.get(id)
     }
 
-    /// While it is held nobody else of this process changes a job's record.
+    /// While it is held, nothing else in this process changes a job's record.
     pub(super) async fn lock_changes(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.tasks.changing.lock().await
     }
 
-    /// Waits until what earlier processes left behind is cleaned up: that would take a new job's files for theirs.
+    /// Waits until the remains of earlier processes are cleaned up: the clean-up would remove a new job's files.
     pub(super) async fn wait_for_sweep(&self) -> Result<()> {
         tokio::select! {
             _ = self.swept.wait() => Ok(()),
@@ -261,8 +261,8 @@ impl JobRunner {
         }
     }
 
-    /// Spawns the task of a recorded job. With a `place` it is claimed already and begins at once; without, when its turn comes: then
-    /// `work` is told whether it came.
+    /// Spawns the task of a recorded job. With a `place` it is already claimed and starts at once; without, it waits for its turn, and
+    /// `work` gets whether the turn came.
     pub(super) fn spawn_job<F>(
         self: &Arc<Self>,
         job: &Job,
@@ -285,7 +285,7 @@ impl JobRunner {
         let place = place.ok_or_else(|| self.tasks.turn());
         let this = Arc::clone(self);
         self.shared.spawn(async move {
-            // Also dropped by a panic: then the job has no task, and the reconciler ends it.
+            // Dropped on a panic as well: the job then has no task, and the reconciler ends it.
             let _known = Known { tasks: &this.tasks, running: running.clone() };
             let turn = match place {
                 Ok(place) => Some((place, running.epoch)),
@@ -299,7 +299,7 @@ impl JobRunner {
         });
     }
 
-    /// Waits for a place and claims the job; none: it was cancelled meanwhile, or is not to be done any more.
+    /// Waits for a place and claims the job. `None`: it was cancelled meanwhile, or is no longer wanted.
     async fn wait_for_place(
         &self,
         running: &Running,
@@ -320,19 +320,19 @@ impl JobRunner {
     }
 
     async fn claim_queued(&self, id: JobId) -> Result<Option<u64>> {
-        // Held over read and write: a cancel changes the record too.
+        // Held over read and write, because a cancellation changes the record too.
         let _changing = self.tasks.changing.lock().await;
         let Some(mut job) = self.shared.store().job(id).await? else { return Ok(None) };
         if job.state == JobState::Queued && !job.cancel_requested {
             job.claim(&self.shared.config.server, self.shared.now());
             self.shared.record(self.with_job(Batch::new(), &job)).await?;
         }
-        // Claimed now, or by an attempt whose answer was lost: nobody else of this server claims it.
+        // Claimed now, or by an attempt whose response was lost: nothing else on this server claims it.
         let ours = job.claim.filter(|claim| claim.server == self.shared.config.server);
         Ok(ours.map(|claim| claim.epoch))
     }
 
-    /// Runs a job's work, and records each [`HEARTBEAT`] that it is worked on.
+    /// Runs a job's work, and records a heartbeat every [`HEARTBEAT`].
     pub(super) async fn with_heartbeat<T>(&self, running: &Running, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
@@ -344,7 +344,7 @@ impl JobRunner {
             }
             match self.heartbeat(running).await {
                 Ok(true) => {}
-                // Another server was asked to cancel it, or the claim is lost.
+                // The cancellation was requested on another server, or the claim is lost.
                 Ok(false) => running.cancel.cancel(),
                 Err(e) => {
                     tracing::warn!(job = %running.job, error = %e.report(), "could not record a job's heartbeat");
@@ -353,7 +353,7 @@ impl JobRunner {
         }
     }
 
-    /// Whether it is still wanted.
+    /// Records the heartbeat. False if the job should end.
     async fn heartbeat(&self, running: &Running) -> Result<bool> {
         let _changing = self.tasks.changing.lock().await;
         let Some(job) = self.claimed_job(running).await? else { return Ok(false) };
@@ -366,7 +366,7 @@ impl JobRunner {
     }
 
     /// Adds the end of the work to a batch and records it. Nothing is recorded when the claim is no longer this task's: then the end is
-    /// recorded already, by it or by who found the claim lost.
+    /// already recorded, by this task or by the server that found the claim lost.
     pub(super) async fn record_end(
         &self,
         running: &Running,
@@ -412,7 +412,7 @@ impl JobRunner {
         self.with_job(batch, &job)
     }
 
-    /// Whether nobody works on a live job, and this server may end it.
+    /// Whether a live job has no task, and this server may end it.
     pub(super) fn is_abandoned(&self, job: &Job) -> bool {
         if self.tasks.get(job.id).is_some() {
             return false;
@@ -424,7 +424,7 @@ impl JobRunner {
         }
     }
 
-    /// A live job that is about to be ended, if it is still so. The caller holds the image lock.
+    /// Prepares the end of a live job, if `still` holds. The caller holds the image lock.
     pub(super) async fn ending(
         &self,
         id: JobId,
@@ -434,25 +434,25 @@ impl JobRunner {
         let changing = self.lock_changes().await;
         let job = self.shared.store().job(id).await?;
         let Some(job) = job.filter(|job| job.state.is_live() && still(job)) else { return Ok(None) };
-        // It was not begun, so nothing else ended it, whoever finds it.
+        // It was not started, so only the cancellation can have ended it.
         let was_cancelled = job.state == JobState::Queued && job.cancel_requested;
         let why = if was_cancelled { EndReason::Cancelled } else { why };
         tracing::info!(job = %id, title = %job.title, ?why, "ending a job without a task");
         Ok(Some(Ending { job, why, _changing: changing }))
     }
 
-    /// Whether a job is to be done here, and has no task.
+    /// Whether a job should run here, and has no task.
     pub(super) fn lacks_a_task(&self, job: &Job) -> bool {
         let queued = job.state == JobState::Queued && !job.cancel_requested;
         queued && self.can_run_here(job) && self.tasks.get(job.id).is_none()
     }
 
-    /// Whether this server can do it.
+    /// Whether this server can run it.
     pub(super) fn can_run_here(&self, job: &Job) -> bool {
         job.kind.only_on().is_none_or(|server| *server == self.shared.config.server)
     }
 
-    /// What live jobs make, of every server.
+    /// The versions that live jobs of all servers create.
     pub(super) async fn versions_in_jobs(&self) -> Result<HashSet<ImageVersionId>> {
         let live = self.shared.store().live_jobs().await?;
         Ok(live

@@ -1,4 +1,5 @@
-//! [`Jobs`]: shown, cancelled, retried; and those that nobody works on. The one place that knows whose work each kind of job is.
+//! [`Jobs`]: listing, cancellation and retry of jobs, and the end of jobs without a task. The only place that maps each kind of job to the
+//! service that runs it.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::{
     ports::{Batch, JobFilter, Page, PageRequest},
 };
 
-/// Long work, by its record.
+/// Long operations, by their records.
 pub struct Jobs {
     shared: Arc<Shared>,
     versions: Arc<Versions>,
@@ -47,20 +48,20 @@ impl Jobs {
         Ok(found)
     }
 
-    /// The newest job that makes, or made, a version; none for one that no job made.
+    /// The newest job that creates, or created, a version; `None` for a version without a job.
     pub async fn of_version(&self, version: ImageVersionId) -> Result<Option<Job>> {
         let filter = JobFilter { subject: Some(JobSubject::Version(version)), ..JobFilter::default() };
         let newest = self.list(&filter, PageRequest { page: 1, per_page: 1 }).await?;
         Ok(newest.items.into_iter().next())
     }
 
-    /// Asks a live job to end, which it does soon: as `cancelled`, unless it is done before it notices. `Conflict` when it has ended.
+    /// Requests the cancellation of a live job. It ends soon, as `cancelled`, unless it completes first. `Conflict` if it has ended.
     pub async fn cancel(self: &Arc<Self>, id: JobId, by: &Principal) -> Result<Job> {
         authorize(by, Command::JobCancel)?;
         let (this, by) = (Arc::clone(self), by.clone());
         self.shared
             .run(async move {
-                // Held over read and write: the heartbeat changes the record too.
+                // Held over read and write, because the heartbeat changes the record too.
                 let _changing = this.runner.lock_changes().await;
                 let mut job = this.runner.stored_job(id).await?;
                 if !job.state.is_live() {
@@ -79,7 +80,8 @@ impl Jobs {
                         .await?;
                     job.revision += 1;
                 }
-                // Without a task here it is another server's, which sees it at its next heartbeat, or the reconciler's.
+                // Without a task here, it belongs to another server, which sees the request at its next heartbeat, or the reconciler ends
+                // it.
                 if let Some(running) = this.runner.task(id) {
                     running.cancel.cancel();
                 }
@@ -88,7 +90,7 @@ impl Jobs {
             .await
     }
 
-    /// Cancels the import of a version; it ends as `failed`, and its job as `cancelled`. `NotFound` when none is under way.
+    /// Cancels the import of a version; it ends as `failed`, and its job as `cancelled`. `NotFound` if none is in progress.
     pub async fn cancel_import(self: &Arc<Self>, version: ImageVersionId, by: &Principal) -> Result<()> {
         authorize(by, Command::JobCancel)?;
         let job = self.of_version(version).await?.filter(|job| job.state.is_live());
@@ -96,8 +98,8 @@ impl Jobs {
         self.cancel(job.id, by).await.map(|_| ())
     }
 
-    /// Does a failed or cancelled job again, as it was asked for, when its turn comes: the same job, one attempt more. `Conflict` for one
-    /// that is live, or ended well.
+    /// Runs a failed or cancelled job again, with the same request, when its turn comes: the same job, with one more attempt. `Conflict`
+    /// for a job that is live or succeeded.
     pub async fn retry(self: &Arc<Self>, id: JobId, by: &Principal) -> Result<Job> {
         authorize(by, Command::JobRetry)?;
         let (this, by) = (Arc::clone(self), by.clone());
@@ -111,13 +113,13 @@ impl Jobs {
                     return Err(Error::new(
                         code::job_not_retryable(id, job.state.as_str()),
                         format!(
-                            "The {} is {}: only a job that failed or was cancelled is retried",
+                            "The {} is {}: only a job that failed or was cancelled can be retried",
                             job.title,
                             job.state.as_str()
                         ),
                     ));
                 }
-                // One whose claim was found lost may still be at work here, on the same object.
+                // A job whose claim was found lost may still be running here, on the same object.
                 if this.runner.task(id).is_some_and(|running| !running.has_ended()) {
                     return Err(Error::new(
                         ErrorKind::Busy,
@@ -129,11 +131,11 @@ impl Jobs {
                     return Err(Error::new(
                         ErrorKind::Conflict,
                         format!(
-                            "The {} can be done by the server that has its file alone, and this is another",
+                            "The {} can run only on the server that has its file, and this is another server",
                             job.title
                         ),
                     )
-                    .with_hint("Ask that server"));
+                    .with_hint("Send the request to that server"));
                 }
                 match job.kind.clone() {
                     JobKind::Import(import) => this.images.retry_import(job, import, by).await,
@@ -142,7 +144,7 @@ impl Jobs {
             .await
     }
 
-    /// Ends jobs that nobody works on, and gives those that are queued and have no task here one. Returns how many ended.
+    /// Ends running jobs without a task, and gives queued jobs without a task one. Returns how many ended.
     pub(super) async fn reconcile(&self) -> Result<u64> {
         let live = self.shared.store().live_jobs().await?;
         if !live.iter().any(|job| self.runner.is_abandoned(job) || self.runner.lacks_a_task(job)) {
@@ -153,15 +155,15 @@ impl Jobs {
         ended
     }
 
-    /// Ends what nobody works on: running jobs of this server without a task here, and those of another server whose claim is lost. An error
-    /// where one could not be ended.
+    /// Ends jobs without a task: running jobs of this server that have no task here, and jobs of another server whose claim is lost. An
+    /// error if one could not be ended.
     pub(super) async fn end_abandoned(&self, why: EndReason) -> Result<u64> {
-        // Whoever begins a job holds this until its task is known.
+        // The start of a job holds this lock until its task is listed.
         let _image = self.versions.lock().await;
         let (mut ended, mut left) = (0, Ok(()));
         for job in self.shared.store().live_jobs().await? {
             if self.runner.is_abandoned(&job) {
-                // One that cannot be ended now keeps no other from it.
+                // If one cannot be ended now, the others still are.
                 match self.end(job.id, why).await {
                     Ok(has_ended) => ended += u64::from(has_ended),
                     Err(e) => left = Err(e),
@@ -171,9 +173,9 @@ impl Jobs {
         left.map(|()| ended)
     }
 
-    /// Queued jobs of an earlier process, or whose task died, get a task.
+    /// Gives a task to queued jobs of an earlier process, and to those whose task died.
     async fn start_queued(&self) -> Result<()> {
-        // Whoever begins a job holds this until its task is known.
+        // The start of a job holds this lock until its task is listed.
         let _image = self.versions.lock().await;
         let mut left = Ok(());
         for job in self.shared.store().live_jobs().await? {
@@ -181,14 +183,14 @@ impl Jobs {
                 let started = match job.kind.clone() {
                     JobKind::Import(import) => self.images.start_queued_import(job, import).await,
                 };
-                // One that cannot be started now keeps no other from it.
+                // If one cannot be started now, the others still are.
                 left = started.and(left);
             }
         }
         left
     }
 
-    /// Ends a live job, if it is still so; the caller holds the image lock. Whether it did.
+    /// Ends a job if it is still live, and returns whether it did. The caller holds the image lock.
     async fn end(&self, id: JobId, why: EndReason) -> Result<bool> {
         let ending = self.runner.ending(id, |job| self.runner.is_abandoned(job), why).await?;
         let Some(ending) = ending else { return Ok(false) };

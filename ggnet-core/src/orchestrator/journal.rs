@@ -1,4 +1,4 @@
-//! Recording: one transaction for a change, its audit row and its event; then the subscribers hear of it.
+//! Recording: one transaction for a change, its audit row and its event; the subscribers are notified afterwards.
 
 use super::shared::Shared;
 use crate::{
@@ -10,23 +10,23 @@ use crate::{
 };
 
 impl Shared {
-    /// Applies the batch and tells the subscribers.
+    /// Applies the batch and notifies the subscribers.
     pub(super) async fn record(&self, batch: Batch) -> Result<Vec<Event>> {
         let events = self.store().commit(batch).await?;
         for event in &events {
-            // No subscriber is no error.
+            // It is not an error if there is no subscriber.
             let _ = self.events.send(event.clone());
         }
         Ok(events)
     }
 
-    /// Whether a session is this server's to change.
+    /// Whether this server may change a session.
     pub(super) fn owns(&self, session: &Session) -> bool {
         session.is_of(&self.config.server)
     }
 
     /// # Errors
-    /// `Conflict`: another server's.
+    /// `Conflict`: it belongs to another server.
     pub(super) fn check_owner(&self, session: &Session) -> Result<()> {
         if self.owns(session) {
             return Ok(());
@@ -35,7 +35,7 @@ impl Shared {
         let message =
             format!("Session {} belongs to server {owner}, and this is {}", session.id, self.config.server);
         Err(Error::new(code::session_of_other_server(session.id, owner), message)
-            .with_hint("Ask that server"))
+            .with_hint("Send the request to that server"))
     }
 
     pub(super) fn event(&self, kind: EventKind) -> NewEvent {
@@ -60,7 +60,7 @@ impl Shared {
         self.record_session_and(session, kind, audit, None).await
     }
 
-    /// The same with one more event of the session: what happened at that moment costs no synced write of its own.
+    /// The same with one more event of the session, so that the event does not cost a synced write of its own.
     pub(super) async fn record_session_and(
         &self,
         session: &mut Session,

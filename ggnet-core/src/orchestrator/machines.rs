@@ -1,4 +1,4 @@
-//! [`Machines`]: registered, changed, deleted; and the kept writeback of one.
+//! [`Machines`]: registration, changes and deletion of machines, and the kept writeback of a machine.
 
 use std::sync::Arc;
 
@@ -19,18 +19,18 @@ use crate::{
     ports::{Batch, Removal, Write},
 };
 
-/// A machine to register. Its id, times and revision are ours to set.
+/// A machine to register. Its id, times and revision are set by the orchestrator.
 pub type NewMachine = Machine;
 
-/// A change: takes what is stored and returns what should be.
+/// A change: takes the stored machine and returns the changed one.
 pub type MachineChange = Box<dyn FnOnce(Machine) -> Result<Machine> + Send>;
 
-/// The machines of the room, registered or only seen.
+/// The machines, registered or only seen.
 pub struct Machines {
     shared: Arc<Shared>,
     versions: Arc<Versions>,
     sessions: Arc<Sessions>,
-    /// Held from looking whether a machine's fixed address is free until it is recorded.
+    /// Held from the check whether a fixed address is free until it is recorded.
     address_lock: tokio::sync::Mutex<()>,
 }
 
@@ -39,7 +39,7 @@ impl Machines {
         Self { shared, versions, sessions, address_lock: tokio::sync::Mutex::default() }
     }
 
-    /// Registers a machine. `Conflict` for a name, MAC address or fixed address that another one has.
+    /// Registers a machine. `Conflict` for a name, MAC address or fixed address that another machine has.
     pub async fn create(self: &Arc<Self>, mut machine: NewMachine, by: &Principal) -> Result<Machine> {
         authorize(by, Command::MachineCreate)?;
         let (this, by) = (Arc::clone(self), by.clone());
@@ -100,7 +100,7 @@ impl Machines {
                 after.updated_at = this.shared.now();
                 after.validate()?;
                 this.check_assignment(&after).await?;
-                // Said at once, and not when the machine is next switched on.
+                // Reported now, not when the machine is next switched on.
                 if after.writeback == WritebackPolicy::Keep
                     && (after.image, after.writeback) != (before.image, before.writeback)
                     && let Some(image) = after.image
@@ -125,7 +125,8 @@ impl Machines {
             .await
     }
 
-    /// That no other machine has its fixed address: a DHCP server would drop one of the two entries, and with it that machine's boot files.
+    /// Checks that no other machine has its fixed address: a DHCP server would drop one of the two entries, and with it that machine's boot
+    /// files.
     async fn check_fixed_address(&self, machine: &Machine) -> Result<()> {
         let Some(address) = machine.fixed_address else { return Ok(()) };
         let machines = self.shared.all_machines().await?;
@@ -135,7 +136,7 @@ impl Machines {
                 code::address_taken(address, &other.name),
                 format!("Machine {} has the address {address}", other.name),
             )
-            .with_hint("Give each machine an address of its own, or none: then DHCP chooses one")),
+            .with_hint("Give each machine its own address, or no address: then DHCP chooses one")),
         }
     }
 
@@ -173,7 +174,7 @@ impl Machines {
             .await
     }
 
-    /// Throws away what a `keep` machine has written. `Conflict` while it has a live session; `Busy` while it is being published.
+    /// Discards the kept writes of a machine. `Conflict` while it has a live session; `Busy` while it is being published.
     pub async fn discard_kept(self: &Arc<Self>, id: MachineId, by: &Principal) -> Result<()> {
         authorize(by, Command::MachineDiscardWriteback)?;
         let (this, by) = (Arc::clone(self), by.clone());
@@ -190,7 +191,7 @@ impl Machines {
                     .with_hint("Stop that session first"));
                 }
                 let (gone, removed) = this.remove_kept(&locked, &machine.name, Removal::IfIdle).await;
-                // Also when one of several could not be removed: the others are gone.
+                // Even if one of several could not be removed: the others are gone.
                 if !gone.is_empty() {
                     let row = this.shared.audit(
                         &by,
@@ -230,7 +231,7 @@ impl Machines {
             .await
     }
 
-    /// An image and a pinned version must exist and belong together.
+    /// Checks that the image and the pinned version exist and belong together.
     async fn check_assignment(&self, machine: &Machine) -> Result<()> {
         let store = self.shared.store();
         let Some(image) = machine.image else { return Ok(()) };
@@ -243,15 +244,15 @@ impl Machines {
         {
             return Err(Error::new(
                 code::pinned_version_of_other_image(pinned, image),
-                format!("{pinned} is no version of image {image}"),
+                format!("{pinned} is not a version of image {image}"),
             )
             .with_field("pinned_version"));
         }
         Ok(())
     }
 
-    /// Removes what the machine has kept, the writebacks of its system disk and of its data disks, and says which are gone, whatever then
-    /// stood in the way. `Busy`, and nothing has changed, while an unfinished version may be made of it.
+    /// Removes the kept writebacks of the machine's system disk and data disks, and returns which are gone, even if a later one failed.
+    /// `Busy`, and nothing has changed, while an unfinished version may be made from one of them.
     async fn remove_kept(
         &self,
         locked: &LockedMachine<'_>,
@@ -275,7 +276,7 @@ impl Machines {
         if self.versions.is_being_published(&system).await? {
             return Err(being_published(name));
         }
-        // No record says which data disks it ever had.
+        // There is no record of all the data disks that it ever had.
         let listed = writebacks.list().await?.into_iter().map(|listed| listed.id);
         let mut kept: Vec<_> =
             listed.filter(|name| *name != system && name.owner() == Some((id, None))).collect();
@@ -287,7 +288,7 @@ impl Machines {
         Ok(())
     }
 
-    /// The record counts; DHCP and boot files follow now, or when the reconciler comes round.
+    /// The record is authoritative; DHCP and boot files follow now, or in the reconciler's next round.
     async fn settle_or_leave(&self, locked: &LockedMachine<'_>, machine: &Machine) {
         let live = self.shared.store().live_session(machine.id).await;
         let settled = match live {

@@ -6,15 +6,16 @@
 //!                 Observations ─▶ Diagnoses     └─▶ Presence
 //!                 Images, Jobs ─▶ JobRunner ─▶ Shared
 //! ```
-//! Arrows run one way; each service owns the memory of its subject and is reached from above alone. [`Reads`] answers questions and changes
+//! Arrows run one way; each service owns the state of its subject and is called only from above. [`Reads`] answers queries and changes
 //! nothing.
 //!
 //! Invariants:
-//! * Every command has a [`Principal`](crate::nouns::Principal), and asks [`authorize`](crate::authorization::authorize) before anything else.
-//! * Every state change, its audit row and its event are one transaction of the store; subscribers hear of it afterwards.
-//! * Work that changes anything runs in a task of the orchestrator's own, so a caller that goes away stops nothing half-way.
-//! * No lock is held for ever, because every call of a port has a limit ([`crate::wrap`]), and so has file work under a lock. Order of locks:
-//!   a machine's, the image lock, the changes of jobs.
+//! * Every command has a [`Principal`](crate::nouns::Principal), and calls [`authorize`](crate::authorization::authorize) before anything
+//!   else.
+//! * Every state change, its audit row and its event are one transaction of the store; subscribers are notified afterwards.
+//! * Work that changes anything runs in a task of the orchestrator's own, so a caller that goes away leaves nothing half-done.
+//! * No lock is held for ever, because every call of a port has a limit ([`crate::wrap`]), and so has file work under a lock. Lock order: a
+//!   machine's lock, the image lock, the lock for changes of jobs.
 //! * Nothing is served before the first reconcile has ended ([`crate::ports::LoginGate::serving`]).
 
 mod config;
@@ -79,7 +80,7 @@ struct Inner {
     long_lived: Supervisor,
 }
 
-/// The services, from the ground up.
+/// The services, lowest first.
 struct Services {
     shared: Arc<Shared>,
     versions: Arc<Versions>,
@@ -128,8 +129,8 @@ impl Services {
 }
 
 impl Orchestrator {
-    /// Checks that the backends fit each other, attaches to them and starts the reconciler and the writer of observations. Must be called
-    /// within a tokio runtime. Errors: `Unsupported` naming the two backends that do not fit.
+    /// Checks that the backends work together, attaches to them and starts the reconciler and the writer of observations. Must be called
+    /// within a tokio runtime. Errors: `Unsupported`, naming the two backends that do not work together.
     pub fn new(ports: Ports, config: OrchestratorConfig, templates: BootTemplates) -> Result<Self> {
         ports.check()?;
         config.check()?;
@@ -167,13 +168,13 @@ impl Orchestrator {
         &self.inner.services.shared
     }
 
-    /// What machines boot: scripts, starts, stops.
+    /// Sessions: boot scripts, starts, stops.
     #[must_use]
     pub fn sessions(&self) -> &Arc<Sessions> {
         &self.inner.services.sessions
     }
 
-    /// The machines of the room.
+    /// Machines.
     #[must_use]
     pub fn machines(&self) -> &Arc<Machines> {
         &self.inner.services.machines
@@ -185,7 +186,7 @@ impl Orchestrator {
         &self.inner.services.images
     }
 
-    /// Long work.
+    /// Jobs.
     #[must_use]
     pub fn jobs(&self) -> &Arc<Jobs> {
         &self.inner.services.jobs
@@ -197,19 +198,19 @@ impl Orchestrator {
         &self.inner.services.targets
     }
 
-    /// Who is online.
+    /// Which sessions are online.
     #[must_use]
     pub fn presence(&self) -> &Arc<Presence> {
         &self.inner.services.presence
     }
 
-    /// What timelines explain.
+    /// The explanations in timelines.
     #[must_use]
     pub fn diagnoses(&self) -> &Arc<Diagnoses> {
         &self.inner.services.diagnoses
     }
 
-    /// Events as they are recorded. A subscriber that lags learns so from the channel and reads on from its last cursor by
+    /// Events as they are recorded. A subscriber that lags is notified by the channel, and continues from its last cursor with
     /// [`Reads::events`].
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
@@ -228,28 +229,28 @@ impl Orchestrator {
         self.shared().is_serving()
     }
 
-    /// One round of the reconciler now, for who does not want to wait for it.
+    /// Runs one round of the reconciler now.
     pub async fn reconcile(&self) -> ReconcileReport {
         self.inner.reconciler.reconcile().await
     }
 
-    /// A long-lived task of its own that ended although nobody asked, and has not recovered yet.
+    /// A long-lived task of the orchestrator that ended without being stopped, and has not recovered yet.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         self.inner.long_lived.trouble()
     }
 
-    /// Trouble that an operator should mend; machines boot all the same.
+    /// A problem that an operator should fix; machines boot nevertheless.
     #[must_use]
     pub fn degraded(&self) -> Option<String> {
         self.inner.reconciler.clock_doubt()
     }
 
-    /// Stops taking work, waits for what is under way, then [shuts the backends down](Ports::shutdown). Sessions stay as they are: a
-    /// restart goes on with them.
+    /// Rejects new calls, waits for calls in flight, then [shuts the backends down](Ports::shutdown). Sessions stay as they are: a restart
+    /// continues with them.
     ///
-    /// It ends within [`OrchestratorConfig::shutdown_deadline`] and the ports' limits to close, whatever hangs: work that is under way
-    /// beyond the deadline is cut off as a crash would, and the next start's reconcile completes it.
+    /// It ends within [`OrchestratorConfig::shutdown_deadline`] and the ports' limits to close, even if a backend hangs: operations that
+    /// are in flight at the deadline are cut off as by a crash, and the reconciler of the next start completes them.
     pub async fn shutdown(&self) {
         let (shared, long_lived) = (self.shared(), &self.inner.long_lived);
         shared.close();
@@ -262,7 +263,7 @@ impl Orchestrator {
             tracing::warn!(
                 ?deadline,
                 tasks = shared.under_way(),
-                "work under way did not end; the next start completes it"
+                "operations in flight did not end; the next start completes them"
             );
             shared.cut.cancel();
             shared.ended().await;
@@ -272,7 +273,7 @@ impl Orchestrator {
     }
 }
 
-/// What an embedder observes itself, beside its backends.
+/// Lets an embedder report observations of its own, in addition to those of its backends.
 impl Observer for Orchestrator {
     fn observe(&self, what: Observation) {
         self.inner.observations.observe(what);

@@ -1,4 +1,5 @@
-//! [`Backends`] gathered in one value, [`Ports`] with limits around them, and the checks that they fit each other and that the store is theirs.
+//! [`Backends`] gathered in one value, [`Ports`] with limits around them, and the checks that they work together and that the store belongs
+//! to them.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::{
 /// What an embedder chooses: a backend for each port.
 #[derive(Clone)]
 pub struct Backends {
-    /// What must be remembered.
+    /// Persistent records.
     pub store: Arc<dyn Store>,
     /// iSCSI targets.
     pub target: Arc<dyn TargetBackend>,
@@ -33,7 +34,7 @@ pub struct Backends {
     pub clock: Arc<dyn Clock>,
 }
 
-/// Everything the orchestrator needs of the world: [`Backends`] with limits around every call of each. Cheap to clone; all clones share
+/// Everything the orchestrator needs from the outside world: [`Backends`] with limits around every call. Cheap to clone; all clones share
 /// their limits.
 #[derive(Clone)]
 pub struct Ports {
@@ -49,9 +50,9 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Puts time limits, a cap of calls in flight, retries and metrics around every port; [`crate::wrap`] says what then holds. What is
-    /// counted goes to `registry`, which has a place for one set of ports; an embedder that shows no metrics passes
-    /// `&mut Registry::default()`.
+    /// Adds time limits, a limit of calls in flight, retries and metrics to every port; [`crate::wrap`] describes what they guarantee. The
+    /// metrics go to `registry`, which can hold those of one set of ports; an embedder that shows no metrics passes `&mut
+    /// Registry::default()`.
     ///
     /// # Errors
     /// `Invalid` for limits under which nothing could work.
@@ -80,7 +81,7 @@ impl Ports {
         })
     }
 
-    /// What must be remembered.
+    /// Persistent records.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
@@ -128,14 +129,14 @@ impl Ports {
         &self.clock
     }
 
-    /// What is counted.
+    /// The metrics.
     pub(super) const fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Shuts the backends down: targets first (flush and sync, then close), then writebacks, then images, then the rest, the store last. Each has its
-    /// own limit ([`Limits::shutdown`](crate::wrap::Limits::shutdown)); one that hangs is left behind. For who made ports and has no
-    /// [`Orchestrator`](super::Orchestrator), which does it in its own shutdown.
+    /// Shuts the backends down: targets first (flush and sync, then close), then writebacks, then images, then the rest, the store last.
+    /// Each has its own limit ([`Limits::shutdown`](crate::wrap::Limits::shutdown)); one that hangs is left behind. Call it only for ports
+    /// without an [`Orchestrator`](super::Orchestrator), which does it in its own shutdown.
     pub async fn shutdown(&self) {
         self.target.shutdown().await;
         self.writeback.shutdown().await;
@@ -145,21 +146,21 @@ impl Ports {
         self.store.shutdown().await;
     }
 
-    /// Refuses a pair that cannot work, naming both: image store and writeback store, writeback store and target, converter and image
-    /// store.
+    /// Rejects a pair that cannot work together, naming both: image store and writeback store, writeback store and target, converter and
+    /// image store.
     pub fn check(&self) -> Result<()> {
         let (images, writeback) = (self.images.capabilities(), self.writeback.capabilities());
         let fits = |fits: bool, why: String, what: &str| {
             let refused = || {
                 Error::new(ErrorKind::Unsupported, why)
-                    .with_hint(format!("Choose {what} that fit each other in the configuration"))
+                    .with_hint(format!("Choose {what} that work together in the configuration"))
             };
             if fits { Ok(()) } else { Err(refused()) }
         };
         fits(
             images.opens.contains(&writeback.base),
             format!(
-                "The writeback store {} wants the image opened as {:?}, but the image store {} opens it as {:?}",
+                "The writeback store {} needs the image opened as {:?}, but the image store {} opens it as {:?}",
                 self.writeback.name(),
                 writeback.base,
                 self.images.name(),
@@ -191,12 +192,13 @@ impl Ports {
         )
     }
 
-    /// Refuses a store that has never recorded a thing where images or kept writes are: it is not the one they belong to, and the
-    /// reconciler removes what its store does not explain. Call it before [`Orchestrator::new`](super::Orchestrator::new). A store that
-    /// is merely older than they are passes.
+    /// Rejects an empty store if there are images or kept writes: it is not the store that they belong to, and the reconciler removes
+    /// objects that its store does not know. Call it before [`Orchestrator::new`](super::Orchestrator::new). A store that is only older
+    /// than they are is accepted.
     ///
     /// # Errors
-    /// `Invalid` for such a store, naming one thing that it does not know; else what the store, the image store or the writeback store said.
+    /// `Invalid` for such a store, naming one object that it does not know; otherwise the error of the store, the image store or the
+    /// writeback store.
     pub async fn check_store(&self) -> Result<()> {
         let one = PageRequest { page: 1, per_page: 1 };
         if !self.store.events(None, 1, None).await?.is_empty()
@@ -213,7 +215,7 @@ impl Ports {
             (None, Some(id)) => format!("kept writes of a machine (writeback {id}) are"),
             (None, None) => return Ok(()),
         };
-        Err(Error::invalid("store", format!("The database is new, but {what} there: they would be removed"))
-            .with_hint("Put back the database that they belong to (store.path), or move images and writebacks out of the data folder"))
+        Err(Error::invalid("store", format!("The database is new, but {what} there and would be removed"))
+            .with_hint("Restore the database that they belong to (store.path), or move images and writebacks out of the data folder"))
     }
 }

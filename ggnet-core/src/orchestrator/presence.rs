@@ -1,4 +1,4 @@
-//! [`Presence`]: which sessions have an initiator logged in, as the targets say it and as logins are seen.
+//! [`Presence`]: which sessions have an initiator logged in, from the targets' lists of connections and from logins.
 
 use std::{
     collections::HashMap,
@@ -14,16 +14,16 @@ use crate::{
     nouns::{MacAddr, Session, SessionId},
 };
 
-/// Between two looks at who is online: no pause yet, whatever the interval; a busy host is late by as much.
+/// The time between two checks of presence that does not yet count as a gap, for any interval: a busy host can be late by this much.
 const SHORT_PAUSE: Duration = Duration::from_secs(5);
 
 /// Which live sessions have an initiator, and when each was last seen with one.
 pub struct Presence {
     shared: Arc<Shared>,
     sessions: Mutex<HashMap<SessionId, Seen>>,
-    /// When the targets last said who is online.
+    /// When the targets last listed their connections.
     looked: Mutex<Option<Instant>>,
-    /// When each machine last asked for its boot script; small, and only for the suspicion of Secure Boot.
+    /// When each machine last asked for its boot script; only used for the diagnosis of Secure Boot.
     scripts: Mutex<HashMap<MacAddr, Instant>>,
 }
 
@@ -38,7 +38,7 @@ impl Presence {
         Self { shared, sessions: Mutex::default(), looked: Mutex::default(), scripts: Mutex::default() }
     }
 
-    /// An initiator of the session has logged in.
+    /// Records that an initiator of the session has logged in.
     pub(super) fn seen(&self, session: SessionId) {
         self.update(session, true);
     }
@@ -56,8 +56,9 @@ impl Presence {
         now - entry.last
     }
 
-    /// The targets have said who is online, as they do every `interval`. After a much longer pause (the server was suspended, or they did
-    /// not answer) the time that sessions have been offline begins anew: it was ours, and their machines need some to come back.
+    /// Records that the targets have listed their connections, as they do every `interval`. After a much longer gap (the server was
+    /// suspended, or the targets did not answer) the offline time of all sessions restarts: the gap was the server's, and the machines need
+    /// time to reconnect.
     pub(super) fn looked(&self, interval: Duration) {
         let now = Instant::now();
         let before = self.looked.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
@@ -74,14 +75,14 @@ impl Presence {
         sessions.values().filter(|p| p.online).count() as u64
     }
 
-    /// Whether an initiator of this session is, or was within the last reconcile, logged in.
+    /// Whether an initiator of this session is logged in, or was at the last reconcile.
     #[must_use]
     pub fn is_online(&self, session: SessionId) -> bool {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.get(&session).is_some_and(|p| p.online)
     }
 
-    /// The machine asks for its boot script.
+    /// Records that the machine asked for its boot script.
     pub(super) fn script_asked(&self, mac: MacAddr) {
         let mut scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
         if scripts.len() > 10_000 {
@@ -95,7 +96,7 @@ impl Presence {
         scripts.get(&mac).is_some_and(|at| *at >= since)
     }
 
-    /// The session has ended.
+    /// Removes a session that has ended.
     pub(super) fn forget(&self, session: SessionId) {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
     }

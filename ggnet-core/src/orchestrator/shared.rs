@@ -1,4 +1,4 @@
-//! [`Shared`]: what every service stands on: the ports, the configuration, the subscribers, and the tasks that outlive their callers.
+//! [`Shared`]: what every service uses: the ports, the configuration, the subscribers, and the tasks that outlive their callers.
 
 use std::{
     future::Future,
@@ -16,20 +16,20 @@ use crate::{
     ports::{MachineFilter, PageRequest, Store},
 };
 
-/// Events that a subscriber may lag behind.
+/// The number of events that a subscriber may lag behind.
 const LAG: usize = 4096;
 
-/// What every service stands on; it knows no service.
+/// What every service uses; it knows no service.
 pub(super) struct Shared {
     pub(super) ports: Ports,
     pub(super) config: OrchestratorConfig,
     pub(super) events: broadcast::Sender<Event>,
     serving: AtomicBool,
-    /// Work that ends by itself: a call, a job.
+    /// Tasks that end by themselves: a call, a job.
     tasks: TaskTracker,
-    /// No new work.
+    /// Cancelled when no new work is accepted.
     pub(super) cancel: CancellationToken,
-    /// Ends work under way that did not end in time.
+    /// Cuts off operations in flight that did not end in time.
     pub(super) cut: CancellationToken,
 }
 
@@ -61,12 +61,12 @@ impl Shared {
         self.serving.load(Ordering::Acquire)
     }
 
-    /// The first reconcile has ended.
+    /// Sets that the first reconcile has ended.
     pub(super) fn serve(&self) {
         self.serving.store(true, Ordering::Release);
     }
 
-    /// Every machine that is registered, page by page.
+    /// Every registered machine, read page by page.
     pub(super) async fn all_machines(&self) -> Result<Vec<Machine>> {
         let mut all = Vec::new();
         for page in 1.. {
@@ -80,7 +80,7 @@ impl Shared {
         Ok(all)
     }
 
-    /// Runs `work` to its end even when the caller goes away. Refused once shutdown has begun.
+    /// Runs `work` to its end even if the caller goes away. Rejected once shutdown has started.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
@@ -94,30 +94,30 @@ impl Shared {
         )?
     }
 
-    /// A task that `shutdown` waits for; `None` when it had to be cut off.
+    /// Spawns a task that `shutdown` waits for; `None` if it had to be cut off.
     pub(super) fn spawn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<Option<T>> {
         #[expect(clippy::disallowed_methods, reason = "one call or one job, tracked")]
         self.tasks.spawn(
-            // What it logs belongs to the request that asked for it.
+            // Its log lines belong to the request that caused it.
             self.cut.clone().run_until_cancelled_owned(work).instrument(tracing::Span::current()),
         )
     }
 
-    /// Takes no new work from here on.
+    /// Rejects new work from here on.
     pub(super) fn close(&self) {
         self.cancel.cancel();
         self.tasks.close();
     }
 
-    /// Waits for the work under way; after [`Shared::close`].
+    /// Waits for the operations in flight; call it after [`Shared::close`].
     pub(super) async fn ended(&self) {
         self.tasks.wait().await;
     }
 
-    /// How much work is under way.
+    /// The number of operations in flight.
     pub(super) fn under_way(&self) -> usize {
         self.tasks.len()
     }

@@ -1,8 +1,8 @@
-//! [`Versions`]: the records of image versions: which may be booted, how the next one is numbered, how one fails or becomes current; and the
-//! lock over them.
+//! [`Versions`]: the records of image versions (which may be booted, the number of the next one, how one fails or becomes current), and the
+//! image lock over them.
 //!
-//! The image lock serialises what must not race over images: an import's beginning and end, a job's retry, a version's deletion, a
-//! publication (all of them write); a new session's choice of version (which reads).
+//! The image lock serialises operations on images that must not race: the start and end of an import, the retry of a job, the deletion of a
+//! version and a publication (these write); the choice of a version for a new session (this reads).
 
 use std::sync::Arc;
 
@@ -30,12 +30,12 @@ impl Versions {
         Self { shared, lock: RwLock::default() }
     }
 
-    /// While it is held no version that is ready is deleted.
+    /// While it is held, no ready version is deleted.
     pub(super) async fn hold(&self) -> RwLockReadGuard<'_, ()> {
         self.lock.read().await
     }
 
-    /// While it is held nobody else makes, ends or deletes a version, and no session chooses one.
+    /// While it is held, nothing else creates, ends or deletes a version, and no session chooses one.
     pub(super) async fn lock(&self) -> RwLockWriteGuard<'_, ()> {
         self.lock.write().await
     }
@@ -51,7 +51,8 @@ impl Versions {
         Ok(version)
     }
 
-    /// Adds to the batch that the image's current version is this one, where that is wanted or it has none. The caller holds the image lock.
+    /// Adds to the batch that this version becomes the image's current one, if that is wanted or the image has none. The caller holds the
+    /// image lock.
     pub(super) async fn with_current(
         &self,
         batch: Batch,
@@ -71,8 +72,8 @@ impl Versions {
         Ok(batch.write(Write::Image(image)).event(event).audit(row))
     }
 
-    /// The next version of an image, to be made, and its number in the image's record; neither is recorded yet. The caller holds the image
-    /// lock, so that no two take one number.
+    /// The next version of an image, to be created, with its number set in the image's record; neither is recorded yet. The caller holds
+    /// the image lock, so that no two versions take the same number.
     pub(super) async fn next_version(
         &self,
         image: &mut Image,
@@ -80,7 +81,7 @@ impl Versions {
         comment: &str,
     ) -> Result<ImageVersion> {
         let there = self.shared.store().versions(image.id).await?;
-        // Records from before images counted their versions have the numbers alone.
+        // Old records of images have no counter, only the numbers of their versions.
         let number = there.iter().map(|v| v.number).fold(image.last_version, u32::max).saturating_add(1);
         image.last_version = number;
         Ok(ImageVersion {
@@ -99,7 +100,7 @@ impl Versions {
         })
     }
 
-    /// Removes the bytes of a version that no record wants any more; what cannot be removed is found again at the next start.
+    /// Removes the bytes of a version without a record; what cannot be removed is found again at the next start.
     pub(super) async fn remove_bytes(&self, version: ImageVersionId) {
         if let Err(e) = self.shared.ports.images().remove(version, Removal::Force).await {
             tracing::warn!(%version, error = %e.report(), "the bytes of an image version are left to the next start");
@@ -117,12 +118,12 @@ impl Versions {
         Batch::new().write(Write::Version(version)).event(event).from_reserve()
     }
 
-    /// Whether an unfinished version may be made of this writeback: then nobody removes it.
+    /// Whether an unfinished version may be made from this writeback: then it must not be removed.
     pub(super) async fn is_being_published(&self, writeback: &ResourceId) -> Result<bool> {
         let store = self.shared.store();
         for version in store.importing_versions().await? {
             let VersionSource::Writeback { session, .. } = version.source else { continue };
-            // Of a session that is not remembered it could be any.
+            // If the session has been pruned, it could be any machine's writeback.
             let machine = store.session(session).await?.map(|session| ResourceId::machine(session.machine));
             if machine.is_none_or(|id| id == *writeback) {
                 return Ok(true);
@@ -132,8 +133,8 @@ impl Versions {
     }
 }
 
-/// What is kept is about to become a version.
+/// The error that kept writes are about to become a version.
 pub(super) fn being_published(machine: &Name) -> Error {
-    Error::new(ErrorKind::Busy, format!("What machine {machine} keeps is being published already"))
+    Error::new(ErrorKind::Busy, format!("The kept writes of machine {machine} are already being published"))
         .with_hint("Wait until that version is ready or failed")
 }

@@ -11,8 +11,8 @@ use crate::{
     nouns::ResourceId,
 };
 
-/// A relative path below the store's root: 1 to 8 parts of `[A-Za-z0-9._-]`, none of them starting with a dot, so that nothing
-/// can be named outside the root.
+/// A relative path below the store's root: 1 to 8 parts of `[A-Za-z0-9._-]`, none of them starting with a dot, so that no path can lead out
+/// of the root.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BootPath(String);
 
@@ -64,7 +64,7 @@ impl fmt::Debug for BootPath {
     }
 }
 
-/// The boot files that belong together under one name: a machine's, or the loaders.
+/// The boot files that belong together under one name: those of a machine, or the loaders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootBundle {
     /// Its name among our objects.
@@ -82,24 +82,24 @@ impl BootBundle {
     }
 }
 
-/// Boot files. See [`crate::ports`] for what holds for `ensure`, `remove` and `list`.
+/// Boot files. See [`crate::ports`] for the contract of `ensure`, `remove` and `list`.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait BootFileStore: Send + Sync + 'static {
     /// The store's name, as in the configuration.
     fn name(&self) -> &'static str;
 
-    /// Who is told of files that were sent. Called once, before the first `ensure`.
+    /// Sets the observer that is notified of files sent. Called once, before the first `ensure`.
     fn attach(&self, observer: Arc<dyn Observer>);
 
-    /// Makes exactly these files exist under this bundle: changed ones replaced atomically, files it no longer has removed.
-    /// `Conflict` when another bundle has one of the paths.
+    /// Makes exactly these files exist under this bundle: changed files are replaced atomically, and files no longer in the bundle are
+    /// removed. `Conflict` when another bundle has one of the paths.
     async fn ensure(&self, bundle: &BootBundle) -> Result<()>;
 
-    /// Removes the bundle's files. Transfers under way are finished, so no user can be in the way.
+    /// Removes the bundle's files. Transfers in progress are finished, so this is never `Busy`.
     async fn remove(&self, id: &ResourceId) -> Result<()>;
 
-    /// One of our bundles, as `list` shows it; none: there is nothing of it.
+    /// One of our bundles, as `list` shows it; `None` if nothing of it exists.
     async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
         Ok(self.list().await?.into_iter().find(|listed| listed.id == *id))
     }
@@ -110,10 +110,10 @@ pub trait BootFileStore: Send + Sync + 'static {
     /// A file's bytes; `NotFound` when there is none.
     async fn read(&self, path: &BootPath) -> Result<Bytes>;
 
-    /// How it is.
+    /// The store's health.
     async fn health(&self) -> Health;
 
-    /// Stops serving; transfers under way are cut.
+    /// Stops serving; transfers in progress are cut off.
     async fn shutdown(&self);
 }
 

@@ -1,4 +1,4 @@
-//! [`DhcpBackend`]: who is told by DHCP to boot from us.
+//! [`DhcpBackend`]: the machines that DHCP directs to boot from this server.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{
     nouns::{DeviceType, MacAddr, Name, ResourceId},
 };
 
-/// A machine that DHCP should know.
+/// A machine that DHCP should serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DhcpHost {
     /// Its name among our objects.
@@ -39,18 +39,18 @@ impl DhcpHost {
 /// What a DHCP backend can do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DhcpCapabilities {
-    /// Whether it gives out addresses (and honours `fixed_address`), or answers beside a server that does.
+    /// Whether it gives out addresses (and honours `fixed_address`), or answers alongside a server that does.
     pub leases: bool,
-    /// Whether it reports what it answers.
+    /// Whether it reports its answers to the observer.
     pub observes: bool,
 }
 
 /// A change of the entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DhcpChange {
-    /// DHCP is to answer this machine, as described.
+    /// Make DHCP answer this machine, as described.
     Ensure(DhcpHost),
-    /// DHCP is to forget this machine. An entry has no users, so none can be in the way; one that is not there is forgotten already.
+    /// Remove this machine from DHCP. An entry has no users, so this is never `Busy`; removing an entry that does not exist succeeds.
     Remove(ResourceId),
 }
 
@@ -68,20 +68,20 @@ impl DhcpChange {
 /// A change that failed.
 #[derive(Clone, Debug)]
 pub struct DhcpRefusal {
-    /// The entry that it was to change.
+    /// The entry that it should have changed.
     pub id: ResourceId,
     /// Why it failed.
     pub error: Error,
 }
 
 impl DhcpRefusal {
-    /// What came of a set of one change: the error of its refusal, if there is one.
+    /// The result of a set that has a single change: its error, if it was refused.
     pub fn of_one(refused: Vec<Self>) -> Result<()> {
         refused.into_iter().next().map_or(Ok(()), |refusal| Err(refusal.error))
     }
 }
 
-/// [`DhcpBackend::apply`] of a backend that makes each change by itself: all of them at the same time.
+/// [`DhcpBackend::apply`] for a backend that makes each change separately: makes all of them concurrently.
 pub async fn apply_each<'a, Done>(
     changes: &'a [DhcpChange],
     one: impl Fn(&'a DhcpChange) -> Done,
@@ -96,7 +96,7 @@ where
     changes.iter().zip(done).filter_map(refused).collect()
 }
 
-/// DHCP entries. See [`crate::ports`] for what holds for `apply`, which is `ensure` and `remove` of this port, `get` and `list`.
+/// DHCP entries. See [`crate::ports`] for the contract of `apply` (the `ensure` and `remove` of this port), `get` and `list`.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait DhcpBackend: Send + Sync + 'static {
@@ -106,15 +106,16 @@ pub trait DhcpBackend: Send + Sync + 'static {
     /// What it can do; constant.
     fn capabilities(&self) -> DhcpCapabilities;
 
-    /// Who is told of requests. Called once, before the first `apply`.
+    /// Sets the observer that is notified of requests. Called once, before the first `apply`.
     fn attach(&self, observer: Arc<dyn Observer>);
 
-    /// Makes these changes, each of another entry: together, because a daemon that must be restarted is restarted once for all of them.
-    /// When it returns the next request is answered so. The answer names the changes that failed, and why; all others are made, whatever
-    /// those were. What failed may be partly made: making it again completes it. An error in place of the answer says that of all of them.
+    /// Makes these changes, each of a different entry. They come as a set because a daemon that must be restarted is restarted once for all
+    /// of them. When it returns, the next request is answered accordingly. The result lists the changes that failed, and why; all the
+    /// others are made. A failed change may be partly made: making it again completes it. An error in place of the result means that all of
+    /// them failed.
     async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>>;
 
-    /// One of our entries, as `list` shows it; none: there is nothing of it.
+    /// One of our entries, as `list` shows it; `None` if nothing of it exists.
     async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
         Ok(self.list().await?.into_iter().find(|listed| listed.id == *id))
     }
@@ -122,22 +123,22 @@ pub trait DhcpBackend: Send + Sync + 'static {
     /// Our entries.
     async fn list(&self) -> Result<Vec<Listed>>;
 
-    /// How it is.
+    /// The backend's health.
     async fn health(&self) -> Health;
 
     /// Stops answering.
     async fn shutdown(&self);
 }
 
-/// Changes of one entry alone.
+/// Changes of a single entry.
 #[async_trait]
 pub trait DhcpBackendExt: DhcpBackend {
-    /// Makes DHCP answer this machine: [`DhcpBackend::apply`] of this change alone.
+    /// Makes DHCP answer this machine: [`DhcpBackend::apply`] with this single change.
     async fn ensure(&self, host: &DhcpHost) -> Result<()> {
         DhcpRefusal::of_one(self.apply(&[DhcpChange::Ensure(host.clone())]).await?)
     }
 
-    /// Lets DHCP forget this machine: [`DhcpBackend::apply`] of this change alone.
+    /// Removes this machine from DHCP: [`DhcpBackend::apply`] with this single change.
     async fn remove(&self, id: &ResourceId) -> Result<()> {
         DhcpRefusal::of_one(self.apply(&[DhcpChange::Remove(id.clone())]).await?)
     }

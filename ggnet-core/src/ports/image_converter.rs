@@ -1,4 +1,4 @@
-//! [`ImageConverter`]: turns a disk image of any known format into the raw bytes that a version is.
+//! [`ImageConverter`]: turns a disk image of any known format into the raw bytes of a version.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Health, Sink, SinkForm};
 use crate::{error::Result, nouns::ImageFormat};
 
-/// What a file is, as found without trusting it.
+/// What a file is, determined without trusting it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageProbe {
     /// Its format.
@@ -29,7 +29,7 @@ pub struct ConvertSpec {
     pub format: ImageFormat,
     /// The disk's size in bytes, as the probe found it.
     pub virtual_size: u64,
-    /// Where the raw bytes go: the sink of a version's draft. Nobody reads it before the conversion has ended well.
+    /// Where the raw bytes go: the sink of a version's draft. It is not read before the conversion has succeeded.
     pub sink: Sink,
 }
 
@@ -42,7 +42,7 @@ pub struct Converted {
     pub sha256: String,
 }
 
-/// Who is told how far it is, in per mille; called from the converting task.
+/// The callback for progress, in per mille; called from the converting task.
 pub type Progress = std::sync::Arc<dyn Fn(u16) + Send + Sync>;
 
 /// Conversion of disk images.
@@ -52,17 +52,18 @@ pub trait ImageConverter: Send + Sync + 'static {
     /// The converter's name, as in the configuration.
     fn name(&self) -> &'static str;
 
-    /// Finds out what a file is. `Invalid` (field `path`) for a file with a backing file, an external data file or encryption, and
-    /// for one whose format is none of [`ImageFormat`]; `Corrupt` for a truncated or lying one; `NotFound`; `Permission`;
+    /// Determines what a file is. `Invalid` (field `path`) for a file with a backing file, an external data file or encryption, and for one
+    /// whose format is not in [`ImageFormat`]; `Corrupt` for a truncated file or one with false headers; `NotFound`; `Permission`;
     /// `Unavailable` when the tool is missing, with the line that installs it.
     async fn probe(&self, path: &Path) -> Result<ImageProbe>;
 
-    /// The forms of sink that it writes to; constant.
+    /// The forms of sink that it can write to; constant.
     fn sinks(&self) -> Vec<SinkForm>;
 
-    /// Writes the raw disk to the sink, and hashes it. `Full` when the disk is; `Corrupt` for a source that cannot be read to its end;
+    /// Writes the raw disk to the sink, and hashes it. `Full` when the disk is full; `Corrupt` for a source that cannot be read to its end;
     /// `Unsupported` for a form of sink outside [`ImageConverter::sinks`]. On every failure, on `cancel` and when the future is dropped the
-    /// source is untouched, nothing is left outside the sink, and what is in the sink means nothing; a second conversion to it begins anew.
+    /// source is untouched, nothing is left outside the sink, and the contents of the sink are undefined; a second conversion to it starts
+    /// from the beginning.
     async fn convert(
         &self,
         spec: &ConvertSpec,
@@ -70,6 +71,6 @@ pub trait ImageConverter: Send + Sync + 'static {
         cancel: CancellationToken,
     ) -> Result<Converted>;
 
-    /// How it is: down when the tool is missing.
+    /// The converter's health: down when the tool is missing.
     async fn health(&self) -> Health;
 }

@@ -5,12 +5,12 @@
 //!   (nothing) ───────────▶ Partial ───────────────▶ Whole ──remove──▶ (nothing)
 //!       └───────────────────── adopt ─────────────────▲
 //! ```
-//! A version is written once, through the [`Sink`] of its draft, and never after it is sealed. Callers know a version by its id alone: where
-//! its bytes lie is the store's own.
+//! A version is written once, through the [`Sink`] of its draft, and never after it is sealed. Callers identify a version by its id alone:
+//! the location of its bytes is private to the store.
 //!
-//! Two ways to make one: a converter writes to the sink of a draft, which is then sealed; or a frozen writeback ([`Frozen`]) is adopted as it
-//! is, without a copy. What is about to be adopted is recorded by the caller *before* it is: after a crash the frozen disk is in one place or
-//! the other, whole in both, and the record says that it is wanted.
+//! There are two ways to make a version: a converter writes to the sink of a draft, which is then sealed; or a frozen writeback
+//! ([`Frozen`]) is adopted as it is, without a copy. The caller records an adoption *before* it starts: after a crash the frozen disk is in
+//! one place or the other, complete in either case, and the record says that it is wanted.
 
 use std::{any::Any, fmt, path::PathBuf, sync::Arc};
 
@@ -24,11 +24,11 @@ use crate::{
     nouns::{ImageVersionId, ResourceId},
 };
 
-/// Where a converter writes a version's raw bytes. What was not written reads as zeros.
+/// Where a converter writes a version's raw bytes. Ranges that were not written read as zeros.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Sink {
-    /// A plain raw file: made or emptied by whoever writes it, and left as long as the disk.
+    /// A plain raw file. The writer creates or truncates it, and leaves it as long as the disk.
     File(PathBuf),
     /// A block device of our own process, as large as the draft's spec says.
     Blocks(Arc<dyn BlockDevice>),
@@ -43,7 +43,7 @@ impl fmt::Debug for Sink {
     }
 }
 
-/// The forms of [`Sink`], for the check at wiring time that a converter and an image store fit.
+/// The forms of [`Sink`], used to check at wiring time that a converter and an image store work together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SinkForm {
@@ -75,7 +75,7 @@ pub struct ImageSpec {
 }
 
 impl ImageSpec {
-    /// A version of so many bytes.
+    /// A version of this many bytes.
     #[must_use]
     pub const fn new(id: ImageVersionId, size_bytes: u64) -> Self {
         Self { id, size_bytes }
@@ -88,57 +88,57 @@ impl ImageSpec {
 pub struct ImageCapabilities {
     /// The forms in which it opens a version; [`DiskForm::Blocks`] is always one of them.
     pub opens: Vec<DiskForm>,
-    /// Where converters write to.
+    /// The form of sink that converters write to.
     pub sink: SinkForm,
-    /// The families of frozen writebacks that it adopts ([`Native::family`]); empty: none.
+    /// The families of frozen writebacks that it adopts ([`Native::family`]); empty if it adopts none.
     pub adopts: Vec<String>,
 }
 
 impl ImageCapabilities {
-    /// Opens versions as blocks alone, and adopts nothing.
+    /// Opens versions as blocks only, and adopts nothing.
     #[must_use]
     pub fn new(sink: SinkForm) -> Self {
         Self { opens: vec![DiskForm::Blocks], sink, adopts: Vec::new() }
     }
 }
 
-/// One version of ours.
+/// One of our versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ImageListed {
     /// The version.
     pub id: ImageVersionId,
-    /// Whole: sealed or adopted. Partial: a draft, or what a call that was cut short left.
+    /// Whole: sealed or adopted. Partial: a draft, or the remains of an interrupted call.
     pub completeness: Completeness,
     /// The disk's size in bytes; 0 when it is partial and not known.
     pub size_bytes: u64,
-    /// The version below it, where it stands on one: that one cannot be removed before it.
+    /// The version that it is based on, if any: that version cannot be removed before this one.
     pub parent: Option<ImageVersionId>,
-    /// Bytes that it takes itself, without what is below it.
+    /// Bytes that it takes itself, without the versions that it is based on.
     pub bytes: u64,
 }
 
 impl ImageListed {
-    /// A whole version of so many bytes that stands on nothing.
+    /// A whole version of this many bytes that is based on no other.
     #[must_use]
     pub const fn whole(id: ImageVersionId, size_bytes: u64) -> Self {
         Self { id, completeness: Completeness::Whole, size_bytes, parent: None, bytes: 0 }
     }
 
-    /// What is left of a call that was cut short, or a draft.
+    /// The remains of an interrupted call, or a draft.
     #[must_use]
     pub const fn partial(id: ImageVersionId) -> Self {
         Self { id, completeness: Completeness::Partial, size_bytes: 0, parent: None, bytes: 0 }
     }
 
-    /// Standing on another version.
+    /// The same, based on another version.
     #[must_use]
     pub const fn over(mut self, parent: ImageVersionId) -> Self {
         self.parent = Some(parent);
         self
     }
 
-    /// Taking so many bytes.
+    /// The same, taking this many bytes.
     #[must_use]
     pub const fn taking(mut self, bytes: u64) -> Self {
         self.bytes = bytes;
@@ -146,16 +146,16 @@ impl ImageListed {
     }
 }
 
-/// Something of a backend's own, for those backends that know its family: a frozen disk that its image store can take over without a copy.
+/// An object that is private to a family of backends: a frozen disk that an image store of the same family can take over without a copy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Native {
-    /// Which kind of thing the locator names.
+    /// The kind of object that the locator names.
     pub family: String,
-    /// Where it is, in that family's own words.
+    /// Where it is, in the notation of that family.
     pub locator: String,
 }
 
-/// What must live as long as something is used. Dropping it lets go.
+/// Keeps a resource alive while it is used. Dropping it releases the resource.
 #[derive(Clone)]
 pub struct Hold(
     #[expect(dead_code, reason = "it is held, not looked at")] Option<Arc<dyn Any + Send + Sync>>,
@@ -181,7 +181,7 @@ impl fmt::Debug for Hold {
     }
 }
 
-/// A version that is open: read-only, and there for as long as this, a clone of it or a disk over it lives.
+/// An open version: read-only, and guaranteed to exist while this value, a clone of it or a disk over it lives.
 #[derive(Clone, Debug)]
 pub struct OpenImage {
     /// The version.
@@ -190,30 +190,31 @@ pub struct OpenImage {
     pub size_bytes: u64,
     /// Its bytes, never written to.
     pub disk: Disk,
-    /// What keeps it open. Whoever puts a disk over it keeps it as long as that disk.
+    /// What keeps it open. A disk over it must keep this for as long as the disk lives.
     pub hold: Hold,
 }
 
-/// A writeback whose writing has ended: everything that was written to it survives a power cut.
+/// A writeback that is no longer written to: everything that was written to it survives a power cut.
 ///
-/// While this lives nobody can write to it: its store's `ensure` is `Busy`. Dropping it ends the freeze, and nothing has changed.
+/// While this value lives, nothing can write to the writeback: its store's `ensure` is `Busy`. Dropping it ends the freeze, and nothing has
+/// changed.
 #[derive(Clone, Debug)]
 pub struct Frozen {
     /// The writeback.
     pub writeback: ResourceId,
-    /// The version that it stands on.
+    /// The version that it is based on.
     pub base: ImageVersionId,
     /// The disk's size in bytes.
     pub size_bytes: u64,
-    /// Whether it has all of the disk, and needs nothing below it.
+    /// Whether it contains the whole disk, and needs no version below it.
     pub whole: bool,
-    /// What an image store of this family takes over.
+    /// The object that an image store of this family takes over.
     pub native: Native,
     /// What keeps it frozen.
     pub hold: Hold,
 }
 
-/// The bytes of image versions. See the module, and [`crate::ports`] for what holds for every call.
+/// The bytes of image versions. See the module, and [`crate::ports`] for the contract of every call.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait ImageStore: Send + Sync + 'static {
@@ -223,19 +224,21 @@ pub trait ImageStore: Send + Sync + 'static {
     /// What it can do; constant.
     fn capabilities(&self) -> ImageCapabilities;
 
-    /// Begins a version and says where its bytes go. It is listed as partial until it is sealed; asked twice, the same sink. `Conflict` for a
-    /// version that is sealed; `Full`.
+    /// Starts a version and returns where its bytes go. It is listed as partial until it is sealed; a second call returns the same sink.
+    /// `Conflict` for a version that is sealed; `Full`.
     async fn draft(&self, spec: &ImageSpec) -> Result<Sink>;
 
-    /// Makes a written draft a version, for good: synced, so that a power cut loses nothing of it, and never written to again. Sealed twice
-    /// equals once. `NotFound` without a draft; `Corrupt` when what was written is not as large as the spec says, and it stays partial.
+    /// Turns a written draft into a version, permanently: it is synced, so that a power cut loses nothing of it, and never written to
+    /// again. Sealing twice equals once. `NotFound` without a draft; `Corrupt` when what was written is not as large as the spec says, and
+    /// it stays partial.
     async fn seal(&self, spec: &ImageSpec) -> Result<ImageListed>;
 
-    /// Makes a frozen writeback a version without a copy; it is then no writeback any more. Cut short, it is still that writeback, or this
-    /// version, whole. What goes on when its future was dropped keeps a clone of `from` until it ends: whoever can freeze the writeback again
-    /// knows that no adoption is under way. Adopted twice equals once. `Unsupported` for a family outside [`ImageCapabilities::adopts`], or
-    /// where it lies at a place that cannot be taken over (another file system); `Conflict` for a version that has other bytes already;
-    /// `NotFound` when the version below is not here.
+    /// Turns a frozen writeback into a version without a copy; it is then no longer a writeback. After an interruption it is still that
+    /// writeback, or it is this version, complete in either case. Work that continues after its future was dropped keeps a clone of `from`
+    /// until it ends: a caller that can freeze the writeback again knows that no adoption is in progress. Adopting twice equals once.
+    /// `Unsupported` for a family outside [`ImageCapabilities::adopts`], or if it is in a place from which it cannot be taken over (another
+    /// file system); `Conflict` for a version that has other bytes already; `NotFound` when the version that it is based on is not in this
+    /// store.
     async fn adopt(&self, spec: &ImageSpec, from: &Frozen) -> Result<ImageListed> {
         let _ = spec;
         Err(Error::new(
@@ -245,24 +248,24 @@ pub trait ImageStore: Send + Sync + 'static {
     }
 
     /// Opens a whole version for reading, in one of the forms of [`ImageCapabilities::opens`]; else `Unsupported`. `NotFound` when there is
-    /// no such version or its bytes are gone; `Corrupt` when they are not as large as they were.
+    /// no such version or its bytes are gone; `Corrupt` when their size has changed.
     async fn open(&self, id: ImageVersionId, form: DiskForm) -> Result<OpenImage>;
 
-    /// What is there of a version; none: nothing.
+    /// What exists of a version; `None` if nothing does.
     async fn get(&self, id: ImageVersionId) -> Result<Option<ImageListed>> {
         Ok(self.list().await?.into_iter().find(|listed| listed.id == id))
     }
 
-    /// Our versions. One whose bytes somebody removed is not listed.
+    /// Our versions. A version whose bytes were removed from outside is not listed.
     async fn list(&self) -> Result<Vec<ImageListed>>;
 
-    /// Removes a version or a draft, whatever is there of it. `Busy` while another version stands on it; under `IfIdle` also while it is
+    /// Removes a version or a draft, or whatever exists of it. `Busy` while another version is based on it; under `IfIdle` also while it is
     /// open.
     async fn remove(&self, id: ImageVersionId, how: Removal) -> Result<()>;
 
-    /// How it is; degraded when its file system is nearly full.
+    /// The store's health; degraded when its file system is nearly full.
     async fn health(&self) -> Health;
 
-    /// Lets go of everything that is open. After it only `health` may be called.
+    /// Releases everything that is open. After it only `health` may be called.
     async fn shutdown(&self);
 }

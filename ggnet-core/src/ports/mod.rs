@@ -1,22 +1,22 @@
-//! The ports: what the orchestrator needs of the world, one trait a file.
+//! The ports: what the orchestrator needs from the outside world, one trait per file.
 //!
 //! Every call of [`TargetBackend`], [`DhcpBackend`], [`BootFileStore`], [`ImageStore`] and [`WritebackStore`] is idempotent and declarative:
 //!
-//! * `ensure(spec)` twice equals once; with a changed spec it converges, or returns `Busy` and changes nothing. It returns what a
-//!   client needs. Two calls at once for one id behave as one after the other; for different ids they do not wait for each other.
-//! * `remove` of nothing is success; where a thing can have users, a live one is `Busy` under [`Removal::IfIdle`], and nothing changes.
+//! * `ensure(spec)` twice equals once; with a changed spec it converges, or returns `Busy` and changes nothing. It returns what a client
+//!   needs. Two concurrent calls for the same id behave as if one ran after the other; calls for different ids do not wait for each other.
+//! * `remove` of an absent object succeeds. An object that is in use is `Busy` under [`Removal::IfIdle`], and nothing changes.
 //! * DHCP takes a set of changes at once ([`DhcpBackend::apply`]): each of them is an `ensure` or a `remove`.
-//! * `get` is `list` for one name: what the one shows the other shows, at less cost.
-//! * `list` returns only what this instance of GGnet owns, recognised by name, never by a private database. A list that fails
-//!   means *unknown*, never *empty*.
-//! * A future dropped half-way leaves the object absent, whole, or listed as [`Completeness::Partial`]; a second `ensure` completes
-//!   it and a `remove` removes it. Nothing else is ever left.
+//! * `get` is `list` for one name: it shows the same, at less cost.
+//! * `list` returns only objects that this instance of GGnet owns, recognised by name, never by a private database. A list that fails means
+//!   *unknown*, never *empty*.
+//! * A future dropped half-way leaves the object absent, whole, or listed as [`Completeness::Partial`]; a second `ensure` completes it and
+//!   a `remove` removes it. It leaves nothing else behind.
 //!
-//! No call blocks its thread: what may wait for a disk or a peer runs on a blocking thread or waits in its future.
+//! No call blocks its thread: work that may wait for a disk or a peer runs on a blocking thread or waits in its future.
 //!
-//! This makes rollback, crash recovery and reconciliation the same code. Time limits, retries, metrics and fault injection are
-//! wrappers around a trait ([`crate::wrap`]), never inside a backend: callers have the ports of
-//! [`Ports`](crate::orchestrator::Ports), and those have limits.
+//! This contract makes rollback, crash recovery and reconciliation the same code. Time limits, retries, metrics and fault injection are
+//! wrappers around a trait ([`crate::wrap`]), never inside a backend: callers use the ports of [`Ports`](crate::orchestrator::Ports), which
+//! have limits.
 
 pub mod boot_file;
 pub mod clock;
@@ -59,28 +59,28 @@ use crate::{error::Error, nouns::ResourceId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Removal {
-    /// Only when nobody uses it; else `Busy`, and nothing changes.
+    /// Only if it is not in use; otherwise `Busy`, and nothing changes.
     IfIdle,
-    /// Also under a live user: requests in flight are finished, the disk is flushed, connections are closed.
+    /// Even if it is in use: requests in flight are finished, the disk is flushed, connections are closed.
     Force,
 }
 
-/// Whether a listed object is all there.
+/// Whether a listed object is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Completeness {
     /// As its last `ensure` described it.
     Whole,
-    /// An `ensure` or a `remove` was cut short.
+    /// An `ensure` or a `remove` was interrupted.
     Partial,
 }
 
-/// SHA-256 of a spec's canonical form: tells whether what exists is what is wanted, without comparing secrets in the open.
+/// SHA-256 of a spec's canonical form: shows whether the existing object is the wanted one, without comparing secrets in plain text.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SpecDigest([u8; 32]);
 
 impl SpecDigest {
-    /// Hashes fields so that no two different lists of fields give the same bytes (each is preceded by its length).
+    /// Hashes fields. Each is preceded by its length, so that two different lists of fields never give the same bytes.
     #[must_use]
     pub fn of<'a>(fields: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut hash = Sha256::new();
@@ -91,14 +91,14 @@ impl SpecDigest {
         Self(hash.finalize().into())
     }
 
-    /// The first 16 hexadecimal digits: what a backend may put beside an object's name.
+    /// The first 16 hexadecimal digits: what a backend may store with an object's name.
     #[must_use]
     pub fn short(&self) -> String {
         self.0[..8].iter().map(|b| format!("{b:02x}")).collect()
     }
 }
 
-/// The whole digest, as 64 hexadecimal digits: for a backend that writes it down or passes it on.
+/// The whole digest, as 64 hexadecimal digits: for a backend that stores it or passes it on.
 impl fmt::Display for SpecDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -110,7 +110,7 @@ impl FromStr for SpecDigest {
 
     fn from_str(s: &str) -> Result<Self, Error> {
         let bad =
-            || Error::invalid("digest", format!("{s:?} is no digest: 64 lower-case hexadecimal digits"));
+            || Error::invalid("digest", format!("{s:?} is not a digest: 64 lower-case hexadecimal digits"));
         let lower = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
         if s.len() != 64 || !s.as_bytes().iter().all(lower) {
             return Err(bad());
@@ -131,33 +131,34 @@ impl fmt::Debug for SpecDigest {
     }
 }
 
-/// One object of ours in a backend.
+/// One of our objects in a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// Its name.
     pub id: ResourceId,
-    /// The digest of the spec it was made from; none when the backend cannot tell (`ensure` then decides).
+    /// The digest of the spec that it was made from; `None` when the backend cannot tell (`ensure` then decides).
     pub digest: Option<SpecDigest>,
-    /// Whether it is all there.
+    /// Whether it is complete.
     pub completeness: Completeness,
 }
 
-/// How a backend is. Machines boot while it is up or degraded: [`Health::boots`].
+/// The health of a backend. Machines boot while it is up or degraded: [`Health::boots`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "status", content = "reason")]
 pub enum Health {
     /// It works.
     Up,
-    /// It works, also for who comes now, but something needs an operator.
+    /// It works, also for new machines, but something needs an operator's attention.
     Degraded(String),
-    /// It works for those it serves now and takes nobody new: a machine that boots now would get nothing. The reason says what to do.
+    /// It works for the machines that it serves now, but accepts no new ones: a machine that boots now would get nothing. The reason says
+    /// what to do.
     Blocked(String),
     /// It does not work; the reason names the unit, path or port and what to do.
     Down(String),
 }
 
 impl Health {
-    /// Whether a machine that asks now is served.
+    /// Whether a machine that boots now is served.
     #[must_use]
     pub const fn boots(&self) -> bool {
         matches!(self, Self::Up | Self::Degraded(_))

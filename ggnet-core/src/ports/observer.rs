@@ -1,4 +1,4 @@
-//! [`Observer`]: what backends see on the wire and cannot name a session for. Boot stages are observed, not guessed.
+//! [`Observer`]: what backends see on the network but cannot assign to a session. Boot stages are observed, not guessed.
 
 use std::net::SocketAddr;
 
@@ -6,43 +6,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::nouns::{Firmware, Iqn, MacAddr, ResourceId};
 
-/// Something a backend saw.
+/// Something that a backend saw.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Observation {
     /// A PXE or HTTP boot request was answered with a boot file.
     AddressOffered {
-        /// Who asked.
+        /// The sender of the request.
         mac: MacAddr,
         /// The firmware it announced (option 93).
         firmware: Firmware,
         /// The boot file or URL that it was given.
         boot_file: String,
-        /// Whether it was iPXE that asked, not the firmware.
+        /// Whether the request came from iPXE, not from the firmware.
         ipxe: bool,
     },
-    /// A PXE request of a machine that nobody registered; it got no answer unless `unknown = "answer"`.
+    /// A PXE request from a machine that is not registered; it got no answer unless `unknown = "answer"`.
     UnknownAsked {
-        /// Who asked.
+        /// The sender of the request.
         mac: MacAddr,
         /// The firmware it announced.
         firmware: Firmware,
     },
     /// A request that could not be answered, and why (no loader for this architecture).
     NotAnswered {
-        /// Who asked.
+        /// The sender of the request.
         mac: MacAddr,
-        /// In plain words.
+        /// The reason, as text for people.
         reason: String,
     },
     /// A boot file was sent whole.
     BootFileSent {
         /// The machine, when the path names it.
         mac: Option<MacAddr>,
-        /// Which.
+        /// Its path.
         path: String,
-        /// To where.
+        /// The receiver.
         peer: SocketAddr,
     },
     /// An authenticated initiator reached full feature phase.
@@ -51,7 +51,7 @@ pub enum Observation {
         target: ResourceId,
         /// The initiator.
         initiator: Iqn,
-        /// From where.
+        /// The initiator's address.
         peer: SocketAddr,
     },
     /// The first read of a connection.
@@ -68,40 +68,40 @@ pub enum Observation {
     Disconnected {
         /// The target.
         target: ResourceId,
-        /// Why, in plain words.
+        /// Why, as text for people.
         reason: String,
     },
-    /// An initiator that may use a target connected, and had proved nothing when the login's time limit passed.
+    /// An initiator that may use a target connected, but had not authenticated when the time limit of the login passed.
     LoginStalled {
-        /// The target: named by the initiator, or the one that this address had and no longer is logged in to.
+        /// The target: named by the initiator, or the one that this address used before and is no longer logged in to.
         target: ResourceId,
-        /// From where.
+        /// The initiator's address.
         peer: SocketAddr,
     },
     /// An initiator asked for a target that was removed: the disk of an earlier boot, or of a session that was stopped.
     LoginTooLate {
-        /// The target that was.
+        /// The removed target.
         target: ResourceId,
-        /// From where.
+        /// The initiator's address.
         peer: SocketAddr,
     },
     /// A disk had an error that an operator must act on (the host's disk is full, a flush failed).
     DiskTrouble {
         /// The target.
         target: ResourceId,
-        /// In plain words.
+        /// The message, as text for people.
         message: String,
     },
 }
 
-/// Who is told. Called from data paths: it must return at once and never block.
+/// Receives observations. Called from data paths: it must return at once and never block.
 #[cfg_attr(feature = "mock", mockall::automock)]
 pub trait Observer: Send + Sync + 'static {
-    /// Something was seen.
+    /// Receives one observation.
     fn observe(&self, observation: Observation);
 }
 
-/// Tells nobody.
+/// Ignores all observations.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NullObserver;
 

@@ -1,4 +1,4 @@
-//! [`Store`]: what must be remembered. Reads are plain; every change is one [`Batch`], applied whole or not at all.
+//! [`Store`]: the persistent records. Reads are plain; every change is one [`Batch`], applied whole or not at all.
 //!
 //! Invariants that the store holds, not a check before a write: names and MAC addresses are unique; at most one live session per
 //! machine and one live job per subject; a version in use by a live session, a pin or a manual target cannot be deleted; a record changes
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Most unknown machines that a store keeps: their addresses are whatever a packet claims.
+/// The maximum number of unknown machines that a store keeps. It is limited because anyone can send packets with invented addresses.
 pub const MAX_SEEN: usize = 1000;
 
 /// One change. Records with a `revision`: 0 inserts; any other value is the revision it was read with, and the stored record gets
@@ -47,8 +47,8 @@ pub enum Write {
     Target(ManualTarget),
     /// Deletes a manual target.
     DeleteTarget(TargetId),
-    /// Records that an unknown machine was seen: inserts it, or counts it and moves its last sight. At most [`MAX_SEEN`] are kept: of
-    /// more the one whose last sight is the longest ago goes.
+    /// Records that an unknown machine was seen: inserts it, or counts the sighting and updates its time. At most [`MAX_SEEN`] are kept:
+    /// beyond that, the one that was seen the longest ago is deleted.
     Seen(SeenMachine),
     /// Forgets an unknown machine.
     DeleteSeen(MacAddr),
@@ -61,7 +61,7 @@ pub enum Write {
     },
 }
 
-/// That a session is still in this epoch: nobody has taken it over since it was read.
+/// A condition: the session is still in this epoch, so no other server has taken it over since it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fence {
     /// The session.
@@ -75,25 +75,25 @@ pub struct Fence {
 pub struct Batch {
     /// The changes, in order.
     pub writes: Vec<Write>,
-    /// What to tell.
+    /// The events to publish.
     pub events: Vec<NewEvent>,
-    /// Who did it.
+    /// The audit rows.
     pub audit: Vec<AuditRow>,
     /// Whether it may use what the store keeps in reserve for a full disk: see [`Batch::from_reserve()`].
     pub from_reserve: bool,
-    /// What must still be so, or nothing of it is applied.
+    /// Conditions that must still hold; otherwise nothing is applied.
     pub fences: Vec<Fence>,
 }
 
 impl Batch {
-    /// Nothing yet.
+    /// An empty batch.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// It frees space, or says how something ended: on a full disk it may use what the store keeps in reserve for that. Other changes may
-    /// not, so that the reserve is there when it is needed.
+    /// Marks a batch that frees space or records how something ended: on a full disk it may use the store's reserve. Other changes may not,
+    /// so that the reserve is there when it is needed.
     #[must_use]
     pub const fn from_reserve(mut self) -> Self {
         self.from_reserve = true;
@@ -151,9 +151,9 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// How many there are in all pages.
     pub total: u64,
-    /// Which page this is.
+    /// The number of this page.
     pub page: u32,
-    /// How many a page has.
+    /// The number of items per page.
     pub per_page: u32,
 }
 
@@ -166,7 +166,7 @@ pub struct MachineFilter {
     pub group: Option<Name>,
     /// Assigned to this image.
     pub image: Option<ImageId>,
-    /// With this in its name, description or a MAC address, whatever the case.
+    /// With this text in its name, description or a MAC address, ignoring case.
     pub search: Option<String>,
 }
 
@@ -336,7 +336,7 @@ pub trait Store: Send + Sync + 'static {
     /// many rows went.
     async fn prune(&self, before: crate::nouns::Timestamp) -> Result<u64>;
 
-    /// How it is.
+    /// The store's health.
     async fn health(&self) -> Health;
 
     /// Finishes writing and closes.

@@ -22,10 +22,11 @@ use crate::{
 pub struct LunSpec {
     /// Its number.
     pub number: u8,
-    /// Names the bytes for the spec's digest: the writeback's or the version's name. Two disks with the same key are the same.
+    /// Identifies the bytes in the spec's digest: the name of the writeback or of the version. Two disks with the same key are the same
+    /// disk.
     pub disk_key: String,
-    /// The unit serial number (VPD page 80) and the seed of the identifiers of page 83. It depends on the machine and the LUN,
-    /// never on the generation: a changed serial looks like a swapped disk to Windows.
+    /// The unit serial number (VPD page 80) and the seed of the identifiers of page 83. It depends on the machine and the LUN, never on the
+    /// generation: to Windows, a changed serial number looks like a swapped disk.
     pub serial: String,
     /// Whether writes are refused.
     pub read_only: bool,
@@ -39,26 +40,26 @@ pub enum Access {
     Initiator {
         /// The name.
         name: Iqn,
-        /// What it must know.
+        /// The CHAP pair with which it must authenticate.
         chap: Option<ChapPair>,
-        /// What the target proves to know to an initiator that asks for it (mutual CHAP, RFC 7143 section 12.1.3); only with `chap`, and
-        /// with another secret. Whether one that does not ask is let in is the backend's own.
+        /// The pair with which the target authenticates itself to an initiator that asks for it (mutual CHAP, RFC 7143 section 12.1.3);
+        /// only with `chap`, and with a different secret. Each backend decides whether an initiator that does not ask is accepted.
         mutual: Option<ChapPair>,
     },
-    /// Every initiator, many at once; only for read-only LUNs.
+    /// Every initiator, several at the same time; only for read-only LUNs.
     Shared,
 }
 
 impl Access {
-    /// Refuses mutual CHAP that cannot be: without one-way CHAP, or with the initiator's own secret, which would let anybody who is asked
-    /// have it answered by the other side.
+    /// Rejects mutual CHAP without one-way CHAP, and mutual CHAP with the initiator's own secret: with equal secrets, a party that is
+    /// challenged could send the challenge back and have the other side answer it.
     ///
     /// # Errors
     /// `Invalid`, naming `mutual`.
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Initiator { mutual: Some(_), chap: None, .. } => {
-                Err(Error::invalid("mutual", "Mutual CHAP needs one-way CHAP beside it"))
+                Err(Error::invalid("mutual", "Mutual CHAP needs one-way CHAP as well"))
             }
             Self::Initiator { mutual: Some(target), chap: Some(initiator), .. }
                 if target.secret == initiator.secret =>
@@ -73,7 +74,7 @@ impl Access {
 /// The bytes of a target's LUNs, by the LUN's number.
 pub type LunDisks = BTreeMap<u8, Disk>;
 
-/// What a target should be: its identity, without the disks. So it can be compared with what there is without opening any.
+/// The wanted state of a target, without the disks: it can be compared with the existing targets without opening a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetSpec {
     /// Its name among our objects.
@@ -87,7 +88,7 @@ pub struct TargetSpec {
 }
 
 impl TargetSpec {
-    /// Each LUN with its disk, in the spec's order: a backend begins with it.
+    /// Each LUN with its disk, in the order of the spec. A backend's `ensure` calls it first.
     ///
     /// # Errors
     /// `Invalid` (field `luns`): a number twice; (field `disks`): a LUN without a disk, or a disk without a LUN.
@@ -99,7 +100,7 @@ impl TargetSpec {
         if let Some(number) = disks.keys().find(|number| !numbers.contains(number)) {
             return Err(Error::invalid(
                 "disks",
-                format!("Target {} has a disk for LUN {number}, and no such LUN", self.id),
+                format!("Target {} has a disk for LUN {number}, but no such LUN", self.id),
             ));
         }
         let with_disk = |lun: &'a LunSpec| match disks.get(&lun.number) {
@@ -117,7 +118,7 @@ impl TargetSpec {
         self.luns.iter().map(|lun| lun.number).min().unwrap_or(0)
     }
 
-    /// The digest of everything that a change of would have to converge.
+    /// The digest of every property whose change requires the backend to converge.
     #[must_use]
     pub fn digest(&self) -> SpecDigest {
         let mut fields: Vec<Vec<u8>> = vec![self.id.as_str().into(), self.iqn.as_str().into()];
@@ -145,8 +146,8 @@ impl TargetSpec {
 pub struct TargetEndpoint {
     /// The target's iSCSI name.
     pub iqn: Iqn,
-    /// Where the backend listens. An unspecified address means every address of this host; which one to hand out is decided by
-    /// the advertised address.
+    /// Where the backend listens. An unspecified address means every address of this host; the advertised address then decides which one
+    /// machines get.
     pub listen: Vec<SocketAddr>,
     /// The number of the LUN to boot from.
     pub lun: u8,
@@ -166,20 +167,20 @@ pub enum LoginVisibility {
 /// What a target backend can do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetCapabilities {
-    /// The forms of disk that it takes.
+    /// The forms of disk that it accepts.
     pub accepts: Vec<DiskForm>,
     /// Whether it can demand CHAP.
     pub chap: bool,
-    /// Whether it can prove itself by mutual CHAP.
+    /// Whether it supports mutual CHAP.
     pub mutual_chap: bool,
-    /// How much it sees of logins.
+    /// How much of logins it sees.
     pub logins: LoginVisibility,
     /// How many LUNs a target can have.
     pub max_luns: u8,
     /// Whether targets outlive our process (the kernel's do).
     pub survives_restart: bool,
-    /// Whether a disk that grows is served with its new size at once, and initiators are notified (see [`crate::block`]). If not,
-    /// its old size is served until the target is made again.
+    /// Whether a disk that grows is served with its new size at once, and initiators are notified (see [`crate::block`]). If not, its old
+    /// size is served until the target is created again.
     pub follows_growth: bool,
 }
 
@@ -190,9 +191,9 @@ pub struct Connection {
     pub target: ResourceId,
     /// The initiator's name.
     pub initiator: String,
-    /// From where; none where the backend cannot tell.
+    /// The initiator's address; `None` when the backend cannot tell.
     pub peer: Option<SocketAddr>,
-    /// Since when.
+    /// The time of its login.
     pub since: Option<Timestamp>,
     /// Bytes that the initiator has read.
     pub bytes_read: u64,
@@ -200,12 +201,12 @@ pub struct Connection {
     pub bytes_written: u64,
     /// Commands that it has sent.
     pub commands: u64,
-    /// The commands in detail; none where the backend cannot tell.
+    /// The commands in detail; `None` when the backend cannot tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io: Option<IoCounters>,
 }
 
-/// What a connection's commands were and how they went, since its login.
+/// Counters of a connection's commands and their results, since its login.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoCounters {
     /// Commands that read the medium.
@@ -214,7 +215,7 @@ pub struct IoCounters {
     pub writes: u64,
     /// All other SCSI commands.
     pub others: u64,
-    /// Commands that were answered with any status but GOOD. A few are normal: an initiator also learns by being refused.
+    /// Commands that were answered with any status but GOOD. A few are normal: initiators probe for features that a target may not have.
     pub not_good: u64,
     /// Those of them whose disk had failed or was full.
     pub device_errors: u64,
@@ -234,34 +235,34 @@ pub struct Login {
     pub target: ResourceId,
     /// The initiator.
     pub initiator: String,
-    /// From where.
+    /// The initiator's address.
     pub peer: SocketAddr,
 }
 
-/// What to answer.
+/// The answer to a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginVerdict {
-    /// Let it in.
+    /// The login succeeds.
     Accept,
-    /// Status 0301, service unavailable: the initiator tries again.
+    /// Status 0301, service unavailable: the initiator retries.
     Retry,
     /// Status 0202, authorization failure.
     Refuse,
 }
 
-/// Who decides over logins; the orchestrator.
+/// Decides about logins; implemented by the orchestrator.
 #[async_trait]
 pub trait LoginGate: Send + Sync + 'static {
-    /// Whether logins are served at all. Until the first reconcile has ended they are not: every login, also to an unknown
-    /// target, gets 0301 (retried), never a class-2 status (fatal to open-iscsi).
+    /// Whether logins are served at all. They are not until the first reconcile has ended: every login, also to an unknown target, gets
+    /// 0301 (the initiator retries), never a class-2 status (fatal to open-iscsi).
     fn serving(&self) -> bool;
 
-    /// Called after authentication and before the last login response. The verdict may take a transaction and the removal of
-    /// another target. Cancellation: when the connection dies the call is finished all the same.
+    /// Called after authentication and before the last login response. The verdict may take a transaction and the removal of another
+    /// target. Cancellation: the call is finished even when the connection dies.
     async fn login(&self, login: Login) -> LoginVerdict;
 }
 
-/// iSCSI targets. See [`crate::ports`] for what holds for `ensure`, `remove` and `list`.
+/// iSCSI targets. See [`crate::ports`] for the contract of `ensure`, `remove` and `list`.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait TargetBackend: Send + Sync + 'static {
@@ -271,25 +272,25 @@ pub trait TargetBackend: Send + Sync + 'static {
     /// What it can do; constant.
     fn capabilities(&self) -> TargetCapabilities;
 
-    /// Who decides over logins and who is told of them. Called once, before the first `ensure`. Without it every login gets
-    /// 0301.
+    /// Sets the gate that decides about logins and the observer that is notified of them. Called once, before the first `ensure`. Without
+    /// it every login gets 0301.
     fn attach(&self, gate: Arc<dyn LoginGate>, observer: Arc<dyn Observer>);
 
-    /// Makes the target be as described, over these disks (one for each LUN of the spec: [`TargetSpec::with_disks`]), and says how to
-    /// reach it. A target that is as described keeps the disks that it has: the same [`disk_key`](LunSpec::disk_key) is the same disk.
+    /// Makes the target match the spec, over these disks (one for each LUN of the spec: [`TargetSpec::with_disks`]), and returns how to
+    /// reach it. A target that already matches keeps its disks: the same [`disk_key`](LunSpec::disk_key) is the same disk.
     ///
     /// A changed access takes effect for new logins; changed LUNs under a live initiator are `Busy`. Errors: `Unsupported` for
     /// a disk form that [`TargetCapabilities::accepts`] lacks; `Unavailable`; `Permission`. Cancellation: see [`crate::ports`].
     async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint>;
 
-    /// How a target of ours is reached, as its `ensure` said it; none: it is not there, or not whole. Changes nothing.
+    /// How one of our targets is reached, as its `ensure` returned it; `None` if it does not exist or is not whole. Changes nothing.
     async fn endpoint(&self, id: &ResourceId) -> Result<Option<TargetEndpoint>>;
 
     /// Removes the target: no new logins; under `Force` requests in flight are finished, disks flushed, connections closed.
     /// When it returns the backend holds no reference to the disks.
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()>;
 
-    /// One of our targets, as `list` shows it; none: there is nothing of it.
+    /// One of our targets, as `list` shows it; `None` if nothing of it exists.
     async fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
         Ok(self.list().await?.into_iter().find(|listed| listed.id == *id))
     }
@@ -300,7 +301,7 @@ pub trait TargetBackend: Send + Sync + 'static {
     /// The live connections to our targets.
     async fn connections(&self) -> Result<Vec<Connection>>;
 
-    /// How it is.
+    /// The backend's health.
     async fn health(&self) -> Health;
 
     /// Stops serving: flush and sync first, then close. Targets that live in the kernel stay. After it only `health` may be

@@ -29,7 +29,7 @@ impl WritebackSpec {
         SpecDigest::of([self.id.as_str().as_bytes(), version.as_bytes(), &self.size_bytes.to_be_bytes()])
     }
 
-    /// That `base` is the version that this spec is about: a store begins its `ensure` with it.
+    /// Checks that `base` is the version of this spec. A store's `ensure` calls it first.
     ///
     /// # Errors
     /// `Invalid` (field `base`).
@@ -40,7 +40,7 @@ impl WritebackSpec {
         Err(Error::invalid(
             "base",
             format!(
-                "Writeback {} is over version {} of {} bytes, and version {} of {} bytes was opened for it",
+                "Writeback {} is based on version {} of {} bytes, but version {} of {} bytes was opened for it",
                 self.id, self.version, self.size_bytes, base.id, base.size_bytes
             ),
         ))
@@ -50,11 +50,11 @@ impl WritebackSpec {
 /// What a writeback store can do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WritebackCapabilities {
-    /// The form of disk that it hands out.
+    /// The form of disk that it provides.
     pub provides: DiskForm,
-    /// The form in which it wants the version below opened.
+    /// The form in which it needs the version below opened.
     pub base: DiskForm,
-    /// The family of what [`WritebackStore::freeze`] hands over ([`Native::family`](super::Native::family)); none: it cannot.
+    /// The family of what [`WritebackStore::freeze`] hands over ([`Native::family`](super::Native::family)); `None` if it cannot freeze.
     pub freezes: Option<String>,
     /// Whether an acknowledged write survives the death of our process.
     pub kill_safe: bool,
@@ -64,22 +64,22 @@ pub struct WritebackCapabilities {
     pub discard: bool,
 }
 
-/// One writeback of ours.
+/// One of our writebacks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WritebackListed {
     /// Its name.
     pub id: ResourceId,
     /// The digest of the spec it was made from.
     pub digest: Option<SpecDigest>,
-    /// Whether it is all there.
+    /// Whether it is complete.
     pub completeness: Completeness,
-    /// The version below it: while any writeback stands on a version, that version cannot be deleted. None only when partial.
+    /// The version that it is based on: a version cannot be deleted while a writeback is based on it. `None` only when partial.
     pub base: Option<ImageVersionId>,
     /// Bytes that it takes on the host.
     pub bytes: u64,
 }
 
-/// Private writable disks. See [`crate::ports`] for what holds for `ensure`, `remove` and `list`.
+/// Private writable disks. See [`crate::ports`] for the contract of `ensure`, `remove` and `list`.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait WritebackStore: Send + Sync + 'static {
@@ -89,15 +89,15 @@ pub trait WritebackStore: Send + Sync + 'static {
     /// What it can do; constant.
     fn capabilities(&self) -> WritebackCapabilities;
 
-    /// Makes the writeback exist over `base`, empty when new, and hands out its disk; a second call hands out the same disk with what was
-    /// written to it. Over another version than it was made for it is `Busy`: what is in it means nothing there. So it is while it is frozen.
-    /// The disk keeps `base` open. Errors: `Full`; `Corrupt` when what is on disk cannot be read back; `NotFound` when the bytes of the base
-    /// went meanwhile.
+    /// Makes the writeback exist over `base`, empty when new, and returns its disk; a second call returns the same disk with everything
+    /// that was written to it. It is `Busy` over a version other than its own, where its contents would be meaningless, and while it is
+    /// frozen. The disk keeps `base` open. Errors: `Full`; `Corrupt` when what is on disk cannot be read back; `NotFound` when the bytes of
+    /// the base have been removed meanwhile.
     async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk>;
 
-    /// Ends the writing to a writeback for as long as the answer lives, so that an image store can adopt it: see [`Frozen`]. Everything
-    /// written before survives a power cut by then. `NotFound`; `Busy` while a disk handed out is still held, or it is frozen already;
-    /// `Unsupported` for a store that does not freeze.
+    /// Blocks writes to a writeback for as long as the result lives, so that an image store can adopt it: see [`Frozen`]. When it returns,
+    /// everything written before survives a power cut. `NotFound`; `Busy` while a disk that was returned is still held, or when it is
+    /// already frozen; `Unsupported` for a store that does not freeze.
     async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
         Err(Error::new(
             ErrorKind::Unsupported,
@@ -106,21 +106,21 @@ pub trait WritebackStore: Send + Sync + 'static {
         .with_hint("Another writeback store can: see `ggnet-server backends`"))
     }
 
-    /// Deletes the writeback and what was written. A frozen one is `Busy`. Under `IfIdle` a disk handed out and still held is, too; under `Force` later
-    /// calls on it fail.
+    /// Deletes the writeback with everything written to it. `Busy` while it is frozen, and under `IfIdle` while a disk that was returned is
+    /// still held; under `Force`, later calls on such a disk fail.
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()>;
 
     /// Our writebacks.
     async fn list(&self) -> Result<Vec<WritebackListed>>;
 
-    /// One of our writebacks, as `list` shows it; none: there is nothing of it.
+    /// One of our writebacks, as `list` shows it; `None` if nothing of it exists.
     async fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
         Ok(self.list().await?.into_iter().find(|listed| listed.id == *id))
     }
 
-    /// How it is; degraded when its file system is nearly full.
+    /// The store's health; degraded when its file system is nearly full.
     async fn health(&self) -> Health;
 
-    /// Flushes every open writeback and lets go of it; nothing is deleted. After it only `health` may be called.
+    /// Flushes and releases every open writeback; nothing is deleted. After it only `health` may be called.
     async fn shutdown(&self);
 }

@@ -1,5 +1,5 @@
-//! [`Descriptor`]: what a backend registers. Its name and how it is made are needed; the keys of its configuration, what it listens on and
-//! its checks of the host are what lets `ggnet-server` list it, refuse a wrong key and look before it starts.
+//! [`Descriptor`]: what a backend registers. Its name and its factory are required. With the keys of its configuration, its sockets and its
+//! checks of the host, `ggnet-server` can list it, reject a wrong key and check the host before it starts.
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -31,7 +31,7 @@ use crate::{
 /// How long a factory may take. Opening the largest database takes seconds; systemd gives a whole start 90 s.
 pub const MAKING: Duration = Duration::from_secs(75);
 
-/// A key of a backend's section, and a line that says what it means. A key of a table within is `table.key`.
+/// A key of a backend's section, and one line that says what it means. A key of a nested table is `table.key`.
 pub type Key = (&'static str, &'static str);
 
 /// What a factory returns.
@@ -42,11 +42,11 @@ type Check = Arc<dyn Fn(Wiring, Settings) -> Making<Vec<Finding>> + Send + Sync>
 type KeyReset = Arc<dyn Fn(Wiring, Settings) -> Making<String> + Send + Sync>;
 type Listens = Arc<dyn Fn(&Wiring, Settings) -> Result<Vec<Socket>> + Send + Sync>;
 
-/// What is known of a backend without making it.
+/// What is known about a backend before it is made.
 pub struct About {
     name: &'static str,
     summary: &'static str,
-    /// None: only the factory knows them.
+    /// `None`: only the factory knows them.
     keys: Option<Vec<Key>>,
     check: Option<Check>,
     listens: Option<Listens>,
@@ -61,7 +61,7 @@ pub struct Descriptor<P: ?Sized> {
 }
 
 impl<P: ?Sized> Descriptor<P> {
-    /// A backend of this name, which `make` makes from what is decided for all and the backend's own section.
+    /// A backend of this name, which `make` makes from the wiring and the backend's own section.
     pub fn new<F, Fut>(name: &'static str, make: F) -> Self
     where
         F: Fn(Wiring, Settings) -> Fut + Send + Sync + 'static,
@@ -86,14 +86,15 @@ impl<P: ?Sized> Descriptor<P> {
         self
     }
 
-    /// Adds keys that its section may have; from then on all others are refused. No keys at all: `&[]`.
+    /// Adds keys that its section may have; all other keys are then rejected. `&[]` for a backend without keys.
     #[must_use]
     pub fn keys(mut self, keys: &[Key]) -> Self {
         self.about.keys.get_or_insert_default().extend_from_slice(keys);
         self
     }
 
-    /// What is missing on this host for it. It looks and changes nothing, perhaps beside a server that runs. An error is a finding, too.
+    /// Sets its check of the host: what it needs and does not find. The check changes nothing, and may run while a server is running. An
+    /// error is a finding as well.
     #[must_use]
     pub fn check<F, Fut>(mut self, check: F) -> Self
     where
@@ -104,7 +105,7 @@ impl<P: ?Sized> Descriptor<P> {
         self
     }
 
-    /// Where it would listen with this section, for the check and for collisions at the start.
+    /// Sets where it would listen with this section, for the check and for collisions at the start.
     #[must_use]
     pub fn listens(
         mut self,
@@ -116,7 +117,8 @@ impl<P: ?Sized> Descriptor<P> {
 }
 
 impl Descriptor<dyn BootFileStore> {
-    /// Its TFTP server knows no paths that begin with a machine's MAC address, by which DHCP backends learn who fetched a loader.
+    /// Declares that its TFTP server does not accept paths that start with a machine's MAC address, by which DHCP backends learn which
+    /// machine fetched a loader.
     #[must_use]
     pub fn without_mac_paths(mut self) -> Self {
         self.about.serves_mac_paths = false;
@@ -125,8 +127,8 @@ impl Descriptor<dyn BootFileStore> {
 }
 
 impl Descriptor<dyn Store> {
-    /// What `ggnet-server key reset` does, of a store that seals credentials with a key which may be lost: it makes a new one, ends what needs
-    /// the old one, and says so. No server uses the store meanwhile.
+    /// Sets what `ggnet-server key reset` does, for a store that encrypts credentials with a key that can be lost: it makes a new key, ends
+    /// everything that needs the old one, and reports it. No server uses the store meanwhile.
     #[must_use]
     pub fn resets_key<F, Fut>(mut self, reset: F) -> Self
     where
@@ -145,38 +147,38 @@ impl About {
         self.name
     }
 
-    /// What it is, in a few words; perhaps none.
+    /// What it is, in a few words; may be empty.
     #[must_use]
     pub const fn summary(&self) -> &'static str {
         self.summary
     }
 
-    /// The keys of its section; none: it does not say them.
+    /// The keys of its section; `None` if it does not declare them.
     #[must_use]
     pub fn keys(&self) -> Option<&[Key]> {
         self.keys.as_deref()
     }
 
-    /// Whether its TFTP server knows paths that begin with a machine's MAC address; of a boot file store.
+    /// Whether its TFTP server accepts paths that start with a machine's MAC address; for boot file stores.
     #[must_use]
     pub const fn serves_mac_paths(&self) -> bool {
         self.serves_mac_paths
     }
 
-    /// Makes a new key in place of a lost one; what was done, for people.
+    /// Makes a new key in place of a lost one; returns what was done, as text for people.
     ///
     /// # Errors
-    /// `Invalid`: it has no such key, or its section is wrong; else as the backend says.
+    /// `Invalid`: it has no such key, or its section is wrong; otherwise the backend's error.
     pub async fn reset_key(&self, port: PortName, wiring: Wiring, settings: Settings) -> Result<String> {
         self.check_keys(port, &settings)?;
         let Some(reset) = &self.key_reset else {
-            let message = format!("The {port} {} has no key file of GGnet's", self.name);
+            let message = format!("The {port} {} has no key file that GGnet manages", self.name);
             return Err(Error::invalid(format!("{port}.backend"), message));
         };
         reset(wiring, settings).await
     }
 
-    /// Refuses a key that it does not have.
+    /// Rejects a key that it does not have.
     ///
     /// # Errors
     /// `Invalid`, naming the key and those that it has.
@@ -194,7 +196,7 @@ impl About {
         Err(Error::new(ErrorKind::Invalid, message).with_backend(self.name).with_hint(hint))
     }
 
-    /// Looks at this host for it. What fails is a finding: a wrong section, a check that fails or does not end within [`MAKING`].
+    /// Runs its check of this host. Every failure is a finding: a wrong section, a check that fails or does not end within [`MAKING`].
     pub async fn check(&self, port: PortName, wiring: Wiring, settings: Settings) -> Vec<Finding> {
         let looking = async {
             self.check_keys(port, &settings)?;
@@ -223,7 +225,7 @@ impl About {
     }
 }
 
-/// The first key that is not known. A table is looked into where keys within it are known.
+/// The first unknown key. A table is searched if keys within it are known.
 fn unknown_key(known: &[Key], prefix: &str, settings: &Settings) -> Option<String> {
     settings.as_object()?.iter().find_map(|(key, value)| {
         let key = format!("{prefix}{key}");
@@ -300,7 +302,7 @@ mod tests {
         let plain = Descriptor::<dyn Store>::new("plain", |_, _| std::future::pending());
         let e = reset(&plain).await.unwrap_err();
         assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("store.backend")));
-        assert_eq!(e.message(), "The store plain has no key file of GGnet's");
+        assert_eq!(e.message(), "The store plain has no key file that GGnet manages");
         let sealing = plain.resets_key(|_, _| std::future::ready(Ok("A new key".to_owned())));
         assert_eq!(reset(&sealing).await.unwrap(), "A new key");
     }

@@ -1,4 +1,4 @@
-//! [`Finding`]: what a look at the host found: how good it is, why, and what to do about it.
+//! [`Finding`]: the result of one check of the host: how serious it is, why, and what to do about it.
 
 use std::fmt;
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// How good or bad a finding is.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// As it should be.
     Ok,
-    /// It works, but somebody should look at it.
+    /// It works, but someone should look at it.
     Warn,
     /// It will not work.
     Fail,
@@ -31,13 +31,13 @@ impl fmt::Display for Level {
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// How good or bad it is.
+    /// How serious it is.
     pub level: Level,
-    /// What was looked at: `UDP port 69`.
+    /// What was checked: `UDP port 69`.
     pub what: String,
-    /// What is so, in one sentence.
+    /// What was found, in one sentence.
     pub why: String,
-    /// What to do: a command line where there is one.
+    /// What to do: a command line if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mend: Option<String>,
 }
@@ -63,14 +63,9 @@ impl Finding {
         Self::bad(level, what, e.report(), e.hint().unwrap_or("See the message"))
     }
 
-    /// A warning: it could not be found out.
+    /// A warning: the check could not be made.
     pub fn unknown(what: impl Into<String>, why: &dyn fmt::Display) -> Self {
-        Self {
-            level: Level::Warn,
-            what: what.into(),
-            why: format!("It could not be found out: {why}"),
-            mend: None,
-        }
+        Self { level: Level::Warn, what: what.into(), why: format!("Could not check: {why}"), mend: None }
     }
 }
 

@@ -1,8 +1,8 @@
-//! [`Registry`]: a backend's name → its [`Descriptor`]: how it is made, its keys, what it listens on, its checks of the host. A stranger's
-//! backend is registered beside ours, and needs no fork.
+//! [`Registry`]: a backend's name → its [`Descriptor`]: how it is made, its keys, what it listens on, its checks of the host. Backends from
+//! outside this repository are registered in the same way, and need no fork.
 //!
-//! Whoever makes or checks a backend hands over its own table of the configuration and a [`Wiring`] with what is decided once for all
-//! backends. Unknown names and keys answer with those that exist. A factory has [`MAKING`] to make its backend.
+//! To make or check a backend, the caller passes the backend's own table of the configuration and a [`Wiring`] with the decisions that are
+//! the same for all backends. The error for an unknown name or key lists those that exist. A factory has [`MAKING`] to make its backend.
 
 mod descriptor;
 mod finding;
@@ -25,7 +25,7 @@ pub use self::{
     wiring::{Settings, Wiring, or_decided, settings},
 };
 
-/// How long it may take without a word in the log.
+/// How long it may take before the log mentions it.
 const SLOW: Duration = Duration::from_secs(5);
 
 /// The registered backends of one port.
@@ -39,7 +39,7 @@ impl<P: ?Sized> Descriptors<P> {
         Self { port, known: BTreeMap::new() }
     }
 
-    /// Adds a backend; a second one of the same name replaces the first, so that a stranger can replace ours.
+    /// Adds a backend; a second one of the same name replaces the first, so that an embedder can replace a built-in one.
     pub fn add(&mut self, descriptor: Descriptor<P>) {
         self.known.insert(descriptor.about.name(), descriptor);
     }
@@ -57,7 +57,7 @@ impl<P: ?Sized> Descriptors<P> {
     fn get(&self, name: &str) -> Result<&Descriptor<P>> {
         self.known.get(name).ok_or_else(|| {
             Error::new(ErrorKind::Invalid, format!("There is no {} backend {name:?}", self.port))
-                .with_hint(format!("Known ones: {}", self.names().join(", ")))
+                .with_hint(format!("Available backends: {}", self.names().join(", ")))
         })
     }
 
@@ -69,14 +69,14 @@ impl<P: ?Sized> Descriptors<P> {
     ///
     /// # Errors
     /// `Invalid` for a name or a key that is not known; `Timeout` when it was not made within [`MAKING`] (its factory is dropped then);
-    /// else as the factory says.
+    /// otherwise the factory's error.
     pub async fn make(&self, name: &str, wiring: Wiring, settings: Settings) -> Result<Arc<P>> {
         let Descriptor { about, make } = self.get(name)?;
         about.check_keys(self.port, &settings)?;
         let port = self.port.as_str();
         let made = async {
             let mut made = std::pin::pin!(make(wiring, settings));
-            // Said while it lasts, for whoever watches a start that does not end.
+            // Logged while it waits, so that an operator can see why a start does not end.
             if let Ok(made) = tokio::time::timeout(SLOW, made.as_mut()).await {
                 return made;
             }
@@ -88,7 +88,7 @@ impl<P: ?Sized> Descriptors<P> {
                 ErrorKind::Timeout,
                 format!("The {port} backend {name} was not ready within {MAKING:?}"),
             )
-            .with_hint("Look at its daemon, program, folder or mount: it hangs"))
+            .with_hint("Check its daemon, program, folder or mount: it hangs"))
         });
         made.map_err(|e| if e.backend().is_some() { e } else { e.with_backend(name) })
     }
@@ -147,7 +147,7 @@ impl Registry {
         }
     }
 
-    /// What is known of the backend of this name.
+    /// What is known about the backend of this name.
     ///
     /// # Errors
     /// `Invalid`: there is none; the hint names those that exist.

@@ -26,11 +26,11 @@ impl fmt::Display for Transport {
 /// Who binds a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BoundBy {
-    /// This process, alone: whoever else has the port keeps the server from starting.
+    /// This process, exclusively: another program that uses the port keeps the server from starting.
     Us,
-    /// This process, and another program of this host may have the port too.
+    /// This process, but another program of this host may use the port too.
     UsShared,
-    /// A daemon of this host or the kernel, for the backend: it may have the port already.
+    /// A daemon of this host or the kernel, for the backend: it may already use the port.
     Other,
 }
 
@@ -42,7 +42,8 @@ pub struct Socket {
     pub transport: Transport,
     /// The address; port 0: the system chooses one.
     pub at: SocketAddr,
-    /// The only interface that it is bound to, if it is. Whoever names one says by its health whether that interface carries packets.
+    /// The interface that it is bound to, if it is bound to one. A backend that sets it reports in its health whether that interface
+    /// carries packets.
     pub interface: Option<String>,
     /// Who binds it.
     pub bound_by: BoundBy,
@@ -63,21 +64,21 @@ impl Socket {
         Self { transport: Transport::Udp, at, interface: None, bound_by: BoundBy::Us, why }
     }
 
-    /// The same, bound by somebody else or in another way.
+    /// The same, bound by another party or in another way.
     #[must_use]
     pub fn bound_by(mut self, bound_by: BoundBy) -> Self {
         self.bound_by = bound_by;
         self
     }
 
-    /// The same on one interface alone.
+    /// The same, on one interface only.
     #[must_use]
     pub fn on(mut self, interface: impl Into<String>) -> Self {
         self.interface = Some(interface.into());
         self
     }
 
-    /// Whether both cannot be bound at the same time.
+    /// Whether the two collide: they cannot be bound at the same time.
     #[must_use]
     pub fn collides(&self, other: &Self) -> bool {
         let shared = [self, other].iter().any(|socket| socket.bound_by == BoundBy::UsShared);
@@ -100,7 +101,7 @@ impl fmt::Display for Socket {
     }
 }
 
-/// Both families, where a listener on `[::]` takes both: the address itself, and `0.0.0.0` beside `[::]`.
+/// The addresses of a listener that accepts both families on `[::]`: the address itself, and `0.0.0.0` in addition to `[::]`.
 pub fn both_families(at: SocketAddr) -> impl Iterator<Item = SocketAddr> {
     let v4 = (at.is_ipv6() && at.ip().is_unspecified())
         .then(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), at.port()));

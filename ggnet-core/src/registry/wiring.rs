@@ -1,4 +1,4 @@
-//! What a backend is given when it is made or looked at: [`Wiring`], decided once for all, and [`Settings`], its own.
+//! What a backend receives when it is made or checked: [`Wiring`], the same for all backends, and [`Settings`], its own.
 
 use std::{
     collections::BTreeMap,
@@ -14,33 +14,33 @@ use crate::{
     ports::{Clock, SystemClock},
 };
 
-/// What is decided once for all backends.
+/// The decisions that are the same for all backends.
 #[derive(Clone)]
 pub struct Wiring {
-    /// This GGnet among others on the host. The store is opened before it is known and must not use it.
+    /// The id of this instance of GGnet. The store is opened before it is known and must not use it.
     pub instance: InstanceId,
     /// The start of every IQN.
     pub iqn_prefix: Iqn,
     /// The data folder; a backend keeps its files in a folder of its own below it.
     pub data_dir: PathBuf,
-    /// The address to hand out, when configured; else each connection's own.
+    /// The address to advertise, when configured; otherwise the local address of each connection.
     pub advertise: Option<IpAddr>,
     /// The HTTP server's port, for script URLs.
     pub http_port: u16,
-    /// The address that machines reach us at, for a backend whose section does not say where to listen; `127.0.0.1`: no machine does.
+    /// The address that machines reach us at, for a backend whose section does not say where to listen; `127.0.0.1`: no machine can.
     pub listen: IpAddr,
-    /// The interfaces on which DHCP and TFTP may answer; none: on no network.
+    /// The interfaces on which DHCP and TFTP may answer; empty: on no network.
     pub interfaces: Vec<String>,
     /// The backend that each port's section names.
     pub backends: BTreeMap<PortName, String>,
-    /// Whether the boot file store that is named there knows paths that begin with a machine's MAC address.
+    /// Whether the boot file store that is named there accepts paths that start with a machine's MAC address.
     pub mac_paths: bool,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Wiring {
-    /// For no network, with no address to hand out, HTTP on port 8080 and the system's clock.
+    /// For no network: no address to advertise, HTTP on port 8080 and the system's clock.
     #[must_use]
     pub fn new(instance: InstanceId, iqn_prefix: Iqn, data_dir: PathBuf) -> Self {
         Self {
@@ -57,7 +57,7 @@ impl Wiring {
         }
     }
 
-    /// Where iSCSI is reached, for a target whose section does not say it.
+    /// Where iSCSI is reached, for a target whose section does not say so.
     #[must_use]
     pub fn iscsi(&self) -> SocketAddr {
         SocketAddr::new(self.listen, 3260)
@@ -67,7 +67,7 @@ impl Wiring {
 /// A backend's own table of the configuration, as JSON; a missing table is an empty object.
 pub type Settings = serde_json::Value;
 
-/// The settings with a key as it is decided elsewhere, where the section does not have it.
+/// The settings, with a default for a key that the section does not have.
 #[must_use]
 pub fn or_decided(mut settings: Settings, key: &str, decided: impl Into<Settings>) -> Settings {
     if settings.is_null() {
@@ -79,7 +79,7 @@ pub fn or_decided(mut settings: Settings, key: &str, decided: impl Into<Settings
     settings
 }
 
-/// Reads a backend's own settings; an unknown or wrong key is `Invalid` and named.
+/// Reads a backend's own settings; an unknown or wrong key is `Invalid`, and the error names it.
 pub fn settings<T: serde::de::DeserializeOwned>(backend: &str, settings: Settings) -> Result<T> {
     let settings = if settings.is_null() { Settings::Object(serde_json::Map::new()) } else { settings };
     serde_json::from_value(settings).map_err(|e| {

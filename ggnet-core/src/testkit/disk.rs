@@ -1,4 +1,4 @@
-//! Opens what a writeback store handed out, whatever its form, so that a test can look at the bytes.
+//! Opens the disk of a writeback store, in any form, so that a test can read its bytes.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,7 +13,7 @@ use crate::{
     nouns::ImageFormat,
 };
 
-/// The bytes of `disk`. Blocks are handed through; a raw file or a kernel device is opened; blocking.
+/// The bytes of `disk`. Blocks are returned as they are; a raw file or a kernel device is opened. Blocking.
 ///
 /// Errors: those of opening; `Unsupported` for a file that is not raw.
 pub fn open(disk: &Disk, read_only: bool) -> io::Result<Arc<dyn BlockDevice>> {
@@ -41,13 +41,13 @@ impl FileDisk {
     /// Opens it; its size is where the file ends.
     pub fn open(path: &Path, read_only: bool) -> io::Result<Self> {
         let mut file = OpenOptions::new().read(true).write(!read_only).open(path)?;
-        // A block device's metadata has no length, its end has.
+        // The metadata of a block device has no length; seeking to its end gives it.
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
         Ok(Self { file, size, read_only })
     }
 }
 
-/// Refuses what lies outside the device or between its sectors.
+/// Rejects a range that is outside the device or not aligned to its sectors.
 pub(crate) fn check(info: &BlockInfo, offset: u64, len: u64) -> io::Result<()> {
     let block = u64::from(info.logical_block);
     let inside = offset.checked_add(len).is_some_and(|end| end <= info.size_bytes);
@@ -61,7 +61,7 @@ pub(crate) fn check(info: &BlockInfo, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Refuses a change of a device that takes none.
+/// Rejects a change of a read-only device.
 pub(crate) fn check_write(info: &BlockInfo, offset: u64, len: u64) -> io::Result<()> {
     if info.read_only {
         return Err(io::ErrorKind::ReadOnlyFilesystem.into());

@@ -1,4 +1,4 @@
-//! [`Flaky`]: any port, failing as a test plans it.
+//! [`Flaky`]: wraps any port so that its calls fail as a test plans.
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -7,13 +7,13 @@
 //! let plan = FaultPlan::new();
 //! let files = Flaky::new(Arc::new(MemoryBootFiles::new()), &plan);
 //! plan.add(Fault::on("ensure").nth(2).fails(ErrorKind::Unavailable)); // the second one from here on
-//! plan.add(Fault::on("boot_file.remove").loses_the_answer(ErrorKind::Timeout)); // done, but nobody hears of it
+//! plan.add(Fault::on("boot_file.remove").loses_the_answer(ErrorKind::Timeout)); // done, but the response is lost
 //! assert!(files.list().await.is_ok());
 //! # });
 //! ```
 //!
 //! One plan can be shared by the wrappers of all ports: then `Fault::any().nth(k)` fails the k-th call of them all, and a loop over k
-//! visits every step of what stands on them. [`Matching::kills`] stops everything at that step, as the death of our process does.
+//! visits every step of the code that uses them. [`Matching::kills`] stops everything at that step, as the death of our process does.
 
 use std::{
     future::pending,
@@ -29,11 +29,11 @@ use crate::{
     wrap::{Call, Layer, Op, Wrapped},
 };
 
-/// A port whose calls go wrong as a [`FaultPlan`] says.
+/// A port whose calls fail as a [`FaultPlan`] says.
 pub type Flaky<P> = Wrapped<P, FaultLayer>;
 
 impl<P: ?Sized> Flaky<P> {
-    /// Puts `plan` in charge of `inner`'s calls.
+    /// Wraps `inner` so that `plan` controls its calls.
     #[must_use]
     pub fn new(inner: Arc<P>, plan: &FaultPlan) -> Self {
         Self::with_layer(inner, FaultLayer { plan: plan.clone() })
@@ -46,7 +46,7 @@ pub struct FaultLayer {
     plan: FaultPlan,
 }
 
-/// Which calls go wrong, and how.
+/// Which calls fail, and how.
 #[derive(Clone, Debug)]
 pub struct Fault {
     on: Option<String>,
@@ -72,7 +72,7 @@ enum Effect {
     Kill(usize),
 }
 
-/// A fault that still lacks its effect.
+/// A fault without an effect yet.
 #[derive(Clone, Debug)]
 pub struct Matching {
     on: Option<String>,
@@ -93,7 +93,7 @@ impl Fault {
         Matching { on: None, which: Which::Every }
     }
 
-    /// Whether this call is meant; counts those that match.
+    /// Whether the fault applies to this call; counts the calls that match.
     fn strikes(&mut self, op: &Op) -> bool {
         let meant = match self.on.as_deref().map(|on| on.split_once('.').ok_or(on)) {
             None => true,
@@ -137,7 +137,7 @@ impl Matching {
         self.with(Effect::Fail(kind))
     }
 
-    /// They are done, and then fail: the answer was lost.
+    /// They are done, and then fail: the response was lost.
     #[must_use]
     pub fn loses_the_answer(self, kind: ErrorKind) -> Fault {
         self.with(Effect::LoseTheAnswer(kind))
@@ -149,20 +149,20 @@ impl Matching {
         self.with(Effect::Cut(polls))
     }
 
-    /// They begin only after this time.
+    /// They start only after this time.
     #[must_use]
     pub fn is_delayed(self, by: Duration) -> Fault {
         self.with(Effect::Delay(by))
     }
 
-    /// They never begin and never end.
+    /// They never start and never end.
     #[must_use]
     pub fn hangs(self) -> Fault {
         self.with(Effect::Hang)
     }
 
-    /// They are polled `polls` times; then that call and every later one through the plan hangs, as if our process had died
-    /// here. [`FaultPlan::killed`] tells when; drop what stands on the ports and open the worlds again.
+    /// They are polled `polls` times; then that call and every later one through the plan hangs, as if our process had died here.
+    /// [`FaultPlan::killed`] returns at that moment; drop the objects that use the ports and open the worlds again.
     #[must_use]
     pub fn kills(self, polls: usize) -> Fault {
         self.with(Effect::Kill(polls))
@@ -183,7 +183,7 @@ struct Inner {
 }
 
 impl FaultPlan {
-    /// Nothing goes wrong.
+    /// A plan without faults.
     #[must_use]
     pub fn new() -> Self {
         Self { inner: Arc::default(), dead: watch::Sender::new(false) }
@@ -193,13 +193,13 @@ impl FaultPlan {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a fault. When several strike one call, the one that was added first does.
+    /// Adds a fault. If several match one call, the one that was added first takes effect.
     pub fn add(&self, fault: Fault) -> &Self {
         self.inner().faults.push(fault);
         self
     }
 
-    /// Forgets every fault; the counts stay, and what was killed stays dead.
+    /// Removes every fault; the counts stay, and a killed process stays dead.
     pub fn clear(&self) -> &Self {
         self.inner().faults.clear();
         self
@@ -218,7 +218,7 @@ impl FaultPlan {
         self.inner().calls.clone()
     }
 
-    /// Returns when a fault has killed.
+    /// Returns when a fault has killed the process.
     pub async fn killed(&self) {
         // The sender lives in `self`, so the channel cannot be closed.
         let _ = self.dead.subscribe().wait_for(|dead| *dead).await;
@@ -227,7 +227,7 @@ impl FaultPlan {
     fn next(&self, op: &Op) -> Option<Effect> {
         let mut inner = self.inner();
         inner.calls.push(op.clone());
-        // Each counts its own matches, so all of them are asked.
+        // Each fault counts its own matches, so all of them are evaluated.
         let mut effect = None;
         for fault in &mut inner.faults {
             if fault.strikes(op) && effect.is_none() {
@@ -275,7 +275,7 @@ impl Layer for FaultLayer {
             }
             Some(Effect::Hang) => pending().await,
             Some(Effect::Kill(polls)) => {
-                // What the call had done by then stays done; its answer never comes.
+                // What the call had done by then stays done; its response never comes.
                 let _ = cut_after(polls, call()).await;
                 self.plan.dead.send_replace(true);
                 pending().await

@@ -1,7 +1,7 @@
-//! How long tests may take: the quick tier, which runs before every change lands, or the long one.
+//! How long tests may take: the quick tier, which runs before every change lands, or the long tier.
 //!
 //! A test that repeats something asks [`rounds`] how often. The repetitions of the quick tier must find the same defects, only with less
-//! certainty. The variable `GGNET_TEST_TIER` says `long`; `make test-long` sets it.
+//! certainty. The variable `GGNET_TEST_TIER=long` selects the long tier; `make test-long` sets it.
 
 /// Returns `quick` in the quick tier, which is the default, and `long` in the long one.
 ///

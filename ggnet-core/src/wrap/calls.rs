@@ -1,6 +1,6 @@
-//! [`Calls`]: the calls of one port that have begun and not ended, which of them nobody waits for any more, and which are overdue.
+//! [`Calls`]: the calls of one port that are in flight, which of them have lost their caller, and which are overdue.
 //!
-//! Invariant: an entry exists from [`Calls::begin`] until the [`Begun`] that it gave is dropped, which the work itself holds.
+//! Invariant: an entry exists from [`Calls::begin`] until the [`Begun`] that it returned, which the work itself holds, is dropped.
 
 use std::{
     collections::HashMap,
@@ -15,11 +15,11 @@ use tokio::{
 use super::{Class, Op};
 use crate::metrics::InFlight;
 
-/// A call that has begun.
+/// A call in flight.
 struct Running {
     op: Op,
     since: Instant,
-    /// Nobody waits for it: its caller went away, or its limit has passed.
+    /// No caller waits for it: its caller went away, or its time limit has passed.
     left: bool,
     overdue: bool,
 }
@@ -32,16 +32,16 @@ struct Table {
 
 pub(super) struct Calls {
     table: Mutex<Table>,
-    /// Told whenever a call is left or becomes overdue, and when such a one ends.
+    /// Notified when a call loses its caller or becomes overdue, and when such a call ends.
     changed: watch::Sender<()>,
     gauges: InFlight,
 }
 
-/// What is known of calls that should have ended.
+/// A summary of calls that should have ended.
 pub(super) struct Late {
     /// How many there are.
     pub(super) count: usize,
-    /// The method of the one that runs longest, with its object.
+    /// The method of the call that has been running longest, with its object.
     pub(super) oldest: String,
     /// For how long it has run.
     pub(super) age: Duration,
@@ -68,12 +68,12 @@ impl Calls {
         Begun { calls: Arc::clone(self), id }
     }
 
-    /// The overdue calls that have a place of the port; none when there are none.
+    /// The overdue calls that count against the port's limit of calls in flight; `None` if there are none.
     pub(super) fn overdue(&self) -> Option<Late> {
         self.late(|call| call.overdue && call.op.class.needs_place())
     }
 
-    /// The calls that nobody waits for and that `which` means; none when there are none.
+    /// The calls without a caller that match `which`; `None` if there are none.
     pub(super) fn left(&self, which: impl Fn(&Op) -> bool) -> Option<Late> {
         self.late(|call| call.left && which(&call.op))
     }
@@ -90,9 +90,9 @@ impl Calls {
         })
     }
 
-    /// Returns once `blocked` finds something in two looks, `patience` apart.
+    /// Returns once `blocked` returns a value in two checks, `patience` apart.
     pub(super) async fn blocked<T>(&self, patience: Duration, blocked: impl Fn(&Self) -> Option<T>) -> T {
-        // Subscribed before the look, so that no change between the two is missed.
+        // Subscribes before the check, so that no change between the two is missed.
         let mut changed = self.changed.subscribe();
         loop {
             changed.mark_unchanged();
@@ -107,7 +107,7 @@ impl Calls {
         }
     }
 
-    /// Returns once `which` means no call that nobody waits for.
+    /// Returns once no call without a caller matches `which`.
     pub(super) async fn none_left(&self, which: impl Fn(&Op) -> bool) {
         let mut changed = self.changed.subscribe();
         loop {
@@ -121,7 +121,7 @@ impl Calls {
     }
 }
 
-/// A call that has begun; it has ended when this is dropped.
+/// A call in flight; it has ended when this is dropped.
 pub(super) struct Begun {
     calls: Arc<Calls>,
     id: u64,

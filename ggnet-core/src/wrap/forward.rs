@@ -1,6 +1,6 @@
-//! [`Wrapped`] is every port: one table a port, from which the forwarding is made.
+//! [`Wrapped`] implements every port: one table per port, from which the forwarding is generated.
 //!
-//! A table's `straight` methods go to the wrapped port as they are. Its `calls` go through the layer: `again` ones may be repeated
+//! A table's `straight` methods are forwarded directly to the wrapped port. Its `calls` go through the layer: `again` ones may be repeated
 //! after an unknown outcome, `once` ones may not; then come the [`Class`], the arguments (references first, values after the `;`) and which
 //! objects the call changes. Arguments are owned by the call, which may outlive its caller, and cloned for each try.
 
@@ -46,12 +46,12 @@ macro_rules! objects {
     };
 }
 
-/// In one order, whoever asks: so that two calls which change some of the same objects never wait for each other.
+/// Always in the same order, so that two calls that change some of the same objects never deadlock.
 fn sorted<'a, T: ToString + 'a>(ids: impl IntoIterator<Item = &'a T>) -> Vec<String> {
     ids.into_iter().map(ToString::to_string).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// What a conversion writes to, by a name: two to one sink run one after the other.
+/// A name for the sink of a conversion: two conversions to one sink run one after the other.
 fn sink_name(sink: &Sink) -> String {
     match sink {
         Sink::File(path) => path.display().to_string(),
@@ -59,7 +59,7 @@ fn sink_name(sink: &Sink) -> String {
     }
 }
 
-/// A call with its arguments, owned: it may outlive its caller.
+/// A call with owned arguments, because it may outlive its caller.
 macro_rules! call {
     ($self:ident.$m:ident($(&$ra:ident),*; $($a:ident),*)) => {{
         let inner = Arc::clone(&$self.inner);
@@ -111,7 +111,7 @@ macro_rules! forward {
                     name: "health",
                     class: Class::Health,
                     repeatable: true,
-                    // One at a time: when it hangs, only one thread hangs.
+                    // One at a time: if it hangs, only one thread hangs.
                     objects: vec!["health".to_owned()],
                     pulse: None,
                 };
@@ -120,8 +120,8 @@ macro_rules! forward {
                     let inner = Arc::clone(&inner);
                     Box::pin(async move { Ok(inner.health().await) })
                 };
-                let told = self.layer.around(op, call).await;
-                self.layer.health(told.unwrap_or_else(|e| Health::Down(e.explain())))
+                let reported = self.layer.around(op, call).await;
+                self.layer.health(reported.unwrap_or_else(|e| Health::Down(e.explain())))
             }
 
             $(async fn $end(&self) {
@@ -240,7 +240,7 @@ forward!(ImageConverter as "image_converter" {
             cancel: CancellationToken,
         ) -> Result<Converted> {
             let pulse = Pulse::new(cancel);
-            // A caller that goes away wants no conversion.
+            // When the caller goes away, the conversion is cancelled.
             let _gone = pulse.token().drop_guard();
             let op = Op {
                 port: "image_converter",
@@ -257,7 +257,7 @@ forward!(ImageConverter as "image_converter" {
                 let pulse = Arc::clone(&pulse);
                 Box::pin(async move {
                     let converted = inner.convert(&spec, progress, pulse.token()).await;
-                    // Given up before: what is in the sink means nothing, and the next start's sweep removes what is left of the draft.
+                    // It was given up before: the contents of the sink are undefined, and the sweep at the next start removes the draft.
                     pulse.end();
                     converted
                 })

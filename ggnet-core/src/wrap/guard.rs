@@ -28,12 +28,12 @@ use crate::{
     ports::Health,
 };
 
-/// How long a call waits for one that nobody waits for any more and that stands in its way, before it is refused.
+/// How long a call waits behind a call that blocks it and has lost its caller, before it is refused.
 pub const OVERDUE_WAIT: Duration = Duration::from_secs(1);
 
 /// What to do about a call that does not end.
-const HINT: &str = "Look at the daemon, program, folder or mount of this backend: it hangs. What waits goes on by itself once it answers \
-                    again; calls that can never end are given up by a restart of the server";
+const HINT: &str = "Check the daemon, program, folder or mount of this backend: it hangs. Waiting calls continue once it responds again; \
+                    restart the server to give up calls that can never end";
 
 /// The layer of a port with limits.
 pub(crate) struct Guard {
@@ -55,7 +55,7 @@ struct Shared {
 type Held = (Vec<KeyGuard>, Option<OwnedSemaphorePermit>);
 
 impl Class {
-    /// Whether calls of this class count among those in flight.
+    /// Whether calls of this class count against [`Limits::in_flight`].
     pub(super) const fn needs_place(self) -> bool {
         !matches!(self, Self::Health | Self::Shutdown)
     }
@@ -127,14 +127,14 @@ impl Layer for Guard {
         result
     }
 
-    fn health(&self, told: Health) -> Health {
-        // Health's own overdue call is what `told` says already.
-        let Some(overdue) = self.shared.calls.overdue() else { return told };
+    fn health(&self, reported: Health) -> Health {
+        // An overdue `health` call is already in `reported`.
+        let Some(overdue) = self.shared.calls.overdue() else { return reported };
         let text = format!("{}. {HINT}", overdue.text());
-        match told {
+        match reported {
             Health::Down(why) => Health::Down(format!("{why}. {text}")),
             _ if overdue.count >= self.shared.limits.in_flight => {
-                Health::Down(format!("No further call is begun: {text}"))
+                Health::Down(format!("No further calls are started: {text}"))
             }
             Health::Blocked(why) => Health::Blocked(format!("{why}. {text}")),
             Health::Degraded(why) => Health::Degraded(format!("{why}. {text}")),
@@ -176,7 +176,7 @@ fn failure(op: &Op, code: Code, message: &str) -> Error {
 }
 
 impl Shared {
-    /// Waits for everything that a call needs before it may begin.
+    /// Waits for everything that a call needs before it may start.
     async fn admit(&self, op: &Op) -> Result<Held> {
         let until = Instant::now() + self.limits.of(op.class);
         let (mut turns, mut place) = (Vec::with_capacity(op.objects.len()), None);
@@ -198,7 +198,7 @@ impl Shared {
         Ok((turns, place))
     }
 
-    /// Waits for `thing`; not for long where a call that nobody waits for stands in the way, and never beyond `until`.
+    /// Waits for `thing`: only briefly if a call without a caller blocks it, and never beyond `until`.
     async fn wait<T>(
         &self,
         op: &Op,
@@ -220,18 +220,18 @@ impl Shared {
             biased;
             thing = thing => return Ok(thing),
             late = self.calls.blocked(OVERDUE_WAIT, blocked) => {
-                (busy(), format!("not begun, still busy with an earlier call. {}", late.text()))
+                (busy(), format!("not started, still busy with an earlier call. {}", late.text()))
             }
             () = tokio::time::sleep_until(until) => {
                 let limit = self.limits.of(op.class);
-                (busy(), format!("not begun, the calls before it did not end within {limit:?}"))
+                (busy(), format!("not started, the calls before it did not end within {limit:?}"))
             }
-            () = cancelled => (ErrorKind::Unavailable.into(), "cancelled before it began".to_owned()),
+            () = cancelled => (ErrorKind::Unavailable.into(), "cancelled before it started".to_owned()),
         };
         Err(failure(op, code, &message))
     }
 
-    /// Returns when the caller is to be let go.
+    /// Returns when the caller's time limit has passed.
     async fn past_limit(&self, op: &Op) {
         match &op.pulse {
             None => tokio::time::sleep(self.limits.of(op.class)).await,
@@ -249,7 +249,7 @@ impl Shared {
         failure(op, code::backend_timeout(op.port, op.backend, op.name), &message)
     }
 
-    /// The call, to its real end.
+    /// Runs the call until it really ends.
     async fn work<T: Send + 'static>(
         self: Arc<Self>,
         op: Op,
@@ -287,13 +287,13 @@ impl Shared {
                 begun.is_overdue();
                 let e = self.timeout(&op);
                 tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects, error = %e,
-                    "a call passed its limit; it goes on without its caller");
+                    "a call exceeded its time limit; it continues without its caller");
                 self.metrics.call(op.labels(), "timeout", asked.elapsed());
-                // Nobody may wait any more.
+                // The caller may be gone.
                 let _ = answer.send(Err(e));
                 let outcome = tries.await.err().map(|e| e.report());
                 tracing::warn!(port = op.port, backend = op.backend, operation = op.name, objects = ?op.objects,
-                    took = ?asked.elapsed(), error = outcome, "a call that had passed its limit has ended");
+                    took = ?asked.elapsed(), error = outcome, "a call that had exceeded its time limit has ended");
                 return;
             }
         };
@@ -305,9 +305,9 @@ impl Shared {
             Err(e) => e.kind().as_str(),
         };
         self.metrics.call(op.labels(), outcome, asked.elapsed());
-        // Before the answer: the caller's next call finds turn and place free.
+        // Before the answer, so that the caller's next call does not wait for this one's turn and place.
         drop((begun, held));
-        // Nobody may wait any more.
+        // The caller may be gone.
         let _ = answer.send(result);
     }
 }

@@ -10,11 +10,11 @@
 //! | boot files | `list`, `get`, `read` | `ensure`, `remove` | |
 //! | converter | `probe` | | `convert`: the time without progress; it has no limit in all |
 //!
-//! `health` and `shutdown` of each port have limits of their own. `name`, `capabilities` and `attach` are no calls into the world.
+//! `health` and `shutdown` of each port have limits of their own. `name`, `capabilities` and `attach` do not call the outside world.
 //!
-//! A full copy of an image (writeback `reflink` with `copy = "full"`) takes as long as the image is large. Its caller gets `Timeout` at
-//! the limit, the copy goes on, and the next `ensure` finds it whole; `ggnet-server` sets `change` of the writeback store to
-//! `session.start_deadline` where that is longer.
+//! A full copy of an image (writeback `reflink` with `copy = "full"`) takes as long as the image is large. Its caller gets `Timeout` at the
+//! limit, the copy continues, and the next `ensure` finds it whole; `ggnet-server` sets `change` of the writeback store to
+//! `session.start_deadline` if that is longer.
 
 use std::time::Duration;
 
@@ -27,17 +27,17 @@ pub struct Limits {
     pub read: Duration,
     /// How long a call that changes something may take.
     pub change: Duration,
-    /// How long `convert` may go on without progress, and wait for its turn. Other ports have no such call.
+    /// How long `convert` may run without progress, and wait for its turn. Other ports have no such call.
     pub stall: Duration,
-    /// How long `health` may take; whoever watches gives up soon.
+    /// How long `health` may take; it is short because monitoring gives up soon.
     pub health: Duration,
     /// How long the port may take to close.
     pub shutdown: Duration,
-    /// How many calls run at once, overdue ones included; further ones wait. Each may hold a blocking thread, and tokio has 512 of them
-    /// unless told otherwise: keep the sum below that.
+    /// How many calls run at once, overdue ones included; further ones wait. Each may hold a blocking thread, and tokio has 512 of them by
+    /// default: keep the sum below that.
     pub in_flight: usize,
-    /// How often a call that failed with `Unavailable` is made, the first time included; within the limit, and not for `commit`,
-    /// `convert`, `health` and `shutdown`.
+    /// How often a call that fails with `Unavailable` is tried, including the first time. Retries stay within the time limit; `commit`,
+    /// `convert`, `health` and `shutdown` are not retried.
     pub tries: u32,
 }
 
@@ -52,8 +52,8 @@ pub struct PortLimits {
     pub writeback: Limits,
     /// Of the image store: 30 s to read, 120 s to change, 5 s to close (nothing is written back).
     pub images: Limits,
-    /// Of DHCP: 30 s to read, 120 s to change, 11 s to close (a program of somebody else's has 10 s); 256 calls in flight, because a daemon that is restarted for a change is restarted once
-    /// for all calls that wait.
+    /// Of DHCP: 30 s to read, 120 s to change, 11 s to close (an external program has 10 s); 256 calls in flight, because a daemon that is
+    /// restarted for a change is restarted once for all calls that wait.
     pub dhcp: Limits,
     /// Of the boot files: 10 s to read, 60 s to change, 11 s to close.
     pub boot_files: Limits,
@@ -102,7 +102,7 @@ impl PortLimits {
         ]
     }
 
-    /// Refuses limits under which nothing could work.
+    /// Rejects limits under which nothing could work.
     ///
     /// # Errors
     /// `Invalid`, naming port and value.
@@ -117,7 +117,7 @@ impl PortLimits {
                 ("shutdown", of.shutdown),
             ];
             if let Some((name, value)) = times.into_iter().find(|(_, value)| *value < least) {
-                let message = format!("limits.{port}.{name} is {value:?}; the least is {least:?}");
+                let message = format!("limits.{port}.{name} is {value:?}; the minimum is {least:?}");
                 return Err(Error::invalid("limits", message));
             }
             if of.in_flight == 0 || of.in_flight > MOST {
@@ -133,7 +133,7 @@ impl PortLimits {
     }
 }
 
-/// Most calls of a port in flight: each may hold a thread.
+/// The maximum of calls in flight of a port: each may hold a thread.
 const MOST: usize = 4096;
 
 #[cfg(test)]

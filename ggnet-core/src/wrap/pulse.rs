@@ -1,10 +1,10 @@
-//! [`Pulse`]: how far a conversion is, whether it still gets on, and whether its caller has its result.
+//! [`Pulse`]: the progress of a conversion, whether it still advances, and whether its caller has its result.
 //!
 //! ```text
 //!   running ──the conversion ends──▶ ended: the caller has its result
 //!      └─────the caller is let go──▶ given up: what it wrote means nothing, even if it succeeds after all
 //! ```
-//! Invariant: exactly one of the two happens, whatever the order in which the threads come.
+//! Invariant: exactly one of the two happens, in whatever order the threads run.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -20,7 +20,7 @@ const RUNNING: u8 = 0;
 const ENDED: u8 = 1;
 const GIVEN_UP: u8 = 2;
 
-/// How long a conversion may take to end once it was cancelled.
+/// How long a cancelled conversion may take to end.
 const AFTER_CANCEL: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -45,12 +45,12 @@ impl Pulse {
         })
     }
 
-    /// What the backend is cancelled by.
+    /// The token that cancels the backend.
     pub(super) fn token(&self) -> CancellationToken {
         self.inner.clone()
     }
 
-    /// Passes progress on and takes note of it.
+    /// Passes progress on and records that there was some.
     pub(super) fn watch(self: &Arc<Self>, progress: Progress) -> Progress {
         let pulse = Arc::clone(self);
         Arc::new(move |part| {
@@ -59,7 +59,7 @@ impl Pulse {
         })
     }
 
-    /// It gets on.
+    /// Records progress.
     pub(super) fn beat(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
@@ -73,8 +73,8 @@ impl Pulse {
         self.wanted.cancelled().await;
     }
 
-    /// Cancels the conversion when it makes no progress for `stall`, and returns when it has then, or after its caller cancelled it or
-    /// went away, not ended in time.
+    /// Cancels the conversion when it makes no progress for `stall`. Returns if the conversion does not end in time after that, or after
+    /// its caller cancelled it or went away.
     pub(super) async fn silent(&self, stall: Duration) {
         loop {
             let last = self.last();
@@ -96,14 +96,14 @@ impl Pulse {
         self.stalled.load(Ordering::Acquire)
     }
 
-    /// The caller lets go; false when the conversion has just ended.
+    /// The caller gives up; false if the conversion has just ended.
     pub(super) fn give_up(&self) -> bool {
         self.state.compare_exchange(RUNNING, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// The conversion has ended. Changes nothing when it was given up before.
     pub(super) fn end(&self) {
-        // Lost only to `give_up`, and then nobody wants its result any more.
+        // Fails only after `give_up`, and then the result is not needed.
         let _ = self.state.compare_exchange(RUNNING, ENDED, Ordering::AcqRel, Ordering::Acquire);
     }
 }

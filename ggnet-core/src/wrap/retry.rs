@@ -1,12 +1,12 @@
-//! Tries: what may succeed in a moment is tried again, a few times.
+//! Retries: a call that may succeed soon is tried again, a few times.
 //!
 //! ```text
 //!   try ──ok, or any error but `Unavailable`──▶ done
 //!    ▲ └──`Unavailable`──▶ wait: 100 ms, ×2, ×2 … up to 2 s, less up to half ──┐
 //!    └─────────────────────────────────────────────────────────────────────────┘  at most `tries` times, and not once the caller was let go
 //! ```
-//! Not tried again: `Busy`, because it is an answer and the caller has a rule for it; `Timeout`, because that call has waited long enough;
-//! and calls that are not [`Op::repeatable`].
+//! Not retried: `Busy`, because the caller decides what to do about it; `Timeout`, because the caller has waited long enough; and calls
+//! that are not [`Op::repeatable`].
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -48,8 +48,8 @@ pub(super) async fn tried<T>(
     }
 }
 
-/// The wait after try number `tried` (from 1): between half and the whole of the doubled time, so that many callers that failed
-/// together do not come back together.
+/// The wait after try number `tried` (from 1): between half and the whole of the doubled time, so that many callers that failed at the same
+/// time do not retry at the same time.
 fn wait(tried: u32) -> Duration {
     let factor = 2_u32.saturating_pow(tried.saturating_sub(1));
     let full = FIRST.saturating_mul(factor).min(LONGEST);

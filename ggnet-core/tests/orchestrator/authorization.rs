@@ -1,4 +1,4 @@
-//! Who may do what, asked of every command; and what every command leaves in the record.
+//! The authorization of every command, and what every command leaves in the record.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,11 +15,11 @@ use ggnet_core::{
 };
 
 use crate::{
-    house::{House, Process, advertised, all, mac, pc},
     images::{ended, request, source},
+    site::{Process, Site, advertised, all, mac, pc},
 };
 
-/// Asks for a command, mostly of what is not there: whether it may be asked for is all that counts.
+/// Calls a command, mostly on objects that do not exist: only whether it is permitted counts.
 async fn ask(
     p: &Process,
     live: &Session,
@@ -30,7 +30,7 @@ async fn ask(
     let (o, by_value) = (&p.o, by.clone());
     let (machine, image, version) = (MachineId::generate(), ImageId::generate(), ImageVersionId::generate());
     match command {
-        // Asked at a frontend's door, and where a machine asks for its script.
+        // Checked by a frontend, and when a machine asks for its script.
         Command::Read | Command::Boot => authorize(by, command),
         Command::SessionScript => o.sessions().current_script(live, &advertised(), by).await.map(drop),
         Command::SessionStart => o
@@ -73,12 +73,12 @@ async fn ask(
 
 #[tokio::test]
 async fn every_command_asks_the_table() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let live = p.start(&machine).await.unwrap().session;
-    let import = request(source(&house, &[1; 4096]));
+    let import = request(source(&site, &[1; 4096]));
     let everybody = Role::ALL
         .map(|role| Principal::user("ann".to_owned(), role))
         .into_iter()
@@ -97,7 +97,7 @@ async fn every_command_asks_the_table() {
             if let Some(e) = refused {
                 assert_eq!(Some(&e), may.as_ref().err(), "{by}: {command:?}");
                 assert_eq!(e.code().name(), "command_not_permitted");
-                // An import that somebody else was allowed may end meanwhile.
+                // An import that another user was allowed to start may end meanwhile.
                 if by.kind == Principal::user("ann".to_owned(), Role::Viewer).kind {
                     let after = (p.store.audit(all()).await.unwrap().total, p.all_events().await.len());
                     assert_eq!(after, before, "a refused {command:?} leaves nothing");
@@ -108,7 +108,7 @@ async fn every_command_asks_the_table() {
     assert_eq!(p.session(&machine).await, live, "nobody touched it");
 }
 
-/// The record as far as it was looked at.
+/// The position up to which the record was checked.
 struct Record<'a> {
     p: &'a Process,
     rows: usize,
@@ -117,7 +117,8 @@ struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// That since the last look somebody did this, with or without a before and an after, in this order; and that it was told.
+    /// Asserts that since the last check `by` did this, with or without a before and an after, in this order, and that there are events of
+    /// it.
     async fn has(&mut self, by: &Principal, wanted: &[(AuditAction, bool, bool)]) {
         let mut rows = self.p.store.audit(all()).await.unwrap().items;
         rows.reverse();
@@ -137,8 +138,8 @@ impl Record<'_> {
 
 #[tokio::test]
 async fn every_command_leaves_its_audit_row_and_its_event() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let by = &Principal::user("ann".to_owned(), Role::Admin)
         .at(Some("192.0.2.7".to_owned()))
         .asking("a-request".parse().ok());
@@ -149,7 +150,7 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
     let machine = p.o.machines().create(pc(1, None), by).await.unwrap();
     record.has(by, &[(AuditAction::MachineCreate, false, true)]).await;
 
-    let import = ImportRequest { by: by.clone(), ..request(source(&house, &[1; 4096])) };
+    let import = ImportRequest { by: by.clone(), ..request(source(&site, &[1; 4096])) };
     let (image, first) = p.o.images().import(import.clone()).await.unwrap();
     assert_eq!(ended(&p, first.id).await.state, VersionState::Ready);
     let imported = (AuditAction::ImageImport, false, true);
@@ -216,7 +217,7 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
     let version = (AuditAction::VersionDelete, true, false);
     record.has(by, &[(AuditAction::ImageDelete, true, false), version, version, version]).await;
 
-    // What is done beside the orchestrator, by `ggnet-server` and its store.
+    // Actions outside the orchestrator, of `ggnet-server` and its store.
     let elsewhere = [AuditAction::TokenReset, AuditAction::KeyReset, AuditAction::InstanceRemember];
     record.actions.extend(elsewhere);
     assert_eq!(record.actions, AuditAction::ALL.iter().copied().collect::<BTreeSet<_>>());
@@ -227,7 +228,7 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
 
 #[tokio::test]
 async fn a_machine_that_starts_its_session_does_so_by_itself() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     p.script(&machine).await;

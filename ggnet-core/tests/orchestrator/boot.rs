@@ -1,4 +1,4 @@
-//! Requests for boot scripts: who gets which script, and that fifty at once are one.
+//! Requests for boot scripts: which machine gets which script, and that fifty concurrent requests are handled as one.
 
 use ggnet_core::{
     ErrorKind,
@@ -9,7 +9,7 @@ use ggnet_core::{
     testkit::flaky::{Fault, FaultPlan},
 };
 
-use crate::house::{House, Process, all, mac, pc, until};
+use crate::site::{Process, Site, all, mac, pc, until};
 
 /// The reason that a declined machine is shown, from the script and from the event.
 async fn declined(p: &Process, mac: ggnet_core::nouns::MacAddr) -> String {
@@ -25,15 +25,15 @@ async fn declined(p: &Process, mac: ggnet_core::nouns::MacAddr) -> String {
 
 #[tokio::test]
 async fn an_unknown_machine_is_remembered_once_and_counted() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let asks = (0..20).map(|_| p.boot(mac(7)));
     for answer in futures_util::future::join_all(asks).await {
         let BootAnswer::Script(text) = answer.unwrap() else { panic!("told to come again") };
         assert!(text.contains("52:54:00:00:00:07"), "its address is on the screen");
         assert_eq!(inspect(&text).unwrap().san, []);
     }
-    // Asked at once it was one sight; asked one after the other it is counted.
+    // Concurrent requests were one sighting; requests one after the other are counted.
     for _ in 0..19 {
         p.boot(mac(7)).await.unwrap();
     }
@@ -46,15 +46,15 @@ async fn an_unknown_machine_is_remembered_once_and_counted() {
         [EventKind::MachineSeen { mac: mac(7) }],
         "the first sight is told, once"
     );
-    // Taken over, it is no longer unknown.
+    // Once registered, it is no longer unknown.
     p.o.machines().create(pc(7, None), &Principal::embedder()).await.unwrap();
     assert!(p.store.seen(all()).await.unwrap().items.is_empty());
 }
 
 #[tokio::test]
 async fn a_machine_that_may_not_boot_is_told_why() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let (other, _) = p.image("other").await;
 
@@ -69,7 +69,7 @@ async fn a_machine_that_may_not_boot_is_told_why() {
     let kept = p.machine(4, image, |m| m.writeback = WritebackPolicy::Keep).await;
     p.power_on(&kept).await.write(0, 0, &[1; 512]).await.unwrap();
     p.stop(&p.session(&kept).await, true).await.unwrap();
-    // What could not boot is not taken.
+    // A change that could not boot is rejected.
     let change = |image, policy| -> MachineChange {
         Box::new(move |mut m| {
             (m.image, m.writeback) = (Some(image), policy);
@@ -81,14 +81,14 @@ async fn a_machine_that_may_not_boot_is_told_why() {
     let refused = update(change(other, WritebackPolicy::Keep)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert!(refused.to_string().contains("keeps writes over version 1 of another image"), "{refused}");
-    // Another image without what was kept is possible; back to it is not.
+    // A change to another image without the kept writes is possible; back to it is not.
     update(change(other, WritebackPolicy::Discard)).await.unwrap();
     let refused = update(change(other, WritebackPolicy::Keep)).await.unwrap_err();
     assert!(refused.to_string().contains("keeps writes over version 1 of another image"), "{refused}");
     update(change(image, WritebackPolicy::Keep)).await.unwrap();
     assert_eq!(p.power_on(&kept).await.read(0, 0, 512).await.unwrap(), [1; 512], "nothing was lost by it");
 
-    // A machine that is switched off while it runs goes on running; it may not boot again.
+    // A machine that is set to inactive while it runs continues to run; it may not boot again.
     let running = p.machine(5, image, |_| ()).await;
     let disk = p.power_on(&running).await;
     p.update(&running, |m| m.state = MachineState::Inactive).await;
@@ -98,8 +98,8 @@ async fn a_machine_that_may_not_boot_is_told_why() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_requests_of_one_machine_are_one_start() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     // Long enough for all to have asked.
@@ -114,9 +114,9 @@ async fn fifty_requests_of_one_machine_are_one_start() {
 
 #[tokio::test]
 async fn a_slow_start_sends_the_machine_away_and_goes_on() {
-    let mut house = House::new();
-    house.config.boot_wait = std::time::Duration::from_millis(50);
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.boot_wait = std::time::Duration::from_millis(50);
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     p.plan.add(Fault::on("writeback.ensure").first(1).is_delayed(std::time::Duration::from_millis(300)));
@@ -131,14 +131,14 @@ async fn a_slow_start_sends_the_machine_away_and_goes_on() {
 
 #[tokio::test]
 async fn before_the_first_reconcile_nobody_is_served() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let plan = FaultPlan::new();
-    // The list of targets is unknown twice: whoever logged in now would be refused for good.
+    // The list of targets is unknown twice: a login now would be refused finally.
     plan.add(Fault::on("target.list").first(2).fails(ErrorKind::Unavailable));
-    let p = house.open_unready(&plan);
+    let p = site.open_unready(&plan);
     until("the first round fails", async || plan.calls("target.list") > 0).await;
     assert!(!p.o.is_serving());
     assert!(matches!(p.boot(machine.macs[0]).await.unwrap(), BootAnswer::Retry(_)));
@@ -150,8 +150,8 @@ async fn before_the_first_reconcile_nobody_is_served() {
 
 #[tokio::test]
 async fn a_failure_that_a_machine_reports_is_an_event() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     p.o.diagnoses().boot_failed(machine.macs[0], "attach".to_owned(), "0x3f122003".to_owned()).await.unwrap();
@@ -163,8 +163,8 @@ async fn a_failure_that_a_machine_reports_is_an_event() {
 
 #[tokio::test]
 async fn a_script_that_was_read_is_a_stage_of_its_generation() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     p.script(&machine).await;

@@ -1,4 +1,4 @@
-//! A clock that is wrong loses nothing: neither what happened, nor a generation that a machine is about to use.
+//! A wrong clock loses nothing: neither records, nor a generation that a machine is about to use.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use ggnet_core::{
     ports::{Batch, Clock as _, Store as _, Write},
 };
 
-use crate::house::{House, all, until};
+use crate::site::{Site, all, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Time is paused: it jumps when everybody waits.
+/// Time is paused: it jumps when all tasks wait.
 #[tokio::test(start_paused = true)]
 async fn a_clock_far_ahead_forgets_nothing_until_it_has_gone_on_for_a_day() {
-    let mut house = House::new();
-    house.config.reconcile_interval = Duration::from_secs(60);
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.reconcile_interval = Duration::from_secs(60);
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let _disk = p.power_on(&machine).await;
     p.script(&machine).await;
     let (told, rows) = (p.events(machine.id).await, p.store.audit(all()).await.unwrap().total);
-    let right = house.clock.now();
+    let right = site.clock.now();
 
-    house.clock.advance(TEN_YEARS);
-    let p = house.open().await;
+    site.clock.advance(TEN_YEARS);
+    let p = site.open().await;
     let doubt = p.o.degraded().unwrap();
     assert!(doubt.contains("clock says 2036") && doubt.contains("timedatectl"), "{doubt}");
     p.reconcile().await;
@@ -36,13 +36,13 @@ async fn a_clock_far_ahead_forgets_nothing_until_it_has_gone_on_for_a_day() {
         assert!(p.store.audit(all()).await.unwrap().total >= rows);
     };
     all_is_there().await;
-    // Somebody sets it.
-    house.clock.set(right);
+    // The operator sets it.
+    site.clock.set(right);
     tokio::time::sleep(2 * HOUR).await;
     assert_eq!(p.o.degraded(), None);
     all_is_there().await;
     // It jumps while the server runs.
-    house.clock.advance(TEN_YEARS);
+    site.clock.advance(TEN_YEARS);
     tokio::time::sleep(2 * HOUR).await;
     assert!(p.o.degraded().is_some());
     all_is_there().await;
@@ -53,13 +53,13 @@ async fn a_clock_far_ahead_forgets_nothing_until_it_has_gone_on_for_a_day() {
 
 #[tokio::test]
 async fn a_clock_that_goes_on_while_the_server_is_off_is_trusted_and_what_is_old_goes() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.auto_start = false).await;
     for days in [40, 40, 11] {
-        house.clock.advance(24 * days * HOUR);
-        let p = house.open().await;
+        site.clock.advance(24 * days * HOUR);
+        let p = site.open().await;
         assert_eq!(p.o.degraded(), None);
         let kept = async || p.events(machine.id).await.contains(&EventKind::MachineCreated);
         if days == 40 {
@@ -73,14 +73,14 @@ async fn a_clock_that_goes_on_while_the_server_is_off_is_trusted_and_what_is_old
 
 #[tokio::test]
 async fn without_a_note_of_the_last_trusted_time_the_newest_audit_row_tells() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let unreadable = Write::Setting { key: "clock".to_owned(), value: "some time ago".to_owned() };
     p.store.commit(Batch::new().write(unreadable)).await.unwrap();
-    house.clock.set("2036-01-01T00:00:00Z".parse::<Timestamp>().unwrap());
-    let p = house.open().await;
+    site.clock.set("2036-01-01T00:00:00Z".parse::<Timestamp>().unwrap());
+    let p = site.open().await;
     assert!(p.o.degraded().is_some());
     assert!(p.events(machine.id).await.contains(&EventKind::MachineCreated));
 }

@@ -1,5 +1,5 @@
-//! `kill -9` at every call of start, stop, a generation's commit, an import and a publication, before the call, within it and after it. After the next process's
-//! first reconcile there is no orphan, every live session is whole, and nothing that was written and kept is lost.
+//! `kill -9` at every call of start, stop, a generation's commit, an import and a publication, before the call, within it and after it.
+//! After the first reconcile of the next process there is no orphan, every live session is whole, and no kept writes are lost.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use ggnet_core::{
     },
 };
 
-use crate::house::{House, Process};
+use crate::site::{Process, Site};
 
 /// How far the last call gets: not at all, to each of its places, to its end.
 pub const POLLS: [usize; 5] = [0, 1, 2, 3, 50];
@@ -33,8 +33,8 @@ pub async fn dies(plan: &FaultPlan, step: u64, polls: usize, work: impl Future +
     died
 }
 
-async fn furnish(house: &House, policy: WritebackPolicy) -> (Process, Machine) {
-    let p = house.open().await;
+async fn furnish(site: &Site, policy: WritebackPolicy) -> (Process, Machine) {
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = policy).await;
     (p, machine)
@@ -55,8 +55,8 @@ async fn killed_at_every_call_of_a_start() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
         for polls in POLLS {
             for step in 1.. {
-                let house = House::new();
-                let (p, machine) = furnish(&house, policy).await;
+                let site = Site::new();
+                let (p, machine) = furnish(&site, policy).await;
                 // A kept writeback from an earlier session must survive.
                 let kept = (policy == WritebackPolicy::Keep).then_some(3);
                 if let Some(byte) = kept {
@@ -75,7 +75,7 @@ async fn killed_at_every_call_of_a_start() {
                     "{policy:?}: killed at call {step} after {polls} polls: {:?}",
                     p.plan.log().last()
                 );
-                let p = house.open().await;
+                let p = site.open().await;
                 p.assert_whole(&why).await;
                 if let Some(last) = p.last(&machine).await {
                     assert!(
@@ -101,8 +101,8 @@ async fn killed_at_every_call_of_a_stop() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
         for polls in POLLS {
             for step in 1.. {
-                let house = House::new();
-                let (p, machine) = furnish(&house, policy).await;
+                let site = Site::new();
+                let (p, machine) = furnish(&site, policy).await;
                 let disk = p.power_on(&machine).await;
                 disk.write(0, 0, &[4; 512]).await.unwrap();
                 let _next = p.script(&machine).await;
@@ -119,7 +119,7 @@ async fn killed_at_every_call_of_a_stop() {
                     "{policy:?}: killed at call {step} after {polls} polls: {:?}",
                     p.plan.log().last()
                 );
-                let p = house.open().await;
+                let p = site.open().await;
                 p.assert_whole(&why).await;
                 let last = p.last(&machine).await.unwrap();
                 assert!(
@@ -127,7 +127,7 @@ async fn killed_at_every_call_of_a_stop() {
                     "{why}: {last:?}"
                 );
                 if last.state == SessionState::Active {
-                    // Killed before the stop was recorded: its machine goes on where it was.
+                    // Killed before the stop was recorded: its machine continues.
                     assert_eq!(last, session, "{why}");
                     let disk = p.login(&last.target(&last.current), &machine).await.unwrap();
                     assert_eq!(
@@ -152,8 +152,8 @@ async fn killed_at_every_call_of_preparing_and_committing_a_generation() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
         for polls in POLLS {
             for step in 1.. {
-                let house = House::new();
-                let (p, machine) = furnish(&house, policy).await;
+                let site = Site::new();
+                let (p, machine) = furnish(&site, policy).await;
                 let disk = p.power_on(&machine).await;
                 disk.write(0, 0, &[6; 512]).await.unwrap();
                 let before = p.session(&machine).await;
@@ -164,7 +164,7 @@ async fn killed_at_every_call_of_preparing_and_committing_a_generation() {
                     "{policy:?}: killed at call {step} after {polls} polls: {:?}",
                     p.plan.log().last()
                 );
-                let p = house.open().await;
+                let p = site.open().await;
                 p.assert_whole(&why).await;
                 let after = p.session(&machine).await;
                 assert_eq!(after.id, before.id, "{why}: a live session is lost");
@@ -209,17 +209,17 @@ impl RebootingMachine {
             firmware: ggnet_core::nouns::Firmware::Bios,
             peer: None,
             request_id: None,
-            advertised: crate::house::advertised(),
+            advertised: crate::site::advertised(),
             prepare: true,
         };
-        // Killed: it gets no answer, or is told to come again.
+        // Killed: it gets no answer, or a retry.
         let Ok(ggnet_core::orchestrator::BootAnswer::Script(_)) = self.o.sessions().boot(request).await
         else {
             return;
         };
         let Ok(session) = self.o.read().live_session(&self.machine).await else { return };
         let Some(next) = &session.next else { return };
-        let _ = self.targets.login(&session.target(next), &session.initiator, crate::house::peer()).await;
+        let _ = self.targets.login(&session.target(next), &session.initiator, crate::site::peer()).await;
     }
 }
 
@@ -227,9 +227,9 @@ impl RebootingMachine {
 async fn killed_at_every_call_of_an_import() {
     for polls in POLLS {
         for step in 1.. {
-            let house = House::new();
-            let p = house.open().await;
-            let path = house.dir.path().join("source.raw");
+            let site = Site::new();
+            let p = site.open().await;
+            let path = site.dir.path().join("source.raw");
             std::io::Write::write_all(&mut std::fs::File::create(&path).unwrap(), &[9; 4096]).unwrap();
             let request = ImportRequest {
                 image: "debian".parse().unwrap(),
@@ -250,10 +250,10 @@ async fn killed_at_every_call_of_an_import() {
             })
             .await;
             let why = format!("killed at call {step} after {polls} polls: {:?}", p.plan.log().last());
-            let p = house.open().await;
+            let p = site.open().await;
             p.assert_whole(&why).await;
             let mut ready = Vec::new();
-            for image in p.store.images(crate::house::all()).await.unwrap().items {
+            for image in p.store.images(crate::site::all()).await.unwrap().items {
                 for version in p.store.versions(image.id).await.unwrap() {
                     assert_ne!(version.state, VersionState::Importing, "{why}: {version:?}");
                     if version.state == VersionState::Ready {
@@ -277,8 +277,8 @@ async fn killed_at_every_call_of_an_import() {
 async fn killed_at_every_call_of_a_publication() {
     for polls in POLLS {
         for step in 1.. {
-            let house = House::new();
-            let (p, machine) = furnish(&house, WritebackPolicy::Keep).await;
+            let site = Site::new();
+            let (p, machine) = furnish(&site, WritebackPolicy::Keep).await;
             p.power_on(&machine).await.write(0, 0, &[5; 512]).await.unwrap();
             p.stop(&p.session(&machine).await, true).await.unwrap();
             let request = PublishRequest {
@@ -290,11 +290,11 @@ async fn killed_at_every_call_of_a_publication() {
             let o = p.o.clone();
             let died = dies(&p.plan, step, polls, async move { o.images().publish(request).await }).await;
             let why = format!("killed at call {step} after {polls} polls: {:?}", p.plan.log().last());
-            let p = house.open().await;
+            let p = site.open().await;
             p.assert_whole(&why).await;
             let kept = p.left().await["writeback"].contains(&ResourceId::machine(machine.id));
             let versions = p.store.versions(machine.image.unwrap()).await.unwrap();
-            // In one place, whole: as a version, or kept as before.
+            // Complete in one place: as a version, or kept as before.
             match versions.get(1).map(|version| (version.state, version.id)) {
                 Some((VersionState::Ready, id)) => {
                     assert!(!kept, "{why}: it is in two places");
@@ -319,8 +319,8 @@ async fn killed_at_every_call_of_a_publication() {
 #[tokio::test]
 async fn killed_while_a_reconcile_mends_what_the_last_kill_left() {
     for step in 1.. {
-        let house = House::new();
-        let (p, machine) = furnish(&house, WritebackPolicy::Keep).await;
+        let site = Site::new();
+        let (p, machine) = furnish(&site, WritebackPolicy::Keep).await;
         p.power_on(&machine).await.write(0, 0, &[8; 512]).await.unwrap();
         let other = p.machine(2, machine.image.unwrap(), |m| m.auto_start = false).await;
         p.start(&other).await.unwrap();
@@ -328,13 +328,13 @@ async fn killed_while_a_reconcile_mends_what_the_last_kill_left() {
         // The next process dies in its first round.
         let plan = FaultPlan::new();
         plan.add(Fault::any().nth(step).kills(1));
-        let p = house.open_unready(&plan);
+        let p = site.open_unready(&plan);
         let died = tokio::select! {
             biased;
             () = plan.killed() => true,
             () = p.until_serving() => false,
         };
-        let p = house.open().await;
+        let p = site.open().await;
         let why = format!("killed at call {step} of the first reconcile");
         p.assert_whole(&why).await;
         let ids: BTreeSet<_> = p.store.live_sessions().await.unwrap().iter().map(|s| s.machine).collect();
@@ -351,8 +351,8 @@ async fn killed_while_a_reconcile_mends_what_the_last_kill_left() {
 
 #[tokio::test]
 async fn a_running_machine_logs_in_again_after_a_kill_and_goes_on() {
-    let house = House::new();
-    let (p, machine) = furnish(&house, WritebackPolicy::Discard).await;
+    let site = Site::new();
+    let (p, machine) = furnish(&site, WritebackPolicy::Discard).await;
     let disk = p.power_on(&machine).await;
     disk.write(0, 8192, &[1; 4096]).await.unwrap();
     let session = p.session(&machine).await;
@@ -361,7 +361,7 @@ async fn a_running_machine_logs_in_again_after_a_kill_and_goes_on() {
     // Its first list hangs, so the first reconcile has not ended.
     let plan = FaultPlan::new();
     plan.add(Fault::on("target.list").first(1).is_delayed(std::time::Duration::from_millis(200)));
-    let p = house.open_unready(&plan);
+    let p = site.open_unready(&plan);
     assert!(!disk.is_connected());
     let refused = p.login(&target, &machine).await.unwrap_err();
     assert_eq!(refused, ggnet_core::testkit::memory::LoginError::ServiceUnavailable, "retried, never fatal");

@@ -1,16 +1,16 @@
-//! The rule of what a machine is given, as a table.
+//! The rule for the answer to a machine, as a table.
 
 use ggnet_core::{
     nouns::{ImageId, MachineState, Session, SessionState},
     orchestrator::{Decision, Declined, decide},
 };
 
-use crate::house::{House, pc};
+use crate::site::{Site, pc};
 
 #[tokio::test]
 async fn every_case() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let session = p.start(&machine).await.unwrap().session;
@@ -39,7 +39,7 @@ async fn every_case() {
         for session in &over {
             assert_eq!(decide(Some(&machine), session.as_ref()), idle);
         }
-        // What is live goes on, whatever the machine is set to.
+        // A live session continues, in any state of the machine.
         for (state, decision) in [
             (SessionState::Starting, Decision::Wait),
             (SessionState::Stopping, Decision::Wait),

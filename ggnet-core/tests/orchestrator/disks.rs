@@ -1,5 +1,5 @@
-//! Sessions with data disks beside the system disk: at each boot again, kept or clean as the system disk is, and nothing left of them when
-//! a step fails or our process dies in the middle.
+//! Sessions with data disks in addition to the system disk: present at each boot, kept or clean like the system disk, and removed
+//! completely when a step fails or our process dies.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ use ggnet_core::{
 
 use crate::{
     crash::{RebootingMachine, dies},
-    house::{House, Process, all},
+    site::{Process, Site, all},
 };
 
 /// How far the last call gets before the kill: not at all, to one of its places, to its end.
@@ -44,7 +44,7 @@ impl Room {
         Self { machine, data, version }
     }
 
-    /// LUN 2 takes writes and LUN 1 is shared, asked for in this order.
+    /// LUN 2 is writable and LUN 1 is shared, requested in this order.
     fn disks(&self) -> Vec<DataDisk> {
         vec![data(2, self.data, DataAccess::CopyOnWrite), data(1, self.data, DataAccess::Shared)]
     }
@@ -83,7 +83,7 @@ async fn holds(disk: &MemoryInitiator, lun: u8, byte: u8, why: &str) {
 
 #[tokio::test]
 async fn every_boot_has_the_data_disks_and_writes_to_them_are_discarded() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let room = Room::new(&p, WritebackPolicy::Discard).await;
     let disk = room.start_and_login(&p).await;
     let session = p.session(&room.machine).await;
@@ -100,7 +100,7 @@ async fn every_boot_has_the_data_disks_and_writes_to_them_are_discarded() {
     holds(&disk, 1, 0, "shared").await;
     assert_eq!(disk.read(3, 0, 512).await.unwrap_err().kind(), ErrorKind::NotFound);
 
-    // A script prepares disks beside those of the running machine, and the login to it ends those.
+    // A script prepares disks in addition to those of the running machine, and the login to the new ones removes the old ones.
     let next = p.script(&room.machine).await;
     assert_eq!(p.script(&room.machine).await, next, "asked again, the same");
     let both = &room.writebacks(Some(1)) | &room.writebacks(Some(2));
@@ -118,13 +118,13 @@ async fn every_boot_has_the_data_disks_and_writes_to_them_are_discarded() {
 
 #[tokio::test]
 async fn a_prepared_generation_that_nobody_uses_takes_its_data_disks_with_it() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let room = Room::new(&p, WritebackPolicy::Discard).await;
     let disk = room.start_and_login(&p).await;
     p.script(&room.machine).await;
     p.reconcile().await;
-    house.pass(p.o.config().generation_ttl).await;
+    site.pass(p.o.config().generation_ttl).await;
     p.reconcile().await;
     assert!(p.session(&room.machine).await.next.is_none());
     assert_eq!(p.left().await["writeback"], room.writebacks(Some(1)));
@@ -133,7 +133,7 @@ async fn a_prepared_generation_that_nobody_uses_takes_its_data_disks_with_it() {
 
 #[tokio::test]
 async fn kept_data_disks_are_there_at_each_boot_and_in_the_next_session() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let room = Room::new(&p, WritebackPolicy::Keep).await;
     let disk = room.start_and_login(&p).await;
     disk.write(0, 0, &[1; 512]).await.unwrap();
@@ -146,7 +146,7 @@ async fn kept_data_disks_are_there_at_each_boot_and_in_the_next_session() {
     p.reconcile().await;
     assert_eq!(p.left().await["writeback"], room.writebacks(None), "kept without a session");
 
-    // The image moves on; what is kept decides.
+    // The image gets a new version; the kept writes decide.
     let newer = p.version(room.data, 2).await;
     p.set_current(room.data, newer).await;
     let disk = room.start_and_login(&p).await;
@@ -158,12 +158,12 @@ async fn kept_data_disks_are_there_at_each_boot_and_in_the_next_session() {
     }
     p.stop(&session, true).await.unwrap();
 
-    // Of another image it is nothing.
+    // Over another image it is invalid.
     let (other, _) = p.image("other").await;
     let disks = vec![data(2, other, DataAccess::CopyOnWrite)];
     let e = p.o.sessions().start(StartRequest { data_disks: disks, ..room.request() }).await.unwrap_err();
     assert_eq!(e.code().name(), "kept_writes_of_other_image", "{}", e.report());
-    // A session without it leaves it where it is.
+    // A session without the disk does not change it.
     let session = p.start(&room.machine).await.unwrap().session;
     p.assert_whole("without data disks").await;
     p.stop(&session, true).await.unwrap();
@@ -180,7 +180,7 @@ async fn kept_data_disks_are_there_at_each_boot_and_in_the_next_session() {
 
 #[tokio::test]
 async fn what_is_gone_is_in_the_audit_although_another_kept_disk_could_not_be_discarded() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let room = Room::new(&p, WritebackPolicy::Keep).await;
     drop(room.start_and_login(&p).await);
     p.stop(&p.session(&room.machine).await, true).await.unwrap();
@@ -205,7 +205,7 @@ async fn what_is_gone_is_in_the_audit_although_another_kept_disk_could_not_be_di
 
 #[tokio::test]
 async fn a_data_disk_follows_its_image_from_the_next_boot_on_unless_a_version_was_named() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let room = Room::new(&p, WritebackPolicy::Discard).await;
     let named = DataDisk { version: Some(room.version), ..data(3, room.data, DataAccess::Shared) };
     let disks = [room.disks(), vec![named]].concat();
@@ -228,7 +228,7 @@ async fn a_data_disk_follows_its_image_from_the_next_boot_on_unless_a_version_wa
 
 #[tokio::test]
 async fn the_version_of_a_data_disk_is_not_deleted_while_its_session_lives() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let room = Room::new(&p, WritebackPolicy::Discard).await;
     let session = room.start(&p).await.unwrap().session;
     // So that nothing else uses it.
@@ -254,7 +254,7 @@ async fn the_version_of_a_data_disk_is_not_deleted_while_its_session_lives() {
 
 #[tokio::test]
 async fn data_disks_that_cannot_be_are_refused_before_anything_is_recorded() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let room = Room::new(&p, WritebackPolicy::Discard).await;
     let shared = |lun| data(lun, room.data, DataAccess::Shared);
     let debian = room.machine.image.unwrap();
@@ -286,7 +286,7 @@ async fn data_disks_that_cannot_be_are_refused_before_anything_is_recorded() {
 
 #[tokio::test]
 async fn what_a_session_with_data_disks_lacks_is_made_again_but_no_written_disk() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let room = Room::new(&p, WritebackPolicy::Discard).await;
     let disk = room.start_and_login(&p).await;
     disk.write(2, 0, &[9; 512]).await.unwrap();
@@ -308,13 +308,13 @@ async fn what_a_session_with_data_disks_lacks_is_made_again_but_no_written_disk(
     assert!(p.login(&target, &room.machine).await.is_err(), "nobody reads an empty disk for its own");
 }
 
-/// Each call fails; with every removal failing besides, the reconciler finds what is left by its name.
+/// Each call fails; if every removal fails too, the reconciler finds the remains by their names.
 #[tokio::test]
 async fn every_step_of_a_start_with_data_disks_fails() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
         for removals_fail in [false, true] {
             for step in 1.. {
-                let p = House::new().open().await;
+                let p = Site::new().open().await;
                 let room = Room::new(&p, policy).await;
                 let kept = u8::from(policy == WritebackPolicy::Keep) * 3;
                 if kept > 0 {
@@ -354,8 +354,8 @@ async fn killed_at_every_call_of_a_start_with_data_disks() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
         for polls in POLLS {
             for step in 1.. {
-                let house = House::new();
-                let p = house.open().await;
+                let site = Site::new();
+                let p = site.open().await;
                 let room = Room::new(&p, policy).await;
                 let kept = u8::from(policy == WritebackPolicy::Keep) * 3;
                 if kept > 0 {
@@ -365,7 +365,7 @@ async fn killed_at_every_call_of_a_start_with_data_disks() {
                 let (o, request) = (p.o.clone(), room.request());
                 let died = dies(&p.plan, step, polls, async move { o.sessions().start(request).await }).await;
                 let why = format!("{policy:?}: killed at call {step} after {polls} polls");
-                let p = house.open().await;
+                let p = site.open().await;
                 p.assert_whole(&why).await;
                 if p.store.live_session(room.machine.id).await.unwrap().is_none() {
                     room.start(&p).await.unwrap();
@@ -388,15 +388,15 @@ async fn killed_at_every_call_of_a_reboot_with_data_disks() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
         for polls in POLLS {
             for step in 1.. {
-                let house = House::new();
-                let p = house.open().await;
+                let site = Site::new();
+                let p = site.open().await;
                 let room = Room::new(&p, policy).await;
                 room.start_and_login(&p).await.write(2, 0, &[6; 512]).await.unwrap();
                 let before = p.session(&room.machine).await;
                 let rebooting = RebootingMachine::of(&p, &room.machine);
                 let died = dies(&p.plan, step, polls, rebooting.reboot()).await;
                 let why = format!("{policy:?}: killed at call {step} after {polls} polls");
-                let p = house.open().await;
+                let p = site.open().await;
                 p.assert_whole(&why).await;
                 let after = p.session(&room.machine).await;
                 assert_eq!(after.id, before.id, "{why}: a live session is lost");
@@ -419,8 +419,8 @@ async fn killed_at_every_call_of_a_stop_with_data_disks() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
         for polls in POLLS {
             for step in 1.. {
-                let house = House::new();
-                let p = house.open().await;
+                let site = Site::new();
+                let p = site.open().await;
                 let room = Room::new(&p, policy).await;
                 room.start_and_login(&p).await.write(2, 0, &[4; 512]).await.unwrap();
                 let _next = p.script(&room.machine).await;
@@ -434,11 +434,11 @@ async fn killed_at_every_call_of_a_stop_with_data_disks() {
                 };
                 let died = dies(&p.plan, step, polls, async move { o.sessions().stop(request).await }).await;
                 let why = format!("{policy:?}: killed at call {step} after {polls} polls");
-                let p = house.open().await;
+                let p = site.open().await;
                 p.assert_whole(&why).await;
                 let last = p.last(&room.machine).await.unwrap();
                 if last.state == SessionState::Active {
-                    // Killed before the stop was recorded: its machine goes on where it was.
+                    // Killed before the stop was recorded: its machine continues.
                     assert_eq!(last, session, "{why}");
                     let disk = p.login(&last.target(&last.current), &room.machine).await.unwrap();
                     holds(&disk, 2, 4, &why).await;
@@ -459,8 +459,8 @@ async fn killed_at_every_call_of_a_stop_with_data_disks() {
 #[tokio::test]
 async fn killed_while_a_reconcile_makes_data_disks_again() {
     for step in 1.. {
-        let house = House::new();
-        let p = house.open().await;
+        let site = Site::new();
+        let p = site.open().await;
         let room = Room::new(&p, WritebackPolicy::Discard).await;
         room.start_and_login(&p).await.write(2, 0, &[8; 512]).await.unwrap();
         let _next = p.script(&room.machine).await;
@@ -469,13 +469,13 @@ async fn killed_while_a_reconcile_makes_data_disks_again() {
         // The next process dies in its first round.
         let plan = FaultPlan::new();
         plan.add(Fault::any().nth(step).kills(1));
-        let p = house.open_unready(&plan);
+        let p = site.open_unready(&plan);
         let died = tokio::select! {
             biased;
             () = plan.killed() => true,
             () = p.until_serving() => false,
         };
-        let p = house.open().await;
+        let p = site.open().await;
         let why = format!("killed at call {step} of the first reconcile");
         p.assert_whole(&why).await;
         assert_eq!(p.session(&room.machine).await, session, "{why}");

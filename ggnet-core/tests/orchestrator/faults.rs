@@ -1,4 +1,4 @@
-//! Every step of start and of stop fails: before it was done, after it was done, half-done. What is left is nothing.
+//! Every step of start and of stop fails: before it was done, after it was done, half-done. Nothing is left behind.
 
 use ggnet_core::{
     ErrorKind,
@@ -6,11 +6,11 @@ use ggnet_core::{
     testkit::flaky::{Fault, Matching},
 };
 
-use crate::house::{House, Process};
+use crate::site::{Process, Site};
 
 type Effect = fn(Matching) -> Fault;
 
-/// Fails; does it and loses the answer; is cut short at its first and second place.
+/// Fails; does it and loses the response; is interrupted at its first and second place.
 const EFFECTS: [(&str, Effect); 4] = [
     ("fails", |m| m.fails(ErrorKind::Unavailable)),
     ("loses its answer", |m| m.loses_the_answer(ErrorKind::Timeout)),
@@ -39,8 +39,8 @@ async fn every_step_of_a_start() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
         for (how, effect) in EFFECTS {
             for step in 1.. {
-                let house = House::new();
-                let p = house.open().await;
+                let site = Site::new();
+                let p = site.open().await;
                 let machine = machine(&p, policy).await;
                 let before = p.plan.log().len();
                 p.plan.add(effect(Fault::any().nth(step)));
@@ -53,7 +53,7 @@ async fn every_step_of_a_start() {
                         assert!(s.error.is_some() && s.ended_at.is_some(), "{why}");
                         p.assert_empty(&why).await;
                     }
-                    // It could not be recorded, or it was recorded and nobody heard of it: the reconciler's.
+                    // It could not be recorded, or the response to the record was lost: the reconciler handles it.
                     (Err(_), Some(s)) => assert_eq!(s.state, SessionState::Starting, "{why}"),
                     (Err(_), None) => p.assert_empty(&why).await,
                     (Ok(started), Some(s)) => {
@@ -82,8 +82,8 @@ async fn every_step_of_a_start() {
 async fn every_step_of_a_start_and_its_undoing_too() {
     for (how, effect) in EFFECTS {
         for step in 1.. {
-            let house = House::new();
-            let p = house.open().await;
+            let site = Site::new();
+            let p = site.open().await;
             let machine = machine(&p, WritebackPolicy::Discard).await;
             let before = p.plan.log().len();
             p.plan.add(effect(Fault::any().nth(step)));
@@ -91,7 +91,7 @@ async fn every_step_of_a_start_and_its_undoing_too() {
             let result = p.start(&machine).await;
             let calls = p.plan.log().len() - before;
             let why = format!("step {step} and every removal {how}: {}", calls_since(&p, before));
-            // The reconciler meets the same, and keeps trying.
+            // The reconciler meets the same fault, and keeps trying.
             p.o.reconcile().await;
             p.plan.clear();
             if result.is_err() {
@@ -114,8 +114,8 @@ async fn every_step_of_a_stop() {
         for (how, effect) in EFFECTS {
             for force in [false, true] {
                 for step in 1.. {
-                    let house = House::new();
-                    let p = house.open().await;
+                    let site = Site::new();
+                    let p = site.open().await;
                     let machine = machine(&p, policy).await;
                     let disk = p.start_and_login(&machine).await;
                     disk.write(0, 0, &[5; 512]).await.unwrap();
@@ -134,7 +134,7 @@ async fn every_step_of_a_stop() {
                     let after = p.last(&machine).await.unwrap();
                     match after.state {
                         SessionState::Stopped => p.assert_whole(&why).await,
-                        // Before it began, and nothing has changed.
+                        // Before it started, and nothing has changed.
                         SessionState::Active => {
                             assert!(result.is_err(), "{why}");
                             assert_eq!(after, session, "{why}");
@@ -170,27 +170,27 @@ async fn every_step_of_a_stop() {
     }
 }
 
-/// The one would have it removed by a failed start, the other knows better: nothing is started, and nothing kept is lost.
+/// According to `get` a failed start would remove it, but `list` shows it: nothing is started, and no kept writes are lost.
 #[tokio::test]
 async fn a_store_whose_get_and_list_disagree_loses_nothing_that_was_kept() {
-    let mut house = House::new();
-    let p = house.open().await;
+    let mut site = Site::new();
+    let p = site.open().await;
     let machine = machine(&p, WritebackPolicy::Keep).await;
     let disk = p.start_and_login(&machine).await;
     disk.write(0, 0, &[5; 512]).await.unwrap();
     drop(disk);
     p.stop(&p.session(&machine).await, true).await.unwrap();
 
-    house.forgetful = true;
-    let p = house.open().await;
+    site.forgetful = true;
+    let p = site.open().await;
     p.plan.add(Fault::on("target.ensure").fails(ErrorKind::Unavailable));
     let e = p.start(&machine).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Corrupt, "{}", e.report());
     assert!(e.hint().unwrap().contains("disagree"), "{e:?}");
     p.reconcile().await;
 
-    house.forgetful = false;
-    let p = house.open().await;
+    site.forgetful = false;
+    let p = site.open().await;
     let disk = p.start_and_login(&machine).await;
     assert_eq!(disk.read(0, 0, 512).await.unwrap(), [5; 512]);
 }

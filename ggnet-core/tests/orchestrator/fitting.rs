@@ -1,4 +1,4 @@
-//! Backends that do not fit each other are refused by name: at the start, or, where only manual targets need the fit, when one is asked for.
+//! Backends that do not work together are rejected by name: at the start, or, if only manual targets are affected, when one is requested.
 
 use std::sync::Arc;
 
@@ -23,9 +23,9 @@ use ggnet_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::house::{House, until};
+use crate::site::{Site, until};
 
-/// A writeback store with other forms of disk than it says by itself.
+/// A writeback store with other declared forms of disk.
 struct Odd {
     inner: MemoryWritebacks,
     provides: DiskForm,
@@ -57,7 +57,7 @@ impl WritebackStore for Odd {
     }
 }
 
-/// A converter that writes to files alone.
+/// A converter that writes only to files.
 struct ToFiles(MemoryConverter);
 
 #[async_trait]
@@ -133,9 +133,9 @@ async fn a_manual_target_that_could_serve_nothing_is_refused_when_it_is_asked_fo
     })
     .unwrap();
     until("the first reconcile ends", async || o.is_serving()).await;
-    // A version, as another house has it.
-    let house = House::new();
-    let p = house.open().await;
+    // A version from another installation.
+    let site = Site::new();
+    let p = site.open().await;
     let (image, version) = p.image("debian").await;
     for write in [
         ggnet_core::ports::Write::Image(ggnet_core::nouns::Image {

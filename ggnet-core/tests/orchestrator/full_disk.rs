@@ -1,4 +1,4 @@
-//! A store that has only its reserve left: what frees space is recorded, and nothing else.
+//! A store that has only its reserve left: it records changes that free space, and nothing else.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use ggnet_core::{
     orchestrator::NewTarget,
 };
 
-use crate::house::House;
+use crate::site::Site;
 
 #[tokio::test]
 async fn on_a_full_disk_what_frees_space_is_recorded_and_nothing_else() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, version) = p.image("debian").await;
     let (spare, _) = p.image("spare").await;
     let old = p.version(image, 2).await;
@@ -29,11 +29,11 @@ async fn on_a_full_disk_what_frees_space_is_recorded_and_nothing_else() {
     let new = NewTarget { name: "shared".parse().unwrap(), version, initiator: None };
     let (target, _) = p.o.targets().create(new.clone(), &Principal::embedder()).await.unwrap();
 
-    house.store.set_full(true);
+    site.store.set_full(true);
     assert_eq!(p.start(&keep).await.unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(p.o.targets().create(new, &Principal::embedder()).await.unwrap_err().kind(), ErrorKind::Full);
 
-    house.pass(Duration::from_secs(601)).await;
+    site.pass(Duration::from_secs(601)).await;
     p.o.reconcile().await;
     assert!(p.session(&running).await.next.is_none(), "a generation that nobody used expires");
     assert_eq!(disk.read(0, 0, 512).await.unwrap(), [0; 512], "the running machine is untouched");
@@ -47,6 +47,6 @@ async fn on_a_full_disk_what_frees_space_is_recorded_and_nothing_else() {
     p.o.machines().delete(idle.id, &Principal::embedder()).await.unwrap();
     assert!(p.left().await.values().all(|left| left.iter().all(|id| id.owner() != Some((idle.id, None)))));
 
-    house.store.set_full(false);
+    site.store.set_full(false);
     p.start(&keep).await.unwrap();
 }

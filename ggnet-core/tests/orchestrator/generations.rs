@@ -1,4 +1,4 @@
-//! A script request prepares and destroys nothing; the first login to what it prepared commits it.
+//! A script request prepares a generation and destroys nothing; the first login to that generation commits it.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use ggnet_core::{
     testkit::{flaky::Fault, memory::LoginError},
 };
 
-use crate::house::{House, Process, Script, peer};
+use crate::site::{Process, Script, Site, peer};
 
 #[tokio::test]
 async fn asking_twice_gives_the_same_and_head_prepares_nothing() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     assert!(matches!(p.boot_with(machine.macs[0], false).await.unwrap(), BootAnswer::Retry(_)));
@@ -39,8 +39,7 @@ async fn asking_twice_gives_the_same_and_head_prepares_nothing() {
     disk.write(0, 0, &[1; 512]).await.unwrap();
     assert!(disk.is_connected(), "the running machine did not notice");
     let (session, by) = (p.session(&machine).await, Principal::embedder());
-    let (script, _) =
-        p.o.sessions().current_script(&session, &crate::house::advertised(), &by).await.unwrap();
+    let (script, _) = p.o.sessions().current_script(&session, &crate::site::advertised(), &by).await.unwrap();
     assert_eq!(p.read(script), next);
     let session = p.session(&machine).await;
     let chap = |g: &ggnet_core::nouns::Generation| g.chap.clone().unwrap();
@@ -51,8 +50,8 @@ async fn asking_twice_gives_the_same_and_head_prepares_nothing() {
 #[tokio::test]
 async fn a_login_to_the_next_generation_commits_it() {
     for policy in [WritebackPolicy::Discard, WritebackPolicy::Keep] {
-        let house = House::new();
-        let p = house.open().await;
+        let site = Site::new();
+        let p = site.open().await;
         let (image, _) = p.image("debian").await;
         let machine = p.machine(1, image, |m| m.writeback = policy).await;
         let old = p.power_on(&machine).await;
@@ -86,8 +85,8 @@ async fn a_login_to_the_next_generation_commits_it() {
 
 #[tokio::test]
 async fn an_old_target_that_still_stands_refuses() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let _old = p.power_on(&machine).await;
@@ -120,17 +119,17 @@ async fn an_old_target_that_still_stands_refuses() {
 
 #[tokio::test]
 async fn an_unused_generation_expires_and_the_machine_does_not_notice() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let disk = p.power_on(&machine).await;
     disk.write(0, 0, &[1; 512]).await.unwrap();
     let next = p.script(&machine).await;
-    house.pass(Duration::from_secs(599)).await;
+    site.pass(Duration::from_secs(599)).await;
     p.reconcile().await;
     assert!(p.session(&machine).await.next.is_some(), "not yet");
-    house.pass(Duration::from_secs(2)).await;
+    site.pass(Duration::from_secs(2)).await;
     p.reconcile().await;
     let session = p.session(&machine).await;
     assert!(session.next.is_none());
@@ -143,8 +142,8 @@ async fn an_unused_generation_expires_and_the_machine_does_not_notice() {
 
 #[tokio::test]
 async fn the_next_generation_boots_the_version_that_is_current_by_then() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, one) = p.image("debian").await;
     let two = p.version(image, 2).await;
     let machine = p.machine(1, image, |_| ()).await;
@@ -171,8 +170,8 @@ async fn the_next_generation_boots_the_version_that_is_current_by_then() {
 
 #[tokio::test]
 async fn a_reassigned_machine_boots_its_new_image_at_its_next_boot() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let (other, other_version) = p.image("other").await;
     let machine = p.machine(1, image, |_| ()).await;
@@ -188,8 +187,8 @@ async fn a_reassigned_machine_boots_its_new_image_at_its_next_boot() {
 #[tokio::test]
 async fn a_commit_that_fails_puts_the_login_off_and_the_next_try_has_it() {
     for step in 1.. {
-        let house = House::new();
-        let p = house.open().await;
+        let site = Site::new();
+        let p = site.open().await;
         let (image, _) = p.image("debian").await;
         let machine = p.machine(1, image, |_| ()).await;
         let _old = p.power_on(&machine).await;
@@ -218,14 +217,14 @@ async fn a_commit_that_fails_puts_the_login_off_and_the_next_try_has_it() {
 
 #[tokio::test]
 async fn a_backend_that_cannot_see_logins_commits_when_it_lists_a_connection() {
-    let mut house = House::new();
-    house.polled = true;
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.polled = true;
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let first = p.power_on(&machine).await;
     first.write(0, 0, &[1; 512]).await.unwrap();
-    // The reconciler has not come round since, and the machine reboots.
+    // The machine reboots before the next round of the reconciler.
     let next = p.script(&machine).await;
     assert!(p.session(&machine).await.current.committed_at.is_some());
     let second = p.login(&next.target, &machine).await.unwrap();
@@ -235,7 +234,7 @@ async fn a_backend_that_cannot_see_logins_commits_when_it_lists_a_connection() {
     assert!(!first.is_connected() && second.is_connected());
     p.assert_whole("committed").await;
     // Its targets outlive us, and so do its connections.
-    let p = house.open().await;
+    let p = site.open().await;
     p.assert_whole("adopted").await;
     assert!(second.is_connected());
 }
@@ -244,9 +243,9 @@ async fn a_backend_that_cannot_see_logins_commits_when_it_lists_a_connection() {
 async fn without_chap_a_generation_has_no_pair_and_one_that_lives_keeps_the_access_it_has() {
     for (before, after) in [(ChapPolicy::Required, ChapPolicy::Off), (ChapPolicy::Off, ChapPolicy::Required)]
     {
-        let mut house = House::new();
-        house.config.chap = before;
-        let p = house.open().await;
+        let mut site = Site::new();
+        site.config.chap = before;
+        let p = site.open().await;
         let (image, _) = p.image("debian").await;
         let machine = p.machine(1, image, |_| ()).await;
         let name = Iqn::initiator(&p.o.config().iqn_prefix, machine.macs[0]).unwrap();
@@ -266,8 +265,8 @@ async fn without_chap_a_generation_has_no_pair_and_one_that_lives_keeps_the_acce
         let _running = p.login(&first.target, &machine).await.unwrap();
         let session = p.session(&machine).await;
 
-        house.config.chap = after;
-        let p = house.open().await;
+        site.config.chap = after;
+        let p = site.open().await;
         assert_eq!(
             p.session(&machine).await.current,
             session.current,

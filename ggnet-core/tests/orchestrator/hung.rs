@@ -1,5 +1,5 @@
-//! A backend that never answers, at each call of each port: the call ends, the others go on, health names the port, a shutdown ends, and
-//! what was given up changes nothing later.
+//! A backend that never answers, at each call of each port: the call ends, the others go on, health names the port, a shutdown ends, and a
+//! call that was given up changes nothing later.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -29,9 +29,9 @@ use ggnet_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::house::{House, every, until};
+use crate::site::{Site, every, until};
 
-/// Longer than any limit below: who waits so long waits for ever.
+/// Longer than any limit below: a call that takes this long hangs.
 const FOR_EVER: Duration = Duration::from_secs(7200);
 
 struct Made {
@@ -113,7 +113,7 @@ fn failed<T>(result: Result<T>) -> Option<Error> {
 
 /// Calls this method of this port.
 async fn call(p: &Ports, port: &str, method: &str) -> Option<Error> {
-    let (name, page, mac) = ("a".parse().unwrap(), crate::house::all(), "52:54:00:00:00:01".parse().unwrap());
+    let (name, page, mac) = ("a".parse().unwrap(), crate::site::all(), "52:54:00:00:00:01".parse().unwrap());
     let dead = |health| match health {
         Health::Down(why) => Some(Error::new(ErrorKind::Timeout, why)),
         _ => None,
@@ -219,7 +219,7 @@ fn quiet() -> Progress {
     Arc::new(|_| ())
 }
 
-/// Every method of every port that is a call into the world; a port's own source says which there are.
+/// Every method of every port that calls the outside world; the test compares the list with the ports' source.
 const METHODS: [(&str, &str, &[&str]); 7] = [
     (
         "target",
@@ -231,7 +231,7 @@ const METHODS: [(&str, &str, &[&str]); 7] = [
     (
         "dhcp",
         include_str!("../../src/ports/dhcp.rs"),
-        // Of one entry alone: both are `apply`.
+        // For a single entry: both are `apply`.
         &["name", "capabilities", "attach", "ensure", "remove"],
     ),
     ("boot_file", include_str!("../../src/ports/boot_file.rs"), &["name", "attach"]),
@@ -240,7 +240,7 @@ const METHODS: [(&str, &str, &[&str]); 7] = [
 ];
 
 fn methods(source: &'static str) -> impl Iterator<Item = &'static str> {
-    // Declarations of a trait stand four spaces in, and end without a body.
+    // Declarations in a trait are indented by four spaces, and have no body.
     let lines = source.lines().filter_map(|line| line.strip_prefix("    async fn "));
     lines.map(|line| line.split(['(', '<']).next().unwrap())
 }
@@ -270,7 +270,7 @@ async fn every_call_of_every_port_that_hangs_ends_and_health_names_it() {
                 _ => m.ports.store().health().await,
             };
             let Health::Degraded(why) = health else { panic!("{port}.{method}: {health:?}") };
-            assert!(why.contains(method) && why.contains("Look at"), "{why}");
+            assert!(why.contains(method) && why.contains("Check the daemon"), "{why}");
             let labels = format!("port=\"{port}\",backend=\"memory\"");
             m.counted(&format!("port_calls_overdue{{{labels}}} 1"));
             m.counted(&format!("port_calls_in_flight{{{labels}}} 1"));
@@ -306,7 +306,7 @@ async fn a_full_port_refuses_at_once_and_goes_on_when_its_calls_end() {
     let e = m.ports.dhcp().list().await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
     assert!(e.message().contains("dhcp") && e.message().contains("3 calls"), "{e}");
-    assert!(e.hint().unwrap().contains("Look at"), "{e}");
+    assert!(e.hint().unwrap().contains("Check the daemon"), "{e}");
     assert!(begun.elapsed() <= 2 * OVERDUE_WAIT, "refused soon: {:?}", begun.elapsed());
     assert_eq!(m.plan.calls("dhcp.list"), 0, "and not begun");
     assert!(matches!(m.ports.dhcp().health().await, Health::Down(why) if why.contains("3 calls")));
@@ -349,7 +349,7 @@ async fn a_caller_that_goes_away_frees_no_place() {
 #[tokio::test(start_paused = true)]
 async fn what_was_given_up_changes_nothing_that_was_removed_since() {
     let m = made(&PortLimits::default());
-    // An `ensure` that begins, hangs beyond its limit and then does its work.
+    // An `ensure` that starts, hangs beyond its limit and then does its work.
     m.plan.add(Fault::on("dhcp.apply").nth(1).is_delayed(Duration::from_secs(500)));
     let dhcp = m.ports.dhcp();
     assert_eq!(dhcp.ensure(&host(1)).await.unwrap_err().kind(), ErrorKind::Timeout);
@@ -357,7 +357,7 @@ async fn what_was_given_up_changes_nothing_that_was_removed_since() {
     assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
     assert!(e.message().contains("still busy with an earlier call"), "{e}");
     assert_eq!(m.plan.calls("dhcp.apply"), 1, "removed now, it would come back later");
-    // Another object has nothing to do with it.
+    // Another object is not affected.
     dhcp.ensure(&host(2)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(500)).await;
     dhcp.remove(&id(1)).await.expect("the earlier call has ended");
@@ -411,7 +411,7 @@ async fn a_conversion_may_take_hours_but_not_stand_still() {
     assert_eq!(e.kind(), ErrorKind::Timeout);
     assert!(e.message().contains("no progress for 60s"), "{e}");
     assert!(begun.elapsed() >= Duration::from_secs(60));
-    // Cancelled by its caller and deaf: its caller is let go all the same.
+    // Cancelled by its caller, but it ignores that: its caller gets an error nevertheless.
     let m = made(&PortLimits::default());
     m.plan.add(Fault::on("image_converter.convert").nth(1).hangs());
     cancel.cancel();
@@ -460,7 +460,7 @@ async fn a_conversion_that_was_given_up_keeps_its_sink_until_it_ends() {
     let deaf = m.ports.converter().convert(&spec, quiet(), CancellationToken::new()).await;
     assert_eq!(deaf.unwrap_err().kind(), ErrorKind::Timeout);
     m.counted(&format!("{running} 1"));
-    // Two that write to one sink would mix.
+    // Two conversions to one sink would mix.
     let again = m.ports.converter().convert(&spec, quiet(), CancellationToken::new()).await;
     assert!(again.unwrap_err().message().contains("still busy with an earlier call"));
     let ended = format!("{running} 0");
@@ -471,7 +471,7 @@ async fn a_conversion_that_was_given_up_keeps_its_sink_until_it_ends() {
     .await;
 }
 
-/// Each call of a start, hung: the machine's lock is free again, another machine boots, and a shutdown ends.
+/// Each call of a start hangs: the machine's lock is free again, another machine boots, and a shutdown ends.
 #[tokio::test(start_paused = true)]
 async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
     let steps = [
@@ -487,9 +487,9 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         "boot_file.list",
     ];
     for step in steps {
-        let mut house = House::new();
-        house.limits = every(|of| of.tries = 1);
-        let p = house.open().await;
+        let mut site = Site::new();
+        site.limits = every(|of| of.tries = 1);
+        let p = site.open().await;
         let (image, _) = p.image("debian").await;
         let one = p.machine(1, image, |m| m.auto_start = false).await;
         let other = p.machine(2, image, |m| m.auto_start = false).await;
@@ -519,13 +519,13 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
                 || report.trouble.iter().any(|t| t.contains("did not end within")),
             "{step}: {report:?}"
         );
-        // The machine's lock is free: it can be worked on again.
+        // The machine's lock is free again.
         let again = tokio::time::timeout(FOR_EVER, p.o.reconcile()).await;
         again.unwrap_or_else(|_| panic!("{step}: a reconcile waits for ever"));
         tokio::time::timeout(Duration::from_secs(90), p.o.shutdown())
             .await
             .unwrap_or_else(|_| panic!("{step}: the shutdown does not end"));
-        let p = house.open().await;
+        let p = site.open().await;
         p.assert_whole(step).await;
         assert_eq!(p.session(&other).await.state, SessionState::Active, "{step}");
     }
@@ -534,15 +534,15 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
 /// A shutdown while everything hangs.
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_ends_though_every_port_hangs() {
-    let mut house = House::new();
-    house.config.reconcile_interval = Duration::from_secs(15);
+    let mut site = Site::new();
+    site.config.reconcile_interval = Duration::from_secs(15);
     for what in [Fault::any(), Fault::on("writeback.ensure"), Fault::on("target.remove")] {
-        ends_within_its_limits(&house, what).await;
+        ends_within_its_limits(&site, what).await;
     }
 }
 
-async fn ends_within_its_limits(house: &House, what: Matching) {
-    let p = house.open().await;
+async fn ends_within_its_limits(site: &Site, what: Matching) {
+    let p = site.open().await;
     let (image, _) = p.image(&format!("i{}", p.all_events().await.len())).await;
     let n = u32::try_from(p.all_events().await.len()).unwrap();
     let machine = p.machine(n, image, |_| ()).await;
@@ -555,11 +555,11 @@ async fn ends_within_its_limits(house: &House, what: Matching) {
             .await
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // 15 s for work under way, then 20 + 12 + 5 + 11 + 11 + 8 s for the ports: below the 90 s of the unit.
+    // 15 s for operations in flight, then 20 + 12 + 5 + 11 + 11 + 8 s for the ports: below the 90 s of the unit.
     tokio::time::timeout(Duration::from_secs(83), p.o.shutdown()).await.expect("the shutdown ends");
     let e = starting.await.unwrap().unwrap_err();
     assert!(matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{e}");
-    let p = house.open().await;
+    let p = site.open().await;
     p.assert_whole("after the restart").await;
     assert!(p.files.list().await.is_ok() && p.store.machine(machine.id).await.unwrap().is_some());
 }

@@ -11,11 +11,11 @@ use ggnet_core::{
     testkit::flaky::{Fault, FaultPlan},
 };
 
-use crate::house::{House, Process, until};
+use crate::site::{Process, Site, until};
 
-pub fn source(house: &House, bytes: &[u8]) -> PathBuf {
+pub fn source(site: &Site, bytes: &[u8]) -> PathBuf {
     use std::io::Write as _;
-    let path = house.dir.path().join("source.raw");
+    let path = site.dir.path().join("source.raw");
     std::fs::File::create(&path).unwrap().write_all(bytes).unwrap();
     path
 }
@@ -43,10 +43,10 @@ pub async fn ended(p: &Process, id: ImageVersionId) -> ImageVersion {
 
 #[tokio::test]
 async fn an_import_becomes_ready_and_current() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let bytes = vec![7; 300_000];
-    let mut ask = request(source(&house, &bytes));
+    let mut ask = request(source(&site, &bytes));
     ask.expected_sha256 = Some(sha256_bytes(&bytes).to_uppercase());
     p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_millis(100)));
     let (image, version) = p.o.images().import(ask.clone()).await.unwrap();
@@ -87,10 +87,10 @@ async fn an_import_becomes_ready_and_current() {
 
 #[tokio::test]
 async fn a_failed_import_leaves_the_reason_and_nothing_else() {
-    let house = House::new();
-    let p = house.open().await;
-    let path = source(&house, b"QFI\xfbnot what it says");
-    let raw = source(&house, &[1; 4096]);
+    let site = Site::new();
+    let p = site.open().await;
+    let path = source(&site, b"QFI\xfbnot what it says");
+    let raw = source(&site, &[1; 4096]);
     let mut wrong_sum = request(raw.clone());
     wrong_sum.expected_sha256 = Some("0".repeat(64));
     let mut wrong_format = request(raw.clone());
@@ -98,7 +98,7 @@ async fn a_failed_import_leaves_the_reason_and_nothing_else() {
     for (ask, fault, says, code) in [
         (wrong_sum, None, "checksum", "checksum_mismatch"),
         (wrong_format, None, "not Qcow2", "format_mismatch"),
-        (request(house.dir.path().join("missing.raw")), None, "not_found", "not_found"),
+        (request(site.dir.path().join("missing.raw")), None, "not_found", "not_found"),
         (request(raw.clone()), Some(Fault::on("convert").nth(1).fails(ErrorKind::Full)), "full", "full"),
         (
             request(raw.clone()),
@@ -132,14 +132,14 @@ async fn a_failed_import_leaves_the_reason_and_nothing_else() {
 #[tokio::test]
 async fn a_converter_that_was_cut_off_leaves_no_bytes_for_long() {
     for polls in 0..6 {
-        let house = House::new();
-        let p = house.open().await;
+        let site = Site::new();
+        let p = site.open().await;
         p.plan.add(Fault::on("convert").nth(1).is_cut_after(polls));
-        let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
+        let (_, version) = p.o.images().import(request(source(&site, &[1; 4096]))).await.unwrap();
         let state = ended(&p, version.id).await.state;
-        // What it had begun, it may still do.
+        // It may still finish what it had started.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let p = house.open().await;
+        let p = site.open().await;
         assert_eq!(p.image_ids().await.len(), usize::from(state == VersionState::Ready), "{polls} polls");
         assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, state);
     }
@@ -147,10 +147,10 @@ async fn a_converter_that_was_cut_off_leaves_no_bytes_for_long() {
 
 #[tokio::test]
 async fn a_cancelled_import_ends_as_failed() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     p.plan.add(Fault::on("convert").is_delayed(Duration::from_millis(100)));
-    let (image, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
+    let (image, version) = p.o.images().import(request(source(&site, &[1; 4096]))).await.unwrap();
     for refused in [
         p.o.images().delete_version(version.id, &Principal::embedder()).await.map(|_| ()),
         p.o.images().delete(image.id, &Principal::embedder()).await,
@@ -167,10 +167,10 @@ async fn a_cancelled_import_ends_as_failed() {
 
 #[tokio::test]
 async fn an_import_that_is_cancelled_while_its_file_is_probed_ends_at_once() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     p.plan.add(Fault::on("image_converter.probe").hangs());
-    let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
+    let (_, version) = p.o.images().import(request(source(&site, &[1; 4096]))).await.unwrap();
     until("the file is probed", async || p.plan.calls("image_converter.probe") > 0).await;
     p.o.jobs().cancel_import(version.id, &Principal::embedder()).await.unwrap();
     let failed = ended(&p, version.id).await;
@@ -179,9 +179,9 @@ async fn an_import_that_is_cancelled_while_its_file_is_probed_ends_at_once() {
     p.o.images().delete_version(version.id, &Principal::embedder()).await.unwrap();
 }
 
-/// A real kill ends the converter's thread too; here it must come to its end before the next process looks at the folder.
+/// A real kill ends the converter's thread too; here it must end before the next process checks the folder.
 async fn abandoned_copy_ended(dir: &std::path::Path) {
-    // The pool's queue is first in, first out: behind this one the copy has begun.
+    // The pool's queue is first in, first out: after this task, the copy has started.
     tokio::task::spawn_blocking(|| ()).await.unwrap();
     let open = || {
         let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
@@ -198,16 +198,16 @@ async fn abandoned_copy_ended(dir: &std::path::Path) {
 #[tokio::test]
 async fn an_interrupted_import_is_failed_at_the_next_start() {
     for polls in [0, 1, 3, 1000] {
-        let house = House::new();
-        let p = house.open().await;
+        let site = Site::new();
+        let p = site.open().await;
         p.plan.add(Fault::on("convert").nth(1).kills(polls));
-        let (_, version) = p.o.images().import(request(source(&house, &[1; 200_000]))).await.unwrap();
+        let (_, version) = p.o.images().import(request(source(&site, &[1; 200_000]))).await.unwrap();
         p.plan.killed().await;
-        abandoned_copy_ended(house.dir.path()).await;
-        // Bytes that no record explains, and a version that is there.
-        house.images.plant(ImageVersionId::generate(), 4096, &[]).unwrap();
+        abandoned_copy_ended(site.dir.path()).await;
+        // Bytes without a record, and a version that exists.
+        site.images.plant(ImageVersionId::generate(), 4096, &[]).unwrap();
         let (_, ready) = p.image("win11").await;
-        let p = house.open().await;
+        let p = site.open().await;
         let failed = p.store.version(version.id).await.unwrap().unwrap();
         assert_eq!(failed.state, VersionState::Failed);
         assert!(failed.error.unwrap().contains("interrupted"));
@@ -217,22 +217,22 @@ async fn an_interrupted_import_is_failed_at_the_next_start() {
 
 #[tokio::test]
 async fn an_import_does_not_begin_during_the_clean_up() {
-    let house = House::new();
+    let site = Site::new();
     let plan = FaultPlan::new();
     plan.add(Fault::on("image.list").first(1).hangs());
-    let p = house.open_unready(&plan);
-    let import = p.o.images().import(request(source(&house, &[1; 4096])));
+    let p = site.open_unready(&plan);
+    let import = p.o.images().import(request(source(&site, &[1; 4096])));
     assert!(tokio::time::timeout(Duration::from_millis(100), import).await.is_err());
-    assert!(p.store.images(crate::house::all()).await.unwrap().items.is_empty(), "its bytes would be swept");
+    assert!(p.store.images(crate::site::all()).await.unwrap().items.is_empty(), "its bytes would be swept");
 }
 
 #[tokio::test]
 async fn an_import_waits_for_the_clean_up_after_the_last_process() {
-    let house = House::new();
+    let site = Site::new();
     let plan = FaultPlan::new();
     plan.add(Fault::on("image.list").first(1).is_delayed(Duration::from_millis(100)));
-    let p = house.open_unready(&plan);
-    let (_, version) = p.o.images().import(request(source(&house, &[1; 200_000]))).await.unwrap();
+    let p = site.open_unready(&plan);
+    let (_, version) = p.o.images().import(request(source(&site, &[1; 200_000]))).await.unwrap();
     assert_eq!(plan.calls("image.list"), 1);
     assert_eq!(ended(&p, version.id).await.state, VersionState::Ready);
     assert_eq!(p.image_ids().await.len(), 1);
@@ -240,10 +240,10 @@ async fn an_import_waits_for_the_clean_up_after_the_last_process() {
 
 #[tokio::test]
 async fn an_import_whose_end_is_not_recorded_yet_can_be_cancelled_and_deleted() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     p.plan.add(Fault::on("convert").nth(1).is_delayed(Duration::from_millis(50)));
-    let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
+    let (_, version) = p.o.images().import(request(source(&site, &[1; 4096]))).await.unwrap();
     let before = p.plan.calls("store.commit");
     p.plan.add(Fault::on("store.commit").first(1).fails(ErrorKind::Full));
     until("its end is tried", async || p.plan.calls("store.commit") > before).await;
@@ -258,8 +258,8 @@ async fn an_import_whose_end_is_not_recorded_yet_can_be_cancelled_and_deleted() 
 
 #[tokio::test]
 async fn what_machines_boot_is_what_is_current_pinned_or_used() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let boots = async || p.o.read().versions_to_boot().await.unwrap().into_iter().collect::<Vec<_>>();
     assert_eq!(boots().await, []);
     let (debian, one) = p.image("debian").await;
@@ -271,7 +271,7 @@ async fn what_machines_boot_is_what_is_current_pinned_or_used() {
         versions
     };
     assert_eq!(boots().await, sorted(vec![one, other]));
-    // Pinned, and in use by a session that began before another became current.
+    // Pinned, and in use by a session that started before another version became current.
     p.machine(1, debian, |m| m.pinned_version = Some(two)).await;
     let machine = p.machine(2, debian, |_| ()).await;
     let session = p.start(&machine).await.unwrap().session;
@@ -283,8 +283,8 @@ async fn what_machines_boot_is_what_is_current_pinned_or_used() {
 
 #[tokio::test]
 async fn a_version_in_use_stays() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, one) = p.image("debian").await;
     let two = p.version(image, 2).await;
     let refused = async |id: ImageVersionId, says: &str| {
@@ -297,14 +297,14 @@ async fn a_version_in_use_stays() {
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     let session = p.start(&machine).await.unwrap().session;
     p.set_current(image, two).await;
-    refused(one, "stands on").await;
+    refused(one, "is based on").await;
     assert_eq!(
         p.o.images().delete(image, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Conflict
     );
     p.stop(&session, false).await.unwrap();
-    // A stopped session's kept writeback stands on it, too.
-    refused(one, "stands on").await;
+    // The kept writeback of a stopped session is based on it, too.
+    refused(one, "is based on").await;
     p.o.machines().discard_kept(machine.id, &Principal::embedder()).await.unwrap();
     p.update(&machine, move |m| m.pinned_version = Some(one)).await;
     refused(one, "in use").await;
@@ -332,27 +332,27 @@ async fn a_version_in_use_stays() {
 
 #[tokio::test]
 async fn a_version_whose_bytes_are_gone_or_others_boots_nobody() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, version) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     ggnet_core::ports::ImageStore::remove(&*p.images, version, Removal::Force).await.unwrap();
     let gone = p.start(&machine).await.unwrap_err();
     assert_eq!((gone.kind(), gone.code().name()), (ErrorKind::Corrupt, "image_file_gone"), "{gone}");
-    house.images.plant(version, 512, &[1; 512]).unwrap();
+    site.images.plant(version, 512, &[1; 512]).unwrap();
     let other = p.start(&machine).await.unwrap_err();
     assert_eq!(other.kind(), ErrorKind::Corrupt, "{other}");
     assert!(other.message().contains("has 512 bytes") && other.hint().is_some(), "{other}");
     assert!(p.left().await["writeback"].is_empty(), "no disk was made over it");
-    house.images.plant(version, crate::house::SIZE, &[]).unwrap();
+    site.images.plant(version, crate::site::SIZE, &[]).unwrap();
     p.start(&machine).await.unwrap();
 }
 
 #[tokio::test]
 async fn two_imports_at_once_are_two_versions_of_one_image() {
-    let house = House::new();
-    let p = house.open().await;
-    let path = source(&house, &[1; 4096]);
+    let site = Site::new();
+    let p = site.open().await;
+    let path = source(&site, &[1; 4096]);
     let (a, b) = tokio::join!(p.o.images().import(request(path.clone())), p.o.images().import(request(path)));
     let ((image, a), (other, b)) = (a.unwrap(), b.unwrap());
     assert_eq!(image.id, other.id);
@@ -365,10 +365,10 @@ async fn two_imports_at_once_are_two_versions_of_one_image() {
 #[tokio::test]
 async fn an_imports_end_that_could_not_be_recorded_is_recorded_later() {
     for works in [true, false] {
-        let house = House::new();
-        let p = house.open().await;
+        let site = Site::new();
+        let p = site.open().await;
         p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_secs(1)));
-        let (image, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
+        let (image, version) = p.o.images().import(request(source(&site, &[1; 4096]))).await.unwrap();
         let before = p.plan.calls("store.commit");
         // The cancel itself is recorded.
         let first = u64::from(!works);
@@ -389,14 +389,14 @@ async fn an_imports_end_that_could_not_be_recorded_is_recorded_later() {
 
 #[tokio::test]
 async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_millis(500)));
-    let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
-    // As an import that died leaves it.
+    let (_, version) = p.o.images().import(request(source(&site, &[1; 4096]))).await.unwrap();
+    // The remains of an import that died.
     let dead = ImageVersion { id: ImageVersionId::generate(), number: 7, ..version.clone() };
     p.store.commit(Batch::new().write(Write::Version(dead.clone()))).await.unwrap();
-    house.images.plant(dead.id, 4096, &[]).unwrap();
+    site.images.plant(dead.id, 4096, &[]).unwrap();
     let report = p.o.reconcile().await;
     assert_eq!((report.ended, report.trouble), (1, vec![]));
     let failed = p.store.version(dead.id).await.unwrap().unwrap();
@@ -404,7 +404,7 @@ async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
     let why = failed.failure.unwrap();
     assert_eq!(
         (why.code.as_str(), why.hint.as_deref()),
-        ("import_interrupted", Some("`ggnet job retry` does it again, or import the file again"))
+        ("import_interrupted", Some("Run `ggnet job retry`, or import the file again"))
     );
     assert_eq!(ended(&p, version.id).await.state, VersionState::Ready, "one that is under way goes on");
     assert_eq!(p.image_ids().await.len(), 1);

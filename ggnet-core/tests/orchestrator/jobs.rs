@@ -1,4 +1,4 @@
-//! Jobs: their turn, cancel, retry, heartbeat, and what is left of them when the server dies.
+//! Jobs: their turn, cancellation, retry, heartbeat, and their remains after the server's death.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -24,11 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     crash::{POLLS, dies},
-    house::{House, Process, all, until},
+    site::{Process, Site, all, until},
 };
 
-fn request(house: &House) -> ImportRequest {
-    let path: PathBuf = house.dir.path().join("source.raw");
+fn request(site: &Site) -> ImportRequest {
+    let path: PathBuf = site.dir.path().join("source.raw");
     std::fs::File::create(&path).unwrap().set_len(4096).unwrap();
     ImportRequest {
         image: "debian".parse().unwrap(),
@@ -41,19 +41,19 @@ fn request(house: &House) -> ImportRequest {
     }
 }
 
-/// Begins an import; its version and its job.
-async fn import(house: &House, p: &Process) -> (ImageVersionId, JobId) {
-    let (_, version) = p.o.images().import(request(house)).await.unwrap();
+/// Starts an import; returns its version and its job.
+async fn import(site: &Site, p: &Process) -> (ImageVersionId, JobId) {
+    let (_, version) = p.o.images().import(request(site)).await.unwrap();
     (version.id, p.o.jobs().of_version(version.id).await.unwrap().unwrap().id)
 }
 
 /// A server that runs one job at a time, whose first import hangs in its probe.
-async fn one_at_a_time() -> (House, Process) {
-    let mut house = House::new();
-    house.config.jobs_at_once = 1;
-    let p = house.open().await;
+async fn one_at_a_time() -> (Site, Process) {
+    let mut site = Site::new();
+    site.config.jobs_at_once = 1;
+    let p = site.open().await;
     p.plan.add(Fault::on("image_converter.probe").nth(1).hangs());
-    (house, p)
+    (site, p)
 }
 
 async fn job(store: &MemoryStore, id: JobId) -> Job {
@@ -75,10 +75,10 @@ async fn audit_rows(p: &Process) -> u64 {
 
 #[tokio::test]
 async fn jobs_beyond_the_limit_wait_and_come_in_the_order_in_which_they_were_asked_for() {
-    let (house, p) = one_at_a_time().await;
-    let (_, first) = import(&house, &p).await;
-    let (waiting, second) = import(&house, &p).await;
-    let (_, third) = import(&house, &p).await;
+    let (site, p) = one_at_a_time().await;
+    let (_, first) = import(&site, &p).await;
+    let (waiting, second) = import(&site, &p).await;
+    let (_, third) = import(&site, &p).await;
     let states = async || -> Vec<(JobId, JobState)> {
         let page = p.o.jobs().list(&JobFilter::default(), all()).await.unwrap();
         page.items.into_iter().map(|job| (job.id, job.state)).collect()
@@ -99,15 +99,15 @@ async fn jobs_beyond_the_limit_wait_and_come_in_the_order_in_which_they_were_ask
         EventKind::JobChanged { job, state: Running } => Some(job),
         _ => None,
     });
-    // The first one is told of twice: it was asked to end.
+    // There are two events of the first one, because its cancellation was requested.
     assert_eq!(began.collect::<Vec<_>>(), [first, first, second, third]);
 }
 
 #[tokio::test]
 async fn a_job_is_cancelled_while_it_waits_and_while_it_runs_and_not_after_its_end() {
-    let (house, p) = one_at_a_time().await;
-    let (_, running) = import(&house, &p).await;
-    let (waiting, queued) = import(&house, &p).await;
+    let (site, p) = one_at_a_time().await;
+    let (_, running) = import(&site, &p).await;
+    let (waiting, queued) = import(&site, &p).await;
     for id in [queued, running] {
         let rows = audit_rows(&p).await;
         let asked = p.o.jobs().cancel(id, &Principal::embedder()).await.unwrap();
@@ -133,22 +133,22 @@ async fn a_job_is_cancelled_while_it_waits_and_while_it_runs_and_not_after_its_e
 
 #[tokio::test]
 async fn a_cancel_that_another_server_was_asked_for_is_seen_at_the_next_heartbeat() {
-    let (house, p) = one_at_a_time().await;
-    let (_, id) = import(&house, &p).await;
+    let (site, p) = one_at_a_time().await;
+    let (_, id) = import(&site, &p).await;
     until("it is probed", async || p.plan.calls("image_converter.probe") > 0).await;
     let mut asked = job(&p.store, id).await;
     asked.cancel_requested = true;
     p.store.commit(Batch::new().write(Write::Job(Box::new(asked)))).await.unwrap();
-    house.pass(Duration::from_secs(11)).await;
+    site.pass(Duration::from_secs(11)).await;
     assert_eq!(ends(&p, id).await.state, JobState::Cancelled);
 }
 
 #[tokio::test]
 async fn a_failed_job_is_retried_and_makes_the_same_version() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     p.plan.add(Fault::on("image_converter.probe").nth(1).fails(ErrorKind::Full));
-    let (made, id) = import(&house, &p).await;
+    let (made, id) = import(&site, &p).await;
     let failed = ends(&p, id).await;
     assert_eq!(
         (failed.state, failed.attempts, failed.failure.unwrap().code.as_str()),
@@ -172,10 +172,10 @@ async fn a_failed_job_is_retried_and_makes_the_same_version() {
 
 #[tokio::test]
 async fn a_job_whose_version_was_removed_is_not_retried() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     p.plan.add(Fault::on("image_converter.probe").nth(1).fails(ErrorKind::Full));
-    let (made, id) = import(&house, &p).await;
+    let (made, id) = import(&site, &p).await;
     ends(&p, id).await;
     until("its task has ended", async || p.o.images().import_progress(made).is_none()).await;
     p.o.images().delete_version(made, &Principal::embedder()).await.unwrap();
@@ -187,12 +187,12 @@ async fn a_job_whose_version_was_removed_is_not_retried() {
 
 #[tokio::test]
 async fn a_second_job_for_one_version_is_refused() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     p.plan.add(Fault::on("image_converter.probe").nth(1).fails(ErrorKind::Full));
-    let (made, id) = import(&house, &p).await;
+    let (made, id) = import(&site, &p).await;
     let failed = ends(&p, id).await;
-    // Another server has begun one.
+    // Another server has started one.
     let JobKind::Import(kind) = failed.kind else { unreachable!() };
     let kind = ImportJob { server: ServerId::generate(), ..kind };
     let other = Job::new(
@@ -210,12 +210,12 @@ async fn a_second_job_for_one_version_is_refused() {
 
 #[tokio::test]
 async fn after_a_crash_what_ran_has_failed_and_what_waited_is_done() {
-    let (house, p) = one_at_a_time().await;
-    let (interrupted, ran) = import(&house, &p).await;
-    let (made, waited) = import(&house, &p).await;
+    let (site, p) = one_at_a_time().await;
+    let (interrupted, ran) = import(&site, &p).await;
+    let (made, waited) = import(&site, &p).await;
     until("it is probed", async || p.plan.calls("image_converter.probe") > 0).await;
     drop(p);
-    let p = house.open().await;
+    let p = site.open().await;
     let failed = ends(&p, ran).await;
     assert_eq!(
         (failed.state, failed.failure.unwrap().code.as_str()),
@@ -225,19 +225,19 @@ async fn after_a_crash_what_ran_has_failed_and_what_waited_is_done() {
     let done = ends(&p, waited).await;
     assert_eq!((done.state, done.attempts), (JobState::Succeeded, 1));
     assert_eq!(version(&p, made).await.state, VersionState::Ready);
-    // The one that was interrupted is not tried again by itself, but when somebody asks.
+    // The interrupted one is not retried automatically, only on request.
     p.o.jobs().retry(ran, &Principal::embedder()).await.unwrap();
     assert_eq!(ends(&p, ran).await.state, JobState::Succeeded);
 }
 
 #[tokio::test]
 async fn a_shutdown_leaves_what_waits_for_the_next_start() {
-    let (house, p) = one_at_a_time().await;
-    let (_, ran) = import(&house, &p).await;
-    let (_, waited) = import(&house, &p).await;
+    let (site, p) = one_at_a_time().await;
+    let (_, ran) = import(&site, &p).await;
+    let (_, waited) = import(&site, &p).await;
     p.o.shutdown().await;
     drop(p);
-    let p = house.open().await;
+    let p = site.open().await;
     let failed = job(&p.store, ran).await;
     assert_eq!(
         (failed.state, failed.failure.unwrap().code.as_str()),
@@ -248,15 +248,15 @@ async fn a_shutdown_leaves_what_waits_for_the_next_start() {
 
 #[tokio::test]
 async fn a_job_that_was_cancelled_and_found_without_a_task_was_cancelled_and_not_interrupted() {
-    let (house, p) = one_at_a_time().await;
-    let (_, ran) = import(&house, &p).await;
-    let (made, waited) = import(&house, &p).await;
+    let (site, p) = one_at_a_time().await;
+    let (_, ran) = import(&site, &p).await;
+    let (made, waited) = import(&site, &p).await;
     // Its server died between this and the end of it.
     let mut asked = job(&p.store, waited).await;
     asked.cancel_requested = true;
     p.store.commit(Batch::new().write(Write::Job(Box::new(asked)))).await.unwrap();
     drop(p);
-    let p = house.open().await;
+    let p = site.open().await;
     assert_eq!(ends(&p, ran).await.state, JobState::Failed);
     let ended = ends(&p, waited).await;
     assert_eq!(
@@ -268,18 +268,18 @@ async fn a_job_that_was_cancelled_and_found_without_a_task_was_cancelled_and_not
 
 #[tokio::test]
 async fn one_job_that_cannot_be_ended_keeps_no_other_from_its_end_or_its_turn() {
-    let mut house = House::new();
-    house.config.jobs_at_once = 2;
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.jobs_at_once = 2;
+    let p = site.open().await;
     p.plan.add(Fault::on("image_converter.probe").hangs());
-    let (_, first) = import(&house, &p).await;
-    let (_, second) = import(&house, &p).await;
-    let (_, waited) = import(&house, &p).await;
+    let (_, first) = import(&site, &p).await;
+    let (_, second) = import(&site, &p).await;
+    let (_, waited) = import(&site, &p).await;
     drop(p);
     let plan = FaultPlan::new();
-    // The look at what the first one was making.
+    // The read of the version that the first one was creating.
     plan.add(Fault::on("store.version").nth(1).fails(ErrorKind::Unavailable));
-    let p = house.open_unready(&plan);
+    let p = site.open_unready(&plan);
     for (id, state) in [(second, JobState::Failed), (waited, JobState::Succeeded)] {
         assert_eq!(ends(&p, id).await.state, state);
     }
@@ -290,11 +290,11 @@ async fn one_job_that_cannot_be_ended_keeps_no_other_from_its_end_or_its_turn() 
 
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_cannot_be_recorded_is_tried_again_and_ever_less_often() {
-    let (house, p) = one_at_a_time().await;
-    let (_, first) = import(&house, &p).await;
-    let (_, second) = import(&house, &p).await;
-    // What ends a job may use the reserve.
-    house.store.set_full(true);
+    let (site, p) = one_at_a_time().await;
+    let (_, first) = import(&site, &p).await;
+    let (_, second) = import(&site, &p).await;
+    // The end of a job may use the reserve.
+    site.store.set_full(true);
     p.o.jobs().cancel(first, &Principal::embedder()).await.unwrap();
     ends(&p, first).await;
     let commits = p.plan.calls("store.commit");
@@ -302,7 +302,7 @@ async fn a_claim_that_cannot_be_recorded_is_tried_again_and_ever_less_often() {
     let tried = p.plan.calls("store.commit") - commits;
     assert!((10..=80).contains(&tried), "{tried} times in an hour");
     assert_eq!(job(&p.store, second).await.state, JobState::Queued);
-    house.store.set_full(false);
+    site.store.set_full(false);
     tokio::time::sleep(Duration::from_secs(61)).await;
     assert_eq!(ends(&p, second).await.state, JobState::Succeeded);
 }
@@ -312,10 +312,10 @@ async fn a_claim_that_cannot_be_recorded_is_tried_again_and_ever_less_often() {
 async fn a_file_whose_name_is_no_text_is_refused_by_name() {
     use std::os::unix::ffi::OsStrExt as _;
 
-    let house = House::new();
-    let p = house.open().await;
-    let path = house.dir.path().join(std::ffi::OsStr::from_bytes(b"a\xff.raw"));
-    let e = p.o.images().import(ImportRequest { path, ..request(&house) }).await.unwrap_err();
+    let site = Site::new();
+    let p = site.open().await;
+    let path = site.dir.path().join(std::ffi::OsStr::from_bytes(b"a\xff.raw"));
+    let e = p.o.images().import(ImportRequest { path, ..request(&site) }).await.unwrap_err();
     assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("path")));
     assert!(e.hint().is_some(), "{e}");
     assert_eq!(p.store.jobs(&JobFilter::default(), all()).await.unwrap().total, 0);
@@ -325,9 +325,9 @@ async fn a_file_whose_name_is_no_text_is_refused_by_name() {
 async fn killed_at_every_call_of_an_import() {
     for polls in POLLS {
         for step in 1.. {
-            let house = House::new();
-            let p = house.open().await;
-            let (o, ask) = (p.o.clone(), request(&house));
+            let site = Site::new();
+            let p = site.open().await;
+            let (o, ask) = (p.o.clone(), request(&site));
             let work = async move {
                 let Ok((_, version)) = o.images().import(ask).await else { return };
                 while o.images().import_progress(version.id).is_some() {
@@ -337,9 +337,9 @@ async fn killed_at_every_call_of_an_import() {
             let died = dies(&p.plan, step, polls, work).await;
             let why = format!("killed at call {step} after {polls} polls: {:?}", p.plan.log().last());
             drop(p);
-            // What the dead process had given to other threads comes to its end.
+            // Work of the dead process on other threads ends.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let p = house.open().await;
+            let p = site.open().await;
             let jobs = p.store.jobs(&JobFilter::default(), all()).await.unwrap().items;
             assert!(jobs.len() <= 1, "{why}: {jobs:?}");
             let mut ready = 0;
@@ -356,7 +356,7 @@ async fn killed_at_every_call_of_an_import() {
             }
             assert_eq!(p.images.list().await.unwrap().len(), ready, "{why}: bytes");
             p.reconcile().await;
-            let (made, again) = import(&house, &p).await;
+            let (made, again) = import(&site, &p).await;
             assert_eq!(ends(&p, again).await.state, JobState::Succeeded, "{why}");
             assert_eq!(version(&p, made).await.state, VersionState::Ready, "{why}");
             if !died {
@@ -369,14 +369,14 @@ async fn killed_at_every_call_of_an_import() {
 
 #[tokio::test]
 async fn a_running_job_has_a_heartbeat_and_records_little_more() {
-    let (house, p) = one_at_a_time().await;
-    let (_, id) = import(&house, &p).await;
+    let (site, p) = one_at_a_time().await;
+    let (_, id) = import(&site, &p).await;
     until("it is probed", async || p.plan.calls("image_converter.probe") > 0).await;
     let begun = job(&p.store, id).await.claim.unwrap();
     assert_eq!((begun.at, begun.epoch), (begun.heartbeat, 1));
     let commits = p.plan.calls("store.commit");
     for beat in 1..=3 {
-        house.pass(Duration::from_secs(10)).await;
+        site.pass(Duration::from_secs(10)).await;
         until("its heart beats", async || p.plan.calls("store.commit") >= commits + beat).await;
     }
     let claim = job(&p.store, id).await.claim.unwrap();
@@ -389,8 +389,8 @@ async fn a_running_job_has_a_heartbeat_and_records_little_more() {
 
 #[tokio::test]
 async fn a_job_of_another_server_fails_when_its_heartbeat_is_too_old() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, ready) = p.image("debian").await;
     let mut theirs = version(&p, ready).await;
     (theirs.id, theirs.number, theirs.state) = (ImageVersionId::generate(), 2, VersionState::Importing);
@@ -409,12 +409,12 @@ async fn a_job_of_another_server_fails_when_its_heartbeat_is_too_old() {
     work.claim(&other, now);
     let batch = Batch::new().write(Write::Version(theirs.clone())).write(Write::Job(Box::new(work.clone())));
     p.store.commit(batch).await.unwrap();
-    house.clock.advance(Duration::from_secs(100));
+    site.clock.advance(Duration::from_secs(100));
     assert_eq!(p.o.reconcile().await.ended, 0, "they may still work on it");
     assert!(job(&p.store, work.id).await.state.is_live());
     assert_eq!(version(&p, theirs.id).await.state, VersionState::Importing);
 
-    house.clock.advance(Duration::from_secs(30));
+    site.clock.advance(Duration::from_secs(30));
     assert_eq!(p.o.reconcile().await.ended, 1);
     let lost = job(&p.store, work.id).await;
     assert_eq!((lost.state, lost.claim), (JobState::Failed, None));
@@ -450,7 +450,7 @@ impl ImageConverter for Panics {
 }
 
 /// The ports of a process that has this converter.
-fn ports(house: &House, p: &Process, converter: impl ImageConverter) -> Ports {
+fn ports(site: &Site, p: &Process, converter: impl ImageConverter) -> Ports {
     let backends = Backends {
         store: Arc::new(p.store.clone()),
         images: p.images.clone(),
@@ -459,20 +459,20 @@ fn ports(house: &House, p: &Process, converter: impl ImageConverter) -> Ports {
         dhcp: p.dhcp.clone(),
         boot_files: p.files.clone(),
         converter: Arc::new(converter),
-        clock: Arc::new(house.clock.clone()),
+        clock: Arc::new(site.clock.clone()),
     };
-    Ports::new(backends, &house.limits, &mut Registry::default()).unwrap()
+    Ports::new(backends, &site.limits, &mut Registry::default()).unwrap()
 }
 
 #[tokio::test]
 async fn a_panic_in_the_work_fails_the_job_and_frees_its_place() {
-    let mut house = House::new();
-    house.config.jobs_at_once = 1;
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.jobs_at_once = 1;
+    let p = site.open().await;
     let templates = BootTemplates::load(None).unwrap();
-    let o = Orchestrator::new(ports(&house, &p, Panics), house.config.clone(), templates).unwrap();
+    let o = Orchestrator::new(ports(&site, &p, Panics), site.config.clone(), templates).unwrap();
     for _ in 0..2 {
-        let (_, made) = o.images().import(request(&house)).await.unwrap();
+        let (_, made) = o.images().import(request(&site)).await.unwrap();
         let id = o.jobs().of_version(made.id).await.unwrap().unwrap().id;
         let failed = ends(&p, id).await;
         assert_eq!(failed.state, JobState::Failed);
@@ -484,11 +484,11 @@ async fn a_panic_in_the_work_fails_the_job_and_frees_its_place() {
 
 #[tokio::test]
 async fn the_limit_of_jobs_is_at_least_one() {
-    let mut house = House::new();
-    let p = house.open().await;
-    house.config.jobs_at_once = 0;
+    let mut site = Site::new();
+    let p = site.open().await;
+    site.config.jobs_at_once = 0;
     let templates = BootTemplates::load(None).unwrap();
-    let made = Orchestrator::new(ports(&house, &p, Panics), house.config.clone(), templates);
+    let made = Orchestrator::new(ports(&site, &p, Panics), site.config.clone(), templates);
     let e = made.err().unwrap();
     assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("jobs_at_once")));
 }

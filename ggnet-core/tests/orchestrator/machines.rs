@@ -7,12 +7,12 @@ use ggnet_core::{
     testkit::flaky::Fault,
 };
 
-use crate::house::{House, all, mac, pc};
+use crate::site::{Site, all, mac, pc};
 
 #[tokio::test]
 async fn of_two_operators_the_second_is_told() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let machine = p.o.machines().create(pc(1, None), &Principal::embedder()).await.unwrap();
     assert_eq!(machine.revision, 1);
     let describe = |text: &'static str| {
@@ -39,8 +39,8 @@ async fn of_two_operators_the_second_is_told() {
 
 #[tokio::test]
 async fn what_cannot_be_is_refused_with_its_field() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let (other, foreign) = p.image("other").await;
     p.machine(1, image, |_| ()).await;
@@ -82,8 +82,8 @@ async fn what_cannot_be_is_refused_with_its_field() {
 
 #[tokio::test]
 async fn dhcp_and_boot_files_follow_a_machine() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     p.assert_whole("created").await;
@@ -94,7 +94,7 @@ async fn dhcp_and_boot_files_follow_a_machine() {
     p.update(&machine, |m| m.image = None).await;
     p.assert_empty("it has nothing to boot").await;
     p.update(&machine, move |m| m.image = Some(image)).await;
-    // A backend that is down does not undo the record; the reconciler brings it in line.
+    // A backend that is down does not undo the record; the reconciler updates it.
     p.plan.add(Fault::on("dhcp.apply").fails(ErrorKind::Unavailable));
     p.update(&machine, |m| m.macs = vec![mac(78)]).await;
     p.plan.clear();
@@ -105,8 +105,8 @@ async fn dhcp_and_boot_files_follow_a_machine() {
 
 #[tokio::test]
 async fn a_machine_with_a_live_session_stays_and_one_without_goes_with_its_writeback() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     let disk = p.power_on(&machine).await;
@@ -132,8 +132,8 @@ async fn a_machine_with_a_live_session_stays_and_one_without_goes_with_its_write
 
 #[tokio::test]
 async fn a_deletion_that_a_backend_missed_is_caught_up() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     drop(p.power_on(&machine).await);
@@ -147,8 +147,8 @@ async fn a_deletion_that_a_backend_missed_is_caught_up() {
 
 #[tokio::test]
 async fn a_discarded_writeback_gives_a_clean_disk() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     p.power_on(&machine).await.write(0, 0, &[1; 512]).await.unwrap();
@@ -157,10 +157,10 @@ async fn a_discarded_writeback_gives_a_clean_disk() {
     assert_eq!(p.power_on(&machine).await.read(0, 0, 512).await.unwrap(), [0; 512]);
 }
 
-/// Who made an unknown machine be forgotten is in the audit, as all else is.
+/// The deletion of an unknown machine is in the audit log, like everything else.
 #[tokio::test]
 async fn an_unknown_machine_is_forgotten_by_somebody() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     p.boot(mac(9)).await.unwrap();
     assert!(p.store.seen_machine(mac(9)).await.unwrap().is_some());
     p.o.machines().forget_seen(mac(9), &Principal::embedder()).await.unwrap();

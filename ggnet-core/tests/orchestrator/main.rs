@@ -1,7 +1,7 @@
-//! The orchestrator over backends in memory: what its users are promised, step by step, and what is left when a step fails, loses its
-//! answer, or is the last thing that our process does.
+//! The orchestrator over backends in memory: its promises to users, step by step, and its state after a step that fails, loses its
+//! response, or is the last one of our process.
 //!
-//! [`house`] is what outlives a process (a store, a kernel's targets, files) and the process itself; every module is a subject.
+//! [`site`] has the state that outlives a process (a store, a kernel's targets, files) and the process itself; every module is a subject.
 
 #![allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
@@ -16,7 +16,6 @@ mod faults;
 mod fitting;
 mod full_disk;
 mod generations;
-mod house;
 mod hung;
 mod images;
 mod jobs;
@@ -27,5 +26,6 @@ mod reads;
 mod reconcile;
 mod sessions;
 mod shutdown;
+mod site;
 mod trace;
 mod wrong_store;

@@ -1,4 +1,4 @@
-//! What backends see becomes a machine's boot timeline.
+//! The observations of backends become a machine's boot timeline.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use ggnet_core::{
     ports::{BootBundle, BootFileStore as _, Observation, Observer as _, Store as _},
 };
 
-use crate::house::{House, Process, all, mac, peer, until};
+use crate::site::{Process, Site, all, mac, peer, until};
 
 fn stages(events: &[EventKind]) -> Vec<BootStage> {
     let stage = |kind: &EventKind| match kind {
@@ -19,8 +19,8 @@ fn stages(events: &[EventKind]) -> Vec<BootStage> {
 
 #[tokio::test]
 async fn a_boot_is_told_stage_by_stage() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let has = async |n: usize| {
@@ -68,11 +68,11 @@ async fn loader(p: &Process, mac: MacAddr, name: &str) {
 
 #[tokio::test]
 async fn strangers_and_trouble_are_told() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
-    // Many in one batch: the first sight is one event.
+    // Many in one batch: the first sighting is one event.
     for _ in 0..10 {
         assert!(p.dhcp.request(mac(9), Firmware::Uefi, false).is_none());
     }
@@ -99,8 +99,8 @@ async fn strangers_and_trouble_are_told() {
 /// Time is paused: it jumps when everybody waits.
 #[tokio::test(start_paused = true)]
 async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let silent = p.machine(1, image, |_| ()).await;
     let asks = p.machine(2, image, |_| ()).await;
@@ -129,7 +129,7 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
     assert_eq!((diagnosed(&silent).await, diagnosed(&asks).await, diagnosed(&bios).await), (1, 0, 0));
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(diagnosed(&silent).await, 1, "told once");
-    // It tries again: offered, loaded, silent. And a third time, with success.
+    // It retries: offered, loaded, silent. And a third time, with success.
     boots(&silent, "ipxe.efi").await;
     tokio::time::sleep(Duration::from_secs(40)).await;
     assert_eq!(diagnosed(&silent).await, 2);
@@ -138,7 +138,7 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
     p.script(&silent).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(diagnosed(&silent).await, 2);
-    // Somebody else fetches its loader: nothing is known of the machine by that.
+    // Another client fetches its loader: that says nothing about the machine.
     loader(&p, silent.macs[0], "ipxe.efi").await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(diagnosed(&silent).await, 2);
@@ -148,8 +148,8 @@ async fn a_uefi_loader_and_no_script_is_probably_secure_boot() {
 /// Time is paused: it jumps when everybody waits.
 #[tokio::test(start_paused = true)]
 async fn a_running_machine_that_stalls_in_its_login_is_explained_once_an_hour() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let other = p.machine(2, image, |_| ()).await;
@@ -175,7 +175,7 @@ async fn a_running_machine_that_stalls_in_its_login_is_explained_once_an_hour() 
     stall(&first).await;
     assert_eq!(explained(&machine).await, 2, "an hour later it is said again");
 
-    // It boots again: the target that it had is nobody's any more, and the next one not yet its own.
+    // It boots again: its old target is gone, and the next one is not committed yet.
     let script = p.script(&machine).await;
     assert_ne!(script.target, first);
     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -190,11 +190,11 @@ async fn a_running_machine_that_stalls_in_its_login_is_explained_once_an_hour() 
     assert_eq!(explained(&machine).await, 3);
 }
 
-/// A loader that asks for an address runs, whatever happens to it then; a card whose ROM is iPXE has no loader before it.
+/// A loader that asks for an address is running, even if it fails later; a card whose ROM is iPXE has no loader before it.
 #[tokio::test(start_paused = true)]
 async fn a_loader_that_runs_is_not_blamed_on_secure_boot() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let loads = p.machine(1, image, |_| ()).await;
     let rom = p.machine(2, image, |_| ()).await;
@@ -234,8 +234,8 @@ async fn a_loader_that_runs_is_not_blamed_on_secure_boot() {
 /// Time is paused: it jumps when everybody waits.
 #[tokio::test(start_paused = true)]
 async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let first = p.script(&machine).await.target;
@@ -251,7 +251,7 @@ async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
             |k: &&EventKind| matches!(k, EventKind::BootDiagnosis { message, .. } if message.contains(words));
         p.events(machine.id).await.iter().filter(said).count()
     };
-    // Another one boots with its MAC address.
+    // Another machine boots with its MAC address.
     let second = p.script(&machine).await.target;
     let newer = p.login(&second, &machine).await.unwrap();
     assert!(!displaced.is_connected() && newer.is_connected());
@@ -259,10 +259,10 @@ async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
     assert_eq!(told("MAC address").await, 0, "that is the running machine's own disk");
     late(&first).await;
     late(&first).await;
-    assert_eq!(told("likely two machines boot with one MAC address").await, 1);
+    assert_eq!(told("likely two machines boot with the same MAC address").await, 1);
     tokio::time::sleep(Duration::from_secs(3600)).await;
     late(&first).await;
-    assert_eq!(told("likely two machines boot with one MAC address").await, 2);
+    assert_eq!(told("likely two machines boot with the same MAC address").await, 2);
     // Stopped under the running machine.
     p.stop(&p.session(&machine).await, true).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -272,8 +272,8 @@ async fn whoever_asks_for_a_disk_that_is_gone_is_explained_once_an_hour() {
 
 #[tokio::test]
 async fn a_flood_in_one_machines_name_leaves_no_hole_in_anothers_timeline() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let flooded = p.machine(1, image, |_| ()).await;
     let other = p.machine(2, image, |_| ()).await;

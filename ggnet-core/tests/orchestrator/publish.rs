@@ -1,4 +1,4 @@
-//! Publishing what a machine has kept: the next version of its image, or what it was.
+//! Publishing a machine's kept writes: they become the next version of its image, or stay unchanged.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use ggnet_core::{
     testkit::flaky::Fault,
 };
 
-use crate::house::{House, Process};
+use crate::site::{Process, Site};
 
 /// A machine that has written this byte to its first sector, was stopped and keeps it.
 async fn kept(p: &Process, byte: u8) -> (Machine, ImageId, ImageVersionId) {
@@ -42,7 +42,7 @@ async fn keeps(p: &Process, machine: &Machine) -> bool {
     p.writebacks.get(&ResourceId::machine(machine.id)).await.unwrap().is_some()
 }
 
-/// It refuses, and what is kept is as it was: the machine boots it.
+/// It fails, and the kept writes are unchanged: the machine boots them.
 async fn is_as_it_was(p: &Process, machine: &Machine, byte: u8, why: &str) {
     assert!(keeps(p, machine).await, "{why}");
     p.assert_whole(why).await;
@@ -54,8 +54,8 @@ async fn is_as_it_was(p: &Process, machine: &Machine, byte: u8, why: &str) {
 
 #[tokio::test]
 async fn what_a_machine_has_kept_becomes_the_next_version_of_its_image() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, image, base) = kept(&p, 4).await;
     let session = p.last(&machine).await.unwrap();
     let (record, version) = p.o.images().publish(request(&machine)).await.unwrap();
@@ -63,14 +63,14 @@ async fn what_a_machine_has_kept_becomes_the_next_version_of_its_image() {
     assert_eq!((version.state, version.number), (VersionState::Ready, 2));
     assert_eq!(version.comment, "with the new driver");
     assert_eq!(version.source, VersionSource::Writeback { session: session.id, base });
-    assert_eq!((version.size_bytes, version.sha256.as_ref()), (crate::house::SIZE, None));
+    assert_eq!((version.size_bytes, version.sha256.as_ref()), (crate::site::SIZE, None));
     assert_eq!(p.image_bytes(version.id).await[..512], [4; 512]);
     assert!(!keeps(&p, &machine).await, "it is a version now");
     let of_versions =
         |kind: &EventKind| matches!(kind, EventKind::VersionImporting | EventKind::VersionReady);
     let told: Vec<_> = p.all_events().await.into_iter().filter(of_versions).collect();
     assert_eq!(told, [EventKind::VersionImporting, EventKind::VersionReady]);
-    let audit = p.store.audit(crate::house::all()).await.unwrap().items;
+    let audit = p.store.audit(crate::site::all()).await.unwrap().items;
     assert!(
         audit
             .iter()
@@ -82,7 +82,7 @@ async fn what_a_machine_has_kept_becomes_the_next_version_of_its_image() {
     assert!(p.all_events().await.contains(&EventKind::ImageUpdated), "subscribers hear of it");
     p.assert_whole("published").await;
 
-    // Everybody boots it, with a clean disk over it; and it can be gone on from.
+    // Every machine boots it, with a clean disk over it; and a further version can be based on it.
     let other = p.machine(2, image, |_| ()).await;
     let disk = p.power_on(&other).await;
     assert_eq!(disk.read(0, 0, 512).await.unwrap(), [4; 512]);
@@ -92,15 +92,15 @@ async fn what_a_machine_has_kept_becomes_the_next_version_of_its_image() {
     let (record, third) = p.o.images().publish(ask).await.unwrap();
     assert_eq!((record.current, third.number), (Some(version.id), 3), "not asked to be current");
     assert_eq!(p.image_bytes(third.id).await[..512], [5; 512]);
-    let p = house.open().await;
+    let p = site.open().await;
     p.assert_whole("after a restart").await;
     assert_eq!(p.image_bytes(third.id).await[..512], [5; 512]);
 }
 
 #[tokio::test]
 async fn so_many_versions_stand_on_each_other_and_no_more() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, image, _) = kept(&p, 1).await;
     for byte in 2..=16 {
         p.o.images().publish(request(&machine)).await.unwrap();
@@ -114,8 +114,8 @@ async fn so_many_versions_stand_on_each_other_and_no_more() {
 
 #[tokio::test]
 async fn a_version_below_another_cannot_be_deleted() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, image, base) = kept(&p, 4).await;
     let (_, second) = p.o.images().publish(request(&machine)).await.unwrap();
     let refused = |e: Error| {
@@ -123,12 +123,12 @@ async fn a_version_below_another_cannot_be_deleted() {
         assert!(e.message().contains("Version 2") && e.hint().is_some(), "{e}");
     };
     refused(p.o.images().delete_version(base, &Principal::embedder()).await.unwrap_err());
-    // Nor while the bytes above are out of reach: the record says what they stand on.
+    // Nor while the bytes above cannot be reached: the record says what they are based on.
     let away = p.images.world();
     ggnet_core::ports::ImageStore::remove(&*p.images, second.id, Removal::Force).await.unwrap();
     refused(p.o.images().delete_version(base, &Principal::embedder()).await.unwrap_err());
-    away.plant(second.id, crate::house::SIZE, &[]).unwrap();
-    // One that needs nothing below it, whatever it was made of.
+    away.plant(second.id, crate::site::SIZE, &[]).unwrap();
+    // A version that needs no version below it, although it was made from one.
     p.o.images().delete_version(base, &Principal::embedder()).await.unwrap();
     p.update(&machine, |m| m.image = None).await;
     p.o.images().delete(image, &Principal::embedder()).await.unwrap();
@@ -137,8 +137,8 @@ async fn a_version_below_another_cannot_be_deleted() {
 
 #[tokio::test]
 async fn what_is_left_of_a_deleted_version_is_no_version_to_delete_first() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, image, base) = kept(&p, 4).await;
     let (_, second) =
         p.o.images().publish(PublishRequest { make_current: false, ..request(&machine) }).await.unwrap();
@@ -149,14 +149,14 @@ async fn what_is_left_of_a_deleted_version_is_no_version_to_delete_first() {
     let e = p.o.images().delete_version(base, &Principal::embedder()).await.unwrap_err();
     assert_eq!(e.code().name(), "version_below_another", "{e}");
     assert!(e.hint().unwrap().contains("next start"), "{e}");
-    let p = house.open().await;
+    let p = site.open().await;
     p.o.images().delete_version(base, &Principal::embedder()).await.unwrap();
 }
 
 #[tokio::test]
 async fn an_image_goes_with_all_that_stand_on_each_other() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, image, _) = kept(&p, 4).await;
     p.o.images().publish(request(&machine)).await.unwrap();
     p.update(&machine, |m| m.image = None).await;
@@ -166,8 +166,8 @@ async fn an_image_goes_with_all_that_stand_on_each_other() {
 
 #[tokio::test]
 async fn what_cannot_be_published_is_refused_and_nothing_is_recorded() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     let nothing = p.o.images().publish(request(&machine)).await.unwrap_err();
@@ -188,8 +188,8 @@ async fn what_cannot_be_published_is_refused_and_nothing_is_recorded() {
 
 #[tokio::test]
 async fn a_publication_that_fails_leaves_what_was_kept() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, image, _) = kept(&p, 7).await;
     p.plan.add(Fault::on("writeback.freeze").nth(1).fails(ErrorKind::Full));
     p.o.images().publish(request(&machine)).await.unwrap_err();
@@ -217,8 +217,8 @@ async fn a_publication_that_fails_leaves_what_was_kept() {
 
 #[tokio::test]
 async fn an_adoption_whose_answer_is_lost_is_found_out() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, ..) = kept(&p, 8).await;
     p.plan.add(Fault::on("image.adopt").nth(1).loses_the_answer(ErrorKind::Timeout));
     let (_, version) = p.o.images().publish(request(&machine)).await.unwrap();
@@ -229,27 +229,27 @@ async fn an_adoption_whose_answer_is_lost_is_found_out() {
 
 #[tokio::test]
 async fn a_publication_whose_end_is_not_recorded_is_finished_by_the_reconciler() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, image, _) = kept(&p, 9).await;
     // The second commit says that it is ready.
     p.plan.add(Fault::on("store.commit").nth(2).fails(ErrorKind::Full));
     p.o.images().publish(request(&machine)).await.unwrap_err();
     let version = p.store.versions(image).await.unwrap().pop().unwrap();
     assert_eq!(version.state, VersionState::Importing);
-    // Nothing of it is taken for left over meanwhile, also not by the next start.
+    // Nothing of it counts as an orphan meanwhile, not even at the next start.
     let report = p.o.reconcile().await;
     assert_eq!((report.ended, report.trouble), (1, vec![]));
     let ready = p.store.version(version.id).await.unwrap().unwrap();
-    assert_eq!((ready.state, ready.size_bytes), (VersionState::Ready, crate::house::SIZE));
+    assert_eq!((ready.state, ready.size_bytes), (VersionState::Ready, crate::site::SIZE));
     assert_eq!(p.image_bytes(version.id).await[..512], [9; 512]);
 }
 
-/// It comes to its end when nobody waits for it any more: until then nobody says how it ended.
+/// It ends after its caller has gone: until then its outcome is not recorded.
 #[tokio::test(start_paused = true)]
 async fn an_adoption_that_outlives_its_limit_is_waited_for() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, ..) = kept(&p, 3).await;
     p.plan.add(Fault::on("image.adopt").nth(1).is_delayed(Duration::from_secs(500)));
     let e = p.o.images().publish(request(&machine)).await.unwrap_err();
@@ -267,11 +267,11 @@ async fn an_adoption_that_outlives_its_limit_is_waited_for() {
     p.assert_whole("in the end").await;
 }
 
-/// Booted on a disk of its session's own meanwhile, its machine says nothing of what it keeps.
+/// If its machine meanwhile runs on its session's own disk, that says nothing about its kept writes.
 #[tokio::test(start_paused = true)]
 async fn an_adoption_is_waited_for_while_its_machine_runs_on_another_disk() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, ..) = kept(&p, 3).await;
     p.plan.add(Fault::on("image.adopt").nth(1).is_delayed(Duration::from_secs(500)));
     p.o.images().publish(request(&machine)).await.unwrap_err();
@@ -287,27 +287,27 @@ async fn an_adoption_is_waited_for_while_its_machine_runs_on_another_disk() {
     p.assert_whole("in the end").await;
 }
 
-/// Whatever recorded it as failed: what the machine kept is nowhere else.
+/// Even if it was recorded as failed: there is no other copy of the kept writes.
 #[tokio::test]
 async fn the_bytes_of_a_failed_publication_are_never_taken_for_leftovers() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, ..) = kept(&p, 6).await;
     let (_, version) = p.o.images().publish(request(&machine)).await.unwrap();
     let mut failed = p.store.version(version.id).await.unwrap().unwrap();
     (failed.state, failed.error) = (VersionState::Failed, Some("lost".to_owned()));
     p.store.commit(Batch::new().write(Write::Version(failed))).await.unwrap();
-    let p = house.open().await;
+    let p = site.open().await;
     let ready = p.store.version(version.id).await.unwrap().unwrap();
     assert_eq!((ready.state, ready.error), (VersionState::Ready, None));
     assert_eq!(p.image_bytes(version.id).await[..512], [6; 512]);
 }
 
-/// What was written may have to go to the disk first, which takes as long as there is to write.
+/// Unwritten data must go to the disk first, which can take long.
 #[tokio::test(start_paused = true)]
 async fn no_other_machine_waits_for_a_freeze() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, image, _) = kept(&p, 3).await;
     let other = p.machine(2, image, |_| ()).await;
     p.plan.add(Fault::on("writeback.freeze").nth(1).is_delayed(Duration::from_secs(20)));
@@ -320,27 +320,27 @@ async fn no_other_machine_waits_for_a_freeze() {
     assert_eq!(p.image_bytes(version.id).await[..512], [3; 512]);
 }
 
-/// As after a start at which the folder of the images was not mounted: what is neither here nor there is not given up.
+/// As after a start with the folder of the images not mounted: bytes that are found in neither place are not given up.
 #[tokio::test]
 async fn bytes_that_are_in_no_place_are_waited_for() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, image, _) = kept(&p, 2).await;
     p.plan.add(Fault::on("store.commit").nth(2).fails(ErrorKind::Full));
     p.o.images().publish(request(&machine)).await.unwrap_err();
     let version = p.store.versions(image).await.unwrap().pop().unwrap();
     let away = p.image_bytes(version.id).await;
     ggnet_core::ports::ImageStore::remove(&*p.images, version.id, Removal::Force).await.unwrap();
-    let p = house.open().await;
+    let p = site.open().await;
     let report = p.o.reconcile().await;
     assert!(report.trouble.iter().any(|t| t.contains("neither in the image store")), "{report:?}");
     assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, VersionState::Importing);
-    house.images.plant(version.id, crate::house::SIZE, &away).unwrap();
+    site.images.plant(version.id, crate::site::SIZE, &away).unwrap();
     p.reconcile().await;
     assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, VersionState::Ready);
 }
 
-/// A version as a process leaves it that died before it could freeze what the machine keeps.
+/// The version of a process that died before it could freeze the kept writes.
 async fn begun(p: &Process, machine: &Machine, base: ImageVersionId) -> ImageVersionId {
     begun_after(p, p.last(machine).await.unwrap().id, base).await
 }
@@ -356,8 +356,8 @@ async fn begun_after(p: &Process, session: SessionId, base: ImageVersionId) -> I
 
 #[tokio::test]
 async fn a_publication_that_did_not_come_to_its_bytes_is_failed_and_may_begin_again() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, _, base) = kept(&p, 1).await;
     let version = begun(&p, &machine, base).await;
     assert_eq!(
@@ -378,8 +378,8 @@ async fn a_publication_that_did_not_come_to_its_bytes_is_failed_and_may_begin_ag
 
 #[tokio::test]
 async fn a_publication_whose_session_is_forgotten_is_ended_and_keeps_nobody_from_publishing() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, _, base) = kept(&p, 1).await;
     let version = begun_after(&p, SessionId::generate(), base).await;
     assert_eq!(
@@ -395,11 +395,11 @@ async fn a_publication_whose_session_is_forgotten_is_ended_and_keeps_nobody_from
 
 #[tokio::test]
 async fn the_reconciler_removes_no_writeback_that_a_version_is_to_be_made_of() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (machine, _, base) = kept(&p, 1).await;
     let version = begun(&p, &machine, base).await;
-    // Its machine is gone, and it cannot be said where the version's bytes are.
+    // Its machine is gone, and the place of the version's bytes is unknown.
     p.o.machines().delete(machine.id, &Principal::embedder()).await.unwrap();
     p.plan.add(Fault::on("image.get").fails(ErrorKind::Unavailable));
     p.o.reconcile().await;

@@ -1,4 +1,4 @@
-//! What pages ask for: each is answered whole, in as many reads for a thousand rows as for one.
+//! The queries of pages: each takes as many reads for a thousand rows as for one.
 
 use ggnet_core::{
     ErrorKind,
@@ -6,7 +6,7 @@ use ggnet_core::{
     ports::SessionFilter,
 };
 
-use crate::house::{House, Process, all, mac};
+use crate::site::{Process, Site, all, mac};
 
 /// The calls since `from`, in their order.
 fn calls(p: &Process, from: usize) -> Vec<String> {
@@ -15,7 +15,7 @@ fn calls(p: &Process, from: usize) -> Vec<String> {
 
 #[tokio::test]
 async fn a_page_of_images_has_their_versions_and_is_two_reads() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (debian, first) = p.image("debian").await;
     let second = p.version(debian, 2).await;
     let (win11, of_win11) = p.image("win11").await;
@@ -45,7 +45,7 @@ async fn a_page_of_images_has_their_versions_and_is_two_reads() {
 
 #[tokio::test]
 async fn a_page_of_sessions_has_names_and_no_secrets_and_is_two_reads() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let mut machines = Vec::new();
     for n in 1..=3 {
@@ -75,7 +75,7 @@ async fn a_page_of_sessions_has_names_and_no_secrets_and_is_two_reads() {
 
 #[tokio::test]
 async fn connections_have_names_in_as_many_reads_for_all() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let mut disks = Vec::new();
     for n in 1..=3 {
@@ -84,7 +84,7 @@ async fn connections_have_names_in_as_many_reads_for_all() {
     }
     let from = p.plan.log().len();
     let found = p.o.read().connections().await.unwrap();
-    // Beside it the logins may be recorded.
+    // The logins may be recorded at the same time.
     let calls = calls(&p, from);
     for once in ["store.targets", "target.connections", "store.names"] {
         assert_eq!(calls.iter().filter(|call| *call == once).count(), 1, "{once} in {calls:?}");
@@ -97,7 +97,7 @@ async fn connections_have_names_in_as_many_reads_for_all() {
 
 #[tokio::test]
 async fn a_machine_is_found_by_id_name_and_address_and_a_name_comes_first() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.macs.push(mac(7))).await;
     let hyphenated = mac(7).hyphenated();
@@ -105,7 +105,7 @@ async fn a_machine_is_found_by_id_name_and_address_and_a_name_comes_first() {
     for reference in &spellings {
         assert_eq!(p.o.read().machine(reference).await.unwrap().id, machine.id, "{reference}");
     }
-    // A name may look like somebody else's address.
+    // A name may look like the address of another machine.
     let odd = p.machine(2, image, |m| m.name = hyphenated.parse().unwrap()).await;
     assert_eq!(p.o.read().machine(&hyphenated).await.unwrap().id, odd.id);
     assert_eq!(p.o.read().machine(&mac(7).to_string()).await.unwrap().id, machine.id);

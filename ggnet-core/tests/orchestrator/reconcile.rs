@@ -1,4 +1,4 @@
-//! The reconciler: what is an orphan and what is not, what is unknown, and who is idle.
+//! The reconciler: which objects are orphans, which are unknown, and which sessions are idle.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use ggnet_core::{
     testkit::flaky::Fault,
 };
 
-use crate::house::{House, Process, SIZE, advertised, all, mac};
+use crate::site::{Process, SIZE, Site, advertised, all, mac};
 
 /// Objects of a machine that the store does not know, in every backend.
 async fn plant_orphans(p: &Process, version: ggnet_core::nouns::ImageVersionId) -> MachineId {
@@ -56,8 +56,8 @@ async fn plant_orphans(p: &Process, version: ggnet_core::nouns::ImageVersionId) 
 
 #[tokio::test]
 async fn orphans_go_and_what_is_not_a_machines_stays() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, version) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let disk = p.power_on(&machine).await;
@@ -67,14 +67,14 @@ async fn orphans_go_and_what_is_not_a_machines_stays() {
     };
     p.files.ensure(&loaders).await.unwrap();
     let foreign: ggnet_core::ports::BootPath = "pxelinux.0".parse().unwrap();
-    house.files.plant(foreign.clone(), bytes::Bytes::from_static(b"theirs"));
+    site.files.plant(foreign.clone(), bytes::Bytes::from_static(b"theirs"));
     let before = p.left().await;
     plant_orphans(&p, version).await;
     let report = p.o.reconcile().await;
     assert_eq!((report.removed, report.made, report.ended), (5, 0, 0), "{report:?}");
     assert_eq!(p.left().await, before);
     assert!(disk.is_connected());
-    assert_eq!(house.files.planted(&foreign).as_deref(), Some(b"theirs".as_slice()));
+    assert_eq!(site.files.planted(&foreign).as_deref(), Some(b"theirs".as_slice()));
     let told = p.all_events().await;
     assert!(matches!(told.last(), Some(EventKind::Reconciled { .. })));
     assert_eq!(p.o.reconcile().await, Default::default(), "a second round has nothing to do");
@@ -84,8 +84,8 @@ async fn orphans_go_and_what_is_not_a_machines_stays() {
 #[tokio::test]
 async fn an_unknown_list_is_not_an_empty_one() {
     for port in ["target", "writeback", "dhcp", "boot_file"] {
-        let house = House::new();
-        let p = house.open().await;
+        let site = Site::new();
+        let p = site.open().await;
         let (image, version) = p.image("debian").await;
         let machine = p.machine(1, image, |_| ()).await;
         let disk = p.power_on(&machine).await;
@@ -102,8 +102,8 @@ async fn an_unknown_list_is_not_an_empty_one() {
     }
     // The store, too.
     for call in ["live_sessions", "machines", "live_session", "machine"] {
-        let house = House::new();
-        let p = house.open().await;
+        let site = Site::new();
+        let p = site.open().await;
         let (image, _) = p.image("debian").await;
         let machine = p.machine(1, image, |_| ()).await;
         let _disk = p.power_on(&machine).await;
@@ -115,8 +115,8 @@ async fn an_unknown_list_is_not_an_empty_one() {
     }
 }
 
-/// A machine that has booted and written, and whose disk is gone, as after a start of the server at which the folder of the writebacks was not
-/// mounted: it is not given an empty one.
+/// A machine that has booted and written, and whose disk is gone, as after a start of the server at which the folder of the writebacks was
+/// not mounted: it does not get an empty one.
 async fn a_written_disk_that_is_gone(p: &Process, writeback: WritebackPolicy) -> Machine {
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = writeback).await;
@@ -136,8 +136,8 @@ async fn a_written_disk_that_is_gone(p: &Process, writeback: WritebackPolicy) ->
 
 #[tokio::test]
 async fn kept_writes_that_are_gone_are_not_replaced_by_an_empty_disk() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let machine = a_written_disk_that_is_gone(&p, WritebackPolicy::Keep).await;
     let refused = p.boot(machine.macs[0]).await.unwrap_err();
     assert!(refused.kind() == ErrorKind::Corrupt && refused.hint().unwrap().contains("mounted"), "{refused}");
@@ -149,17 +149,17 @@ async fn kept_writes_that_are_gone_are_not_replaced_by_an_empty_disk() {
 
 #[tokio::test]
 async fn a_running_machines_disk_that_is_gone_is_not_replaced_by_an_empty_one() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let machine = a_written_disk_that_is_gone(&p, WritebackPolicy::Discard).await;
-    // A reboot is promised an empty disk.
+    // A reboot must give an empty disk.
     assert!(p.power_on(&machine).await.is_connected());
 }
 
 #[tokio::test]
 async fn what_a_live_session_lacks_is_made_again() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let session = p.start(&machine).await.unwrap().session;
@@ -170,7 +170,7 @@ async fn what_a_live_session_lacks_is_made_again() {
     let report = p.o.reconcile().await;
     assert_eq!((report.made, report.removed), (3, 0), "{report:?}");
     p.assert_whole("made again").await;
-    // Cut short is not whole.
+    // A partial object is not whole.
     let removal = ggnet_core::testkit::suite::cut_after(1, p.targets.remove(&target, Removal::Force)).await;
     assert!(removal.is_none());
     p.reconcile().await;
@@ -180,15 +180,15 @@ async fn what_a_live_session_lacks_is_made_again() {
 
 #[tokio::test]
 async fn manual_targets_are_kept() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (_, version) = p.image("data").await;
     let new = |name: &str| NewTarget { name: name.parse().unwrap(), version, initiator: None };
     let (target, endpoint) = p.o.targets().create(new("games"), &Principal::embedder()).await.unwrap();
     let id = ResourceId::manual(target.id);
     assert_eq!(endpoint.lun, 0);
     let any = "iqn.2026-11.org.example:somebody".parse().unwrap();
-    let reader = p.targets.login(&id, &any, crate::house::peer()).await.unwrap();
+    let reader = p.targets.login(&id, &any, crate::site::peer()).await.unwrap();
     assert!(reader.read(0, 0, 512).await.is_ok());
     assert_eq!(reader.write(0, 0, &[1; 512]).await.unwrap_err().kind(), ErrorKind::Permission);
     assert_eq!(
@@ -198,7 +198,7 @@ async fn manual_targets_are_kept() {
     assert_eq!(p.o.reconcile().await, Default::default());
     assert!(reader.is_connected(), "the reconciler keeps it");
 
-    let p = house.open().await;
+    let p = site.open().await;
     assert_eq!(p.left().await["target"].len(), 1, "made again after a restart");
     p.targets.remove(&id, Removal::Force).await.unwrap();
     p.reconcile().await;
@@ -206,7 +206,7 @@ async fn manual_targets_are_kept() {
     p.reconcile().await;
     p.assert_whole("completed").await;
 
-    let reader = p.targets.login(&id, &any, crate::house::peer()).await.unwrap();
+    let reader = p.targets.login(&id, &any, crate::site::peer()).await.unwrap();
     assert_eq!(
         p.o.targets().delete(target.id, false, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Busy
@@ -224,9 +224,9 @@ async fn manual_targets_are_kept() {
 
 #[tokio::test]
 async fn an_idle_discard_session_is_stopped_and_a_keep_one_never() {
-    let mut house = House::new();
-    house.config.idle_timeout = Duration::from_millis(100);
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.idle_timeout = Duration::from_millis(100);
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let discard = p.machine(1, image, |_| ()).await;
     let keep = p.machine(2, image, |m| m.writeback = WritebackPolicy::Keep).await;
@@ -256,20 +256,20 @@ async fn an_idle_discard_session_is_stopped_and_a_keep_one_never() {
 
 #[tokio::test]
 async fn time_in_which_the_server_was_suspended_is_nobodys_idleness() {
-    let mut house = House::new();
-    house.config.reconcile_interval = Duration::from_secs(30);
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.reconcile_interval = Duration::from_secs(30);
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     drop(p.power_on(&machine).await);
     p.reconcile().await;
-    house.pass(Duration::from_secs(3600)).await;
+    site.pass(Duration::from_secs(3600)).await;
     p.reconcile().await;
     assert_eq!(p.last(&machine).await.unwrap().state, SessionState::Active, "it may come back");
-    // From here on somebody looks.
+    // From here on the reconciler runs.
     let rounds = p.o.config().idle_timeout.as_secs() / 30 + 1;
     for _ in 0..rounds {
-        house.pass(Duration::from_secs(30)).await;
+        site.pass(Duration::from_secs(30)).await;
         p.reconcile().await;
     }
     let ended = p.last(&machine).await.unwrap();
@@ -278,15 +278,15 @@ async fn time_in_which_the_server_was_suspended_is_nobodys_idleness() {
 
 #[tokio::test]
 async fn unknown_connections_are_nobodys_idleness() {
-    let mut house = House::new();
-    house.config.idle_timeout = Duration::from_millis(100);
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.idle_timeout = Duration::from_millis(100);
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let _disk = p.power_on(&machine).await;
     p.plan.add(Fault::on("target.connections").fails(ErrorKind::Unavailable));
     p.script(&machine).await;
-    house.pass(Duration::from_secs(3600)).await;
+    site.pass(Duration::from_secs(3600)).await;
     tokio::time::sleep(Duration::from_millis(150)).await;
     p.o.reconcile().await;
     let session = p.session(&machine).await;
@@ -295,19 +295,19 @@ async fn unknown_connections_are_nobodys_idleness() {
 
 #[tokio::test]
 async fn the_reconciler_comes_round_by_itself() {
-    let mut house = House::new();
-    house.config.reconcile_interval = Duration::from_millis(100);
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.reconcile_interval = Duration::from_millis(100);
+    let p = site.open().await;
     let (_, version) = p.image("debian").await;
     plant_orphans(&p, version).await;
-    crate::house::until("the orphans go", async || p.left().await.values().all(|ids| ids.is_empty())).await;
+    crate::site::until("the orphans go", async || p.left().await.values().all(|ids| ids.is_empty())).await;
     assert!(p.store.live_sessions().await.unwrap().is_empty());
 }
 
 #[tokio::test]
 async fn a_reconcile_beside_a_start_harms_nothing() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     for n in 1..=20 {
         let machine = p.machine(n, image, |_| ()).await;
@@ -322,8 +322,8 @@ async fn a_reconcile_beside_a_start_harms_nothing() {
 /// In one set: a daemon that must be restarted is restarted once.
 #[tokio::test(start_paused = true)]
 async fn the_dhcp_server_is_told_of_a_whole_room_at_once() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     for n in 1..=100 {
         p.machine(n, image, |_| ()).await;
@@ -340,11 +340,11 @@ async fn the_dhcp_server_is_told_of_a_whole_room_at_once() {
     assert_eq!(p.plan.calls("dhcp.apply") - before, 1, "in one set");
 }
 
-/// A machine whose session another server serves: nothing is made, removed, stopped or answered in its name.
+/// A machine whose session another server serves: nothing is created, removed, stopped or answered for it.
 #[tokio::test]
 async fn another_servers_session_is_left_alone() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let _running = p.power_on(&machine).await;
@@ -370,7 +370,7 @@ async fn another_servers_session_is_left_alone() {
     }
     assert_eq!(p.session(&machine).await, session);
 
-    // Given back, all of it is made again.
+    // Given back, all of it is created again.
     let again = Session { owner: None, epoch: session.epoch + 1, ..session };
     p.store.commit(Batch::new().write(Write::Session(Box::new(again)))).await.unwrap();
     assert!(p.o.reconcile().await.made >= 2);

@@ -1,4 +1,4 @@
-//! Start and stop as their callers see them: what is made and told, and every refusal.
+//! Start and stop as their callers see them: the objects, the events, and every refusal.
 
 use ggnet_core::{
     ErrorKind,
@@ -11,12 +11,12 @@ use ggnet_core::{
     testkit::flaky::Fault,
 };
 
-use crate::house::{House, all, pc};
+use crate::site::{Site, all, pc};
 
 #[tokio::test]
 async fn a_session_starts_and_stops_and_all_of_it_is_told() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, version) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.auto_start = false).await;
     p.assert_empty("a machine that does not start by itself is unknown to every backend").await;
@@ -65,8 +65,8 @@ async fn a_session_starts_and_stops_and_all_of_it_is_told() {
 
 #[tokio::test]
 async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let start = async |machine, image| {
         p.o.sessions()
@@ -118,8 +118,8 @@ async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
 
 #[tokio::test]
 async fn a_stop_that_cannot_be_is_refused_with_what_to_do() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
 
@@ -160,8 +160,8 @@ async fn a_stop_that_cannot_be_is_refused_with_what_to_do() {
 
 #[tokio::test]
 async fn a_forced_stop_under_keep_leaves_every_write() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     let disk = p.power_on(&machine).await;
@@ -174,8 +174,8 @@ async fn a_forced_stop_under_keep_leaves_every_write() {
 
 #[tokio::test]
 async fn generation_numbers_only_grow_over_sessions() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let _disk = p.power_on(&machine).await;
@@ -190,8 +190,8 @@ async fn generation_numbers_only_grow_over_sessions() {
 
 #[tokio::test]
 async fn an_image_named_at_the_start_lasts_for_the_session() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (own, own_version) = p.image("own").await;
     let (other, other_version) = p.image("other").await;
     let machine = p.machine(1, own, |_| ()).await;
@@ -219,8 +219,8 @@ async fn an_image_named_at_the_start_lasts_for_the_session() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_machines_at_once() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let mut machines = Vec::new();
     for n in 1..=100 {
@@ -245,9 +245,9 @@ async fn a_hundred_machines_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_start_that_takes_too_long_is_undone() {
     use ggnet_core::testkit::flaky::Fault;
-    let mut house = House::new();
-    house.config.start_deadline = std::time::Duration::from_millis(100);
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.config.start_deadline = std::time::Duration::from_millis(100);
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.auto_start = false).await;
     p.plan.add(Fault::on("target.ensure").first(1).is_delayed(std::time::Duration::from_secs(2)));
@@ -255,8 +255,8 @@ async fn a_start_that_takes_too_long_is_undone() {
     assert_eq!(e.code(), &code::start_too_long("100ms"));
     let failed = p.last(&machine).await.unwrap();
     assert_eq!((failed.state, failed.failure), (SessionState::Failed, Some((&e).into())));
-    // What takes too long goes on, and is removed once it has ended.
-    crate::house::until("it is undone", async || {
+    // A call that takes too long continues, and its result is removed once it has ended.
+    crate::site::until("it is undone", async || {
         p.reconcile().await;
         p.left().await.values().all(|ids| ids.is_empty()) && p.plan.calls("target.remove") > 0
     })
@@ -268,8 +268,8 @@ async fn a_start_that_takes_too_long_is_undone() {
 
 #[tokio::test]
 async fn a_caller_that_goes_away_stops_nothing_half_way() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     for polls in 0..12 {
         let machine = p.machine(polls + 1, image, |_| ()).await;
@@ -279,13 +279,13 @@ async fn a_caller_that_goes_away_stops_nothing_half_way() {
             assert!(cut.is_none() && p.last(&machine).await.is_none(), "never begun");
             continue;
         }
-        crate::house::until("the start ends without its caller", async || {
+        crate::site::until("the start ends without its caller", async || {
             p.last(&machine).await.is_some_and(|s| s.state == SessionState::Active)
         })
         .await;
         let session = p.session(&machine).await;
         let _ = ggnet_core::testkit::suite::cut_after(1, p.stop(&session, false)).await;
-        crate::house::until("the stop ends without its caller", async || {
+        crate::site::until("the stop ends without its caller", async || {
             p.last(&machine).await.is_some_and(|s| s.state == SessionState::Stopped)
         })
         .await;
@@ -293,12 +293,12 @@ async fn a_caller_that_goes_away_stops_nothing_half_way() {
     p.assert_whole("after all").await;
 }
 
-/// Over a backend whose logins are not ours to refuse.
+/// Over a backend with polled logins, which we cannot refuse.
 #[tokio::test]
 async fn a_stop_that_failed_half_way_is_finished_as_it_was_asked_for() {
-    let mut house = House::new();
-    house.polled = true;
-    let p = house.open().await;
+    let mut site = Site::new();
+    site.polled = true;
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let session = p.start(&machine).await.unwrap().session;

@@ -9,12 +9,12 @@ use ggnet_core::{
     testkit::flaky::Fault,
 };
 
-use crate::house::House;
+use crate::site::Site;
 
 #[tokio::test]
 async fn shutdown_waits_for_work_under_way_and_leaves_sessions_as_they_are() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let disk = p.power_on(&machine).await;
@@ -27,7 +27,7 @@ async fn shutdown_waits_for_work_under_way_and_leaves_sessions_as_they_are() {
             .start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
             .await
     });
-    crate::house::until("the start is under way", async || p.plan.calls("writeback.ensure") >= 2).await;
+    crate::site::until("the start is under way", async || p.plan.calls("writeback.ensure") >= 2).await;
     p.o.shutdown().await;
     assert_eq!(starting.await.unwrap().unwrap().session.state, SessionState::Active, "it was waited for");
     assert!(!disk.is_connected());
@@ -38,7 +38,7 @@ async fn shutdown_waits_for_work_under_way_and_leaves_sessions_as_they_are() {
             .unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable);
 
-    let p = house.open().await;
+    let p = site.open().await;
     p.assert_whole("after the restart").await;
     assert_eq!(p.session(&slow).await.state, SessionState::Active);
     let session = p.session(&machine).await;
@@ -48,23 +48,23 @@ async fn shutdown_waits_for_work_under_way_and_leaves_sessions_as_they_are() {
 
 #[tokio::test]
 async fn after_shutdown_nothing_keeps_it_alive() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let targets = std::sync::Arc::downgrade(&p.targets);
     p.o.shutdown().await;
-    // A backend that is still held by somebody must not hold the orchestrator, which holds every other backend.
+    // A backend that is still held must not keep the orchestrator alive, which holds every other backend.
     let held = p.dhcp.clone();
     drop(p);
-    crate::house::until("the backends are let go", async || targets.strong_count() == 0).await;
+    crate::site::until("the backends are let go", async || targets.strong_count() == 0).await;
     drop(held);
 }
 
 #[tokio::test]
 async fn an_import_under_way_is_cancelled() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     p.plan.add(Fault::on("image_converter.probe").is_delayed(Duration::from_millis(50)));
-    let path = house.dir.path().join("source.raw");
+    let path = site.dir.path().join("source.raw");
     std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
     let request = ggnet_core::orchestrator::ImportRequest {
         image: "debian".parse().unwrap(),
@@ -77,7 +77,7 @@ async fn an_import_under_way_is_cancelled() {
     };
     let (_, version) = p.o.images().import(request).await.unwrap();
     p.o.shutdown().await;
-    let p = house.open().await;
+    let p = site.open().await;
     let version = ggnet_core::ports::Store::version(&p.store, version.id).await.unwrap().unwrap();
     assert_eq!(version.state, ggnet_core::nouns::VersionState::Failed);
     assert!(p.image_ids().await.is_empty());

@@ -1,10 +1,10 @@
-//! What a start, a boot and a script ask of the ports: each thing once.
+//! The calls of ports by a start, a boot and a script: each is made once.
 
 use std::collections::BTreeMap;
 
 use ggnet_core::nouns::{BootStage, EventKind, Principal, WritebackPolicy};
 
-use crate::house::{House, Process, advertised, until};
+use crate::site::{Process, Site, advertised, until};
 
 /// The calls since `from`, with how often each was made.
 fn calls(p: &Process, from: usize) -> BTreeMap<String, usize> {
@@ -19,7 +19,7 @@ fn expected(calls: &[(&str, usize)]) -> BTreeMap<String, usize> {
     calls.iter().map(|(call, count)| ((*call).to_owned(), *count)).collect()
 }
 
-/// What every start asks, whoever wants it.
+/// The calls of every start.
 const START: [(&str, usize); 10] = [
     ("store.machine", 1),
     ("store.live_session", 1),
@@ -35,7 +35,7 @@ const START: [(&str, usize); 10] = [
 
 #[tokio::test]
 async fn a_start_reads_and_ensures_each_thing_once() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.auto_start = false).await;
     let from = p.plan.log().len();
@@ -47,7 +47,7 @@ async fn a_start_reads_and_ensures_each_thing_once() {
 
 #[tokio::test]
 async fn a_start_over_what_was_kept_looks_for_it_once_and_lists_nothing() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let keeps = |m: &mut ggnet_core::nouns::Machine| {
         (m.auto_start, m.writeback) = (false, WritebackPolicy::Keep);
@@ -64,7 +64,7 @@ async fn a_start_over_what_was_kept_looks_for_it_once_and_lists_nothing() {
 
 #[tokio::test]
 async fn a_boot_that_starts_a_session_asks_for_the_machine_by_its_address_besides() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let from = p.plan.log().len();
@@ -75,21 +75,21 @@ async fn a_boot_that_starts_a_session_asks_for_the_machine_by_its_address_beside
     assert_eq!(calls(&p, from), once);
 }
 
-/// Of a machine that runs: the next generation is made once; asked again, nothing is made, only its address is read.
+/// For a running machine: the next generation is created once; a second request creates nothing and only reads its address.
 #[tokio::test]
 async fn a_script_asked_for_again_ensures_nothing() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
     let _running = p.power_on(&machine).await;
-    // What was observed of it is written by and by.
+    // Observations are recorded in the background.
     let login = |kind: &EventKind| matches!(kind, EventKind::BootStage { stage: BootStage::IscsiLogin, .. });
     until("the login is recorded", async || p.events(machine.id).await.iter().any(login)).await;
     let reads = [("store.machine_by_mac", 1), ("store.machine", 1), ("store.live_session", 1)];
     let from = p.plan.log().len();
     p.script(&machine).await;
     let mut first = expected(&reads);
-    // The version to boot is chosen, and its generation made under the image lock; then what the script says of both.
+    // The version to boot is chosen, and its generation is created under the image lock; then the script's text about both is read.
     first.extend(expected(&[
         ("store.image", 2),
         ("store.version", 3),

@@ -1,4 +1,4 @@
-//! A store that is not the one that images and kept writes belong to: what it does not explain would be removed.
+//! A store that images and kept writes do not belong to: objects that it does not know would be removed.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use ggnet_core::{
     wrap::PortLimits,
 };
 
-use crate::house::House;
+use crate::site::Site;
 
 fn refused(result: Result<()>, what: &str) {
     let e = result.expect_err(what);
@@ -23,8 +23,8 @@ fn refused(result: Result<()>, what: &str) {
 
 #[tokio::test]
 async fn a_new_one_is_refused_beside_images_and_beside_kept_writes() {
-    let house = House::new();
-    let p = house.open().await;
+    let site = Site::new();
+    let p = site.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     drop(p.power_on(&machine).await);

@@ -7,7 +7,7 @@
 pub enum Build {
     /// Debian's package of 2019 and everything newer.
     Common,
-    /// Only builds in which it was switched on; Debian's package of 2019 has it not.
+    /// Only builds in which it was enabled; Debian's package of 2019 does not have it.
     Optional,
     /// Only versions newer than Debian's package of 2019.
     Newer,
@@ -16,15 +16,15 @@ pub enum Build {
 /// How a command can end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ends {
-    /// It succeeds, whatever happens.
+    /// It always succeeds.
     Well,
     /// It succeeds or fails, and the line goes on.
     WellOrBadly,
     /// The script goes on elsewhere.
     Jump,
-    /// The script is over.
+    /// The script ends.
     Script,
-    /// The script is over, unless it fails.
+    /// The script ends, unless the command fails.
     ScriptOrBadly,
 }
 
@@ -57,7 +57,7 @@ pub struct OptionSpec {
 pub struct CommandSpec {
     /// Its name.
     pub name: &'static str,
-    /// Its options; `--help` is everybody's.
+    /// Its options; every command has `--help` as well.
     pub options: &'static [OptionSpec],
     /// The fewest arguments.
     pub min: usize,
@@ -344,7 +344,7 @@ impl Parsed {
 
 /// Sorts the words after the command's name as iPXE does: options first, up to the first word without a dash or after `--`.
 ///
-/// Errors: what iPXE would refuse, in words.
+/// Errors: what iPXE would reject, as text.
 pub fn parse(spec: &'static CommandSpec, words: &[String]) -> Result<Parsed, String> {
     let mut parsed = Parsed::default();
     let mut words = words.iter().peekable();
@@ -402,7 +402,7 @@ pub fn parse(spec: &'static CommandSpec, words: &[String]) -> Result<Parsed, Str
     Ok(parsed)
 }
 
-/// `-xVALUE` or a bundle such as `-ar`; a letter that nobody knows ends it.
+/// `-xVALUE` or a group such as `-ar`; an unknown letter ends it.
 fn short_options(
     spec: &'static CommandSpec,
     letters: &str,

@@ -1,8 +1,8 @@
-//! [`inspect()`]: what a script does, read back by running it on the [model] in four worlds.
+//! [`inspect()`]: what a script does, determined by running it on the [model] in four situations.
 //!
-//! 1. everything works; 2. the disk cannot be attached; 3. the disk is attached and does not boot; 4. no network at all.
+//! 1. everything works; 2. the disk cannot be attached; 3. the disk is attached but does not boot; 4. no network at all.
 //!
-//! The lists are what was seen in any of them, in the order of first appearance. The summary never holds the password.
+//! The lists contain what appeared in any of them, in the order of first appearance. The summary never holds the password.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,14 +21,14 @@ pub struct SanAttach {
     pub attempts: u32,
 }
 
-/// How a script ends, by what the world does.
+/// How a script ends in each situation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endings {
     /// Everything works.
     pub all_works: Ending,
     /// No SAN device can be attached.
     pub attach_fails: Ending,
-    /// A SAN device is attached and does not boot.
+    /// A SAN device is attached but does not boot.
     pub boot_fails: Ending,
     /// Nothing answers.
     pub no_network: Ending,
@@ -57,9 +57,9 @@ pub struct ScriptSummary {
     pub endings: Endings,
 }
 
-/// Reads back what a script does.
+/// Determines what a script does.
 ///
-/// Errors: `Invalid`, with the line, for a script that the validator finds an error in.
+/// Errors: `Invalid`, with the line, for a script in which the validator finds an error.
 pub fn inspect(script: &str) -> Result<ScriptSummary> {
     if let Some(error) = syntax::check(script).errors().next() {
         return Err(Error::invalid("script", format!("The script has an error: {error}")));
@@ -84,7 +84,7 @@ pub fn inspect(script: &str) -> Result<ScriptSummary> {
         &[("netX/ip", ""), ("ip", ""), ("net0/ip", "")],
     );
     let traces = [&all, &attach, &boot, &offline];
-    // A script may clear its secrets when it fails: what counts is what holds when the disk is booted.
+    // A script may clear its secrets when it fails: the values at the boot of the disk count.
     let get = |name: &str| all.settings.get(name).cloned();
     Ok(ScriptSummary {
         initiator: get("initiator-iqn"),

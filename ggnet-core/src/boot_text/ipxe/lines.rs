@@ -1,7 +1,7 @@
 //! A script cut into lines and words exactly as iPXE cuts it.
 //!
-//! Settings are not expanded here: iPXE looks for `#`, `||`, `&&` and `;` before it expands, so what a setting holds can never
-//! become syntax.
+//! Settings are not expanded here: iPXE looks for `#`, `||`, `&&` and `;` before it expands, so the value of a setting can never become
+//! syntax.
 
 /// When the next command of the same line is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ fn read_commands(text: &str) -> Vec<Command> {
         };
         commands.push(Command { words: std::mem::take(&mut words), next });
     }
-    // A line that ends with an operator ends with an empty command, which is how a failure is forgiven.
+    // A line that ends with an operator ends with an empty command, which is how a script ignores a failure.
     if !words.is_empty() || !commands.is_empty() {
         commands.push(Command { words, next: Next::End });
     }

@@ -1,7 +1,7 @@
-//! iPXE's script language: read ([`lines`]), known ([`commands`]), checked ([`syntax`]), run on a model ([`model`]) and told in
-//! words of the boot ([`inspect()`]).
+//! iPXE's script language: parsing ([`lines`]), the list of commands ([`commands`]), validation ([`syntax`]), a model of the interpreter
+//! ([`model`]) and a summary of what a script does ([`inspect()`]).
 //!
-//! The reference is the iPXE that Debian ships (1.0.0+git-20190125): what it does not know, a machine of today may not know either.
+//! The reference is the iPXE that Debian ships (1.0.0+git-20190125): a machine of today may not support more than it does.
 
 pub mod commands;
 pub mod inspect;

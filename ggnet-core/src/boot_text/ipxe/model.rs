@@ -1,8 +1,8 @@
 //! A model of iPXE's script interpreter: runs a script without a network, with the outcome of each command decided by the caller.
 //!
-//! What iPXE decides alone (settings, labels, comparisons, `&&` and `||`) the model does too; what the world decides (DHCP,
-//! downloads, SAN devices, keys) it asks for. A setting that the script never set and that the caller did not give stays as
-//! `${name}` in the text, so that a trace shows what iPXE will put there.
+//! The model does what iPXE decides alone (settings, labels, comparisons, `&&` and `||`), and asks the caller for outcomes that depend on
+//! the outside (DHCP, downloads, SAN devices, keys). A setting that neither the script nor the caller has set stays as `${name}` in the
+//! text, so that a trace shows what iPXE will insert there.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::{
     lines::{self, Line, Next},
 };
 
-/// More steps than any boot needs; beyond it a script is taken for an endless loop.
+/// More steps than any boot needs; beyond it a script counts as an endless loop.
 const STEP_LIMIT: usize = 20_000;
 
 /// A value longer than this is cut: scripts can double a setting in every round.
@@ -34,12 +34,12 @@ pub struct Step {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Ending {
-    /// `exit`: back to whoever started it, usually on to the next boot device.
+    /// `exit`: returns to its caller, usually to continue with the next boot device.
     Exit {
         /// Its status.
         status: u32,
     },
-    /// Something was started that does not come back: a disk, a kernel, a loader.
+    /// Something was started that does not return: a disk, a kernel, a loader.
     Booted {
         /// The command that did.
         command: String,
@@ -55,7 +55,7 @@ pub enum Ending {
     PowerOff,
     /// The last line was reached.
     EndOfScript,
-    /// A command failed and nothing on its line forgave it.
+    /// A command failed, and its line did not handle the failure.
     CommandFailed {
         /// The line.
         line: usize,
@@ -210,7 +210,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Innermost first, and again what came out, as iPXE does; unknown settings stay.
+    /// Expands innermost first, and expands the result again, as iPXE does; unknown settings stay.
     fn expand(&self, word: &str) -> String {
         let mut text = word.to_owned();
         let mut from = 0;
@@ -222,7 +222,8 @@ impl Machine<'_> {
             match self.value(&text[start + 2..end]) {
                 Some(value) if text.len() + value.len() < VALUE_LIMIT => {
                     text.replace_range(start..=end, &value);
-                    // What nobody knew when it was stored stays as it is; a setting that holds its own name would never end.
+                    // A setting that was unknown when the value was stored stays as it is; a setting that contains its own name would never
+                    // end.
                     from = if value.contains("${") { start + value.len() } else { 0 };
                 }
                 _ => from = end + 1,
@@ -231,7 +232,7 @@ impl Machine<'_> {
         text
     }
 
-    /// The setting's value in the form that is asked for; none when nobody set it.
+    /// The setting's value in the requested form; `None` if it is not set.
     fn value(&self, name: &str) -> Option<String> {
         let (setting, form) = name.split_once(':').unwrap_or((name, ""));
         let value = self.settings.get(setting)?;

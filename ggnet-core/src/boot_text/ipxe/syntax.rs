@@ -1,9 +1,8 @@
-//! The validator: what iPXE would stumble over, with the line, before a machine stands there with it.
+//! The validator: finds what iPXE would fail on, with the line, before a machine runs the script.
 //!
-//! An *error* is a line that cannot do what it says: an unknown command or option, a label that is not there, a SAN URI with the
-//! wrong fields. A *warning* is a line that works here and now but not always: a command that only some builds have, a command whose
-//! failure would end the script (iPXE stops at the first line that fails, so a fallback behind a bare `sanboot` is dead), a line that
-//! can never be reached.
+//! An *error* is a line that cannot work: an unknown command or option, a missing label, a SAN URI with the wrong fields. A *warning* is a
+//! line that does not always work: a command that only some builds have, a command whose failure would end the script (iPXE stops at the
+//! first line that fails, so a fallback after a bare `sanboot` is never reached), a line that can never be reached.
 
 use std::{collections::HashMap, fmt};
 
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::boot_text::san;
 
-/// How bad it is.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -23,14 +22,14 @@ pub enum Severity {
     Error,
 }
 
-/// Something about one line.
+/// A finding about one line.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Diagnostic {
     /// The line, from 1.
     pub line: usize,
-    /// How bad it is.
+    /// How serious it is.
     pub severity: Severity,
-    /// What it is, for people.
+    /// The finding, as text for people.
     pub message: String,
 }
 
@@ -44,7 +43,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// What the validator found, by line.
+/// The result of the validator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Report {
     /// Everything, by line.
@@ -85,17 +84,17 @@ pub fn check(script: &str) -> Report {
     let lines = lines::read(script);
     let labels = check_labels(&lines, &mut report);
     let mut reachable = true;
-    let mut told_unreachable = false;
+    let mut reported_unreachable = false;
     for line in &lines {
         if line.label.is_some() {
-            (reachable, told_unreachable) = (true, false);
+            (reachable, reported_unreachable) = (true, false);
         }
-        if !reachable && !told_unreachable && !line.commands.is_empty() {
+        if !reachable && !reported_unreachable && !line.commands.is_empty() {
             report.warn(
                 line.number,
-                "this line is never reached: the line before always leaves and no label leads here",
+                "this line is never reached: the line before it always jumps or ends, and no label is here",
             );
-            told_unreachable = true;
+            reported_unreachable = true;
         }
         for command in &line.commands {
             check_command(line.number, command, &labels, &mut report);
@@ -104,7 +103,9 @@ pub fn check(script: &str) -> Report {
         if let Some(name) = &flow.fails {
             report.warn(
                 line.number,
-                format!("when `{name}` fails here the script ends; write `{name} … ||` and what to do then"),
+                format!(
+                    "if `{name}` fails here, the script ends; write `{name} … ||` and what to do in that case"
+                ),
             );
         }
         reachable = reachable && flow.goes_on;
@@ -113,15 +114,15 @@ pub fn check(script: &str) -> Report {
     report
 }
 
-/// iPXE knows a script by its first bytes and takes everything else for another kind of file.
+/// iPXE recognises a script by its first bytes and treats everything else as another kind of file.
 fn check_magic(script: &str, report: &mut Report) {
     let magic = script.strip_prefix("#!ipxe").or_else(|| script.strip_prefix("#!gpxe"));
     if !magic.is_some_and(|rest| rest.starts_with(lines::is_space)) {
-        report.error(1, "a script must start with the line `#!ipxe`, or iPXE does not take it for one");
+        report.error(1, "the first line must be `#!ipxe`, or iPXE does not recognise the script");
     }
     if let Some(at) = script.bytes().position(|b| b == 0) {
         let line = script[..at].matches('\n').count() + 1;
-        report.error(line, "the line holds a NUL byte; iPXE reads no further than that");
+        report.error(line, "the line contains a NUL byte; iPXE stops reading there");
     }
 }
 
@@ -134,7 +135,7 @@ fn check_labels(lines: &[Line], report: &mut Report) -> HashMap<String, usize> {
         } else if let Some(first) = labels.get(label) {
             report.error(
                 line.number,
-                format!("label {label:?} is there twice; iPXE only ever goes to the one in line {first}"),
+                format!("label {label:?} is defined twice; iPXE always uses the one in line {first}"),
             );
         } else {
             labels.insert(label.clone(), line.number);
@@ -148,11 +149,11 @@ fn check_command(line: usize, command: &Command, labels: &HashMap<String, usize>
         if unclosed_setting(word) {
             report.error(
                 line,
-                format!("{word:?} opens a setting with ${{ and does not close it in the same word"),
+                format!("{word:?} opens a setting with ${{ but does not close it in the same word"),
             );
         }
         if word.len() > 2 && (word.ends_with("||") || word.starts_with("||") || word.ends_with("&&")) {
-            report.warn(line, format!("{word:?}: an operator is one only between spaces"));
+            report.warn(line, format!("{word:?}: an operator must have a space on each side"));
         }
     }
     let Some(name) = command.words.first() else { return };
@@ -167,10 +168,10 @@ fn check_command(line: usize, command: &Command, labels: &HashMap<String, usize>
     match spec.build {
         Build::Common => {}
         Build::Optional => {
-            report.warn(line, format!("`{name}` is not in every build of iPXE (Debian's has it not)"));
+            report.warn(line, format!("`{name}` is not in every build of iPXE (not in Debian's)"));
         }
         Build::Newer => {
-            report.warn(line, format!("`{name}` is only in newer versions of iPXE than Debian's"));
+            report.warn(line, format!("`{name}` needs a newer version of iPXE than Debian's"));
         }
     }
     match commands::parse(spec, &command.words[1..]) {
@@ -180,7 +181,7 @@ fn check_command(line: usize, command: &Command, labels: &HashMap<String, usize>
                 let option = option.name;
                 report.warn(
                     line,
-                    format!("option --{option} of `{name}` is only in newer versions of iPXE than Debian's"),
+                    format!("option --{option} of `{name}` needs a newer version of iPXE than Debian's"),
                 );
             }
             check_arguments(line, spec, &parsed, labels, report);
@@ -234,14 +235,14 @@ fn unclosed_setting(word: &str) -> bool {
 
 /// Where a line can lead.
 struct Flow {
-    /// To the next line.
+    /// It can continue with the next line.
     goes_on: bool,
-    /// To the script's end, by the failure of this command.
+    /// It can end the script, if this command fails.
     fails: Option<String>,
 }
 
 impl Flow {
-    /// Follows the commands with both outcomes of each at once.
+    /// Follows the commands with both outcomes of each.
     fn of(commands: &[Command]) -> Self {
         let (mut well, mut badly): (bool, Option<String>) = (true, None);
         let mut when = Next::Always;
@@ -253,7 +254,7 @@ impl Flow {
             };
             if runs {
                 let (can_succeed, can_fail) = outcomes(command);
-                // What does not run this command keeps its outcome.
+                // A path that does not run this command keeps its outcome.
                 let (kept_well, kept_badly) = match when {
                     Next::OnSuccess => (false, badly.take()),
                     Next::OnFailure => (well, None),
@@ -268,7 +269,7 @@ impl Flow {
     }
 }
 
-/// Whether the line can go on after it, well or badly.
+/// Whether the line can continue after it, after success and after failure.
 fn outcomes(command: &Command) -> (bool, bool) {
     let Some(spec) = command.words.first().and_then(|name| commands::find(name)) else {
         // The empty command succeeds; an unknown one is an error already.

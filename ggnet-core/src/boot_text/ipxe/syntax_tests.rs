@@ -91,8 +91,8 @@ fn a_windows_style_boot_is_clean_but_for_the_optional_parts() {
     assert!(check(script).is_valid());
 }
 
-/// A generated script of the kind that cannot boot: one colon too few in the SAN URI, a fallback that is never reached because
-/// nothing forgives the `sanboot`, and a line after the reboot.
+/// A generated script that cannot boot: a missing colon in the SAN URI, a fallback that is never reached because the failure of `sanboot`
+/// is not handled, and a line after the reboot.
 #[test]
 fn a_generated_script_with_four_colons_is_refused_in_its_line() {
     let script = "#!ipxe\n\

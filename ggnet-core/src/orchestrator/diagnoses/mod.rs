@@ -1,4 +1,4 @@
-//! [`Diagnoses`]: what a machine's timeline explains to people, and how much of what strangers cause is written down.
+//! [`Diagnoses`]: the explanations in a machine's timeline, and the limits on what unauthenticated senders can cause to be recorded.
 
 mod strangers;
 
@@ -22,33 +22,33 @@ use crate::{
     ports::{Batch, Write},
 };
 
-/// How often a timeline explains a login that the same initiator tries again and again.
+/// How often a timeline explains a login that the same initiator keeps retrying.
 const EXPLAINED_EVERY: Duration = Duration::from_secs(3600);
-const STALLED: &str = "The machine connected to its disk again and stopped in its login. Most often its iscsid waits for OpenSSL's \
-    configuration, a file on this very disk; within two minutes its root is read-only. Put the guest kit into its image \
-    (`ggnet guest-kit debian --help`) and start it again. On a trusted network session.chap = \"off\" in the server's configuration is \
-    another cure";
-/// Of a machine whose login asks for no CHAP, which needs no OpenSSL.
-const STALLED_WITHOUT_CHAP: &str = "The machine connected to its disk again and stopped in its login, which asks for no CHAP. Look \
-    whether it still runs, and whether the network loses packets";
+const STALLED: &str = "The machine connected to its disk again and stopped in the middle of its login. The usual cause is that its iscsid \
+                       waits for OpenSSL's configuration, a file on this same disk; within two minutes its root becomes read-only. Put \
+                       the guest kit into its image (`ggnet guest-kit debian --help`) and start it again. On a trusted network, \
+                       session.chap = \"off\" in the server's configuration also helps";
+/// For a machine whose login does not use CHAP, and so does not need OpenSSL.
+const STALLED_WITHOUT_CHAP: &str = "The machine connected to its disk again and stopped in the middle of its login, which does not use \
+                                    CHAP. Check whether it still runs, and whether the network loses packets";
 
-/// What a timeline explains at most once in [`EXPLAINED_EVERY`].
+/// What a timeline explains at most once per [`EXPLAINED_EVERY`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Explained {
-    /// That the session's machine stalls in its login.
+    /// The session's machine stalls in its login.
     Stalled(SessionId),
-    /// That somebody asks for a disk that the machine lost.
+    /// A client asks for a disk that the machine no longer has.
     TooLate(MachineId),
 }
 
-/// What is explained, and what may be written.
+/// Which explanations were given, and what may be recorded.
 pub struct Diagnoses {
     shared: Arc<Shared>,
     presence: Arc<Presence>,
     strangers: Strangers,
     /// When something was last explained. Only of registered machines.
     explained: Mutex<HashMap<Explained, Instant>>,
-    /// Held from looking whether a MAC address was seen before until its sight is recorded.
+    /// Held from the check whether a MAC address was seen before until the sighting is recorded.
     seen_lock: tokio::sync::Mutex<()>,
 }
 
@@ -63,22 +63,22 @@ impl Diagnoses {
         }
     }
 
-    /// Whether the sight of an unknown machine may be written.
+    /// Whether the sighting of an unknown machine may be recorded.
     pub(super) fn may_record_sight(&self) -> bool {
         self.strangers.unknown()
     }
 
-    /// Whether an event that a machine, or somebody in its name, has caused may be written.
+    /// Whether an event that a machine, or a sender that uses its address, has caused may be recorded.
     pub(super) fn may_record_of(&self, machine: MachineId) -> bool {
         self.strangers.of_machine(machine)
     }
 
-    /// While it is held, of two sights of one MAC address only one is the first. Held until the sight is recorded.
+    /// While it is held, only one of two sightings of a MAC address can be the first. Held until the sighting is recorded.
     pub(super) async fn lock_sights(&self) -> MutexGuard<'_, ()> {
         self.seen_lock.lock().await
     }
 
-    /// A failure that a machine's iPXE reports: an event, nothing else.
+    /// Records a failure that a machine's iPXE reports, as an event.
     pub async fn boot_failed(&self, mac: MacAddr, stage: String, errno: String) -> Result<()> {
         let machine = self.shared.store().machine_by_mac(mac).await?;
         let Some(machine) = machine else { return Err(Error::not_found("machine", mac)) };
@@ -89,7 +89,7 @@ impl Diagnoses {
         self.shared.record(Batch::new().event(event)).await.map(|_| ())
     }
 
-    /// What disks have trouble with is told once for each trouble; all else can be caused by a packet.
+    /// A disk error is reported once per error; all other events can be caused by any packet, so they are limited.
     pub(super) fn may_be_recorded(&self, event: &NewEvent) -> bool {
         match event.machine {
             Some(machine) if !matches!(event.kind, EventKind::DiskTrouble { .. }) => {
@@ -99,7 +99,7 @@ impl Diagnoses {
         }
     }
 
-    /// Remembers an unknown machine; the first sight is an event.
+    /// Records an unknown machine; the first sighting is an event.
     pub(super) async fn unknown_seen(
         &self,
         mac: MacAddr,
@@ -114,7 +114,7 @@ impl Diagnoses {
         Ok((event, Some(Write::Seen(seen))))
     }
 
-    /// A machine that had its disk and does not get it back: none when the target is not the one that it runs on.
+    /// A machine that had its disk and does not get it back. `None` if the target is not the one that it runs on.
     pub(super) async fn login_stalled(&self, at: Timestamp, target: &ResourceId) -> Result<Option<NewEvent>> {
         let Some((machine, Some(number))) = target.owner() else { return Ok(None) };
         let Some(session) = self.shared.store().live_session(machine).await? else { return Ok(None) };
@@ -123,7 +123,7 @@ impl Diagnoses {
         {
             return Ok(None);
         }
-        // Whoever stops in a login while the machine has its disk is not that machine.
+        // A client that stops in its login while the machine has its disk is not that machine.
         if self.presence.has_initiator(&session).await? || !self.may_explain(Explained::Stalled(session.id)) {
             return Ok(None);
         }
@@ -135,7 +135,7 @@ impl Diagnoses {
         Ok(Some(event.machine(machine).session(session.id).image(current.system().image)))
     }
 
-    /// Somebody still runs on a disk that a later boot, or a stop, took away. Told once an hour for a machine.
+    /// A client still uses a disk that a later boot, or a stop, took away. Reported once an hour per machine.
     pub(super) async fn login_too_late(
         &self,
         at: Timestamp,
@@ -152,17 +152,17 @@ impl Diagnoses {
             Some(session) if number < session.current.number && self.presence.is_online(session.id) => {
                 let current = session.current.number;
                 let message = format!(
-                    "{from} still asks for the disk of boot {number}, and this machine runs on that of boot {current}: most \
-                     likely two machines boot with one MAC address, and the one at {from} has lost its disk"
+                    "{from} still asks for the disk of boot {number}, but this machine now runs on the disk of boot {current}: most \
+                     likely two machines boot with the same MAC address, and the one at {from} has lost its disk"
                 );
                 (Diagnosis::disk_taken_over(from, number, current), message)
             }
-            // It is about to start, or was cut short: nobody else has its place.
+            // It is about to start, or was interrupted: no other boot has replaced it.
             Some(_) => return Ok(None),
             None => {
                 let message = format!(
-                    "{from} still asks for its disk, and its session was stopped: the machine still runs, or thinks so. Switch it \
-                     off or start it anew"
+                    "{from} still asks for its disk, but its session was stopped: the machine is probably still running. Switch it off or \
+                     restart it"
                 );
                 (Diagnosis::session_was_stopped(from), message)
             }
@@ -173,7 +173,7 @@ impl Diagnoses {
         Ok(Some(NewEvent::new(at, diagnosed(diagnosis, message)).machine(machine)))
     }
 
-    /// Whether it may be explained now; then not again for [`EXPLAINED_EVERY`].
+    /// Whether it may be explained now. If so, not again for [`EXPLAINED_EVERY`].
     fn may_explain(&self, what: Explained) -> bool {
         let mut explained = self.explained.lock().unwrap_or_else(PoisonError::into_inner);
         explained.retain(|_, at| at.elapsed() < EXPLAINED_EVERY);

@@ -1,11 +1,11 @@
-//! How much of what anybody on the network can cause is written down.
+//! Limits on what any sender on the network can cause to be recorded.
 //!
-//! A packet in a machine's name costs nobody anything; a row of the database costs a synced write and stays for months. So what strangers
-//! and machines cause has a budget, which a boot or a room that is switched on fits into, and a flood does not: beyond it nothing is
-//! written, and once a minute the log says how much was left out.
+//! Sending a packet in a machine's name is free; a row of the database costs a synced write and stays for months. So the records that
+//! strangers and machines cause have a budget. A boot, or a whole room that is switched on, fits into it; a flood does not. Beyond the
+//! budget nothing is recorded, and the log reports once a minute how much was left out.
 //!
-//! Bounds: unknown machines, 200 at once and then 5 a second, of which the store keeps the last 1,000; their first sights as events, which
-//! stay for months, 200 at once and then one in ten seconds; the stages and diagnoses of one registered machine, 60 at once and then
+//! Bounds: unknown machines, 200 at once and then 5 a second, of which the store keeps the last 1,000; their first sightings as events,
+//! which stay for months, 200 at once and then one in ten seconds; the stages and diagnoses of one registered machine, 60 at once and then
 //! one in ten seconds, which is at most 420 in its first hour and 360 in each that follows.
 
 use std::{
@@ -21,9 +21,9 @@ use crate::nouns::MachineId;
 const UNKNOWN: Budget = Budget { burst: 200.0, a_second: 5.0 };
 const FIRST_SIGHTS: Budget = Budget { burst: 200.0, a_second: 0.1 };
 const OF_ONE_MACHINE: Budget = Budget { burst: 60.0, a_second: 0.1 };
-/// How often the log says what was left out.
-const SAID_EVERY: Duration = Duration::from_secs(60);
-/// Machines that are remembered; those that have been quiet longest are forgotten first.
+/// How often the log reports how much was left out.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+/// The number of machines with a budget in memory; those that have been quiet longest are removed first.
 const REMEMBERED: usize = 4096;
 
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ struct Budget {
     a_second: f64,
 }
 
-/// What is left of a budget.
+/// The rest of a budget.
 #[derive(Clone, Copy, Debug)]
 struct Left {
     rows: f64,
@@ -56,7 +56,7 @@ impl Left {
     }
 }
 
-/// What may still be written.
+/// The budgets.
 #[derive(Debug, Default)]
 pub(super) struct Strangers(Mutex<State>);
 
@@ -66,23 +66,23 @@ struct State {
     first_sights: Option<Left>,
     machines: HashMap<MachineId, Left>,
     left_out: u64,
-    said: Option<Instant>,
+    reported: Option<Instant>,
 }
 
 impl Strangers {
-    /// Whether the sight of an unknown machine may be written.
+    /// Whether the sighting of an unknown machine may be recorded.
     pub(super) fn unknown(&self) -> bool {
         self.take(|state, now| state.unknown.get_or_insert(Left::new(UNKNOWN, now)).take(UNKNOWN, now))
     }
 
-    /// Whether the first sight of an unknown machine may be an event.
+    /// Whether the first sighting of an unknown machine may be recorded as an event.
     pub(super) fn first_sight(&self) -> bool {
         self.take(|state, now| {
             state.first_sights.get_or_insert(Left::new(FIRST_SIGHTS, now)).take(FIRST_SIGHTS, now)
         })
     }
 
-    /// Whether an event that a machine, or somebody in its name, has caused may be written.
+    /// Whether an event that a machine, or a sender that uses its address, has caused may be recorded.
     pub(super) fn of_machine(&self, machine: MachineId) -> bool {
         self.take(|state, now| {
             if state.machines.len() >= REMEMBERED && !state.machines.contains_key(&machine) {
@@ -102,10 +102,10 @@ impl Strangers {
             return true;
         }
         state.left_out += 1;
-        if state.said.is_none_or(|said| now.saturating_duration_since(said) >= SAID_EVERY) {
-            state.said = Some(now);
+        if state.reported.is_none_or(|reported| now.saturating_duration_since(reported) >= REPORT_INTERVAL) {
+            state.reported = Some(now);
             let left_out = std::mem::take(&mut state.left_out);
-            tracing::warn!(left_out, "Events of a flood were not recorded");
+            tracing::warn!(left_out, "Some events were not recorded, because there were too many");
         }
         false
     }

@@ -1,13 +1,14 @@
-//! Imports: jobs that make a version of a file.
+//! Imports: jobs that create a version from a file.
 //!
-//! An import: record `importing` and its job → wait for its turn → check the stated checksum of the source → probe → draft in the image store →
-//! convert into it → seal → record `ready` and, unless told otherwise, make it current. Whatever fails or is cancelled leaves `failed` with the reason and no bytes. The server's
-//! death in the middle leaves an `importing` record, which the next start makes `failed`; an end that cannot be recorded (the disk is full) is
-//! recorded later; and what is `importing` though nobody imports it, the reconciler makes `failed`.
+//! An import: record `importing` and its job → wait for its turn → check the stated checksum of the source → probe → draft in the image
+//! store → convert into it → seal → record `ready` and, by default, make it current. A failure or a cancellation leaves `failed` with the
+//! reason and no bytes. If the server dies during the import, an `importing` record remains, which the next start makes `failed`; an end
+//! that cannot be recorded (the disk is full) is recorded later; and the reconciler makes a version `failed` that is `importing` although
+//! no task imports it.
 //!
-//! A retry makes the same version: it is `importing` again, with its number, because people named it so and nothing of it was ever there.
-//! An import that the server's death interrupted is not tried again by itself: if it was the import that killed the server (its memory, its
-//! disk), each start would die of it.
+//! A retry creates the same version: it is `importing` again, with its number, because people know it by that number and nothing of it has
+//! existed yet. An import that was interrupted by the server's death is not retried automatically: if the import killed the server (by its
+//! use of memory or disk), each start would die from it.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,31 +32,32 @@ use crate::{
 /// An import.
 #[derive(Clone, Debug)]
 pub struct ImportRequest {
-    /// The image to add a version to; made when there is none of this name.
+    /// The image to add a version to; created if there is no image of this name.
     pub image: Name,
-    /// The file on the server. The caller has made sure that it may be read.
+    /// The file on the server. The caller has checked that it may be read.
     pub path: PathBuf,
-    /// Its format; none: as the probe finds.
+    /// Its format; `None`: determined by the probe.
     pub format: Option<ImageFormat>,
     /// The SHA-256 that the file should have, in hexadecimal.
     pub expected_sha256: Option<String>,
-    /// What the operator says of this version.
+    /// The operator's comment on this version.
     pub comment: String,
     /// Whether machines boot it from their next boot on.
     pub make_current: bool,
-    /// Who wants it.
+    /// Who requests it.
     pub by: Principal,
 }
 
-/// How soon an end that could not be recorded is recorded again; doubled each time.
+/// The pause before the next attempt to record an end; doubled each time.
 const RECORD_AGAIN: Duration = Duration::from_secs(1);
 const RECORD_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 impl Images {
-    /// Records an import and returns at once with the version being made: now, or when its [job](super::super::Jobs::of_version)'s turn comes.
+    /// Records an import and returns at once with the version, which is created now, or when the turn of its
+    /// [job](super::super::Jobs::of_version) comes.
     pub async fn import(self: &Arc<Self>, request: ImportRequest) -> Result<(Image, ImageVersion)> {
         authorize(&request.by, Command::ImageImport)?;
-        // Record and audit are text. A link of a plain name may lead to such a file.
+        // Record and audit row are text. A link with a UTF-8 name may lead to such a file.
         if request.path.to_str().is_none() {
             let message = format!("The name of the file {} is not UTF-8 text", request.path.display());
             return Err(Error::invalid("path", message).with_hint("Rename it, or its folder"));
@@ -64,7 +66,7 @@ impl Images {
         self.shared
             .run(async move {
                 this.runner.wait_for_sweep().await?;
-                // Two imports of one name must not both make the image, nor take the same number.
+                // Two imports with one name must not both create the image, nor take the same number.
                 let guard = this.versions.lock().await;
                 let now = this.shared.now();
                 let store = this.shared.store();
@@ -121,7 +123,7 @@ impl Images {
             .await
     }
 
-    /// How far an import is, in per mille; `None` when none is under way here. One that waits for its turn is at 0.
+    /// The progress of an import, in per mille; `None` if none is running here. An import that waits for its turn is at 0.
     #[must_use]
     pub fn import_progress(&self, version: ImageVersionId) -> Option<u16> {
         let running = self.runner.on(JobSubject::Version(version))?;
@@ -145,12 +147,12 @@ impl Images {
     }
 
     async fn cancelled_before_its_turn(&self, import: &ImportJob, running: &Running) {
-        // At the server's end it stays queued, and the next start goes on with it.
+        // When the server stops, it stays queued, and the next start continues with it.
         if self.shared.cancel.is_cancelled() {
             return;
         }
         if let Err(e) = self.end_queued_import(import, running).await {
-            tracing::warn!(job = %running.job, error = %e.report(), "could not record a cancelled job's end; the reconciler does");
+            tracing::warn!(job = %running.job, error = %e.report(), "could not record the end of a cancelled job; the reconciler will");
         }
         running.set_ended();
     }
@@ -164,7 +166,7 @@ impl Images {
         }
     }
 
-    /// Takes up an import that an earlier process left queued. The caller holds the image lock.
+    /// Starts an import that an earlier process left queued. The caller holds the image lock.
     pub(in crate::orchestrator) async fn start_queued_import(
         self: &Arc<Self>,
         job: Job,
@@ -173,13 +175,13 @@ impl Images {
         let version = self.shared.store().version(import.version).await?;
         match version.filter(|version| version.state == VersionState::Importing) {
             Some(version) => self.spawn_import(&job, import, version, None),
-            // Nothing is left to make.
+            // There is nothing left to create.
             None => self.record_import_without_result(job, &import, None, EndReason::WorkEnded).await?,
         }
         Ok(())
     }
 
-    /// Begins a failed or cancelled import anew. The caller holds the image lock, and the right to change the job.
+    /// Restarts a failed or cancelled import. The caller holds the image lock, and the lock for changes of jobs.
     pub(in crate::orchestrator) async fn retry_import(
         self: &Arc<Self>,
         mut job: Job,
@@ -189,7 +191,7 @@ impl Images {
         let version = self.shared.store().version(import.version).await?;
         let Some(mut version) = version.filter(|version| version.state == VersionState::Failed) else {
             return Err(Error::not_found("image version", import.version)
-                .with_hint("The version that this job made was removed: import the file again"));
+                .with_hint("The version of this job has been deleted: import the file again"));
         };
         version.state = VersionState::Importing;
         (version.error, version.failure, version.finished_at) = (None, None, None);
@@ -210,8 +212,8 @@ impl Images {
         Ok(job)
     }
 
-    /// Ends an import that nobody works on, with its version if that is still `importing`. The caller holds the image lock, and the right to
-    /// change the job.
+    /// Ends an import without a task, with its version if that is still `importing`. The caller holds the image lock, and the lock for
+    /// changes of jobs.
     pub(in crate::orchestrator) async fn end_import(
         &self,
         job: Job,
@@ -244,8 +246,8 @@ impl Images {
         Ok(())
     }
 
-    /// Imports, and records how it ended: again and again while that cannot be recorded. Until it is, the import counts as running, and
-    /// can be cancelled.
+    /// Imports, and records how it ended; retries while that cannot be recorded. Until then the import counts as running, and can be
+    /// cancelled.
     async fn finish_import(&self, version: ImageVersion, request: &ImportJob, running: Running) {
         let work = self.perform_import(&version, request, &running);
         let mut outcome = self.runner.with_heartbeat(&running, work).await;
@@ -305,8 +307,8 @@ impl Images {
         self.runner.record_end(running, batch, outcome.as_ref().map(|_| ())).await
     }
 
-    /// Versions that are `importing` and that nobody makes: what made them died, or is of a GGnet that had no jobs. Imports become `failed`,
-    /// and their bytes go. Returns how many were ended; an error where one could not be.
+    /// Ends versions that are `importing` without a task: their task died, or they come from a GGnet version without jobs. Imports become
+    /// `failed`, and their bytes are removed. Returns how many were ended; an error if one could not be ended.
     pub(in crate::orchestrator) async fn fail_abandoned(&self) -> Result<u64> {
         let importing = self.shared.store().importing_versions().await?;
         if importing.is_empty() {
@@ -316,7 +318,7 @@ impl Images {
         if importing.iter().all(|version| in_jobs.contains(&version.id)) {
             return Ok(0);
         }
-        // Looked at again: whoever begins an import holds this until it is recorded.
+        // Checked again under the lock: the start of an import holds it until the import is recorded.
         let _image = self.versions.lock().await;
         let in_jobs = self.runner.versions_in_jobs().await?;
         let (mut failed, mut left) = (0, Ok(()));
@@ -324,7 +326,7 @@ impl Images {
             if in_jobs.contains(&version.id) {
                 continue;
             }
-            // One that cannot be ended now keeps no other from it.
+            // If one cannot be ended now, the others still are.
             match self.end_abandoned(version, "The import ended without a result").await {
                 Ok(()) => failed += 1,
                 Err(e) => left = Err(e),
@@ -339,7 +341,7 @@ impl Images {
         request: &ImportJob,
         running: &Running,
     ) -> Result<(u64, String)> {
-        // Of 1000: the source's checksum takes 150 when one was stated, the conversion the rest but what sealing takes.
+        // Of 1000: the source's checksum takes 150 if one was stated, and the conversion takes the rest except the share of sealing.
         let share = |from: u16, to: u16| -> crate::ports::Progress {
             let shown = running.per_mille.clone();
             Arc::new(move |part: u16| {
@@ -356,12 +358,12 @@ impl Images {
                     format!("{} has the checksum {found}, not {expected}", request.path.display()),
                 )
                 .with_field("expected_sha256")
-                .with_hint("The file is damaged or is another one; get it again"));
+                .with_hint("The file is damaged or is a different file; get it again"));
             }
         }
         running.set_step("Converting");
         let converter = self.shared.ports.converter();
-        // The probe goes on by itself, and changes nothing.
+        // The probe may continue without us; it changes nothing.
         let probe = running.cancel.run_until_cancelled(converter.probe(&request.path)).await;
         let probe = probe.ok_or_else(was_cancelled)??;
         if let Some(stated) = request.format
@@ -372,7 +374,7 @@ impl Images {
                 format!("{} is {:?}, not {stated:?}", request.path.display(), probe.format),
             )
             .with_field("format")
-            .with_hint("Import it with the format that it has, or leave the format out"));
+            .with_hint("State the format that it has, or leave the format out"));
         }
         let images = self.shared.ports.images();
         let made = ImageSpec::new(version.id, probe.virtual_size);
@@ -383,20 +385,20 @@ impl Images {
             sink: images.draft(&made).await?,
         };
         let converted = converter.convert(&spec, share(150, 990), running.cancel.clone()).await?;
-        // Sealed as large as it was written: of another size than was found before, it is refused.
+        // Sealed with the size that was written: another size than the probe found is rejected.
         let sealed = images.seal(&ImageSpec::new(version.id, converted.size_bytes)).await?;
         Ok((sealed.size_bytes, converted.sha256))
     }
 
-    /// Whether somebody works on it: a version whose import ended and could not be recorded is nobody's, and can be deleted.
+    /// Whether a task works on it. A version whose import ended but could not be recorded has no task, and can be deleted.
     pub(super) fn is_importing(&self, version: &ImageVersion) -> bool {
         version.state == VersionState::Importing && self.runner.on(JobSubject::Version(version.id)).is_some()
     }
 
-    /// Versions that our death interrupted become `failed`, and bytes that no version explains are removed. Jobs that our death interrupted have
-    /// been ended before.
+    /// Makes versions `failed` that the death of our process interrupted, and removes bytes that belong to no version. Interrupted jobs
+    /// have been ended before.
     pub(in crate::orchestrator) async fn sweep(&self) -> Result<()> {
-        // Those that are queued have not begun; the others are of a GGnet that had no jobs, or publications.
+        // Queued ones have not started; the others come from a GGnet version without jobs, or are publications.
         let in_jobs = self.runner.versions_in_jobs().await?;
         let store = self.shared.store();
         for version in store.importing_versions().await? {
@@ -404,33 +406,33 @@ impl Images {
             if in_jobs.contains(&id) {
                 continue;
             }
-            // One that cannot be ended now stays `importing`, which keeps its bytes; the reconciler goes on with it.
+            // One that cannot be ended now stays `importing`, which keeps its bytes; the reconciler will end it.
             if let Err(e) = self.end_abandoned(version, "The server was interrupted during the import").await
             {
                 tracing::warn!(version = %id, error = %e.report(), "an interrupted version is left as it is");
             }
         }
         let mut listed = self.shared.ports.images().list().await?;
-        // The newest first: what stands on another is younger.
+        // The newest first: a version is younger than the version that it is based on.
         listed.sort_by_key(|listed| std::cmp::Reverse(listed.id));
         for found in listed {
             match store.version(found.id).await? {
                 Some(version) if version.state != VersionState::Failed => {}
-                // What a machine kept is nowhere else any more.
+                // There is no other copy of a machine's kept writes.
                 Some(version)
                     if matches!(version.source, VersionSource::Writeback { .. })
                         && found.completeness == Completeness::Whole =>
                 {
-                    tracing::warn!(version = %found.id, "a publication that had failed has its bytes: it is ready");
+                    tracing::warn!(version = %found.id, "a version recorded as failed has all its bytes: it becomes ready");
                     let by = Principal::system(SystemPart::Upkeep);
                     let _image = self.versions.lock().await;
                     if let Err(e) = self.record_published(version, &found, false, &by).await {
-                        tracing::warn!(version = %found.id, error = %e.report(), "it is left as it is");
+                        tracing::warn!(version = %found.id, error = %e.report(), "could not record that the version is ready");
                     }
                 }
-                // A failed import has no bytes, unless its converter was cut off and went on to its end unheard.
+                // A failed import has no bytes, unless its converter was given up and finished later.
                 Some(_) | None => {
-                    tracing::info!(version = %found.id, "removing bytes that no image version explains");
+                    tracing::info!(version = %found.id, "removing bytes that belong to no image version");
                     self.versions.remove_bytes(found.id).await;
                 }
             }
@@ -438,7 +440,7 @@ impl Images {
         Ok(())
     }
 
-    /// Ends a version that is `importing` and that nobody makes. The caller has made sure of that.
+    /// Ends a version that is `importing` without a task. The caller has checked that there is none.
     async fn end_abandoned(&self, version: ImageVersion, why: &str) -> Result<()> {
         if let VersionSource::Writeback { session, .. } = version.source {
             return self.end_abandoned_publication(version, session).await;
@@ -456,5 +458,5 @@ fn was_cancelled() -> Error {
 
 fn interrupted(message: &str) -> Error {
     Error::new(code::import_interrupted(), message)
-        .with_hint("`ggnet job retry` does it again, or import the file again")
+        .with_hint("Run `ggnet job retry`, or import the file again")
 }

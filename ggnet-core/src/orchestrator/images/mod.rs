@@ -1,4 +1,4 @@
-//! [`Images`]: current versions, deletion. How a version comes to be is in [`imports`] and [`publish`].
+//! [`Images`]: current versions, deletion. The creation of versions is in [`imports`] and [`publish`].
 
 mod imports;
 mod publish;
@@ -19,7 +19,7 @@ use crate::{
     ports::{Batch, Completeness, Write},
 };
 
-/// What a deletion freed.
+/// The result of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeletedVersion {
     /// The version.
@@ -44,7 +44,7 @@ impl Images {
         Self { shared, versions, runner, sessions }
     }
 
-    /// Makes a ready version the one that machines boot from their next boot on.
+    /// Makes a ready version the one that machines boot at their next boot.
     pub async fn set_current(
         self: &Arc<Self>,
         image: ImageId,
@@ -81,7 +81,7 @@ impl Images {
             .await
     }
 
-    /// Deletes a version and its bytes. `Conflict` while it is current, in use, or a writeback or another version stands on it.
+    /// Deletes a version and its bytes. `Conflict` while it is current or in use, or while a writeback or another version is based on it.
     pub async fn delete_version(
         self: &Arc<Self>,
         id: ImageVersionId,
@@ -91,7 +91,7 @@ impl Images {
         let (this, by) = (Arc::clone(self), by.clone());
         self.shared
             .run(async move {
-                // Write: no session may choose this version from here on.
+                // Held for writing: no session may choose this version from here on.
                 let image_lock = this.versions.lock().await;
                 let store = this.shared.store();
                 let version =
@@ -110,7 +110,7 @@ impl Images {
                     )
                     .with_hint("Make another version current first, or delete the whole image"));
                 }
-                this.refuse_if_stood_on(&store.versions(version.image).await?, &[id]).await?;
+                this.refuse_if_based_on(&store.versions(version.image).await?, &[id]).await?;
                 let row = this.shared.audit(&by, AuditAction::VersionDelete, AuditSubject::Version(id));
                 let row = row.before(json!(version));
                 let event = this.shared.event(EventKind::VersionDeleted).image(version.image);
@@ -141,7 +141,7 @@ impl Images {
                     .with_hint("Cancel the import first"));
                 }
                 let ids: Vec<_> = versions.iter().map(|v| v.id).collect();
-                this.refuse_if_stood_on(&versions, &ids).await?;
+                this.refuse_if_based_on(&versions, &ids).await?;
                 let row = this
                     .shared
                     .audit(&by, AuditAction::ImageDelete, AuditSubject::Image(id))
@@ -155,7 +155,7 @@ impl Images {
                 }));
                 this.shared.record(batch.from_reserve()).await?;
                 drop(image_lock);
-                // The newest first: what stands on another is younger.
+                // The newest first: a version is younger than the version that it is based on.
                 for version in ids.into_iter().rev() {
                     this.versions.remove_bytes(version).await;
                 }
@@ -164,8 +164,9 @@ impl Images {
             .await
     }
 
-    /// Refuses while a writeback, or a version that is not among `versions`, stands on one of them. `of_image`: all versions of their image.
-    async fn refuse_if_stood_on(&self, of_image: &[ImageVersion], versions: &[ImageVersionId]) -> Result<()> {
+    /// Rejects the deletion while a writeback, or a version that is not among `versions`, is based on one of them. `of_image`: all versions
+    /// of their image.
+    async fn refuse_if_based_on(&self, of_image: &[ImageVersion], versions: &[ImageVersionId]) -> Result<()> {
         let listed = self.shared.ports.writeback().list().await?;
         let Some(found) = listed.iter().find(|w| w.base.is_some_and(|b| versions.contains(&b))) else {
             return self.refuse_if_below(of_image, versions).await;
@@ -177,18 +178,18 @@ impl Images {
         let version = found.base.map(|base| base.to_string()).unwrap_or_default();
         Err(Error::new(
             code::version_in_use(version, &who),
-            format!("A writeback of {who} stands on this version"),
+            format!("A writeback of {who} is based on this version"),
         )
         .with_hint("Stop its session, or discard its kept writeback, first"))
     }
 
     async fn refuse_if_below(&self, of_image: &[ImageVersion], versions: &[ImageVersionId]) -> Result<()> {
         let listed = self.shared.ports.images().list().await?;
-        let stands = listed.iter().find_map(|above| {
+        let based = listed.iter().find_map(|above| {
             let below = above.parent.filter(|below| versions.contains(below))?;
             (!versions.contains(&above.id)).then_some((above.id, below))
         });
-        // Of one whose bytes are not whole the record says what it is to stand on.
+        // For a version whose bytes are not whole, the record says what it will be based on.
         let whole =
             |id: ImageVersionId| listed.iter().any(|v| v.id == id && v.completeness == Completeness::Whole);
         let recorded = || {
@@ -204,17 +205,17 @@ impl Images {
                 _ => None,
             })
         };
-        let Some((above, below)) = stands.or_else(recorded) else { return Ok(()) };
+        let Some((above, below)) = based.or_else(recorded) else { return Ok(()) };
         let number = of_image.iter().find(|v| v.id == above).map(|v| format!("Version {}", v.number));
         let above_name = number.unwrap_or_else(|| format!("Version {above}"));
         let hint = if self.shared.store().version(above).await?.is_some() {
             "Delete that version first"
         } else {
-            "That version was deleted, and its bytes could not be removed: the next start of the server removes them"
+            "That version was deleted, but its bytes could not be removed: the next start of the server removes them"
         };
         Err(Error::new(
             code::version_below_another(below, above),
-            format!("{above_name} stands on this version: it has only what differs"),
+            format!("{above_name} is based on this version and holds only the differences"),
         )
         .with_hint(hint))
     }

@@ -1,4 +1,4 @@
-//! Publishing: what a machine has kept becomes the next version of its image, without a copy.
+//! Publishing: the kept writes of a machine become the next version of its image, without a copy.
 //!
 //! ```text
 //!   kept writeback ──freeze──▶ record importing ──▶ adopt ──▶ record ready
@@ -6,12 +6,13 @@
 //!         └──────────────── record failed ────────────┘ (it is the writeback still)
 //! ```
 //! The version is recorded before its bytes move, with the session and the version below as its source. So a crash between any two steps
-//! leaves a record that says what is wanted, and the bytes in one place, whole: the next start, or the reconciler, makes the version ready
-//! where it finds them adopted, and failed where they are the writeback's still. An answer that was lost is treated alike.
+//! leaves a record of what is wanted, and the bytes complete in one place: the next start, or the reconciler, makes the version ready if it
+//! finds them adopted, and failed if they still belong to the writeback. A lost response is handled in the same way.
 //!
-//! Invariants: the machine's lock is held throughout, and the image lock from the record on. The freeze comes before it, because a flush takes
-//! as long as there is to write, and every start waits for that lock. From the freeze on no session writes to the writeback; nobody removes it
-//! while an unfinished version wants it. A version that was published has no SHA-256: nobody has read it.
+//! Invariants: the machine's lock is held throughout, and the image lock from the record on. The freeze comes before the image lock,
+//! because a flush takes time in proportion to the unwritten data, and every start waits for that lock. From the freeze on no session
+//! writes to the writeback, and it is not removed while an unfinished version needs it. A published version has no SHA-256, because it was
+//! never read as a whole.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -29,7 +30,8 @@ use crate::{
     ports::{Batch, Completeness, Frozen, ImageListed, ImageSpec, Write},
 };
 
-/// Most versions that stand on each other: each is one more file that is open, and one more place to look for what was not written.
+/// The maximum length of a chain of versions: each version is one more open file, and one more file to search for blocks that later
+/// versions did not write.
 const DEEPEST: usize = 16;
 
 /// What to publish.
@@ -37,35 +39,35 @@ const DEEPEST: usize = 16;
 pub struct PublishRequest {
     /// The machine, without a live session, whose kept writes become a version.
     pub machine: MachineId,
-    /// What the operator says of this version.
+    /// The operator's comment on this version.
     pub comment: String,
-    /// Whether machines boot it from their next boot on. A publication that only a restart could finish is not made current.
+    /// Whether machines boot it from their next boot on. A publication that is finished only after a restart is not made current.
     pub make_current: bool,
-    /// Who wants it.
+    /// Who requests it.
     pub by: Principal,
 }
 
 impl Images {
-    /// Makes the kept writes of a machine the next version of its image. The machine then keeps nothing, and boots the image's current
-    /// version. Whatever fails, what it kept is as it was.
+    /// Makes the kept writes of a machine the next version of its image. The machine then has no kept writes, and boots the image's current
+    /// version. If anything fails, the kept writes are unchanged.
     ///
-    /// Errors: `NotFound` (machine, or it keeps nothing); `Conflict` while it has a live session; `Unsupported` where the image store cannot
-    /// take over what the writeback store freezes; any error of a backend. `Timeout` may mean that it is done later: then the version is
-    /// `importing` until the reconciler has found out. Cancellation: it goes on without its caller.
+    /// Errors: `NotFound` (machine, or it keeps nothing); `Conflict` while it has a live session; `Unsupported` if the image store cannot
+    /// take over what the writeback store freezes; any error of a backend. After `Timeout` it may still be completed later: the version is
+    /// `importing` until the reconciler knows the outcome. Cancellation: it continues without its caller.
     pub async fn publish(self: &Arc<Self>, request: PublishRequest) -> Result<(Image, ImageVersion)> {
         authorize(&request.by, Command::ImagePublish)?;
         let this = Arc::clone(self);
         self.shared
             .run(async move {
                 this.runner.wait_for_sweep().await?;
-                // Held to the end: no session may begin to write.
+                // Held to the end: no session may start to write.
                 let locked = this.sessions.lock_machine(request.machine).await;
                 this.publish_kept(&locked, &request).await
             })
             .await
     }
 
-    /// Refuses stores between which nothing can be handed over.
+    /// Rejects a pair of stores that cannot hand over a frozen disk.
     fn check_hands_over(&self) -> Result<()> {
         let (images, writebacks) = (self.shared.ports.images(), self.shared.ports.writeback());
         let (adopts, freezes) = (images.capabilities().adopts, writebacks.capabilities().freezes);
@@ -80,13 +82,14 @@ impl Images {
                 writebacks.name()
             ),
         )
-        .with_hint("Choose two that fit each other: `ggnet-server backends` lists them"))
+        .with_hint("Choose two that work together: `ggnet-server backends` lists them"))
     }
 
-    /// Where the bytes of an unfinished publication are: adopted, or still the writeback's (none). An error: that cannot be said now.
+    /// Where the bytes of an unfinished publication are: adopted, or still in the writeback (`None`). An error means that it cannot be
+    /// determined now.
     ///
-    /// A call to adopt that nobody waits for any more holds the writeback frozen until it ends; so whoever can freeze it knows that none is
-    /// under way.
+    /// A call to `adopt` without a caller keeps the writeback frozen until it ends; so if the writeback can be frozen, no such call is in
+    /// flight.
     async fn adopted(&self, version: ImageVersionId, writeback: &ResourceId) -> Result<Option<ImageListed>> {
         let (images, writebacks) = (self.shared.ports.images(), self.shared.ports.writeback());
         let whole = |listed: &ImageListed| listed.completeness == Completeness::Whole;
@@ -95,10 +98,10 @@ impl Images {
         }
         if writebacks.get(writeback).await?.is_some() {
             match writebacks.freeze(writeback).await {
-                // It may have been adopted between the two looks.
+                // It may have been adopted between the two checks.
                 Ok(_frozen) => return Ok(images.get(version).await?.filter(whole)),
                 Err(e) if e.kind() == ErrorKind::Unsupported => return Ok(None),
-                // Adopted between the two looks, or gone.
+                // Adopted between the two checks, or gone.
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
@@ -110,10 +113,10 @@ impl Images {
             ErrorKind::Unavailable,
             format!("The bytes of image version {version} are neither in the image store nor in writeback {writeback}"),
         )
-        .with_hint("Are the folders of images and writebacks mounted? Bring them back; or delete the version"))
+        .with_hint("Check that the folders of images and writebacks are mounted, and restore them; or delete the version"))
     }
 
-    /// Records a published version as ready, and as current if that is wanted or there is none.
+    /// Records a published version as ready, and as current if that was requested or the image has no current version.
     pub(super) async fn record_published(
         &self,
         mut version: ImageVersion,
@@ -128,15 +131,15 @@ impl Images {
         let event = self.shared.event(EventKind::VersionReady).image(version.image);
         let batch = Batch::new().write(Write::Version(version.clone())).event(event);
         let batch = self.versions.with_current(batch, &version, make_current, by).await?;
-        // It says how something ended.
+        // The batch records how something ended.
         self.shared.record(batch.from_reserve()).await?;
         Ok(version)
     }
 
-    /// Ends a publication that nobody works on. The caller holds the image lock, or nothing else is under way yet.
+    /// Ends a publication without a task. The caller holds the image lock, or no other operation has started yet.
     ///
     /// # Errors
-    /// It cannot be said now where its bytes are: the version stays as it is.
+    /// It cannot be determined now where its bytes are: the version stays as it is.
     pub(super) async fn end_abandoned_publication(
         &self,
         version: ImageVersion,
@@ -144,23 +147,23 @@ impl Images {
     ) -> Result<()> {
         let store = self.shared.store();
         let Some(session) = store.session(session).await? else {
-            // Forgotten long after, or with its machine: nobody can say any more whose writeback it was to be made of.
+            // The session was pruned, or deleted with its machine: its writeback is no longer known.
             let listed = self.shared.ports.images().get(version.id).await?;
             let whole = listed.filter(|listed| listed.completeness == Completeness::Whole);
             return self.record_abandoned_publication(version, whole).await;
         };
-        // Not waited for: whoever waits for the image lock may hold it.
+        // Does not wait: the holder of this lock may be waiting for the image lock.
         let Some(_locked) = self.sessions.try_lock_machine(session.machine) else {
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!(
-                    "Machine {} is being worked on; version {} is looked at later",
+                    "Another operation on machine {} is in progress; version {} is checked later",
                     session.machine, version.id
                 ),
             ));
         };
         let writeback = ResourceId::machine(session.machine);
-        // A session that writes to it could not have begun while the bytes were about to move.
+        // A session that writes to it could not have started while the bytes were about to move.
         let is_written = self.is_written(session.machine, &writeback).await?;
         let adopted = match self.adopted(version.id, &writeback).await {
             Ok(adopted) => adopted,
@@ -170,7 +173,7 @@ impl Images {
         self.record_abandoned_publication(version, adopted).await
     }
 
-    /// Ready where its bytes were adopted, else failed.
+    /// Records it as ready if its bytes were adopted, otherwise as failed.
     async fn record_abandoned_publication(
         &self,
         version: ImageVersion,
@@ -184,16 +187,16 @@ impl Images {
             None => {
                 let why = Error::new(
                     code::publish_interrupted(),
-                    "The server was interrupted while it published what a machine has kept",
+                    "The server was interrupted while it published a machine's kept writes",
                 )
-                .with_hint("The machine keeps it still: publish it again");
+                .with_hint("The machine still keeps them: publish them again");
                 self.shared.record(self.versions.failed_version(version, &why)).await.map(|_| ())
             }
         }
     }
 
-    /// Whether the machine runs on this writeback. One that runs on a disk of its session's own (`discard`) says nothing of it: an adoption
-    /// may be under way.
+    /// Whether the machine runs on this writeback. If it runs on its session's own disk (`discard`), that says nothing about this
+    /// writeback: an adoption may be in flight.
     async fn is_written(&self, machine: MachineId, writeback: &ResourceId) -> Result<bool> {
         let live = self.shared.store().live_session(machine).await?;
         Ok(live.is_some_and(|session| {
@@ -213,7 +216,7 @@ impl Images {
                 code::machine_has_session(&machine.name),
                 format!("Machine {} has session {} ({})", machine.name, live.id, live.state.as_str()),
             )
-            .with_hint("Stop that session first: what a running machine writes has no end"));
+            .with_hint("Stop that session first: the writes of a running machine are not complete"));
         }
         self.check_hands_over()?;
         let writeback = ResourceId::machine(id);
@@ -223,9 +226,9 @@ impl Images {
             return Err(being_published(&machine.name));
         }
         self.check_depth(base).await?;
-        // Before the image lock, for which every start waits: a flush takes as long as there is to write.
+        // Before the image lock, because every start waits for that lock, and a flush takes time in proportion to the unwritten data.
         let frozen = self.freeze_kept(&writeback, base).await?;
-        // Held to the end: the number is taken, the version below stays, and nobody takes this version for abandoned.
+        // Held to the end: the number stays reserved, the version below stays, and this version is not considered abandoned.
         let _image = self.versions.lock().await;
         let (image, version) = self.record_publishing(&machine, last.id, base, request).await?;
         match self.hand_over(&version, frozen).await {
@@ -244,14 +247,14 @@ impl Images {
         }
     }
 
-    /// The version below what the machine keeps.
+    /// The version that the machine's kept writes are based on.
     async fn kept_over(&self, machine: &Machine, writeback: &ResourceId) -> Result<ImageVersionId> {
         let kept = self.shared.ports.writeback().get(writeback).await?;
         let kept = kept.filter(|kept| kept.completeness == Completeness::Whole);
         kept.and_then(|kept| kept.base).ok_or_else(|| nothing_kept(machine))
     }
 
-    /// Refuses a version that would stand on too many others.
+    /// Rejects a version that would make the chain too long.
     async fn check_depth(&self, base: ImageVersionId) -> Result<()> {
         let listed = self.shared.ports.images().list().await?;
         let parents: HashMap<_, _> =
@@ -262,12 +265,12 @@ impl Images {
         }
         Err(Error::new(
             code::versions_too_deep(base, DEEPEST),
-            format!("Version {base} stands on {} others, and no more than {DEEPEST} may stand on each other", DEEPEST - 1),
+            format!("Version {base} is based on a chain of {} others, and a chain may have at most {DEEPEST} versions", DEEPEST - 1),
         )
-        .with_hint("Import the disk as it is now as a version of its own: read it by an initiator of its manual target"))
+        .with_hint("Import the present disk as a version of its own: read it with an initiator from its manual target"))
     }
 
-    /// Records the version to be made. The caller holds the image lock.
+    /// Records the version to be created. The caller holds the image lock.
     async fn record_publishing(
         &self,
         machine: &Machine,
@@ -279,7 +282,7 @@ impl Images {
         let below = store.version(base).await?.ok_or_else(|| {
             Error::new(
                 code::kept_writes_without_version(&machine.name),
-                format!("Machine {} keeps writes over a lost version", machine.name),
+                format!("Machine {} keeps writes over a version that no longer exists", machine.name),
             )
         })?;
         let mut image =
@@ -296,19 +299,21 @@ impl Images {
         Ok((image, version))
     }
 
-    /// Ends the writing to what is kept, which must be over `base`.
+    /// Freezes the kept writeback, which must be based on `base`.
     async fn freeze_kept(&self, writeback: &ResourceId, base: ImageVersionId) -> Result<Frozen> {
         let writebacks = self.shared.ports.writeback();
         let frozen = writebacks.freeze(writeback).await?;
         if frozen.base == base {
             return Ok(frozen);
         }
-        let message =
-            format!("Writeback {writeback} is over version {}, and was listed over {base}", frozen.base);
+        let message = format!(
+            "Writeback {writeback} is based on version {}, but was listed as based on {base}",
+            frozen.base
+        );
         Err(Error::new(ErrorKind::Corrupt, message).with_backend(writebacks.name()))
     }
 
-    /// Adopts. An error says also whether the writeback is known to be as it was.
+    /// Adopts. An error also says whether the writeback is known to be unchanged.
     async fn hand_over(
         &self,
         version: &ImageVersion,
@@ -321,12 +326,12 @@ impl Images {
         };
         let writeback = frozen.writeback.clone();
         drop(frozen);
-        // The answer may be lost, or come later.
+        // The response may be lost, or come later.
         match self.adopted(version.id, &writeback).await {
             Ok(Some(listed)) => Ok(listed),
             Ok(None) => Err((failure, true)),
             Err(unknown) => {
-                tracing::warn!(version = %version.id, error = %unknown.report(), "it is not known yet whether it was published");
+                tracing::warn!(version = %version.id, error = %unknown.report(), "it is not yet known whether the version was published");
                 Err((failure, false))
             }
         }

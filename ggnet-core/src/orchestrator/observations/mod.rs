@@ -1,8 +1,8 @@
 //! [`Observations`] become boot stages.
 //!
-//! Backends call [`Observer::observe`] from their data paths, so it only puts the observation into a bounded queue
-//! ([`queue`]); one task writes the queue to the store, many observations in one transaction. What finds no place is
-//! dropped and counted: a boot timeline with a hole is better than a disk that waits.
+//! Backends call [`Observer::observe`] from their data paths, so it only puts the observation into a bounded queue ([`queue`]); one task
+//! writes the queue to the store, many observations in one transaction. An observation that finds no place is dropped and counted: a gap in
+//! a boot timeline is better than a disk that waits.
 
 mod queue;
 
@@ -26,10 +26,10 @@ use crate::{
     ports::{Batch, Observation, Observer, Write},
 };
 
-/// Longest diagnosis, in characters: it may quote what a packet claims.
+/// The maximum length of a diagnosis, in characters: it may quote data from a packet.
 const DIAGNOSIS: usize = 400;
 
-/// What backends hold of us, who hold them: weak, so that the two do not keep each other alive for ever.
+/// The handle that backends hold. It is weak, because we hold the backends, and the two would keep each other alive for ever.
 struct Handle(Weak<Observations>);
 
 impl Observer for Handle {
@@ -40,7 +40,7 @@ impl Observer for Handle {
     }
 }
 
-/// The way of observations from the backends to the store.
+/// The path of observations from the backends to the store.
 pub(super) struct Observations {
     shared: Arc<Shared>,
     presence: Arc<Presence>,
@@ -56,21 +56,22 @@ impl Observer for Observations {
     }
 }
 
-/// How long after its own request for an address a machine's loader is taken for fetched by itself.
+/// For how long after its own request for an address a machine is assumed to be the one that fetches its loader.
 const OWN_TRACE: Duration = Duration::from_secs(60);
 
-/// What machines that are about to boot have done. Only of registered ones.
+/// The progress of machines that are about to boot. Only for registered machines.
 #[derive(Default)]
 struct Waiting {
-    /// When a machine was offered an address. Anybody can fetch a file that is named after it; only it asks for an address in its name.
+    /// When a machine was offered an address. Any client can fetch a file that is named after a machine; only the machine itself asks for
+    /// an address in its name.
     offered: HashMap<MacAddr, Instant>,
-    /// Machines that got their loader and have not asked for a script yet.
+    /// Machines that fetched their loader and have not asked for a script yet.
     loaded: HashMap<MacAddr, Loaded>,
 }
 
-/// A machine that got its loader.
+/// A machine that fetched its loader.
 struct Loaded {
-    /// When; from the moment its loader asks for an address, that moment.
+    /// When it fetched it; once the loader has asked for an address, the time of that request.
     since: Instant,
     machine: MachineId,
     /// Whether the loader is one for UEFI, which Secure Boot may have refused to start.
@@ -84,12 +85,12 @@ impl Observations {
         Self { shared, presence, diagnoses, queue: ObservationQueue::default() }
     }
 
-    /// What a backend is given, to tell what it observes.
+    /// The observer that a backend receives.
     pub(super) fn observer(self: &Arc<Self>) -> Arc<dyn Observer> {
         Arc::new(Handle(Arc::downgrade(self)))
     }
 
-    /// Writes what is observed, until the shutdown.
+    /// Records observations until the shutdown.
     pub(super) async fn write_until_shutdown(&self) {
         let mut waiting = Waiting::default();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -106,12 +107,12 @@ impl Observations {
                     for seen in many.drain(..) {
                         match self.translate(seen, &mut waiting).await {
                             Ok((event, write)) => {
-                                // The store does not know yet what this batch is about to tell it.
-                                let told = event.as_ref().is_some_and(|e| {
+                                // This batch is not in the store yet.
+                                let is_in_batch = event.as_ref().is_some_and(|e| {
                                     matches!(e.kind, EventKind::MachineSeen { .. })
                                         && batch.events.iter().any(|b| b.kind == e.kind)
                                 });
-                                batch.events.extend(event.filter(|e| !told && self.diagnoses.may_be_recorded(e)));
+                                batch.events.extend(event.filter(|e| !is_in_batch && self.diagnoses.may_be_recorded(e)));
                                 batch.writes.extend(write);
                             }
                             Err(e) => tracing::warn!(error = %e.report(), "observation lost"),
@@ -140,8 +141,8 @@ impl Observations {
         Ok(match seen.what {
             Observation::AddressOffered { mac, ipxe, .. } => match self.machine_of(mac).await? {
                 Some(machine) => match waiting.loaded.get_mut(&mac) {
-                    // The loader asks again, for the script's URL; the machine was offered its address once. A card whose
-                    // own ROM is iPXE asks like this first, with no loader before it.
+                    // The loader asks again, for the script's URL; the machine was already offered its address. A card whose ROM is iPXE
+                    // asks like this first, without a loader before it.
                     Some(loaded) if ipxe => {
                         if !loaded.runs {
                             (loaded.since, loaded.runs) = (Instant::now(), true);
@@ -171,7 +172,7 @@ impl Observations {
             Observation::BootFileSent { mac: Some(mac), path, .. } => match self.machine_of(mac).await? {
                 Some(machine) => {
                     let own = waiting.offered.remove(&mac).is_some_and(|at| at.elapsed() < OWN_TRACE);
-                    // Who does not hear the requests for addresses cannot tell the machine from somebody else.
+                    // A backend that does not see the requests for addresses cannot distinguish the machine from another client.
                     if own || !self.shared.ports.dhcp().capabilities().observes {
                         let efi = path.ends_with(".efi");
                         let loaded = Loaded { since: Instant::now(), machine: machine.id, efi, runs: false };
@@ -240,14 +241,14 @@ impl Observations {
             let seconds = deadline.as_secs();
             let (diagnosis, message) = if loaded.runs {
                 let message = format!(
-                    "The loader of {mac} started and asked for no boot script within {seconds} s: it probably does not \
-                     reach the HTTP server. Look whether a firewall closes its port"
+                    "The loader of {mac} started but did not ask for a boot script within {seconds} s: it probably does not reach the \
+                     HTTP server. Check whether a firewall blocks its port"
                 );
                 (Diagnosis::http_not_reached(mac, seconds), message)
             } else if loaded.efi {
                 let message = format!(
-                    "{mac} fetched its UEFI loader and asked for no boot script within {seconds} s: Secure Boot is probably \
-                     on. Switch it off in the firmware's setup, or give this machine a signed loader"
+                    "{mac} fetched its UEFI loader but did not ask for a boot script within {seconds} s: Secure Boot is probably on. \
+                     Switch it off in the firmware's setup, or give this machine a signed loader"
                 );
                 (Diagnosis::secure_boot_likely(mac, seconds), message)
             } else {

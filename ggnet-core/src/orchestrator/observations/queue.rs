@@ -1,9 +1,9 @@
-//! The queue between backends, which observe from their data paths, and the task that records what they saw. It never waits: what finds
-//! no place is dropped.
+//! The queue between backends, which observe from their data paths, and the task that records what they saw. It never waits: an observation
+//! that finds no place is dropped.
 //!
-//! Places are shared fairly, because anybody can send packets in a machine's name: each source has few, sources take turns, and when all
-//! places are taken the source with most gives one up. So a flood in one machine's name costs that machine its own observations and
-//! nobody else's; a flood under many made-up MAC addresses is dropped before what initiators have done on their targets.
+//! Places are shared fairly, because any client can send packets in a machine's name: each source has few places, sources take turns, and
+//! when all places are taken, the source with the most gives one up. So a flood in one machine's name costs only that machine's
+//! observations; a flood with many invented MAC addresses is dropped before the observations of initiators on their targets.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,7 +17,7 @@ use crate::{
     ports::Observation,
 };
 
-/// All places: a thousand machines that boot at once have four each.
+/// The number of places: a thousand machines that boot at once have four each.
 const PLACES: usize = 4096;
 /// The places of one machine: a boot is eight observations, and no more than sixty at once are recorded.
 const OF_ONE: usize = 64;
@@ -30,14 +30,14 @@ pub(super) struct Seen {
     pub(super) what: Observation,
 }
 
-/// In whose name something was seen.
+/// The source of an observation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Source {
-    /// Of a machine's target: its initiator proved itself.
+    /// A machine's target: its initiator has authenticated.
     Initiator(MachineId),
-    /// A packet with this address in it, which anybody can send.
+    /// A packet with this address in it, which any client can send.
     Packet(MacAddr),
-    /// All else.
+    /// All others.
     Others,
 }
 
@@ -65,14 +65,14 @@ impl Source {
     }
 }
 
-/// What waits to be recorded.
+/// The observations that wait to be recorded.
 #[derive(Default)]
 pub(super) struct ObservationQueue {
     state: Mutex<State>,
     arrived: Notify,
 }
 
-/// Each source with something waiting stands in `turns` once.
+/// Each source with a waiting observation is in `turns` once.
 #[derive(Default)]
 struct State {
     waiting: HashMap<Source, VecDeque<Seen>>,
@@ -81,15 +81,15 @@ struct State {
 }
 
 impl ObservationQueue {
-    /// Adds an observation. False when one was dropped: this one, or another for which it took the place.
+    /// Adds an observation. False if one was dropped: this one, or another whose place it took.
     pub(super) fn push(&self, seen: Seen) -> bool {
         let all = self.state.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
         self.arrived.notify_one();
         all
     }
 
-    /// Waits until there is something, and moves at most `max` of it into `to`, the sources in turn. Dropped while it waits, it has taken
-    /// nothing.
+    /// Waits until there is an observation, and moves at most `max` of them into `to`, from the sources in turn. If dropped while it waits,
+    /// it has taken nothing.
     pub(super) async fn take(&self, to: &mut Vec<Seen>, max: usize) {
         loop {
             self.state.lock().unwrap_or_else(PoisonError::into_inner).take(to, max);
@@ -120,7 +120,7 @@ impl State {
         !full
     }
 
-    /// Drops the newest of the source that has most, if that is more than `have`.
+    /// Drops the newest observation of the source that has the most, if that is more than `have`.
     fn make_room(&mut self, have: usize) -> bool {
         let most = self
             .waiting

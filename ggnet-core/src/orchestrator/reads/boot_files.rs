@@ -9,7 +9,7 @@ impl Reads<'_> {
     /// A boot file, as the boot file store has it.
     ///
     /// # Errors
-    /// `NotFound`: there is no such file; else as the store says.
+    /// `NotFound`: there is no such file; otherwise the store's error.
     pub async fn boot_file(self, path: &BootPath) -> Result<Bytes> {
         self.ports().boot_files().read(path).await
     }

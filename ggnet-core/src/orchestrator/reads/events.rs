@@ -8,10 +8,10 @@ use crate::{
 };
 
 impl Reads<'_> {
-    /// Events after `after` (none: from the first that is still kept), oldest first, at most `limit`; of one machine when given.
+    /// Events after `after` (`None`: from the first that is still kept), oldest first, at most `limit`; of one machine when given.
     ///
     /// # Errors
-    /// `NotFound` and `Invalid` for a cursor that leads nowhere, with what to do next; else as the store says.
+    /// `NotFound` and `Invalid` for a cursor that cannot be used, with a hint; otherwise the store's error.
     pub async fn events(
         self,
         after: Option<Cursor>,

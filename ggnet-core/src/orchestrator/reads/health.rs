@@ -1,21 +1,21 @@
-//! How every backend is.
+//! The health of every backend.
 
 use super::Reads;
 use crate::ports::Health;
 
-/// How one backend is.
+/// The health of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortHealth {
     /// The port: `target`, `dhcp` …
     pub port: &'static str,
     /// The backend's name.
     pub backend: &'static str,
-    /// How it is.
+    /// Its health.
     pub health: Health,
 }
 
 impl Reads<'_> {
-    /// How every backend is. All are asked at once; one that hangs is down when the port's limit for `health` has passed.
+    /// The health of every backend. All are asked concurrently; one that hangs is down when the port's limit for `health` has passed.
     pub async fn health(self) -> Vec<PortHealth> {
         let p = self.ports();
         let all: [PortHealth; 7] = tokio::join!(

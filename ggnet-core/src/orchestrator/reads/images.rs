@@ -20,17 +20,17 @@ pub struct ImageView {
     pub versions: Vec<VersionView>,
 }
 
-/// A version, and how far its import is.
+/// A version, with the progress of its import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionView {
     /// The version.
     pub version: ImageVersion,
-    /// How far the import is, in per mille, while it is under way.
+    /// The progress of the import, in per mille, while it runs.
     pub progress_per_mille: Option<u16>,
 }
 
 impl Reads<'_> {
-    /// Images by name, with their versions: two reads, however many images there are.
+    /// Images by name, with their versions: two reads, for any number of images.
     ///
     /// # Errors
     /// `Invalid` for a page that cannot be; else as the store says.
@@ -80,13 +80,13 @@ impl Reads<'_> {
         Ok(self.version_view(found.ok_or_else(|| Error::not_found("image version", id))?))
     }
 
-    /// This version, and how far its import is.
+    /// This version, with the progress of its import.
     #[must_use]
     pub fn version_view(self, version: ImageVersion) -> VersionView {
         VersionView { progress_per_mille: self.orchestrator.images().import_progress(version.id), version }
     }
 
-    /// A version for people: `win11 version 3`; with ids where the records are gone.
+    /// A version as text for people: `win11 version 3`; with ids if the records no longer exist.
     ///
     /// # Errors
     /// As the store says.
@@ -103,16 +103,16 @@ impl Reads<'_> {
         self.ports().images().name()
     }
 
-    /// What the image store has.
+    /// The versions that the image store lists.
     ///
     /// # Errors
-    /// As the image store says: then it is not known.
+    /// The image store's error: the list is then unknown.
     pub async fn stored_versions(self) -> Result<Vec<ImageListed>> {
         self.ports().images().list().await
     }
 
-    /// The current version of each image, what machines are pinned to, and what live sessions stand on: those whose bytes must be there for a
-    /// machine that asks now. Reads the store alone: the image store says whether they are there.
+    /// The current version of each image, the versions that machines are pinned to, and those that live sessions use: their bytes must
+    /// exist for a machine that boots now. Reads only the store; the image store knows whether the bytes exist.
     ///
     /// # Errors
     /// As the store says.

@@ -1,4 +1,4 @@
-//! Machines, and the unknown ones that were seen.
+//! Machines, and the unknown machines that were seen.
 
 use super::Reads;
 use crate::{
@@ -16,7 +16,7 @@ impl Reads<'_> {
         self.store().machines(filter, page).await
     }
 
-    /// A machine by its id, its name or one of its MAC addresses; a name may look like an address, and comes first.
+    /// A machine by its id, its name or one of its MAC addresses; a name may look like a MAC address, and takes precedence.
     ///
     /// # Errors
     /// `NotFound`: there is none; else as the store says.

@@ -1,7 +1,7 @@
-//! [`Reads`]: what a page or a program asks for, in a fixed number of reads of the store, however many rows the answer has.
+//! [`Reads`]: the queries of pages and programs, each in a fixed number of reads of the store, for any number of rows in the result.
 //!
-//! Nothing here changes anything. An embedder and the HTTP server read through it and never through the ports, so every change passes
-//! the orchestrator's rules.
+//! Nothing here changes anything. An embedder and the HTTP server read through it, never through the ports, so that every change passes the
+//! orchestrator's rules.
 
 mod boot_files;
 mod events;
@@ -23,17 +23,17 @@ use crate::{
     ports::{Names, Store},
 };
 
-/// Most ids in one question to the store: a page's worth.
+/// The maximum number of ids in one query to the store: one page.
 const AT_ONCE: usize = 1000;
 
-/// Everything that can be read; [`Orchestrator::read`] gives it.
+/// All queries; [`Orchestrator::read`] returns it.
 #[derive(Clone, Copy)]
 pub struct Reads<'a> {
     orchestrator: &'a Orchestrator,
 }
 
 impl Orchestrator {
-    /// Everything that can be read.
+    /// All queries.
     #[must_use]
     pub const fn read(&self) -> Reads<'_> {
         Reads { orchestrator: self }
@@ -49,7 +49,7 @@ impl<'a> Reads<'a> {
         self.ports().store().as_ref()
     }
 
-    /// The names of these, however many they are.
+    /// The names of these objects, for any number of them.
     async fn names(self, machines: &[MachineId], images: &[ImageId]) -> Result<Names> {
         let mut names = Names::default();
         let (mut machines, mut images) = (machines.chunks(AT_ONCE), images.chunks(AT_ONCE));

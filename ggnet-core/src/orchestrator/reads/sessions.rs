@@ -1,4 +1,4 @@
-//! Sessions with what is observed of them, and the names of what they are of.
+//! Sessions with their observed state, and the names of their machines and images.
 
 use std::collections::BTreeSet;
 
@@ -14,9 +14,9 @@ use crate::{
 pub struct SessionView {
     /// The session. In a list it has no credentials.
     pub session: Session,
-    /// Its machine's name; none: the machine is gone.
+    /// Its machine's name; `None`: the machine no longer exists.
     pub machine_name: Option<Name>,
-    /// Its image's name; none: the image is gone.
+    /// Its image's name; `None`: the image no longer exists.
     pub image_name: Option<Name>,
     /// The target of the current generation.
     pub target_iqn: Iqn,
@@ -25,7 +25,7 @@ pub struct SessionView {
 }
 
 impl Reads<'_> {
-    /// Sessions, the newest first, without credentials: two reads, however many sessions there are.
+    /// Sessions, newest first, without credentials: two reads, for any number of sessions.
     ///
     /// # Errors
     /// `Invalid` for a page that cannot be; else as the store says.
@@ -63,7 +63,7 @@ impl Reads<'_> {
     /// As the store says.
     pub async fn session_view(self, session: Session) -> Result<SessionView> {
         let mut views = self.session_views(vec![session]).await?;
-        views.pop().ok_or_else(|| Error::internal("A session was lost on its way to its answer"))
+        views.pop().ok_or_else(|| Error::internal("A session is missing from its own response"))
     }
 
     /// How many sessions there are in each state: from counters, no scan.

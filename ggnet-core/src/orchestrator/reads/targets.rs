@@ -1,4 +1,4 @@
-//! Targets that are served, and who is connected to them.
+//! Targets that are served, and their connections.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -26,12 +26,12 @@ pub struct TargetView {
     pub connections: Vec<Connection>,
 }
 
-/// Every live connection, and the names of what it is to.
+/// Every live connection, with the names of the machines and manual targets.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionsView {
     /// The connections.
     pub connections: Vec<Connection>,
-    /// The names of the machines whose targets they are to.
+    /// The names of the machines that own the targets.
     pub machines: HashMap<MachineId, Name>,
     /// The names of manual targets.
     pub manual: HashMap<ResourceId, Name>,
@@ -44,10 +44,10 @@ impl Reads<'_> {
         self.ports().target().name()
     }
 
-    /// Every target that the backend serves for us, by name, with its connections.
+    /// Every one of our targets that the backend serves, by name, with its connections.
     ///
     /// # Errors
-    /// As the target backend and the store say.
+    /// The error of the target backend or of the store.
     pub async fn targets(self) -> Result<Vec<TargetView>> {
         let config = self.orchestrator.config();
         let target = self.ports().target();
@@ -78,7 +78,7 @@ impl Reads<'_> {
     /// Every live connection, with names: a fixed number of reads for each thousand machines.
     ///
     /// # Errors
-    /// As the target backend and the store say.
+    /// The error of the target backend or of the store.
     pub async fn connections(self) -> Result<ConnectionsView> {
         let manual = self.manual_targets().await?;
         let connections = self.ports().target().connections().await?;

@@ -1,4 +1,4 @@
-//! A machine's round: its session, its boot files, and what backends have of it that nobody wants. Under the machine's lock.
+//! The reconciler's work on one machine: its session, its boot files, and its orphans in backends. Under the machine's lock.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Reconciler {
-    /// All but the DHCP server.
+    /// Everything except the DHCP entry.
     pub(super) async fn reconcile_locked(
         &self,
         locked: &LockedMachine<'_>,
@@ -42,7 +42,7 @@ impl Reconciler {
         if let Some(machine) = &wanted {
             self.reconcile_boot_files(locked, machine, world, report).await?;
         }
-        // What cannot be removed keeps no machine from booting.
+        // An object that cannot be removed does not prevent the machine from booting.
         let removed = self.remove_orphans(locked, machine.as_ref(), session.as_ref(), world, report).await;
         report.note(&format!("machine {id}"), removed);
         Ok(Looked::Ours { wanted: wanted.map(Box::new) })
@@ -58,7 +58,7 @@ impl Reconciler {
         report: &mut ReconcileReport,
     ) -> Result<Option<Session>> {
         match session.state {
-            // The lock is ours, so nobody works on it: our process died in the middle.
+            // We hold the lock, so no task works on it: our process died during the start.
             SessionState::Starting => {
                 let why = Error::new(
                     code::start_interrupted(),
@@ -135,8 +135,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Removes what backends have of this machine and nobody wants: targets before writebacks, so that no disk is taken from under
-    /// a target.
+    /// Removes this machine's orphans from backends: targets before writebacks, so that no disk is removed while a target serves it.
     async fn remove_orphans(
         &self,
         locked: &LockedMachine<'_>,
@@ -160,7 +159,7 @@ impl Reconciler {
         for orphan in
             world.writebacks.iter().flatten().filter(of_machine).filter(|r| !writebacks.contains(*r))
         {
-            // A kept writeback outlives its sessions; only the operator, or the machine's deletion, ends it.
+            // A kept writeback outlives its sessions; only the operator, or the machine's deletion, removes it.
             let kept = orphan.owner().is_some_and(|(_, generation)| generation.is_none());
             if kept && (machine.is_some() || self.versions.is_being_published(orphan).await?) {
                 continue;

@@ -1,10 +1,10 @@
-//! [`Reconciler`]: compares what should exist with what every `list()` says, removes orphans, and makes what a live session lacks.
+//! [`Reconciler`]: compares the wanted objects with every `list()`, removes orphans, and creates what a live session lacks.
 //!
 //! At start-up and on a timer it lists first, reads the store second, and acts under the machine's lock after reading the session again
-//! there; so whatever was made after the list is never taken for an orphan, and whatever went since is not made again. A list that
-//! fails means *unknown*: that backend is left alone this time.
+//! there; so an object that was created after the list is never mistaken for an orphan, and one that was removed since is not created
+//! again. A list that fails means *unknown*: that backend is skipped in this round.
 //!
-//! Only what this server owns is looked after: a machine whose session another server serves is left alone, whole.
+//! It only touches what this server owns: a machine whose session is served by another server is skipped entirely.
 
 mod machine;
 mod pruning;
@@ -35,21 +35,21 @@ use crate::{
     ports::{Batch, Completeness, DhcpChange, DhcpHost, Listed, Removal, SpecDigest},
 };
 
-/// How many machines are worked on at once.
+/// How many machines are reconciled concurrently.
 const PARALLEL: usize = 16;
-/// How soon a first round that could not see the store or the targets is tried again; doubled each time.
+/// The pause before the first round is repeated if it could not read the store or the targets; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 
-/// What a round did.
+/// The result of a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReconcileReport {
-    /// Objects that nobody owned and that were removed.
+    /// Orphaned objects that were removed.
     pub removed: u64,
-    /// Objects that a live session or a machine lacked and that were made.
+    /// Objects that a live session or a machine lacked and that were created.
     pub made: u64,
-    /// Sessions that were stopped or undone, and jobs that nobody worked on.
+    /// Sessions that were stopped or undone, and jobs without a task that were ended.
     pub ended: u64,
-    /// What could not be done, and will be tried again.
+    /// Failures, which the next round retries.
     pub trouble: Vec<String>,
 }
 
@@ -75,7 +75,7 @@ impl ReconcileReport {
 /// Objects of one backend.
 type Objects = HashMap<ResourceId, Listed>;
 
-/// What the backends say they have; `None`: unknown.
+/// The objects that the backends list; `None`: unknown.
 #[derive(Default)]
 struct World {
     targets: Option<Objects>,
@@ -88,23 +88,23 @@ struct World {
 
 /// What a look at a machine found.
 enum Looked {
-    /// Another server serves its session: nothing of it is ours to change.
+    /// Another server serves its session: this server must not change any of it.
     Elsewhere,
-    /// It is ours to look after.
+    /// This server reconciles it.
     Ours {
         /// The machine, if DHCP should know it.
         wanted: Option<Box<Machine>>,
     },
 }
 
-/// How an object is beside what it should be.
+/// An existing object compared with the wanted one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Having {
-    /// There, and from this spec; or unknown.
+    /// It exists with this spec, or its state is unknown.
     Same,
-    /// There and whole, but the backend cannot tell from which spec: only `ensure` can.
-    Untold,
-    /// Not there, cut short, or from another spec.
+    /// It exists and is whole, but the backend does not report its spec: only `ensure` can compare it.
+    SpecUnknown,
+    /// It is absent or partial, or has another spec.
     Other,
 }
 
@@ -113,13 +113,13 @@ impl Having {
         let Some(objects) = objects else { return Self::Same };
         match objects.get(id).map(|l| (l.completeness, l.digest)) {
             Some((Completeness::Whole, Some(have))) if have == digest => Self::Same,
-            Some((Completeness::Whole, None)) => Self::Untold,
+            Some((Completeness::Whole, None)) => Self::SpecUnknown,
             _ => Self::Other,
         }
     }
 }
 
-/// Brings what is to what should be.
+/// Makes the actual state match the wanted state.
 pub(super) struct Reconciler {
     shared: Arc<Shared>,
     versions: Arc<Versions>,
@@ -149,7 +149,7 @@ impl Reconciler {
     }
 
     pub(super) async fn reconcile_until_shutdown(&self) {
-        // Not when it is started again: jobs of our own are under way then.
+        // Not after a restart of this task: our own jobs may be running then.
         if !self.runner.is_swept() {
             self.sweep().await;
         }
@@ -157,12 +157,12 @@ impl Reconciler {
         let mut wait = FIRST_WAIT.min(interval);
         let mut pruning = Pruning::default();
         loop {
-            let (report, knew) = self.round().await;
+            let (report, all_known) = self.round().await;
             for trouble in &report.trouble {
                 tracing::warn!(%trouble, "reconcile");
             }
-            // A login to a target that is still to be made again would get a status that open-iscsi takes for final.
-            if knew && !self.shared.is_serving() {
+            // A login to a target that has not been created again yet would get a status that open-iscsi treats as final.
+            if all_known && !self.shared.is_serving() {
                 tracing::info!(
                     made = report.made,
                     removed = report.removed,
@@ -183,9 +183,9 @@ impl Reconciler {
         }
     }
 
-    /// What an earlier process left half done is ended, and bytes that no version explains go.
+    /// Ends what an earlier process left half-done, and removes bytes that belong to no version.
     async fn sweep(&self) {
-        // One that cannot be ended now stays live, and its version `importing`; the rounds go on with it.
+        // A job that cannot be ended now stays live, and its version `importing`; later rounds end it.
         if let Err(e) = self.jobs.end_abandoned(EndReason::ServerEnded).await {
             tracing::warn!(error = %e.report(), "an interrupted job is left as it is");
         }
@@ -200,7 +200,7 @@ impl Reconciler {
         self.round().await.0
     }
 
-    /// Also says whether the store and the targets were known, so that every live session was looked after.
+    /// Also returns whether the store and the targets could be read, so that every live session was reconciled.
     async fn round(&self) -> (ReconcileReport, bool) {
         let mut report = ReconcileReport::default();
         let world = self.look(&mut report).await;
@@ -219,7 +219,7 @@ impl Reconciler {
                 return (report, false);
             }
         };
-        // Every machine that has a session, should be known to DHCP, or of which a backend has something.
+        // Every machine that has a session, should be in DHCP, or has an object in a backend.
         let (ours, others): (Vec<_>, Vec<_>) = sessions.iter().partition(|session| self.shared.owns(session));
         let mut work: HashSet<MachineId> = ours.iter().map(|s| s.machine).collect();
         work.extend(machines.iter().filter(|m| Sessions::wants_boot(m, false)).map(|m| m.id));
@@ -240,12 +240,12 @@ impl Reconciler {
         let rounds =
             stream::iter(work).map(|machine| async move { self.reconcile_machine(machine, world).await });
         let rounds: Vec<_> = rounds.buffer_unordered(PARALLEL).collect().await;
-        let mut untold = Vec::new();
-        for (machine, done, is_untold) in rounds {
+        let mut for_dhcp = Vec::new();
+        for (machine, done, needs_dhcp) in rounds {
             report.add(done);
-            untold.extend(is_untold.then_some(machine));
+            for_dhcp.extend(needs_dhcp.then_some(machine));
         }
-        self.reconcile_dhcp(untold, world, &mut report).await;
+        self.reconcile_dhcp(for_dhcp, world, &mut report).await;
         self.reconcile_manual_targets(world, &mut report).await;
         if report.made + report.removed + report.ended > 0 && self.shared.is_serving() {
             let action = format!("made {}, removed {}, ended {}", report.made, report.removed, report.ended);
@@ -286,22 +286,22 @@ impl Reconciler {
         world
     }
 
-    /// Also says whether DHCP has to be told of this machine.
+    /// Also returns whether this machine's DHCP entry must change.
     async fn reconcile_machine(&self, id: MachineId, world: &World) -> (MachineId, ReconcileReport, bool) {
         let mut report = ReconcileReport::default();
         let Some(locked) = self.lock_to_reconcile(id).await else { return (id, report, false) };
         let done = self.reconcile_locked(&locked, world, &mut report).await;
-        let is_untold = match &done {
+        let needs_dhcp = match &done {
             Ok(Looked::Ours { wanted }) => {
                 world.having_dhcp(id, wanted.as_deref().map(Sessions::dhcp_host).as_ref()) != Having::Same
             }
             Ok(Looked::Elsewhere) | Err(_) => false,
         };
         report.note(&format!("machine {id}"), done.map(|_| ()));
-        (id, report, is_untold)
+        (id, report, needs_dhcp)
     }
 
-    /// A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
+    /// A lock that is held means that another operation works on this machine: it is left to the next round. Only the first round waits.
     async fn lock_to_reconcile(&self, id: MachineId) -> Option<LockedMachine<'_>> {
         match self.sessions.try_lock_machine(id) {
             None if !self.shared.is_serving() => Some(self.sessions.lock_machine(id).await),
@@ -309,11 +309,12 @@ impl Reconciler {
         }
     }
 
-    /// Tells DHCP of these machines in one set, under the locks of all of them: a daemon that must be restarted is restarted once.
+    /// Changes the DHCP entries of these machines in one set, under the locks of all of them: a daemon that must be restarted is restarted
+    /// once.
     async fn reconcile_dhcp(&self, machines: Vec<MachineId>, world: &World, report: &mut ReconcileReport) {
         let (mut locked, mut changes, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for id in machines {
-            // Nobody waits for a second machine's lock while holding one, so these may be taken one after the other.
+            // No other code waits for a second machine's lock while it holds one, so these may be taken one after the other.
             let Some(machine) = self.lock_to_reconcile(id).await else { continue };
             // Again under the lock: it may have been changed, started or stopped meanwhile.
             let wanted = match self.wanted_in_dhcp(id).await {
@@ -376,7 +377,7 @@ impl Reconciler {
         }
         let keep: HashSet<_> = wanted.iter().map(|t| ResourceId::manual(t.id)).collect();
         for orphan in listed.keys().filter(|r| r.owner().is_none() && !keep.contains(*r)) {
-            // One may have been made since the list; the store decides.
+            // It may have been created since the list; the store decides.
             if self.manual_target_exists(orphan).await {
                 continue;
             }
@@ -395,7 +396,7 @@ impl Reconciler {
 }
 
 impl World {
-    /// How DHCP has a machine beside how it should have it; none: not at all.
+    /// A machine's DHCP entry compared with the wanted one; `None`: no entry is wanted.
     fn having_dhcp(&self, id: MachineId, wanted: Option<&DhcpHost>) -> Having {
         let whole = ResourceId::machine(id);
         match wanted {

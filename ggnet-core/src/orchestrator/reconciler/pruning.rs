@@ -1,14 +1,14 @@
-//! Pruning: events, audit rows, ended jobs and ended sessions that are older than the retention are forgotten, unless the clock may be wrong.
+//! Pruning: events, audit rows, ended jobs and ended sessions that are older than the retention are deleted, unless the clock may be wrong.
 //!
 //! ```text
 //!   trusted ── the clock jumped by more than half of the retention ──▶ doubted: nothing is pruned
 //!      ▲                                                                 │
 //!      └── it is back where it should be, or has gone on for a day ──────┘
 //! ```
-//! The time of day decides what is old. A dead battery can make it 2036 at the server's start, and a pruning by that clock would forget
-//! everything. So what the clock said when it was last trusted is kept in the store, and the time since is measured by the process's own
-//! clock. Invariant: a jump of the clock costs at most the older half of what is kept, unless it lasts for [`DOUBTED_FOR`] of running.
-//! A jump back is doubted too: it prunes nothing, but must not become what later times are compared with (a clock that starts in 1970).
+//! The time of day decides what is old. A dead battery can make it 2036 at the server's start, and pruning by that clock would delete
+//! everything. So the time when the clock was last trusted is kept in the store, and the time since then is measured by the process's
+//! monotonic clock. Invariant: a jump of the clock costs at most the older half of what is kept, unless it lasts for [`DOUBTED_FOR`] of
+//! running. A jump back is doubted too: it prunes nothing, but must not become the reference for later times (a clock that starts in 1970).
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -22,31 +22,31 @@ use crate::{
     ports::{Batch, PageRequest, Write},
 };
 
-/// How often old rows are forgotten.
+/// How often old rows are deleted.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
-/// How long the server runs with a clock that jumped before it believes it.
+/// How long the server runs with a clock that jumped before it trusts it.
 const DOUBTED_FOR: Duration = Duration::from_secs(24 * 3600);
-/// The setting that holds what the clock said when it was last trusted, and for how many seconds it has been doubted since.
+/// The setting that holds the time when the clock was last trusted, and for how many seconds it has been doubted since.
 const SETTING: &str = "clock";
 
-/// The pruner's memory.
+/// The state of the pruning.
 #[derive(Default)]
 pub(super) struct Pruning {
     clock: Option<ClockWatch>,
     pruned: Option<Instant>,
 }
 
-/// Whether the clock goes on as it should.
+/// Watches the clock for jumps.
 #[derive(Clone, Debug)]
 struct ClockWatch {
-    /// What the clock said when it was last trusted, and when that was.
+    /// The time of day when the clock was last trusted, and the instant of that check.
     trusted: (Timestamp, Instant),
-    /// For how long it had been doubted, and when that was; none: it is trusted.
+    /// For how long it had been doubted, and the instant of that check; `None`: it is trusted.
     doubted: Option<(Duration, Instant)>,
 }
 
 impl ClockWatch {
-    /// Whether a clock that says `now` is trusted. `jump` is what it may be off.
+    /// Whether a clock that shows `now` is trusted. `jump` is the deviation that is allowed.
     fn look(&mut self, now: Timestamp, at: Instant, jump: Duration) -> bool {
         let passed = at.duration_since(self.trusted.1);
         let expected = self.trusted.0.saturating_add(passed).unwrap_or(Timestamp::MAX);
@@ -82,18 +82,18 @@ impl Reconciler {
     pub(in crate::orchestrator) fn clock_doubt(&self) -> Option<String> {
         self.clock_doubted.load(Ordering::Acquire).then(|| {
             format!(
-                "The clock says {}, which does not fit what it said before, so nothing old is forgotten. Set it (timedatectl); if it is \
-                 right, nothing needs to be done: it is believed after {} hours",
+                "The clock shows {}, which contradicts what it showed before, so no old rows are deleted. Set it (timedatectl); if it is \
+                 right, nothing needs to be done: it is trusted after {} hours",
                 self.shared.now(),
                 DOUBTED_FOR.as_secs() / 3600
             )
         })
     }
 
-    /// Looks at the clock and, once an hour, keeps the record from growing for ever.
+    /// Checks the clock and, once an hour, deletes old rows.
     pub(super) async fn forget_the_old(&self, pruning: &mut Pruning) {
         if let Err(e) = self.try_forget_the_old(pruning).await {
-            tracing::warn!(error = %e.report(), "could not forget old rows");
+            tracing::warn!(error = %e.report(), "could not delete old rows");
         }
     }
 
@@ -117,20 +117,20 @@ impl Reconciler {
         if let Some(before) = before.filter(|_| trusted) {
             let rows = self.shared.store().prune(before).await?;
             if rows > 0 {
-                tracing::info!(rows, "forgot old events, audit rows and sessions");
+                tracing::info!(rows, "deleted old events, audit rows and sessions");
             }
         }
         noted
     }
 
-    /// What an earlier process knew of the clock. Without it the newest audit row tells.
+    /// The last trusted time of an earlier process. Without one, the time of the newest audit row.
     async fn last_trusted(&self) -> Result<ClockWatch> {
         let (store, at) = (self.shared.store(), Instant::now());
         let known = store.setting(SETTING).await?.and_then(|text| ClockWatch::parse(&text, at));
         if let Some(known) = known {
             return Ok(known);
         }
-        // This start may have written that one, by the clock that is to be looked at.
+        // This start may have written that row, by the clock that is to be checked.
         let by_this_start = AuditAction::InstanceRemember;
         let rows = store.audit(PageRequest { page: 1, per_page: 2 }).await?.items;
         let newest = rows.into_iter().find(|row| row.action != by_this_start);

@@ -1,6 +1,6 @@
-//! What a machine that asks for its boot script is given: [`decide`] is the rule, [`Sessions::boot`] carries it out.
+//! The answer to a machine that asks for its boot script: [`decide`] is the rule, [`Sessions::boot`] carries it out.
 //!
-//! The HTTP server only translates: a script, "come again", or 404 for nothing (which never happens to a known machine).
+//! The HTTP server only translates it: a script, a retry, or 404 for no answer (which never happens to a known machine).
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -35,14 +35,14 @@ pub enum Declined {
     NotActive(MachineState),
     /// No image is assigned.
     NoImage,
-    /// It has no session and may not start one by itself.
+    /// It has no session, and auto start is off.
     NoAutoStart,
-    /// What it should boot cannot be booted now; the reason is for its screen.
+    /// What it should boot cannot be booted now; the reason is shown on its screen.
     NotReady(String),
 }
 
 impl Declined {
-    /// For the machine's screen and the event.
+    /// The text for the machine's screen and the event.
     #[must_use]
     pub fn reason(&self) -> String {
         match self {
@@ -63,18 +63,18 @@ impl Declined {
     }
 }
 
-/// What [`decide`] says.
+/// The result of [`decide`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nobody registered it: show its MAC address, remember it, next boot device.
+    /// It is not registered: show its MAC address, record it, next boot device.
     Unknown,
     /// Next boot device.
     Declined(Declined),
-    /// A start or stop is under way: come again.
+    /// A start or stop is in progress: retry.
     Wait,
     /// Start a session.
     Start,
-    /// Its live session's script: of the current generation while nobody has used that, else of the next one.
+    /// Its live session's script: of the current generation if that is unused, otherwise of the next one.
     Continue,
 }
 
@@ -87,7 +87,7 @@ pub fn decide(machine: Option<&Machine>, session: Option<&Session>) -> Decision 
     }
     match session.map(|s| s.state) {
         Some(SessionState::Starting | SessionState::Stopping) => Decision::Wait,
-        // A live session boots whatever it was started with, also on a machine without an assigned image.
+        // A live session boots the image that it was started with, also on a machine without an assigned image.
         Some(SessionState::Active) => Decision::Continue,
         Some(SessionState::Stopped | SessionState::Failed) | None if machine.image.is_none() => {
             Decision::Declined(Declined::NoImage)
@@ -100,7 +100,7 @@ pub fn decide(machine: Option<&Machine>, session: Option<&Session>) -> Decision 
 }
 
 impl Sessions {
-    /// Answers a request for a boot script. Requests of one machine at the same time have one answer. A dropped request stops nothing.
+    /// Answers a request for a boot script. Concurrent requests of one machine share one answer. A dropped request stops nothing.
     pub async fn boot(self: &Arc<Self>, request: BootRequest) -> Result<BootAnswer> {
         if !self.shared.is_serving() {
             return Ok(BootAnswer::Retry(Duration::from_secs(2)));
@@ -110,7 +110,7 @@ impl Sessions {
             match self.pending.turn(&request) {
                 Turn::Make(making) => {
                     let this = Arc::clone(self);
-                    // On a task of its own: past `boot_wait` the machine comes again while the start goes on.
+                    // In a task of its own: after `boot_wait` the machine retries while the start continues.
                     let made = self.shared.run(async move {
                         let answer = this.answer(&request).await?;
                         making.done(&answer);
@@ -118,7 +118,7 @@ impl Sessions {
                     });
                     made.await
                 }
-                // Whoever makes it is told why it fails.
+                // The request that makes the answer gets its error.
                 Turn::Wait(waiting) => {
                     Ok(waiting.answer().await.unwrap_or(BootAnswer::Retry(Duration::from_secs(1))))
                 }
@@ -143,7 +143,7 @@ impl Sessions {
         if request.prepare {
             self.presence.script_asked(request.mac);
         }
-        // Held to the end: a start, or the making of a generation, must not interleave with a stop.
+        // Held to the end: a start, or the preparation of a generation, must not interleave with a stop.
         let locked = self.lock_machine(found.id).await;
         // Again under the lock: it may have been changed or deleted meanwhile.
         let Some(machine) = store.machine(found.id).await? else { return self.answer_unknown(request).await };
@@ -154,18 +154,16 @@ impl Sessions {
         match (decide(Some(&machine), session.as_ref()), session) {
             (Decision::Unknown, _) => self.answer_unknown(request).await,
             (Decision::Declined(why), _) => self.answer_declined(request, &machine, &why).await,
-            // Nobody works on it, for the lock is ours: the reconciler will undo or finish it shortly.
+            // No task works on it, because we hold the lock: the reconciler will undo or finish it shortly.
             (Decision::Wait, _) => Ok(BootAnswer::Retry(Duration::from_secs(2))),
             (Decision::Start, _) if !request.prepare => Ok(BootAnswer::Retry(Duration::from_secs(1))),
             (Decision::Start, _) => locked.answer_start(request, machine).await,
             (Decision::Continue, Some(session)) => locked.answer_continue(request, machine, session).await,
-            (Decision::Continue, None) => {
-                Err(Error::internal("A session was to be continued and there is none"))
-            }
+            (Decision::Continue, None) => Err(Error::internal("There is no session to continue")),
         }
     }
 
-    /// That a machine has read its script, as long as it may be written.
+    /// The event that a machine has read its script, if it may be recorded.
     fn script_read(&self, machine: MachineId, generation: &Generation) -> Option<EventKind> {
         let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation.number) };
         self.diagnoses.may_record_of(machine).then_some(kind)
@@ -173,7 +171,7 @@ impl Sessions {
 
     async fn answer_unknown(&self, request: &BootRequest) -> Result<BootAnswer> {
         if request.prepare && self.diagnoses.may_record_sight() {
-            // Held until it is recorded: of two requests at once only one is the first sight.
+            // Held until it is recorded: only one of two concurrent requests can be the first sighting.
             let _first = self.diagnoses.lock_sights().await;
             let (event, write) = self
                 .diagnoses
@@ -208,7 +206,7 @@ impl Sessions {
         Ok(BootAnswer::Script(self.templates.declined(&script)?))
     }
 
-    /// The boot script of a live session as it would be read now; prepares nothing. `Conflict` when the session is not active any more.
+    /// The boot script of a live session as the machine would get it now; prepares nothing. `Conflict` if the session is no longer active.
     pub async fn current_script(
         self: &Arc<Self>,
         session: &Session,
@@ -220,7 +218,7 @@ impl Sessions {
         let machine = session.machine;
         self.shared
             .run(async move {
-                // What is lacking is made, and that beside a stop would bring back what the stop removed.
+                // Missing objects are created; during a stop, that would create again what the stop removed.
                 let locked = this.lock_machine(machine).await;
                 let store = this.shared.store();
                 let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
@@ -293,7 +291,7 @@ impl Sessions {
 
 impl LockedMachine<'_> {
     async fn answer_start(&self, request: &BootRequest, machine: Machine) -> Result<BootAnswer> {
-        // What made its last start fail is seldom mended within seconds, and each try is recorded.
+        // The cause of a failed start is rarely fixed within seconds, and each attempt is recorded.
         if let Some(wait) = self.failed_starts.wait(machine.id) {
             return Ok(BootAnswer::Retry(wait));
         }
@@ -302,14 +300,14 @@ impl LockedMachine<'_> {
         authorize(&by, Command::Boot)?;
         let prepared = match self.prepare_start(machine.clone(), None, Vec::new()).await {
             Ok(prepared) => prepared,
-            // The image is not ready, or the kept writeback belongs to another: nothing a machine could wait for.
+            // The image is not ready, or the kept writeback belongs to another image: waiting does not help the machine.
             Err(e) if e.kind() == ErrorKind::Conflict => {
                 let why = Declined::NotReady(e.explain());
                 return self.answer_declined(request, &machine, &why).await;
             }
             Err(e) => return Err(e),
         };
-        // It has its script as soon as the session is active: one synced write for both.
+        // The machine has its script as soon as the session is active: one synced write records both.
         let read = self.script_read(id, prepared.generation());
         let started = match self.perform_start(prepared, &by, read).await {
             Ok(started) => {
@@ -361,17 +359,17 @@ impl LockedMachine<'_> {
     }
 }
 
-/// What a script says that it boots, for the machine's screen.
+/// What the script shows on the machine's screen about the boot.
 struct Boots {
     image: Name,
     version: u32,
 }
 
-/// The port of the portal that a machine finds at this address: the one that listens there, or on every address. An address where none listens
-/// is forwarded to us, as a virtual machine's host does it: then the first.
-fn port_at(told: &Host, listen: &[SocketAddr]) -> u16 {
+/// The port of the portal at this address: the one that listens there, or on every address. If none listens at this address, it is
+/// forwarded to us, as a virtual machine's host does: then the first port.
+fn port_at(advertised: &Host, listen: &[SocketAddr]) -> u16 {
     let at = |ip: IpAddr| listen.iter().find(|l| l.ip() == ip);
-    let there = match told {
+    let there = match advertised {
         Host::Ip(ip @ IpAddr::V4(_)) => at(*ip).or_else(|| at(Ipv4Addr::UNSPECIFIED.into())),
         Host::Ip(ip @ IpAddr::V6(_)) => at(*ip).or_else(|| at(Ipv6Addr::UNSPECIFIED.into())),
         Host::Name(_) => None,
@@ -387,8 +385,8 @@ mod tests {
     fn a_machine_is_told_the_port_of_the_portal_at_the_address_it_knows() {
         let listen = |all: &[&str]| all.iter().map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
         let several = listen(&["127.0.0.1:3261", "10.77.0.2:3262", "[::]:3263", "0.0.0.0:3264"]);
-        for (told, port) in [("10.77.0.2", 3262), ("10.77.0.1", 3264), ("fec0::7", 3263)] {
-            assert_eq!(port_at(&Host::Ip(told.parse().unwrap()), &several), port, "{told}");
+        for (advertised, port) in [("10.77.0.2", 3262), ("10.77.0.1", 3264), ("fec0::7", 3263)] {
+            assert_eq!(port_at(&Host::Ip(advertised.parse().unwrap()), &several), port, "{advertised}");
         }
         // QEMU's user network forwards 10.0.2.2 to the host's loopback.
         assert_eq!(port_at(&Host::Ip("10.0.2.2".parse().unwrap()), &listen(&["127.0.0.1:3265"])), 3265);

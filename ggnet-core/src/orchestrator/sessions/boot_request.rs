@@ -1,4 +1,4 @@
-//! What a request for a boot script says, and what the answer can be.
+//! A request for a boot script, and its possible answers.
 
 use std::time::Duration;
 
@@ -7,37 +7,37 @@ use crate::{
     nouns::{Firmware, MacAddr, RequestId},
 };
 
-/// Under which addresses this machine reaches us: the configured ones, else what its connection tells.
+/// The addresses at which this machine reaches us: the configured ones, otherwise those of its connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Advertised {
     /// The portal's address.
     pub portal: Host,
-    /// Where scripts and reports are, without a trailing slash: `http://192.0.2.1:8080`.
+    /// The base URL of scripts and reports, without a trailing slash: `http://192.0.2.1:8080`.
     pub http_url: BootUrl,
 }
 
 /// A request for a boot script.
 #[derive(Clone, Debug)]
 pub struct BootRequest {
-    /// Who asks, as it says.
+    /// The machine's MAC address, as the request claims.
     pub mac: MacAddr,
-    /// Its firmware, where the request tells.
+    /// Its firmware, if the request contains it.
     pub firmware: Firmware,
-    /// From where, for the record.
+    /// Its address, for the record.
     pub peer: Option<String>,
     /// The id of its request, for the record.
     pub request_id: Option<RequestId>,
     /// How it reaches us.
     pub advertised: Advertised,
-    /// False (HEAD): says what would be answered and prepares nothing.
+    /// False (HEAD): returns what the answer would be and prepares nothing.
     pub prepare: bool,
 }
 
-/// What to answer.
+/// The answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BootAnswer {
     /// This script.
     Script(String),
-    /// Come again after this time: a start or stop is under way. iPXE honours 503 with Retry-After.
+    /// Retry after this time: a start or stop is in progress. iPXE honours 503 with Retry-After.
     Retry(Duration),
 }

@@ -1,13 +1,15 @@
-//! Changes of DHCP entries on their way to the backend, gathered: a daemon that must be restarted for a change is restarted once for all
-//! that came meanwhile.
+//! Collects changes of DHCP entries into sets: a daemon that must be restarted for a change is restarted once for all changes that came
+//! meanwhile.
 //!
 //! ```text
 //!   change ──▶ waiting ──all that wait, at once──▶ a set under way ──▶ everyone who asked has an answer
 //! ```
-//! A set is taken when none is under way, or when the last one has been for [`PATIENCE`]: what hangs holds up nobody else for longer.
+//! The next set is applied when none is in flight, or when the last one has been in flight for [`SET_WAIT`]: a backend that hangs delays
+//! other changes for no longer than that.
 //!
-//! Invariants: whoever waits is answered, or hears that the server is shutting down; of two changes of one entry in one set the later one
-//! counts, for both. Callers hold the machine's lock, so there are two only where one has given up.
+//! Invariants: every caller gets a result, or the error that the server is shutting down; of two changes of one entry in one set the later
+//! one is applied, and its result goes to both callers. Callers hold the machine's lock, so there can be two only if one caller has given
+//! up.
 
 use std::{
     collections::HashMap,
@@ -26,17 +28,17 @@ use crate::{
     ports::{DhcpChange, DhcpRefusal},
 };
 
-/// For how long a set that is under way is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a set in flight delays the next one.
+const SET_WAIT: Duration = Duration::from_secs(1);
 
-/// Where changes wait.
+/// The changes that wait.
 #[derive(Default)]
 pub(super) struct DhcpChanges(Mutex<Gathering>);
 
 #[derive(Default)]
 struct Gathering {
     waiting: Vec<Waiting>,
-    /// Whether a task takes what waits.
+    /// Whether a task applies the waiting changes.
     is_taken: bool,
 }
 
@@ -51,7 +53,7 @@ impl DhcpChanges {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All that wait; none, and then nobody takes any more.
+    /// All waiting changes; `None` if there are none, and then the task ends.
     fn take(&self) -> Option<Vec<Waiting>> {
         let mut gathering = self.lock();
         gathering.is_taken = !gathering.waiting.is_empty();
@@ -60,7 +62,7 @@ impl DhcpChanges {
 }
 
 impl Sessions {
-    /// Has these entries changed in one set; an outcome for each, in their order.
+    /// Changes these entries in one set; returns a result for each, in their order.
     pub(in crate::orchestrator) async fn change_all_dhcp(
         self: &Arc<Self>,
         changes: Vec<(&LockedMachine<'_>, DhcpChange)>,
@@ -80,42 +82,46 @@ impl Sessions {
             // Ends when nothing waits.
             drop(self.shared.spawn(async move { this.take_changes().await }));
         }
-        let lost =
-            |_| Err(Error::new(ErrorKind::Unavailable, "The server was shut down before DHCP was told"));
+        let lost = |_| {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "The server was shut down before the DHCP backend applied the change",
+            ))
+        };
         join_all(answers).await.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect()
     }
 
     async fn take_changes(self: &Arc<Self>) {
         while let Some(set) = self.dhcp_changes.take() {
             let this = Arc::clone(self);
-            let under_way = self.shared.spawn(async move { this.apply_set(set).await });
-            // Beyond it, it goes on by itself.
-            let _ = tokio::time::timeout(PATIENCE, under_way).await;
+            let in_flight = self.shared.spawn(async move { this.apply_set(set).await });
+            // After that, it continues on its own.
+            let _ = tokio::time::timeout(SET_WAIT, in_flight).await;
         }
     }
 
     async fn apply_set(&self, set: Vec<Waiting>) {
         let mut places: HashMap<ResourceId, usize> = HashMap::with_capacity(set.len());
         let mut changes: Vec<DhcpChange> = Vec::with_capacity(set.len());
-        let mut askers: Vec<Vec<oneshot::Sender<Result<()>>>> = Vec::with_capacity(set.len());
+        let mut callers: Vec<Vec<oneshot::Sender<Result<()>>>> = Vec::with_capacity(set.len());
         for Waiting { change, answer } in set {
             match places.get(change.id()) {
                 Some(place) => {
                     changes[*place] = change;
-                    askers[*place].push(answer);
+                    callers[*place].push(answer);
                 }
                 None => {
                     places.insert(change.id().clone(), changes.len());
                     changes.push(change);
-                    askers.push(vec![answer]);
+                    callers.push(vec![answer]);
                 }
             }
         }
         let outcomes = self.apply_all(&changes).await;
-        for (askers, outcome) in askers.into_iter().zip(outcomes) {
-            for asker in askers {
-                // Nobody may wait any more.
-                let _ = asker.send(outcome.clone());
+        for (callers, outcome) in callers.into_iter().zip(outcomes) {
+            for caller in callers {
+                // The caller may be gone.
+                let _ = caller.send(outcome.clone());
             }
         }
     }
@@ -127,7 +133,7 @@ impl Sessions {
                 let mut refused: HashMap<_, _> = refused.into_iter().map(|r| (r.id, r.error)).collect();
                 changes.iter().map(|change| refused.remove(change.id()).map_or(Ok(()), Err)).collect()
             }
-            // One entry that an earlier call still holds keeps the whole set from being begun: then each for itself.
+            // An entry that an earlier call still holds blocks the whole set: then each change is made separately.
             Err(e) if e.kind() == ErrorKind::Unavailable && changes.len() > 1 => {
                 let each = changes.iter().map(|change| async move {
                     DhcpRefusal::of_one(dhcp.apply(std::slice::from_ref(change)).await?)
@@ -140,7 +146,7 @@ impl Sessions {
 }
 
 impl LockedMachine<'_> {
-    /// Has one entry changed, together with others.
+    /// Changes one entry, together with other waiting changes.
     pub(super) async fn change_dhcp(&self, change: DhcpChange) -> Result<()> {
         self.change_all_dhcp(vec![(self, change)]).await.pop().unwrap_or(Ok(()))
     }

@@ -1,7 +1,7 @@
-//! Which disks a machine's next boot has: the system disk by its assignment, data disks as its session was asked to have them.
+//! Which disks a machine's next boot has: the system disk by the machine's assignment, data disks as the session's start requested them.
 //!
-//! Invariant: a kept writeback means something only over the version it was made for, so it decides the version of its disk; an image
-//! that was assigned or asked for since is a conflict that the operator must solve.
+//! Invariant: a kept writeback is only valid over the version that it was made for, so it decides the version of its disk; if another image
+//! was assigned or requested since, that is a conflict that the operator must solve.
 
 use super::Sessions;
 use crate::{
@@ -14,11 +14,11 @@ use crate::{
     ports::WritebackListed,
 };
 
-/// What a disk of the next boot is over.
+/// The version of a disk of the next boot.
 pub(super) struct Choice {
     pub(super) image: Image,
     pub(super) version: ImageVersion,
-    /// The kept writeback that is there already, even one that was cut short.
+    /// The kept writeback that already exists, even a partial one.
     pub(super) kept: Option<ResourceId>,
 }
 
@@ -42,7 +42,7 @@ impl DiskToBoot {
         Self { lun: disk.lun, image: version.image, version: version.id, access: disk.access }
     }
 
-    /// A disk as a generation has it.
+    /// The disk of an existing generation.
     fn again(disk: &SessionDisk) -> Self {
         let access = match disk.access {
             DiskAccess::CopyOnWrite { .. } => DataAccess::CopyOnWrite,
@@ -51,14 +51,14 @@ impl DiskToBoot {
         Self { lun: disk.lun, image: disk.image, version: disk.version, access }
     }
 
-    /// Whether a generation has these disks, and no others.
+    /// Whether a generation has exactly these disks.
     pub(super) fn are_of(generation: &Generation, disks: &[Self]) -> bool {
         generation.disks.iter().map(Self::again).eq(disks.iter().copied())
     }
 }
 
 impl Sessions {
-    /// A generation with these disks; each that takes writes has a writeback of the generation's own, or the machine's.
+    /// A generation with these disks; each writable disk has a writeback that belongs to the generation, or to the machine.
     pub(super) fn new_generation(
         &self,
         machine: &Machine,
@@ -96,11 +96,11 @@ impl Sessions {
         }
     }
 
-    /// The data disks of a session in the order of their LUNs, if they can be served at all.
+    /// The data disks of a session in the order of their LUNs, if they can be served.
     ///
     /// # Errors
-    /// `Invalid` (field `data_disks`) for a LUN that is the system disk's, or is there twice; `Unsupported` for more LUNs than a target can
-    /// have, and for a shared disk where the target takes no version as the image store opens it.
+    /// `Invalid` (field `data_disks`) for the LUN of the system disk, or a duplicate LUN; `Unsupported` for more LUNs than a target can
+    /// have, and for a shared disk if the target accepts none of the forms in which the image store opens a version.
     pub(super) fn check_data_disks(&self, mut disks: Vec<DataDisk>) -> Result<Vec<DataDisk>> {
         disks.sort_by_key(|disk| disk.lun);
         let mut last = 0;
@@ -121,7 +121,7 @@ impl Sessions {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
-                    "A target of the backend {} has at most {most} LUNs, and {} are wanted",
+                    "A target of the backend {} has at most {most} LUNs, but {} are needed",
                     target.name(),
                     disks.len() + 1
                 ),
@@ -153,7 +153,7 @@ impl Sessions {
         self.choose(machine, image, pinned, kept).await
     }
 
-    /// The version that a data disk of the machine's next boot is over.
+    /// The version of a data disk of the machine's next boot.
     pub(super) async fn data_to_boot(
         &self,
         machine: &Machine,
@@ -167,13 +167,13 @@ impl Sessions {
             return Ok(choice);
         }
         let message = format!(
-            "{} is no version of image {}, which LUN {} is of",
+            "{} is not a version of image {}, which LUN {} uses",
             choice.version.id, disk.image, disk.lun
         );
         Err(Error::invalid("data_disks", message).with_hint("Name a version of that image, or none"))
     }
 
-    /// The disks of the next boot of a session that runs.
+    /// The disks of the next boot of a running session.
     pub(super) async fn disks_to_boot(
         &self,
         machine: &Machine,
@@ -181,7 +181,7 @@ impl Sessions {
     ) -> Result<Vec<DiskToBoot>> {
         let mut disks = Vec::with_capacity(session.current.disks.len());
         for ran in session.current.disks.iter() {
-            // What is kept is of the version that it was made over.
+            // Kept writes are valid only over their own version.
             if session.policy == WritebackPolicy::Keep {
                 disks.push(DiskToBoot::again(ran));
                 continue;
@@ -194,7 +194,8 @@ impl Sessions {
                 Ok(found) => {
                     DiskToBoot { image: found.image.id, version: found.version.id, ..DiskToBoot::again(ran) }
                 }
-                // Nothing else can be booted (the machine's image was taken from it, or has no version that is ready): what it ran so far.
+                // Nothing else can be booted (the machine has no image any more, or the image has no ready version): continue with the
+                // version that it ran so far.
                 Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
                     DiskToBoot::again(ran)
                 }
@@ -204,7 +205,7 @@ impl Sessions {
         Ok(disks)
     }
 
-    /// The version below what is kept as `kept`, if anything is; else `version`, or the image's current one.
+    /// The version below the kept writeback, if there is one; otherwise `version`, or the image's current version.
     async fn choose(
         &self,
         machine: &Machine,
@@ -234,26 +235,29 @@ impl Sessions {
         Ok(Choice { image: record, version, kept })
     }
 
-    /// A kept writeback; also one that was cut short.
+    /// A kept writeback, even a partial one.
     async fn kept(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
         self.shared.ports.writeback().get(id).await
     }
 
-    /// That none of a machine's kept writebacks, of which `get` says that they are not there, is listed.
+    /// Checks that none of a machine's kept writebacks that `get` did not find is in the list.
     pub(super) async fn check_not_kept(&self, machine: &Machine, ids: &[&ResourceId]) -> Result<()> {
         let writebacks = self.shared.ports.writeback();
         if writebacks.list().await?.iter().all(|listed| !ids.contains(&&listed.id)) {
             return Ok(());
         }
-        let message =
-            format!("The kept disk of machine {} is listed, and said not to be there", machine.name);
+        let message = format!(
+            "The kept disk of machine {} is in the backend's list, but its get does not find it",
+            machine.name
+        );
         Err(Error::new(ErrorKind::Corrupt, message)
             .with_backend(writebacks.name())
-            .with_hint("The backend's get and list disagree: nothing is started, so that nothing kept is lost. Mend the backend"))
+            .with_hint("The backend's get and list disagree: the session is not started, so that no kept writes are lost. Repair the \
+                        backend"))
     }
 
-    /// That what the machine has kept of its system disk is over a version of `image`, if it has kept anything. `Conflict` when it is of
-    /// another image.
+    /// Checks that the kept writes of the machine's system disk, if there are any, are based on a version of `image`. `Conflict` if they
+    /// belong to another image.
     pub(in crate::orchestrator) async fn check_kept(&self, machine: &Machine, image: ImageId) -> Result<()> {
         match self.kept(&ResourceId::machine(machine.id)).await?.and_then(|kept| kept.base) {
             Some(below) => self.below_kept(machine, image, below).await.map(|_| ()),
@@ -261,7 +265,7 @@ impl Sessions {
         }
     }
 
-    /// The version below kept writes, which must be of `image`.
+    /// The version that kept writes are based on, which must belong to `image`.
     async fn below_kept(
         &self,
         machine: &Machine,
@@ -271,7 +275,7 @@ impl Sessions {
         let below = self.shared.store().version(below).await?.ok_or_else(|| {
             Error::new(
                 code::kept_writes_without_version(&machine.name),
-                format!("Machine {} keeps writes over a lost version", machine.name),
+                format!("Machine {} keeps writes over a version that no longer exists", machine.name),
             )
         })?;
         if below.image == image {

@@ -1,6 +1,6 @@
-//! Starts that a machine's own requests caused and that failed: the next ones wait.
+//! Delays the next start after failed starts that a machine's own requests caused.
 //!
-//! Anybody can ask for a machine's script again and again; each start that fails is a session, two events and an audit row. So after
+//! Any client can ask for a machine's script again and again; each start that fails is a session, two events and an audit row. So after
 //! [`FREE`] failures in a row a machine's next start is tried after a pause. An operator's start is always tried.
 
 use std::{
@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use crate::nouns::MachineId;
 
-/// Failures in a row that cost no pause.
+/// The number of failures in a row without a pause.
 const FREE: u32 = 3;
-/// The pause after each further one.
+/// The pause after each further failure.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// See the module. Of registered machines only.
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 pub(super) struct FailedStarts(Mutex<HashMap<MachineId, (u32, Instant)>>);
 
 impl FailedStarts {
-    /// How long the machine's next start is to wait; none: not at all.
+    /// How long the machine's next start must wait; `None`: not at all.
     pub(super) fn wait(&self, machine: MachineId) -> Option<Duration> {
         // Every step under the lock leaves a valid map.
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -32,14 +32,14 @@ impl FailedStarts {
         (*failures >= FREE).then_some(left)
     }
 
-    /// A start failed.
+    /// Records that a start failed.
     pub(super) fn add(&self, machine: MachineId) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = all.entry(machine).or_insert((0, Instant::now()));
         *entry = (entry.0.saturating_add(1), Instant::now());
     }
 
-    /// A start succeeded.
+    /// Records that a start succeeded.
     pub(super) fn forget(&self, machine: MachineId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&machine);
     }

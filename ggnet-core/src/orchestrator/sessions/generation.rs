@@ -1,12 +1,13 @@
-//! Generations: a script request prepares the next one, its first authenticated login commits it, time removes an unused one.
+//! Generations: a script request prepares the next one, its first authenticated login commits it, and an unused one is removed after a
+//! time.
 //!
 //! ```text
 //!   current (never logged in) ── login ──▶ current (committed) ── script ──▶ current + next ── login to next ──▶ next is current
 //!                                                                               └── unused for generation_ttl ──▶ current
 //! ```
-//! Invariants: a script request destroys nothing: the running machine keeps its target and its disk until somebody who knows the next
-//! generation's CHAP pair has logged in. Before that login is answered the old connections are drained and closed, so that under
-//! `keep` one writeback never has two writers.
+//! Invariants: a script request destroys nothing: the running machine keeps its target and its disk until an initiator with the next
+//! generation's CHAP pair has logged in. Before that login is answered the old connections are drained and closed, so that under `keep` one
+//! writeback never has two writers.
 
 use std::{
     collections::HashMap,
@@ -24,8 +25,8 @@ use crate::{
     ports::{Login, LoginGate, LoginVerdict, Removal, TargetEndpoint},
 };
 
-/// How long prepared generations have waited for their login: since this process first saw each. Not by the time of day, which a machine
-/// in the middle of its boot must not pay for when it is set.
+/// How long prepared generations have waited for their login, since this process first saw each. It does not use the time of day, so that
+/// setting the clock does not affect a machine during its boot.
 #[derive(Default)]
 pub(super) struct Unused(Mutex<HashMap<SessionId, (u32, Instant)>>);
 
@@ -47,7 +48,7 @@ impl Unused {
 }
 
 impl Sessions {
-    /// Decides over a login and commits the generation it is for.
+    /// Decides about a login and commits its generation.
     async fn admit(self: &Arc<Self>, login: &Login) -> Result<LoginVerdict> {
         let Some((machine, number)) = login.target.owner() else {
             // A manual target: the backend's own access rules have decided.
@@ -57,7 +58,7 @@ impl Sessions {
         let Some(mut session) = self.shared.store().live_session(machine).await? else {
             return Ok(LoginVerdict::Refuse);
         };
-        // Of another server's session: never final, for its machine may find the right server by trying again.
+        // The session of another server. Never a final refusal, because the machine may find the right server on a retry.
         if session.state != SessionState::Active || !self.shared.owns(&session) {
             return Ok(LoginVerdict::Retry);
         }
@@ -76,14 +77,14 @@ impl Sessions {
 }
 
 impl LockedMachine<'_> {
-    /// The generation that the machine's next boot uses; prepares it when there is none, and then says how its target is reached, too.
+    /// The generation that the machine's next boot uses. Prepares one if there is none, and then also returns how its target is reached.
     pub(super) async fn generation_for_boot(
         &self,
         machine: &Machine,
         session: &mut Session,
     ) -> Result<(Generation, Option<TargetEndpoint>)> {
         let disks = self.disks_to_boot(machine, session).await?;
-        // Nobody has used the current one: it is still the next boot's.
+        // The current one is unused: the next boot uses it.
         if session.current.committed_at.is_none() && DiskToBoot::are_of(&session.current, &disks) {
             return Ok((session.current.clone(), None));
         }
@@ -91,14 +92,14 @@ impl LockedMachine<'_> {
             if DiskToBoot::are_of(next, &disks) {
                 return Ok((next.clone(), None));
             }
-            // Prepared for versions that are no longer wanted, and never used: unless somebody logs in just now.
+            // Prepared for versions that are no longer wanted, and unused, unless an initiator logs in just now.
             self.drop_next(session, Removal::IfIdle).await?;
         }
         let number = session.highest_generation().saturating_add(1);
         let generation = self.new_generation(machine, session.policy, number, &disks)?;
         session.next = Some(generation.clone());
         session.last_generation = number;
-        // Recorded before it is made: a crash in between leaves a record that the reconciler completes, never an unknown object.
+        // Recorded before it is created: a crash in between leaves a record that the reconciler completes, never an unknown object.
         let versions = {
             let _image = self.versions.hold().await;
             let mut versions = Vec::with_capacity(disks.len());
@@ -112,7 +113,7 @@ impl LockedMachine<'_> {
         match self.ensure_generation_over(session, &generation, &versions).await {
             Ok(endpoint) => Ok((generation, Some(endpoint))),
             Err(e) => {
-                // Why it could not be made is the answer; what is left of it expires.
+                // The original error is returned; the remains expire.
                 if let Err(left) = self.drop_next(session, Removal::Force).await {
                     tracing::warn!(session = %session.id, error = %left.report(), "a generation that could not be made is left to the reconciler");
                 }
@@ -121,7 +122,7 @@ impl LockedMachine<'_> {
         }
     }
 
-    /// Removes the prepared generation. `Busy` when somebody has logged in to it and `how` spares that.
+    /// Removes the prepared generation. `Busy` under `IfIdle` if an initiator is logged in to it.
     pub(in crate::orchestrator) async fn drop_next(&self, session: &mut Session, how: Removal) -> Result<()> {
         let Some(next) = session.next.take() else { return Ok(()) };
         let removed = self.remove_generation(session, &next, how).await;
@@ -136,8 +137,8 @@ impl LockedMachine<'_> {
     pub(in crate::orchestrator) async fn commit_next(&self, session: &mut Session) -> Result<()> {
         let Some(mut next) = session.next.take() else { return Ok(()) };
         let old = session.current.clone();
-        // First the old target: requests in flight are finished and its connections closed. Should the record fail afterwards, the
-        // reconciler makes the old target again and nothing is lost.
+        // First the old target: requests in flight are finished and its connections closed. If recording fails afterwards, the reconciler
+        // creates the old target again and nothing is lost.
         if let Err(e) = self.targets.remove_target(&session.target(&old), Removal::Force).await {
             session.next = Some(next);
             return Err(e);
@@ -148,7 +149,7 @@ impl LockedMachine<'_> {
         self.shared.record_session(session, EventKind::GenerationCommitted { number }, None).await?;
         if session.policy == WritebackPolicy::Discard {
             for writeback in old.disks.writebacks() {
-                // An orphan from now on; when this fails the reconciler removes it.
+                // An orphan from now on; if this fails, the reconciler removes it.
                 if let Err(e) = self.shared.ports.writeback().remove(writeback, Removal::Force).await {
                     tracing::warn!(session = %session.id, error = %e.report(), "old writeback left to the reconciler");
                 }
@@ -157,8 +158,8 @@ impl LockedMachine<'_> {
         Ok(())
     }
 
-    /// Removes the prepared generation if it has waited too long for its login. `in_use`: somebody is logged in to it, or that is not known.
-    /// Whether it did.
+    /// Removes the prepared generation if it has waited too long for its login, and returns whether it did. `in_use`: an initiator is
+    /// logged in to it, or that is unknown.
     pub(in crate::orchestrator) async fn expire_next(
         &self,
         session: &mut Session,
@@ -169,7 +170,7 @@ impl LockedMachine<'_> {
         if waited < self.shared.config.generation_ttl || in_use {
             return Ok(false);
         }
-        // Who is online was read before: where logins are only polled, somebody may have come since.
+        // The connections were read before: with polled logins, an initiator may have logged in since.
         match self.drop_next(session, Removal::IfIdle).await {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == ErrorKind::Busy => Ok(false),
@@ -185,7 +186,7 @@ impl LockedMachine<'_> {
     }
 }
 
-/// What the target backend holds of us, who hold it: weak, so that the two do not keep each other alive for ever.
+/// The handle that the target backend holds. It is weak, because we hold the backend, and the two would keep each other alive for ever.
 struct Gate(Weak<Sessions>);
 
 #[async_trait]
@@ -206,7 +207,7 @@ impl LoginGate for Gate {
 }
 
 impl Sessions {
-    /// Who decides over logins, for the target backend.
+    /// The gate that decides about logins, for the target backend.
     pub(in crate::orchestrator) fn gate(self: &Arc<Self>) -> Arc<dyn LoginGate> {
         Arc::new(Gate(Arc::downgrade(self)))
     }

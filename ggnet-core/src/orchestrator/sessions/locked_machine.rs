@@ -3,11 +3,11 @@
 //! ```text
 //!   lock_machine ──waits──▶ LockedMachine ──dropped──▶ free
 //! ```
-//! What may be done under the lock only is a method of this type, in the file of its subject: `start`, `stop`, `generation`, `boot`,
-//! `resources`, `dhcp_changes`, the reconciler's `machine`; or it asks for one. Whoever has none cannot call it.
+//! An operation that requires the lock is a method of this type, in the file of its subject (`start`, `stop`, `generation`, `boot`,
+//! `resources`, `dhcp_changes`, the reconciler's `machine`), or takes one as an argument. It cannot be called without the lock.
 //!
-//! Invariants: at most one exists for a machine; it lives to the end of what it was taken for, across awaits on purpose; a session is read
-//! again under it. Who holds one waits for no other machine's, except the reconciler's round over DHCP, which is the only one that holds
+//! Invariants: at most one exists per machine; it lives to the end of its operation, across awaits on purpose; a session is read again
+//! under it. A holder never waits for another machine's lock, except the reconciler's round over DHCP, which is the only code that holds
 //! several.
 
 use std::{ops::Deref, sync::Arc};
@@ -15,7 +15,7 @@ use std::{ops::Deref, sync::Arc};
 use super::Sessions;
 use crate::{keyed_locks::KeyGuard, nouns::MachineId};
 
-/// A machine that nobody else works on.
+/// Exclusive access to a machine.
 pub(in crate::orchestrator) struct LockedMachine<'a> {
     sessions: &'a Arc<Sessions>,
     id: MachineId,
@@ -43,7 +43,7 @@ impl Sessions {
         LockedMachine { sessions: self, id, _guard: self.locks.lock(&id).await }
     }
 
-    /// A machine's lock if nobody holds it.
+    /// A machine's lock, if it is free.
     pub(in crate::orchestrator) fn try_lock_machine(
         self: &Arc<Self>,
         id: MachineId,

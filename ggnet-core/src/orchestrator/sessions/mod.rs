@@ -11,8 +11,8 @@
 //! Stop: record `stopping` → DHCP → boot files → target → writebacks (under `discard`) → record `stopped`.
 //!
 //! Invariants:
-//! * Everything that changes a machine's session is a method of [`LockedMachine`], which only that machine's lock gives, and re-reads the
-//!   session under it.
+//! * Everything that changes a machine's session is a method of [`LockedMachine`], which exists only while that machine's lock is held, and
+//!   re-reads the session under it.
 //! * `online` is observed, never a state.
 
 mod boot;

@@ -1,10 +1,10 @@
-//! Boot answers under way: who asks for the same one waits for it, instead of asking once more.
+//! Boot answers in progress: a request for an answer that is already being made waits for it.
 //!
-//! A script can be asked for by anybody, as often as they like, and every answer holds its machine's lock. So of one machine there is one
-//! answer under way, whoever asks: a flood of requests costs a machine no more than a request at a time, and a login, a stop or an
-//! operator waits for at most one answer.
+//! Any client can ask for a script, as often as it likes, and every answer holds its machine's lock. So at most one answer per machine is
+//! in progress: a flood of requests costs a machine no more than one request at a time, and a login, a stop or an operator waits for at
+//! most one answer.
 //!
-//! Invariant: an entry exists while its answer is made, also when the task that makes it dies.
+//! Invariant: an entry exists exactly while its answer is being made, even if the task that makes it dies.
 
 use std::{
     collections::HashMap,
@@ -20,26 +20,26 @@ use crate::nouns::MacAddr;
 type Key = (MacAddr, Advertised, bool);
 type Answers = HashMap<Key, watch::Receiver<Option<BootAnswer>>>;
 
-/// The answers under way.
+/// The answers in progress.
 #[derive(Clone, Default)]
 pub(super) struct Pending(Arc<Mutex<Answers>>);
 
-/// What a request is to do.
+/// What a request must do.
 pub(super) enum Turn {
-    /// Make the answer, and give it to [`Making::done`].
+    /// Make the answer, and pass it to [`Making::done`].
     Make(Making),
-    /// Wait for the one that is made.
+    /// Wait for the answer that is being made.
     Wait(Waiting),
 }
 
-/// The duty to make an answer. Dropped without one, those who wait are told to come again.
+/// The obligation to make an answer. If it is dropped without one, the waiting requests get a retry.
 pub(super) struct Making {
     pending: Pending,
     key: Key,
     answer: watch::Sender<Option<BootAnswer>>,
 }
 
-/// Somebody else makes the answer.
+/// Waits for the answer that another request makes.
 pub(super) struct Waiting(watch::Receiver<Option<BootAnswer>>);
 
 impl Pending {
@@ -73,7 +73,7 @@ impl Drop for Making {
 }
 
 impl Waiting {
-    /// The answer; none when its maker failed.
+    /// The answer; `None` if making it failed.
     pub(super) async fn answer(mut self) -> Option<BootAnswer> {
         self.0.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone())
     }

@@ -1,8 +1,8 @@
-//! Logins that are only polled: a backend that cannot ask us at a login lists connections instead.
+//! Polled logins: a backend that cannot call the gate at a login lists connections instead.
 //!
-//! A connection to a generation that nobody has used commits it: when the reconciler comes round, and before a boot is answered, so that a
-//! machine that boots twice within one round is not given the disk it has just used. Each backend that polls is asked in these two places
-//! alone, so no backend needs a task and a memory of its own for it (decision 0015).
+//! A connection to an unused generation commits it: in each round of the reconciler, and before a boot is answered, so that a machine that
+//! boots twice within one round does not get the disk that it has just used. Connections are polled only in these two places, so no backend
+//! needs its own task and state for it (decision 0015).
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl LockedMachine<'_> {
-    /// Before a boot is answered by a backend whose logins are only polled: what the last round could not see yet.
+    /// Commits, before a boot is answered, what the last round could not see yet. Only for backends with polled logins.
     pub(super) async fn commit_before_boot(&self, session: &mut Session) -> Result<()> {
         if self.shared.ports.target().capabilities().logins != LoginVisibility::Polled {
             return Ok(());
@@ -23,7 +23,7 @@ impl LockedMachine<'_> {
         self.commit_polled(session, &online.into_iter().map(|c| c.target).collect()).await.map(|_| ())
     }
 
-    /// Where logins are only polled, a connection to a generation that nobody has used commits it.
+    /// With polled logins, a connection to an unused generation commits it.
     pub(in crate::orchestrator) async fn commit_polled(
         &self,
         session: &mut Session,

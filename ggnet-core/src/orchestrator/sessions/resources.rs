@@ -1,4 +1,5 @@
-//! What a session should have in each backend, as specs: the one place that says so, used by start, generations and the reconciler.
+//! The objects that a session should have in each backend, as specs: the only place that defines them, used by start, generations and the
+//! reconciler.
 
 use super::{Sessions, locked_machine::LockedMachine};
 use crate::{
@@ -29,7 +30,7 @@ impl Sessions {
         let lun = |disk: &SessionDisk| LunSpec {
             number: disk.lun,
             disk_key: disk.writeback().map_or_else(|| version_key(disk.version), ToString::to_string),
-            // Of the machine and the LUN, never of the generation.
+            // Depends on the machine and the LUN, never on the generation.
             serial: SpecDigest::of([
                 session.machine.simple().as_bytes(),
                 format!("lun{}", disk.lun).as_bytes(),
@@ -70,7 +71,7 @@ impl Sessions {
         Ok(BootBundle { id: ResourceId::machine(machine.id), files })
     }
 
-    /// Whether DHCP and the boot files should know a machine: while it is in service and has, or will get, a session.
+    /// Whether a machine should have a DHCP entry and boot files: while it is in service and has, or will get, a session.
     pub(in crate::orchestrator) fn wants_boot(machine: &Machine, live: bool) -> bool {
         machine.state == crate::nouns::MachineState::Active
             && (live || (machine.auto_start && machine.image.is_some()))
@@ -78,7 +79,7 @@ impl Sessions {
 }
 
 impl LockedMachine<'_> {
-    /// How a generation's target is reached. What is there is not touched; what is lacking is made.
+    /// How a generation's target is reached. Existing objects are not changed; missing ones are created.
     pub(super) async fn endpoint_of(
         &self,
         session: &Session,
@@ -99,7 +100,7 @@ impl LockedMachine<'_> {
         self.ensure_generation_over(session, generation, &[]).await
     }
 
-    /// The same where some of the generation's versions were read already.
+    /// The same, if some of the generation's versions have already been read.
     pub(super) async fn ensure_generation_over(
         &self,
         session: &Session,
@@ -147,16 +148,16 @@ impl LockedMachine<'_> {
         writebacks.ensure(&spec, &base).await.map_err(|e| bytes_gone(version.id, e))
     }
 
-    /// A machine has booted from this disk: what it wrote must be there. An empty disk in its place, made without a word, would be the loss
-    /// of all of it under a running machine.
+    /// Checks that a disk from which a machine has booted still exists. Silently creating an empty disk in its place would lose all writes
+    /// of a running machine.
     async fn written_is_there(&self, id: &ResourceId) -> Result<()> {
         if self.shared.ports.writeback().get(id).await?.is_some() {
             return Ok(());
         }
-        Err(Error::new(code::written_disk_gone(id), format!("The written disk {id} is gone: no empty one is put in its place"))
+        Err(Error::new(code::written_disk_gone(id), format!("The written disk {id} is gone, and an empty disk must not replace it"))
             .with_hint(
-                "Is the folder or disk of the writebacks mounted? Bring it back; or stop the session, which gives the machine an empty \
-                 disk at its next start",
+                "Check that the folder or disk of the writebacks is mounted, and restore it; or stop the session: the machine then gets \
+                 an empty disk at its next start",
             ))
     }
 
@@ -172,14 +173,15 @@ impl LockedMachine<'_> {
             let mut how = how;
             for writeback in generation.disks.writebacks() {
                 self.shared.ports.writeback().remove(writeback, how).await?;
-                // Once one is gone there is no way back: a stop that spared the others would leave a machine with some of its disks.
+                // After the first removal there is no way back: if the stop spared the others, the machine would be left with only some of
+                // its disks.
                 how = Removal::Force;
             }
         }
         Ok(())
     }
 
-    /// Brings DHCP and the boot files to what [`Sessions::wants_boot`] says.
+    /// Updates DHCP and the boot files as [`Sessions::wants_boot`] requires.
     pub(in crate::orchestrator) async fn settle_boot(&self, machine: &Machine, live: bool) -> Result<()> {
         let (id, p) = (ResourceId::machine(machine.id), &self.shared.ports);
         if Sessions::wants_boot(machine, live) {

@@ -27,11 +27,11 @@ use crate::{
 pub struct StartRequest {
     /// The machine.
     pub machine: MachineId,
-    /// The image; none: the one that the machine is assigned to.
+    /// The image; `None`: the image that the machine is assigned to.
     pub image: Option<ImageId>,
-    /// Disks beside the system disk, for each boot of the session.
+    /// Disks in addition to the system disk, for each boot of the session.
     pub data_disks: Vec<DataDisk>,
-    /// Who wants it.
+    /// Who requests it.
     pub by: Principal,
 }
 
@@ -44,13 +44,13 @@ pub struct Started {
     pub machine: Machine,
     /// The image that it boots.
     pub image: Image,
-    /// The version of it: that of the system disk.
+    /// The version of that image: the version of the system disk.
     pub version: ImageVersion,
     /// How its target is reached.
     pub endpoint: TargetEndpoint,
 }
 
-/// A start that was validated and is not recorded yet. While it lives nobody may delete its versions.
+/// A start that is validated but not recorded yet. While it lives, its versions cannot be deleted.
 pub(super) struct Prepared<'a> {
     machine: Machine,
     session: Session,
@@ -58,7 +58,7 @@ pub(super) struct Prepared<'a> {
     version: ImageVersion,
     /// The versions of the data disks.
     data: Vec<ImageVersion>,
-    /// The kept writebacks that are there already.
+    /// The kept writebacks that already exist.
     kept: Vec<ResourceId>,
     image_guard: RwLockReadGuard<'a, ()>,
 }
@@ -71,17 +71,17 @@ impl Prepared<'_> {
 }
 
 impl Sessions {
-    /// Starts a session. When it returns the machine can boot.
+    /// Starts a session. When it returns, the machine can boot.
     ///
-    /// Errors: `NotFound` (machine, image); `Conflict` for a machine that is not active, has a live session, or has nothing ready to
-    /// boot, each with a hint; `Invalid` and `Unsupported` for data disks that cannot be served; any error of a backend, after everything
-    /// was undone. Cancellation: the start goes on without its caller.
+    /// Errors: `NotFound` (machine, image); `Conflict` for a machine that is not active, has a live session, or has nothing ready to boot,
+    /// each with a hint; `Invalid` and `Unsupported` for data disks that cannot be served; any error of a backend, after everything was
+    /// undone. Cancellation: the start continues without its caller.
     pub async fn start(self: &Arc<Self>, request: StartRequest) -> Result<Started> {
         authorize(&request.by, Command::SessionStart)?;
         let this = Arc::clone(self);
         self.shared
             .run(async move {
-                // Held to the end: nobody else may touch this machine's session half-way.
+                // Held to the end: nothing else may change this machine's session half-way.
                 let locked = this.lock_machine(request.machine).await;
                 let machine = locked.startable().await?;
                 let prepared = locked.prepare_start(machine, request.image, request.data_disks).await?;
@@ -92,7 +92,7 @@ impl Sessions {
 }
 
 impl LockedMachine<'_> {
-    /// A machine that has no live session. The caller holds its lock.
+    /// The machine, if a session can be started for it. The caller holds its lock.
     async fn startable(&self) -> Result<Machine> {
         let (store, id) = (self.shared.store(), self.id());
         let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
@@ -137,7 +137,7 @@ impl LockedMachine<'_> {
         let last_policy = last.as_ref().map_or(WritebackPolicy::Discard, |s| s.policy);
         let number = last.map_or(1, |s| s.highest_generation().saturating_add(1));
         let current = self.new_generation(&machine, policy, number, &disks)?;
-        // It may have been discarded since; asked once more, for a failed start removes what it takes for its own.
+        // It may have been discarded since. Checked once more, because a failed start removes every writeback that it considers its own.
         let new: Vec<_> = current.disks.writebacks().filter(|id| !kept.contains(id)).collect();
         if !new.is_empty() && [policy, last_policy] == [WritebackPolicy::Keep; 2] {
             self.check_not_kept(&machine, &new).await?;
@@ -168,7 +168,7 @@ impl LockedMachine<'_> {
         Ok(Prepared { machine, session, image, version, data, kept, image_guard })
     }
 
-    /// Does the steps. `besides`: what is told of the session when it is active.
+    /// Does the steps. `besides`: an event to record when the session becomes active.
     pub(super) async fn perform_start(
         &self,
         prepared: Prepared<'_>,
@@ -193,7 +193,7 @@ impl LockedMachine<'_> {
                 match recorded {
                     Ok(()) => return Ok(Started { session, machine, image, version, endpoint }),
                     Err(e) => {
-                        // Whatever the store holds now is what counts: read it before undoing.
+                        // The state in the store is what counts: read it before undoing.
                         match self.shared.store().session(session.id).await {
                             Ok(Some(s)) if s.state == SessionState::Active => {
                                 return Ok(Started { session: s, machine, image, version, endpoint });
@@ -229,8 +229,8 @@ impl LockedMachine<'_> {
         Ok(endpoint)
     }
 
-    /// Undoes in reverse and records `failed`; the writebacks in `kept` stay. What cannot be undone now is the reconciler's: a failed
-    /// session owns nothing, so all that is left of it is an orphan.
+    /// Undoes in reverse and records `failed`; the writebacks in `kept` stay. The reconciler removes what cannot be undone now: a failed
+    /// session owns nothing, so everything left of it is an orphan.
     pub(in crate::orchestrator) async fn undo_start(
         &self,
         machine: &Machine,
@@ -243,7 +243,7 @@ impl LockedMachine<'_> {
             trouble.push(e.report());
         }
         match self.targets.remove_target(&session.target(&session.current), Removal::Force).await {
-            // The writebacks go only once nothing serves them.
+            // The writebacks are removed only once nothing serves them.
             Ok(()) => {
                 for writeback in session.current.disks.writebacks().filter(|id| !kept.contains(id)) {
                     if let Err(e) = self.shared.ports.writeback().remove(writeback, Removal::Force).await {
@@ -264,7 +264,7 @@ impl LockedMachine<'_> {
         session.failure.clone_from(&failure);
         let kind = EventKind::SessionFailed { reason, failure };
         if let Err(e) = self.shared.record_session(&mut session, kind, None).await {
-            // The reconciler finds a `starting` that nobody works on and undoes it again.
+            // The reconciler finds a `starting` session without a task and undoes it again.
             tracing::error!(session = %session.id, error = %e.report(), "could not record the failed start");
         }
     }

@@ -1,7 +1,7 @@
 //! Stop: record `stopping` → DHCP and boot files → target → writebacks (under `discard`) → record `stopped`.
 //!
-//! A stop that cannot finish stays `stopping`, and the reconciler keeps trying: were it `failed`, its machine could start again
-//! while an old target still writes to a kept writeback.
+//! A stop that cannot finish stays `stopping`, and the reconciler keeps trying: if it became `failed`, its machine could start again while
+//! an old target still writes to a kept writeback.
 
 use std::sync::Arc;
 
@@ -23,19 +23,19 @@ use crate::{
 pub struct StopRequest {
     /// The session.
     pub session: SessionId,
-    /// Also with a live initiator: its disk is flushed and its connections are closed.
+    /// Stops it even with a live initiator: the disk is flushed and the connections are closed.
     pub force: bool,
     /// Why.
     pub reason: StopReason,
-    /// Who wants it.
+    /// Who requests it.
     pub by: Principal,
 }
 
 impl Sessions {
     /// Stops a session.
     ///
-    /// Errors: `NotFound`; `Conflict` for one that has ended; `Busy` with a live initiator and no `force`, and nothing has changed;
-    /// any error of a backend, and the session stays `stopping`. Cancellation: the stop goes on without its caller.
+    /// Errors: `NotFound`; `Conflict` for one that has ended; `Busy` with a live initiator and no `force`, and nothing has changed; any
+    /// error of a backend, and the session stays `stopping`. Cancellation: the stop continues without its caller.
     pub async fn stop(self: &Arc<Self>, request: StopRequest) -> Result<Session> {
         authorize(&request.by, Command::SessionStop)?;
         let this = Arc::clone(self);
@@ -44,7 +44,7 @@ impl Sessions {
                 let store = this.shared.store();
                 let missing = || Error::not_found("session", request.session);
                 let machine = store.session(request.session).await?.ok_or_else(missing)?.machine;
-                // Held to the end: nobody else may touch this machine's session half-way.
+                // Held to the end: nothing else may change this machine's session half-way.
                 let locked = this.lock_machine(machine).await;
                 let session = store.session(request.session).await?.ok_or_else(missing)?;
                 this.shared.check_owner(&session)?;
@@ -52,7 +52,7 @@ impl Sessions {
                     SessionState::Active | SessionState::Stopping => {
                         locked.perform_stop(session, &request).await
                     }
-                    // The lock is ours, so nobody works on it: a start that was cut short.
+                    // We hold the lock, so no task works on it: an interrupted start.
                     SessionState::Starting => locked.perform_stop(session, &request).await,
                     SessionState::Stopped | SessionState::Failed => Err(Error::new(
                         code::session_ended(session.id, session.state.as_str()),
@@ -81,7 +81,7 @@ impl LockedMachine<'_> {
         mut session: Session,
         request: &StopRequest,
     ) -> Result<Session> {
-        // A stop that was begun by force stays one.
+        // A stop that was started with force stays forced.
         let force = request.force || (session.state == SessionState::Stopping && session.stop_forced);
         if !force && self.presence.has_initiator(&session).await? {
             return Err(Sessions::still_running(&session));
@@ -105,8 +105,8 @@ impl LockedMachine<'_> {
         }
     }
 
-    /// Does the steps of a stop that is recorded, as it was asked for. Returns the session stopped; or active again, when the stop
-    /// spares initiators and one came between the look and the removal: as if it had not been asked for. The caller holds the
+    /// Does the steps of a recorded stop, as it was requested. Returns the stopped session. If the stop spares initiators and one logged in
+    /// between the check and the removal, returns the session active again, as if the stop had not been requested. The caller holds the
     /// machine's lock.
     pub(in crate::orchestrator) async fn carry_out_stop(
         &self,
@@ -126,14 +126,14 @@ impl LockedMachine<'_> {
         }
     }
 
-    /// Makes a stopping session active again. Recorded first: were something to fail before it, the reconciler would go on with the
-    /// stop; after it, the reconciler makes what is lacking.
+    /// Makes a stopping session active again. This is recorded first: after a failure before the record, the reconciler continues the stop;
+    /// after the record, it creates what is missing.
     async fn take_back_stop(&self, mut session: Session, machine: Option<&Machine>) -> Result<Session> {
         session.state = SessionState::Active;
         session.stop_reason = None;
         let event = self.shared.session_event(&session, EventKind::SessionActive);
         let batch = Batch::new().write(Write::Session(Box::new(session.clone()))).event(event);
-        // On a full disk, too: a session that stays `stopping` boots nothing.
+        // Also on a full disk: a session that stays `stopping` cannot boot.
         self.shared.record(batch.from_reserve()).await?;
         session.revision += 1;
         for generation in session.generations() {
@@ -149,7 +149,7 @@ impl LockedMachine<'_> {
         if let Some(machine) = machine {
             self.settle_boot(machine, false).await?;
         }
-        // The current one first: under IfIdle it is the one that can be busy.
+        // The current one first: under `IfIdle`, only it can be busy.
         for generation in session.generations() {
             self.remove_generation(session, generation, how).await?;
         }

@@ -1,5 +1,5 @@
-//! [`Targets`]: how a target is served over its disks and taken away, and manual targets: an image version exported read-only by hand, which the
-//! reconciler keeps.
+//! [`Targets`]: creates and removes targets over their disks, and manages manual targets: image versions that an operator exports
+//! read-only, and that the reconciler keeps.
 
 mod served_versions;
 
@@ -23,18 +23,18 @@ use crate::{
     },
 };
 
-/// A manual target to make.
+/// A manual target to create.
 #[derive(Clone, Debug)]
 pub struct NewTarget {
     /// Its name.
     pub name: Name,
     /// The version to export.
     pub version: ImageVersionId,
-    /// The only initiator that may log in; none: any.
+    /// The only initiator that may log in; `None`: any initiator.
     pub initiator: Option<Iqn>,
 }
 
-/// Targets: manual ones are its own; those of sessions are served and taken away through it.
+/// Targets: owns the manual ones; sessions create and remove theirs through it.
 pub struct Targets {
     shared: Arc<Shared>,
     versions: Arc<Versions>,
@@ -46,8 +46,8 @@ impl Targets {
         Self { shared, versions, served: ServedVersions::default() }
     }
 
-    /// Exports a version read-only. Errors: `NotFound` for the version, `Conflict` for a name in use or a version that is not
-    /// ready, `Unsupported` where the target takes none of the forms in which the image store opens a version.
+    /// Exports a version read-only. Errors: `NotFound` for the version, `Conflict` for a name in use or a version that is not ready,
+    /// `Unsupported` if the target accepts none of the forms in which the image store opens a version.
     pub async fn create(
         self: &Arc<Self>,
         new: NewTarget,
@@ -65,14 +65,14 @@ impl Targets {
                     created_at: this.shared.now(),
                 };
                 let _image = this.versions.hold().await;
-                // Said before anything is recorded.
+                // Checked before anything is recorded.
                 this.versions.ready_version(target.version).await?;
                 this.served_form()?;
                 let subject = AuditSubject::Target(target.id);
                 let row =
                     this.shared.audit(&by, AuditAction::TargetCreate, subject.clone()).after(json!(target));
                 let event = this.shared.event(EventKind::TargetCreated);
-                // The record first: an object that no record explains would be an orphan.
+                // The record comes first: an object without a record would be an orphan.
                 this.shared
                     .record(Batch::new().write(Write::Target(target.clone())).event(event).audit(row))
                     .await?;
@@ -92,7 +92,7 @@ impl Targets {
             .await
     }
 
-    /// Ends a manual target; `Busy` with a live initiator unless forced.
+    /// Deletes a manual target; `Busy` with a live initiator unless forced.
     pub async fn delete(self: &Arc<Self>, id: TargetId, force: bool, by: &Principal) -> Result<()> {
         authorize(by, Command::TargetDelete)?;
         let (this, by) = (Arc::clone(self), by.clone());
@@ -113,10 +113,10 @@ impl Targets {
             .await
     }
 
-    /// The form in which a version is served as it is: one that the image store opens and the target takes.
+    /// The form in which a version itself is served: one that the image store opens and the target accepts.
     ///
     /// # Errors
-    /// `Unsupported`, naming both: there is none.
+    /// `Unsupported`, naming both, if there is none.
     pub(in crate::orchestrator) fn served_form(&self) -> Result<DiskForm> {
         let (images, target) = (self.shared.ports.images(), self.shared.ports.target());
         let (opens, accepts) = (images.capabilities().opens, target.capabilities().accepts);
@@ -132,7 +132,7 @@ impl Targets {
                 target.name(),
             ),
         )
-        .with_hint("Give each session a writable disk over the version instead, or choose backends that fit each other"))
+        .with_hint("Give each session a writable disk over the version instead, or choose backends that work together"))
     }
 
     /// Opens a version for reading, in this form.
@@ -149,11 +149,11 @@ impl Targets {
         Err(Error::new(
             ErrorKind::Corrupt,
             format!(
-                "Image version {} has {} bytes, and had {} when it was made",
+                "Image version {} has {} bytes, but had {} when it was made",
                 version.id, opened.size_bytes, version.size_bytes
             ),
         )
-        .with_hint("Bring back its bytes as they were, or import it again and delete this version"))
+        .with_hint("Restore its bytes, or import it again and delete this version"))
     }
 
     /// Makes a manual target exist, over its version's own bytes.
@@ -168,7 +168,7 @@ impl Targets {
         self.ensure_target(&spec, &disks, vec![opened.hold]).await
     }
 
-    /// Makes a target exist; what keeps open the versions that it serves as they are is kept as long.
+    /// Makes a target exist, and keeps the versions that it serves directly open for as long.
     pub(in crate::orchestrator) async fn ensure_target(
         &self,
         spec: &TargetSpec,
@@ -180,7 +180,7 @@ impl Targets {
         Ok(endpoint)
     }
 
-    /// Removes a target, and lets go of the versions that it served.
+    /// Removes a target, and releases the versions that it served.
     pub(in crate::orchestrator) async fn remove_target(&self, id: &ResourceId, how: Removal) -> Result<()> {
         self.shared.ports.target().remove(id, how).await?;
         self.served.let_go(id);
@@ -206,19 +206,22 @@ impl Targets {
     }
 }
 
-/// Names the bytes of a version that is served as it is.
+/// The disk key of a version that is served directly.
 pub(super) fn version_key(version: ImageVersionId) -> String {
     format!("version-{version}")
 }
 
-/// A version whose bytes are not there. Not the machine's fault, and no path for strangers to read.
+/// The error for a version whose bytes are missing. It contains no path, because it may be shown to any client.
 pub(super) fn bytes_gone(version: ImageVersionId, e: Error) -> Error {
     match e.kind() {
-        ErrorKind::NotFound => {
-            Error::new(code::image_file_gone(version), format!("The file of image version {version} is gone"))
-                .with_hint("Is the folder of the images mounted? Bring the file back, or delete the version")
-                .with_source(e)
-        }
+        ErrorKind::NotFound => Error::new(
+            code::image_file_gone(version),
+            format!("The file of image version {version} is gone"),
+        )
+        .with_hint(
+            "Check that the folder of the images is mounted, and restore the file, or delete the version",
+        )
+        .with_source(e),
         _ => e,
     }
 }

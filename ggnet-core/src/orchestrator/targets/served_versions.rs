@@ -1,8 +1,8 @@
-//! [`ServedVersions`]: the versions that targets serve as they are, kept open as long as those targets.
+//! [`ServedVersions`]: the versions that targets serve directly, kept open as long as those targets.
 //!
-//! A writeback's disk keeps its version open by itself; a version's own disk does not ([`OpenImage`](crate::ports::OpenImage)). Targets that
-//! outlive our process are served without it until they are ensured again: what then keeps the bytes is the record, which forbids the
-//! version's deletion.
+//! A writeback's disk keeps its version open by itself; a version's own disk does not ([`OpenImage`](crate::ports::OpenImage)). Targets
+//! that outlive our process are served without it until they are ensured again: until then the record protects the bytes, because it
+//! forbids the version's deletion.
 
 use std::{
     collections::HashMap,
@@ -11,12 +11,12 @@ use std::{
 
 use crate::{nouns::ResourceId, ports::Hold};
 
-/// By target: what keeps open the versions that it serves.
+/// For each target, what keeps the versions that it serves open.
 #[derive(Default)]
 pub(super) struct ServedVersions(Mutex<HashMap<ResourceId, Vec<Hold>>>);
 
 impl ServedVersions {
-    /// The target serves these from now on, and no others.
+    /// Records that the target serves these from now on, and no others.
     pub(super) fn keep(&self, target: &ResourceId, holds: Vec<Hold>) {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if holds.is_empty() {
@@ -26,7 +26,7 @@ impl ServedVersions {
         }
     }
 
-    /// The target is gone.
+    /// Releases the versions of a removed target.
     pub(super) fn let_go(&self, target: &ResourceId) {
         self.keep(target, Vec::new());
     }

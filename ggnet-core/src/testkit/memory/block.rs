@@ -1,4 +1,4 @@
-//! [`RamDisk`]: a disk that is a `Vec<u8>`, and that can grow and ask its callers to try again.
+//! [`RamDisk`]: a disk that is a `Vec<u8>`, and that can grow and make its callers retry.
 
 use std::{
     io,
@@ -18,7 +18,7 @@ use crate::{
 pub struct RamDisk {
     bytes: RwLock<Vec<u8>>,
     read_only: bool,
-    /// Calls that are still to be told to try again.
+    /// The number of calls that will still fail with "try again".
     busy: AtomicU32,
 }
 
@@ -43,8 +43,7 @@ impl RamDisk {
         self
     }
 
-    /// Lets it grow to `size` bytes, rounded up to a whole sector; what is new is zeros. It never shrinks: a smaller size changes
-    /// nothing.
+    /// Grows it to `size` bytes, rounded up to a whole sector; the new part is zeros. It never shrinks: a smaller size changes nothing.
     pub fn grow(&self, size: usize) {
         let mut bytes = self.bytes.write().unwrap_or_else(PoisonError::into_inner);
         let size = size.next_multiple_of(512).max(bytes.len());

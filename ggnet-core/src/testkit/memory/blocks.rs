@@ -1,6 +1,6 @@
-//! [`Blocks`]: what was written of a disk, in memory; and [`Layered`], the disk that it makes over another one.
+//! [`Blocks`]: the written blocks of a disk, in memory; and [`Layered`], the disk that they form over another one.
 //!
-//! Invariants: a block that was never written reads from the disk below, or as zeros where there is none; the disk below is never written to.
+//! Invariants: a block that was never written reads from the disk below, or as zeros if there is none; the disk below is never written to.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use crate::{
 
 pub(super) const BLOCK: usize = 4096;
 
-/// Written blocks by number; none: discarded, zeros.
+/// Written blocks by number; `None`: discarded, zeros.
 #[derive(Debug, Default)]
 pub(super) struct Blocks(RwLock<HashMap<u64, Option<Box<[u8]>>>>);
 

@@ -1,6 +1,6 @@
-//! [`MemoryBootFiles`]: a boot file store in memory, with a method that plays a client.
+//! [`MemoryBootFiles`]: a boot file store in memory, with a method that acts as a client.
 //!
-//! Invariant: no path is in two bundles, not even in those that were cut short.
+//! Invariant: no path is in two bundles, not even in partial ones.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::{
     ports::{BootBundle, BootFileStore, BootPath, Completeness, Health, Listed, Observation, Observer},
 };
 
-/// What outlives a [`MemoryBootFiles`]: its files, as a folder's would.
+/// The state that outlives a [`MemoryBootFiles`]: its files, as in a folder.
 pub type BootFileWorld = World<BootFileState>;
 
 /// The files.
@@ -29,7 +29,7 @@ pub struct BootFileState {
 }
 
 impl World<BootFileState> {
-    /// Puts a file there that is not ours, as an operator would into the folder; it is served, and never changed.
+    /// Adds a file that is not ours, as an operator would to the folder; it is served, and never changed.
     pub fn plant(&self, path: BootPath, bytes: Bytes) {
         self.touch(|state| {
             state.planted.insert(path, bytes);
@@ -47,9 +47,9 @@ impl World<BootFileState> {
 
 #[derive(Debug)]
 struct Bundle {
-    // What is served: the old files until the new ones are all there.
+    // The files that are served: the old ones until all the new ones exist.
     files: BTreeMap<BootPath, Bytes>,
-    // What it claims, so that no other bundle takes it meanwhile.
+    // The paths that it claims, so that no other bundle takes them meanwhile.
     claims: BTreeMap<BootPath, Bytes>,
     completeness: Completeness,
 }
@@ -73,13 +73,13 @@ impl MemoryBootFiles {
         Self { life: world.enter("memory", |_| ()), observer: OnceLock::new() }
     }
 
-    /// What outlives it.
+    /// The state that outlives it.
     #[must_use]
     pub fn world(&self) -> BootFileWorld {
         self.life.world()
     }
 
-    /// Plays a client that fetches a file; the observer is told that it was sent, to the machine whose address the path names
+    /// Acts as a client that fetches a file; the observer is notified that it was sent to the machine whose address the path contains
     /// (`…/aa-bb-cc-dd-ee-ff.ipxe`).
     pub fn fetch(&self, path: &BootPath, peer: SocketAddr) -> Result<Bytes> {
         let bytes = self.find(path)?;
@@ -135,7 +135,7 @@ impl BootFileStore for MemoryBootFiles {
                 return Err(self.life.error(ErrorKind::Conflict, message).with_operation("ensure"));
             }
             if let Some(path) = bundle.files.keys().find(|path| state.planted.contains_key(*path)) {
-                let message = format!("{path} of {} is somebody else's file", bundle.id);
+                let message = format!("{path} of {} is a file that does not belong to this store", bundle.id);
                 return Err(self.life.error(ErrorKind::Conflict, message).with_operation("ensure"));
             }
             let files = have.map(|b| b.files.clone()).unwrap_or_default();

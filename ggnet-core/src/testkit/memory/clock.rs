@@ -20,7 +20,7 @@ impl ManualClock {
         Self { now: Arc::new(Mutex::new(now)) }
     }
 
-    /// A clock that shows a fixed moment in 2026; for tests to which the date is all one.
+    /// A clock that shows a fixed moment in 2026; for tests to which the date does not matter.
     #[must_use]
     pub fn new() -> Self {
         Self::at(Timestamp::constant(1_790_000_000, 0))

@@ -1,4 +1,4 @@
-//! [`MemoryConverter`]: copies raw images into a file or a device. The source is a real file, since a file is what it is asked for.
+//! [`MemoryConverter`]: copies raw images into a file or a device. The source is a real file, because the port takes the path of a file.
 
 use std::{
     fs::File,
@@ -36,7 +36,7 @@ impl MemoryConverter {
         Self { health: World::default() }
     }
 
-    /// A handle by which a test sets its health.
+    /// A handle with which a test sets its health.
     #[must_use]
     pub fn world(&self) -> World<()> {
         self.health.clone()
@@ -49,7 +49,7 @@ impl Default for MemoryConverter {
     }
 }
 
-/// The other formats' magic numbers: a file that bears one is not taken for raw.
+/// Checks the magic numbers of the other formats: a file with one of them is not raw.
 fn probe(path: &Path) -> Result<ImageProbe> {
     let doing = format!("Reading {}", path.display());
     let mut file = File::open(path).map_err(|e| Error::io(&doing, e))?;
@@ -81,7 +81,7 @@ enum Out {
 }
 
 impl Out {
-    /// Empty, and as large as the disk: what an earlier conversion left there means nothing.
+    /// Empty, and as large as the disk: the remains of an earlier conversion are discarded.
     fn open(sink: &Sink, size: u64) -> Result<Self> {
         match sink {
             Sink::File(path) => {
@@ -93,7 +93,7 @@ impl Out {
             Sink::Blocks(device) => {
                 let have = device.info().size_bytes;
                 if have != size {
-                    let message = format!("The sink has {have} bytes, and the image {size}");
+                    let message = format!("The sink has {have} bytes, but the image has {size}");
                     return Err(Error::invalid("sink", message));
                 }
                 device.discard(0, size).map_err(|e| Error::io("Emptying the sink", e))?;
@@ -178,7 +178,7 @@ async fn convert(spec: &ConvertSpec, progress: &Progress, cancel: &CancellationT
     if cancel.is_cancelled() {
         return Err(was_cancelled());
     }
-    // A file task that begins only after this future was dropped does nothing: another conversion may write to the sink by then.
+    // A file task that starts only after this future was dropped does nothing: another conversion may write to the sink by then.
     let stop = CancellationToken::new();
     let _stop_when_dropped = stop.clone().drop_guard();
     let (from, sink, size) = (spec.source.clone(), spec.sink.clone(), spec.virtual_size);
@@ -190,7 +190,7 @@ async fn convert(spec: &ConvertSpec, progress: &Progress, cancel: &CancellationT
         let source = File::open(&from).map_err(|e| Error::io(format!("Opening {}", from.display()), e))?;
         let len = source.metadata().map_err(|e| Error::io(format!("Reading {}", from.display()), e))?.len();
         if len.next_multiple_of(512) != size {
-            let message = format!("{} has {len} bytes, and had {size} when it was looked at", from.display());
+            let message = format!("{} has {len} bytes, but had {size} when it was probed", from.display());
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
         Ok((source, Out::open(&sink, size)?, len))
@@ -217,7 +217,7 @@ async fn convert(spec: &ConvertSpec, progress: &Progress, cancel: &CancellationT
         }
         hash.update(&bytes);
         at += n as u64;
-        // 999 at most: 1000 is said when all of it is there.
+        // 999 at most: 1000 is reported when everything is written.
         progress(u16::try_from(u128::from(at) * 999 / u128::from(len)).unwrap_or(999));
     }
     if cancel.is_cancelled() {

@@ -1,4 +1,4 @@
-//! [`MemoryDhcp`]: a DHCP backend in memory, with a method that plays a booting machine.
+//! [`MemoryDhcp`]: a DHCP backend in memory, with a method that acts as a booting machine.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// What outlives a [`MemoryDhcp`]: its entries, as a configuration file's would.
+/// The state that outlives a [`MemoryDhcp`]: its entries, as in a configuration file.
 pub type DhcpWorld = World<DhcpState>;
 
 /// The entries.
@@ -26,7 +26,7 @@ pub struct DhcpState {
     hosts: BTreeMap<ResourceId, (DhcpHost, Completeness)>,
 }
 
-/// DHCP in memory: a full server (it honours `fixed_address`) that reports what it answers.
+/// DHCP in memory: a full server (it honours `fixed_address`) that reports its answers.
 pub struct MemoryDhcp {
     life: Life<DhcpState>,
     observer: OnceLock<Arc<dyn Observer>>,
@@ -45,14 +45,14 @@ impl MemoryDhcp {
         Self { life: world.enter("memory", |_| ()), observer: OnceLock::new() }
     }
 
-    /// What outlives it.
+    /// The state that outlives it.
     #[must_use]
     pub fn world(&self) -> DhcpWorld {
         self.life.world()
     }
 
-    /// Plays a machine that asks by PXE: the entry it is answered from; `None`, and it falls through to its next boot device.
-    /// The observer is told as by a real server.
+    /// Acts as a machine that asks by PXE. Returns the entry that answers it; `None`: it falls through to its next boot device. The
+    /// observer is notified as by a real server.
     #[must_use]
     pub fn request(&self, mac: MacAddr, firmware: Firmware, ipxe: bool) -> Option<DhcpHost> {
         let host = {

@@ -1,7 +1,7 @@
-//! [`MemoryImages`]: the bytes of image versions in memory, without a path: what stands on it can assume no file.
+//! [`MemoryImages`]: the bytes of image versions in memory, without a path, so that code that uses it cannot assume a file.
 //!
 //! A version is blocks over the version below it, or over nothing. Converters write to a device ([`SinkForm::Blocks`]); a frozen disk of a
-//! [`MemoryWritebacks`](super::MemoryWritebacks) becomes a version by changing hands.
+//! [`MemoryWritebacks`](super::MemoryWritebacks) becomes a version without a copy.
 //!
 //! Invariants: a sealed version is never written to, also not through the device of its draft; versions and drafts belong to the world and
 //! outlive our process, the disks handed out do not.
@@ -44,9 +44,9 @@ struct Entry {
     blocks: Arc<Blocks>,
     completeness: Completeness,
     parent: Option<ImageVersionId>,
-    // The writeback that it was.
+    // The writeback that it was made from.
     adopted: Option<ResourceId>,
-    // Alive while somebody has it open.
+    // Alive while it is open.
     open: Weak<()>,
 }
 
@@ -84,10 +84,10 @@ impl ImageState {
 }
 
 impl World<ImageState> {
-    /// Puts a whole version there, as an import would: these bytes, and zeros up to `size`.
+    /// Adds a whole version, as an import would: these bytes, and zeros up to `size`.
     ///
     /// # Errors
-    /// `InvalidInput` when the bytes are no whole sectors of the disk.
+    /// `InvalidInput` if the bytes are not whole sectors of the disk.
     pub fn plant(&self, id: ImageVersionId, size: u64, bytes: &[u8]) -> io::Result<()> {
         let mut entry = Entry::new(size);
         entry.completeness = Completeness::Whole;
@@ -103,7 +103,7 @@ impl World<ImageState> {
 /// Image versions in memory.
 pub struct MemoryImages {
     life: Life<ImageState>,
-    /// Whose frozen disks it takes over.
+    /// The writebacks whose frozen disks it takes over.
     writebacks: Option<WritebackWorld>,
 }
 
@@ -130,7 +130,7 @@ impl MemoryImages {
         self
     }
 
-    /// What outlives it.
+    /// The state that outlives it.
     #[must_use]
     pub fn world(&self) -> ImageWorld {
         self.life.world()
@@ -155,7 +155,7 @@ impl MemoryImages {
                 return if again && entry.size == spec.size_bytes {
                     Ok(entry.listed(spec.id))
                 } else {
-                    let message = format!("Version {} is there already", spec.id);
+                    let message = format!("Version {} already exists", spec.id);
                     Err(self.error(ErrorKind::Conflict, "adopt", message))
                 };
             }
@@ -182,7 +182,7 @@ impl MemoryImages {
             state.versions.insert(spec.id, entry);
             listed
         };
-        // No place in between where a call can be dropped. Not under the lock of the versions: a disk over one of them may want it.
+        // A call cannot be dropped in between. Not under the lock of the versions, because a disk over one of them may need it.
         writebacks.forget(&from.writeback);
         Ok(listed)
     }
@@ -208,7 +208,8 @@ impl ImageStore for MemoryImages {
 
     async fn draft(&self, spec: &ImageSpec) -> Result<Sink> {
         if spec.size_bytes == 0 || !spec.size_bytes.is_multiple_of(512) {
-            let message = format!("A disk of {} bytes is no whole sectors of 512 bytes", spec.size_bytes);
+            let message =
+                format!("A disk of {} bytes is not a whole number of 512-byte sectors", spec.size_bytes);
             return Err(Error::invalid("size_bytes", message));
         }
         let _turn = self.turn(spec.id).await?;
@@ -252,7 +253,7 @@ impl ImageStore for MemoryImages {
 
     async fn adopt(&self, spec: &ImageSpec, from: &Frozen) -> Result<ImageListed> {
         let Some(writebacks) = self.writebacks.as_ref().filter(|_| from.native.family == FAMILY) else {
-            let message = format!("It cannot take over {}", from.native.family);
+            let message = format!("The image store in memory cannot take over {}", from.native.family);
             return Err(self.error(ErrorKind::Unsupported, "adopt", message));
         };
         let _turn = self.turn(spec.id).await?;
@@ -292,7 +293,7 @@ impl ImageStore for MemoryImages {
         {
             let mut state = self.life.state()?;
             if let Some((above, _)) = state.versions.iter().find(|(_, entry)| entry.parent == Some(id)) {
-                let message = format!("Version {above} stands on version {id}");
+                let message = format!("Version {above} is based on version {id}");
                 return Err(self.error(ErrorKind::Busy, "remove", message));
             }
             if let Some(entry) = state.versions.get_mut(&id) {
@@ -372,7 +373,7 @@ impl BlockDevice for Opened {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        // Of a process that lives.
+        // Fails unless its process is alive.
         drop(self.life.state().map_err(io::Error::other)?);
         self.disk.read_at(buf, offset)
     }

@@ -48,9 +48,9 @@ pub(super) struct Link {
     pub(super) initiator: String,
     peer: SocketAddr,
     since: Timestamp,
-    // Shared by commands, alone for closing.
+    // Held shared by commands, exclusively for closing.
     commands_in_flight: tokio::sync::RwLock<()>,
-    // None once closed. Not the async lock's content, so that a dying process can sever it on the spot.
+    // `None` once closed. Not inside the async lock, so that a dying process can sever it at once.
     disks: Mutex<Option<Disks>>,
     observer: Arc<dyn Observer>,
     read: AtomicU64,
@@ -88,7 +88,7 @@ impl Link {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As it ends when our process dies: nothing is flushed and nobody is told.
+    /// Closes it as the death of our process does: nothing is flushed and the observer is not notified.
     pub(super) fn sever(&self) {
         self.disks().take();
     }
@@ -105,7 +105,7 @@ impl Link {
                 }
             }
         };
-        // A panic of a test's device is that test's to see.
+        // A panic of a test's device is reported by that test.
         let _ = tokio::task::spawn_blocking(flush).await;
         self.hang_up(reason);
     }
@@ -141,7 +141,7 @@ impl Link {
 
 type Forget = Arc<dyn Fn(&Arc<Link>) + Send + Sync>;
 
-/// An initiator that is logged in. Dropping it is a connection that breaks; [`logout`](MemoryInitiator::logout) is the polite end.
+/// An initiator that is logged in. Dropping it breaks the connection; [`logout`](MemoryInitiator::logout) ends it cleanly.
 pub struct MemoryInitiator {
     link: Arc<Link>,
     forget: Forget,

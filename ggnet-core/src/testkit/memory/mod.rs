@@ -1,8 +1,8 @@
-//! The ports in memory: complete, quick, and honest about being cut short.
+//! The ports in memory: complete, fast, and with the same states as a real backend after interrupted calls.
 //!
-//! Each backend keeps its objects in a [`World`] that outlives it. `new()` starts in an empty world; `over(&world)` opens a
-//! world as after a crash of our process: the earlier object's calls, disks and connections fail from then on, and what a real
-//! backend of that kind would lose is lost.
+//! Each backend keeps its objects in a [`World`] that outlives it. `new()` starts in an empty world; `over(&world)` opens a world as after
+//! a crash of our process: the calls, disks and connections of the earlier object fail from then on, and everything that a real backend of
+//! that kind would lose is lost.
 //!
 //! ```
 //! use ggnet_core::testkit::memory::MemoryTargets;
@@ -15,8 +15,8 @@
 //! ```
 //!
 //! Every `ensure` and `remove` passes through places where its future can be dropped, and leaves a
-//! [`Partial`](crate::ports::Completeness::Partial) object when it is: what stands on the ports meets that here, not first in
-//! the field. Where a port has clients (an initiator, a booting PC), the backend has methods that play one.
+//! [`Partial`](crate::ports::Completeness::Partial) object when it is: code that uses the ports meets this state in tests, not first in
+//! production. Where a port has clients (an initiator, a booting PC), the backend has methods that act as one.
 
 pub mod block;
 mod blocks;

@@ -1,10 +1,10 @@
-//! [`MemoryTargets`]: iSCSI targets in memory, without the network: [`MemoryTargets::login`] plays an initiator.
+//! [`MemoryTargets`]: iSCSI targets in memory, without the network: [`MemoryTargets::login`] acts as an initiator.
 //!
 //! ```text
 //!   login: served? ─▶ target whole? ─▶ name, CHAP ─▶ gate's verdict ─▶ older session of that name closed ─▶ connected
 //! ```
-//! Invariants: a connection exists only to a whole target; a command runs under the connection's lock, which closing takes for
-//! itself, so that closing waits for commands in flight; a closed connection holds no disk.
+//! Invariants: a connection exists only to a whole target; a command runs under the connection's lock, which closing takes exclusively, so
+//! that closing waits for commands in flight; a closed connection holds no disk.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ use crate::{
     testkit::disk,
 };
 
-/// What outlives a [`MemoryTargets`]: its targets when they survive a restart, as the kernel's would.
+/// The state that outlives a [`MemoryTargets`]: its targets if they survive a restart, as the kernel's do.
 pub type TargetWorld = World<TargetState>;
 
 /// The targets and the connections to them.
@@ -100,16 +100,16 @@ impl MemoryTargets {
         Self { life: world.enter("memory", birth), capabilities, attached: OnceLock::new() }
     }
 
-    /// What outlives it.
+    /// The state that outlives it.
     #[must_use]
     pub fn world(&self) -> TargetWorld {
         self.life.world()
     }
 
-    /// Plays an initiator that logs in from `peer` and knows the secret that the target demands.
+    /// Acts as an initiator that logs in from `peer` with the secret that the target demands.
     ///
-    /// The gate is asked as by a real target; the returned connection shows up in
-    /// [`connections`](TargetBackend::connections) until it is closed from either side.
+    /// The gate is called as by a real target; the returned connection is listed in [`connections`](TargetBackend::connections) until it is
+    /// closed from either side.
     pub async fn login(
         &self,
         target: &ResourceId,
@@ -123,7 +123,7 @@ impl MemoryTargets {
         self.login_with(target, initiator, knows.as_ref(), peer).await
     }
 
-    /// Plays an initiator that logs in with this CHAP pair, or none.
+    /// Acts as an initiator that logs in with this CHAP pair, or without CHAP.
     pub async fn login_with(
         &self,
         target: &ResourceId,
@@ -182,8 +182,8 @@ impl MemoryTargets {
         }
     }
 
-    /// Closes the older connections of this name and adds the new one. Both are done when there is nothing left to close, because
-    /// while one is closed another login may overtake this one.
+    /// Closes the older connections of this name and adds the new one. It repeats the first step until there is nothing left to close,
+    /// because another login may overtake this one while a connection is being closed.
     async fn connect(
         &self,
         id: &ResourceId,
@@ -193,7 +193,7 @@ impl MemoryTargets {
         observer: &Arc<dyn Observer>,
     ) -> Result<Arc<Link>, LoginError> {
         loop {
-            // Again: while the gate thought, the target may have gone or its access may have changed.
+            // Again: while the gate decided, the target may have been removed or its access may have changed.
             let (disks, exclusive) = self.authenticate(id, initiator, chap)?;
             let older = {
                 let mut state = self.life.state().map_err(|_| LoginError::ServiceUnavailable)?;
@@ -248,7 +248,7 @@ impl MemoryTargets {
             return unsupported(format!("{id} demands CHAP"));
         }
         if matches!(spec.access, Access::Initiator { mutual: Some(_), .. }) {
-            return unsupported(format!("{id} is to prove itself by CHAP"));
+            return unsupported(format!("{id} demands mutual CHAP"));
         }
         Ok(())
     }
@@ -316,7 +316,7 @@ impl TargetBackend for MemoryTargets {
                 {
                     return Ok(endpoint(spec));
                 }
-                // Also what was cut short: then its initiators are still served.
+                // Also a partial target: its initiators are still served.
                 Some(have) if same_luns(&have.spec, spec) => {
                     have.spec = spec.clone();
                     have.completeness = Completeness::Whole;
@@ -329,7 +329,7 @@ impl TargetBackend for MemoryTargets {
                 _ => {}
             }
         }
-        // Opened before anything is changed: what cannot be opened changes nothing.
+        // Opened before anything is changed, so that a failure to open changes nothing.
         let opened = open_disks(spec, disks).await;
         let disks = opened.map_err(|e| e.with_backend("memory").with_operation("ensure"))?;
         let target = Target { spec: spec.clone(), disks, completeness: Completeness::Partial };

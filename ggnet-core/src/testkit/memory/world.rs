@@ -1,11 +1,11 @@
-//! [`World`]: what outlives our process, and [`Life`]: one process in it.
+//! [`World`]: the state that outlives our process, and [`Life`]: one process in it.
 //!
 //! ```text
 //!   new ──▶ life 1 ──over──▶ life 2 ──over──▶ …
 //! ```
-//! Invariants: at most one life can change a world; the calls, disks and connections of an earlier one fail with `Unavailable`
-//! from the moment the next begins, as those of a killed process would end. State is only touched through [`Life::state`], which
-//! checks that under the same lock.
+//! Invariants: at most one life can change a world; the calls, disks and connections of an earlier one fail with `Unavailable` from the
+//! moment the next one starts, as those of a killed process would end. State is only touched through [`Life::state`], which checks that
+//! under the same lock.
 
 use std::{
     collections::HashMap,
@@ -21,8 +21,8 @@ use crate::{
     ports::Health,
 };
 
-/// What a kind of backend keeps outside our process: a kernel's targets, a folder of files. Cloning gives another handle to the
-/// same world.
+/// The state that a backend keeps outside our process: a kernel's targets, a folder of files. Cloning gives another handle to the same
+/// world.
 pub struct World<S> {
     inner: Arc<Inner<S>>,
 }
@@ -62,7 +62,7 @@ impl<S> World<S> {
         self.cell().life += 1;
     }
 
-    /// What `health()` says from now on.
+    /// Sets what `health()` returns from now on.
     pub fn set_health(&self, health: Health) {
         self.cell().health = health;
     }
@@ -71,7 +71,7 @@ impl<S> World<S> {
         self.cell().health.clone()
     }
 
-    /// Changes the state from outside our process: what the other end of a connection does, whoever lives here now.
+    /// Changes the state from outside our process, as the other end of a connection does, independent of the current life.
     pub(super) fn touch(&self, change: impl FnOnce(&mut S)) {
         change(&mut self.cell().state);
     }
@@ -80,7 +80,7 @@ impl<S> World<S> {
         self.inner.cell.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the earlier life and begins one; `birth` sees the state first, and removes what dies with a process.
+    /// Ends the earlier life and starts a new one; `birth` gets the state first, and removes what is lost with a process.
     pub(super) fn enter(&self, backend: &'static str, birth: impl FnOnce(&mut S)) -> Life<S> {
         let mut cell = self.cell();
         cell.life += 1;
@@ -118,7 +118,7 @@ impl<S> Clone for Life<S> {
     }
 }
 
-/// The state, locked, of a life that still goes on.
+/// The locked state of a life that has not ended.
 pub(super) struct State<'a, S>(MutexGuard<'a, Cell<S>>);
 
 impl<S> std::ops::Deref for State<'_, S> {
@@ -178,7 +178,7 @@ impl<S> Life<S> {
     }
 }
 
-/// A place where a call can be dropped: real backends have many, so those in memory have some too.
+/// A place where a call can be dropped: real backends have many, so the backends in memory have some too.
 pub(super) async fn step() {
     tokio::task::yield_now().await;
 }

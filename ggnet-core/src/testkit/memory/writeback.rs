@@ -1,7 +1,8 @@
 //! [`MemoryWritebacks`]: private writable disks whose written blocks are in memory, over an opened image version.
 //!
-//! Invariants: a block that was never written reads from the version below, which is never written to; written blocks belong to the world and
-//! outlive our process, the disks handed out do not; a disk of a removed writeback, or of an earlier life, fails; nobody writes to a frozen one.
+//! Invariants: a block that was never written reads from the version below, which is never written to; written blocks belong to the world
+//! and outlive our process, the disks handed out do not; a disk of a removed writeback, or of an earlier life, fails; a frozen one is not
+//! written to.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +30,7 @@ use crate::{
 /// What [`MemoryWritebacks`] freezes: its locator is the writeback's name, in the same world.
 pub(super) const FAMILY: &str = "memory";
 
-/// What outlives a [`MemoryWritebacks`]: what was written.
+/// The state that outlives a [`MemoryWritebacks`]: the written blocks.
 pub type WritebackWorld = World<WritebackState>;
 
 /// The writebacks.
@@ -44,7 +45,7 @@ struct Entry {
     size: u64,
     blocks: Arc<Blocks>,
     completeness: Completeness,
-    // The disk that is handed out, while somebody holds it.
+    // The disk that was returned, while it is held.
     disk: Weak<Overlay>,
     // Alive while it is frozen.
     frozen: Weak<()>,
@@ -57,14 +58,14 @@ impl Entry {
 }
 
 impl World<WritebackState> {
-    /// What was written to this writeback, if it is there.
+    /// The written blocks of this writeback, if it exists.
     pub(super) fn blocks(&self, id: &ResourceId) -> Option<Arc<Blocks>> {
         let mut blocks = None;
         self.touch(|state| blocks = state.entries.get(id).map(|entry| Arc::clone(&entry.blocks)));
         blocks
     }
 
-    /// It is no writeback any more.
+    /// Removes a writeback that became a version.
     pub(super) fn forget(&self, id: &ResourceId) {
         self.touch(|state| _ = state.entries.remove(id));
     }
@@ -85,7 +86,7 @@ impl MemoryWritebacks {
     /// In this world, as after a crash of our process: what was written is there, disks handed out before fail.
     #[must_use]
     pub fn over(world: &WritebackWorld) -> Self {
-        // Disks of an earlier life are nobody's any more, whoever still holds them.
+        // Disks of an earlier life are invalid, even if they are still held.
         let birth = |state: &mut WritebackState| {
             for entry in state.entries.values_mut() {
                 (entry.disk, entry.frozen) = (Weak::new(), Weak::new());
@@ -94,7 +95,7 @@ impl MemoryWritebacks {
         Self { life: world.enter("memory", birth) }
     }
 
-    /// What outlives it.
+    /// The state that outlives it.
     #[must_use]
     pub fn world(&self) -> WritebackWorld {
         self.life.world()
@@ -131,13 +132,13 @@ impl WritebackStore for MemoryWritebacks {
     async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
         spec.check_base(base)?;
         let Disk::Blocks(below) = &base.disk else {
-            let message = format!("{} stands on blocks, not on {:?}", spec.id, base.disk.form());
+            let message = format!("{} is based on blocks, not on {:?}", spec.id, base.disk.form());
             return Err(self.life.error(ErrorKind::Unsupported, message).with_operation("ensure"));
         };
         let _turn = self.life.lock(&spec.id).await;
         if let Some(entry) = self.life.state()?.entries.get(&spec.id) {
             if (entry.version, entry.size) != (spec.version, spec.size_bytes) {
-                return Err(self.busy("ensure", format!("{} stands on version {}", spec.id, entry.version)));
+                return Err(self.busy("ensure", format!("{} is based on version {}", spec.id, entry.version)));
             }
             if entry.is_frozen() {
                 return Err(self.busy("ensure", format!("{} is frozen", spec.id)));
@@ -213,7 +214,7 @@ impl WritebackStore for MemoryWritebacks {
                 return Err(self.busy("remove", format!("The disk of {id} is in use")));
             }
             entry.completeness = Completeness::Partial;
-            // Disks handed out hold the old blocks and see that they are no longer the entry's.
+            // Disks that were returned have the old blocks and detect that the entry has others.
             entry.blocks = Arc::default();
             entry.disk = Weak::new();
         }
@@ -247,7 +248,7 @@ impl WritebackStore for MemoryWritebacks {
     }
 }
 
-/// A disk as it is handed out.
+/// A disk as `ensure` returns it.
 struct Overlay {
     life: Life<WritebackState>,
     id: ResourceId,
@@ -279,7 +280,7 @@ impl BlockDevice for Overlay {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        // What is not on the disk is invalid, whatever became of it.
+        // A range outside the disk is invalid, even after the disk was removed.
         check(&self.info(), offset, buf.len() as u64)?;
         self.usable()?.read_at(buf, offset)
     }

@@ -1,4 +1,4 @@
-//! The gate and the observer that the suites attach: they do as they are told and remember what they saw.
+//! The gate and the observer that the suites attach: the gate gives the configured verdicts, and both record what they saw.
 
 use std::{
     sync::{
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use crate::ports::{Login, LoginGate, LoginVerdict, Observation, Observer};
 
-/// A gate that a case steers.
+/// A gate that a case controls.
 pub struct Gate {
     serving: AtomicBool,
     verdict: Mutex<LoginVerdict>,
@@ -54,7 +54,7 @@ impl LoginGate for Gate {
     }
 }
 
-/// An observer that remembers.
+/// An observer that records observations.
 #[derive(Default)]
 pub struct Witness {
     seen: Mutex<Vec<Observation>>,
@@ -65,7 +65,7 @@ impl Witness {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until something like this was seen: observations may come a moment after what they tell of.
+    /// Waits until such an observation was made: observations may come a moment after their cause.
     pub async fn sees(&self, what: &str, like: impl Fn(&Observation) -> bool) {
         eventually(what, || async { self.seen().iter().any(&like) }).await;
     }
@@ -77,7 +77,7 @@ impl Observer for Witness {
     }
 }
 
-/// Waits until it is so, up to twenty seconds: long enough on the slowest machine, and no time is asserted.
+/// Waits up to twenty seconds until the condition holds: long enough on the slowest machine. No duration is asserted.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, so: impl Fn() -> F) {
     for _ in 0..2000 {
         if so().await {
@@ -85,5 +85,5 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, so: impl Fn() -> F
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("It never came to be: {what}");
+    panic!("It did not happen in time: {what}");
 }

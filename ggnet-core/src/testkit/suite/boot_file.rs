@@ -68,12 +68,12 @@ pub trait BootFileFixture: Fixture<dyn BootFileStore> {
         false
     }
 
-    /// Whether the store sees what it sends. If not, that case is not run.
+    /// Whether the store reports the files that it sends. If not, that case is not run.
     fn observes(&self) -> bool {
         false
     }
 
-    /// Plays a client: fetches a file as a firmware would (TFTP, HTTP). `NotFound` when the server says so.
+    /// Acts as a client: fetches a file as firmware would (TFTP, HTTP). `NotFound` when the server answers that.
     async fn fetch(&self, path: &BootPath) -> Result<Bytes> {
         let _ = path;
         Err(Error::new(ErrorKind::Unsupported, "No client can run here"))
@@ -100,7 +100,7 @@ impl Declarative for BootFiles {
         spec.id.clone()
     }
 
-    // The port declares nothing about it: files in our own memory die with us, and the reconciler makes them again.
+    // The port declares nothing about it: files in the memory of our process are lost with it, and the reconciler creates them again.
     fn survives(_: &dyn BootFileStore) -> bool {
         false
     }
@@ -149,7 +149,7 @@ pub async fn not_run(f: &impl BootFileFixture, case: &str) -> Option<String> {
         "what_is_not_ours_is_left_alone" => lacks(f.has_foreign(), "the fixture makes no foreign object"),
         "a_client_gets_the_bytes" => client(),
         "what_is_sent_is_observed" => {
-            client().or_else(|| lacks(f.observes(), "it does not see what it sends"))
+            client().or_else(|| lacks(f.observes(), "it does not report the files that it sends"))
         }
         _ => None,
     }
@@ -164,17 +164,17 @@ common_cases!(BootFiles, BootFileFixture:
     list_shows_exactly_what_was_ensured,
     /// `get` is `list` for one name.
     get_shows_what_list_shows,
-    /// Removing nothing succeeds, whatever `how`.
+    /// Removing an absent object succeeds, for every `how`.
     remove_of_nothing_is_success,
     /// A name can be used again.
     what_was_removed_can_be_made_again,
-    /// A changed spec is taken over whole, or refused and nothing changes.
+    /// A changed spec is applied completely, or it is refused and nothing changes.
     a_changed_spec_converges_or_is_busy,
-    /// Calls for different names at once.
+    /// Concurrent calls for different names.
     fifty_ensures_at_once_of_different_names,
-    /// The same call at once.
+    /// The same call from many callers at once.
     fifty_ensures_at_once_of_one_name,
-    /// Making and removing one thing at once.
+    /// Concurrent creation and removal of one object.
     ensures_and_removes_at_once_of_one_name,
     /// `ensure` dropped at every place, then again.
     a_dropped_ensure_is_completed_by_the_next,
@@ -184,9 +184,9 @@ common_cases!(BootFiles, BootFileFixture:
     a_dropped_remove_is_completed_by_the_next,
     /// `ensure` of a changed spec dropped at every place, then again.
     a_dropped_change_is_completed_by_the_next,
-    /// A new process finds or makes again, and removes, what the old one made.
+    /// A new process finds or creates again, and removes, the objects of the old one.
     what_exists_is_adopted_after_a_crash,
-    /// A process that dies within a call leaves nothing that the next cannot mend.
+    /// A process that dies within a call leaves nothing that the next one cannot repair.
     a_crash_within_a_call_is_mended,
     /// Files of others are not listed and not touched.
     what_is_not_ours_is_left_alone,
@@ -321,7 +321,7 @@ pub async fn removed_files_are_gone(f: &impl BootFileFixture) {
     }
 }
 
-/// Whatever a crash left: after the next `ensure` the bytes are right.
+/// After a crash, the next `ensure` makes the bytes correct.
 pub async fn what_is_written_is_whole_after_a_crash(f: &impl BootFileFixture) {
     let (port, _) = serve(f).await;
     let bundle = awkward(&id());

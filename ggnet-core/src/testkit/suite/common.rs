@@ -1,6 +1,6 @@
-//! The cases that hold for every declarative port: `ensure`, `remove`, `list`, and being cut short.
+//! The cases for every declarative port: `ensure`, `remove`, `list`, and interrupted calls.
 //!
-//! A port joins by a marker type that implements [`Declarative`] (its calls) and by [`Specs`] for its fixtures (what to ask for).
+//! A port uses them with a marker type that implements [`Declarative`] (its calls), and with [`Specs`] for its fixtures (its specs).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -29,19 +29,19 @@ pub trait Declarative: Send + Sync + 'static {
     fn attach(port: &Self::Port);
     fn digest(spec: &Self::Spec) -> SpecDigest;
     fn id(spec: &Self::Spec) -> ResourceId;
-    /// Whether what exists must still exist after a crash of our process, to the backend's own declaration.
+    /// Whether objects must still exist after a crash of our process, according to the backend's own declaration.
     fn survives(port: &Self::Port) -> bool;
-    /// What a client is told, printed, to be compared.
+    /// What `ensure` returns for clients, printed, for comparison.
     async fn ensure(port: &Self::Port, spec: &Self::Spec) -> Result<String>;
     async fn remove(port: &Self::Port, id: &ResourceId, how: Removal) -> Result<()>;
     async fn get(port: &Self::Port, id: &ResourceId) -> Result<Option<Listed>>;
     async fn list(port: &Self::Port) -> Result<Vec<Listed>>;
 }
 
-/// What to ask a fixture's backend for.
+/// The specs for a fixture's backend.
 #[async_trait]
 pub trait Specs<K: Declarative>: Fixture<K::Port> {
-    /// A spec for `id`; another `variant` differs in something that the backend has to change.
+    /// A spec for `id`; different variants differ in something that the backend has to change.
     async fn spec(&self, id: &ResourceId, variant: u8) -> K::Spec;
 }
 
@@ -63,7 +63,7 @@ pub async fn reopen<K: Declarative>(f: &impl Fixture<K::Port>, port: Arc<K::Port
     port
 }
 
-/// What is listed, by name. The names are unique.
+/// The list, by name. The names are unique.
 pub async fn listed<K: Declarative>(port: &K::Port) -> BTreeMap<ResourceId, Listed> {
     let list = K::list(port).await.expect("list");
     let by_name: BTreeMap<_, _> = list.iter().map(|l| (l.id.clone(), l.clone())).collect();
@@ -182,7 +182,7 @@ pub async fn a_changed_spec_converges_or_is_busy<K: Declarative>(f: &impl Specs<
     }
 }
 
-/// Runs `calls` from tasks of their own that all begin at the same moment.
+/// Runs `calls` in tasks of their own that all start at the same moment.
 async fn at_once<T: Send + 'static, C: Future<Output = T> + Send + 'static>(calls: Vec<C>) -> Vec<T> {
     let begin = Arc::new(Barrier::new(calls.len()));
     let start = |call: C| {
@@ -244,7 +244,7 @@ pub async fn ensures_and_removes_at_once_of_one_name<K: Declarative>(f: &impl Sp
         }
     };
     at_once((0..f.effort().callers()).map(call).collect()).await;
-    // As one after the other, in some order: there or not, but never half.
+    // As if one ran after the other, in some order: present or absent, but never partial.
     if !listed::<K>(&port).await.is_empty() {
         assert_whole::<K>(&port, std::slice::from_ref(&spec)).await;
     }
@@ -390,7 +390,7 @@ pub async fn a_crash_within_a_call_is_mended<K: Declarative>(f: &impl Specs<K>) 
     for (n, cut) in Effort::Less.cuts(usual).into_iter().enumerate() {
         let (a, b) = (f.spec(&id(), 0).await, f.spec(&id(), 0).await);
         ensure::<K>(&port, &b).await;
-        // How they ended does not matter: the drop is what is tested.
+        // Their results do not matter: this tests the drop.
         let _ = cut.apply(K::ensure(&port, &a)).await;
         let _ = cut.apply(K::remove(&port, &K::id(&b), Removal::Force)).await;
         port = reopen::<K>(f, port).await;

@@ -145,7 +145,7 @@ impl Bench {
         self.spec_for(self.forms()[0], name, SIZE)
     }
 
-    /// Waits until nothing but these is among the results: a helper of a dropped call may need a moment to end.
+    /// Waits until there are no other results than these: a helper of a dropped call may need a moment to end.
     async fn comes_to(&self, allowed: &[&str]) {
         let what = format!("nothing but {allowed:?} in {}", self.results.display());
         let settled = || async { names(&self.results).await.iter().all(|name| allowed.contains(&&**name)) };
@@ -153,7 +153,7 @@ impl Bench {
     }
 }
 
-/// What was written.
+/// The bytes that were written.
 async fn raw(spec: &ConvertSpec) -> Vec<u8> {
     match &spec.sink {
         Sink::File(path) => read_file(path).await,
@@ -268,14 +268,15 @@ pub async fn holes_stay_holes(f: &impl ConverterFixture) {
 /// What a person sees moves one way, and to the end.
 pub async fn progress_only_grows_and_ends_at_1000(f: &impl ConverterFixture) {
     let bench = bench(f).await;
-    let told: Arc<Mutex<Vec<u16>>> = Arc::default();
-    let teller = Arc::clone(&told);
-    let progress: Progress = Arc::new(move |n| teller.lock().unwrap_or_else(PoisonError::into_inner).push(n));
+    let reported: Arc<Mutex<Vec<u16>>> = Arc::default();
+    let recorder = Arc::clone(&reported);
+    let progress: Progress =
+        Arc::new(move |n| recorder.lock().unwrap_or_else(PoisonError::into_inner).push(n));
     let spec = bench.spec("a.raw");
     bench.converter.convert(&spec, progress, CancellationToken::new()).await.expect("convert");
-    let told = told.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    assert!(told.is_sorted(), "{told:?}");
-    assert_eq!(told.last(), Some(&1000), "{told:?}");
+    let reported = reported.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    assert!(reported.is_sorted(), "{reported:?}");
+    assert_eq!(reported.last(), Some(&1000), "{reported:?}");
 }
 
 /// Whatever happens.

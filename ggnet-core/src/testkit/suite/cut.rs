@@ -1,8 +1,8 @@
 //! Drops a call half-way, at every place where that can happen.
 //!
-//! A future is only ever dropped between two polls. So dropping it after no poll, one poll, two … until it completes by itself
-//! visits every place of a call that waits in its own future; a call that hands its work to a task is dropped at moments of its
-//! usual duration besides.
+//! A future is only ever dropped between two polls. So dropping it after no poll, one poll, two … until it completes by itself visits every
+//! place of a call that waits in its own future; a call that passes its work to a task is also dropped at moments spread over its usual
+//! duration.
 
 use std::{
     future::{Future, poll_fn},
@@ -48,14 +48,14 @@ impl Cut {
         }
     }
 
-    /// Whether it counts polls: once a call was through before its cut, more polls are no news.
+    /// Whether it counts polls: once a call has completed before its cut, more polls test nothing new.
     pub(super) fn is_polls(self) -> bool {
         matches!(self, Self::Polls(_))
     }
 }
 
 impl Effort {
-    /// How many call at once.
+    /// The number of concurrent callers.
     pub(super) fn callers(self) -> usize {
         match self {
             Self::Full => 50,

@@ -38,7 +38,7 @@ macro_rules! dhcp_behaviour {
     };
 }
 
-/// Hands the suite's cases to another macro, after its own arguments: for fixtures whose cases must run in surroundings of their own.
+/// Passes the suite's cases to another macro, after its own arguments: for fixtures whose cases must run in a special environment.
 ///
 /// ```text
 /// ggnet_core::dhcp_cases!([my_macro] arguments,);        // my_macro!(arguments, [an_empty_backend_lists_nothing, …]);
@@ -77,8 +77,8 @@ macro_rules! dhcp_cases {
 
 /// Makes DHCP backends, and machines that ask them.
 ///
-/// The backend is configured by the fixture so that it has a boot file for a PC with UEFI, and answers none to a machine that it
-/// was not told of. Addresses that are reserved lie in 192.0.2.0/24.
+/// The fixture configures the backend so that it has a boot file for a PC with UEFI, and gives none to a machine without an entry. Reserved
+/// addresses are in 192.0.2.0/24.
 #[async_trait]
 pub trait DhcpFixture: Fixture<dyn DhcpBackend> {
     /// Whether machines can ask here. If not, the cases that need one are not run.
@@ -86,18 +86,18 @@ pub trait DhcpFixture: Fixture<dyn DhcpBackend> {
         false
     }
 
-    /// Plays a machine's firmware (a PC with UEFI, option 93 = 7) that asks for a boot file by PXE. An empty answer when none
-    /// came within the time that a firmware waits.
+    /// Acts as a machine's firmware (a PC with UEFI, option 93 = 7) that asks for a boot file by PXE. Returns an empty answer if none came
+    /// within the time that firmware waits.
     async fn ask(&self, mac: MacAddr) -> DhcpAnswer {
         let _ = mac;
         DhcpAnswer::default()
     }
 }
 
-/// What a machine was told.
+/// The answer to a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DhcpAnswer {
-    /// The boot file's name or URL; none: it falls through to its next boot device.
+    /// The boot file's name or URL; `None`: it falls through to its next boot device.
     pub boot_file: Option<String>,
     /// The address it may use, from a backend that gives out addresses.
     pub address: Option<IpAddr>,
@@ -123,7 +123,7 @@ impl Declarative for Dhcp {
         spec.id.clone()
     }
 
-    // The port declares nothing about it: entries in our own memory die with us, and the reconciler makes them again.
+    // The port declares nothing about it: entries in the memory of our process are lost with it, and the reconciler creates them again.
     fn survives(_: &dyn DhcpBackend) -> bool {
         false
     }
@@ -196,17 +196,17 @@ common_cases!(Dhcp, DhcpFixture:
     list_shows_exactly_what_was_ensured,
     /// `get` is `list` for one name.
     get_shows_what_list_shows,
-    /// Removing nothing succeeds, whatever `how`.
+    /// Removing an absent object succeeds, for every `how`.
     remove_of_nothing_is_success,
     /// A name can be used again.
     what_was_removed_can_be_made_again,
-    /// A changed spec is taken over whole, or refused and nothing changes.
+    /// A changed spec is applied completely, or it is refused and nothing changes.
     a_changed_spec_converges_or_is_busy,
-    /// Calls for different names at once.
+    /// Concurrent calls for different names.
     fifty_ensures_at_once_of_different_names,
-    /// The same call at once.
+    /// The same call from many callers at once.
     fifty_ensures_at_once_of_one_name,
-    /// Making and removing one thing at once.
+    /// Concurrent creation and removal of one object.
     ensures_and_removes_at_once_of_one_name,
     /// `ensure` dropped at every place, then again.
     a_dropped_ensure_is_completed_by_the_next,
@@ -216,9 +216,9 @@ common_cases!(Dhcp, DhcpFixture:
     a_dropped_remove_is_completed_by_the_next,
     /// `ensure` of a changed spec dropped at every place, then again.
     a_dropped_change_is_completed_by_the_next,
-    /// A new process finds or makes again, and removes, what the old one made.
+    /// A new process finds or creates again, and removes, the objects of the old one.
     what_exists_is_adopted_after_a_crash,
-    /// A process that dies within a call leaves nothing that the next cannot mend.
+    /// A process that dies within a call leaves nothing that the next one cannot repair.
     a_crash_within_a_call_is_mended,
     /// Entries of others are not listed and not touched.
     what_is_not_ours_is_left_alone,
@@ -257,15 +257,15 @@ async fn boots(f: &impl DhcpFixture, mac: MacAddr) -> bool {
     f.ask(mac).await.boot_file.is_some()
 }
 
-/// From the moment that `ensure` returns, and nobody else is.
+/// From the moment that `ensure` returns, and no other machine is.
 pub async fn an_ensured_machine_is_answered(f: &impl DhcpFixture) {
     let (port, _) = serve(f).await;
     let (a, b) = (host(&id(), 0), host(&id(), 0));
     port.ensure(&a).await.expect("ensure");
-    assert!(boots(f, a.macs[0]).await, "it was told of this machine");
-    assert!(!boots(f, b.macs[0]).await, "it was not told of that one");
+    assert!(boots(f, a.macs[0]).await, "it has an entry for this machine");
+    assert!(!boots(f, b.macs[0]).await, "it has no entry for that one");
     port.ensure(&b).await.expect("ensure");
-    assert!(boots(f, a.macs[0]).await && boots(f, b.macs[0]).await, "it was told of both");
+    assert!(boots(f, a.macs[0]).await && boots(f, b.macs[0]).await, "it has entries for both");
 }
 
 /// From the moment that `remove` returns.
@@ -275,8 +275,8 @@ pub async fn a_removed_machine_is_answered_no_more(f: &impl DhcpFixture) {
     port.ensure(&a).await.expect("ensure");
     port.ensure(&b).await.expect("ensure");
     port.remove(&a.id).await.expect("remove");
-    assert!(!boots(f, a.macs[0]).await, "it was told to forget this machine");
-    assert!(boots(f, b.macs[0]).await, "and not that one");
+    assert!(!boots(f, a.macs[0]).await, "the entry of this machine was removed");
+    assert!(boots(f, b.macs[0]).await, "but not of that one");
 }
 
 /// Whichever card the firmware boots from.
@@ -314,7 +314,7 @@ pub async fn a_reserved_address_is_given(f: &impl DhcpFixture) {
     assert_eq!(answer.address, Some(address));
 }
 
-/// The first stage of a boot, and the machines that nobody registered.
+/// The first stage of a boot, and unregistered machines.
 pub async fn what_is_answered_is_observed(f: &impl DhcpFixture) {
     let (port, witness) = serve(f).await;
     let (a, b) = (host(&id(), 0), host(&id(), 0));

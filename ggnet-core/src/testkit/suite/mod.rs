@@ -1,12 +1,12 @@
-//! One behaviour suite per port. A backend is right when its suite passes; ours and a stranger's run the same one.
+//! One behaviour suite per port. A backend is correct when its suite passes; built-in and external backends run the same suite.
 //!
 //! # For the author of a backend
 //!
-//! 1. Write a *fixture*: a type that makes your backend, empty ([`Fixture::fresh`]) or again over what the last one left behind
+//! 1. Write a *fixture*: a type that creates your backend, empty ([`Fixture::fresh`]) or over the state that the last one left behind
 //!    ([`Fixture::reopen`]), and that implements the port's own fixture trait ([`TargetFixture`], [`WritebackFixture`],
-//!    [`ImageStoreFixture`], [`DhcpFixture`], [`BootFileFixture`], [`ConverterFixture`]). Each method says what the suite expects of it; those with a
-//!    default body may be left out, and the cases that need them are then *not run*, which is reported.
-//! 2. Call the port's macro once in a test file. It makes a module with one `#[test]` per case, so that each shows by its name:
+//!    [`ImageStoreFixture`], [`DhcpFixture`], [`BootFileFixture`], [`ConverterFixture`]). The documentation of each method says what the
+//!    suite expects. Methods with a default body may be left out; the cases that need them are then *not run*, which is reported.
+//! 2. Call the port's macro once in a test file. It creates a module with one `#[test]` per case, so that each is reported by its name:
 //!
 //! ```text
 //! // tests/behaviour.rs
@@ -14,14 +14,14 @@
 //! ggnet_core::writeback_behaviour!(my_writebacks, MyStoreFixture::in_a_new_folder().await);
 //! ```
 //!
-//! The fixture's expression is evaluated once per case, inside the case's own multi-threaded tokio runtime, so it may `.await`.
-//! Cases run at the same time, as tests do: fixtures must not share what cannot be shared (ports, names, folders).
+//! The fixture's expression is evaluated once per case, inside the case's own multi-threaded tokio runtime, so it may `.await`. Cases run
+//! concurrently, as tests do: fixtures must not share exclusive resources (ports, names, folders).
 //!
 //! # Cases that a backend cannot run
 //!
-//! Which cases apply follows from `capabilities()` and from what the fixture can do. A case that does not apply is never passed in
-//! silence: the last test of the module, `undeclared_capabilities`, writes each with its reason to standard error. Give the list
-//! that you expect, and that test fails when it is another:
+//! Which cases apply follows from `capabilities()` and from what the fixture can do. A case that does not apply never passes silently: the
+//! last test of the module, `undeclared_capabilities`, writes each with its reason to standard error. If you give the list that you expect,
+//! that test fails when the actual list differs:
 //!
 //! ```text
 //! ggnet_core::target_behaviour!(lio, LioFixture::new(), not_run: [a_wrong_secret_is_refused]);
@@ -29,7 +29,7 @@
 //!
 //! # What the cases hold a backend to
 //!
-//! The contract in [`crate::ports`] and in each port's own documentation; nothing else. Cases that hold for every declarative port
+//! They test the contract in [`crate::ports`] and in each port's own documentation, and nothing else. The cases for every declarative port
 //! are in `common`, and each port adds its own.
 
 mod attached;
@@ -60,23 +60,23 @@ pub use run::{report, run};
 pub use target::{TargetClient, TargetFixture, Wanted};
 pub use writeback::WritebackFixture;
 
-/// Makes a backend for one case.
+/// Creates a backend for one case.
 ///
-/// `P` is the port's trait object: `Fixture<dyn TargetBackend>`. The backend is handed out unattached: the suite calls `attach`
-/// itself, with a gate and an observer of its own.
+/// `P` is the port's trait object: `Fixture<dyn TargetBackend>`. The backend must not be attached: the suite calls `attach` itself, with
+/// its own gate and observer.
 #[async_trait]
 pub trait Fixture<P: ?Sized>: Send + Sync {
-    /// A backend in an empty world of its own.
+    /// A backend with empty state of its own.
     async fn fresh(&self) -> Arc<P>;
 
-    /// A new backend over the world of the last `fresh`, as after a crash of our process.
+    /// A new backend over the state of the last `fresh`, as after a crash of our process.
     ///
-    /// The suite has dropped its handle to the earlier one and did *not* call `shutdown`. A fixture whose backend has tasks of its
-    /// own must end them here as a crash would: without letting them finish or clean up.
+    /// The suite has dropped its handle to the earlier one and has *not* called `shutdown`. A fixture whose backend has its own tasks must
+    /// end them here as a crash would: without letting them finish or clean up.
     async fn reopen(&self) -> Arc<P>;
 
-    /// Puts into the backend's world an object that is not ours (another instance's, an operator's own), after `fresh`, and says
-    /// how to tell whether it is still as it was. `None`: the backend's world cannot hold one.
+    /// Adds an object that is not ours (of another instance, or of the operator) to the backend's state, after `fresh`, and returns a check
+    /// that it is unchanged. `None`: the backend's state cannot contain one.
     async fn foreign(&self) -> Option<Box<dyn Foreign>> {
         None
     }
@@ -86,31 +86,30 @@ pub trait Fixture<P: ?Sized>: Send + Sync {
         false
     }
 
-    /// How often a case does the same again.
+    /// How often a case repeats its operations.
     fn effort(&self) -> Effort {
         Effort::Full
     }
 }
 
-/// How often a case does the same again: fifty callers at once, and a call dropped at every place; or less.
+/// How often a case repeats its operations: fifty concurrent callers, and a call dropped at every place; or less.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Effort {
-    /// What a case's name promises.
+    /// The number that the case's name states.
     #[default]
     Full,
     /// Five callers, and a call dropped at a few places: for a backend whose every call takes seconds because another program does it.
     Less,
 }
 
-/// An object in the backend's world that is not ours.
+/// An object in the backend's state that is not ours.
 #[async_trait]
 pub trait Foreign: Send + Sync {
-    /// Fails, saying what happened to it, unless it is exactly as it was.
+    /// Fails with a description of the change unless the object is exactly as it was.
     async fn check(&self) -> Result<(), String>;
 }
 
-/// The instance id that names are made with in the suites. A backend that recognises its own objects by their names is made with
-/// this one by its fixture.
+/// The instance id in the suites' names. A fixture creates a backend that recognises its objects by name with this id.
 #[must_use]
 pub fn instance() -> crate::nouns::InstanceId {
     "0ddba11e".parse().expect("eight hexadecimal digits")

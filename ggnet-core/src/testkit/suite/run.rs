@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, future::Future, io::Write as _, time::Duration};
 
-/// Runs a case. A case that hangs is ended after five minutes, so that the others are heard of.
+/// Runs a case. A case that hangs is ended after five minutes, so that the others are reported.
 pub fn run(case: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -13,12 +13,12 @@ pub fn run(case: impl Future<Output = ()>) {
         let ended = tokio::time::timeout(Duration::from_secs(300), case).await;
         assert!(ended.is_ok(), "The case hangs: a call of the backend has not returned for five minutes");
     });
-    // A call that the backend left on a blocking thread must not hold up the other tests.
+    // A call that the backend left on a blocking thread must not delay the other tests.
     runtime.shutdown_background();
 }
 
-/// Says which cases were not run, to standard error itself: libtest would keep a passing test's output to itself. With `expected`,
-/// fails unless exactly these were not run.
+/// Writes which cases were not run directly to standard error, because libtest hides the output of a passing test. With `expected`, fails
+/// unless exactly these were not run.
 pub fn report(module: &str, not_run: &[(&'static str, String)], expected: Option<&[&'static str]>) {
     let mut text = String::new();
     for (case, reason) in not_run {

@@ -1,4 +1,4 @@
-//! [`MemoryStore`]: the `Store` in memory, with the very same answers as a database: constraints, revisions, counters, order.
+//! [`MemoryStore`]: the `Store` in memory, with the same results as a database: constraints, revisions, counters, order.
 //!
 //! A batch is applied to a copy of the tables, which replaces them when every change of it held: whole or not at all. The logs
 //! (events, audit) only grow, so they are appended after that and not copied.
@@ -33,7 +33,7 @@ const MAX_SEARCH: usize = 2000;
 #[derive(Default)]
 struct State {
     tables: Tables,
-    /// Those that are kept, each with its number.
+    /// The events that are kept, each with its number.
     events: Vec<(u64, Event)>,
     last_event: u64,
     audit: Vec<AuditRow>,
@@ -87,7 +87,7 @@ impl MemoryStore {
         Self::over(&StoreWorld::default())
     }
 
-    /// A store over what is in `world`, as after a crash of our process: calls on the earlier store of that world fail from now on.
+    /// A store over the state of `world`, as after a crash of our process: calls on the earlier store of that world fail from now on.
     #[must_use]
     pub fn over(world: &StoreWorld) -> Self {
         let mut state = world.lock();

@@ -11,7 +11,7 @@ use crate::{
     ports::{Fence, MAX_SEEN, SessionCounts, Write},
 };
 
-/// What is constrained, and may have to be taken back.
+/// The constrained records, whose changes may have to be reverted.
 #[derive(Clone, Default)]
 pub(super) struct Tables {
     pub(super) machines: BTreeMap<MachineId, Machine>,
@@ -35,7 +35,7 @@ fn conflict(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Conflict, message).with_hint("Read the records again and repeat the change")
 }
 
-/// The revision that a record gets, or why it may not be written.
+/// The revision that a record gets, or the error why it may not be written.
 fn next_revision(what: &str, which: &str, over: u64, stored: Option<u64>) -> Result<u64> {
     match (over, stored) {
         (0, None) => Ok(1),
@@ -51,7 +51,7 @@ fn next_revision(what: &str, which: &str, over: u64, stored: Option<u64>) -> Res
 }
 
 impl Tables {
-    /// Makes one change. Works on a copy: what is left of a change that is refused is thrown away.
+    /// Makes one change. Works on a copy: a rejected change is discarded with the copy.
     pub(super) fn apply(&mut self, write: Write) -> Result<()> {
         match write {
             Write::Machine(m) => self.machine(m),
@@ -81,7 +81,7 @@ impl Tables {
         }
     }
 
-    /// That a fence still holds.
+    /// Checks that a fence still holds.
     pub(super) fn check(&self, fence: Fence) -> Result<()> {
         let place = self.session_places.get(&fence.session);
         let session = place.and_then(|place| self.sessions.get(place));

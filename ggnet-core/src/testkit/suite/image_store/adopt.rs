@@ -91,7 +91,7 @@ impl Written {
     }
 }
 
-/// Whoever wires a pair that does not fit hears it, and nothing changes.
+/// A pair that does not work together is rejected, and nothing changes.
 pub async fn what_it_cannot_take_over_is_unsupported(f: &impl ImageStoreFixture) {
     let images = f.fresh().await;
     let base = version(&images, &image(51, SIZE)).await;
@@ -122,7 +122,7 @@ pub async fn an_adopted_writeback_is_a_version(f: &impl ImageStoreFixture) {
     // The name is free for another.
     written(&w.images, &w.writebacks, &w.base, &w.id, 0xb2).await;
     assert!(bytes_of(&w.images, spec.id).await == w.bytes, "a version is never written to");
-    // And a writeback stands on it as on any other.
+    // And a writeback can be based on it as on any other.
     let other = id();
     let over = written(&w.images, &w.writebacks, &spec, &other, 0xc3).await;
     let again = ImageSpec::new(ImageVersionId::generate(), spec.size_bytes);
@@ -137,7 +137,7 @@ pub async fn an_adopted_writeback_is_a_version(f: &impl ImageStoreFixture) {
     assert!(bytes_of(&images, again.id).await == over, "the bytes differ in the next process");
 }
 
-/// The answer of the first may have been lost.
+/// The response to the first may have been lost.
 pub async fn adopted_twice_equals_once(f: &impl ImageStoreFixture) {
     let w = one(f).await;
     let (spec, frozen) = (spec(SIZE), w.freeze().await);
@@ -155,7 +155,7 @@ pub async fn adopted_twice_equals_once(f: &impl ImageStoreFixture) {
     assert!(w.writebacks.get(&other).await.expect("get").is_some(), "and the other is a writeback still");
 }
 
-/// Without what is below it, a version means nothing.
+/// A version is invalid without the version below it.
 pub async fn a_version_below_another_is_busy(f: &impl ImageStoreFixture) {
     let w = one(f).await;
     let (spec, frozen) = (spec(SIZE), w.freeze().await);
@@ -174,7 +174,7 @@ pub async fn a_version_below_another_is_busy(f: &impl ImageStoreFixture) {
     assert!(listed(&w.images).await.is_empty());
 }
 
-/// And what was written is there still.
+/// And the written data still exists.
 pub async fn adopting_over_a_lost_version_is_not_found(f: &impl ImageStoreFixture) {
     let w = one(f).await;
     let (spec, frozen) = (spec(SIZE), w.freeze().await);

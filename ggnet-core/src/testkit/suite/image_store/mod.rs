@@ -77,7 +77,8 @@ macro_rules! image_store_behaviour {
 /// Makes image stores.
 #[async_trait]
 pub trait ImageStoreFixture: Fixture<dyn ImageStore> {
-    /// A writeback store over the place of the last `fresh` or `reopen`, whose frozen disks the store adopts. None: those cases are not run.
+    /// A writeback store in the place of the last `fresh` or `reopen`, whose frozen disks the store adopts. `None`: those cases are not
+    /// run.
     async fn writebacks(&self) -> Option<Arc<dyn WritebackStore>> {
         None
     }
@@ -207,7 +208,7 @@ pub async fn an_empty_store_lists_nothing(f: &impl ImageStoreFixture) {
     assert!(store.capabilities().opens.contains(&DiskForm::Blocks), "every store opens blocks");
 }
 
-/// So nobody boots half an image.
+/// So that no machine boots half an image.
 pub async fn a_draft_is_partial_until_it_is_sealed(f: &impl ImageStoreFixture) {
     let store = f.fresh().await;
     let (spec, bytes) = (spec(SIZE), image(1, SIZE));
@@ -221,7 +222,7 @@ pub async fn a_draft_is_partial_until_it_is_sealed(f: &impl ImageStoreFixture) {
     assert!(bytes_of(&store, spec.id).await == bytes, "the bytes differ");
 }
 
-/// Whoever lost the answer asks again.
+/// A caller that lost the response asks again.
 pub async fn a_draft_asked_for_twice_is_one(f: &impl ImageStoreFixture) {
     let store = f.fresh().await;
     let (spec, bytes) = (spec(SIZE), image(2, SIZE));
@@ -237,7 +238,7 @@ pub async fn a_draft_asked_for_twice_is_one(f: &impl ImageStoreFixture) {
     assert!(bytes_of(&store, spec.id).await == bytes, "what was written through the first");
 }
 
-/// To the byte, also when the size is no whole number of blocks; and nobody writes to it.
+/// To the byte, also when the size is not a whole number of blocks; and it cannot be written to.
 pub async fn a_sealed_version_reads_as_it_was_written_in_every_form(f: &impl ImageStoreFixture) {
     let store = f.fresh().await;
     for size in [512, 4096, 4096 + 512, 1 << 20, SIZE] {
@@ -282,7 +283,7 @@ pub async fn what_was_not_written_reads_as_zeros(f: &impl ImageStoreFixture) {
     assert!(bytes_of(&store, spec.id).await == bytes, "the bytes differ");
 }
 
-/// The answer of the first may have been lost.
+/// The response to the first may have been lost.
 pub async fn sealed_twice_equals_once(f: &impl ImageStoreFixture) {
     let store = f.fresh().await;
     let bytes = image(4, SIZE);
@@ -301,7 +302,7 @@ pub async fn a_sealed_version_has_no_draft(f: &impl ImageStoreFixture) {
     assert!(bytes_of(&store, spec.id).await == bytes, "it is as it was");
 }
 
-/// Nothing is made of nothing.
+/// Nothing can be sealed without a draft.
 pub async fn sealing_without_a_draft_is_not_found(f: &impl ImageStoreFixture) {
     let store = f.fresh().await;
     is(ErrorKind::NotFound, &store.seal(&spec(SIZE)).await.expect_err("there is no draft"));
@@ -322,7 +323,7 @@ pub async fn what_is_of_another_size_is_corrupt_and_stays_partial(f: &impl Image
     assert!(listed(&store).await.is_empty());
 }
 
-/// Nor is there anything of it.
+/// And nothing of it exists.
 pub async fn what_is_not_there_is_not_found(f: &impl ImageStoreFixture) {
     let store = f.fresh().await;
     let id = ImageVersionId::generate();
@@ -379,7 +380,7 @@ pub async fn an_open_version_is_busy_under_if_idle(f: &impl ImageStoreFixture) {
     assert!(listed(&store).await.is_empty());
 }
 
-/// What is sealed is there; what is not, nobody takes for a version.
+/// Sealed versions exist; a draft does not count as a version.
 pub async fn versions_survive_a_crash_and_drafts_are_partial(f: &impl ImageStoreFixture) {
     let store = f.fresh().await;
     let bytes = image(12, SIZE);
@@ -432,7 +433,7 @@ pub async fn a_call_dropped_at_any_place_is_completed_by_the_next(f: &impl Image
     store.remove(probe.id, Removal::Force).await.expect("remove");
     for cut in f.effort().cuts(usual) {
         let spec = spec(bytes.len());
-        // How it ended does not matter: the drop is what is tested.
+        // Its result does not matter: this tests the drop.
         let _ = cut.apply(store.draft(&spec)).await;
         let at_most_a_draft = |list: Vec<ImageListed>| {
             let others: Vec<_> = list.into_iter().filter(|v| v.id != bystander.id).collect();

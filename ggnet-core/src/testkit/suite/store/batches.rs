@@ -46,7 +46,7 @@ pub async fn an_empty_store_has_nothing(f: Fresh<'_>) {
     assert_eq!(s.commit(Batch::new()).await.unwrap(), vec![]);
 }
 
-/// Every record reads back as it was written, at revision 1, also in a store opened anew after a crash.
+/// Every record reads back as it was written, at revision 1, also in a store that is opened again after a crash.
 pub async fn everything_is_there_after_a_crash(f: Fresh<'_>) {
     let s = f.fresh().await;
     let mut r = room(&*s).await;
@@ -242,7 +242,7 @@ pub async fn a_dropped_commit_is_whole_or_absent(f: Fresh<'_>) {
     s.commit(Batch::new().write(Write::Machine(machine(500)))).await.unwrap();
 }
 
-/// After `shutdown` calls fail, a second `shutdown` is harmless, and a store opened anew has everything.
+/// After `shutdown` calls fail, a second `shutdown` is harmless, and a store that is opened again has everything.
 pub async fn a_store_that_was_shut_down_says_so(f: Fresh<'_>) {
     let s = f.fresh().await;
     let m = machine(1);

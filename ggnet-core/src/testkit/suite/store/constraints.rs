@@ -101,7 +101,7 @@ pub async fn a_record_changes_only_over_the_revision_it_was_read_with(f: Fresh<'
     }
 }
 
-/// Many update one machine over one revision at once: one wins, the others are told.
+/// Many update one machine over one revision at once: one wins, the others get a conflict.
 pub async fn of_two_operators_exactly_one_wins(f: Fresh<'_>) {
     let s = f.fresh().await;
     write(&*s, [Write::Machine(machine(1))]).await;

@@ -1,12 +1,12 @@
-//! The behaviour of every [`Store`]: what the port's documentation promises, one case a promise.
+//! The behaviour of every [`Store`]: one case for each promise of the port's documentation.
 //!
 //! ```text
 //! ggnet_core::store_behaviour!(behaviour, MyFixture::new());
 //! ```
-//! makes one test of every case; the expression makes a [`Fixture`] for each. A case fails by panicking. Cases never look at a clock
-//! and never sleep; they run on a runtime with two threads.
+//! creates one test per case; the expression creates a [`Fixture`] for each. A case fails by panicking. Cases never look at a clock and
+//! never sleep; they run on a runtime with two threads.
 //!
-//! The functions `machine`, `image`, `version`, `session`, `job` … make whole records, for tests of a backend's own.
+//! The functions `machine`, `image`, `version`, `session`, `job` … create complete records, also for a backend's own tests.
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking, as a test does")]
 
 mod batches;

@@ -1,4 +1,4 @@
-//! The cases about who may log in, who is told, and who is cut off.
+//! The cases about who may log in, what the observer is notified of, and which connections are closed.
 
 use super::*;
 
@@ -81,7 +81,7 @@ pub async fn the_newest_login_of_a_name_wins(f: &impl TargetFixture) {
     second.read(0, 512).await.expect("the newer one stays");
 }
 
-/// A read-only disk for everybody.
+/// A read-only disk for every initiator.
 pub async fn a_shared_target_serves_many_and_refuses_writes(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), Access::Shared).await;
@@ -119,7 +119,7 @@ pub async fn connections_are_listed_while_they_live(f: &impl TargetFixture) {
     assert_whole::<Targets>(served.port.as_ref(), &[a, b]).await;
 }
 
-/// Who does not know the secret cannot make a generation commit.
+/// An initiator without the secret cannot make a generation commit.
 pub async fn the_gate_is_asked_after_authentication(f: &impl TargetFixture) {
     let served = serve(f).await;
     let with = |chap| Access::Initiator { name: initiator(1), chap, mutual: None };
@@ -149,7 +149,7 @@ pub async fn the_gate_can_put_off_and_refuse(f: &impl TargetFixture) {
     connect(f, &endpoint, &spec.access).await.logout().await.expect("logout");
 }
 
-/// Until the first reconcile has ended everybody tries again, also at targets that are not there yet.
+/// Until the first reconcile has ended every initiator must retry, also at targets that do not exist yet.
 pub async fn no_login_is_served_before_the_gate_serves(f: &impl TargetFixture) {
     let served = serve(f).await;
     served.gate.serve(false);
@@ -193,7 +193,7 @@ pub async fn logins_and_first_accesses_are_observed(f: &impl TargetFixture) {
     assert_eq!(count(|o| matches!(o, Observation::FirstWrite { .. })), 1, "{seen:?}");
 }
 
-/// Nobody is served after it.
+/// No initiator is served after it.
 pub async fn shutdown_closes_connections(f: &impl TargetFixture) {
     let served = serve(f).await;
     let spec = spec(f, &id(), only(1)).await;
@@ -202,7 +202,7 @@ pub async fn shutdown_closes_connections(f: &impl TargetFixture) {
     client.write(0, &pattern(4, 512)).await.expect("write");
     served.port.shutdown().await;
     client.read(0, 512).await.expect_err("the connection is closed");
-    // What was written is on the disk, whoever serves it next.
+    // What was written is on the disk, also for the next backend that serves it.
     let port = common::reopen::<Targets>(f, served.port).await;
     let endpoint = port.ensure(&spec, &spec.disks).await.expect("ensure");
     let client = connect(f, &endpoint, &spec.access).await;

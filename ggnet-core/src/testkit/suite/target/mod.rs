@@ -89,7 +89,7 @@ macro_rules! target_behaviour {
     };
 }
 
-/// Makes target backends, the disks they serve, and initiators that reach them.
+/// Creates target backends, the disks that they serve, and initiators that reach them.
 ///
 /// A backend that recognises its objects by name is made with [`instance`] and [`iqn_prefix`]: target names are
 /// `Iqn::target(&iqn_prefix(), &instance(), id)`.
@@ -104,8 +104,8 @@ pub trait TargetFixture: Fixture<dyn TargetBackend> {
         false
     }
 
-    /// Logs an initiator in, with the name and the secret that `access` states (any name under [`Access::Shared`]), to the LUN
-    /// that the endpoint names. It must not try again by itself.
+    /// Logs an initiator in, with the name and the secret that `access` states (any name under [`Access::Shared`]), to the LUN that the
+    /// endpoint names. It must not retry by itself.
     ///
     /// Errors: `Unavailable` for status 0301, `Permission` for 0201 and 0202, `NotFound` for 0203.
     async fn connect(&self, endpoint: &TargetEndpoint, access: &Access) -> Result<Box<dyn TargetClient>> {
@@ -114,7 +114,8 @@ pub trait TargetFixture: Fixture<dyn TargetBackend> {
     }
 }
 
-/// An initiator that is logged in. Dropping it breaks the connection. A unit attention is no error to it: it sends the command again.
+/// An initiator that is logged in. Dropping it breaks the connection. It does not treat a unit attention as an error: it sends the command
+/// again.
 #[async_trait]
 pub trait TargetClient: Send + Sync {
     /// Reads `len` bytes at `offset`, both in whole sectors. Any error once the target has closed the connection; it must not
@@ -140,10 +141,10 @@ pub use specs::*;
 /// The marker of this port.
 pub struct Targets;
 
-/// A target to make: what it should be, and its disks.
+/// A target to create: its spec and its disks.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// What it should be.
+    /// Its spec.
     pub spec: TargetSpec,
     /// Its disks.
     pub disks: LunDisks,
@@ -243,14 +244,20 @@ pub async fn not_run(f: &impl TargetFixture, case: &str) -> Option<String> {
     let gated = || lacks(can.logins == LoginVisibility::Gated, "logins are polled, not gated");
     match case {
         "what_is_not_ours_is_left_alone" => lacks(f.has_foreign(), "the fixture makes no foreign object"),
-        "a_disk_form_it_does_not_take_is_unsupported" => lacks(can.accepts.len() < 3, "it takes every form"),
+        "a_disk_form_it_does_not_take_is_unsupported" => {
+            lacks(can.accepts.len() < 3, "it accepts every form of disk")
+        }
         "chap_it_cannot_demand_is_unsupported" => lacks(!can.chap, "it can demand CHAP"),
-        "too_many_luns_are_refused" => lacks(can.max_luns < 255, "it takes as many LUNs as a spec can have"),
+        "too_many_luns_are_refused" => {
+            lacks(can.max_luns < 255, "it accepts as many LUNs as a spec can have")
+        }
         "remove_lets_go_of_the_disks" => {
             lacks(can.accepts.contains(&DiskForm::Blocks), "it takes no disk of our process")
         }
-        "mutual_chap_it_cannot_do_is_unsupported" => lacks(!can.mutual_chap, "it can do mutual CHAP"),
-        "the_target_proves_itself" => client().or_else(|| lacks(can.mutual_chap, "it cannot do mutual CHAP")),
+        "mutual_chap_it_cannot_do_is_unsupported" => lacks(!can.mutual_chap, "it supports mutual CHAP"),
+        "the_target_proves_itself" => {
+            client().or_else(|| lacks(can.mutual_chap, "it does not support mutual CHAP"))
+        }
         "a_wrong_secret_is_refused" => client().or_else(|| lacks(can.chap, "it cannot demand CHAP")),
         "the_gate_is_asked_after_authentication" => {
             client().or_else(gated).or_else(|| lacks(can.chap, "it cannot demand CHAP"))
@@ -259,7 +266,7 @@ pub async fn not_run(f: &impl TargetFixture, case: &str) -> Option<String> {
         | "no_login_is_served_before_the_gate_serves"
         | "logins_and_first_accesses_are_observed" => client().or_else(gated),
         "the_newest_login_of_a_name_wins" => {
-            client().or_else(|| gated().map(|why| format!("{why}: it cannot close the older session")))
+            client().or_else(|| gated().map(|why| format!("{why}, so it cannot close the older session")))
         }
         "a_disk_that_grew_is_served_to_its_end" => client()
             .or_else(|| {
@@ -294,17 +301,17 @@ common_cases!(Targets, TargetFixture:
     list_shows_exactly_what_was_ensured,
     /// `get` is `list` for one name.
     get_shows_what_list_shows,
-    /// Removing nothing succeeds, whatever `how`.
+    /// Removing an absent object succeeds, for every `how`.
     remove_of_nothing_is_success,
     /// A name can be used again.
     what_was_removed_can_be_made_again,
-    /// A changed spec is taken over whole, or refused and nothing changes.
+    /// A changed spec is applied completely, or it is refused and nothing changes.
     a_changed_spec_converges_or_is_busy,
-    /// Calls for different names at once.
+    /// Concurrent calls for different names.
     fifty_ensures_at_once_of_different_names,
-    /// The same call at once.
+    /// The same call from many callers at once.
     fifty_ensures_at_once_of_one_name,
-    /// Making and removing one thing at once.
+    /// Concurrent creation and removal of one object.
     ensures_and_removes_at_once_of_one_name,
     /// `ensure` dropped at every place, then again.
     a_dropped_ensure_is_completed_by_the_next,
@@ -314,9 +321,9 @@ common_cases!(Targets, TargetFixture:
     a_dropped_remove_is_completed_by_the_next,
     /// `ensure` of a changed spec dropped at every place, then again.
     a_dropped_change_is_completed_by_the_next,
-    /// A new process finds, completes and removes what the old one made.
+    /// A new process finds, completes and removes the objects of the old one.
     what_exists_is_adopted_after_a_crash,
-    /// A process that dies within a call leaves nothing that the next cannot mend.
+    /// A process that dies within a call leaves nothing that the next one cannot repair.
     a_crash_within_a_call_is_mended,
     /// Objects of others are not listed and not touched.
     what_is_not_ours_is_left_alone,

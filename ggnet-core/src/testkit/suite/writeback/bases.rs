@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// What is in a writeback means nothing over another base.
+/// The contents of a writeback are invalid over another base.
 pub async fn another_base_is_busy_and_changes_nothing(f: &impl WritebackFixture) {
     let (store, spec, bytes) = one(f).await;
     let device = open(&store, &spec).await;
@@ -42,7 +42,7 @@ pub async fn a_missing_base_is_not_found(f: &impl WritebackFixture) {
     assert!(listed::<Writebacks>(store.as_ref()).await.is_empty());
 }
 
-/// Bytes of one version under the name of another, or of another size, would be somebody else's disk.
+/// Bytes of one version under the name of another, or of another size, would be another version's disk.
 pub async fn a_base_that_is_not_the_specs_is_invalid(f: &impl WritebackFixture) {
     let (store, over, _) = one(f).await;
     let base = over.base(store.as_ref()).await;

@@ -31,7 +31,7 @@ pub async fn freezing_is_as_declared(f: &impl WritebackFixture) {
     assert_eq!((frozen.base, frozen.native.family), (spec.version, family));
 }
 
-/// A disk that somebody may write to has no end.
+/// A disk that may still be written to cannot be frozen.
 pub async fn a_held_disk_is_not_frozen(f: &impl WritebackFixture) {
     let (store, spec, bytes) = one(f).await;
     let device = open(&store, &spec).await;
@@ -43,7 +43,7 @@ pub async fn a_held_disk_is_not_frozen(f: &impl WritebackFixture) {
     drop(freeze(&store, &spec.id).await);
 }
 
-/// Nobody writes to it and nobody removes it; afterwards it is what it was.
+/// It is neither written to nor removed; afterwards it is unchanged.
 pub async fn a_frozen_disk_is_busy_and_loses_nothing(f: &impl WritebackFixture) {
     let (store, spec, bytes) = one(f).await;
     let device = open(&store, &spec).await;

@@ -91,7 +91,7 @@ macro_rules! writeback_behaviour {
     };
 }
 
-/// Makes writeback stores and says where base images are to lie.
+/// Creates writeback stores and returns the folder for base images.
 #[async_trait]
 pub trait WritebackFixture: Fixture<dyn WritebackStore> {
     /// An existing folder for base images, not shared with another case; on the file system on which the store expects them (a
@@ -114,7 +114,7 @@ impl Over {
         WritebackSpec { id: self.id.clone(), version: self.version, size_bytes: self.size_bytes }
     }
 
-    /// The version below, opened as the store wants it.
+    /// The version below, opened in the form that the store needs.
     async fn base(&self, store: &dyn WritebackStore) -> OpenImage {
         let (path, form) = (self.path.clone(), store.capabilities().base);
         let disk = match form {
@@ -238,17 +238,17 @@ common_cases!(Writebacks, WritebackFixture:
     list_shows_exactly_what_was_ensured,
     /// `get` is `list` for one name.
     get_shows_what_list_shows,
-    /// Removing nothing succeeds, whatever `how`.
+    /// Removing an absent object succeeds, for every `how`.
     remove_of_nothing_is_success,
     /// A name can be used again, over another base.
     what_was_removed_can_be_made_again,
-    /// A changed spec is refused and nothing changes.
+    /// A changed spec is refused, and nothing changes.
     a_changed_spec_converges_or_is_busy,
-    /// Calls for different names at once.
+    /// Concurrent calls for different names.
     fifty_ensures_at_once_of_different_names,
-    /// The same call at once.
+    /// The same call from many callers at once.
     fifty_ensures_at_once_of_one_name,
-    /// Making and removing one thing at once.
+    /// Concurrent creation and removal of one object.
     ensures_and_removes_at_once_of_one_name,
     /// `ensure` dropped at every place, then again.
     a_dropped_ensure_is_completed_by_the_next,
@@ -258,9 +258,9 @@ common_cases!(Writebacks, WritebackFixture:
     a_dropped_remove_is_completed_by_the_next,
     /// `ensure` of a changed spec dropped at every place, then again.
     a_dropped_change_is_completed_by_the_next,
-    /// A new process finds, opens and removes what the old one made.
+    /// A new process finds, opens and removes the objects of the old one.
     what_exists_is_adopted_after_a_crash,
-    /// A process that dies within a call leaves nothing that the next cannot mend.
+    /// A process that dies within a call leaves nothing that the next one cannot repair.
     a_crash_within_a_call_is_mended,
     /// Files of others are not listed and not touched.
     what_is_not_ours_is_left_alone,
@@ -296,7 +296,7 @@ async fn one(f: &impl WritebackFixture) -> (Store, Over, Vec<u8>) {
     (store, spec, bytes)
 }
 
-/// What wiring relies on.
+/// Wiring relies on this.
 pub async fn the_disk_is_of_the_declared_form(f: &impl WritebackFixture) {
     let (store, spec, _) = one(f).await;
     let disk = spec.ensure(store.as_ref()).await.expect("ensure");
@@ -496,7 +496,7 @@ pub async fn two_disks_over_one_base_are_apart(f: &impl WritebackFixture) {
     assert!(read(&b, 0, SIZE).await == other_model, "the other outlives the first");
 }
 
-/// That is what a reboot under `discard` rests on.
+/// A reboot under `discard` relies on this.
 pub async fn a_removed_disk_is_clean_when_made_again(f: &impl WritebackFixture) {
     let (store, spec, bytes) = one(f).await;
     for how in [Removal::IfIdle, Removal::Force] {

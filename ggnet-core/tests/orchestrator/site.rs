@@ -1,6 +1,7 @@
-//! [`House`]: the worlds of every backend, and [`Process`]: one life of the orchestrator in them.
+//! [`Site`]: an installation, with the state of every backend that outlives a process; and [`Process`]: one run of the orchestrator in it.
 //!
-//! Invariant: [`Process::assert_whole`] holds whenever the reconciler has come round: the backends have exactly what the store says.
+//! Invariant: [`Process::assert_whole`] holds after every round of the reconciler: the backends have exactly the objects that the store
+//! requires.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,11 +41,11 @@ use ggnet_core::{
     wrap::{Limits, PortLimits},
 };
 
-/// The image's size: of no importance, and a whole number of blocks.
+/// The image's size: any whole number of blocks.
 pub const SIZE: u64 = 1 << 20;
 
-/// What outlives a process.
-pub struct House {
+/// The state that outlives a process.
+pub struct Site {
     pub store: StoreWorld,
     pub targets: TargetWorld,
     pub writebacks: WritebackWorld,
@@ -52,16 +53,16 @@ pub struct House {
     pub dhcp: DhcpWorld,
     pub files: BootFileWorld,
     pub clock: ManualClock,
-    /// Where files to import lie; of what the backends have, nothing is a file.
+    /// The folder for files to import; the backends themselves have no files.
     pub dir: tempfile::TempDir,
     pub config: OrchestratorConfig,
     pub limits: PortLimits,
     pub polled: bool,
-    /// Whether the writeback store's `get` says of everything that it is not there, whatever `list` says.
+    /// Whether the writeback store's `get` finds nothing, even what `list` shows.
     pub forgetful: bool,
 }
 
-/// A writeback store whose `get` knows nothing.
+/// A writeback store whose `get` finds nothing.
 struct Forgetful(Arc<MemoryWritebacks>);
 
 #[async_trait::async_trait]
@@ -103,10 +104,10 @@ impl WritebackStore for Forgetful {
     }
 }
 
-/// One life of the orchestrator, with the backends behind its back.
+/// One run of the orchestrator, with direct access to its backends.
 pub struct Process {
     pub o: Orchestrator,
-    /// What it works over, with limits around each call.
+    /// Its ports, with limits around each call.
     pub ports: Ports,
     pub plan: FaultPlan,
     pub store: MemoryStore,
@@ -117,8 +118,8 @@ pub struct Process {
     pub files: Arc<MemoryBootFiles>,
 }
 
-impl House {
-    /// An empty one. The reconciler's timer is out of the way: tests say when it comes round.
+impl Site {
+    /// An empty one. The reconciler's timer is practically off: tests start its rounds.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = OrchestratorConfig::new(InstanceId::generate()).unwrap();
@@ -140,7 +141,7 @@ impl House {
         }
     }
 
-    /// A process starts; whatever lived here before is dead from now on. It may not be serving yet.
+    /// Starts a process; the earlier process is dead from now on. It may not be serving yet.
     pub fn open_unready(&self, plan: &FaultPlan) -> Process {
         let store = MemoryStore::over(&self.store);
         let targets = Arc::new(if self.polled {
@@ -177,11 +178,11 @@ impl House {
         Process { o, ports, plan: plan.clone(), store, targets, writebacks, images, dhcp, files }
     }
 
-    /// A process starts, and its first reconcile has ended.
+    /// Starts a process, and waits for the end of its first reconcile.
     pub async fn open(&self) -> Process {
         let process = self.open_unready(&FaultPlan::new());
         process.until_serving().await;
-        // The last call that it makes by itself, unless it doubts its clock: from here on all calls are a test's own.
+        // The last call that it makes by itself, unless it doubts its clock: from here on, all calls come from the test.
         until("it has looked at its clock", async || {
             process.plan.calls("store.prune") > 0 || process.o.degraded().is_some()
         })
@@ -189,7 +190,7 @@ impl House {
         process
     }
 
-    /// Time passes, by the clock on the wall and by the one of timers.
+    /// Advances the time of day and the timers.
     pub async fn pass(&self, time: Duration) {
         self.clock.advance(time);
         tokio::time::pause();
@@ -198,7 +199,7 @@ impl House {
     }
 }
 
-/// The usual limits, without a second try: a fault that a test plans must be seen.
+/// The usual limits, without retries, so that a planned fault is visible.
 fn once() -> PortLimits {
     every(|of| of.tries = 1)
 }
@@ -219,7 +220,7 @@ pub fn every(change: impl Fn(&mut Limits)) -> PortLimits {
     limits
 }
 
-/// Waits for something that a task does by and by.
+/// Waits for the result of a background task.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     for _ in 0..20_000 {
         if condition().await {
@@ -270,7 +271,7 @@ pub fn pc(n: u32, image: Option<ImageId>) -> Machine {
     }
 }
 
-/// What a script says of the disk: the target's resource, and the CHAP user.
+/// The disk in a script: the target's resource, and the CHAP user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Script {
     pub text: String,
@@ -338,7 +339,7 @@ impl Process {
         bytes
     }
 
-    /// Registers a machine, changed as told.
+    /// Registers a machine, with this change.
     pub async fn machine(&self, n: u32, image: ImageId, change: impl FnOnce(&mut Machine)) -> Machine {
         let mut machine = pc(n, Some(image));
         change(&mut machine);
@@ -445,7 +446,7 @@ impl Process {
         events.into_iter().map(|e| e.event.kind).collect()
     }
 
-    /// Everything that the backends have, by port.
+    /// All objects of the backends, by port.
     pub async fn left(&self) -> BTreeMap<&'static str, BTreeSet<ResourceId>> {
         let mut left = BTreeMap::new();
         let ids = |l: Vec<ggnet_core::ports::Listed>| l.into_iter().map(|l| l.id).collect();
@@ -457,14 +458,14 @@ impl Process {
         left
     }
 
-    /// Nothing is left in any backend.
+    /// Asserts that no backend has an object.
     pub async fn assert_empty(&self, why: &str) {
         for (port, ids) in self.left().await {
             assert!(ids.is_empty(), "{why}: {port} still has {ids:?}");
         }
     }
 
-    /// The backends have exactly what the store says, whole.
+    /// Asserts that the backends have exactly the objects that the store requires, and that all are whole.
     pub async fn assert_whole(&self, why: &str) {
         let sessions = self.store.live_sessions().await.unwrap();
         let machines = self.store.machines(&MachineFilter::default(), all()).await.unwrap().items;
@@ -476,7 +477,7 @@ impl Process {
             writebacks.extend(session.writebacks().cloned());
         }
         targets.extend(self.store.targets().await.unwrap().iter().map(|t| ResourceId::manual(t.id)));
-        // What machines keep may be there without a session.
+        // Kept writebacks may exist without a session.
         let is_kept = |w: &&ResourceId| {
             w.owner()
                 .is_some_and(|(m, generation)| generation.is_none() && machines.iter().any(|x| x.id == m))
@@ -494,7 +495,7 @@ impl Process {
         let want: BTreeSet<_> = writebacks.iter().filter(|w| !is_kept(w)).cloned().collect();
         assert_eq!(have, want, "{why}: writebacks");
         assert!(left["writeback"].is_superset(&writebacks), "{why}: a session's writeback is lost");
-        // What is ready has its bytes, and nothing has bytes that no record wants.
+        // Every ready version has its bytes, and there are no bytes without a record.
         for listed in self.images.list().await.unwrap() {
             let version = self.store.version(listed.id).await.unwrap();
             let version = version.unwrap_or_else(|| panic!("{why}: bytes of no version: {listed:?}"));
@@ -513,7 +514,7 @@ impl Process {
         }
     }
 
-    /// The reconciler comes round, and has nothing to complain of.
+    /// Runs a round of the reconciler, which must not report trouble.
     pub async fn reconcile(&self) {
         let report = self.o.reconcile().await;
         assert!(report.trouble.is_empty(), "{:?}", report.trouble);

@@ -45,7 +45,8 @@ impl BenchServer {
             Ok(probe.is_ready().then_some(()))
         })?;
         let said = server.log_text();
-        let (_, after) = said.split_once("shown only now:").context("no token was shown")?;
+        let (_, after) = said.split_once("The administrator token, ").context("no token was shown")?;
+        let (_, after) = after.split_once(':').context("no token was shown")?;
         let token = after.split_whitespace().next().context("no token was shown")?.to_owned();
         let api = Api::new(&url, &token)?;
         Ok(Self { api, url, token, process: server, _folder: folder })

@@ -1,6 +1,6 @@
-//! The HTTP client: one server, one token, answers as wire types, everything else as a [`Failure`].
+//! The HTTP client: one server, one token; responses are wire types, everything else is a [`Failure`].
 //!
-//! Neither proxies nor redirects are followed: the token goes to the server that was named and nowhere else.
+//! It uses no proxy and follows no redirect, so that the token is sent only to the named server.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,25 +20,25 @@ use crate::{
     options::values::ServerUrl,
 };
 
-/// Longer than the server takes for any request.
+/// Longer than any request may take on the server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(130);
-/// Nobody on a LAN takes longer.
+/// Enough for any server on a LAN.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the server gives at most.
+/// The largest page that the server allows.
 const PER_PAGE: u64 = 1000;
 
 /// The query of a request.
 pub type Query = Vec<(&'static str, String)>;
 
-/// A part of a list, and how long the list is.
+/// Part of a list, and the length of the list.
 pub struct Listed<T> {
     /// The items.
     pub items: Vec<T>,
-    /// How many there are in all.
+    /// The number of items on the server.
     pub total: u64,
 }
 
-/// A server.
+/// A client of one server.
 pub struct Client {
     http: reqwest::Client,
     server: ServerUrl,
@@ -48,7 +48,7 @@ impl Client {
     /// A client of `server` with this token.
     pub fn new(server: ServerUrl, token: &str) -> Result<Self> {
         let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-            .map_err(|_| Failure::input("token", "The token has characters that no token has"))?;
+            .map_err(|_| Failure::input("token", "The token contains invalid characters"))?;
         value.set_sensitive(true);
         let http = reqwest::Client::builder()
             .user_agent(concat!("ggnet/", env!("CARGO_PKG_VERSION")))
@@ -76,7 +76,7 @@ impl Client {
         self.answer(self.http.request(Method::POST, self.url(path, &vec![])?).json(body)).await
     }
 
-    /// `POST` without a body, for an answer without one.
+    /// `POST` without a body; the response has none either.
     pub async fn post_empty(&self, path: &[&str]) -> Result<()> {
         self.send(self.http.request(Method::POST, self.url(path, &vec![])?)).await.map(drop)
     }
@@ -123,7 +123,7 @@ impl Client {
         Ok(listed)
     }
 
-    /// `GET /health/ready`: an answer also when the server is not ready.
+    /// `GET /health/ready`. A server that is not ready is not a failure.
     pub async fn ready(&self) -> Result<HealthResponse> {
         let url = self.server.join(&["health", "ready"])?;
         let response = self.http.get(url).send().await.map_err(|e| self.unreachable(&e))?;
@@ -154,19 +154,20 @@ impl Client {
     async fn decode<T: DeserializeOwned>(&self, response: Response) -> Result<T> {
         let bytes = response.bytes().await.map_err(|e| self.unreachable(&e))?;
         serde_json::from_slice(&bytes).map_err(|e| {
-            Failure::refused(format!("{} answered something that is no answer of GGnet's: {e}", self.server))
-                .hint("Is that the address of a GGnet server, of this version?")
+            Failure::refused(format!("The response of {} is not a GGnet response: {e}", self.server))
+                .hint("Check that this is the address of a GGnet server of this version")
         })
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        let why = if error.is_timeout() { "it does not answer in time".to_owned() } else { innermost(error) };
-        Failure::unreachable(&self.server, why)
-            .hint("Is ggnet-server running there? `--server URL` or GGNET_SERVER names another")
+        let why = if error.is_timeout() { "no response in time".to_owned() } else { innermost(error) };
+        Failure::unreachable(&self.server, why).hint(
+            "Check that ggnet-server is running there. To use another server: `--server URL` or GGNET_SERVER",
+        )
     }
 }
 
-/// reqwest's own words are about its layers; what happened is at the bottom.
+/// The messages of reqwest describe its own layers; the innermost source is the cause.
 fn innermost(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
@@ -175,7 +176,7 @@ fn innermost(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-/// The problem document of a failed request; made up from the status where the answer is none.
+/// The problem document of a failed request; made from the status if the response is no problem document.
 async fn failed(response: Response) -> Failure {
     let status = response.status();
     let request_id = response.headers().get("x-request-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -200,7 +201,7 @@ async fn failed(response: Response) -> Failure {
 fn plain(body: &[u8], status: StatusCode) -> String {
     let text: String = String::from_utf8_lossy(body).chars().take(300).collect();
     match text.trim() {
-        "" => format!("The server answered {status}"),
-        text => format!("The server answered {status}: {text}"),
+        "" => format!("The server responded with {status}"),
+        text => format!("The server responded with {status}: {text}"),
     }
 }

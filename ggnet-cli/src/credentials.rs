@@ -1,6 +1,6 @@
-//! Where the token is kept: `$XDG_CONFIG_HOME/ggnet/cli.toml`, readable by its owner alone, replaced whole or not at all.
+//! The stored token: `$XDG_CONFIG_HOME/ggnet/cli.toml`, readable only by its owner and replaced atomically.
 //!
-//! A stored token goes to the server that it was stored for and to no other.
+//! A stored token is sent only to the server that it was stored for.
 
 use std::{
     io::{self, Write as _},
@@ -31,13 +31,13 @@ pub struct Credentials {
 /// The file's path.
 pub fn path() -> Result<PathBuf> {
     let base = etcetera::choose_base_strategy().map_err(|e| {
-        Failure::refused(format!("There is no home directory: {e}")).hint("Set HOME or XDG_CONFIG_HOME")
+        Failure::refused(format!("No home directory found: {e}")).hint("Set HOME or XDG_CONFIG_HOME")
     })?;
     Ok(base.config_dir().join("ggnet").join("cli.toml"))
 }
 
 impl Credentials {
-    /// What was stored; `None` when nothing was.
+    /// Loads the stored credentials; `None` if there are none.
     pub fn load() -> Result<Option<Self>> {
         let path = path()?;
         let shown = path.display();
@@ -50,18 +50,18 @@ impl Credentials {
             && metadata.permissions().mode() & 0o077 != 0
         {
             complain(&format!(
-                "warning: others on this machine can read the token in {shown}; `chmod 600 {shown}` mends it"
+                "warning: other users of this machine can read the token in {shown}; run `chmod 600 {shown}`"
             ));
         }
-        // The parser's own message would quote the line, and the line may be the token.
+        // The Display of the parser's error would quote the line, which may contain the token.
         toml::from_str(&text).map(Some).map_err(|e| {
             let line = e.span().map_or(1, |s| text[..s.start].matches('\n').count() + 1);
             Failure::input("cli.toml", format!("{shown}, line {line}: {}", e.message()))
-                .hint("`ggnet login` writes it anew")
+                .hint("Run `ggnet login` to write this file again")
         })
     }
 
-    /// Stores them.
+    /// Stores the credentials; returns the file's path.
     pub fn save(&self) -> Result<PathBuf> {
         let path = path()?;
         let failed = |e: &io::Error| Failure::io(format!("Writing {}", path.display()), e);
@@ -72,7 +72,7 @@ impl Credentials {
         }
         let write = || {
             let mut options = AtomicWriteFile::options();
-            // Also where an older file was open to others.
+            // Even if an older file was readable by others.
             options.preserve_mode(false).mode(0o600);
             let mut file = options.open(&path)?;
             file.write_all(text.as_bytes())?;
@@ -83,7 +83,7 @@ impl Credentials {
     }
 }
 
-/// Forgets them; whether there were any.
+/// Deletes the stored credentials; returns whether there were any.
 pub fn forget() -> Result<bool> {
     let path = path()?;
     match std::fs::remove_file(&path) {

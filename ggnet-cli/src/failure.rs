@@ -1,7 +1,7 @@
-//! [`Failure`]: what went wrong, as a problem document, with the exit code that it means.
+//! [`Failure`]: a problem document and the exit code.
 //!
-//! The only place where an HTTP status meets an exit code. A failure that never reached the server (wrong input, no connection) has the
-//! same form as one that the server reported, so that a script reads one thing.
+//! This is the only place that maps an HTTP status to an exit code. A failure that never reached the server (wrong input, no connection)
+//! has the same form as one that the server reported, so that scripts parse only one form.
 
 use std::{fmt, io, process::ExitCode};
 
@@ -13,25 +13,25 @@ use ggnet_core::{
 };
 use serde_json::{Value, json};
 
-/// What every command returns.
+/// The result of every command.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
 
 /// The exit codes, as `--help` documents them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// Whoever read our output has gone (`ggnet … | head`): not an error, and nobody is there to be told.
+    /// The reader of our output has exited (`ggnet … | head`): not an error, and nothing is reported.
     ReaderGone = 0,
-    /// The server refused or failed.
+    /// The server refused the request or failed.
     Refused = 1,
     /// Wrong arguments or input.
     Input = 2,
     /// Not logged in, or forbidden.
     Forbidden = 3,
-    /// The named thing does not exist.
+    /// The named object does not exist.
     NotFound = 4,
-    /// The server does not answer.
+    /// The server does not respond.
     Unreachable = 5,
-    /// What was waited for did not happen in time.
+    /// The awaited event did not happen in time.
     TimedOut = 6,
     /// Ctrl-C.
     Interrupted = 130,
@@ -41,14 +41,14 @@ pub enum Exit {
 #[derive(Clone, Debug)]
 pub struct Failure {
     exit: Exit,
-    // Boxed so that a `Result` stays small on the success path.
+    // Boxed to keep `Result` small on the success path.
     problem: Box<Problem>,
-    // A status code that no server sent is not shown.
+    // A status code is shown only if a server sent it.
     by_server: bool,
 }
 
 impl Failure {
-    /// What the server reported.
+    /// A failure that the server reported.
     pub fn server(problem: Problem) -> Self {
         Self { exit: exit_of(problem.status), problem: Box::new(problem), by_server: true }
     }
@@ -59,7 +59,7 @@ impl Failure {
         Self { exit, problem: Box::new(problem), by_server: false }
     }
 
-    /// Wrong input: the field and what is wrong with it.
+    /// Wrong input: the field and the reason.
     pub fn input(field: &str, detail: impl fmt::Display) -> Self {
         let mut failure = Self::local(Exit::Input, ErrorKind::Invalid, detail);
         failure.problem.field = Some(field.to_owned());
@@ -71,23 +71,23 @@ impl Failure {
         Self::local(Exit::Forbidden, code::not_logged_in(), detail)
     }
 
-    /// The named thing does not exist.
+    /// The named object does not exist.
     pub fn not_found(detail: impl fmt::Display) -> Self {
         Self::local(Exit::NotFound, ErrorKind::NotFound, detail)
     }
 
-    /// The server does not answer.
+    /// The server does not respond.
     pub fn unreachable(server: impl fmt::Display, why: impl fmt::Display) -> Self {
         let detail = format!("The server {server} cannot be reached: {why}");
         Self::local(Exit::Unreachable, code::server_unreachable(server), detail)
     }
 
-    /// What was waited for did not happen in time.
+    /// The awaited event did not happen in time.
     pub fn timed_out(detail: impl fmt::Display) -> Self {
         Self::local(Exit::TimedOut, code::wait_too_long(), detail)
     }
 
-    /// It was refused, or did not work.
+    /// The request was refused or failed.
     pub fn refused(detail: impl fmt::Display) -> Self {
         Self::local(Exit::Refused, ErrorKind::Unavailable, detail).retryable(false)
     }
@@ -97,7 +97,7 @@ impl Failure {
         Self::local(Exit::Interrupted, code::interrupted(), detail)
     }
 
-    /// A local file or stream failed; `doing` says which.
+    /// An operation on a local file or stream failed; `doing` names it.
     pub fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Self::local(Exit::ReaderGone, ErrorKind::Unavailable, "");
@@ -105,7 +105,7 @@ impl Failure {
         Self::local(Exit::Refused, ErrorKind::Unavailable, format!("{doing}: {error}")).retryable(false)
     }
 
-    /// It is what made something fail on the server, which is known by its code and says what to do next.
+    /// Takes kind, code and hint from the failure that the server recorded.
     #[must_use]
     pub fn because_of(mut self, failure: &nouns::Failure) -> Self {
         self.problem.type_uri = Problem::type_of(&failure.kind);
@@ -129,32 +129,32 @@ impl Failure {
         self
     }
 
-    /// Whether the server could not be reached, so that one who waits tries again.
+    /// Whether the server could not be reached, so that a waiting command retries.
     pub fn is_unreachable(&self) -> bool {
         self.exit == Exit::Unreachable
     }
 
-    /// Whether a cursor of events leads nowhere any more.
+    /// Whether the server no longer knows a cursor of events.
     pub fn is_lost_cursor(&self) -> bool {
         matches!(self.problem.code.as_str(), "cursor_expired" | "cursor_unknown")
     }
 
-    /// Whether the named thing does not exist.
+    /// Whether the named object does not exist.
     pub fn is_not_found(&self) -> bool {
         self.exit == Exit::NotFound
     }
 
-    /// What it means for the process.
+    /// The exit code of the process.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.exit as u8)
     }
 
-    /// Whether nobody is there to be told.
+    /// Whether the reader of our output has exited.
     pub fn is_reader_gone(&self) -> bool {
         self.exit == Exit::ReaderGone
     }
 
-    /// The problem document, with the exit code beside it.
+    /// The problem document, with the field `exit_code` added.
     pub fn document(&self) -> Value {
         let mut document =
             serde_json::to_value(&self.problem).unwrap_or_else(|_| json!({ "detail": self.problem.detail }));
@@ -187,11 +187,11 @@ impl fmt::Display for Failure {
         if let Some(hint) = &p.hint {
             write!(f, "\n  what to do: {hint}")?;
         }
-        // The code of a kind says nothing that the words do not.
+        // A code that only repeats the kind adds no information.
         if !p.code.is_empty() && p.code != p.kind {
             write!(f, "\n  code: {}", p.code)?;
         }
-        // A defect has nothing to say for itself: the log has it under this id.
+        // The message of an internal error has no details: they are in the server's log under this id.
         if p.status >= 500
             && let Some(id) = &p.request_id
         {

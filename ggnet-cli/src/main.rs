@@ -1,8 +1,8 @@
-//! The binary `ggnet`: reads the command line, runs one command, ends with its exit code.
+//! The binary `ggnet`: parses the command line, runs one command, exits with its exit code.
 //!
-//! It is a client of the HTTP API, and every rule is the server's. Beside that it carries the guest kit, which needs no server.
+//! It is a client of the HTTP API; all rules are in the server. It also contains the guest kit, which needs no server.
 
-// They panic where nobody reads what they write: `output` does not.
+// These macros panic if the reader of the pipe has exited; the functions of `output` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod client;
@@ -16,7 +16,7 @@ mod time;
 
 use std::process::ExitCode;
 
-// One request at a time: a second thread would only wait beside the first.
+// One request at a time: a second thread would have nothing to do.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let options = match options::parse(std::env::args_os().collect()) {

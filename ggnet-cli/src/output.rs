@@ -1,7 +1,7 @@
-//! What a command prints: tables for people, JSON for programs, notes for whoever watches.
+//! The output of commands: tables for people, JSON for programs, notes.
 //!
-//! Results go to stdout; notes, progress, questions and errors to stderr. JSON is the server's answer: an object, an array for a list, one
-//! object a line for a stream. A result that cannot be written because its reader has gone ends the command quietly.
+//! Results go to stdout; notes, progress, questions and errors go to stderr. JSON is the server's response: an object, an array for a list,
+//! one object per line for a stream. If the reader of stdout has exited, the command ends without an error.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -11,10 +11,10 @@ use serde_json::json;
 
 use crate::failure::{Failure, Result};
 
-/// Fewer columns than any terminal of a person's.
+/// Fewer columns than any real terminal has.
 const NARROW: u16 = 20;
 
-/// The form of results and errors.
+/// The format of results and errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Tables, for people.
@@ -32,20 +32,20 @@ pub struct Output {
     color: bool,
 }
 
-/// A cell whose colour says how well the thing is.
+/// How good a value is; decides the colour of its cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
-    /// As it should be.
+    /// All is well.
     Good,
-    /// On its way, or needs a look.
+    /// In progress, or needs attention.
     Middling,
-    /// Not as it should be.
+    /// Something is wrong.
     Bad,
-    /// Nothing to say.
+    /// Neutral.
     Plain,
 }
 
-/// A table's cell.
+/// A cell of a table.
 pub struct Field(String, Mood);
 
 impl Field {
@@ -73,12 +73,12 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// Whether a moving progress bar has somebody to watch it.
+    /// Whether to show a progress bar: only on a terminal.
     pub fn shows_progress(self) -> bool {
         !self.quiet && !self.is_json() && io::stderr().is_terminal()
     }
 
-    /// A list: one row each under `header`.
+    /// Prints a list: one row per item under `header`.
     pub fn list<T: Serialize>(
         self,
         header: &[&str],
@@ -89,7 +89,7 @@ impl Output {
             return self.json(&items);
         }
         if items.is_empty() {
-            self.note("Nothing there");
+            self.note("Nothing found");
             return Ok(());
         }
         let mut table = self.table();
@@ -103,13 +103,13 @@ impl Output {
         print(&layout(table))
     }
 
-    /// One thing: a line for each of its properties.
+    /// Prints one object: one line per property.
     pub fn one<T: Serialize>(self, value: &T, rows: Vec<(&str, Field)>) -> Result<()> {
         if self.is_json() {
             return self.json(value);
         }
         let mut table = self.table();
-        // A name or a path that is cut in two cannot be copied.
+        // A name or path that wraps cannot be copied.
         table.set_content_arrangement(ContentArrangement::Disabled);
         for (name, field) in rows {
             table.add_row([Cell::new(format!("{name}:")), self.cell(field)]);
@@ -117,7 +117,7 @@ impl Output {
         print(&layout(table))
     }
 
-    /// A thing that is now so: `{"removed": "pc-1"}`, or a sentence.
+    /// Prints what was done: `{"removed": "pc-1"}`, or a sentence.
     pub fn done(self, what: &str, subject: &str, sentence: &str) -> Result<()> {
         match self.format {
             Format::Json => self.json(&json!({ what: subject })),
@@ -126,26 +126,26 @@ impl Output {
         }
     }
 
-    /// A text as it is: a script, a completion.
+    /// Prints a text unchanged: a boot script, a completion script.
     pub fn text(self, text: &str) -> Result<()> {
         print(text.trim_end_matches('\n'))
     }
 
-    /// A value as JSON, indented for people who look.
+    /// Prints a value as indented JSON.
     pub fn json<T: Serialize + ?Sized>(self, value: &T) -> Result<()> {
         let text = serde_json::to_string_pretty(value)
             .map_err(|e| Failure::refused(format!("Writing JSON: {e}")))?;
         print(&text)
     }
 
-    /// A value of a stream as JSON: one line.
+    /// Prints a value of a stream as one line of JSON.
     pub fn json_line<T: Serialize + ?Sized>(self, value: &T) -> Result<()> {
         let text =
             serde_json::to_string(value).map_err(|e| Failure::refused(format!("Writing JSON: {e}")))?;
         print(&text)
     }
 
-    /// Something by the way, on stderr; not when quiet, and never beside JSON.
+    /// Prints a note on stderr; nothing if quiet or if the format is JSON.
     pub fn note(self, text: &str) {
         if !self.quiet && !self.is_json() {
             complain(text);
@@ -155,12 +155,12 @@ impl Output {
     fn table(self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        // A serial console says that it has no columns at all: better long lines than a letter in each.
+        // A serial console reports a width of 0 columns: then print long lines instead of one character per line.
         if table.width().is_none_or(|columns| columns >= NARROW) {
             table.set_content_arrangement(ContentArrangement::Dynamic);
         }
         if !self.color {
-            // Keeps the terminal's width and drops the styles.
+            // Drops the styles but keeps the terminal's width.
             let width = table.width();
             table.force_no_tty();
             if let Some(width) = width {
@@ -182,7 +182,7 @@ impl Output {
     }
 }
 
-/// Flush left, two blanks between columns.
+/// Left-aligned, two spaces between columns.
 fn layout(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -190,18 +190,18 @@ fn layout(mut table: Table) -> String {
     table.trim_fmt()
 }
 
-/// A line of text on stdout, flushed: whoever reads a pipe sees it when it happens.
+/// Prints a line on stdout and flushes it, so that the reader of a pipe gets it at once.
 pub fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|e| Failure::io("Writing to stdout", &e))
 }
 
-/// A line on stderr; lost where nobody can read it.
+/// Prints a line on stderr; a write error is ignored.
 pub fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Reports a failure on stderr: for people, or as one problem document.
+/// Reports a failure on stderr: as text, or as one problem document.
 pub fn report(failure: &Failure, format: Format) {
     if failure.is_reader_gone() {
         return;
@@ -212,25 +212,25 @@ pub fn report(failure: &Failure, format: Format) {
     }
 }
 
-/// A question on stderr, whose answer comes on the same line.
+/// Prints a question on stderr; the answer is typed on the same line.
 pub fn ask(question: &str) -> Result<()> {
     let mut stderr = io::stderr();
     write!(stderr, "{question}").and_then(|()| stderr.flush()).map_err(|e| Failure::io("Asking", &e))
 }
 
-/// What a machine claimed of itself must not steer the terminal that shows it.
+/// Replaces control characters: data that a machine reported must not control the terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
-/// Asks before something that cannot be taken back. Without `--yes` and without a terminal to ask on it is refused.
+/// Asks before an action that cannot be undone. Without `--yes` and without a terminal, refuses it.
 pub fn confirm(yes: bool, question: &str) -> Result<()> {
     if yes {
         return Ok(());
     }
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-        return Err(Failure::input("--yes", format!("{question} There is no terminal to ask on"))
-            .hint("Say --yes if that is what you want"));
+        return Err(Failure::input("--yes", format!("{question} Cannot ask: there is no terminal"))
+            .hint("Add --yes to confirm"));
     }
     ask(&format!("{question} [y/N] "))?;
     let mut answer = String::new();

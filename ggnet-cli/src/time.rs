@@ -1,11 +1,11 @@
-//! Times for people: how long ago, how long between. Absolute times are RFC 3339 in UTC, whatever the time zone of the terminal.
+//! Times as text: time ago, and time between events. Absolute times are RFC 3339 in UTC, independent of the local time zone.
 
 use ggnet_core::{
     nouns::Timestamp,
     ports::{Clock as _, SystemClock},
 };
 
-/// How long ago, in the one unit that matters.
+/// How long ago, in one unit.
 pub fn ago(then: Timestamp) -> String {
     between(then, SystemClock.now())
 }

@@ -1,4 +1,4 @@
-//! The real `ggnet` against a real ggnet-server: exit codes, tables, JSON, and what a person sees.
+//! The real `ggnet` against a real ggnet-server: exit codes, tables, JSON, messages.
 
 #![expect(clippy::disallowed_methods, reason = "tests start real processes and prepare files")]
 
@@ -25,9 +25,9 @@ fn login_checks_the_token_before_it_stores_it() {
     server.login(&server.token).ends(0).shows("Logged in");
     let file = server.home().join("config/ggnet/cli.toml");
     assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    // A file that others could read is replaced by one that they cannot.
+    // A file that other users can read is replaced by a private one.
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-    server.run("machine list").ends(0).says("others on this machine can read the token");
+    server.run("machine list").ends(0).says("other users of this machine can read the token");
     server.login(&server.token).ends(0);
     assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 
@@ -37,7 +37,7 @@ fn login_checks_the_token_before_it_stores_it() {
     support::Ran::from(named).ends(3).says("The token is wrong");
 
     server.run("logout").ends(0).shows("Logged out");
-    server.run("logout").ends(0).shows("Nothing was stored");
+    server.run("logout").ends(0).shows("No token was stored");
     let problem = server.run("machine list --output json").ends(3).problem();
     assert_eq!((problem["kind"].as_str(), problem["exit_code"].as_u64()), (Some("permission"), Some(3)));
     let mut with_token = server.command(&format!("machine list --server {}", server.address));
@@ -53,12 +53,12 @@ fn a_server_that_is_gone_is_5_and_a_broken_file_is_2() {
     assert_eq!(problem["retryable"], true);
     assert!(problem.get("status").is_none(), "no server sent one");
     server.run("server --wait 0.3").ends(6);
-    // One that takes the connection and says nothing is waited for no longer.
+    // The time limit also holds for a server that accepts the connection and sends nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let mut waiting = server.command(&format!("server --wait 0.3 --server http://{address}"));
     let ran = waiting.env("GGNET_TOKEN", "any").output().unwrap();
-    support::Ran::from(ran).ends(6).says("does not answer");
+    support::Ran::from(ran).ends(6).says("does not respond");
     server.run("machine list --server https://127.0.0.1:1").ends(2).says("--server");
     std::fs::write(server.home().join("config/ggnet/cli.toml"), "server = \"http://h\"\ntokn = \"x\"\n")
         .unwrap();
@@ -81,7 +81,7 @@ fn a_new_database_beside_images_is_refused_and_costs_neither_images_nor_the_toke
             std::fs::remove_file(path).unwrap();
         }
     }
-    // However often the unit starts it.
+    // However often systemd starts it.
     for _ in 0..2 {
         let ran = server.over_again().ends(2).says("The database is new").says("what to do:");
         assert!(ran.stderr.contains(&id), "{ran:#?}");
@@ -101,7 +101,7 @@ fn a_lost_key_is_refused_until_it_is_back_or_reset() {
     server.offline("key reset").ends(1).says("it is not lost");
     let (key, aside) = (server.data().join("ggnet.key"), server.data().join("aside"));
     std::fs::rename(&key, &aside).unwrap();
-    // However often the unit starts it.
+    // However often systemd starts it.
     for _ in 0..2 {
         let ran = server
             .over_again()
@@ -154,14 +154,14 @@ fn a_lost_instance_file_is_refused_until_its_line_is_back() {
         if let Some(held) = held {
             std::fs::write(&file, held).unwrap();
         }
-        // However often the unit starts it.
+        // However often systemd starts it.
         let mut hint = String::new();
         for _ in 0..2 {
             let ran = server.over_again().ends(2).says(file.to_str().unwrap()).says(instance);
             assert_eq!(std::fs::read_to_string(&file).ok().as_deref(), held, "nothing was changed");
             hint = ran.stderr;
         }
-        // By hand, as it says.
+        // Restored with the command of the message.
         let by_hand = hint.split('`').nth(1).unwrap();
         assert!(by_hand.contains(instance), "{by_hand}");
         assert!(Command::new("sh").args(["-c", by_hand]).status().unwrap().success());
@@ -174,16 +174,16 @@ fn a_lost_instance_file_is_refused_until_its_line_is_back() {
 #[test]
 fn machines_from_registration_to_removal() {
     let server = Server::logged_in();
-    server.run("machine list").ends(0).says("Nothing there");
+    server.run("machine list").ends(0).says("Nothing found");
     assert_eq!(server.json("machine list"), Value::Array(vec![]));
 
     server.run("machine add pc-1 --mac 52:54:00:zz:00:01").ends(2).says("--mac").says("is not a MAC address");
-    // Where its name would stand, the API has a word of its own.
+    // `seen` is a fixed word at that place in a path of the API.
     server.run("machine add seen --mac 52:54:00:aa:00:01").ends(2).says("seen").says("Choose another name");
     let problem = server.run("machine add pc-1 --mac 52:54:00:zz:00:01 -o json").ends(2).problem();
     assert!(problem["field"].as_str().unwrap().contains("--mac"), "{problem}");
     server.run("machine add pc_1 --mac 52:54:00:aa:00:01").ends(2).says("is not a name");
-    // What only the server can know.
+    // Errors that only the server can detect.
     server
         .run("machine add pc-1 --mac 52:54:00:aa:00:01 --fixed-address 127.0.0.1")
         .ends(2)
@@ -193,7 +193,7 @@ fn machines_from_registration_to_removal() {
     let line = format!(
         "machine add PC-1 --mac {MAC} --mac 52-54-00-AA-00-02 --firmware uefi --group room-2 --keep --no-auto-start"
     );
-    server.run(&line).ends(0).shows("pc-1").says("nothing to boot yet");
+    server.run(&line).ends(0).shows("pc-1").says("no image to boot yet");
     server.run(&format!("machine add pc-1 --mac {MAC}")).ends(1);
     server.run("machine add pc-1 --mac 52:54:00:aa:00:09").ends(1).says("pc-1").says("code: name_taken");
     let problem = server.run(&format!("machine add pc-2 --mac {MAC} -o json")).ends(1).problem();
@@ -227,10 +227,10 @@ fn machines_from_registration_to_removal() {
 }
 
 #[test]
-fn an_unknown_machine_is_seen_and_taken_over() {
+fn an_unknown_machine_is_seen_and_registered() {
     let server = Server::logged_in();
     let answer = server.boot_request("/boot/52-54-00-aa-00-07.ipxe");
-    // The line on that machine's screen is all that its owner has.
+    // The user sees only the line on that machine's screen.
     let line = answer.lines().find_map(|l| l.split_once("ggnet machine add ")).expect(&answer).1.trim();
     server.run("machine seen").ends(0).shows("52:54:00:aa:00:07").says("ggnet machine add");
     server.run(&format!("machine add {line}")).ends(0).shows("pc-aa0007");
@@ -245,7 +245,7 @@ fn an_unknown_machine_is_seen_and_taken_over() {
 }
 
 #[test]
-fn an_image_is_imported_booted_and_given_up() {
+fn an_image_is_imported_booted_and_removed() {
     let server = Server::logged_in();
     let path = server.raw_image("disk.raw", 8);
     server.run("image import debian /etc/passwd").ends(4).says("what to do: Put it below").says("import");
@@ -313,7 +313,7 @@ fn an_image_is_imported_booted_and_given_up() {
     server.run("image show debian").ends(4);
 }
 
-/// Starts it with its output in pipes and waits until it says `line` on stderr; what it says afterwards goes on in the reader.
+/// Starts a command with its output in pipes and waits for `line` on stderr; returns the reader of the rest.
 #[expect(clippy::unwrap_used, reason = "a helper of tests fails as tests fail")]
 fn until_it_says(mut command: Command, line: &str) -> (Child, impl std::io::Read + use<>) {
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -378,7 +378,7 @@ fn boot_stages_are_shown_as_they_happen() {
 #[test]
 fn ctrl_c_leaves_the_import_running_and_says_how_to_cancel_it() {
     let server = Server::logged_in();
-    // Large enough to be under way for a while, and a hole: it takes no space.
+    // Large, so that the import takes a while; sparse, so that it takes no space.
     let path = server.raw_image("large.raw", 64 << 10);
     let (process, mut stderr) =
         until_it_says(server.command(&format!("image import large {path}")), "importing large:1");
@@ -387,7 +387,7 @@ fn ctrl_c_leaves_the_import_running_and_says_how_to_cancel_it() {
     assert_eq!(process.wait_with_output().unwrap().status.code(), Some(130));
     let mut said = String::new();
     stderr.read_to_string(&mut said).unwrap();
-    assert!(said.contains("goes on") && said.contains("`ggnet image cancel large:1`"), "{said}");
+    assert!(said.contains("continues") && said.contains("`ggnet image cancel large:1`"), "{said}");
     assert_eq!(server.json("image show large")["versions"][0]["state"], "importing");
 
     let waiting = format!("image import other {path} --timeout 0.3");
@@ -402,7 +402,7 @@ fn ctrl_c_leaves_the_import_running_and_says_how_to_cancel_it() {
 #[test]
 fn jobs_are_listed_cancelled_and_retried() {
     let server = Server::logged_in();
-    server.run("job list").ends(0).says("Nothing there");
+    server.run("job list").ends(0).says("Nothing found");
     let path = server.raw_image("large.raw", 64 << 10);
     server.run(&format!("image import large {path} --no-wait")).ends(0);
     let job = server.json("job list")[0].clone();
@@ -413,11 +413,11 @@ fn jobs_are_listed_cancelled_and_retried() {
     let becomes = |state: &str| (0..2000).any(|_| server.json(&format!("job show {id}"))["state"] == state);
     assert!(becomes("cancelled"));
     server.run(&format!("job cancel {id}")).ends(1).says("job_ended");
-    server.run("job list").ends(0).says("Nothing there");
+    server.run("job list").ends(0).says("Nothing found");
     let cancelled = server.json("job list --state cancelled");
     assert_eq!((&cancelled[0]["id"], &cancelled[0]["attempts"]), (&id.into(), &1.into()));
 
-    // The same import, of what the file has by now.
+    // The same import, now with the changed file.
     server.raw_image("large.raw", 1);
     server.run(&format!("job retry {id}")).ends(0).shows("import of large:1");
     assert!(becomes("succeeded"));
@@ -429,7 +429,7 @@ fn jobs_are_listed_cancelled_and_retried() {
 }
 
 #[test]
-fn the_server_says_what_it_is() {
+fn the_server_shows_its_version_and_health() {
     let server = Server::logged_in();
     server.run("server").ends(0).shows("machines can boot").shows("import");
     let about = server.json("server");
@@ -443,7 +443,7 @@ fn the_server_says_what_it_is() {
 }
 
 #[test]
-fn every_shell_gets_its_completion_and_help_teaches() {
+fn every_shell_has_completion_and_help_has_examples() {
     let home = tempfile::tempdir().unwrap();
     let run =
         |words: &str| support::Ran::from(ggnet(home.path()).args(words.split_whitespace()).output().unwrap());
@@ -458,7 +458,7 @@ fn every_shell_gets_its_completion_and_help_teaches() {
     run("machine fly").ends(2);
     let problem = run("machine fly -o json").ends(2).problem();
     assert_eq!(problem["kind"], "invalid");
-    // The reader of a pipe may go away.
+    // The reader of a pipe may exit.
     let shell = format!(
         "{} completion bash | head -n 1 >/dev/null; echo ${{PIPESTATUS[0]}}",
         env!("CARGO_BIN_EXE_ggnet")

@@ -1,6 +1,6 @@
-//! The real server on a disk that is full to its last byte: ext4, XFS and btrfs. It says that machines cannot boot, imports that do not
-//! fit end as failed, sessions can be stopped, machines and images removed, and when there is room again everything works again. And on
-//! one that fails, whose file system the kernel makes read-only.
+//! The real server on a completely full disk (ext4, XFS, btrfs): it reports that machines cannot boot, imports that do not fit fail,
+//! sessions can be stopped, machines and images removed, and when there is space again everything works again. Also on a disk that fails,
+//! whose file system the kernel makes read-only.
 //!
 //! As root: each test mounts a file system of its own, in a mount namespace that ends with it.
 
@@ -38,7 +38,7 @@ fn until(what: &str, mut look: impl FnMut() -> bool) {
     }
 }
 
-/// Takes all space but `leave` bytes; with 0 to the last byte.
+/// Fills the disk except for `leave` bytes; with 0 completely.
 fn fill(ballast: &Path, leave: u64) {
     let dir = ballast.parent().unwrap().to_str().unwrap().to_owned();
     let free = || sh("df --output=avail -B1 \"$1\" | tail -1", &[&dir]).trim().parse::<u64>().unwrap();
@@ -62,8 +62,8 @@ fn fill(ballast: &Path, leave: u64) {
         }
     }
     if leave == 0 {
-        // What cannot be allocated ahead can still be written.
-        // There may be no room even for another name.
+        // Space that cannot be preallocated can still be written.
+        // There may be no space even for another directory entry.
         if let Ok(mut last) = File::create(format!("{}-last", ballast.display())) {
             for size in [4096, 1] {
                 while last.write_all(&vec![1; size]).is_ok() {}
@@ -111,7 +111,7 @@ fn a_full_disk(kind: &str, mib: u64) {
     }
     assert_eq!(writebacks(&server), 4);
 
-    // Imports that do not fit, four at once: each ends as failed, though its end has to be recorded on the full disk.
+    // Four imports at once that do not fit: each fails, although the failure must be recorded on the full disk.
     let ballast = server.data().join("ballast");
     fill(&ballast, 24 * MIB);
     let big = server.raw_image("big.raw", 40);
@@ -142,7 +142,7 @@ fn a_full_disk(kind: &str, mib: u64) {
         !states.iter().any(|state| state == "importing")
     });
 
-    // Full to the last byte: machines cannot boot, and that is what health says.
+    // Completely full: machines cannot boot, and health reports it.
     fill(&server.data().join("ballast-again"), 0);
     let words = ready(&server);
     assert!(words.starts_with("HTTP/1.1 503") && words.contains(r#""boots":false"#), "{words}");
@@ -150,18 +150,18 @@ fn a_full_disk(kind: &str, mib: u64) {
     let script = server.boot_request("/boot/52-54-00-aa-00-05.ipxe");
     assert!(!script.contains("sanboot"), "{script}");
     server.run("server").ends(1).says("No space");
-    // A little of the write-ahead log may be allocated and free.
+    // The write-ahead log may have some allocated free space.
     let mut refused =
         (0..64).map(|n| server.run(&format!("machine add late-{n} --mac 52:54:00:aa:01:{n:02x}")));
     let ran = refused.find(|ran| ran.code != 0).expect("what frees nothing is refused on a full disk");
     ran.ends(1).says("Free space");
 
-    // What frees space works: with and without force, by the reconciler after a restart, removal of machines and images.
+    // Actions that free space work: stops with and without force, the reconciler after a restart, removal of machines and images.
     server.run("session stop pc-1").ends(0);
     server.run("session stop pc-2 --force").ends(0);
     assert_eq!(writebacks(&server), 2);
     server.run("machine remove pc-1 --yes").ends(0);
-    // What that freed is taken again.
+    // Fill the freed space again.
     fill(&server.data().join("ballast-more"), 0);
     fs::write(server.folder().join("empty.toml"), "[session]\nidle_timeout = 1\nreconcile_interval = 1\n")
         .unwrap();
@@ -170,19 +170,19 @@ fn a_full_disk(kind: &str, mib: u64) {
     fill(&server.data().join("ballast-most"), 0);
     server.run("image remove spare --yes").ends(0);
 
-    // There is room again.
+    // There is space again.
     free_ballast(&server.data());
     until("ready", || ready(&server).starts_with("HTTP/1.1 200"));
     server.run("session start pc-5").ends(0);
     server.run("session stop pc-5").ends(0);
 }
 
-/// Runs `test` again as the only one, in a mount namespace of its own.
+/// Runs only `test` again, in a mount namespace of its own.
 fn alone(test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return body();
     }
-    // What it leaves behind goes with this, when its mounts have gone.
+    // Removes what the test leaves behind, after its mounts have ended.
     let folder = tempfile::tempdir().unwrap();
     let out = Command::new("unshare")
         .args(["-m", "--"])
@@ -236,7 +236,7 @@ fn a_disk_without_free_inodes_can_be_freed_and_is_not_ready() {
         while File::create(folder.join(files.to_string())).is_ok() {
             files += 1;
         }
-        // One is left: enough for a file, and not for a machine's disk.
+        // One inode is left: enough for a file, but not for a machine's disk.
         fs::remove_file(folder.join("0")).unwrap();
         until("not ready", || ready(&server).starts_with("HTTP/1.1 503"));
         let words = ready(&server);
@@ -244,7 +244,7 @@ fn a_disk_without_free_inodes_can_be_freed_and_is_not_ready() {
         assert!(words.contains("no inode, is left for the database"), "{words}");
         assert_eq!(words.matches(r#""status":"blocked""#).count(), 2, "{words}");
         assert_ne!(server.run("session start pc-2").code, 0);
-        // What frees them works.
+        // Actions that free inodes work.
         server.run("session stop pc-1 --force").ends(0);
         assert_eq!(writebacks(&server), 0);
         fs::remove_dir_all(folder).unwrap();

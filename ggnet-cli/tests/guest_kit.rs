@@ -1,4 +1,4 @@
-//! The real `ggnet guest-kit`, without a server: what it writes, by tar's own word, and what it refuses.
+//! The real `ggnet guest-kit`, without a server: what it writes, checked with tar, and what it refuses.
 
 #![expect(clippy::disallowed_methods, reason = "tests start real processes and prepare files")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -16,7 +16,7 @@ const DROP_IN: &str = "etc/systemd/system/iscsid.service.d/ggnet-guest-kit.conf"
 
 fn kit(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ggnet"));
-    // No server is named anywhere, and there is no home to store one in.
+    // No server is configured, and there is no home directory.
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
     command.args(["guest-kit", "debian"]).args(arguments).output().unwrap()
 }
@@ -25,7 +25,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// It ended well; its result as JSON.
+/// Runs it successfully; returns its result as JSON.
 fn report(arguments: &[&str]) -> Value {
     let output = kit(&[arguments, &["--output", "json"]].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -63,7 +63,7 @@ fn a_folder_and_an_archive_hold_the_same_files_and_a_second_run_changes_nothing(
     let listed = run("tar", &["-tvf", &archive]);
     assert_eq!(listed.lines().count(), 5, "files only: {listed}");
     assert!(listed.lines().all(|l| l.starts_with("-rw-r--r-- root/root ")), "{listed}");
-    // On standard output nothing but the archive; what is to be run is said beside it.
+    // Standard output contains only the archive; the command to run goes to standard error.
     let piped = kit(&["--tar", "-"]);
     assert_eq!(piped.stdout, fs::read(&archive).unwrap());
     assert!(text(&piped.stderr).contains("update-initramfs -u -k all"));
@@ -102,7 +102,7 @@ fn a_root_gets_its_files_and_the_lines_that_could_not_be_run() {
 }
 
 #[test]
-fn it_teaches_what_it_wants() {
+fn its_errors_name_what_is_missing() {
     let nowhere = kit(&[]);
     assert_eq!(nowhere.status.code(), Some(2));
     let wants = text(&nowhere.stderr);

@@ -1,5 +1,5 @@
-//! A real server, and `ggnet`, in a world that is not kind: readers of their output that die or hang, a full disk behind it, a terminal that
-//! closes, strangers that connect and send anything.
+//! A real server and `ggnet` under hostile conditions: readers of their output that exit or hang, a full disk behind it, a terminal that
+//! closes, clients that send arbitrary data.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 #![allow(clippy::disallowed_methods, reason = "programs of the test, and waiting for them")]
@@ -18,7 +18,7 @@ use std::{
 use support::{boot_request, free_port, ggnet, serve, serve_and_log, token_in};
 use tempfile::TempDir;
 
-/// A folder for a server, and where it is to listen.
+/// A folder for a server, and its address.
 fn folder() -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("import")).unwrap();
@@ -63,7 +63,7 @@ fn dev_full() -> File {
     OpenOptions::new().write(true).open("/dev/full").unwrap()
 }
 
-/// Machines ask and are answered, many times, each with lines in the log.
+/// Sends many requests of machines, which all succeed; each writes lines to the log.
 fn it_serves(address: &str) {
     for n in 0..100 {
         let answer = boot_request(address, &format!("/boot/52-54-00-aa-00-{n:02x}.ipxe"));
@@ -72,7 +72,7 @@ fn it_serves(address: &str) {
     }
 }
 
-/// Serves until health says that lines of the log are lost, and machines boot all the same.
+/// Sends requests until health reports lost log lines; machines still boot.
 fn it_loses_lines(address: &str) {
     let end = Instant::now() + Duration::from_secs(120);
     loop {
@@ -86,7 +86,7 @@ fn it_loses_lines(address: &str) {
     }
 }
 
-/// How many lines of the log `/metrics` says are lost.
+/// The number of lost log lines in `/metrics`.
 fn lines_lost(address: &str, token: &str) -> u64 {
     let mut stream = TcpStream::connect(address).unwrap();
     let head = format!("Host: {address}\r\nAuthorization: Bearer {token}\r\nConnection: close");
@@ -98,7 +98,7 @@ fn lines_lost(address: &str, token: &str) -> u64 {
 }
 
 #[test]
-fn a_log_that_nobody_reads_any_more_costs_the_log_only() {
+fn a_log_without_a_reader_affects_only_the_log() {
     let (folder, address) = folder();
     let mut command = serve_and_log(folder.path(), &address, "debug");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -107,7 +107,7 @@ fn a_log_that_nobody_reads_any_more_costs_the_log_only() {
     let token = lines.find_map(|line| token_in(&line).map(ToOwned::to_owned)).unwrap();
     assert_eq!(lines_lost(&address, &token), 0);
     assert!(!boot_request(&address, "/health/ready").contains("are lost"));
-    // The reader dies.
+    // The reader exits.
     drop(server.0.stderr.take());
     it_loses_lines(&address);
     assert_ne!(lines_lost(&address, &token), 0);
@@ -115,7 +115,7 @@ fn a_log_that_nobody_reads_any_more_costs_the_log_only() {
 }
 
 #[test]
-fn a_log_on_a_full_disk_costs_the_log_only() {
+fn a_log_on_a_full_disk_affects_only_the_log() {
     let (folder, address) = folder();
     let mut command = serve_and_log(folder.path(), &address, "debug");
     command.stdout(Stdio::null()).stderr(dev_full());
@@ -125,17 +125,17 @@ fn a_log_on_a_full_disk_costs_the_log_only() {
 }
 
 #[test]
-fn a_reader_of_the_log_that_hangs_holds_up_nobody() {
+fn a_log_reader_that_hangs_blocks_nothing() {
     let (folder, address) = folder();
     let mut command = serve_and_log(folder.path(), &address, "trace");
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let server = Running::start(command, &address);
-    // A pipe holds 64 KiB, and the queue some thousand lines; this becomes far more, and nobody reads it.
+    // A pipe holds 64 KiB and the queue some thousand lines; this writes far more, and nothing reads it.
     it_loses_lines(&address);
     drop(server);
 }
 
-/// A server that another program starts in its own place.
+/// A server that is started by another program with exec.
 fn through(starter: &[&str], server: &Command) -> Command {
     let mut command = Command::new(starter[0]);
     command.args(&starter[1..]).arg(server.get_program()).args(server.get_args());
@@ -146,7 +146,7 @@ fn through(starter: &[&str], server: &Command) -> Command {
 #[test]
 fn a_terminal_that_closes_is_a_clean_stop() {
     let (folder, address) = folder();
-    // Whoever runs the tests may ignore the signal, and hand that down.
+    // The test runner may ignore the signal, and its children inherit that.
     let mut command = through(&["env", "--default-signal=HUP"], &serve(folder.path(), &address));
     command.stderr(File::create(folder.path().join("log")).unwrap());
     let mut server = Running::start(command, &address);
@@ -156,7 +156,7 @@ fn a_terminal_that_closes_is_a_clean_stop() {
 }
 
 #[test]
-fn a_server_that_is_to_outlive_its_terminal_does() {
+fn a_server_under_nohup_outlives_its_terminal() {
     let (folder, address) = folder();
     let mut command = through(&["nohup"], &serve(folder.path(), &address));
     command.stderr(File::create(folder.path().join("log")).unwrap());
@@ -169,7 +169,7 @@ fn a_server_that_is_to_outlive_its_terminal_does() {
     assert_eq!(log.matches("stopping").count(), 1, "{log}");
 }
 
-/// The token that a start shows; none when it shows none.
+/// The token that a start prints; none if it prints none.
 fn shown(folder: &Path, address: &str) -> Option<String> {
     let mut child = Running(serve(folder, address).spawn().unwrap());
     let lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
@@ -177,7 +177,7 @@ fn shown(folder: &Path, address: &str) -> Option<String> {
 }
 
 #[test]
-fn a_token_that_could_not_be_shown_does_not_count_and_the_next_start_shows_one() {
+fn a_token_that_could_not_be_printed_is_not_stored_and_the_next_start_prints_one() {
     let (folder, address) = folder();
     let mut command = serve(folder.path(), &address);
     command.stdout(dev_full());
@@ -187,7 +187,7 @@ fn a_token_that_could_not_be_shown_does_not_count_and_the_next_start_shows_one()
     assert!(log.contains("error: ") && log.contains("standard output"), "{log}");
     assert!(shown(folder.path(), &address).is_some());
 
-    // And so for a reset: the old one stays.
+    // The same for a reset: the old token stays valid.
     let reset = |out: Stdio| {
         let mut command = serve(folder.path(), &address);
         command.args(["token", "reset"]).stdout(out).output().unwrap()
@@ -199,7 +199,7 @@ fn a_token_that_could_not_be_shown_does_not_count_and_the_next_start_shows_one()
 }
 
 #[test]
-fn connections_that_send_half_a_request_or_none_end_and_keep_nobody_out() {
+fn connections_with_half_a_request_or_none_are_closed_and_lock_nobody_out() {
     let (folder, address) = folder();
     let mut command = serve(folder.path(), &address);
     command.stdout(Stdio::null());
@@ -210,12 +210,12 @@ fn connections_that_send_half_a_request_or_none_end_and_keep_nobody_out() {
         stream.write_all(b"GET /boot/52-54-00-aa-00-01.ipxe HTTP/1.1\r\nHost: x\r\n").unwrap();
         stream
     };
-    // More than one source may have: the oldest make room.
+    // More than one source may have: the oldest connections are closed.
     let mut halves: Vec<_> = (0..400).map(|_| half()).collect();
     it_serves(&address);
     for stream in &mut halves {
         let mut rest = Vec::new();
-        // Closed or reset; a read that ran into its time limit would say so.
+        // Closed or reset; a timeout would be another error.
         let ended = stream.read_to_end(&mut rest).map_err(|e| e.kind());
         assert!(!matches!(ended, Err(ErrorKind::WouldBlock | ErrorKind::TimedOut)), "{ended:?}");
     }
@@ -231,17 +231,17 @@ fn a_start_that_hangs_can_be_stopped() {
     let pid = server.0.id().to_string();
     let program = || Command::new("pgrep").args(["-P", &pid]).output().unwrap().status.success();
     let end = Instant::now() + Duration::from_secs(60);
-    // It answers nothing, so the start waits for it.
+    // It sends no response, so the start waits for it.
     while !program() {
         assert!(Instant::now() < end, "{:?}", fs::read_to_string(folder.path().join("log")));
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(server.signal("TERM").code(), Some(0));
-    assert!(fs::read_to_string(folder.path().join("log")).unwrap().contains("before the start had ended"));
+    assert!(fs::read_to_string(folder.path().join("log")).unwrap().contains("before the start was complete"));
 }
 
 #[test]
-fn few_open_files_are_made_as_many_as_may_be_and_what_is_wrong_is_in_the_log() {
+fn the_limit_of_open_files_is_raised_and_problems_are_logged() {
     let (folder, address) = folder();
     let data = folder.path().join("data");
     fs::create_dir(&data).unwrap();
@@ -264,7 +264,7 @@ fn few_open_files_are_made_as_many_as_may_be_and_what_is_wrong_is_in_the_log() {
 }
 
 #[test]
-fn a_header_that_goes_on_and_on_is_refused_before_it_costs_much() {
+fn an_endless_header_is_refused_before_it_uses_much_memory() {
     let (folder, address) = folder();
     let mut command = serve(folder.path(), &address);
     command.stdout(Stdio::null());
@@ -272,7 +272,7 @@ fn a_header_that_goes_on_and_on_is_refused_before_it_costs_much() {
     let mut stream = TcpStream::connect(&address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Long: ").unwrap();
-    // No more than it takes at once: what is left unread would turn the answer into a reset.
+    // Not more than the server reads at once: unread data would turn the response into a reset.
     stream.write_all(&[b'x'; 32 << 10]).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -281,7 +281,7 @@ fn a_header_that_goes_on_and_on_is_refused_before_it_costs_much() {
 }
 
 #[test]
-fn what_strangers_send_is_refused_by_a_problem_document_and_quoted_in_brief() {
+fn invalid_requests_get_a_problem_document_and_are_logged_shortened() {
     let (folder, address) = folder();
     let mut command = serve(folder.path(), &address);
     command.stdout(Stdio::null());
@@ -307,7 +307,7 @@ fn what_strangers_send_is_refused_by_a_problem_document_and_quoted_in_brief() {
 }
 
 #[test]
-fn ggnet_ends_with_its_code_where_nobody_can_read_why() {
+fn ggnet_exits_with_its_code_even_if_its_output_cannot_be_written() {
     let home = tempfile::tempdir().unwrap();
     for (words, code) in [("machine list", 3), ("machine add", 2)] {
         let mut command = ggnet(home.path());

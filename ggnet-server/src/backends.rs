@@ -1,4 +1,4 @@
-//! `ggnet-server backends`: which backends there are, and what their sections of the configuration may say.
+//! `ggnet-server backends`: lists the available backends and the configuration keys of each.
 
 use ggnet_core::{
     Error, Result,
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use crate::{config::usual, say::say};
 
-/// Lists them.
+/// Prints the list.
 pub(crate) fn list(registry: &Registry, as_json: bool) -> Result<()> {
     let all =
         PortName::ALL.into_iter().flat_map(|port| registry.all(port).into_iter().map(move |a| (port, a)));
     if as_json {
         let all: Vec<Value> = all.map(|(port, about)| described(port, about)).collect();
         let text = serde_json::to_string_pretty(&all)
-            .map_err(|e| Error::internal("The backends do not fit into JSON").with_source(e))?;
+            .map_err(|e| Error::internal("The list of backends cannot be written as JSON").with_source(e))?;
         return say(&text);
     }
     let texts: Vec<String> = all.map(|(port, about)| text(port, about)).collect();
@@ -47,7 +47,7 @@ fn text(port: PortName, about: &About) -> String {
     }
     text.push('\n');
     match about.keys() {
-        None => text.push_str("    its author documents its keys\n"),
+        None => text.push_str("    keys: see the documentation of its author\n"),
         Some([]) => text.push_str("    no keys\n"),
         Some(keys) => {
             let width = keys.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -79,7 +79,7 @@ mod tests {
         let other = text(PortName::BootFiles, about(PortName::BootFiles, "builtin"));
         assert_eq!(
             other,
-            "[boot_files] backend = \"builtin\" (default)\n    its author documents its keys\n"
+            "[boot_files] backend = \"builtin\" (default)\n    keys: see the documentation of its author\n"
         );
         let json = described(PortName::Dhcp, about(PortName::Dhcp, "mine"));
         assert_eq!(json["keys"][1]["meaning"], "A letter");

@@ -1,6 +1,6 @@
-//! `ggnet-server check`: what is missing on this host, and the line that mends it.
+//! `ggnet-server check`: finds problems of this host and prints how to fix them.
 //!
-//! It looks and changes nothing. Every finding is ok, a warning, or a failure that keeps machines from booting; a failure is exit code 3.
+//! It changes nothing. Every finding is ok, a warning, or a failure that prevents machines from booting; a failure means exit code 3.
 
 use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
@@ -25,12 +25,12 @@ use crate::{
     wiring,
 };
 
-/// What a room of a few machines needs at least: one image and some writebacks.
+/// The minimum for a few machines: one image and some writebacks.
 const WANTED_SPACE: u64 = 20 << 30;
 /// Two connections and three files for each of a thousand machines.
 pub(crate) const WANTED_FILES: u64 = 8192;
 
-/// Looks, prints, and says by the exit code whether machines can boot.
+/// Runs all checks and prints the findings; the exit code says whether machines can boot.
 pub async fn check(config: &Config, registry: &Registry, lan: Option<&str>, json: bool) -> Result<ExitCode> {
     let mut findings = look(config, registry).await?;
     if let Some(interface) = lan {
@@ -38,13 +38,13 @@ pub async fn check(config: &Config, registry: &Registry, lan: Option<&str>, json
     }
     if json {
         let text = serde_json::to_string_pretty(&findings)
-            .map_err(|e| Error::internal("The findings do not fit into JSON").with_source(e))?;
+            .map_err(|e| Error::internal("The findings cannot be written as JSON").with_source(e))?;
         say(&text)?;
     } else {
         for finding in &findings {
             say(&format!("{:<4} {}: {}", finding.level, finding.what, finding.why))?;
             if let Some(mend) = &finding.mend {
-                say(&format!("       mend: {mend}"))?;
+                say(&format!("       what to do: {mend}"))?;
             }
         }
     }
@@ -52,9 +52,9 @@ pub async fn check(config: &Config, registry: &Registry, lan: Option<&str>, json
     Ok(if failed { ExitCode::from(3) } else { ExitCode::SUCCESS })
 }
 
-/// The host, then each port's backend, then what they listen on together.
+/// Checks the host, then the backend of each port, then all sockets together.
 async fn look(config: &Config, registry: &Registry) -> Result<Vec<Finding>> {
-    // A data folder that is not there or not ours to read: another id serves for a look.
+    // If the data folder does not exist or cannot be read, any id is good enough for a check.
     let instance = Instance::read(&config.data_dir).await;
     let instance = instance.map_or_else(|_| InstanceId::generate(), |instance| instance.id().clone());
     let wiring = wiring::wiring(config, registry, &config.data_dir, instance, config.http.listen.port())?;
@@ -69,9 +69,9 @@ async fn look(config: &Config, registry: &Registry) -> Result<Vec<Finding>> {
     let mut findings = without_repeats(findings);
     let failed = |e| Finding::failed(Level::Fail, "ports", &e);
     findings.extend(sockets::collisions(config, &sockets).into_iter().map(failed));
-    let mend = "give --iscsi-listen (or target.listen) that address, or leave it out";
+    let fix = "set --iscsi-listen (or target.listen) to that address, or remove it";
     let out_of_reach = sockets::iscsi_out_of_reach(config, &sockets);
-    findings.extend(out_of_reach.map(|why| Finding::bad(Level::Warn, "iSCSI", why, mend)));
+    findings.extend(out_of_reach.map(|why| Finding::bad(Level::Warn, "iSCSI", why, fix)));
     findings.extend(chap(config));
     if !config.network.interfaces.is_empty() {
         let ports = sockets.iter().map(|(_, socket)| (socket.transport, socket.at.port())).collect();
@@ -81,7 +81,7 @@ async fn look(config: &Config, registry: &Registry) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Backends may need the same of the host.
+/// Removes duplicates: several backends may need the same.
 fn without_repeats(findings: Vec<Finding>) -> Vec<Finding> {
     let mut kept: Vec<Finding> = Vec::new();
     for finding in findings {
@@ -92,9 +92,9 @@ fn without_repeats(findings: Vec<Finding>) -> Vec<Finding> {
     kept
 }
 
-/// What the server needs, whatever its backends are. Blocking.
+/// Checks what every server needs, independent of its backends. Blocking.
 fn look_at_host(config: &Config) -> Vec<Finding> {
-    // As the server does when it starts.
+    // The server does this too when it starts.
     host::raise_open_files();
     let mut findings = vec![
         host::free_space(&config.data_dir, WANTED_SPACE),
@@ -102,14 +102,14 @@ fn look_at_host(config: &Config) -> Vec<Finding> {
         host::clock(SystemClock.now()),
     ];
     if config.network.interfaces.is_empty() {
-        findings.push(Finding::ok("DHCP and TFTP", "They answer on no network, for no interface is named"));
+        findings.push(Finding::ok("DHCP and TFTP", "Not served, because no interface is configured"));
     } else {
         findings.extend(config.network.interfaces.iter().map(|name| host::interface(name)));
     }
     findings
 }
 
-/// What a port's backend says, and where it would listen. What is wrong with its section is said once.
+/// The findings of a port's backend, and its sockets. A wrong section is reported once.
 async fn look_at_backend(
     config: &Config,
     registry: &Registry,
@@ -127,31 +127,31 @@ async fn look_at_backend(
     })
 }
 
-/// Whether what we would bind is free and ours to bind. Blocking.
+/// Checks whether our addresses and ports are free and may be bound. Blocking.
 fn look_at_ports(sockets: &[Owned]) -> Vec<Finding> {
     let ours = sockets.iter().map(|(_, socket)| socket).filter(|socket| socket.bound_by != BoundBy::Other);
     let low = ours.clone().map(|socket| socket.at.port()).filter(|port| (1..1024).contains(port)).min();
     let this = std::env::current_exe().unwrap_or_else(|_| "ggnet-server".into());
     let mut findings: Vec<_> = low.map(|port| host::low_port(port, &this, Level::Fail)).into_iter().collect();
-    // One finding for those that differ by interface.
+    // One finding for sockets that differ only in their interface.
     let mut seen = BTreeSet::new();
     for socket in ours.filter(|socket| seen.insert((socket.transport, socket.at))) {
-        // A holder of what is shared on purpose is worth a word, not a failure.
+        // A port that may be shared and is in use is a warning, not a failure.
         let taken = if socket.bound_by == BoundBy::UsShared { Level::Warn } else { Level::Fail };
         findings.push(host::port(socket.transport, socket.at.ip(), socket.at.port(), taken));
     }
     findings
 }
 
-/// Whether sessions are open to whoever knows a name.
+/// Warns if sessions use no CHAP.
 fn chap(config: &Config) -> Option<Finding> {
-    let why = "Sessions ask for no CHAP (session.chap = \"off\"): whoever reaches the iSCSI port and knows a machine's MAC address can read \
+    let why = "Sessions use no CHAP (session.chap = \"off\"): anybody who can reach the iSCSI port and knows a machine's MAC address can read \
                and write its disk";
-    let mend = "Keep others off this network; or put the guest kit into the images and remove session.chap (docs/guests.md)";
-    (config.session.chap == ChapPolicy::Off).then(|| Finding::bad(Level::Warn, "CHAP of sessions", why, mend))
+    let fix = "Allow only trusted devices on this network; or install the guest kit in the images and remove session.chap (docs/guests.md)";
+    (config.session.chap == ChapPolicy::Off).then(|| Finding::bad(Level::Warn, "CHAP of sessions", why, fix))
 }
 
-/// Who answers a PXE request on this network.
+/// Lists the servers that respond to a PXE request on this network.
 async fn ask_network(interface: &str) -> Vec<Finding> {
     let what = format!("DHCP on {interface}");
     let seen = match probe::probe(interface, Duration::from_secs(4)).await {
@@ -162,8 +162,8 @@ async fn ask_network(interface: &str) -> Vec<Finding> {
     };
     let mut findings: Vec<Finding> = seen.iter().map(|s| Finding::ok(what.clone(), describe(s))).collect();
     if !seen.iter().any(|s| s.address.is_some()) {
-        let why = "No server gives out addresses here, and proxyDHCP needs one beside it";
-        findings.push(Finding::bad(Level::Fail, what, why, "switch on the router's DHCP server"));
+        let why = "No DHCP server assigns addresses on this network, but proxyDHCP needs one";
+        findings.push(Finding::bad(Level::Fail, what, why, "enable the DHCP server of the router"));
     }
     findings
 }
@@ -172,14 +172,14 @@ fn describe(seen: &probe::DhcpServerSeen) -> String {
     let asked = if seen.architecture == 0 { "a BIOS machine" } else { "a UEFI machine" };
     let server = seen.server.unwrap_or(seen.from);
     let gives = match seen.address {
-        Some(address) => format!("gives out addresses ({address})"),
-        None => "answers beside another server (proxyDHCP)".to_owned(),
+        Some(address) => format!("assigns addresses ({address})"),
+        None => "responds without assigning an address (proxyDHCP)".to_owned(),
     };
     let boots = match &seen.boot_file {
-        Some(file) => format!("and the boot file {file}"),
-        None => "and no boot file".to_owned(),
+        Some(file) => format!("and sends the boot file {file}"),
+        None => "and sends no boot file".to_owned(),
     };
-    format!("To {asked}, {server} {gives} {boots}")
+    format!("For {asked}, {server} {gives} {boots}")
 }
 
 #[cfg(test)]
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(warned("[session]\nchap = \"off\"\n"), Some(Level::Warn));
     }
     #[tokio::test]
-    async fn each_section_is_looked_at_once_and_a_wrong_one_is_named() {
+    async fn each_section_is_checked_once_and_a_wrong_one_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let text = format!(
             "data_dir = \"{0}/data\"\n[http]\nlisten = \"127.0.0.1:3260\"\n[store]\npfad = \"x\"\n[dhcp]\nbackend = \"mine\"\n\
@@ -212,11 +212,11 @@ mod tests {
         assert!(of("ports")[0].why.contains("[http]") && of("ports")[0].why.contains("[target]"));
         assert_eq!(of("TCP port 3260 on 127.0.0.1").len(), 1);
         assert_eq!(of("program prlimit").len(), 1);
-        assert!(!dir.path().join("data").exists(), "it looks and changes nothing");
+        assert!(!dir.path().join("data").exists(), "a check changes nothing");
     }
 
     #[test]
-    fn what_backends_need_alike_is_said_once() {
+    fn the_same_finding_of_two_backends_is_reported_once() {
         let (a, b) = (Finding::ok("a", "x"), Finding::ok("b", "x"));
         assert_eq!(without_repeats(vec![a.clone(), b.clone(), a.clone()]), [a, b]);
     }

@@ -1,4 +1,4 @@
-//! What `ggnet-server check` says about the host's firewall.
+//! The part of `ggnet-server check` that checks the host's firewall.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +8,11 @@ use ggnet_backends::{
 };
 use ggnet_core::ErrorKind;
 
-/// Whether nftables drops what machines send to these ports. Says nothing where there is no nftables.
+/// Checks whether nftables drops packets from machines to these ports. No finding if nftables is not installed.
 pub async fn firewall(ports: &BTreeSet<(Transport, u16)>) -> Vec<Finding> {
     let unknown = |why: String| {
-        let mend = "run the check as root (sudo ggnet-server check)";
-        vec![Finding::bad(Level::Warn, "firewall", format!("It could not be looked at: {why}"), mend)]
+        let fix = "run the check as root (sudo ggnet-server check)";
+        vec![Finding::bad(Level::Warn, "firewall", format!("The rules cannot be read: {why}"), fix)]
     };
     let runner = match SystemRunner::new() {
         Ok(runner) => runner,

@@ -1,8 +1,8 @@
-//! The configuration: TOML, with environment and flags over it.
+//! The configuration: TOML, overridden by environment variables and options.
 //!
-//! No configuration at all is a working one: HTTP and iSCSI on this machine's loopback, a store in a local data folder, and no answer on
-//! any network until an interface is named. Unknown keys are refused with file, line and column. Each port has a section with the
-//! `backend`'s name; the section's other keys are that backend's own.
+//! The server works without a configuration: HTTP and iSCSI on loopback, a store in a local data folder, and no network until an interface
+//! is named. Unknown keys are refused with file, line and column. Each port has a section with the name of its `backend`; the other keys
+//! of the section belong to that backend.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use serde::{Deserialize, Deserializer};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where everything is kept; locked by one server at a time.
+    /// The data folder; locked by one server at a time.
     pub data_dir: PathBuf,
     /// The HTTP server.
     pub http: Http,
@@ -40,13 +40,13 @@ pub struct Config {
     pub limits: Limits,
     /// The log.
     pub log: Log,
-    /// Persistence.
+    /// The store: persistence.
     #[serde(deserialize_with = "store")]
     pub store: Backend,
     /// iSCSI targets.
     #[serde(deserialize_with = "target")]
     pub target: Backend,
-    /// Writable disks.
+    /// The writeback store: writable disks.
     #[serde(deserialize_with = "writeback")]
     pub writeback: Backend,
     /// DHCP.
@@ -58,7 +58,7 @@ pub struct Config {
     /// Image conversion.
     #[serde(deserialize_with = "converter")]
     pub converter: Backend,
-    /// A folder with boot script templates that replace ours.
+    /// A folder with boot script templates that replace the built-in ones.
     pub templates_dir: Option<PathBuf>,
 }
 
@@ -88,7 +88,7 @@ impl Default for Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
-    /// Where it listens.
+    /// The address and port to listen on.
     #[serde(deserialize_with = "crate::listen::deserialize")]
     pub listen: SocketAddr,
 }
@@ -103,9 +103,9 @@ impl Default for Http {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
-    /// The interfaces on which DHCP and TFTP answer; none: on no network.
+    /// The interfaces on which DHCP and TFTP are served; none: neither is served.
     pub interfaces: Vec<String>,
-    /// The address that machines are told; none: each connection's own.
+    /// The server address to send to machines; none: the local address of each connection.
     pub advertise: Option<IpAddr>,
 }
 
@@ -113,30 +113,30 @@ pub struct Network {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Session {
-    /// Whether the logins of machines ask for CHAP; a session's next generation follows it.
+    /// Whether logins of machines require CHAP; a change applies from a session's next generation on.
     pub chap: ChapPolicy,
-    /// A `discard` session that was offline for longer is stopped.
+    /// A `discard` session that is offline for longer is stopped.
     #[serde(deserialize_with = "duration")]
     pub idle_timeout: Duration,
-    /// A generation that was prepared for a boot and not used for longer is removed.
+    /// A generation that was prepared for a boot and is not used in this time is removed.
     #[serde(deserialize_with = "duration")]
     pub generation_ttl: Duration,
     /// A start that takes longer is undone.
     #[serde(deserialize_with = "duration")]
     pub start_deadline: Duration,
-    /// How long a stop waits for orchestrations under way before it cuts them off; the next start completes them.
+    /// How long a stop waits for running orchestrations before it aborts them; the next start completes them.
     #[serde(deserialize_with = "duration")]
     pub shutdown_deadline: Duration,
-    /// How often the reconciler looks.
+    /// The interval of the reconciler.
     #[serde(deserialize_with = "duration")]
     pub reconcile_interval: Duration,
-    /// Events, audit rows and ended sessions that are older are forgotten.
+    /// Events, audit rows and ended sessions that are older are deleted.
     #[serde(deserialize_with = "duration")]
     pub retention: Duration,
     /// How long a UEFI machine may take from its loader to its script.
     #[serde(deserialize_with = "duration")]
     pub script_deadline: Duration,
-    /// The start of every IQN.
+    /// The prefix of every IQN.
     pub iqn_prefix: Option<Iqn>,
 }
 
@@ -156,12 +156,12 @@ impl Default for Session {
     }
 }
 
-/// Images: from where they are imported, and the backend that has their bytes, which the section's other keys are for.
+/// Images: the folders to import from, and the image store. The other keys of the section belong to that backend.
 #[derive(Clone, Debug)]
 pub struct Images {
-    /// The folders below which files may be imported; none: `import` in the data folder.
+    /// The folders from which files may be imported; none: `import` in the data folder.
     pub import_dirs: Vec<PathBuf>,
-    /// The bytes of image versions.
+    /// The image store: the bytes of image versions.
     pub store: Backend,
 }
 
@@ -187,11 +187,11 @@ impl<'de> Deserialize<'de> for Images {
     }
 }
 
-/// Jobs: imports.
+/// Jobs, such as imports.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Jobs {
-    /// How many run at once; further ones wait for their turn.
+    /// How many jobs run at once; the others are queued.
     pub at_once: usize,
 }
 
@@ -201,7 +201,7 @@ impl Default for Jobs {
     }
 }
 
-/// The limits of calls to the backends, by port; what is not said is as [`PortLimits`] says.
+/// The limits of calls to the backends, by port. The defaults are those of [`PortLimits`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -234,7 +234,7 @@ pub struct Limit {
     /// How long a conversion may go on without progress.
     #[serde(deserialize_with = "some_duration")]
     pub stall: Option<Duration>,
-    /// How long the backend may take to say how it is.
+    /// How long the backend may take to report its health.
     #[serde(deserialize_with = "some_duration")]
     pub health: Option<Duration>,
     /// How long the backend may take to close.
@@ -242,7 +242,7 @@ pub struct Limit {
     pub shutdown: Option<Duration>,
     /// How many calls run at once.
     pub in_flight: Option<usize>,
-    /// How often a call that failed because the backend was not available is made.
+    /// How many times a call is tried if the backend is not available.
     pub tries: Option<u32>,
 }
 
@@ -262,29 +262,29 @@ impl Limit {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// For people or for programs.
+    /// The format: for people or for programs.
     pub format: LogFormat,
-    /// Which lines: `info`, or a filter such as `info,tftp=debug`.
+    /// The level: `info`, or a filter such as `info,tftp=debug`.
     pub level: Option<String>,
 }
 
-/// The form of log lines.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
     #[default]
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 /// A port's section: the backend's name and its own settings.
 #[derive(Clone, Debug)]
 pub struct Backend {
-    /// Which backend.
+    /// The name of the backend.
     pub backend: String,
-    /// Its own settings.
+    /// The settings of the backend.
     pub settings: Settings,
 }
 
@@ -309,7 +309,7 @@ pub const fn usual(port: PortName) -> &'static str {
     }
 }
 
-/// Reads a port's section. One that names no backend is of the default one.
+/// Reads a port's section. If it names no backend, the default one is used.
 fn section<'de, D: Deserializer<'de>>(port: PortName, d: D) -> std::result::Result<Backend, D::Error> {
     #[derive(Deserialize)]
     struct Raw {
@@ -377,12 +377,12 @@ impl Config {
         }
     }
 
-    /// The start of every IQN.
+    /// The prefix of every IQN.
     pub fn iqn_prefix(&self) -> Result<Iqn> {
         self.session.iqn_prefix.clone().map_or_else(OrchestratorConfig::default_iqn_prefix, Ok)
     }
 
-    /// The limits of every port. A disk that is copied whole at a session's start takes as long as the start may.
+    /// The limits of every port. A writeback change may take as long as a session's start, because it may copy a whole disk.
     pub fn port_limits(&self) -> Result<PortLimits> {
         let mut limits = PortLimits::default();
         limits.writeback.change = limits.writeback.change.max(self.session.start_deadline);
@@ -398,7 +398,7 @@ impl Config {
         Ok(limits)
     }
 
-    /// Reads a file. Errors name file, line, column and what is wrong there.
+    /// Reads a file. Errors contain file, line, column and reason.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .map_err(|e| Error::io(format!("reading the configuration {}", path.display()), e))?;
@@ -420,7 +420,7 @@ impl Config {
         })
     }
 
-    /// The folders below which files may be imported.
+    /// The folders from which files may be imported.
     #[must_use]
     pub fn import_dirs(&self) -> Vec<PathBuf> {
         if self.images.import_dirs.is_empty() {

@@ -1,4 +1,4 @@
-//! The data folder: made with mode 0700 and locked, so that two servers never share it.
+//! The data folder: created with mode 0700 and locked, so that two servers never share it.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
@@ -9,7 +9,7 @@ use std::{
 
 use ggnet_core::{Error, ErrorKind, Result, error::code};
 
-/// A locked data folder. The lock goes with the value, and with the process however it dies.
+/// A locked data folder. The lock ends with this value or with the process.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
@@ -17,19 +17,21 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Makes the folder if need be and locks it. `Busy` names the process that holds it.
+    /// Creates the folder if necessary and locks it. The error `Busy` names the process that holds the lock.
     pub fn lock(path: &Path) -> Result<Self> {
         let doing = |what: &str| format!("{what} the data folder {}", path.display());
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)
-            .map_err(|e| Error::io(doing("making"), e))?;
+            .map_err(|e| Error::io(doing("creating"), e))?;
         let path = path.canonicalize().map_err(|e| Error::io(doing("finding"), e))?;
-        let mode = path.metadata().map_err(|e| Error::io(doing("looking at"), e))?.mode();
+        let mode = path.metadata().map_err(|e| Error::io(doing("reading the mode of"), e))?.mode();
         if mode & 0o077 != 0 {
             let dir = path.display();
-            tracing::warn!("other users of this host may enter the data folder {dir}: `chmod 700 {dir}`");
+            tracing::warn!(
+                "other users of this host have access to the data folder {dir}; run `chmod 700 {dir}`"
+            );
         }
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
@@ -60,8 +62,8 @@ impl DataDir {
             }
             Err(TryLockError::Error(e)) => return Err(Error::io(doing("locking"), e)),
         }
-        // The holder's name is for people; it may be stale, the lock never is. A full disk must not keep the server from its start: what
-        // frees space is the server's to do.
+        // The process id is for people and may be stale; the lock is never stale. A full disk must not prevent the start, because the server
+        // is needed to free space.
         let written = lock
             .set_len(0)
             .and_then(|()| lock.rewind())
@@ -85,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_server_is_told_who_holds_the_folder() {
+    fn the_error_of_a_second_server_names_the_holder_of_the_folder() {
         let dir = tempfile::tempdir().unwrap();
         let first = DataDir::lock(dir.path()).unwrap();
         let e = DataDir::lock(dir.path()).unwrap_err();

@@ -1,7 +1,7 @@
-//! `ggnet-server helper`: the small process that is root, for a server that is not.
+//! `ggnet-server helper`: a small process that runs as root for an unprivileged server.
 //!
-//! It reads the server's configuration, which is the operator's file, for what it must hold the server to: the IQN prefix, the folders
-//! that disks stand in, and whether the kernel's target is used at all. Units and user come by its own command line.
+//! It reads the server's configuration, which the operator controls, for the limits of the server: the IQN prefix, the folders of disks,
+//! and whether the kernel's target is used at all. Units and user come from its own command line.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::Config, log, options::HelperOptions, signals::Stop};
 
-/// Answers until SIGTERM or Ctrl-C, and finishes what is under way then.
+/// Serves until SIGTERM or Ctrl-C, then finishes the requests in flight.
 pub async fn helper(config: &Config, options: &HelperOptions) -> Result<()> {
     let _logging = log::start(&config.log)?;
     let mut ends = Stop::catch()?;
@@ -34,16 +34,16 @@ pub async fn helper(config: &Config, options: &HelperOptions) -> Result<()> {
         user = options.user,
         units = ?options.units,
         target = duties.target.is_some(),
-        "the helper answers"
+        "helper ready"
     );
     let stop = CancellationToken::new();
     let mut serving = std::pin::pin!(serve(listener, duties, stop.clone()));
-    // No socket of systemd's is no error.
+    // Not started by systemd: no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
         () = ends.wait() => {}
-        // Its unit starts it again.
-        () = serving.as_mut() => return Err(Error::internal("The helper ended although nobody asked it to")),
+        // systemd restarts it.
+        () = serving.as_mut() => return Err(Error::internal("The helper ended unexpectedly")),
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
@@ -55,24 +55,24 @@ fn user(name: &str) -> Result<Owner> {
     let failed = |e| Error::io(format!("looking for user {name}"), std::io::Error::from(e));
     match nix::unistd::User::from_name(name).map_err(failed)? {
         Some(user) => Ok(Owner::new(user.uid.as_raw(), user.gid.as_raw())),
-        None => {
-            Err(Error::not_found("user", name)
-                .with_hint("systemd-sysusers makes ggnet; --user names another"))
-        }
+        None => Err(Error::not_found("user", name)
+            .with_hint("Run systemd-sysusers to create the user ggnet, or name another one with --user")),
     }
 }
 
-/// What of the kernel's target may be changed; nothing, where the configuration does not use it by the helper.
+/// What the helper may change in the kernel's target; none if the configuration does not use the kernel's target through the helper.
 fn target(config: &Config, more: &[PathBuf]) -> Result<Option<TargetDuty>> {
     let Some(root) = tree_of_helper(&config.target.backend, config.target.settings.clone())? else {
         return Ok(None);
     };
-    // The server knows its folders by their real names.
+    // The server uses canonical paths.
     let real = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let data = real(&config.data_dir);
     if !data.is_absolute() {
-        let message =
-            format!("data_dir {} is no absolute path, and the helper stands elsewhere", data.display());
+        let message = format!(
+            "data_dir {} is not an absolute path, and the helper has another working directory",
+            data.display()
+        );
         return Err(Error::new(ErrorKind::Invalid, message));
     }
     let chosen = config.writeback.settings.get("dir").and_then(serde_json::Value::as_str);
@@ -85,7 +85,7 @@ fn target(config: &Config, more: &[PathBuf]) -> Result<Option<TargetDuty>> {
 fn units(names: &[String]) -> Result<BTreeMap<String, Service>> {
     let runner = Arc::new(SystemRunner::new()?);
     let unit = |name: &String| {
-        // Only the unit counts: systemd knows the rest.
+        // systemd needs only the name of the unit.
         let daemon = Daemon { program: "", install: "", unit: "", pid_file: "", command: None };
         let config =
             ServiceConfig { manager: Manager::Systemd, unit: Some(name.clone()), ..ServiceConfig::default() };
@@ -94,15 +94,15 @@ fn units(names: &[String]) -> Result<BTreeMap<String, Service>> {
     names.iter().map(unit).collect()
 }
 
-/// systemd's socket, or one of our own at `path`, for root and the owner's group.
+/// The socket passed by systemd, or a new one at `path` for root and the owner's group.
 fn listener(path: Option<&Path>, owner: &Owner) -> Result<UnixListener> {
     let Some(path) = path else {
         let handed = listenfd::ListenFd::from_env().take_unix_listener(0);
         let handed =
             handed.map_err(|e| Error::io("taking the socket from systemd", e))?.ok_or_else(|| {
-                Error::new(ErrorKind::Invalid, "systemd hands over no socket, and no --socket is named")
+                Error::new(ErrorKind::Invalid, "systemd passed no socket, and --socket is not set")
                     .with_hint(
-                        "systemctl start ggnet-helper.socket; elsewhere: --socket /run/ggnet/helper.sock",
+                        "Run `systemctl start ggnet-helper.socket`; without systemd use --socket /run/ggnet/helper.sock",
                     )
             })?;
         handed.set_nonblocking(true).map_err(|e| Error::io("preparing the socket", e))?;
@@ -111,17 +111,17 @@ fn listener(path: Option<&Path>, owner: &Owner) -> Result<UnixListener> {
     let failed = |e| Error::io(format!("listening on {}", path.display()), e);
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => {
-            let message = format!("Another helper listens on {}", path.display());
+            let message = format!("Another helper already listens on {}", path.display());
             return Err(Error::new(ErrorKind::Busy, message).retryable(false));
         }
-        // Left by one that is gone.
+        // Left behind by a helper that has exited.
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(failed)?;
         }
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
-    // Whoever was faster than these lines is asked for its user, too.
+    // A client that connects before these calls is still checked for its user.
     std::os::unix::fs::chown(path, None, Some(owner.gid.as_raw())).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
     Ok(listener)

@@ -1,10 +1,10 @@
-//! The bytes of the image versions that machines boot: are they there? A folder that is not mounted, or bytes that somebody removed, let no
-//! machine boot, and nobody else looks before one asks.
+//! Monitors whether the image store has the versions that machines boot. If a disk is not mounted or files were removed, machines cannot
+//! boot, and without this monitor nobody would know before a machine tries.
 //!
-//! Every [`LOOK_EVERY`] the store is asked which versions those are, and the image store which it has.
+//! Every [`LOOK_EVERY`] it asks the store which versions machines boot, and the image store which versions it has.
 //!
-//! Invariants: one look at a time, also while the image store hangs, and health says how long it has; a version counts as missing only when
-//! the store still wants it afterwards (a deletion forgets a version first); one log line for each change.
+//! Invariants: one check at a time, also while the image store hangs, and health reports how long it hangs; a version is missing only if
+//! the store still lists it afterwards (a deletion removes it from the store first); one log line per change.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,14 +21,14 @@ use ggnet_core::{
 };
 use tokio::time::Instant;
 
-/// How often it is looked.
+/// The interval of the checks.
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// A look that takes longer hangs.
+/// A check that takes longer hangs.
 const HANGS: Duration = Duration::from_secs(10);
-/// Most versions that are named.
+/// The most versions named in a message.
 const NAMED: usize = 3;
 
-/// What the last look found.
+/// The result of the last check.
 #[derive(Debug)]
 pub struct ImageFiles {
     /// The image store's name.
@@ -38,13 +38,13 @@ pub struct ImageFiles {
 
 #[derive(Debug)]
 struct State {
-    /// None: not yet looked.
+    /// None before the first check.
     found: Option<Health>,
-    /// Since when the image store is being asked.
+    /// Since when the image store has been asked; none if it is not being asked.
     looking: Option<Instant>,
 }
 
-/// A version whose bytes are not there, and why it is thought so.
+/// A version that cannot be booted, and why.
 #[derive(Debug)]
 struct Missing {
     version: ImageVersionId,
@@ -52,14 +52,14 @@ struct Missing {
 }
 
 impl ImageFiles {
-    /// Looks again and again, in a task of `supervisor`.
+    /// Starts the checks in a task of `supervisor`.
     pub fn watch(orchestrator: &Orchestrator, supervisor: &Supervisor) -> Arc<Self> {
         let this = Arc::new(Self {
             store: orchestrator.read().image_store(),
             state: Mutex::new(State { found: None, looking: None }),
         });
         let (looking, orchestrator, stop) = (Arc::clone(&this), orchestrator.clone(), supervisor.stopping());
-        supervisor.keep("the watch over the files of images", move || {
+        supervisor.keep("the monitor of image files", move || {
             let (looking, orchestrator, stop) = (Arc::clone(&looking), orchestrator.clone(), stop.clone());
             async move {
                 stop.run_until_cancelled_owned(looking.look_until_shutdown(&orchestrator)).await;
@@ -68,18 +68,18 @@ impl ImageFiles {
         this
     }
 
-    /// How they are, as of at most [`LOOK_EVERY`] ago.
+    /// Their health, at most [`LOOK_EVERY`] old.
     #[must_use]
     pub fn health(&self) -> Health {
         let state = self.state();
         match state.looking.map(|since| since.elapsed()) {
             Some(took) if took >= HANGS => Health::Blocked(format!(
-                "The image store {} has not said which versions it has for {} s: its disk or mount hangs",
+                "No list of versions from the image store {} for {} s: its disk or mount hangs",
                 self.store,
                 took.as_secs()
             )),
             _ => state.found.clone().unwrap_or_else(|| {
-                Health::Blocked("The files of the images have not been looked at yet".to_owned())
+                Health::Blocked("The files of the images have not been checked yet".to_owned())
             }),
         }
     }
@@ -91,8 +91,8 @@ impl ImageFiles {
             tick.tick().await;
             match self.look(orchestrator).await {
                 Ok(found) => self.note(found),
-                // The store's own health says what is wrong with it.
-                Err(e) => tracing::debug!(error = %e.report(), "the files of images were not looked at"),
+                // The store's own health reports this error.
+                Err(e) => tracing::debug!(error = %e.report(), "the files of images were not checked"),
             }
         }
     }
@@ -105,7 +105,7 @@ impl ImageFiles {
         match &found {
             Health::Up if state.found.is_none() => {}
             Health::Up => {
-                tracing::info!(store = self.store, "the files of all images that machines boot are there");
+                tracing::info!(store = self.store, "the files of all images that machines boot are present");
             }
             Health::Degraded(why) | Health::Blocked(why) | Health::Down(why) => {
                 tracing::warn!(why, "files of images that machines boot are missing");
@@ -118,10 +118,10 @@ impl ImageFiles {
         let wanted = orchestrator.read().versions_to_boot().await?;
         let missing = match self.missing(orchestrator, &wanted).await {
             Ok(missing) => missing,
-            // Unknown is not there: nobody could boot them now.
+            // A version of an unknown state counts as missing: no machine could boot it now.
             Err(e) if !wanted.is_empty() => {
                 return Ok(Health::Blocked(format!(
-                    "The image store {} cannot say which versions it has: {}. Mount its disk, or put its folder back",
+                    "The image store {} cannot list its versions: {}. Mount its disk, or restore its folder",
                     self.store,
                     e.explain()
                 )));
@@ -131,7 +131,7 @@ impl ImageFiles {
         if missing.is_empty() {
             return Ok(Health::Up);
         }
-        // What was deleted meanwhile is not missing.
+        // A version that was deleted meanwhile is not missing.
         let wanted = orchestrator.read().versions_to_boot().await?;
         let missing: Vec<Missing> = missing.into_iter().filter(|m| wanted.contains(&m.version)).collect();
         let mut named = Vec::new();
@@ -162,22 +162,22 @@ impl ImageFiles {
     }
 }
 
-/// Why a version cannot be booted: its own bytes, or those of a version that it stands on, are not there.
+/// Why a version cannot be booted: its own bytes, or those of a version that it is based on, are missing.
 fn fault(listed: &HashMap<ImageVersionId, ImageListed>, version: ImageVersionId) -> Option<&'static str> {
     match listed.get(&version) {
-        None => return Some("is not there"),
-        Some(found) if found.completeness != Completeness::Whole => return Some("is not whole"),
+        None => return Some("is missing"),
+        Some(found) if found.completeness != Completeness::Whole => return Some("is incomplete"),
         Some(_) => {}
     }
     let parent = |of: ImageVersionId| listed.get(&of).and_then(|found| found.parent);
-    // As many steps as there are versions, for two that stand on each other have no lowest one.
+    // At most as many steps as there are versions, because two versions based on each other would loop.
     let mut below = std::iter::successors(parent(version), |of| parent(*of)).take(listed.len() + 1);
     let is_whole =
         |of: ImageVersionId| listed.get(&of).is_some_and(|found| found.completeness == Completeness::Whole);
-    (!below.all(is_whole)).then_some("stands on a version that is not there, or not whole")
+    (!below.all(is_whole)).then_some("is based on a version that is missing or incomplete")
 }
 
-/// How it is when of `wanted` versions `missing` are not there.
+/// The health if `missing` of `wanted` versions are missing.
 fn judge(store: &str, wanted: usize, missing: usize, named: &[String]) -> Health {
     let mut list = named.join("; ");
     if missing > named.len() {
@@ -186,11 +186,11 @@ fn judge(store: &str, wanted: usize, missing: usize, named: &[String]) -> Health
     match missing {
         0 => Health::Up,
         _ if missing >= wanted => Health::Blocked(format!(
-            "No machine can boot, because the image store {store} has no version that machines boot ({list}): mount its disk, or put the \
-             files back"
+            "No machine can boot, because the image store {store} has none of the versions that machines boot ({list}): mount its disk, or \
+             restore the files"
         )),
         _ => Health::Degraded(format!(
-            "Machines of some images cannot boot ({list}): put the file back, or make another version current"
+            "Machines of some images cannot boot ({list}): restore the file, or make another version current"
         )),
     }
 }
@@ -213,13 +213,14 @@ mod tests {
         for version in [raw, over_raw] {
             assert_eq!(fault(&listed, version), None);
         }
-        for (version, why) in [(lost, "is not there"), (partial, "is not whole"), (over_partial, "stands on")]
+        for (version, why) in
+            [(lost, "is missing"), (partial, "is incomplete"), (over_partial, "is based on")]
         {
             assert!(fault(&listed, version).unwrap().contains(why), "{why}");
         }
         listed.remove(&raw);
-        assert!(fault(&listed, over_raw).unwrap().contains("stands on"));
-        // Two that stand on each other: it comes to an end.
+        assert!(fault(&listed, over_raw).unwrap().contains("is based on"));
+        // Two versions based on each other: no endless loop.
         listed.insert(raw, ImageListed::whole(raw, 512).over(over_raw));
         assert_eq!(fault(&listed, over_raw), None);
     }

@@ -1,8 +1,7 @@
-//! The instance id: part of every name that this GGnet gives out. The file `instance` in the data folder holds it, and the database
-//! remembers it: under another id the server finds none of its kept writes, and machines boot without them.
+//! The instance id: part of every name that this GGnet creates. It is stored in the file `instance` in the data folder and in the database.
+//! With another id the server would not find its kept writes, and machines would boot without them.
 //!
-//! Invariants: neither is written before both were read; the file is there before the database remembers it; a refused start changes
-//! nothing.
+//! Invariants: neither is written before both are read; the file is written before the database; a refused start changes nothing.
 
 use std::{
     io::Write as _,
@@ -18,7 +17,7 @@ use ggnet_core::{
 
 const SETTING: &str = "instance";
 
-/// The instance id by its file, not compared with the database yet.
+/// The instance id of the file, not yet compared with the database.
 #[derive(Debug)]
 pub struct Instance {
     id: InstanceId,
@@ -30,15 +29,15 @@ pub struct Instance {
 enum File {
     Read,
     Missing,
-    /// It holds no instance id.
+    /// It contains no valid instance id.
     Damaged(Error),
 }
 
 impl Instance {
-    /// Reads the file; a new id where there is none. Nothing is written.
+    /// Reads the file; generates an id if there is no file. Writes nothing.
     ///
     /// # Errors
-    /// As reading the file says.
+    /// The file cannot be read.
     pub async fn read(data: &Path) -> Result<Self> {
         let path = data.join("instance");
         let (id, file) = match tokio::fs::read(&path).await {
@@ -52,17 +51,17 @@ impl Instance {
         Ok(Self { id, path, file })
     }
 
-    /// The id, to be used once [`settle`](Self::settle) has passed.
+    /// The id. Use it only after [`settle`](Self::settle) has succeeded.
     #[must_use]
     pub fn id(&self) -> &InstanceId {
         &self.id
     }
 
-    /// Compares the file with what the database remembers. At a first start it writes the file, and the database remembers it.
+    /// Compares the file with the database. At the first start, writes the id to both.
     ///
     /// # Errors
-    /// `Invalid`: the database is another instance's, or the file is missing or damaged beside a database that remembers one; else as
-    /// the store or the file system says.
+    /// `Invalid`: the database belongs to another instance, or it contains an id and the file is missing or damaged. Other errors come from
+    /// the store or the file system.
     pub async fn settle(self, store: &dyn Store, now: Timestamp) -> Result<()> {
         let Self { id, path, file } = self;
         let shown = path.display();
@@ -70,22 +69,22 @@ impl Instance {
             (Some(known), File::Read) if known == id.as_str() => Ok(()),
             (Some(known), file) => {
                 let wrong = match file {
-                    File::Read => format!("The file {shown} says instance {id}"),
+                    File::Read => format!("The file {shown} contains instance {id}"),
                     File::Missing => format!("The file {shown} is missing"),
-                    File::Damaged(_) => format!("The file {shown} holds no instance id"),
+                    File::Damaged(_) => format!("The file {shown} contains no instance id"),
                 };
                 let message = format!(
-                    "{wrong}, but the database is that of instance {known}: its kept writes and targets have that in their names"
+                    "{wrong}, but the database belongs to instance {known}: its kept writes and targets have that id in their names"
                 );
                 Err(Error::invalid("instance", message).with_hint(format!(
-                    "If this is the right database, put the file back; it holds that one line: `echo {known} > '{shown}'` (as the \
-                     server's user). Else put back the database that belongs to this data folder (store.path)"
+                    "If this is the right database, restore the file, which contains only that id: `echo {known} > '{shown}'` (as the \
+                     server's user). Otherwise restore the database that belongs to this data folder (store.path)"
                 )))
             }
             (None, File::Damaged(e)) => {
-                let message = format!("The file {shown} holds no instance id: {}", e.explain());
+                let message = format!("The file {shown} contains no instance id: {}", e.explain());
                 Err(Error::invalid("instance", message)
-                    .with_hint("Put it back from a backup; writebacks have it in their names"))
+                    .with_hint("Restore it from a backup; the names of writebacks contain the id"))
             }
             (None, file) => {
                 if matches!(file, File::Missing) {
@@ -98,17 +97,17 @@ impl Instance {
     }
 }
 
-/// What cannot be recorded now (a full disk) must not keep the server from its start: the next one records it.
+/// Stores the id in the database. An error (a full disk) must not prevent the start; the next start stores it.
 async fn remember(id: &InstanceId, store: &dyn Store, now: Timestamp) {
     let (by, subject) = (Principal::system(SystemPart::Upkeep), AuditSubject::Instance(id.clone()));
     let row = AuditRow::new(now, &by, AuditAction::InstanceRemember, subject);
     let write = Write::Setting { key: SETTING.to_owned(), value: id.to_string() };
     if let Err(error) = store.commit(Batch::new().write(write).audit(row)).await {
-        tracing::warn!(error = %error.report(), "the database does not remember the instance id yet");
+        tracing::warn!(error = %error.report(), "the instance id could not be stored in the database yet");
     }
 }
 
-/// Whole or not at all, and there after a power cut.
+/// Writes a file atomically and durably.
 async fn write_atomically(path: PathBuf, text: String) -> Result<()> {
     let shown = path.display().to_string();
     let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
@@ -116,7 +115,7 @@ async fn write_atomically(path: PathBuf, text: String) -> Result<()> {
         file.write_all(text.as_bytes())?;
         file.commit()
     });
-    let written = written.await.map_err(|e| Error::internal("A blocking task died").with_source(e))?;
+    let written = written.await.map_err(|e| Error::internal("A blocking task panicked").with_source(e))?;
     written.map_err(|e| Error::io(format!("writing {shown}"), e))
 }
 
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_database_that_remembers_none_takes_the_files_and_then_refuses_any_other() {
+    async fn a_database_without_an_id_takes_that_of_the_file_and_then_refuses_any_other() {
         let (data, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
         let file = data.path().join("instance");
         fs::write(&file, "no id\n").unwrap();
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_first_start_makes_the_file_and_the_row() {
+    async fn a_first_start_writes_the_file_and_the_database() {
         let (data, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
         let id = settle(data.path(), &store).await.unwrap();
         assert_eq!(fs::read_to_string(data.path().join("instance")).unwrap(), format!("{id}\n"));
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_disk_does_not_keep_the_server_from_its_start() {
+    async fn a_full_disk_does_not_prevent_the_start() {
         let (data, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
         fs::write(data.path().join("instance"), "0badcafe\n").unwrap();
         store.world().set_full(true);

@@ -1,4 +1,4 @@
-//! `ggnet-server key reset`: a new key for the credentials in the store, when the old one is lost.
+//! `ggnet-server key reset`: creates a new key for the credentials in the store if the old one is lost.
 
 use ggnet_core::{
     Result,
@@ -8,11 +8,11 @@ use ggnet_core::{
 
 use crate::{config::Config, data_dir::DataDir, say::say, wiring};
 
-/// Has the store make a new key, and says what that means. The server must be stopped.
+/// Makes the store create a new key and prints the consequences. The server must be stopped.
 pub async fn reset(config: &Config, registry: &Registry) -> Result<()> {
     let store = registry.about(PortName::Store, &config.store.backend)?;
     let data = DataDir::lock(&config.data_dir)?;
-    // A store does not use the instance: it is opened before that is known.
+    // A store does not use the instance id, because it is opened before the id is known.
     let (instance, http_port) = (InstanceId::generate(), config.http.listen.port());
     let wiring = wiring::wiring(config, registry, data.path(), instance, http_port)?;
     say(&store.reset_key(PortName::Store, wiring, config.store.settings.clone()).await?)

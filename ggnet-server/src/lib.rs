@@ -1,9 +1,9 @@
 //! GGnet's server as a library: configuration, wiring of backends, the HTTP API and the boot routes.
 //!
-//! A `main` is ten lines: fill a [`Registry`] with backends (ours by `ggnet_backends::register`, a stranger's
-//! beside them) and hand it to [`main`].
+//! A `main` of ten lines is enough: fill a [`Registry`] with backends (GGnet's own with `ggnet_backends::register`, and any others) and
+//! pass it to [`main`].
 
-// They panic where nobody reads what they write: `say` does not.
+// These macros panic if the reader of the pipe has exited; the functions of `say` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod backends;
@@ -36,12 +36,12 @@ use crate::{
     options::{Command, KeyCommand, Options, TokenCommand},
 };
 
-/// Parses the command line and does what it says. Exit codes: 0 done, 1 failed, 2 wrong arguments or configuration, 3 `check` found
-/// something that keeps machines from booting.
+/// Parses the command line and runs the command. Exit codes: 0 success, 1 failure, 2 wrong arguments or configuration, 3 `check` found
+/// a problem that prevents machines from booting.
 #[must_use]
 pub fn main(registry: &Registry) -> ExitCode {
     let options = Options::parse();
-    // Whose configuration is wrong can look up what may stand in it.
+    // `backends` must also work with a wrong configuration: it lists the allowed keys.
     let listing = matches!(options.command, Some(Command::Backends { .. }));
     let configuration = if listing { Ok(Config::default()) } else { options.configuration() };
     let config = match configuration {
@@ -49,10 +49,10 @@ pub fn main(registry: &Registry) -> ExitCode {
         Err(e) => return fail(&e, 2),
     };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    // A thread for each call that may hang, over all ports, and as many for all other work.
+    // One thread for each port call that may hang, and the same number for all other blocking work.
     let runtime = match runtime.enable_all().max_blocking_threads(1024).build() {
         Ok(runtime) => runtime,
-        Err(e) => return fail(&Error::io("starting the runtime", e), 1),
+        Err(e) => return fail(&Error::io("starting the async runtime", e), 1),
     };
     let done = runtime.block_on(async {
         match options.command.unwrap_or(Command::Serve) {
@@ -70,7 +70,7 @@ pub fn main(registry: &Registry) -> ExitCode {
     });
     // A blocking call that hangs (a dead disk) must not keep a stopped server alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
-    // What is wrong in the configuration gets no better by another start; the unit knows this code.
+    // Exit code 2: another start cannot correct a wrong configuration, so the systemd unit does not restart the server.
     done.unwrap_or_else(|e| fail(&e, if e.kind() == ErrorKind::Invalid { 2 } else { 1 }))
 }
 

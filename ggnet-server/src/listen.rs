@@ -1,13 +1,13 @@
-//! Where to listen, as people write it.
+//! Parses addresses to listen on.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize as _, Deserializer};
 
-/// `127.0.0.1:8080`, `[::1]:8080`, or `localhost:8080`, which is the former of the two.
+/// Parses `127.0.0.1:8080`, `[::1]:8080` or `localhost:8080`, which means 127.0.0.1.
 ///
 /// # Errors
-/// For anything else: what is wrong with it, and an example.
+/// Anything else: the reason, and an example.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
@@ -17,17 +17,17 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     let local = text.rsplit_once(':').filter(|(host, _)| host.eq_ignore_ascii_case("localhost"));
     match local {
         Some((_, port)) => {
-            let port = port.parse().map_err(|_| format!("{port:?} is no port; write {example}"))?;
+            let port = port.parse().map_err(|_| format!("{port:?} is not a port; use {example}"))?;
             Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
         }
         None if text.parse::<std::net::IpAddr>().is_ok() => {
-            Err(format!("the port is missing; write {example}"))
+            Err(format!("the port is missing; use {example}"))
         }
-        None => Err(format!("names are not looked up, and this is no address; write {example}")),
+        None => Err(format!("this is not an IP address, and host names are not supported; use {example}")),
     }
 }
 
-/// The same in the configuration file.
+/// Parses an address in the configuration file.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(d)?;
     address(&text).map_err(|why| serde::de::Error::custom(format!("{text:?}: {why}")))
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_plain_is_understood_and_the_rest_says_what_to_write() {
+    fn addresses_are_parsed_and_every_error_has_an_example() {
         for (text, address) in [
             ("127.0.0.1:1", "127.0.0.1:1"),
             ("[::1]:8080", "[::1]:8080"),
@@ -50,14 +50,14 @@ mod tests {
         for (text, why) in [
             ("127.0.0.1", "the port is missing"),
             ("::1", "the port is missing"),
-            ("server.example:8080", "names are not looked up"),
-            ("8080", "names are not looked up"),
-            ("localhost", "names are not looked up"),
-            ("localhost:http", "is no port"),
-            ("localhost:65536", "is no port"),
+            ("server.example:8080", "host names are not supported"),
+            ("8080", "host names are not supported"),
+            ("localhost", "host names are not supported"),
+            ("localhost:http", "is not a port"),
+            ("localhost:65536", "is not a port"),
         ] {
-            let said = address(text).unwrap_err();
-            assert!(said.contains(why) && said.contains("such as 127.0.0.1:8080"), "{text}: {said}");
+            let error = address(text).unwrap_err();
+            assert!(error.contains(why) && error.contains("such as 127.0.0.1:8080"), "{text}: {error}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The log: lines on standard error, written by a thread of its own.
+//! The log: lines on standard error, written by a separate thread.
 //!
-//! Invariants: a line that cannot be written (nobody reads the pipe, the disk is full) is lost and nothing else is; a reader that hangs
-//! holds up nobody, because lines wait in a bounded queue and those beyond it are dropped; what waits is written when the process ends;
-//! every line that is lost is counted, and health says so while it goes on.
+//! Invariants: a line that cannot be written (closed pipe, full disk) is lost and has no other effect; a reader that hangs blocks no other
+//! thread, because lines go into a bounded queue and are dropped if it is full; queued lines are written when the process ends; lost lines
+//! are counted, and health reports them while more are being lost.
 
 use std::{
     io::{self, IsTerminal as _, Write},
@@ -19,26 +19,26 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
-/// Lines that may wait for a reader.
-const WAITING: usize = 8192;
-/// For how long after a line was lost health says that lines are being lost.
-const LOSING: Duration = Duration::from_secs(60);
+/// The most lines in the queue.
+const QUEUE_LINES: usize = 8192;
+/// How long health reports a lost line.
+const REPORT_LOSS_FOR: Duration = Duration::from_secs(60);
 
-/// Writes the last lines when dropped.
+/// Writes the queued lines when dropped.
 #[must_use = "without it the last lines are lost"]
 pub(crate) struct Logging {
     _thread: WorkerGuard,
 }
 
-/// What this process lost of its log: it has one, as it has one standard error.
+/// The lost lines of this process. A static, because a process has one standard error.
 static LOST: Lost = Lost::new();
 
 struct Lost {
     /// Lines that could not be written.
     unwritten: AtomicU64,
-    /// Counts the lines that found no place in the queue.
+    /// Counts the lines that were dropped because the queue was full.
     queue: OnceLock<ErrorCounter>,
-    /// The count at the last look, and when it had grown.
+    /// The last known count, and when it last increased.
     grown: Mutex<(u64, Option<Instant>)>,
 }
 
@@ -52,8 +52,8 @@ impl Lost {
         self.unwritten.load(Ordering::Relaxed) + dropped
     }
 
-    /// Whether there are more than before; after each line.
-    fn look(&self) {
+    /// Notes whether more lines are lost than before; called after each line.
+    fn update(&self) {
         let total = self.total();
         if total == 0 {
             return;
@@ -66,36 +66,36 @@ impl Lost {
 
     fn losing(&self) -> Option<String> {
         let (total, at) = *self.grown.lock().unwrap_or_else(PoisonError::into_inner);
-        at.filter(|at| at.elapsed() < LOSING).map(|_| {
+        at.filter(|at| at.elapsed() < REPORT_LOSS_FOR).map(|_| {
             format!(
-                "Lines of the log are lost, {total} so far: whoever reads standard error has ended or hangs, or its disk is full"
+                "Lines of the log are lost, {total} so far: the reader of standard error has exited or hangs, or its disk is full"
             )
         })
     }
 }
 
-/// How many lines were lost since the start.
+/// The number of lines lost since the start.
 pub(crate) fn lost() -> u64 {
     LOST.total()
 }
 
-/// What is wrong while lines are being lost.
+/// The problem to report while lines are being lost.
 pub(crate) fn losing() -> Option<String> {
     LOST.losing()
 }
 
-/// Where lines go; one that cannot be written is counted, and is no error for the thread that writes.
+/// Writes lines; a line that cannot be written is counted and is no error for the writing thread.
 struct Counted<W> {
     to: W,
     lost: &'static Lost,
 }
 
 impl<W: Write> Write for Counted<W> {
-    /// A whole line each time.
+    /// Each call gets one whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.to.write_all(line).is_err() {
             self.lost.unwritten.fetch_add(1, Ordering::Relaxed);
-            self.lost.look();
+            self.lost.update();
         }
         Ok(line.len())
     }
@@ -105,13 +105,13 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// The queue before the thread that writes.
+/// The queue of the writing thread.
 struct Queue(NonBlocking);
 
 impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let written = self.0.write(line);
-        LOST.look();
+        LOST.update();
         written
     }
 
@@ -120,22 +120,22 @@ impl Write for Queue {
     }
 }
 
-/// Log lines to standard error, as configured.
+/// Starts the log on standard error, as configured.
 pub(crate) fn start(log: &Log) -> Result<Logging> {
     let level = log.level.as_deref().unwrap_or("info");
     let filter = EnvFilter::try_new(level)
         .map_err(|e| Error::invalid("log.level", format!("{level:?} is not a log filter: {e}")))?;
     let (writer, thread) = NonBlockingBuilder::default()
         .lossy(true)
-        .buffered_lines_limit(WAITING)
+        .buffered_lines_limit(QUEUE_LINES)
         .thread_name("log")
         .finish(Counted { to: io::stderr(), lost: &LOST });
-    // Set once: a second log of one process is refused below.
+    // Set only once: a second log in the same process is refused below.
     let _ = LOST.queue.set(writer.error_counter());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(move || Queue(writer.clone()))
-        // It would say so on standard error, by a macro that panics where that cannot be written.
+        // It would report errors on standard error with a macro that panics if that cannot be written.
         .log_internal_errors(false);
     let set = match log.format {
         LogFormat::Human => builder.with_ansi(io::stderr().is_terminal()).try_init(),

@@ -1,4 +1,4 @@
-//! The binary `ggnet-server`: our backends and nothing else.
+//! The binary `ggnet-server`: the server with the backends of `ggnet-backends`.
 
 use std::process::ExitCode;
 

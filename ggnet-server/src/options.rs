@@ -1,4 +1,4 @@
-//! The command line, and what it and the environment set over the configuration file.
+//! The command line. Options and environment variables override the configuration file.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,118 +14,133 @@ use crate::{
     listen,
 };
 
-/// Read when no `--config` is given and it exists.
+const AFTER: &str = "\
+Examples:
+  ggnet-server --data-dir /tmp/try              try it on this machine, without a network
+  sudo ggnet-server check --interface eth0      check this host before serving the network on eth0
+  sudo ggnet-server --interface eth0            serve that network
+  ggnet-server --config /etc/ggnet/ggnet-server.toml";
+
+/// Read if it exists and no `--config` is given.
 const DEFAULT_CONFIG: &str = "/etc/ggnet/ggnet-server.toml";
 
-/// GGnet: one disk image boots a whole room of machines that have no disk.
+/// GGnet: boot a room of diskless machines from one disk image.
 ///
-/// Without any configuration it serves HTTP on 127.0.0.1:8080 and iSCSI on 127.0.0.1:3260, keeps everything in ./ggnet-data, and answers
-/// DHCP and TFTP on no network. `--interface eth0` switches those on and serves that network.
+/// Without a configuration ggnet-server serves HTTP on 127.0.0.1:8080 and iSCSI on 127.0.0.1:3260, stores all data in ./ggnet-data, and
+/// serves no DHCP and no TFTP. `--interface eth0` serves the network on eth0, with DHCP and TFTP.
 #[derive(Debug, Parser)]
-#[command(name = "ggnet-server", version, max_term_width = 100)]
+#[command(name = "ggnet-server", version, max_term_width = 100, after_help = AFTER)]
 pub struct Options {
-    /// The configuration file.
+    /// The configuration file. Default: /etc/ggnet/ggnet-server.toml, if it exists.
     #[arg(long, short, env = "GGNET_CONFIG", value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Where everything is kept.
+    /// The data folder: database, images, writebacks and keys. Default: ./ggnet-data.
     #[arg(long, env = "GGNET_DATA_DIR", value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
-    /// Where HTTP listens.
+    /// The address and port of HTTP, for example 0.0.0.0:8080.
     #[arg(long, env = "GGNET_HTTP_LISTEN", value_name = "ADDR:PORT", value_parser = listen::address, global = true)]
     pub http_listen: Option<SocketAddr>,
-    /// Where iSCSI listens; left out: on the address of HTTP, port 3260.
+    /// The addresses and ports of iSCSI. Default: the address of HTTP, port 3260.
     #[arg(long, env = "GGNET_ISCSI_LISTEN", value_name = "ADDR:PORT", value_delimiter = ',', value_parser = listen::address, global = true)]
     pub iscsi_listen: Vec<SocketAddr>,
-    /// An interface on which DHCP and TFTP answer. Unless told otherwise HTTP and iSCSI then listen on every address.
+    /// A network interface on which to serve DHCP and TFTP. HTTP and iSCSI then listen on all addresses by default.
     #[arg(long, env = "GGNET_INTERFACES", value_name = "IF", value_delimiter = ',', global = true)]
     pub interface: Vec<String>,
-    /// The address that machines are told; left out: the one through which they reach us.
+    /// The server address to send to machines. Default: the address that the machine connected to.
     #[arg(long, env = "GGNET_ADVERTISE", value_name = "IP", global = true)]
     pub advertise: Option<IpAddr>,
-    /// A folder below which images may be imported.
+    /// A folder from which images may be imported. Default: `import` in the data folder.
     #[arg(long, env = "GGNET_IMPORT_DIRS", value_name = "DIR", value_delimiter = ':', global = true)]
     pub import_dir: Vec<PathBuf>,
-    /// The form of log lines.
+    /// The format of log lines.
     #[arg(long, env = "GGNET_LOG_FORMAT", value_name = "FORMAT", global = true)]
     pub log_format: Option<LogFormat>,
-    /// Which log lines: `info`, or a filter such as `info,tftp=debug`.
+    /// The log level: `info`, or a filter such as `info,tftp=debug`.
     #[arg(long, env = "GGNET_LOG", value_name = "FILTER", global = true)]
     pub log: Option<String>,
-    /// What to do; left out: serve.
+    /// The command. Default: serve.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve until SIGTERM or Ctrl-C.
     Serve,
-    /// Say what is missing on this host and how to mend it. Exit code 3 when something keeps machines from booting.
+    /// Check this host and print how to fix each problem. Exit code 3: a problem prevents machines from booting.
+    #[command(
+        after_help = "Examples:\n  sudo ggnet-server check --interface eth0\n  sudo ggnet-server check --interface eth0 --lan eth0"
+    )]
     Check {
-        /// Also send a PXE request on this interface and name every server that answers.
+        /// Also send a PXE request on this interface and list all servers that respond.
         #[arg(long, value_name = "IF")]
         lan: Option<String>,
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// The backends that this server has, and the keys of their sections in the configuration.
+    /// List the available backends and the configuration keys of each.
     Backends {
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// As root: do for a server that is not root what needs root, and nothing else.
+    /// Run the helper: as root, do the few operations that an unprivileged server needs root for.
+    #[command(after_help = "\
+The helper reads the server's configuration. Normally systemd starts it (ggnet-helper.socket).
+
+Example:
+  ggnet-server helper --unit isc-dhcp-server.service --socket /run/ggnet/helper.sock")]
     Helper(HelperOptions),
-    /// The administrator token.
+    /// Manage the administrator token.
     Token {
-        /// What to do with it.
+        /// The command.
         #[command(subcommand)]
         command: TokenCommand,
     },
-    /// The key file, which opens the credentials of sessions in the database.
+    /// Manage the key file, which decrypts the credentials of sessions in the database.
     Key {
-        /// What to do with it.
+        /// The command.
         #[command(subcommand)]
         command: KeyCommand,
     },
 }
 
-/// What the helper does, beside what the configuration says of the target.
+/// What the helper may do, in addition to what the configuration says about the target.
 #[derive(Debug, Args)]
 pub struct HelperOptions {
-    /// The user that the server runs as. It and root are answered, and its rights open disks.
+    /// The user of the server. Only this user and root may call the helper; disks are opened with this user's rights.
     #[arg(long, default_value = "ggnet", value_name = "USER")]
     pub user: String,
-    /// A unit that may be asked for, started and restarted.
+    /// A systemd unit that the server may query, start and restart; may be repeated.
     #[arg(long = "unit", value_name = "UNIT")]
     pub units: Vec<String>,
-    /// Another folder below which disks may stand.
+    /// An additional folder for disks; may be repeated.
     #[arg(long = "disks", value_name = "DIR")]
     pub disks: Vec<PathBuf>,
-    /// Where to listen; left out: the socket that systemd hands over.
+    /// The socket to listen on. Default: the socket passed by systemd.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 }
 
-/// What to do with the token.
+/// Commands on the token.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Make a new token, shown once; the old one is worth nothing from then on. The server must be stopped.
+    /// Create a new token and print it once; the old one becomes invalid. Stop the server first.
     Reset,
 }
 
-/// What to do with the key.
+/// Commands on the key.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// When the key file is lost or another: make a new one, keep the old one beside it, and end the sessions that need it. Their machines
-    /// must boot anew. Refused while it opens any of them. The server must be stopped.
+    /// Create a new key file if the old one is lost or wrong. Keeps the old file under another name and ends the sessions that need the old
+    /// key; their machines must reboot. Refused if the present key still opens any of them. Stop the server first.
     Reset,
 }
 
 impl Options {
-    /// The configuration file with the environment and the flags over it.
+    /// The configuration file, overridden by environment variables and options.
     pub fn configuration(&self) -> Result<Config> {
         let default = PathBuf::from(DEFAULT_CONFIG);
         let mut config = match &self.config {
@@ -144,7 +159,7 @@ impl Options {
         } else if !config.network.interfaces.is_empty()
             && config.http.listen == crate::config::Http::default().listen
         {
-            // A network was named: loopback would serve nobody. What the file says stays.
+            // On loopback no machine of the named network could reach HTTP. An address set in the file stays.
             config.http.listen = SocketAddr::from(([0, 0, 0, 0], 8080));
         }
         if !self.iscsi_listen.is_empty() {
@@ -178,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn localhost_is_understood_and_another_name_is_told_what_to_write() {
+    fn localhost_is_accepted_and_the_error_for_another_name_has_an_example() {
         let listen = |at: &str| {
             let words =
                 ["s", "--config", "/dev/null", "--http-listen", at, "--iscsi-listen", "localhost:1,[::1]:2"];
@@ -187,12 +202,12 @@ mod tests {
         let c = listen("localhost:8081").unwrap().configuration().unwrap();
         assert_eq!(c.http.listen.to_string(), "127.0.0.1:8081");
         assert_eq!(c.target.settings["listen"], json!(["127.0.0.1:1", "[::1]:2"]));
-        let said = listen("pc.example:8081").unwrap_err().to_string();
-        assert!(said.contains("--http-listen") && said.contains("such as 127.0.0.1:8080"), "{said}");
+        let error = listen("pc.example:8081").unwrap_err().to_string();
+        assert!(error.contains("--http-listen") && error.contains("such as 127.0.0.1:8080"), "{error}");
     }
 
     #[test]
-    fn a_named_interface_opens_the_listeners_and_flags_beat_that() {
+    fn a_named_interface_opens_the_listeners_and_options_override_that() {
         let c = Options::parse_from(["s", "--config", "/dev/null", "--interface", "eth7"])
             .configuration()
             .unwrap();

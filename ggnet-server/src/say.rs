@@ -1,19 +1,19 @@
-//! Words on standard output and standard error, for people: never a panic where nobody can read them.
+//! Prints text for people on standard output and standard error, without a panic if the reader has exited.
 
 use std::io::{self, Write as _};
 
 use ggnet_core::{Error, Result};
 
-/// A line on standard output, flushed.
+/// Prints a line on standard output and flushes it.
 ///
 /// # Errors
-/// It cannot be written: nobody reads the pipe, or the disk is full.
+/// The line cannot be written: the pipe is closed, or the disk is full.
 pub(crate) fn say(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|e| Error::io("writing to standard output", e))
 }
 
-/// A line on standard error; lost where that cannot be written.
+/// Prints a line on standard error; ignores errors.
 pub(crate) fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }

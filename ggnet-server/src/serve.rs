@@ -1,8 +1,8 @@
-//! Serving: from a configuration to a running server, until it is told to stop.
+//! The running server: start, serve, stop.
 //!
-//! Order of the start: lock the data folder → bind HTTP → compare what listens where → store, whose instance is compared → backends (iSCSI
-//! binds) → orchestrator → token → serve. Whatever fails says what and leaves nothing behind. Order of the stop: no new HTTP requests →
-//! those under way are answered → orchestrator's tasks → backends.
+//! Order of the start: lock the data folder → bind HTTP → check for colliding sockets → store, and compare its instance id → backends
+//! (iSCSI binds) → orchestrator → token → serve. A failed start leaves nothing behind. Order of the stop: reject new HTTP requests → wait
+//! for requests in flight → tasks of the orchestrator → backends.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -39,11 +39,11 @@ use crate::{
 
 /// A running server; for embedding and tests.
 pub struct Server {
-    /// Where HTTP listens.
+    /// The address of HTTP.
     pub http: SocketAddr,
     /// The orchestrator it serves.
     pub orchestrator: Orchestrator,
-    /// The administrator token, when this start made it. It is valid at once, and after this server only once
+    /// The administrator token, if this start created it. It is valid at once; later servers accept it only if
     /// [`keep_token`](Self::keep_token) has stored its hash.
     pub new_token: Option<Secret>,
     token: TokenHash,
@@ -52,17 +52,16 @@ pub struct Server {
     stopping: CancellationToken,
     connections: Arc<Connections>,
     long_lived: Arc<Supervisor>,
-    // Last, so that the lock outlives everything.
+    // The last field, so that the lock is released last.
     _data: DataDir,
 }
 
 impl Server {
-    /// Starts everything. When it returns, HTTP is served; logins follow after the first reconcile.
+    /// Starts everything. When it returns, HTTP is served; logins are served after the first reconciliation.
     pub async fn start(config: &Config, registry: &Registry) -> Result<Self> {
         let data = DataDir::lock(&config.data_dir)?;
         let listener = bind(config.http.listen).await?;
-        let address =
-            listener.local_addr().map_err(|e| Error::io("asking for the HTTP server's address", e))?;
+        let address = listener.local_addr().map_err(|e| Error::io("reading the HTTP server's address", e))?;
         let instance = Instance::read(data.path()).await?;
         let wiring = wiring::wiring(config, registry, data.path(), instance.id().clone(), address.port())?;
         let sockets = sockets::all(config, registry, &wiring)?;
@@ -124,7 +123,7 @@ impl Server {
         })
     }
 
-    /// Stores the hash of the administrator token that this start made: it was shown to somebody. Nothing to do if there was one.
+    /// Stores the hash of the new administrator token; call it after the token was shown. Does nothing if this start created none.
     pub async fn keep_token(&self) -> Result<()> {
         if self.new_token.is_none() {
             return Ok(());
@@ -133,21 +132,21 @@ impl Server {
         self.token.store(self.store.as_ref(), &by, self.clock.now()).await
     }
 
-    /// Stops: answers what is under way, finishes orchestrations, flushes disks, closes. Whatever hangs, it ends within 80 s with the
-    /// default limits: 3 s for HTTP, 15 s for orchestrations (`session.shutdown_deadline`), and the limits of the ports to close, 62 s in
-    /// all.
+    /// Stops: completes requests and orchestrations in flight, flushes disks, closes backends. Even if a backend hangs, it ends within 80 s
+    /// with the default limits: 3 s for HTTP, 15 s for orchestrations (`session.shutdown_deadline`), and 62 s in total for the ports to
+    /// close.
     pub async fn stop(self) {
         self.stopping.cancel();
         self.long_lived.stop().await;
-        // A client that keeps its request open must not keep the server up.
+        // A client that keeps its request open must not delay the stop further.
         if tokio::time::timeout(Duration::from_secs(3), self.connections.finished()).await.is_err() {
-            tracing::info!("HTTP requests are left unanswered");
+            tracing::info!("some HTTP requests did not complete before the stop");
         }
         self.orchestrator.shutdown().await;
     }
 }
 
-/// The administrator token, made now if there is none, and not stored yet.
+/// Loads the hash of the administrator token, or creates a token that is not stored yet.
 async fn token(store: &dyn Store) -> Result<(Option<Secret>, TokenHash)> {
     if let Some(hash) = TokenHash::load(store).await? {
         return Ok((None, hash));
@@ -160,7 +159,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|e| {
         let holder = holder_of(address);
         Error::io(format!("binding HTTP to {address}{holder}"), e)
-            .with_hint("Stop that program, or set another address with --http-listen; below 1024 run `sudo setcap cap_net_bind_service=+ep $(command -v ggnet-server)`")
+            .with_hint("Stop that program, or set another address with --http-listen; for a port below 1024 run `sudo setcap cap_net_bind_service=+ep $(command -v ggnet-server)`")
     })
 }
 
@@ -171,24 +170,24 @@ pub async fn serve(config: Config, registry: &Registry) -> Result<()> {
     host::raise_open_files();
     let server = tokio::select! {
         started = Server::start(&config, registry) => started?,
-        // A start that hangs is given up as a crash would end it: the next one takes over what it made.
+        // A start that hangs is aborted as by a crash; the next start takes over what it made.
         () = stop.wait() => {
-            tracing::info!("stopped before the start had ended");
+            tracing::info!("stopped before the start was complete");
             return Ok(());
         }
     };
     tracing::info!(http = %server.http, data = %config.data_dir.display(), "serving");
     if let Some(token) = &server.new_token {
-        // To the terminal, not to the log. Shown before it counts: what nobody could read is made anew by the next start.
+        // Printed on the terminal, not in the log, and before it is stored: if nobody could read it, the next start creates a new one.
         let shown = say(&format!(
-            "The administrator token, shown only now:\n\n    {}\n\nUse it with: ggnet login --server http://{}",
+            "The administrator token, printed only once:\n\n    {}\n\nUse it with: ggnet login --server http://{}",
             token.expose(),
             server.http
         ));
         let kept = match shown {
             Ok(()) => server.keep_token().await,
             Err(e) => Err(e.with_hint(
-                "The administrator token is shown on standard output at the first start: let it be read",
+                "The first start prints the administrator token on standard output: make sure that it can be written",
             )),
         };
         if let Err(e) = kept {
@@ -196,8 +195,8 @@ pub async fn serve(config: Config, registry: &Registry) -> Result<()> {
             return Err(e);
         }
     }
-    say_what_is_off(&config);
-    // No socket of systemd's is no error.
+    log_limits(&config);
+    // Not started by systemd: no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     stop.wait().await;
     tracing::info!("stopping");
@@ -207,19 +206,20 @@ pub async fn serve(config: Config, registry: &Registry) -> Result<()> {
     Ok(())
 }
 
-fn say_what_is_off(config: &Config) {
+/// Logs what this configuration does not serve, and a too low limit of open files.
+fn log_limits(config: &Config) {
     let files = host::open_files(WANTED_FILES);
     if files.level != Level::Ok {
-        tracing::warn!(mend = files.mend, "too few files may be open for a room: {}", files.why);
+        tracing::warn!(mend = files.mend, "the limit of open files is too low for a room: {}", files.why);
     }
     if config.network.interfaces.is_empty() {
         tracing::info!(
-            "DHCP and TFTP answer on no network; `--interface IF` (or `network.interfaces`) switches them on"
+            "DHCP and TFTP are not served; enable them with `--interface IF` (or `network.interfaces`)"
         );
     }
     if config.http.listen.ip().is_loopback() {
         tracing::info!(
-            "HTTP is reached from this machine only; `--http-listen 0.0.0.0:8080` opens it, and iSCSI with it"
+            "HTTP can be reached only from this machine; open it, and iSCSI with it, with `--http-listen 0.0.0.0:8080`"
         );
     }
 }
@@ -232,7 +232,7 @@ pub async fn reset_token(config: &Config, registry: &Registry) -> Result<()> {
     let wiring = wiring::wiring(config, registry, data.path(), instance.id().clone(), http_port)?;
     let store = wiring::store(config, registry, &wiring).await?;
     let (token, hash) = TokenHash::generate()?;
-    // Shown before it counts: when nobody can read it the old one stays.
+    // Printed before it is stored: if it cannot be printed, the old token stays valid.
     let done = match say(token.expose()) {
         Ok(()) => hash.store(store.as_ref(), &Principal::host(), wiring.clock.now()).await,
         Err(e) => Err(e),
@@ -241,7 +241,7 @@ pub async fn reset_token(config: &Config, registry: &Registry) -> Result<()> {
     done
 }
 
-/// " (held by nginx, process 123)", when that can be found out.
+/// " (held by nginx, process 123)", or nothing if the holder is unknown.
 fn holder_of(address: SocketAddr) -> String {
     let holders = holders(Transport::Tcp, address.ip(), address.port()).unwrap_or_default();
     let one = holders.iter().find_map(|h| Some((h.command.as_deref()?, h.pid?)));

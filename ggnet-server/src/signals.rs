@@ -1,9 +1,9 @@
-//! The signals that end a server or a helper cleanly: SIGTERM, SIGINT (Ctrl-C) and SIGHUP (its terminal has closed).
+//! The signals that stop a server or a helper cleanly: SIGTERM, SIGINT (Ctrl-C) and SIGHUP (its terminal was closed).
 
 use ggnet_core::{Error, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// All of them, caught from its making on. SIGHUP stays ignored where it was (`nohup`): the server is to outlive its terminal then.
+/// Catches these signals from its creation on. If SIGHUP was ignored (`nohup`), it stays ignored, so that the server outlives its terminal.
 pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,
@@ -39,7 +39,7 @@ impl Stop {
     }
 }
 
-/// As proc(5) has it: a mask of the signals that are ignored, SIGHUP its first bit.
+/// Reads the mask of ignored signals (see proc(5)); SIGHUP is its first bit.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,5 +1,5 @@
-//! What this server and its backends would listen on, by the configuration and the backends' own word: for the check, and for a start
-//! that refuses what cannot be bound together.
+//! The sockets of this server and its backends, according to the configuration and the backends. Used by `check`, and by the start, which
+//! refuses sockets that collide.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,18 +10,18 @@ use ggnet_core::{
 
 use crate::config::Config;
 
-/// A socket, and whose it is: a port's backend, or HTTP.
+/// A socket and its owner: a port's backend, or HTTP (none).
 pub(crate) type Owned = (Option<PortName>, Socket);
 
-/// HTTP's; one on `[::]` serves both families.
+/// The sockets of HTTP; one on `[::]` serves both address families.
 pub(crate) fn of_http(config: &Config) -> Vec<Owned> {
     both_families(config.http.listen).map(|at| (None, Socket::tcp(at, "HTTP"))).collect()
 }
 
-/// Those of a port's backend.
+/// The sockets of a port's backend.
 ///
 /// # Errors
-/// `Invalid`: there is no such backend, or its section is wrong.
+/// `Invalid`: the backend does not exist, or its section is wrong.
 pub(crate) fn of_backend(
     config: &Config,
     registry: &Registry,
@@ -34,7 +34,7 @@ pub(crate) fn of_backend(
     Ok(sockets.into_iter().map(|socket| (Some(port), socket)).collect())
 }
 
-/// All of them.
+/// All sockets.
 ///
 /// # Errors
 /// As [`of_backend`].
@@ -46,7 +46,7 @@ pub(crate) fn all(config: &Config, registry: &Registry, wiring: &Wiring) -> Resu
     Ok(all)
 }
 
-/// What cannot be bound together, as errors that name both.
+/// Pairs of sockets that collide, as errors that name both.
 pub(crate) fn collisions(config: &Config, sockets: &[Owned]) -> Vec<Error> {
     let who = |(owner, socket): &Owned| match owner {
         Some(port) => format!("{} ([{port}], {})", socket.why, config.section(*port).backend),
@@ -67,7 +67,7 @@ pub(crate) fn collisions(config: &Config, sockets: &[Owned]) -> Vec<Error> {
     found
 }
 
-/// Why a machine that gets its boot script from us would look for its disk where nobody listens.
+/// The reason why a machine that gets its boot script from us could not reach its disk, if there is one.
 pub(crate) fn iscsi_out_of_reach(config: &Config, sockets: &[Owned]) -> Option<String> {
     let http = config.http.listen.ip();
     let iscsi: Vec<SocketAddr> = sockets
@@ -75,24 +75,24 @@ pub(crate) fn iscsi_out_of_reach(config: &Config, sockets: &[Owned]) -> Option<S
         .filter(|(owner, socket)| *owner == Some(PortName::Target) && socket.transport == Transport::Tcp)
         .map(|(_, socket)| socket.at)
         .collect();
-    let told = config.network.advertise.is_none() && !http.is_unspecified();
+    let fixed = config.network.advertise.is_none() && !http.is_unspecified();
     let reached = |v4: bool| {
-        let found = |ip: IpAddr| ip.is_unspecified() || ip == http || !(told || ip.is_loopback());
+        let found = |ip: IpAddr| ip.is_unspecified() || ip == http || !(fixed || ip.is_loopback());
         iscsi.iter().map(SocketAddr::ip).filter(|ip| ip.is_ipv4() == v4).any(found)
     };
-    // HTTP on `[::]` serves both families; a socket of the target only its own.
-    let everybody = reached(http.is_ipv4()) && (told || http.is_ipv4() || reached(true));
+    // HTTP on `[::]` serves both address families; a socket of the target serves one.
+    let everybody = reached(http.is_ipv4()) && (fixed || http.is_ipv4() || reached(true));
     if http.is_loopback() || iscsi.is_empty() || everybody {
         return None;
     }
     let iscsi: Vec<_> = iscsi.iter().map(ToString::to_string).collect();
     Some(format!(
-        "Machines get their script from {http} and find no disk there: iSCSI listens only on {}",
+        "Machines get their boot script from {http} but cannot reach iSCSI at that address: it listens only on {}",
         iscsi.join(", ")
     ))
 }
 
-/// The served interfaces that no backend listens on by name, so that none says whether they carry packets.
+/// The served interfaces that no backend listens on by name, so that no backend reports their carrier.
 pub(crate) fn unwatched(config: &Config, sockets: &[Owned]) -> Vec<String> {
     let watched =
         |name: &String| sockets.iter().any(|(_, socket)| socket.interface.as_deref() == Some(name.as_str()));
@@ -159,7 +159,7 @@ mod tests {
             let (config, all) = sockets(text);
             unwatched(&config, &all)
         };
-        assert!(unwatched(named).is_empty(), "proxyDHCP's own health says it");
+        assert!(unwatched(named).is_empty(), "proxyDHCP's own health reports it");
         assert_eq!(unwatched(&format!("{named}[dhcp]\nbackend = \"dnsmasq\"\n")), ["eth7", "eth8"]);
         assert_eq!(unwatched(&format!("{named}[dhcp]\ninterfaces = [\"eth7\"]\n")), ["eth8"]);
     }

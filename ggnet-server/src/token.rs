@@ -1,6 +1,6 @@
-//! The administrator token: 256 random bits, shown once, stored as its SHA-256.
+//! The administrator token: 256 random bits, printed once, stored as its SHA-256.
 //!
-//! A fast hash is right here: the token is random, not chosen, so there is nothing to guess from a dictionary.
+//! A fast hash is enough: the token is random, so a dictionary attack is impossible.
 
 use ggnet_core::{
     Result,
@@ -19,25 +19,25 @@ const LENGTH: usize = 43;
 pub struct TokenHash(String);
 
 impl TokenHash {
-    /// Whether this is the token; takes the same time for every wrong one.
+    /// Whether this is the token; compares the hashes in constant time.
     #[must_use]
     pub fn matches(&self, token: &str) -> bool {
         hash(token).as_bytes().ct_eq(self.0.as_bytes()).into()
     }
 
-    /// The stored hash; none before the first start.
+    /// Loads the stored hash; none before the first start.
     pub async fn load(store: &dyn Store) -> Result<Option<Self>> {
         Ok(store.setting(SETTING).await?.map(Self))
     }
 
-    /// Makes a new token and its hash; nothing is stored.
+    /// Generates a token and its hash; stores nothing.
     pub fn generate() -> Result<(Secret, Self)> {
         let token = Secret::random(LENGTH)?;
         let hash = Self(hash(token.expose()));
         Ok((token, hash))
     }
 
-    /// Stores the hash in place of the old one: from now on this token counts. The audit says that `by` did it.
+    /// Replaces the stored hash: from now on only this token is valid. Adds an audit row with `by`.
     pub async fn store(&self, store: &dyn Store, by: &Principal, now: Timestamp) -> Result<()> {
         let subject = AuditSubject::Token("admin".to_owned());
         let row = AuditRow::new(now, by, AuditAction::TokenReset, subject);

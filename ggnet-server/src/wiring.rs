@@ -1,4 +1,4 @@
-//! Wiring: from a configuration and a registry to the orchestrator over its ports.
+//! Wiring: makes the backends and the orchestrator from a configuration and a registry.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -20,7 +20,7 @@ use ggnet_core::{
 
 use crate::config::Config;
 
-/// What is decided once for all backends.
+/// The settings that are the same for all backends.
 pub fn wiring(
     config: &Config,
     registry: &Registry,
@@ -35,14 +35,14 @@ pub fn wiring(
     wiring.interfaces.clone_from(&config.network.interfaces);
     wiring.backends =
         PortName::ALL.into_iter().map(|port| (port, config.section(port).backend.clone())).collect();
-    // One that does not exist is refused elsewhere.
+    // A backend that does not exist is refused elsewhere.
     let boot_files = registry.about(PortName::BootFiles, &config.boot_files.backend);
     wiring.mac_paths = boot_files.map_or(true, About::serves_mac_paths);
     Ok(wiring)
 }
 
-/// Where machines reach us: on a named network everywhere, else where HTTP listens, for a machine that gets its script there looks for
-/// its disk there.
+/// The address to listen on for machines: all addresses if a network is named, else that of HTTP, because a machine looks for its disk
+/// where it got its script.
 fn reached_at(config: &Config) -> IpAddr {
     let http = config.http.listen.ip();
     if !config.network.interfaces.is_empty() {
@@ -54,12 +54,12 @@ fn reached_at(config: &Config) -> IpAddr {
     }
 }
 
-/// The store alone: also for `token reset`.
+/// Makes the store alone; also used by `token reset`.
 pub async fn store(config: &Config, registry: &Registry, wiring: &Wiring) -> Result<Arc<dyn Store>> {
     registry.stores.make(&config.store.backend, wiring.clone(), config.store.settings.clone()).await
 }
 
-/// What was made so far, with the way to shut it down.
+/// The backends made so far, and how to shut them down.
 #[derive(Default)]
 struct Made(Vec<(&'static str, End)>);
 
@@ -74,7 +74,7 @@ impl Made {
         self.0.push((port, Box::pin(end)));
     }
 
-    /// The last one first.
+    /// Shuts all down, the last one first.
     async fn shutdown(self) {
         for (port, end) in self.0.into_iter().rev() {
             if tokio::time::timeout(CLOSE, end).await.is_err() {
@@ -92,8 +92,9 @@ macro_rules! made {
     }};
 }
 
-/// Makes every backend, refuses a store that is not the data folder's, and makes the orchestrator over them; what is counted goes to
-/// `metrics`. The store is given back with the port's limits around it, for the server's own settings. Whatever fails, all that was made by then is shut down again, `store` too.
+/// Makes all backends, refuses a store that does not belong to the data folder, and makes the orchestrator. Registers metrics in `metrics`.
+/// Also returns the store, wrapped with the limits of its port, for the server's own settings. On an error all backends made so far are
+/// shut down, including `store`.
 pub async fn orchestrator(
     config: &Config,
     registry: &Registry,
@@ -118,10 +119,10 @@ async fn build(
     made: &mut Made,
 ) -> Result<(Orchestrator, Arc<dyn Store>)> {
     let store = made!(made, "store", store);
-    // What is imported is for whoever imports.
+    // Any user may put files to import there.
     for dir in &config.import_dirs() {
         let made = tokio::fs::DirBuilder::new().recursive(true).mode(0o777).create(dir).await;
-        made.map_err(|e| Error::io(format!("making {}", dir.display()), e))?;
+        made.map_err(|e| Error::io(format!("creating {}", dir.display()), e))?;
     }
     let limits = config.port_limits()?;
     let (c, w) = (config, || wiring.clone());
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_file_store_says_itself_whether_it_knows_paths_of_machines() {
+    fn a_boot_file_store_declares_whether_it_serves_paths_of_machines() {
         let mut registry = Registry::new();
         ggnet_backends::register(&mut registry);
         let mac_paths = |text: &str| {

@@ -1,4 +1,4 @@
-//! Who changed something over HTTP: the audit names the token, the client's address and its request.
+//! The audit of changes over HTTP: it names the token, the client's address and its request.
 
 mod support;
 
@@ -42,7 +42,7 @@ async fn a_change_has_its_token_its_address_and_its_request_in_the_audit() {
     assert_eq!((&row["after"]["name"], &row["before"]), (&json!("pc-1"), &Value::Null));
     assert_eq!(row["subject"], json!({ "kind": "machine", "id": row["after"]["id"] }));
 
-    // One that is not plain could be anything in a log: the server gives it another one.
+    // The server replaces an id that is not plain, because it could corrupt a log.
     let changed = ask("PATCH", "/api/v1/machines/pc-1", "not plain", json!({ "description": "x" })).await;
     assert!(changed.starts_with("HTTP/1.1 200") && !changed.contains("not plain"), "{changed}");
     let row = rows().await.remove(0);
@@ -50,7 +50,7 @@ async fn a_change_has_its_token_its_address_and_its_request_in_the_audit() {
     assert!(changed.contains(&format!("x-request-id: {id}\r\n")), "{id}: {changed}");
     assert_eq!((&row["before"]["description"], &row["after"]["description"]), (&json!(""), &json!("x")));
 
-    // What the server did for itself is there, too, and says so.
+    // The server's own changes are in the audit, too.
     let own: Vec<Value> = rows().await.into_iter().filter(|row| row["by"]["kind"] == "system").collect();
     let actions: Vec<&str> = own.iter().map(|row| row["action"].as_str().unwrap()).collect();
     assert_eq!(actions, ["token.reset", "instance.remember"]);

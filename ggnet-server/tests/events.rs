@@ -1,4 +1,4 @@
-//! Events over HTTP: read on from a cursor, the newest ones without, and what is refused.
+//! Events over HTTP: after a cursor, the newest ones without a cursor, and refused requests.
 
 mod support;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use support::{answer, get, image};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_are_read_on_from_a_cursor_and_the_newest_without_one() {
+async fn events_are_read_after_a_cursor_and_the_newest_without_one() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let text = format!(
@@ -37,7 +37,7 @@ async fn events_are_read_on_from_a_cursor_and_the_newest_without_one() {
     let newest = ask("newest=true&limit=2").await;
     assert_eq!(newest["items"], Value::from(items[last - 1..].to_vec()));
     assert_eq!(newest["cursor"], all["cursor"]);
-    // As clients of before have it.
+    // The form of older clients.
     assert_eq!(ask("after=0").await["items"], all["items"]);
 
     for (query, code) in [
@@ -51,7 +51,7 @@ async fn events_are_read_on_from_a_cursor_and_the_newest_without_one() {
         assert!(refused["hint"].is_string(), "{refused}");
     }
 
-    // Who follows a machine of which nothing was heard goes on all the same: its cursor would be forgotten one day.
+    // The cursor of a follower advances even if its machine has no events; otherwise it would be pruned some day.
     let body = r#"{"name":"pc-1","macs":["52:54:00:aa:00:01"]}"#;
     let request = format!(
         "POST /api/v1/machines HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\

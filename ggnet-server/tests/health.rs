@@ -1,4 +1,4 @@
-//! Health questions that come at once, over backends that count how often they are asked.
+//! Concurrent health requests, with backends that count their health checks.
 
 #![expect(clippy::unwrap_used, reason = "that is how a test fails")]
 
@@ -72,14 +72,14 @@ async fn a_thousand_health_questions_at_once_ask_each_backend_once() {
         long_lived: Arc::clone(&long_lived),
         stopping,
     });
-    // The image files must have been looked at.
+    // The image files must have been checked.
     while routes.clone().oneshot(question()).await.unwrap().status() != StatusCode::OK {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Longer than that answer is given.
+    // Longer than that result is reused.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let before = (plan.calls("image_converter.health"), plan.calls("dhcp.health"));
-    // Slow enough that all have asked before the first is answered: on one thread they ask before anything else runs.
+    // So slow that all requests arrive before the first response: on one thread they are sent before anything else runs.
     plan.add(Fault::on("image_converter.health").is_delayed(Duration::from_millis(300)));
     let mut all = JoinSet::new();
     for _ in 0..1000 {

@@ -1,5 +1,5 @@
-//! The whole server over a folder that never answers (a FUSE file system whose process is stopped), and over backends of which one
-//! cannot be made.
+//! The whole server with a folder that hangs (a FUSE file system whose process is stopped), and with backends of which one cannot be
+//! made.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 
@@ -31,9 +31,9 @@ use ggnet_server::{config::Config, serve::Server};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use support::{FOR_EVER, get, image, until};
 
-// A folder that never answers.
+// A folder that hangs.
 
-/// An ext4 in a file, served by fuse2fs; it ends with the test.
+/// An ext4 file system in a file, served by fuse2fs; it ends with the test.
 struct Fuse {
     child: Child,
     at: std::path::PathBuf,
@@ -41,7 +41,7 @@ struct Fuse {
 
 #[expect(clippy::disallowed_methods, reason = "the tools of the host")]
 fn tool(package: &str, program: &str, arguments: &[&str]) -> Child {
-    // What is not root's PATH on Debian.
+    // On Debian these are only in root's PATH.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
     let child = Command::new(program).args(arguments).env("PATH", path).spawn();
     child.unwrap_or_else(|e| panic!("{program}: {e}; apt-get install {package}"))
@@ -72,7 +72,7 @@ impl Fuse {
 
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
-        // On a busy host some of its threads go on for a while, and still answer.
+        // On a busy host some of its threads continue to serve for a while.
         while signal == Signal::STOP && !self.is_stopped() {
             sleep(Duration::from_millis(1));
         }
@@ -87,14 +87,14 @@ impl Fuse {
 
 impl Drop for Fuse {
     fn drop(&mut self) {
-        // Whoever waits for it gets an error now.
+        // Pending calls fail now.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = tool("mount", "umount", &["-l", self.at.to_str().unwrap()]).wait();
     }
 }
 
-/// A file system in memory with far more room than is used of it, so that the room on the host's disk says nothing about the server under test; it ends with the test.
+/// A tmpfs with more than enough space, so that the free space of the host's disk does not matter; it ends with the test.
 struct Tmpfs(std::path::PathBuf);
 
 impl Tmpfs {
@@ -195,7 +195,7 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
         let e = start(&o, &two).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Timeout, "{}", e.report());
         assert!(e.message().contains("writeback layers ensure"), "{e}");
-        // Everything else goes on, and says which port it is.
+        // Everything else works, and health names the port.
         let three = machine(&o, 3, image).await;
         let listed = get(http, "/api/v1/machines", &token).await;
         assert!(listed.contains(three.name.as_str()), "{listed}");
@@ -219,7 +219,7 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
         assert!(hanging(&metrics) > 0, "{metrics}");
         assert!(metrics.contains("ggnet_sessions{state=\"active\"} 1"), "{metrics}");
 
-        // It answers again: what hung has ended, and what was given up is cleared away.
+        // The folder works again: the hanging calls end, and the failed start is cleaned up.
         fuse.signal(Signal::CONT);
         until("all calls end", async || hanging(&get(http, "/metrics", &token).await) == 0).await;
         let started = start(&o, &two).await;
@@ -234,7 +234,7 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
 
 // A backend that cannot be made.
 
-/// The ports in the order in which they are made.
+/// The ports in the order of their creation.
 const ORDER: [&str; 7] = ["store", "target", "image", "writeback", "dhcp", "boot_file", "image_converter"];
 
 fn refused<T>(port: &str, fails: &str, backend: T) -> Result<T> {

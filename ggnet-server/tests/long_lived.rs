@@ -1,5 +1,5 @@
-//! Every long-lived task of a running server is ended by its name, some by a return and some by a panic: health says so, naming it, and the service
-//! comes back. The server has the default configuration and one interface, in a network namespace of its own.
+//! Each long-lived task of a running server is ended by its name, some by a return and some by a panic: health names it, and its service
+//! recovers. The server has the default configuration and one interface, in its own network namespace.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
 #![allow(clippy::disallowed_methods, reason = "starts itself again in a namespace, and waits")]
@@ -20,13 +20,13 @@ use ggnet_core::{
 use ggnet_server::{config::Config, serve::Server};
 use socket2::{Domain, Protocol, Socket, Type};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Set in the process that was started in the namespace.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Set in the process that runs in the namespace.
 const INSIDE: &str = "GGNET_TEST_NETWORK_NAMESPACE";
 const HTTP: &str = "127.0.0.1:8080";
 
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         if let Some(found) = look() {
             return found;
@@ -36,13 +36,13 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A connection that stays, as a monitor's does.
+/// A persistent connection, like that of a monitoring system.
 struct Monitor(TcpStream);
 
 impl Monitor {
     fn new() -> Self {
         let stream = TcpStream::connect(HTTP).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self(stream)
     }
 
@@ -66,7 +66,7 @@ impl Monitor {
     }
 
     fn wait_until_ready(&mut self) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let (status, body) = self.ready();
             if status == 200 {
@@ -100,7 +100,7 @@ fn discover(mac: MacAddr) -> Vec<u8> {
     packet
 }
 
-/// Sends until something comes back.
+/// Sends the packet until there is a response.
 fn answered(socket: &UdpSocket, packet: &[u8], to: &str) {
     until(to, || {
         socket.send_to(packet, to).unwrap();
@@ -108,25 +108,25 @@ fn answered(socket: &UdpSocket, packet: &[u8], to: &str) {
     });
 }
 
-/// Every service of the server is used as a machine, an operator or the orchestrator uses it. `mac` is one that nobody has used yet.
+/// Uses every service of the server like a machine, an operator or the orchestrator. `mac` must not have been used yet.
 async fn all_is_served(server: &Server, data: &Path, mac: MacAddr) {
     // DHCP.
     answered(&udp(68), &discover(mac), "255.255.255.255:67");
-    // TFTP: also "no such file" is an answer.
+    // TFTP: "no such file" is a response, too.
     answered(&udp(0), b"\0\x01nothing\0octet\0", "127.0.0.1:69");
-    // iSCSI: what is no login is answered by the connection's end; one that nobody accepted would stay.
+    // iSCSI: the target closes a connection without a login; without an accept loop it would stay open.
     let mut portal = TcpStream::connect("127.0.0.1:3260").unwrap();
-    portal.set_read_timeout(Some(PATIENCE)).unwrap();
+    portal.set_read_timeout(Some(TIMEOUT)).unwrap();
     portal.write_all(&[0x3f; 96]).unwrap();
     let mut rest = Vec::new();
     let ended = portal.read_to_end(&mut rest).map_err(|e| e.kind());
     assert!(matches!(ended, Ok(_) | Err(std::io::ErrorKind::ConnectionReset)), "{ended:?}");
     // HTTP, on a new connection.
     Monitor::new().wait_until_ready();
-    // What was seen is written down.
+    // Observations are recorded.
     let read = server.orchestrator.read();
     wait(|| async { read.seen_machine(mac).await.is_ok() }).await;
-    // What nobody owns is removed: here what a crash left of a disk.
+    // Orphans are removed: here the writeback that a crash left.
     let instance = &server.orchestrator.config().instance;
     let id = ResourceId::generation(MachineId::generate(), 1);
     let orphan = data.join("writebacks").join(format!("{instance}-{id}"));
@@ -140,11 +140,11 @@ async fn wait<F: Future<Output = bool>>(look: impl Fn() -> F) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, reached).await.expect("it never came");
+    tokio::time::timeout(TIMEOUT, reached).await.expect("it never came");
 }
 
 #[test]
-fn each_long_lived_task_that_ends_is_named_by_health_and_its_service_comes_back() {
+fn each_long_lived_task_that_ends_is_named_by_health_and_its_service_recovers() {
     if std::env::var_os(INSIDE).is_some() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config { data_dir: folder.path().join("data"), ..Config::default() };
@@ -165,8 +165,8 @@ fn each_long_lived_task_that_ends_is_named_by_health_and_its_service_comes_back(
                 "proxyDHCP on lo",
                 "the HTTP accept loop of 127.0.0.1:8080",
                 "the iSCSI accept loop of 0.0.0.0:3260",
+                "the monitor of image files",
                 "the reconciler",
-                "the watch over the files of images",
                 "the writer of observations",
             ]
         );
@@ -190,7 +190,7 @@ fn each_long_lived_task_that_ends_is_named_by_health_and_its_service_comes_back(
         return;
     }
     let script = "ip link set lo up && ip addr add 10.78.0.1/24 dev lo && exec \"$@\"";
-    let name = "each_long_lived_task_that_ends_is_named_by_health_and_its_service_comes_back";
+    let name = "each_long_lived_task_that_ends_is_named_by_health_and_its_service_recovers";
     let out = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net", "--", "sh", "-c", script, "sh"])
         .arg(std::env::current_exe().unwrap())

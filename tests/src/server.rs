@@ -293,7 +293,8 @@ mod tests {
 
     #[test]
     fn finds_the_token_among_log_lines() {
-        let log = "info one\nThe administrator token, shown only now:\n\n    abcDEF123\n\nUse it with: x\n";
+        let log =
+            "info one\nThe administrator token, printed only once:\n\n    abcDEF123\n\nUse it with: x\n";
         assert_eq!(token_in(log).as_deref(), Some("abcDEF123"));
         assert_eq!(token_in("nothing here"), None);
         assert_eq!(script_path("52:54:00:aa:00:01"), "/boot/52-54-00-aa-00-01.ipxe");

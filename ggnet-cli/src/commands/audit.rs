@@ -1,4 +1,4 @@
-//! `ggnet audit`: who changed what, and how.
+//! `ggnet audit`: shows who changed what, and how.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::Context;
 use crate::{failure::Result, options::system::Audit, time};
 
-/// Fields that change with every change.
+/// Fields that every change updates; not shown.
 const ALWAYS: [&str; 2] = ["revision", "updated_at"];
 
-/// A row. Its words are text here, so that a row of a newer server is shown and not an error.
+/// A row. Action and kind are plain text, so that rows of a newer server are shown and cause no error.
 #[derive(Debug, Deserialize, Serialize)]
 struct Row {
     at: Timestamp,
@@ -25,14 +25,14 @@ struct Row {
     after: Option<Value>,
 }
 
-/// What it is about.
+/// The object that was changed.
 #[derive(Debug, Deserialize, Serialize)]
 struct Subject {
     kind: String,
     id: String,
 }
 
-/// The rows, the newest first.
+/// Shows the rows, newest first.
 pub async fn show(context: &Context, o: &Audit) -> Result<()> {
     let got = context.client()?.list::<Row>(&["audit"], &vec![], Some(o.limit)).await?;
     context.out.list(&["time", "who", "action", "subject", "id", "change"], &got.items, |row| {
@@ -54,7 +54,7 @@ fn who(by: &Value) -> String {
     }
 }
 
-/// What became of which field; the name of a thing that is new or gone.
+/// The changed fields; for a new or removed object its name.
 fn change(before: Option<&Value>, after: Option<&Value>) -> String {
     match (before, after) {
         (None, None) => String::new(),
@@ -88,13 +88,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_told_by_the_fields_that_differ() {
+    fn a_change_shows_the_fields_that_differ() {
         let (before, after) = (
             json!({ "name": "pc-1", "image": null, "macs": ["a"], "revision": 1 }),
             json!({ "name": "pc-1", "image": "debian", "macs": ["a", "b"], "revision": 2 }),
         );
-        let told = change(Some(&before), Some(&after));
-        assert_eq!(told, r#"image: - → debian, macs: ["a"] → ["a","b"]"#);
+        let shown = change(Some(&before), Some(&after));
+        assert_eq!(shown, r#"image: - → debian, macs: ["a"] → ["a","b"]"#);
         assert_eq!(change(None, Some(&after)), "pc-1");
         assert_eq!(change(Some(&before), None), "pc-1");
         assert_eq!(change(None, Some(&json!({ "machine": 1 }))), "");

@@ -1,4 +1,4 @@
-//! `ggnet guest-kit`: writes a kit, and has the initramfs built anew or says how.
+//! `ggnet guest-kit`: writes a kit, then rebuilds the initramfs or prints how to do it.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ use crate::{
     output::{Field, Mood},
 };
 
-/// What is to be run in the guest itself.
+/// The command to run in the guest itself.
 const IN_THE_GUEST: &str = "update-initramfs -u -k all";
 
 /// What was done.
@@ -31,9 +31,9 @@ struct Report {
     kit: &'static str,
     version: u32,
     files: Vec<Row>,
-    /// Whether the initramfs was built anew.
+    /// Whether the initramfs was rebuilt.
     initramfs_built: bool,
-    /// Lines that are still to be run.
+    /// Commands that the operator must still run.
     run: Vec<String>,
 }
 
@@ -52,19 +52,19 @@ pub fn run(context: &Context, command: Command) -> Result<()> {
         (Some(file), ..) => to_archive(context, &kit, file, o.force),
         (_, Some(folder), _) => to_folder(context, &kit, folder, o.force),
         (.., Some(mountpoint)) => to_root(context, &kit, mountpoint, &o),
-        (None, None, None) => Err(Failure::input("arguments", "Say --root, --to or --tar")),
+        (None, None, None) => Err(Failure::input("arguments", "One of --root, --to and --tar is required")),
     }
 }
 
 fn to_stdout(context: &Context, kit: &Kit) -> Result<()> {
     let mut stdout = io::stdout().lock();
     if stdout.is_terminal() {
-        return Err(Failure::input("--tar", "An archive is nothing for a terminal")
+        return Err(Failure::input("--tar", "An archive cannot be written to a terminal")
             .hint("Pipe it: `ggnet guest-kit debian --tar - | tar -tvf -`"));
     }
     let written = stdout.write_all(&tar::archive(kit)).and_then(|()| stdout.flush());
     written.map_err(|e| Failure::io("Writing to stdout", &e))?;
-    context.out.note(&format!("Then in the guest, as root: {IN_THE_GUEST}"));
+    context.out.note(&format!("Next, run in the guest as root: {IN_THE_GUEST}"));
     Ok(())
 }
 
@@ -74,8 +74,8 @@ fn to_archive(context: &Context, kit: &Kit, file: &Path, force: bool) -> Result<
     let result = match fs::read(file) {
         Ok(there) if there == archive => Done::Unchanged,
         Ok(_) if !force => {
-            return Err(Failure::input("--tar", format!("{shown} is there and is something else"))
-                .hint("Name another file, or say --force to replace it"));
+            return Err(Failure::input("--tar", format!("{shown} already exists with other content"))
+                .hint("Choose another file, or add --force to replace it"));
         }
         Ok(_) => Done::Replaced,
         Err(e) if e.kind() == io::ErrorKind::NotFound => Done::Written,
@@ -93,7 +93,7 @@ fn to_archive(context: &Context, kit: &Kit, file: &Path, force: bool) -> Result<
 }
 
 fn to_folder(context: &Context, kit: &Kit, folder: &Path, force: bool) -> Result<()> {
-    fs::create_dir_all(folder).map_err(|e| Failure::io(format!("Making {}", folder.display()), &e))?;
+    fs::create_dir_all(folder).map_err(|e| Failure::io(format!("Creating {}", folder.display()), &e))?;
     let (_, done) = write(kit, folder, "--to", force)?;
     show(context, kit, rows(&done), false, "", vec![IN_THE_GUEST.to_owned()])
 }
@@ -104,7 +104,7 @@ fn to_root(context: &Context, kit: &Kit, mountpoint: &Path, o: &Debian) -> Resul
     let changed = done.iter().any(|(f, d)| f.in_initramfs && matches!(d, Done::Written | Done::Replaced));
     let paths: Vec<&str> = sources.iter().map(|f| f.path).collect();
     let need = initramfs::need(&root, mountpoint, changed, &paths)
-        .map_err(|e| Failure::io(format!("Looking into {}", mountpoint.display()), &e))?;
+        .map_err(|e| Failure::io(format!("Reading {}", mountpoint.display()), &e))?;
     let (built, why, run) = match need {
         Need::Nothing => (false, String::new(), Vec::new()),
         Need::ByHand(why, lines) => (false, format!(" here: {why}"), lines),
@@ -112,7 +112,7 @@ fn to_root(context: &Context, kit: &Kit, mountpoint: &Path, o: &Debian) -> Resul
             (false, " here: --no-initramfs".to_owned(), vec![initramfs::line(mountpoint)])
         }
         Need::Build => {
-            context.out.note("Building the initramfs anew, with the image's own update-initramfs");
+            context.out.note("Rebuilding the initramfs with the image's own update-initramfs");
             build(mountpoint)?;
             (true, String::new(), Vec::new())
         }
@@ -121,8 +121,10 @@ fn to_root(context: &Context, kit: &Kit, mountpoint: &Path, o: &Debian) -> Resul
 }
 
 fn build(mountpoint: &Path) -> Result<()> {
-    let hint =
-        format!("The kit's files are written. Build the initramfs yourself: {}", initramfs::line(mountpoint));
+    let hint = format!(
+        "The kit's files are written. Rebuild the initramfs yourself: {}",
+        initramfs::line(mountpoint)
+    );
     match initramfs::build(mountpoint) {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => {
@@ -139,8 +141,8 @@ fn write(kit: &Kit, folder: &Path, option: &str, force: bool) -> Result<(Root, V
         Ok(done) => Ok((root, done)),
         Err(Refused::InTheWay(paths)) => {
             let all = paths.join(", ");
-            Err(Failure::refused(format!("In {shown} there is something else: {all}. Nothing was written"))
-                .hint("Look at them beside the kit's (`--to` another folder); --force replaces them"))
+            Err(Failure::refused(format!("These files in {shown} already exist with other content: {all}. Nothing was written"))
+                .hint("Compare them with the files of the kit (`--to` another folder), or add --force to replace them"))
         }
         Err(Refused::Io(path, e)) => Err(Failure::io(format!("{path} in {shown}"), &e)),
     }
@@ -167,13 +169,13 @@ fn show(
         vec![row.path.as_str().into(), Field::with(wire_name(&row.result), mood)]
     })?;
     if report.files.iter().any(|r| r.result == Done::Kept) {
-        context.out.note("kept: it means the same as the kit's and was left as it is");
+        context.out.note("kept: the file has the same meaning as the kit's file and was not changed");
     }
     if initramfs_built {
-        context.out.note("The initramfs was built anew");
+        context.out.note("The initramfs was rebuilt");
     } else if !report.run.is_empty() {
         let place = if why.is_empty() { "in the guest, as root" } else { "as root" };
-        context.out.note(&format!("The initramfs was not built{why}. Then {place}:"));
+        context.out.note(&format!("The initramfs was not rebuilt{why}. Next, run {place}:"));
         report.run.iter().for_each(|line| context.out.note(&format!("  {line}")));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `ggnet image …`, but for the import.
+//! `ggnet image`, except `import`.
 
 use ggnet_core::{
     api::{ImageResponse, VersionResponse},
@@ -14,7 +14,7 @@ use crate::{
     time,
 };
 
-/// Runs one of them.
+/// Runs one command.
 pub async fn run(context: &Context, command: Command) -> Result<()> {
     match command {
         Command::List => list(context).await,
@@ -31,7 +31,7 @@ pub async fn run(context: &Context, command: Command) -> Result<()> {
             let client = context.client()?;
             confirm(yes.yes, &format!("Remove image {image} with all its versions?"))?;
             client.delete(&["images", &image], &vec![]).await?;
-            context.out.done("removed", &image, &format!("Image {image} is removed"))
+            context.out.done("removed", &image, &format!("Image {image} was removed"))
         }
         Command::RemoveVersion { version: reference, yes } => {
             let client = context.client()?;
@@ -41,7 +41,7 @@ pub async fn run(context: &Context, command: Command) -> Result<()> {
             context.out.done(
                 "removed",
                 &found.id.to_string(),
-                &format!("Image version {reference} is removed"),
+                &format!("Image version {reference} was removed"),
             )
         }
         Command::Cancel { version: reference } => {
@@ -57,23 +57,23 @@ pub async fn run(context: &Context, command: Command) -> Result<()> {
     }
 }
 
-/// An image by name or id.
+/// Gets an image by name or id.
 pub async fn get(client: &Client, reference: &str) -> Result<ImageResponse> {
     client.get(&["images", reference], &vec![]).await
 }
 
-/// Which version an image's name without a number means.
+/// Which version an image name without a number refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bare {
     /// The current one.
     Current,
-    /// The one that is being imported.
+    /// The one whose import is running.
     Importing,
-    /// None: a number is needed.
+    /// None: a number is required.
     Refused,
 }
 
-/// The version that is meant.
+/// Gets the version of a reference.
 pub async fn version(client: &Client, reference: &VersionRef, bare: Bare) -> Result<VersionResponse> {
     match reference {
         VersionRef::Id(id) => client.get(&["versions", &id.to_string()], &vec![]).await,
@@ -95,15 +95,15 @@ fn pick(response: ImageResponse, number: Option<u32>, bare: Bare) -> Result<Vers
         ),
         (None, Bare::Importing) => (
             versions.rfind(|v| v.version.state == VersionState::Importing),
-            format!("No import of image {name} is under way"),
+            format!("No import of image {name} is running"),
         ),
         (None, Bare::Refused) => {
-            return Err(Failure::input("VERSION", format!("Which version of {name}? Say {name}:NUMBER"))
-                .hint(format!("`ggnet image show {name}` shows them")));
+            return Err(Failure::input("VERSION", format!("Which version of {name}? Use {name}:NUMBER"))
+                .hint(format!("`ggnet image show {name}` lists them")));
         }
     };
     found.ok_or_else(|| {
-        Failure::not_found(missing).hint(format!("`ggnet image show {name}` shows its versions"))
+        Failure::not_found(missing).hint(format!("`ggnet image show {name}` lists its versions"))
     })
 }
 

@@ -1,4 +1,4 @@
-//! How one version of an image is shown: its state in a list, and the version itself at the end of an import.
+//! Shows one version of an image: its state in a list, and all of it at the end of an import.
 
 use ggnet_core::{api::VersionResponse, nouns::VersionState};
 
@@ -8,7 +8,7 @@ use crate::{
     output::{Field, Mood, size},
 };
 
-/// Its state, with the progress of an import.
+/// The state of a version, with the progress of its import.
 pub fn state(v: &VersionResponse) -> Field {
     match (v.version.state, v.progress_per_mille) {
         (VersionState::Ready, _) => Field::with("ready", Mood::Good),
@@ -18,7 +18,7 @@ pub fn state(v: &VersionResponse) -> Field {
     }
 }
 
-/// One version.
+/// Shows one version.
 pub fn show(context: &Context, name: &str, v: &VersionResponse) -> Result<()> {
     let mut rows = vec![
         ("version", format!("{name}:{}", v.version.number).into()),

@@ -1,6 +1,6 @@
-//! `ggnet image import`: begins an import and follows it to its end.
+//! `ggnet image import`: starts an import and waits for its end.
 //!
-//! The import is the server's. Whoever watches it may go (Ctrl-C, a time limit, a lost connection) without harm to it.
+//! The import runs on the server. If this command ends early (Ctrl-C, a timeout, a lost connection), the import continues.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(200);
-/// A restart of the server takes a few seconds; one that takes longer is for people to look at.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// A line each so much of the way, where nobody sees a bar.
+/// How long the server may be unreachable. A restart takes a few seconds; after a longer outage the command fails.
+const UNREACHABLE_LIMIT: Duration = Duration::from_secs(60);
+/// Without a progress bar: one line per 10 %.
 const PER_MILLE_PER_LINE: u16 = 100;
 
-/// Imports, and waits unless told otherwise.
+/// Starts an import and, unless `--no-wait` is given, waits for its end.
 pub async fn import(context: &Context, o: Import) -> Result<()> {
     let client = context.client()?;
     let body = ImportImageRequest {
@@ -39,26 +39,31 @@ pub async fn import(context: &Context, o: Import) -> Result<()> {
     let begun: ImportResponse = client.post(&["images", "import"], &body).await?;
     let label = format!("{}:{}", begun.image.name, begun.version.version.number);
     if o.no_wait {
-        context.out.note(&format!("The import goes on; `ggnet image show {}` shows it", begun.image.name));
+        context.out.note(&format!(
+            "The import continues; `ggnet image show {}` shows its progress",
+            begun.image.name
+        ));
         return image_version::show(context, begun.image.name.as_str(), &begun.version);
     }
     let id = begun.version.version.id;
-    let how =
-        format!("`ggnet image show {}` shows it, `ggnet image cancel {label}` cancels it", begun.image.name);
+    let how = format!(
+        "`ggnet image show {}` shows its progress, `ggnet image cancel {label}` cancels it",
+        begun.image.name
+    );
     let ended = tokio::select! {
         ended = follow(&client, context.out, id, &label) => ended?,
         signal = tokio::signal::ctrl_c() => {
             signal.map_err(|e| Failure::io("Waiting for Ctrl-C", &e))?;
-            return Err(Failure::interrupted(format!("Interrupted; the import of {label} goes on")).hint(how));
+            return Err(Failure::interrupted(format!("Interrupted; the import of {label} continues")).hint(how));
         }
         () = limit(o.timeout) => {
-            return Err(Failure::timed_out(format!("The import of {label} has not ended yet; it goes on")).hint(how));
+            return Err(Failure::timed_out(format!("The import of {label} did not end in time; it continues")).hint(how));
         }
     };
     if ended.version.state == VersionState::Failed {
-        let why = ended.version.error.as_deref().unwrap_or("the server does not say why");
+        let why = ended.version.error.as_deref().unwrap_or("the server gave no reason");
         let failure =
-            Failure::refused(format!("The import of {label} failed and left nothing on the server: {why}"));
+            Failure::refused(format!("The import of {label} failed and left no data on the server: {why}"));
         return Err(match &ended.version.failure {
             Some(known) => failure.because_of(known),
             None => failure,
@@ -67,7 +72,7 @@ pub async fn import(context: &Context, o: Import) -> Result<()> {
     image_version::show(context, begun.image.name.as_str(), &ended)
 }
 
-/// Never ends without a limit.
+/// Sleeps for `limit`; without one, for ever.
 async fn limit(limit: Option<Duration>) {
     match limit {
         Some(limit) => sleep(limit).await,
@@ -75,14 +80,14 @@ async fn limit(limit: Option<Duration>) {
     }
 }
 
-/// Polls until the version is ready or failed. Dropped at any moment it changes nothing.
+/// Polls until the version is ready or failed. Can be dropped at any time.
 async fn follow(client: &Client, out: Output, id: ImageVersionId, label: &str) -> Result<VersionResponse> {
     let mut progress = Progress::new(out, label);
-    let mut silent_since = None;
+    let mut unreachable_since = None;
     loop {
         match client.get::<VersionResponse>(&["versions", &id.to_string()], &vec![]).await {
             Ok(v) if v.version.state == VersionState::Importing => {
-                silent_since = None;
+                unreachable_since = None;
                 progress.at(v.progress_per_mille.unwrap_or(0));
             }
             Ok(v) => {
@@ -90,8 +95,8 @@ async fn follow(client: &Client, out: Output, id: ImageVersionId, label: &str) -
                 return Ok(v);
             }
             Err(failure) if failure.is_unreachable() => {
-                let since = *silent_since.get_or_insert_with(Instant::now);
-                if since.elapsed() > PATIENCE {
+                let since = *unreachable_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > UNREACHABLE_LIMIT {
                     return Err(failure);
                 }
             }
@@ -101,7 +106,7 @@ async fn follow(client: &Client, out: Output, id: ImageVersionId, label: &str) -
     }
 }
 
-/// A bar on a terminal, a line now and then elsewhere, nothing when nobody wants it.
+/// Progress: a bar on a terminal, else lines; `--quiet` and JSON suppress both.
 enum Progress {
     Bar(ProgressBar),
     Lines { out: Output, label: String, next: u16 },

@@ -1,4 +1,4 @@
-//! `ggnet job …`.
+//! `ggnet job`.
 
 use ggnet_core::nouns::{Job, JobId, JobState};
 
@@ -11,7 +11,7 @@ use crate::{
     time,
 };
 
-/// Runs one of them.
+/// Runs one command.
 pub async fn run(context: &Context, command: Command) -> Result<()> {
     match command {
         Command::List(o) => list(context, &o).await,
@@ -37,7 +37,7 @@ async fn list(context: &Context, o: &List) -> Result<()> {
         None => {}
     }
     let jobs = context.client()?.list::<Job>(&["jobs"], &query, o.limit).await?.items;
-    context.out.list(&["id", "job", "state", "progress", "asked for", "what failed"], &jobs, |job| {
+    context.out.list(&["id", "job", "state", "progress", "requested", "error"], &jobs, |job| {
         vec![
             job.id.to_string().into(),
             job.title.as_str().into(),
@@ -71,17 +71,17 @@ fn show(context: &Context, job: &Job) -> Result<()> {
     let mut rows = vec![
         ("id", job.id.to_string().into()),
         ("job", job.title.as_str().into()),
-        ("works on", job.subject.to_string().into()),
+        ("subject", job.subject.to_string().into()),
         ("state", state(job)),
         ("progress", progress(job).into()),
         ("step", job.step.as_str().into()),
         ("attempts", job.attempts.to_string().into()),
-        ("asked for", time::exact(job.created_at).into()),
-        ("begun", job.started_at.map(time::exact).unwrap_or_default().into()),
+        ("requested", time::exact(job.created_at).into()),
+        ("started", job.started_at.map(time::exact).unwrap_or_default().into()),
         ("ended", job.finished_at.map(time::exact).unwrap_or_default().into()),
     ];
     if let Some(error) = &job.error {
-        rows.push(("what failed", error.as_str().into()));
+        rows.push(("error", error.as_str().into()));
         rows.extend(failure_rows(job.failure.as_ref()));
     }
     context.out.one(job, rows)

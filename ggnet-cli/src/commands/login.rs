@@ -17,16 +17,16 @@ use crate::{
     output::ask,
 };
 
-/// Where a server without configuration listens.
+/// The address of a server without configuration.
 const DEFAULT_SERVER: &str = "http://127.0.0.1:8080";
 
-/// Asks the server whether the token is right, and only then stores it.
+/// Checks the token with the server; stores it only if it is right.
 pub async fn login(context: &Context, options: &Login) -> Result<()> {
     let server = server(context)?;
     let token = token(options, &server)?;
     if token.is_empty() {
         return Err(Failure::input("token", "No token was given")
-            .hint("ggnet-server shows it at its first start; `ggnet-server token reset` makes a new one"));
+            .hint("ggnet-server prints it at its first start; `ggnet-server token reset` makes a new one"));
     }
     let info: ServerInfo = Client::new(server.clone(), &token)?.get(&["server"], &vec![]).await?;
     let path = Credentials { server: server.clone(), token }.save()?;
@@ -35,9 +35,9 @@ pub async fn login(context: &Context, options: &Login) -> Result<()> {
     context.out.done("logged_in", &server.to_string(), &sentence)
 }
 
-/// Forgets the stored token.
+/// Deletes the stored token.
 pub fn logout(context: &Context) -> Result<()> {
-    let sentence = if credentials::forget()? { "Logged out" } else { "Nothing was stored" };
+    let sentence = if credentials::forget()? { "Logged out" } else { "No token was stored" };
     context.out.done("logged_out", &credentials::path()?.display().to_string(), sentence)
 }
 
@@ -45,7 +45,7 @@ fn server(context: &Context) -> Result<ServerUrl> {
     if let Some(named) = &context.global.server {
         return Ok(named.clone());
     }
-    // A broken file is no obstacle: it is about to be replaced.
+    // A file that does not parse is no error: it is about to be replaced.
     match Credentials::load() {
         Ok(Some(stored)) => Ok(stored.server),
         _ => values::server_url(DEFAULT_SERVER).map_err(|e| Failure::input("server", e)),

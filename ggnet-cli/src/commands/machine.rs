@@ -1,4 +1,4 @@
-//! `ggnet machine …`.
+//! `ggnet machine`.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ use crate::{
     time,
 };
 
-/// Runs one of them.
+/// Runs one command.
 pub async fn run(context: &Context, command: Command) -> Result<()> {
     let out = context.out;
     match command {
@@ -33,18 +33,22 @@ pub async fn run(context: &Context, command: Command) -> Result<()> {
             let client = context.client()?;
             confirm(o.yes.yes, &format!("Remove machine {}?", o.machine))?;
             client.delete(&["machines", &o.machine], &vec![]).await?;
-            out.done("removed", &o.machine, &format!("Machine {} is removed", o.machine))
+            out.done("removed", &o.machine, &format!("Machine {} was removed", o.machine))
         }
         Command::Seen => seen(context).await,
         Command::Forget { mac } => {
             context.client()?.delete(&["machines", "seen", &mac.to_string()], &vec![]).await?;
-            out.done("forgotten", &mac.to_string(), &format!("{mac} is forgotten until it asks again"))
+            out.done(
+                "forgotten",
+                &mac.to_string(),
+                &format!("{mac} was removed from the list until it asks again"),
+            )
         }
         Command::DiscardWriteback(o) => {
             let client = context.client()?;
-            confirm(o.yes.yes, &format!("Throw away everything that machine {} has written?", o.machine))?;
+            confirm(o.yes.yes, &format!("Delete everything that machine {} has written?", o.machine))?;
             client.delete(&["machines", &o.machine, "writeback"], &vec![]).await?;
-            out.done("discarded", &o.machine, &format!("What machine {} had written is gone", o.machine))
+            out.done("discarded", &o.machine, &format!("All writes of machine {} were deleted", o.machine))
         }
         Command::BootScript(o) => {
             let path = ["sessions", "machine", &o.machine, "boot-script"];
@@ -54,7 +58,7 @@ pub async fn run(context: &Context, command: Command) -> Result<()> {
     }
 }
 
-/// A machine by name or id.
+/// Gets a machine by name or id.
 pub async fn get(client: &Client, reference: &str) -> Result<Machine> {
     client.get(&["machines", reference], &vec![]).await
 }
@@ -129,7 +133,7 @@ async fn show(context: &Context, client: &Client, m: &Machine) -> Result<()> {
         ("auto start", if m.auto_start { "yes" } else { "no" }.into()),
         (
             "at a reboot",
-            if m.writeback == WritebackPolicy::Keep { "its writes are kept" } else { "its disk is clean" }
+            if m.writeback == WritebackPolicy::Keep { "keeps its changes" } else { "gets a clean disk" }
                 .into(),
         ),
         ("created", time::exact(m.created_at).into()),
@@ -155,7 +159,7 @@ async fn seen(context: &Context) -> Result<()> {
         },
     )?;
     if let Some(first) = machines.first() {
-        context.out.note(&format!("`ggnet machine add NAME --seen {}` registers one", first.mac));
+        context.out.note(&format!("To register one: `ggnet machine add NAME --seen {}`", first.mac));
     }
     Ok(())
 }
@@ -191,14 +195,15 @@ async fn add(context: &Context, o: Add) -> Result<()> {
     };
     show(context, &client, &made).await?;
     if made.image.is_none() {
-        context
-            .out
-            .note(&format!("It has nothing to boot yet: `ggnet machine set {} --image IMAGE`", made.name));
+        context.out.note(&format!(
+            "It has no image to boot yet. Set one: `ggnet machine set {} --image IMAGE`",
+            made.name
+        ));
     }
     Ok(())
 }
 
-/// `pc-` and the last six digits of its MAC address: unique enough in one room, and readable off the machine's screen.
+/// `pc-` and the last six digits of the MAC address: unique enough in one room, and shown on the machine's screen.
 fn name_of(mac: MacAddr) -> Result<Name> {
     let compact = mac.compact();
     let last = compact.get(6..).unwrap_or(&compact);

@@ -1,4 +1,4 @@
-//! What the commands do, one file per noun, and what they share: the client and the output.
+//! The commands, one file per noun, and what they share: the client and the output.
 
 mod audit;
 mod guest_kit;
@@ -24,7 +24,7 @@ use crate::{
     output::{Field, Output},
 };
 
-/// What every command has.
+/// What every command needs.
 pub struct Context {
     global: Global,
     /// Where results go.
@@ -53,12 +53,12 @@ pub async fn run(options: Options) -> Result<()> {
 }
 
 impl Context {
-    /// A client of the server that was named, else of the one logged in to.
+    /// A client of the server named on the command line, else of the stored one.
     pub fn client(&self) -> Result<Client> {
         let stored = Credentials::load()?;
         let server = self.global.server.clone().or_else(|| stored.as_ref().map(|c| c.server.clone()));
         let Some(server) = server else {
-            return Err(Failure::forbidden("Not logged in").hint("`ggnet login --server URL`"));
+            return Err(Failure::forbidden("Not logged in").hint("Run `ggnet login --server URL`"));
         };
         if let Some(token) = token_of_environment() {
             return Client::new(server, &token);
@@ -69,19 +69,19 @@ impl Context {
                 "Not logged in to {server}: the stored token is for {}",
                 stored.server
             ))
-            .hint(format!("`ggnet login --server {server}`, or put the token into GGNET_TOKEN"))),
+            .hint(format!("Run `ggnet login --server {server}`, or set GGNET_TOKEN to the token"))),
             None => Err(Failure::forbidden(format!("Not logged in to {server}"))
-                .hint(format!("`ggnet login --server {server}`, or put the token into GGNET_TOKEN"))),
+                .hint(format!("Run `ggnet login --server {server}`, or set GGNET_TOKEN to the token"))),
         }
     }
 }
 
-/// The token of the environment, if there is one.
+/// The token from the environment, if set.
 fn token_of_environment() -> Option<String> {
     std::env::var("GGNET_TOKEN").ok().map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
 }
 
-/// A name on the wire: `"active"` of `SessionState::Active`.
+/// A value's name in the API: `"active"` of `SessionState::Active`.
 fn wire_name<T: serde::Serialize>(value: &T) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(name)) => name,
@@ -90,7 +90,7 @@ fn wire_name<T: serde::Serialize>(value: &T) -> String {
     }
 }
 
-/// What is known of a failure beside its words.
+/// The rows of a failure beside its message: hint and code.
 fn failure_rows(failure: Option<&nouns::Failure>) -> Vec<(&'static str, Field)> {
     let Some(failure) = failure else { return Vec::new() };
     let hint = failure.hint.as_deref().map(|hint| ("what to do", hint.into()));

@@ -1,4 +1,4 @@
-//! `ggnet session …`, but for the watching.
+//! `ggnet session`, except `watch`.
 
 use ggnet_core::{
     api::{
@@ -16,7 +16,7 @@ use crate::{
     time,
 };
 
-/// Runs one of them.
+/// Runs one command.
 pub async fn run(context: &Context, command: Command) -> Result<()> {
     match command {
         Command::List(o) => list(context, o).await,
@@ -33,11 +33,11 @@ pub async fn run(context: &Context, command: Command) -> Result<()> {
     }
 }
 
-/// A session by its id, or the newest one of a machine: the live one if there is one, for a live session is always the newest.
+/// Gets a session by its id, or a machine's newest session. A live session is always the newest.
 async fn find(client: &Client, reference: &str) -> Result<SessionResponse> {
     if let Ok(id) = reference.parse::<SessionId>() {
         match client.get(&["sessions", &id.to_string()], &vec![]).await {
-            // Machines have ids of the same form.
+            // Not a session's id, but it may be a machine's: both have the same form.
             Err(failure) if failure.is_not_found() => {}
             other => return other,
         }
@@ -47,7 +47,7 @@ async fn find(client: &Client, reference: &str) -> Result<SessionResponse> {
         client.list::<SessionResponse>(&["sessions"], &query, Some(1)).await?.items.into_iter().next();
     newest.ok_or_else(|| {
         Failure::not_found(format!("Machine {reference} has no session"))
-            .hint(format!("`ggnet session start {reference}`"))
+            .hint(format!("Start one: `ggnet session start {reference}`"))
     })
 }
 
@@ -77,7 +77,11 @@ async fn list(context: &Context, o: List) -> Result<()> {
         },
     )?;
     if u64::try_from(got.items.len()).is_ok_and(|n| n < got.total) {
-        context.out.note(&format!("{} of {}; a larger --limit shows more", got.items.len(), got.total));
+        context.out.note(&format!(
+            "Showing {} of {}; use a larger --limit to see more",
+            got.items.len(),
+            got.total
+        ));
     }
     Ok(())
 }
@@ -167,7 +171,7 @@ async fn start(context: &Context, machine: &str, image: Option<&str>) -> Result<
     context.out.one(&started, rows)
 }
 
-/// An IPv6 address and a port need brackets between them.
+/// Address and port; an IPv6 address needs brackets.
 fn portal(address: &str, port: u16) -> String {
     if address.contains(':') && !address.starts_with('[') {
         format!("[{address}]:{port}")
@@ -185,7 +189,7 @@ async fn stats(context: &Context) -> Result<()> {
         ("stopping", counts.stopping.to_string().into()),
         ("stopped", counts.stopped.to_string().into()),
         ("failed", counts.failed.to_string().into()),
-        ("in all", s.total_sessions.to_string().into()),
+        ("total", s.total_sessions.to_string().into()),
     ];
     context.out.one(&s, rows)
 }

@@ -27,7 +27,7 @@ use crate::{
 
 const POLL: Duration = Duration::from_millis(250);
 
-/// The events since a cursor, or the newest.
+/// Shows the events after a cursor, or the newest.
 pub async fn events(context: &Context, o: &Events) -> Result<()> {
     let client = context.client()?;
     let machine = o.machine.as_deref();
@@ -72,7 +72,7 @@ struct About {
     health: HealthResponse,
 }
 
-/// What the server is and how it is.
+/// Shows the server's version and health.
 pub async fn server(context: &Context, o: &Server) -> Result<()> {
     let client = context.client()?;
     let health = match o.wait {
@@ -92,7 +92,7 @@ pub async fn server(context: &Context, o: &Server) -> Result<()> {
     if !about.health.serving {
         rows.push((
             "serving",
-            Field::with("not yet: the first look at what exists has not ended", Mood::Middling),
+            Field::with("not yet: the first reconciliation has not ended", Mood::Middling),
         ));
     }
     rows.extend(about.health.backends.iter().map(|b| (b.port.as_str(), backend(b))));
@@ -104,15 +104,15 @@ pub async fn server(context: &Context, o: &Server) -> Result<()> {
     }
 }
 
-/// Polls until it is ready; a server that does not answer yet may do so soon.
+/// Polls until the server is ready; one that does not respond yet may still be starting.
 async fn wait(client: &Client, limit: Duration) -> Result<HealthResponse> {
     let begun = Instant::now();
     loop {
-        // A server that takes the connection and says nothing is waited for no longer than that.
+        // The time limit also covers a server that accepts the connection and sends no response.
         let left = limit.saturating_sub(begun.elapsed());
         let Ok(got) = tokio::time::timeout(left, client.ready()).await else {
-            return Err(Failure::timed_out("The server still does not answer")
-                .hint("It takes connections: its log says what it does"));
+            return Err(Failure::timed_out("The server still does not respond")
+                .hint("It accepts connections; see its log"));
         };
         match got {
             Ok(health) if health.ready => return Ok(health),
@@ -121,7 +121,7 @@ async fn wait(client: &Client, limit: Duration) -> Result<HealthResponse> {
             Ok(health) => return Err(Failure::timed_out("Machines still cannot boot").hint(reasons(&health))),
             Err(_) => {
                 return Err(Failure::timed_out("The server still cannot be reached")
-                    .hint("Is ggnet-server running there?"));
+                    .hint("Check that ggnet-server is running there"));
             }
         }
     }
@@ -133,7 +133,11 @@ fn reasons(health: &HealthResponse) -> String {
         Health::Up | Health::Degraded(_) => None,
     };
     let all: Vec<String> = health.backends.iter().filter_map(down).collect();
-    if all.is_empty() { "Wait a moment: `ggnet server --wait 30`".to_owned() } else { all.join("; ") }
+    if all.is_empty() {
+        "Wait until it is ready: `ggnet server --wait 30`".to_owned()
+    } else {
+        all.join("; ")
+    }
 }
 
 fn backend(b: &BackendHealth) -> Field {
@@ -141,13 +145,13 @@ fn backend(b: &BackendHealth) -> Field {
         Health::Up => Field::with(format!("{}: up", b.backend), Mood::Good),
         Health::Degraded(reason) => Field::with(format!("{}: {reason}", b.backend), Mood::Middling),
         Health::Blocked(reason) => {
-            Field::with(format!("{}: serves nobody new: {reason}", b.backend), Mood::Bad)
+            Field::with(format!("{}: blocked, accepts nothing new: {reason}", b.backend), Mood::Bad)
         }
         Health::Down(reason) => Field::with(format!("{}: down: {reason}", b.backend), Mood::Bad),
     }
 }
 
-/// A completion script.
+/// Prints a completion script.
 pub fn completion(context: &Context, o: &Completion) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(o.shell, &mut Options::command(), "ggnet", &mut script);

@@ -1,4 +1,4 @@
-//! `ggnet target …`.
+//! `ggnet target`.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ use crate::{
     output::{confirm, size},
 };
 
-/// Runs one of them.
+/// Runs one command.
 pub async fn run(context: &Context, command: Command) -> Result<()> {
     match command {
         Command::List => list(context).await,
@@ -91,14 +91,15 @@ async fn remove(context: &Context, o: Remove) -> Result<()> {
             || manual.is_some_and(|m| m.name.as_str() == o.target || m.id.to_string() == o.target)
     };
     let found = targets.iter().find(|t| is(t)).ok_or_else(|| {
-        Failure::not_found(format!("No target {}", o.target)).hint("`ggnet target list` shows all")
+        Failure::not_found(format!("Target {} does not exist", o.target))
+            .hint("`ggnet target list` lists all targets")
     })?;
     let Some(manual) = &found.manual else {
-        return Err(Failure::refused(format!("Target {} is a session's", o.target))
-            .hint("`ggnet session stop` ends it"));
+        return Err(Failure::refused(format!("Target {} belongs to a session", o.target))
+            .hint("Stop the session: `ggnet session stop`"));
     };
     confirm(o.yes.yes, &format!("Remove target {}?", manual.name))?;
     let query = if o.force { vec![("force", "true".to_owned())] } else { vec![] };
     client.delete(&["targets", &manual.id.to_string()], &query).await?;
-    context.out.done("removed", manual.name.as_str(), &format!("Target {} is removed", manual.name))
+    context.out.done("removed", manual.name.as_str(), &format!("Target {} was removed", manual.name))
 }

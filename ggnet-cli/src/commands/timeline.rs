@@ -1,4 +1,4 @@
-//! Events as the commands read them: from the API's list, with what a newer server adds, and with machines by name.
+//! Events as the commands read them from the API. Kinds and fields of a newer server are shown too; machines are shown by name.
 
 use std::collections::HashMap;
 
@@ -12,10 +12,10 @@ use crate::{
     output::printable,
 };
 
-/// An event. Its kind is text here, so that an event of a newer server is shown and not an error.
+/// An event. Its kind is plain text, so that events of a newer server are shown and cause no error.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Entry {
-    /// The place after it: what `--after` is given.
+    /// The cursor after it, for `--after`.
     pub cursor: String,
     /// When it happened.
     pub at: Timestamp,
@@ -30,27 +30,27 @@ pub struct Entry {
     /// The image it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageId>,
-    /// What else the kind has.
+    /// The other fields of this kind.
     #[serde(flatten)]
     pub details: Map<String, Value>,
 }
 
-/// A part of the events.
+/// Part of the events.
 #[derive(Debug, Deserialize)]
 pub struct Part {
     /// The events, oldest first.
     pub items: Vec<Entry>,
-    /// What to give as `after` next time; none while there is no event at all.
+    /// The `after` of the next request; none if there are no events at all.
     pub cursor: Option<String>,
 }
 
 impl Entry {
-    /// The boot stage, when it is one.
+    /// The boot stage, if the event is one.
     pub fn stage(&self) -> Option<&str> {
         if self.kind == "boot_stage" { self.details.get("stage")?.as_str() } else { None }
     }
 
-    /// Its name for people: a boot stage's own, else the kind's.
+    /// Its name for people: the boot stage, else the kind.
     pub fn name(&self) -> String {
         printable(&self.stage().unwrap_or(&self.kind).replace('_', "-"))
     }
@@ -61,7 +61,7 @@ impl Entry {
         let one = |(key, value): (&String, &Value)| match (key.as_str(), value) {
             ("stage", _) if of_stage => None,
             ("message" | "reason" | "action", Value::String(text)) => Some(text.clone()),
-            // Said below: the reason says what it was, what is left is what to do.
+            // The reason is shown already; only the hint is added, below.
             ("failure" | "diagnosis", _) => None,
             (_, Value::String(text)) => Some(format!("{key} {text}")),
             (_, value) => Some(format!("{key} {value}")),
@@ -72,13 +72,13 @@ impl Entry {
     }
 }
 
-/// The events after `after` (none: from the first that is kept), up to `limit`, of one machine or of all.
+/// Gets the events after `after` (none: from the oldest stored one), up to `limit`, of one machine or of all.
 pub async fn events(client: &Client, after: Option<&str>, limit: u32, machine: Option<&str>) -> Result<Part> {
     let after = after.map(|cursor| ("after", cursor.to_owned()));
     ask(client, after, limit, machine).await
 }
 
-/// The newest events, up to `limit`, oldest first, of one machine or of all.
+/// Gets the newest events, up to `limit`, oldest first, of one machine or of all.
 pub async fn newest(client: &Client, limit: u32, machine: Option<&str>) -> Result<Part> {
     ask(client, Some(("newest", true.to_string())), limit, machine).await
 }
@@ -95,12 +95,12 @@ async fn ask(
     client.get(&["events"], &query).await
 }
 
-/// Machines by name, each asked for once.
+/// The names of machines; each is requested once.
 #[derive(Default)]
 pub struct Names(HashMap<MachineId, String>);
 
 impl Names {
-    /// The machine's name; its id when it is gone.
+    /// The machine's name, or its id if the machine was removed.
     pub async fn of(&mut self, client: &Client, id: MachineId) -> Result<String> {
         if let Some(name) = self.0.get(&id) {
             return Ok(name.clone());

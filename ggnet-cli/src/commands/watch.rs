@@ -1,6 +1,6 @@
-//! `ggnet session watch`: boot stages as they happen.
+//! `ggnet session watch`: shows boot stages live.
 //!
-//! The events' cursor is kept over a restart of the server: what happened meanwhile is shown when it answers again.
+//! It keeps its cursor while the server restarts: events of that time are shown when the server responds again.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -22,15 +22,15 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(250);
-/// How many events one request brings at most.
+/// The most events per request.
 const AT_ONCE: u32 = 1000;
-/// Of no interest to one who watches machines boot.
-const ELSEWHERE: [&str; 4] = ["image_", "version_", "target_", "job_"];
+/// Prefixes of kinds that are not about machines; not shown.
+const HIDDEN_PREFIXES: [&str; 4] = ["image_", "version_", "target_", "job_"];
 
-/// Watches until the stage is reached, the time is over, or Ctrl-C.
+/// Watches until the stage is reached, the time limit has passed, or Ctrl-C.
 pub async fn watch(context: &Context, o: Watch) -> Result<()> {
     let client = context.client()?;
-    // By its id: a machine that is renamed meanwhile is still the one.
+    // By id, because the machine may be renamed meanwhile.
     let machine = match &o.machine {
         Some(reference) => Some(machine::get(&client, reference).await?.id.to_string()),
         None => None,
@@ -47,9 +47,9 @@ pub async fn watch(context: &Context, o: Watch) -> Result<()> {
         last: HashMap::new(),
     };
     watcher.out.note(if o.since_start {
-        "Watching; Ctrl-C ends it"
+        "Watching; press Ctrl-C to stop"
     } else {
-        "Watching from now on; Ctrl-C ends it"
+        "Watching from now on; press Ctrl-C to stop"
     });
     let Some(limit) = o.timeout else { return watcher.run().await };
     match tokio::time::timeout(limit, watcher.run()).await {
@@ -57,7 +57,7 @@ pub async fn watch(context: &Context, o: Watch) -> Result<()> {
         Err(_) => match &watcher.until {
             Some(stage) => {
                 Err(Failure::timed_out(format!("{} was not reached in time", stage.replace('_', "-")))
-                    .hint("`ggnet session watch --since-start` shows how far it came"))
+                    .hint("`ggnet session watch --since-start` shows the stages that were reached"))
             }
             None => Ok(()),
         },
@@ -71,7 +71,7 @@ struct Watcher {
     cursor: Option<String>,
     until: Option<String>,
     names: Names,
-    /// When each machine's last stage was.
+    /// The time of each machine's last stage.
     last: HashMap<MachineId, Timestamp>,
 }
 
@@ -92,14 +92,14 @@ impl Watcher {
                 }
                 Err(failure) if failure.is_unreachable() => {
                     if !gone {
-                        self.out.note("The server does not answer; waiting for it");
+                        self.out.note("The server does not respond; waiting for it");
                     }
                     gone = true;
                     false
                 }
-                // What is forgotten, or not in this database, never comes: go on with what comes.
+                // Pruned events, or those of another database, cannot be read: continue with the newest.
                 Err(failure) if failure.is_lost_cursor() => {
-                    self.out.note("Some events are not kept any more; going on with the newest");
+                    self.out.note("Some events are no longer stored; continuing with the newest");
                     self.cursor = newest(&self.client, 1, None).await?.cursor;
                     false
                 }
@@ -117,9 +117,9 @@ impl Watcher {
         Ok(part)
     }
 
-    /// One line; whether it is what was waited for.
+    /// Prints one line; returns whether it is the awaited stage.
     async fn show(&mut self, entry: &Entry) -> Result<bool> {
-        if is_elsewhere(&entry.kind) {
+        if is_hidden(&entry.kind) {
             return Ok(false);
         }
         let name = match entry.machine {
@@ -135,12 +135,12 @@ impl Watcher {
         Ok(self.until.is_some() && entry.stage() == self.until.as_deref())
     }
 
-    /// A server that is away just now is no reason to lose a line.
+    /// The machine's name; its id if the server cannot be asked now, so that no line is lost.
     async fn name(&mut self, id: MachineId) -> String {
         self.names.of(&self.client, id).await.unwrap_or_else(|_| id.to_string())
     }
 
-    /// Milliseconds; none for a machine's first stage, and for what is no stage.
+    /// Milliseconds since the machine's previous stage; none for its first stage and for other events.
     fn since_stage_before(&mut self, entry: &Entry) -> Option<i64> {
         let (id, _) = entry.machine.zip(entry.stage())?;
         let before = self.last.insert(id, entry.at)?;
@@ -148,8 +148,8 @@ impl Watcher {
     }
 }
 
-fn is_elsewhere(kind: &str) -> bool {
-    ELSEWHERE.iter().any(|prefix| kind.starts_with(prefix))
+fn is_hidden(kind: &str) -> bool {
+    HIDDEN_PREFIXES.iter().any(|prefix| kind.starts_with(prefix))
 }
 
 fn line(entry: &Entry, machine: Option<&str>, since: Option<i64>) -> String {
@@ -165,7 +165,7 @@ fn line(entry: &Entry, machine: Option<&str>, since: Option<i64>) -> String {
     text.trim_end().to_owned()
 }
 
-/// The event as the server has it, and what we know beside it.
+/// The event as the server sent it, with the machine's name and the time since the previous stage.
 fn with(entry: &Entry, machine: Option<&str>, since: Option<i64>) -> Value {
     let mut value = json!(entry);
     if let Value::Object(fields) = &mut value {
@@ -182,11 +182,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_images_and_jobs_do_is_not_shown_to_one_who_watches_machines() {
-        let elsewhere = |kind: EventKind| is_elsewhere(json!(kind)["kind"].as_str().unwrap());
-        assert!(elsewhere(EventKind::VersionImporting) && elsewhere(EventKind::ImageUpdated));
-        assert!(elsewhere(EventKind::JobChanged { job: JobId::generate(), state: JobState::Running }));
-        assert!(!elsewhere(EventKind::SessionActive) && !elsewhere(EventKind::MachineUpdated));
+    fn events_of_images_and_jobs_are_not_shown() {
+        let hidden = |kind: EventKind| is_hidden(json!(kind)["kind"].as_str().unwrap());
+        assert!(hidden(EventKind::VersionImporting) && hidden(EventKind::ImageUpdated));
+        assert!(hidden(EventKind::JobChanged { job: JobId::generate(), state: JobState::Running }));
+        assert!(!hidden(EventKind::SessionActive) && !hidden(EventKind::MachineUpdated));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The initramfs of an image whose root is mounted: whether it must be built anew, and doing that with the image's own program.
+//! The initramfs of a mounted image: whether it must be rebuilt, and rebuilding it with the image's own program.
 //!
-//! It runs in namespaces of its own (mounts, processes, network), which end with it, so that nothing of it stays on the host. That is
-//! tidiness, not a wall: what runs is a program of the image, as root.
+//! The program runs in its own namespaces (mounts, processes, network), which end with it, so that it leaves nothing on the host. This
+//! does not protect the host: it is a program of the image and runs as root.
 
 use std::{
     io,
@@ -14,18 +14,18 @@ use rustix::fs::FileType;
 
 use super::root::Root;
 
-/// What there is to do.
+/// What must be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// Nothing: every kernel's initramfs is newer than what goes into it, or there is no kernel yet.
+    /// Nothing: the initramfs of every kernel is newer than its sources, or there is no kernel yet.
     Nothing,
-    /// It can be built here.
+    /// Rebuild it; this is possible here.
     Build,
-    /// It must be built, and cannot be here: why, and the lines to run.
+    /// It must be rebuilt, but not by us: the reason, and the lines to run.
     ByHand(String, Vec<String>),
 }
 
-/// Looks what a root's initramfs needs after these files of the kit were written, or found.
+/// Checks whether the initramfs of a root must be rebuilt after these files of the kit were written or found.
 ///
 /// # Errors
 /// A folder of the root cannot be read.
@@ -41,30 +41,33 @@ pub fn need(root: &Root, at: &Path, changed: bool, sources: &[&str]) -> io::Resu
     ] {
         if root.stat(path)?.is_none() {
             let install = format!("chroot {at} apt-get install initramfs-tools open-iscsi busybox");
-            return Ok(Need::ByHand(format!("{package} is not installed in it"), vec![install, build]));
+            return Ok(Need::ByHand(
+                format!("{package} is not installed in the image"),
+                vec![install, build],
+            ));
         }
     }
-    // The image's program would make a file of that name, which every later boot then has.
+    // The image's program would create a regular file of that name, which would stay in the image.
     let null = root.stat("dev/null")?;
     if !null.is_some_and(|s| FileType::from_raw_mode(s.st_mode).is_char_device()) {
         let (mount, umount) = (format!("mount --bind /dev {at}/dev"), format!("umount {at}/dev"));
-        return Ok(Need::ByHand("it has no /dev/null".to_owned(), vec![mount, build, umount]));
+        return Ok(Need::ByHand("the image has no /dev/null".to_owned(), vec![mount, build, umount]));
     }
     if !rustix::process::geteuid().is_root() {
         return Ok(Need::ByHand(
-            "only root can run programs in it".to_owned(),
+            "only root can run programs in the image".to_owned(),
             vec![format!("sudo {build}")],
         ));
     }
     Ok(Need::Build)
 }
 
-/// The line that builds the initramfs of a root, for root to run.
+/// The line that rebuilds the initramfs of a root; root must run it.
 pub fn line(at: &Path) -> String {
     format!("chroot {} update-initramfs -u -k all", quoted(at))
 }
 
-/// Whether every kernel's initramfs was built after these files were written.
+/// Whether the initramfs of every kernel was built after these files were written.
 fn is_newer(root: &Root, sources: &[&str]) -> io::Result<bool> {
     let mut newest = (0, 0);
     for source in sources {
@@ -81,16 +84,16 @@ fn is_newer(root: &Root, sources: &[&str]) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Builds the initramfs of every kernel of the root; what the program says goes to standard error.
+/// Rebuilds the initramfs of every kernel of the root; the program's output goes to standard error.
 ///
 /// # Errors
 /// It could not be started.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the CommandRunner is the server's: here a person watches the program in the foreground and ends it by Ctrl-C"
+    reason = "the CommandRunner is part of the server; here the program runs in the foreground and Ctrl-C ends it"
 )]
 pub fn build(at: &Path) -> io::Result<ExitStatus> {
-    let said = io::stderr().as_fd().try_clone_to_owned()?;
+    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
     Command::new("unshare")
         .args(["--mount", "--pid", "--ipc", "--net", "--fork", "--kill-child", "--mount-proc"])
         .arg(format!("--root={}", at.display()))
@@ -99,11 +102,11 @@ pub fn build(at: &Path) -> io::Result<ExitStatus> {
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
-        .stdout(said)
+        .stdout(stderr)
         .status()
 }
 
-/// A path as a word of a shell's line.
+/// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
@@ -164,7 +167,7 @@ mod tests {
         }
         touch(dir.path(), "usr/sbin/update-initramfs", 1);
         touch(dir.path(), "usr/share/initramfs-tools/hooks/iscsi", 1);
-        // A file in the place of the device.
+        // A regular file instead of the device.
         touch(dir.path(), "dev/null", 1);
         match need_of(dir.path(), true) {
             Need::ByHand(_, lines) => {

@@ -1,13 +1,13 @@
-//! What a Linux image needs to live on GGnet's disks for weeks: files, and where they belong.
+//! The guest kit: the files that a Linux image needs to run from a GGnet disk for weeks.
 //!
-//! [`Kit`] is pure: paths and bytes, the same for a version of the kit on every host. [`root`] writes it below a folder, [`tar`] makes an
-//! archive of it, [`initramfs`] has the image's initramfs built anew.
+//! [`Kit`] is pure data: paths and bytes, which are the same on every host for a version of the kit. [`root`] writes it below a folder,
+//! [`tar`] makes an archive of it, [`initramfs`] rebuilds the image's initramfs.
 //!
-//! A kit's last file is its manifest, `etc/ggnet/guest-kit.json`: whoever looks into an image from outside reads there which kit and which
-//! version is in it, and what its files had in them. By those sums a newer kit knows files of an older one that nobody has changed since.
+//! A kit's last file is its manifest, `etc/ggnet/guest-kit.json`: it contains the name and version of the kit and the checksums of its
+//! files. With the checksums a newer kit recognises the unchanged files of an older one.
 //!
-//! Invariants: every file that is not the manifest says why it is there, in comments; paths are relative, without `..`, and go through no
-//! name that a distribution may have made a link of (`lib`, `bin`, `sbin`).
+//! Invariants: every file except the manifest says in comments why it is needed; paths are relative, without `..`, and contain no
+//! directory that may be a symbolic link in a distribution (`lib`, `bin`, `sbin`).
 
 pub mod initramfs;
 pub mod root;
@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// Where a kit's manifest is, in every kit.
+/// The path of the manifest, the same in every kit.
 pub const MANIFEST: &str = "etc/ggnet/guest-kit.json";
 
 /// A file of a kit.
@@ -26,9 +26,9 @@ pub const MANIFEST: &str = "etc/ggnet/guest-kit.json";
 pub struct KitFile {
     /// Its path below the root.
     pub path: &'static str,
-    /// What is in it.
+    /// Its content.
     pub text: String,
-    /// Whether the initramfs must be built anew after a change of it.
+    /// Whether the initramfs must be rebuilt after it changes.
     pub in_initramfs: bool,
 }
 
@@ -37,16 +37,16 @@ pub struct KitFile {
 pub struct Kit {
     /// Its name.
     pub name: &'static str,
-    /// Its version; a change of any file is a new one.
+    /// Its version; increased with every change of a file.
     pub version: u32,
     /// Its files; the manifest is the last.
     pub files: Vec<KitFile>,
 }
 
-/// What a manifest says.
+/// The content of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// What this file is, for people.
+    /// A description of the file, for people.
     about: String,
     /// The kit's name.
     pub kit: String,
@@ -66,7 +66,7 @@ pub struct Listed {
 }
 
 impl Kit {
-    /// For Debian 12 and what is built from it: systemd, initramfs-tools, open-iscsi.
+    /// The kit for Debian 12 and its derivatives: systemd, initramfs-tools, open-iscsi.
     pub fn debian() -> Self {
         let file = |path, text: &str, in_initramfs| KitFile { path, text: text.to_owned(), in_initramfs };
         Self::new(
@@ -80,7 +80,7 @@ impl Kit {
                 ),
                 file("etc/udev/rules.d/70-ggnet-guest-kit.rules", include_str!("debian/udev.rules"), false),
                 file("etc/iscsi/iscsi.initramfs", include_str!("debian/iscsi.initramfs"), true),
-                // Sourced in the order of names; the last one counts.
+                // These files are sourced in the order of their names; the last one wins.
                 file(
                     "etc/initramfs-tools/conf.d/zz-ggnet-guest-kit",
                     include_str!("debian/initramfs.conf"),
@@ -100,7 +100,7 @@ impl Kit {
             version,
             files: files.iter().map(listed).collect(),
         };
-        // Strings and numbers only: it cannot fail.
+        // Cannot fail: it contains only strings and numbers.
         let text = serde_json::to_string_pretty(&manifest).unwrap_or_default() + "\n";
         files.push(KitFile { path: MANIFEST, text, in_initramfs: false });
         Self { name, version, files }
@@ -108,7 +108,7 @@ impl Kit {
 }
 
 impl Manifest {
-    /// Reads one; none where it is something else.
+    /// Parses a manifest; none if the bytes are no manifest.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
@@ -119,10 +119,10 @@ impl Manifest {
     }
 }
 
-/// In lower-case hexadecimal digits.
+/// SHA-256 in lower-case hexadecimal digits.
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
-        // To a string: it cannot fail.
+        // Cannot fail: it writes to a string.
         let _ = write!(text, "{byte:02x}");
         text
     })
@@ -144,7 +144,7 @@ mod tests {
         }
     }
 
-    /// Who changes a file gives the kit a new version, and this sum.
+    /// If you change a file, increase the kit's version and update this checksum.
     #[test]
     fn a_change_of_the_kit_is_a_new_version() {
         let kit = Kit::debian();

@@ -1,16 +1,16 @@
-//! Writing a kit below a folder that somebody else may have filled: an image's root, mounted.
+//! Writes a kit below a folder with untrusted content: the root of a mounted image.
 //!
 //! ```text
-//!  look at every file ─▶ one is in the way, and no `force` ─▶ error, nothing is written
-//!                    └─▶ write what is missing or ours of an older kit, file by file; the manifest last
+//!  compare every file ─▶ one exists with other content, and no `force` ─▶ error, nothing is written
+//!                    └─▶ write each file that is missing or belongs to an older kit; the manifest last
 //! ```
 //!
 //! Every path is resolved by the kernel as the guest itself would see it (openat2 with `RESOLVE_IN_ROOT` and `RESOLVE_NO_MAGICLINKS`,
-//! Linux 5.6): absolute links and `..` end at the folder, so that links of a hostile image lead nowhere outside. A new file is named
+//! Linux 5.6): absolute links and `..` end at the folder, so that no link of a hostile image leads outside it. A new file is created
 //! relative to its opened parent, by calls that follow no link.
 //!
-//! Invariants: no file of the operator with another meaning is replaced without `force`; a file is there whole, under its name, or as it
-//! was; what is as it should be is not touched, so that a second run changes nothing.
+//! Invariants: no file of the operator with another meaning is replaced without `force`; each file is replaced atomically; a file that is
+//! already right is not touched, so that a second run changes nothing.
 
 use std::{
     fs::File,
@@ -28,39 +28,39 @@ use serde::Serialize;
 use super::{Kit, KitFile, MANIFEST, Manifest};
 
 const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
-/// In the folder of the file that it becomes. Programs that read such folders pass over names with a leading dot.
+/// The temporary name of a new file, in its final folder. Programs that read such folders skip names with a leading dot.
 const NEW: &str = ".ggnet-guest-kit.new";
-/// No file in a kit's place is read beyond this: it is another one then.
+/// A longer file is not one of the kit's and is not read further.
 const LONGEST: u64 = 1 << 20;
 
-/// A folder, open, to which every path below belongs.
+/// An open folder; all paths below are relative to it.
 pub struct Root(OwnedFd);
 
-/// What was done with a file, or would be.
+/// What was done with a file, or is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Done {
-    /// It was not there.
+    /// It did not exist.
     Written,
-    /// It was there, as it should be.
+    /// It existed with the right content.
     Unchanged,
-    /// It was there in other words that mean the same, and stays as it is.
+    /// It existed with other text of the same meaning and was not changed.
     Kept,
-    /// It was an older kit's, which nobody had changed, or `force` was given.
+    /// It was an unchanged file of an older kit, or `force` was given.
     Replaced,
 }
 
 /// Why a kit was not written.
 #[derive(Debug)]
 pub enum Refused {
-    /// These files are there and say something else; nothing was written.
+    /// These files exist with other content; nothing was written.
     InTheWay(Vec<&'static str>),
     /// A file could not be read or written: its path, and why.
     Io(&'static str, io::Error),
 }
 
 impl Root {
-    /// Opens the folder; here, and only here, links lead where they lead: it is the operator who named it.
+    /// Opens the folder. Only here links are followed anywhere, because the operator named the path.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(rustix::fs::openat(CWD, path, FOLDER, Mode::empty())?))
     }
@@ -68,7 +68,7 @@ impl Root {
     /// Writes a kit; returns what was done with each file, in the kit's order.
     ///
     /// # Errors
-    /// A file is in the way, or cannot be read or written. In the first case nothing was written, in the second the files before it were.
+    /// A file exists with other content (then nothing was written), or cannot be read or written (then the files before it may be written).
     pub fn write(&self, kit: &Kit, force: bool) -> Result<Vec<(KitFile, Done)>, Refused> {
         let manifest = self.read(MANIFEST).map_err(|e| Refused::Io(MANIFEST, e))?;
         let older = manifest.and_then(|bytes| Manifest::parse(&bytes));
@@ -105,9 +105,9 @@ impl Root {
         }
     }
 
-    /// What is in a file; none where there is nothing. Something that is no regular file, or too long, is an empty text: not ours.
+    /// Reads a file; none if it does not exist. Returns empty bytes if it is too long or no regular file, because then it is not ours.
     fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
-        // NONBLOCK: a FIFO of this name must not hold us up.
+        // NONBLOCK: opening a FIFO of this name must not block.
         let fd = match self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC) {
             Ok(fd) => fd,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -125,7 +125,7 @@ impl Root {
         Ok(Some(bytes))
     }
 
-    /// Puts a file in its place, whole, mode 0644, on the disk itself; folders above it that are missing are made, mode 0755.
+    /// Writes a file atomically with mode 0644 and syncs it; creates missing folders above it with mode 0755.
     fn put(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         for (at, _) in folder.match_indices('/').chain([(folder.len(), "")]).filter(|(at, _)| *at > 0) {
@@ -135,13 +135,13 @@ impl Root {
                     let made = self.open_at(&folder[..at], FOLDER)?;
                     rustix::fs::fchmod(made, Mode::from_raw_mode(0o755))?;
                 }
-                // Something else than a folder is found out by the next step.
+                // If it is no folder, the next step fails.
                 Err(Errno::EXIST) => {}
                 Err(e) => return Err(e.into()),
             }
         }
         let parent = self.open_at(folder, FOLDER)?;
-        // Left by a run that was killed.
+        // Left behind by a killed run.
         match rustix::fs::unlinkat(&parent, NEW, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(e) => return Err(e.into()),
@@ -154,13 +154,13 @@ impl Root {
             .and_then(|()| file.sync_all())
             .and_then(|()| Ok(rustix::fs::renameat(&parent, NEW, &parent, name)?));
         if written.is_err() {
-            // What counts is why it failed.
+            // The error to report is the first one.
             let _ = rustix::fs::unlinkat(&parent, NEW, AtFlags::empty());
         }
         written
     }
 
-    /// What the kernel knows of a path; none where there is nothing.
+    /// The stat of a path; none if it does not exist.
     pub fn stat(&self, path: &str) -> io::Result<Option<Stat>> {
         match self.open_at(path, OFlags::PATH | OFlags::CLOEXEC) {
             Ok(fd) => Ok(Some(rustix::fs::fstat(fd)?)),
@@ -169,7 +169,7 @@ impl Root {
         }
     }
 
-    /// The names in a folder that are UTF-8; none where there is no such folder.
+    /// The UTF-8 names in a folder; none if there is no such folder.
     pub fn names(&self, path: &str) -> io::Result<Vec<String>> {
         let fd = match self.open_at(path, FOLDER) {
             Ok(fd) => fd,
@@ -186,7 +186,7 @@ impl Root {
     }
 }
 
-/// What to do with a file of which this is there; none where it is somebody else's.
+/// What to do with a file of which `there` exists; none if it is not ours.
 fn decide(file: &KitFile, there: Option<&[u8]>, older: Option<&Manifest>) -> Option<Done> {
     let Some(there) = there else { return Some(Done::Written) };
     if there == file.text.as_bytes() {
@@ -205,7 +205,7 @@ fn decide(file: &KitFile, there: Option<&[u8]>, older: Option<&Manifest>) -> Opt
     same.then_some(Done::Kept)
 }
 
-/// A text without comments and empty lines.
+/// The lines of a text without comments and empty lines.
 fn meaning(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
@@ -307,12 +307,12 @@ mod tests {
         let etc = dir.path().join("etc");
         fs::create_dir_all(etc.join("systemd")).unwrap();
         fs::create_dir_all(etc.join("iscsi")).unwrap();
-        // A folder, a file, one that goes up, and the name of the file that is about to be written.
+        // A link to a folder, one to a file, one that goes up, and one with the name of the temporary file.
         symlink(outside.path(), etc.join("udev")).unwrap();
         symlink(&secret, dir.path().join(AUTO)).unwrap();
         symlink("../../../../../../../../../../../../../..", etc.join("systemd/system")).unwrap();
         symlink(&secret, etc.join("iscsi").join(NEW)).unwrap();
-        // What the links mean to the guest: folders of its own that are not there.
+        // In the guest the links lead to folders of its own, which do not exist.
         assert!(matches!(write(dir.path(), false), Err(Refused::Io(..))));
         fs::create_dir_all(dir.path().join(outside.path().strip_prefix("/").unwrap())).unwrap();
         write(dir.path(), false).unwrap();

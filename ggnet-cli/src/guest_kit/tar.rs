@@ -1,11 +1,11 @@
 //! A kit as a tar archive (POSIX ustar): files only, owned by root, the same bytes on every host.
 //!
-//! No folders: tar makes those that are missing, and one in the archive would change mode and owner of one that is there.
+//! No folders: tar creates missing ones, and a folder in the archive would change mode and owner of an existing one.
 
 use super::Kit;
 
 const BLOCK: usize = 512;
-/// When the files say they were changed: 2026-01-01. A day long ago would make the initramfs of a kernel look newer than its sources.
+/// The modification time of all files: 2026-01-01. With an older time the initramfs of a kernel would look newer than its sources.
 const CHANGED: u64 = 1_767_225_600;
 
 /// The archive.
@@ -16,12 +16,12 @@ pub fn archive(kit: &Kit) -> Vec<u8> {
         out.extend_from_slice(file.text.as_bytes());
         out.resize(out.len().next_multiple_of(BLOCK), 0);
     }
-    // Two empty blocks are its end.
+    // Two empty blocks end an archive.
     out.resize(out.len() + 2 * BLOCK, 0);
     out
 }
 
-/// A file's header. A kit's paths are shorter than the 100 bytes of a name (`every_path_fits` holds it).
+/// The header of a file. The paths of a kit fit into the 100 bytes of a name (tested by `every_path_fits`).
 fn header(path: &str, size: usize) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
@@ -31,7 +31,7 @@ fn header(path: &str, size: usize) -> [u8; BLOCK] {
     put(116, b"0000000\0");
     put(124, format!("{size:011o}\0").as_bytes());
     put(136, format!("{CHANGED:011o}\0").as_bytes());
-    // The sum is made with blanks in its own place.
+    // The checksum is computed with spaces in its own field.
     put(148, b"        ");
     put(156, b"0");
     put(257, b"ustar\x0000");

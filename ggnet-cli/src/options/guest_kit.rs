@@ -1,53 +1,54 @@
-//! `ggnet guest-kit`: what a Linux image needs to live on GGnet's disks.
+//! Options of `ggnet guest-kit`: files that a Linux image needs to run from a GGnet disk.
 
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
 
-/// Kits.
+/// The kits.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// For Debian 12 and what is built from it (systemd, initramfs-tools, open-iscsi)
+    /// Write the kit for Debian 12 and its derivatives (systemd, initramfs-tools, open-iscsi)
     Debian(Debian),
 }
 
-/// Where to put the kit.
+/// Where to write the kit, and how.
 #[derive(Debug, Args)]
 #[command(
     group(ArgGroup::new("where").required(true).args(["to", "tar", "root"])),
     after_help = "\
-Without it an image boots, and about a minute later loses its root: its iscsid, which takes over the
-root's session, first reads OpenSSL's configuration from that very root. The kit also lets a machine
-wait a day for a server that is off, in place of two minutes, and has the initramfs log in by what
-the firmware left. Each file says why it is there; the last one, etc/ggnet/guest-kit.json, names the
-kit and its version. A second run changes nothing.
+Without the kit an image boots but loses its root disk about a minute later: iscsid takes over the
+root's iSCSI session and first reads OpenSSL's configuration, which is on that same disk. The kit
+also makes a machine wait one day, not two minutes, for a server that is down, and makes the
+initramfs log in with the data that the firmware passes on (iBFT). A comment in each file says why
+it is needed. The last file, etc/ggnet/guest-kit.json, contains the kit's name and version. Running
+the command again changes nothing.
 
-With --root the image's own update-initramfs is run, as root, where the initramfs must be built
-anew. Chroot is no wall: for an image that you do not trust say --no-initramfs. In all other cases
-the lines to run are printed.
+With --root, if the initramfs must be rebuilt, the command runs the image's own update-initramfs as
+root. Chroot does not protect the host: use --no-initramfs for an image that you do not trust. In
+all other cases the command prints the lines to run.
 
-Needs no server and no login. For other distributions: docs/guests.md.
+Needs no server and no login. For other distributions see docs/guests.md.
 
 Examples:
-  ggnet guest-kit debian --root /mnt                             an image that is mounted there
-  ggnet guest-kit debian --tar - | ssh root@pc tar -C / -xf -    a system that runs; there run then
-                                                                 what is printed
-  ggnet guest-kit debian --to kit                                to read it"
+  ggnet guest-kit debian --root /mnt                             an image mounted at /mnt
+  ggnet guest-kit debian --tar - | ssh root@pc tar -C / -xf -    a running system; then run
+                                                                 the printed line there
+  ggnet guest-kit debian --to kit                                a folder, to read the files"
 )]
 pub struct Debian {
-    /// Into this folder, which is made if it is not there.
+    /// Write to this folder; it is created if it does not exist.
     #[arg(long, value_name = "DIR")]
     pub to: Option<PathBuf>,
-    /// As a tar archive into this file; `-` is standard output.
+    /// Write a tar archive to this file; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     pub tar: Option<PathBuf>,
-    /// Into the root of an image that is mounted here. Its links lead nowhere outside.
+    /// Write to the root of an image mounted here. Symbolic links in the image cannot lead outside it.
     #[arg(long, value_name = "MOUNTPOINT")]
     pub root: Option<PathBuf>,
-    /// Replace files that are there and say something else.
+    /// Replace existing files with other content.
     #[arg(long)]
     pub force: bool,
-    /// With --root: run no program of the image; print the line that builds the initramfs.
+    /// With --root: run no program of the image; print the line that rebuilds the initramfs.
     #[arg(long, requires = "root")]
     pub no_initramfs: bool,
 }

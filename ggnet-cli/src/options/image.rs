@@ -1,4 +1,4 @@
-//! `ggnet image …`.
+//! Options of `ggnet image`.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
 
 const FORMATS: &[&str] = &["raw", "qcow2", "vhd", "vhdx", "vmdk", "vdi"];
 
-/// What to do with images.
+/// Commands on images.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show all images
@@ -25,25 +25,25 @@ pub enum Command {
         #[arg(value_parser = image)]
         image: String,
     },
-    /// Make a version of an image from a file on the server
+    /// Import a file on the server as a new version of an image
     #[command(after_help = "\
-The file lies on the server, below one of its import folders; `ggnet server` names them.
+The file must be on the server, below one of its import folders; `ggnet server` lists these.
 
 Examples:
   ggnet image import debian /srv/ggnet/import/debian.qcow2
-  ggnet image import debian /srv/ggnet/import/debian-2.raw --format raw --comment \"with drivers\" --no-current
+  ggnet image import debian /srv/ggnet/import/debian-2.raw --comment \"drivers\" --no-current
   ggnet image import windows /srv/ggnet/import/win.vhdx --no-wait --output json
 
-Ctrl-C stops the waiting, not the import.")]
+Ctrl-C stops waiting; the import continues.")]
     Import(Import),
-    /// Say which version machines boot from their next boot on
+    /// Choose the version that machines boot from their next boot on
     #[command(after_help = "Example:\n  ggnet image set-current debian:3")]
     SetCurrent {
-        /// The version: IMAGE:NUMBER, or its id.
+        /// The version: IMAGE:NUMBER or its id.
         #[arg(value_parser = version)]
         version: VersionRef,
     },
-    /// Remove an image with all its versions; nothing may use it
+    /// Remove an image with all its versions; fails if one is in use
     #[command(visible_alias = "rm", after_help = "Example:\n  ggnet image remove debian --yes")]
     Remove {
         /// The image's name or id.
@@ -53,52 +53,52 @@ Ctrl-C stops the waiting, not the import.")]
         #[command(flatten)]
         yes: Yes,
     },
-    /// Remove one version; nothing may use it
+    /// Remove one version; fails if it is in use
     #[command(after_help = "Example:\n  ggnet image remove-version debian:2 --yes")]
     RemoveVersion {
-        /// The version: IMAGE:NUMBER, or its id.
+        /// The version: IMAGE:NUMBER or its id.
         #[arg(value_parser = version)]
         version: VersionRef,
         /// Confirmation.
         #[command(flatten)]
         yes: Yes,
     },
-    /// Cancel an import under way
+    /// Cancel a running import
     #[command(after_help = "\
 Examples:
-  ggnet image cancel debian                               the one that is being imported
+  ggnet image cancel debian                               the import that is running
   ggnet image cancel debian:3")]
     Cancel {
-        /// The version: IMAGE:NUMBER, its id, or the image whose import is under way.
+        /// The version: IMAGE:NUMBER, its id, or the image whose import is running.
         #[arg(value_parser = version)]
         version: VersionRef,
     },
 }
 
-/// An import.
+/// The options of an import.
 #[derive(Debug, Args)]
 pub struct Import {
-    /// The image to add a version to; made when there is none of this name.
+    /// The image to add a version to; created if it does not exist.
     #[arg(value_parser = noun::<Name>)]
     pub name: Name,
     /// The file's absolute path on the server.
     pub path: PathBuf,
-    /// Its format; left out: the server finds out.
+    /// The file's format. Default: the server detects it.
     #[arg(long, value_parser = one_of::<ImageFormat>(FORMATS))]
     pub format: Option<ImageFormat>,
-    /// The SHA-256 that the file must have, 64 hexadecimal digits.
+    /// The file's expected SHA-256, 64 hexadecimal digits. The import fails if it differs.
     #[arg(long, value_name = "HEX", value_parser = sha256)]
     pub sha256: Option<String>,
-    /// What to say of this version.
+    /// A comment on this version.
     #[arg(long, default_value = "")]
     pub comment: String,
-    /// Machines go on booting the version that is current now.
+    /// Do not make the new version the current one: machines continue to boot the version that is current now.
     #[arg(long)]
     pub no_current: bool,
-    /// Do not wait for its end.
+    /// Do not wait for the import to end.
     #[arg(long, conflicts_with = "timeout")]
     pub no_wait: bool,
-    /// Wait at most this long; the import goes on.
+    /// Wait at most this long, then exit with code 6; the import continues.
     #[arg(long, value_name = "SECONDS", value_parser = super::session::seconds)]
     pub timeout: Option<Duration>,
 }

@@ -1,4 +1,4 @@
-//! `ggnet job …`.
+//! Options of `ggnet job`.
 
 use clap::{Args, Subcommand};
 use ggnet_core::nouns::{JobId, JobState};
@@ -7,16 +7,16 @@ use super::values::{noun, one_of};
 
 const STATES: &[&str] = &["queued", "running", "succeeded", "failed", "cancelled"];
 
-/// What to do with jobs.
+/// Commands on jobs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show the jobs that run and those that wait for their turn
+    /// Show the running and the queued jobs
     #[command(
         visible_alias = "ls",
         after_help = "\
 Examples:
   ggnet job list
-  ggnet job list --all --limit 20                         also those that have ended
+  ggnet job list --all --limit 20                         also the ended ones
   ggnet job list --state failed --output json"
     )]
     List(List),
@@ -27,16 +27,16 @@ Examples:
         #[arg(value_parser = noun::<JobId>)]
         job: JobId,
     },
-    /// Ask a job to end
+    /// Cancel a job
     #[command(after_help = "Example:\n  ggnet job cancel 019ac2f4-6d1e-7c3a-9b58-3f2a6c0d9e71")]
     Cancel {
         /// The job's id.
         #[arg(value_parser = noun::<JobId>)]
         job: JobId,
     },
-    /// Do a failed or cancelled job again, as it was asked for
+    /// Retry a failed or cancelled job with its original parameters
     #[command(after_help = "\
-An import makes the same version as before.
+Retrying an import creates the same version as before.
 
 Example:
   ggnet job retry 019ac2f4-6d1e-7c3a-9b58-3f2a6c0d9e71")]
@@ -47,16 +47,16 @@ Example:
     },
 }
 
-/// Which jobs.
+/// Which jobs to show.
 #[derive(Debug, Args)]
 pub struct List {
-    /// Also those that have ended.
+    /// Also show ended jobs.
     #[arg(long, conflicts_with = "state")]
     pub all: bool,
-    /// Only those in this state.
+    /// Show only jobs in this state.
     #[arg(long, value_parser = one_of::<JobState>(STATES))]
     pub state: Option<JobState>,
-    /// At most so many, the newest first.
+    /// Show at most this many, newest first.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! `ggnet machine …`.
+//! Options of `ggnet machine`.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ const FIRMWARES: &[&str] = &["bios", "uefi", "unknown"];
 const DEVICES: &[&str] = &["x64", "x86", "raspi"];
 const STATES: &[&str] = &["active", "inactive", "maintenance", "retired"];
 
-/// What to do with machines.
+/// Commands on machines.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show the registered machines
@@ -35,55 +35,55 @@ Examples:
 Examples:
   ggnet machine add pc-1 --mac 52:54:00:12:34:56 --image debian
   ggnet machine add kiosk --mac 52:54:00:12:34:57 --mac 52:54:00:12:34:58 --keep --firmware uefi
-  ggnet machine add --seen 52:54:00:12:34:59       one that asked to boot, as pc-123459
+  ggnet machine add --seen 52:54:00:12:34:59       an unknown machine; named pc-123459
   ggnet machine add pc-9 --seen 52:54:00:12:34:59 --image debian")]
     Add(Add),
-    /// Change a machine; only what is given changes
+    /// Change a machine; only the given properties change
     #[command(after_help = "\
 Examples:
-  ggnet machine set pc-1 --image debian                   it boots that from its next boot on
+  ggnet machine set pc-1 --image debian                   boots debian from its next boot on
   ggnet machine set pc-1 --image none --no-auto-start
-  ggnet machine set pc-1 --pin debian:3                   it stays on version 3; `--pin none` lets it follow again
+  ggnet machine set pc-1 --pin debian:3                   stays on version 3 until `--pin none`
   ggnet machine set pc-1 --state maintenance --description \"fan broken\"")]
     Set(Set),
-    /// Remove a machine; its session must have ended
+    /// Remove a machine; fails if it has a live session
     #[command(visible_alias = "rm", after_help = "Example:\n  ggnet machine remove pc-1 --yes")]
-    Remove(Doomed),
+    Remove(OneConfirmed),
     /// Show the unknown machines that asked to boot
     #[command(after_help = "\
 Example:
-  ggnet machine seen                                      `ggnet machine add --seen MAC` registers one")]
+  ggnet machine seen              to register one: `ggnet machine add --seen MAC`")]
     Seen,
-    /// Forget an unknown machine until it asks again
+    /// Remove an unknown machine from the list until it asks again
     #[command(after_help = "Example:\n  ggnet machine forget 52:54:00:12:34:59")]
     Forget {
-        /// Its MAC address.
+        /// The machine's MAC address.
         #[arg(value_parser = noun::<MacAddr>)]
         mac: MacAddr,
     },
-    /// Throw away what a `keep` machine has written
+    /// Delete everything that a `keep` machine has written
     #[command(after_help = "Example:\n  ggnet machine discard-writeback kiosk --yes")]
-    DiscardWriteback(Doomed),
-    /// Print the boot script of a machine with a live session, as it would read it now; changes nothing
+    DiscardWriteback(OneConfirmed),
+    /// Print the boot script that a machine with a live session would get now; changes nothing
     #[command(after_help = "\
 Example:
-  ggnet machine boot-script pc-1                          it has the CHAP secret of this boot in it: do not post it")]
+  ggnet machine boot-script pc-1      contains the CHAP secret of this boot: do not publish it")]
     BootScript(One),
 }
 
-/// Which machines.
+/// Which machines to show.
 #[derive(Debug, Args)]
 pub struct List {
-    /// Only those in this state.
+    /// Show only machines in this state.
     #[arg(long, value_parser = one_of::<MachineState>(STATES))]
     pub state: Option<MachineState>,
-    /// Only those in this group.
+    /// Show only machines in this group.
     #[arg(long, value_parser = noun::<Name>)]
     pub group: Option<Name>,
-    /// Only those that boot this image (name or id).
+    /// Show only machines that boot this image (name or id).
     #[arg(long, value_parser = image)]
     pub image: Option<String>,
-    /// Only those whose name, MAC address or description has this in it.
+    /// Show only machines whose name, MAC address or description contains this text.
     #[arg(long)]
     pub search: Option<String>,
 }
@@ -96,9 +96,9 @@ pub struct One {
     pub machine: String,
 }
 
-/// One machine, and something that cannot be taken back.
+/// One machine, for a command that cannot be undone.
 #[derive(Debug, Args)]
-pub struct Doomed {
+pub struct OneConfirmed {
     /// The machine's name or id.
     #[arg(value_parser = machine)]
     pub machine: String,
@@ -107,108 +107,108 @@ pub struct Doomed {
     pub yes: Yes,
 }
 
-/// A new machine.
+/// The properties of a new machine.
 #[derive(Debug, Args)]
 pub struct Add {
-    /// Its name, also its host name; may be left out with --seen.
+    /// The machine's name, also its host name. Optional with --seen.
     #[arg(value_parser = noun::<Name>, required_unless_present = "seen")]
     pub name: Option<Name>,
-    /// A network card's MAC address; may be given again. The first one names its initiator.
+    /// The MAC address of a network card; may be repeated. The first one is used for the initiator name.
     #[arg(long, value_parser = noun::<MacAddr>, required_unless_present = "seen")]
     pub mac: Vec<MacAddr>,
-    /// Take over an unknown machine that asked to boot, with its MAC address and firmware.
+    /// Register an unknown machine that asked to boot, with its MAC address and firmware.
     #[arg(long, value_name = "MAC", value_parser = noun::<MacAddr>)]
     pub seen: Option<MacAddr>,
     /// The image it boots (name or id).
     #[arg(long, value_parser = image)]
     pub image: Option<String>,
-    /// Its firmware; left out: its own request tells.
+    /// Its firmware. Default: taken from the machine's own boot request.
     #[arg(long, value_parser = one_of::<Firmware>(FIRMWARES))]
     pub firmware: Option<Firmware>,
-    /// What kind of computer it is.
+    /// The type of computer.
     #[arg(long, value_parser = one_of::<DeviceType>(DEVICES), default_value = "x64")]
     pub device_type: DeviceType,
-    /// A group it is in; may be given again.
+    /// A group of the machine; may be repeated.
     #[arg(long = "group", value_name = "GROUP", value_parser = noun::<Name>)]
     pub groups: Vec<Name>,
-    /// The address that a full DHCP backend reserves for it.
+    /// The IP address to reserve for it, with a full DHCP server such as dnsmasq.
     #[arg(long, value_name = "IP")]
     pub fixed_address: Option<IpAddr>,
-    /// Whether it may boot.
+    /// The machine's state; only an active machine boots.
     #[arg(long, value_parser = one_of::<MachineState>(STATES), default_value = "active")]
     pub state: MachineState,
-    /// Keep what it writes over reboots; left out: a reboot gives a clean disk.
+    /// Keep its changes over reboots. Default: each reboot gives a clean disk.
     #[arg(long)]
     pub keep: bool,
-    /// Asking for its boot script does not start a session.
+    /// Do not start a session when the machine asks for its boot script.
     #[arg(long)]
     pub no_auto_start: bool,
-    /// Free text.
+    /// A description, free text.
     #[arg(long, default_value = "")]
     pub description: String,
 }
 
-/// A changed machine.
+/// Which machine to change, and how.
 #[derive(Debug, Args)]
 pub struct Set {
     /// The machine's name or id.
     #[arg(value_parser = machine)]
     pub machine: String,
-    /// Only if it still is at this revision (`machine show` has it): another's change is not overwritten.
+    /// Change only if the machine still has this revision (see `machine show`), so that no other change is overwritten.
     #[arg(long)]
     pub revision: Option<u64>,
-    /// What changes.
+    /// The changes.
     #[command(flatten)]
     pub changes: Changes,
 }
 
-/// What changes.
+/// The changes.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Changes {
-    /// Its new name.
+    /// The new name.
     #[arg(long, value_parser = noun::<Name>)]
     pub name: Option<Name>,
-    /// Its MAC addresses, all of them; may be given again.
+    /// A MAC address; may be repeated. Replaces all its MAC addresses.
     #[arg(long, value_parser = noun::<MacAddr>)]
     pub mac: Vec<MacAddr>,
-    /// The image it boots (name or id); `none`: it boots from its next boot device.
+    /// The image it boots (name or id). `none`: no image; the machine continues with its next boot device.
     #[arg(long, value_parser = image_or_none)]
     pub image: Option<OrNone<String>>,
-    /// A version to stay on, such as debian:3; `none`: the image's current one.
+    /// Boot always this version, for example debian:3. `none`: boot the image's current version.
     #[arg(long, value_name = "VERSION", value_parser = version_or_none)]
     pub pin: Option<OrNone<VersionRef>>,
     /// Its firmware.
     #[arg(long, value_parser = one_of::<Firmware>(FIRMWARES))]
     pub firmware: Option<Firmware>,
-    /// What kind of computer it is.
+    /// The type of computer.
     #[arg(long, value_parser = one_of::<DeviceType>(DEVICES))]
     pub device_type: Option<DeviceType>,
-    /// Its groups, all of them; may be given again.
+    /// A group; may be repeated. Replaces all its groups.
     #[arg(long = "group", value_name = "GROUP", value_parser = noun::<Name>, conflicts_with = "no_groups")]
     pub groups: Vec<Name>,
-    /// It is in no group.
+    /// Remove the machine from all groups.
     #[arg(long)]
     pub no_groups: bool,
-    /// The address that a full DHCP backend reserves for it; `none`: none.
+    /// The IP address to reserve for it, with a full DHCP server such as dnsmasq. `none`: no reservation.
     #[arg(long, value_name = "IP", value_parser = address)]
     pub fixed_address: Option<OrNone<IpAddr>>,
-    /// Whether it may boot.
+    /// The machine's state; only an active machine boots.
     #[arg(long, value_parser = one_of::<MachineState>(STATES))]
     pub state: Option<MachineState>,
-    /// Keep what it writes over reboots, from its next session on.
+    /// Keep its changes over reboots, from its next session on.
     #[arg(long, conflicts_with = "discard")]
     pub keep: bool,
-    /// A reboot gives a clean disk, from its next session on.
+    /// Each reboot gives a clean disk, from its next session on.
     #[arg(long)]
     pub discard: bool,
-    /// Asking for its boot script starts a session.
+    /// Start a session when the machine asks for its boot script.
     #[arg(long, conflicts_with = "no_auto_start")]
     pub auto_start: bool,
-    /// Asking for its boot script does not start a session.
+    /// Do not start a session when the machine asks for its boot script.
     #[arg(long)]
     pub no_auto_start: bool,
-    /// Free text.
+    /// A description, free text.
     #[arg(long)]
     pub description: Option<String>,
 }

@@ -1,6 +1,6 @@
-//! The command line: global options, one file per noun, and the words that teach it.
+//! The command line: global options, one file per noun, and the help texts.
 //!
-//! What can be checked without the server is checked here, with the nouns' own parsers: a malformed MAC address never leaves this machine.
+//! Values that can be checked without the server are checked here, with the parsers of the nouns: a malformed MAC address is never sent.
 
 pub mod guest_kit;
 pub mod image;
@@ -26,39 +26,41 @@ use values::ServerUrl;
 
 const AFTER: &str = "\
 Examples:
-  ggnet login --server http://10.0.0.1:8080       asks for the token that the server showed at its first start
+  ggnet login --server http://10.0.0.1:8080       asks for the administrator token
   ggnet image import debian /srv/ggnet/import/debian.qcow2
   ggnet machine add pc-1 --mac 52:54:00:12:34:56 --image debian
-  ggnet session watch pc-1                        its boot stages, as they happen
+  ggnet session watch pc-1                        its boot stages, live
   ggnet machine list --output json | jq -r '.[].name'
 
 Exit codes:
-  0    done
-  1    the server refused or failed (a conflict, something in use, an error of its own)
+  0    success
+  1    the server refused the request or failed (conflict, resource in use, internal error)
   2    wrong arguments or input
   3    not logged in, or forbidden
-  4    there is no such thing
+  4    not found
   5    the server cannot be reached
   6    timed out while waiting
   130  interrupted by Ctrl-C
 
 Environment:
-  GGNET_SERVER, GGNET_OUTPUT   as the options of that name
-  GGNET_TOKEN                  the token, in place of the stored one; it is never an argument, for others can read those
-  NO_COLOR                     no colours
+  GGNET_SERVER, GGNET_OUTPUT   the same as the options --server and --output
+  GGNET_TOKEN                  the token, instead of the stored one. There is no option for it,
+                               because other users can read command-line arguments
+  NO_COLOR                     disables colours
 
-Errors go to stderr; with `--output json` as one RFC 9457 problem document with the exit code in it.";
+Errors go to stderr. With `--output json` an error is one RFC 9457 problem document, which includes
+the exit code.";
 
-/// GGnet: one disk image boots a whole room of machines that have no disk.
+/// GGnet: boot a room of diskless machines from one disk image.
 ///
-/// `ggnet` talks to a ggnet-server. Log in once; then machines are registered, images imported, and sessions watched from here.
+/// `ggnet` is a client of ggnet-server. Log in once; then use it to register machines, import images and watch sessions.
 #[derive(Debug, Parser)]
 #[command(name = "ggnet", version, after_help = AFTER, max_term_width = 110, arg_required_else_help = true)]
 pub struct Options {
-    /// For every command.
+    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -67,64 +69,64 @@ pub struct Options {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// The server, for example http://10.0.0.1:8080; left out: the one logged in to.
+    /// The server's URL, for example http://10.0.0.1:8080. Default: the server of the last `ggnet login`.
     #[arg(long, env = "GGNET_SERVER", global = true, value_name = "URL", value_parser = values::server_url)]
     pub server: Option<ServerUrl>,
-    /// The form of results and errors.
+    /// The format of results and errors.
     #[arg(long, short, env = "GGNET_OUTPUT", global = true, value_name = "FORMAT", default_value = "table")]
     pub output: Format,
-    /// Results and errors only: no notes, no progress.
+    /// Print results and errors only, no notes and no progress.
     #[arg(long, short, global = true)]
     pub quiet: bool,
-    /// No colours (as does NO_COLOR).
+    /// Disable colours (same as NO_COLOR).
     #[arg(long, global = true)]
     pub no_color: bool,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Store the server and its token for the commands that follow
+    /// Log in to a server: check the token and store it for later commands
     Login(system::Login),
-    /// Forget the stored token
+    /// Delete the stored token
     Logout,
-    /// The computers without a disk
+    /// Manage machines: the diskless computers that boot from GGnet
     #[command(subcommand, visible_alias = "machines")]
     Machine(machine::Command),
-    /// The disks that machines boot, and their versions
+    /// Manage images: the disks that machines boot, in versions
     #[command(subcommand, visible_alias = "images")]
     Image(image::Command),
-    /// Machines at work: one machine using one image version
+    /// Manage sessions: a session is one machine using one image version
     #[command(subcommand, visible_alias = "sessions")]
     Session(session::Command),
-    /// iSCSI targets: those of sessions, and ones made by hand
+    /// Show iSCSI targets; add and remove manual ones
     #[command(subcommand, visible_alias = "targets")]
     Target(target::Command),
-    /// Long works: imports that run, wait or have ended
+    /// Manage jobs, such as imports: queued, running and ended ones
     #[command(subcommand, visible_alias = "jobs")]
     Job(job::Command),
-    /// What a Linux image needs to live on GGnet's disks
+    /// Write the files that a Linux image needs to run from a GGnet disk
     #[command(subcommand)]
     GuestKit(guest_kit::Command),
-    /// What happened, in order
+    /// Show events: what happened, in order
     Events(system::Events),
-    /// Who changed what
+    /// Show the audit log: who changed what
     Audit(system::Audit),
-    /// What the server is, and whether machines can boot now
+    /// Show the server's version and health, and whether machines can boot now
     Server(system::Server),
     /// Print a completion script for a shell
     Completion(system::Completion),
 }
 
-/// For what cannot be taken back.
+/// The confirmation of a command that cannot be undone.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Yes {
-    /// Do not ask; needed where there is no terminal to ask on.
+    /// Do not ask for confirmation. Required if there is no terminal.
     #[arg(long, short)]
     pub yes: bool,
 }
 
-/// Reads the command line. Help, the version and wrong usage are printed here; the error is then the process's exit code.
+/// Parses the command line. Prints help, version and usage errors itself; then `Err` is the process's exit code.
 pub fn parse(arguments: Vec<OsString>) -> Result<Options, ExitCode> {
     let no_color = arguments.iter().any(|a| a == "--no-color");
     let command = Options::command().color(if no_color { ColorChoice::Never } else { ColorChoice::Auto });
@@ -137,13 +139,13 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Options, ExitCode> {
             output::report(&failure, Format::Json);
             return failure.exit_code();
         }
-        // A reader who has gone reads no help.
+        // Ignored: the reader of a closed pipe needs no help text.
         let _ = e.print();
         ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
     })
 }
 
-/// Wrong usage as a failure: the option is the field.
+/// A usage error as a [`Failure`]: the option is the field.
 fn usage(error: &clap::Error) -> Failure {
     let text = error.render().to_string();
     let detail = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ").to_owned();
@@ -153,10 +155,10 @@ fn usage(error: &clap::Error) -> Failure {
         _ => "arguments".to_owned(),
     };
     Failure::input(&field, detail)
-        .hint("`ggnet help` shows the commands, and `--help` after a command its options")
+        .hint("`ggnet help` lists the commands, `ggnet COMMAND --help` the options of one")
 }
 
-/// Whether errors shall be JSON, while the command line may still be wrong elsewhere.
+/// Whether errors must be JSON. Works on a command line that does not parse.
 fn wants_json(arguments: &[OsString], environment: Option<OsString>) -> bool {
     let mut said = None;
     let mut previous: &str = "";
@@ -184,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_says_what_it_does_and_every_leaf_has_an_example() {
+    fn every_command_has_help_and_every_leaf_an_example() {
         fn walk(command: &clap::Command, path: &str) {
             assert!(command.get_about().is_some(), "{path} has no help");
             let leaves: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").collect();

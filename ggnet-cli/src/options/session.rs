@@ -1,4 +1,4 @@
-//! `ggnet session …`.
+//! Options of `ggnet session`.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const STAGES: &[&str] = &[
     "disconnected",
 ];
 
-/// What to do with sessions.
+/// Commands on sessions.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show the live sessions
@@ -27,29 +27,29 @@ pub enum Command {
         after_help = "\
 Examples:
   ggnet session list
-  ggnet session list --all --machine pc-1                 also those that have ended
+  ggnet session list --all --machine pc-1                 also the ended ones
   ggnet session list --state failed"
     )]
     List(List),
     /// Show one session
     #[command(
-        after_help = "Example:\n  ggnet session show pc-1                                 its newest one"
+        after_help = "Example:\n  ggnet session show pc-1                                 its newest session"
     )]
     Show {
         /// The session's id, or its machine's name or id.
         #[arg(value_parser = machine, value_name = "MACHINE-OR-SESSION")]
         session: String,
     },
-    /// Start a machine's session, before it asks for it
+    /// Start a machine's session before the machine asks to boot
     #[command(after_help = "\
 Examples:
   ggnet session start pc-1
-  ggnet session start pc-1 --image debian                 another image than the one it is assigned to")]
+  ggnet session start pc-1 --image debian                 another image than the assigned one")]
     Start {
         /// The machine's name or id.
         #[arg(value_parser = machine)]
         machine: String,
-        /// The image (name or id); left out: the one it is assigned to.
+        /// The image (name or id). Default: the machine's assigned image.
         #[arg(long, value_parser = image)]
         image: Option<String>,
     },
@@ -57,68 +57,68 @@ Examples:
     #[command(after_help = "\
 Examples:
   ggnet session stop pc-1
-  ggnet session stop pc-1 --force                         also while it runs: it loses its disk")]
+  ggnet session stop pc-1 --force                         also if it is running: it loses its disk")]
     Stop {
         /// The machine's name or id, or the session's id.
         #[arg(value_parser = machine, value_name = "MACHINE-OR-SESSION")]
         session: String,
-        /// Also with the machine running on it: its writes are flushed, then it loses its disk.
+        /// Stop also if the machine is running: its writes are flushed, then it loses its disk.
         #[arg(long)]
         force: bool,
     },
-    /// Show how many sessions there are
+    /// Show the number of sessions by state
     #[command(after_help = "Example:\n  ggnet session stats --output json")]
     Stats,
-    /// Show boot stages as they happen
+    /// Show boot stages live
     #[command(after_help = "\
-One line each: when, which machine, what, and the time since the machine's stage before.
+One line per event: time, machine, event, and the time since the machine's previous stage.
 
 Examples:
-  ggnet session watch                                     every machine, from now on
-  ggnet session watch pc-1 --since-start                  everything that is remembered of it, then what comes
+  ggnet session watch                                     all machines, from now on
+  ggnet session watch pc-1 --since-start                  all stored events of pc-1, then new ones
   ggnet session watch pc-1 --until iscsi-login --timeout 120
-  ggnet session watch --output json | jq -r .kind         one JSON object a line")]
+  ggnet session watch --output json | jq -r .kind         one JSON object per line")]
     Watch(Watch),
 }
 
-/// Which sessions.
+/// Which sessions to show.
 #[derive(Debug, Args)]
 pub struct List {
-    /// Also those that have ended.
+    /// Also show ended sessions.
     #[arg(long, conflicts_with = "state")]
     pub all: bool,
-    /// Only those in this state.
+    /// Show only sessions in this state.
     #[arg(long, value_parser = one_of::<SessionState>(STATES))]
     pub state: Option<SessionState>,
-    /// Only those of this machine (name or id).
+    /// Show only sessions of this machine (name or id).
     #[arg(long, value_parser = machine)]
     pub machine: Option<String>,
-    /// Only those of this image (name or id).
+    /// Show only sessions of this image (name or id).
     #[arg(long, value_parser = image)]
     pub image: Option<String>,
-    /// At most so many, the newest first.
+    /// Show at most this many, newest first.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
 }
 
-/// What to watch.
+/// What to watch, and until when.
 #[derive(Debug, Args)]
 pub struct Watch {
-    /// The machine's name or id; left out: every machine.
+    /// The machine's name or id. Default: all machines.
     #[arg(value_parser = machine)]
     pub machine: Option<String>,
-    /// Begin with what is remembered, not with now.
+    /// Start with the stored events, not with new ones.
     #[arg(long)]
     pub since_start: bool,
-    /// End with 0 when this stage is reached.
+    /// Exit with code 0 when this stage is reached.
     #[arg(long, value_name = "STAGE", value_parser = one_of::<BootStage>(STAGES))]
     pub until: Option<BootStage>,
-    /// End after so long; with 6 when --until was not reached, else with 0.
+    /// Exit after this time: with code 6 if the stage of --until was not reached, without --until with 0.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
 }
 
-/// A time in seconds.
+/// Parses a time in seconds.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is not a number of seconds");
     let seconds: f64 = text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| bad())?;

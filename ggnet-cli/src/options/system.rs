@@ -1,4 +1,4 @@
-//! `ggnet login`, `events`, `audit`, `server` and `completion`.
+//! Options of `ggnet login`, `events`, `audit`, `server` and `completion`.
 
 use std::time::Duration;
 
@@ -7,11 +7,12 @@ use clap_complete::Shell;
 
 use super::values::machine;
 
-/// Logging in.
+/// How to log in.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The token is the one that ggnet-server showed at its first start; `ggnet-server token reset` makes a new one. It is read from
-GGNET_TOKEN, from the terminal or from stdin, and never from an argument, for others can read those.
+ggnet-server prints the token at its first start; `ggnet-server token reset` makes a new one.
+`ggnet login` reads it from GGNET_TOKEN, from the terminal or from stdin. There is no option for it,
+because other users can read command-line arguments.
 
 Examples:
   ggnet login --server http://10.0.0.1:8080
@@ -22,49 +23,49 @@ pub struct Login {
     pub token_stdin: bool,
 }
 
-/// Which events.
+/// Which events to show.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  ggnet events                                            the newest
-  ggnet events --after e1-4d2                             everything since that event
+  ggnet events                                            the newest events
+  ggnet events --after e1-4d2                             all events after that one
   ggnet events --machine pc-1 --output json")]
 pub struct Events {
-    /// The first ones after the event with this cursor; 0: the oldest that are kept; left out: the newest.
+    /// Show the events after this cursor; 0: from the oldest stored one. Default: the newest events.
     #[arg(long, value_name = "CURSOR")]
     pub after: Option<String>,
-    /// Only those of this machine (name or id).
+    /// Show only events of this machine (name or id).
     #[arg(long, value_parser = machine)]
     pub machine: Option<String>,
-    /// At most so many.
+    /// Show at most this many.
     #[arg(long, default_value = "100", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
 }
 
-/// Which rows.
+/// Which rows to show.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  ggnet audit --limit 20")]
 pub struct Audit {
-    /// At most so many.
+    /// Show at most this many.
     #[arg(long, default_value = "100", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: u64,
 }
 
-/// The server.
+/// What to ask the server.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-It ends with 1 when machines cannot boot now.
+The exit code is 1 if machines cannot boot now.
 
 Examples:
   ggnet server
-  ggnet server --wait 30                                  until machines can boot, 30 seconds at most")]
+  ggnet server --wait 30                                  wait until machines can boot, at most 30 s")]
 pub struct Server {
-    /// Wait so long until it is ready; then with 6.
+    /// Wait at most this long until machines can boot; then exit with code 6.
     #[arg(long, value_name = "SECONDS", value_parser = super::session::seconds)]
     pub wait: Option<Duration>,
 }
 
-/// A shell.
+/// For which shell.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -1,4 +1,4 @@
-//! Values on the command line: the nouns' own parsers, and references to machines, images and versions.
+//! Values on the command line: parsers of the nouns, and references to machines, images and versions.
 
 use std::{fmt, str::FromStr};
 
@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::failure::{Failure, Result};
 
-/// A noun from its text.
+/// Parses a noun.
 pub fn noun<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|e: Error| e.message().to_owned())
 }
 
-/// One of a noun's values, by its name on the wire; words may be joined by hyphens.
+/// Parses one of a noun's values by its name in the API; hyphens stand for underscores.
 pub fn one_of<T>(values: &'static [&'static str]) -> impl TypedValueParser<Value = T>
 where
     T: DeserializeOwned + Clone + Send + Sync + 'static,
@@ -36,7 +36,7 @@ pub enum OrNone<T> {
 }
 
 impl<T> OrNone<T> {
-    /// As the API has it: `null` unsets.
+    /// The form of the API: `null` unsets.
     pub fn into_option(self) -> Option<T> {
         match self {
             Self::None => None,
@@ -45,7 +45,7 @@ impl<T> OrNone<T> {
     }
 }
 
-/// A value, or `none`.
+/// Parses a value or `none`.
 pub fn or_none<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<OrNone<T>, String> {
     if text == "none" { Ok(OrNone::None) } else { parse(text).map(OrNone::Some) }
 }
@@ -57,42 +57,45 @@ fn reference<Id: FromStr<Err = Error>>(text: &str, what: &str) -> Result<String,
     Err(format!("{text:?} is neither a {what}'s name (letters, digits, hyphens) nor its id (a UUID)"))
 }
 
-/// A machine, by name or id.
+/// Parses a reference to a machine: name or id.
 pub fn machine(text: &str) -> Result<String, String> {
     reference::<MachineId>(text, "machine")
 }
 
-/// An image, by name or id.
+/// Parses a reference to an image: name or id.
 pub fn image(text: &str) -> Result<String, String> {
     reference::<ImageId>(text, "image")
 }
 
-/// An image or `none`.
+/// Parses an image or `none`.
 pub fn image_or_none(text: &str) -> Result<OrNone<String>, String> {
     or_none(text, image)
 }
 
-/// A version of an image: `debian:3`, or its id; `debian` alone where one version stands out.
+/// A reference to a version: `debian:3`, its id, or `debian` alone where the command implies one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VersionRef {
     /// By its id.
     Id(ImageVersionId),
-    /// By its image, and its number there.
+    /// By its image and its number.
     Of {
         /// The image's name.
         image: Name,
-        /// The number; none: the one that stands out.
+        /// The number; none: the one that the command implies.
         number: Option<u32>,
     },
 }
 
-/// A version of an image.
+/// Parses a reference to a version.
 pub fn version(text: &str) -> Result<VersionRef, String> {
     if let Ok(id) = text.parse() {
         return Ok(VersionRef::Id(id));
     }
-    let bad =
-        || format!("{text:?} is no image version: expected IMAGE:NUMBER such as debian:3, or a version's id");
+    let bad = || {
+        format!(
+            "{text:?} is not an image version: expected IMAGE:NUMBER such as debian:3, or the id of a version"
+        )
+    };
     let (name, number) = match text.split_once(':') {
         Some((name, number)) => (name, Some(number.parse().map_err(|_| bad())?)),
         None => (text, None),
@@ -100,7 +103,7 @@ pub fn version(text: &str) -> Result<VersionRef, String> {
     Ok(VersionRef::Of { image: name.parse().map_err(|_| bad())?, number })
 }
 
-/// A version or `none`.
+/// Parses a version or `none`.
 pub fn version_or_none(text: &str) -> Result<OrNone<VersionRef>, String> {
     or_none(text, version)
 }
@@ -120,25 +123,25 @@ impl fmt::Display for VersionRef {
 #[serde(try_from = "String", into = "String")]
 pub struct ServerUrl(Url);
 
-/// A server's URL.
+/// Parses a server's URL.
 pub fn server_url(text: &str) -> Result<ServerUrl, String> {
-    // "10.0.0.1:8080" is what people type.
+    // People type "10.0.0.1:8080".
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let url = Url::parse(&full).map_err(|e| format!("{text:?} is not a URL: {e}"))?;
     if url.scheme() != "http" {
-        return Err(format!("{text:?}: only http:// is spoken"));
+        return Err(format!("{text:?}: only http:// is supported"));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("a URL with a user or password in it; GGnet needs a token, by `ggnet login`".to_owned());
+        return Err("the URL contains a user or a password, but GGnet uses a token: `ggnet login`".to_owned());
     }
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-        return Err(format!("{text:?}: a server is a host and a port, such as http://10.0.0.1:8080"));
+        return Err(format!("{text:?}: give only a host and a port, such as http://10.0.0.1:8080"));
     }
     Ok(ServerUrl(url))
 }
 
 impl ServerUrl {
-    /// The URL of a path, its segments escaped.
+    /// The URL of a path; its segments are escaped.
     pub fn join(&self, path: &[&str]) -> Result<Url> {
         let mut url = self.0.clone();
         let segments = url.path_segments_mut();

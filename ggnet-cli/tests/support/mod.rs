@@ -1,4 +1,4 @@
-//! A real ggnet-server in a folder of its own, and the real `ggnet` with a home of its own.
+//! A real ggnet-server with its own folder, and the real `ggnet` with its own home directory.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a helper of tests fails as tests fail")]
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 /// A server that is killed when this is dropped.
 pub struct Server {
     process: Child,
-    // Open until the end: a server must not die of a closed stdout.
+    // Kept open until the end, so that stdout is not closed.
     _stdout: BufReader<ChildStdout>,
     /// Its address and port.
     pub address: String,
@@ -26,7 +26,7 @@ pub struct Server {
     folder: TempDir,
 }
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Ran {
     /// Its exit code.
@@ -48,7 +48,7 @@ impl From<Output> for Ran {
 }
 
 impl Ran {
-    /// It ended with this code; else the test fails with what it said.
+    /// Checks its exit code; the test fails with its output.
     #[track_caller]
     pub fn ends(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:#?}");
@@ -67,14 +67,14 @@ impl Ran {
         serde_json::from_str(&self.stderr).unwrap_or_else(|e| panic!("stderr is no JSON ({e}): {self:#?}"))
     }
 
-    /// stderr has this in it.
+    /// Checks that stderr contains this.
     #[track_caller]
     pub fn says(self, text: &str) -> Self {
         assert!(self.stderr.contains(text), "no {text:?} in {self:#?}");
         self
     }
 
-    /// stdout has this in it.
+    /// Checks that stdout contains this.
     #[track_caller]
     pub fn shows(self, text: &str) -> Self {
         assert!(self.stdout.contains(text), "no {text:?} in {self:#?}");
@@ -87,7 +87,7 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// `ggnet` with this home and nothing of ours in its environment.
+/// `ggnet` with this home and without our variables in its environment.
 pub fn ggnet(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ggnet"));
     for name in ["GGNET_SERVER", "GGNET_TOKEN", "GGNET_OUTPUT", "NO_COLOR"] {
@@ -125,12 +125,12 @@ pub fn serve_and_log(folder: &Path, address: &str, level: &str) -> Command {
     command
 }
 
-/// The token, if this is the line that shows it.
+/// The token, if this line contains it.
 pub fn token_in(line: &str) -> Option<&str> {
     line.strip_prefix("    ").map(str::trim)
 }
 
-/// `GET` of a path at a server, without any token. The whole answer.
+/// `GET` of a path without a token. Returns the whole response.
 pub fn boot_request(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
@@ -140,14 +140,14 @@ pub fn boot_request(address: &str, path: &str) -> String {
 }
 
 impl Server {
-    /// A server, ready, nobody logged in.
+    /// Starts a server; it is ready, but `ggnet` is not logged in.
     pub fn start() -> Self {
         Self::start_with(|_| {})
     }
 
-    /// The same in a folder that is prepared first.
+    /// The same in a prepared folder.
     pub fn start_with(prepare: impl Fn(&Path)) -> Self {
-        // Somebody else may take a port between our look and the server's.
+        // Another process may take the port before the server binds it.
         (0..5).find_map(|_| Self::try_start(&prepare)).expect("the server did not start; its log is above")
     }
 
@@ -175,7 +175,7 @@ impl Server {
         Some(server)
     }
 
-    /// Kills it and starts it again over its folder: what it says until it ends by itself, or shows a new token.
+    /// Kills the server and starts it again with its folder; returns its output until it exits or prints a new token.
     pub fn over_again(&mut self) -> Ran {
         self.kill();
         self.process = serve(self.folder.path(), &self.address).spawn().unwrap();
@@ -187,7 +187,7 @@ impl Server {
         Ran { code, stdout: said, stderr: std::fs::read_to_string(self.folder.path().join("log")).unwrap() }
     }
 
-    /// Kills it and runs another command of its program over its folder, such as `key reset`.
+    /// Kills the server and runs another command of ggnet-server with its folder, such as `key reset`.
     pub fn offline(&mut self, words: &str) -> Ran {
         self.kill();
         let mut command = serve(self.folder.path(), &self.address);
@@ -195,7 +195,7 @@ impl Server {
         output.into()
     }
 
-    /// Kills it and starts it again over its folder, which has its token; it answers when this returns.
+    /// Kills the server and starts it again with its folder, which has its token; it is ready when this returns.
     pub fn again(&mut self) {
         self.kill();
         self.process = serve(self.folder.path(), &self.address).spawn().unwrap();
@@ -207,7 +207,7 @@ impl Server {
         }
     }
 
-    /// The folder that its configuration, its log and its data folder are in.
+    /// The folder of its configuration, log and data folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -217,7 +217,7 @@ impl Server {
         self.folder.path().join("data")
     }
 
-    /// A server, ready, and logged in.
+    /// Starts a server and logs in.
     pub fn logged_in() -> Self {
         let server = Self::start();
         server.login(&server.token).ends(0);
@@ -230,7 +230,7 @@ impl Server {
         self.folder.path().join("home")
     }
 
-    /// A raw image of this many MiB in the import folder: a few marked bytes, else a hole.
+    /// Creates a sparse raw image of this many MiB, with a few marked bytes, in the import folder.
     pub fn raw_image(&self, name: &str, mib: u64) -> String {
         let path = self.folder.path().join("import").join(name);
         let mut file = File::create(&path).unwrap();
@@ -239,20 +239,20 @@ impl Server {
         path.to_str().unwrap().to_owned()
     }
 
-    /// `ggnet` with these words, not run yet.
+    /// `ggnet` with these arguments, not yet started.
     pub fn command(&self, words: &str) -> Command {
         let mut command = ggnet(&self.home());
         command.args(words.split_whitespace());
         command
     }
 
-    /// Runs `ggnet` with these words.
+    /// Runs `ggnet` with these arguments.
     #[track_caller]
     pub fn run(&self, words: &str) -> Ran {
         self.command(words).output().unwrap().into()
     }
 
-    /// Runs `ggnet --output json` with these words; it must succeed and print JSON.
+    /// Runs `ggnet --output json` with these arguments; it must succeed and print JSON.
     #[track_caller]
     pub fn json(&self, words: &str) -> Value {
         self.run(&format!("{words} --output json")).ends(0).json()
@@ -267,12 +267,12 @@ impl Server {
         process.wait_with_output().unwrap().into()
     }
 
-    /// What a booting machine does: `GET` of a path, without any token. The whole answer.
+    /// A request of a booting machine: `GET` of a path without a token. Returns the whole response.
     pub fn boot_request(&self, path: &str) -> String {
         boot_request(&self.address, path)
     }
 
-    /// The server's death, as by a power cut.
+    /// Kills the server with SIGKILL.
     pub fn kill(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -1,7 +1,7 @@
-//! Under which addresses a machine reaches us: the configured one; else, on a loopback connection only, the Host header's IP literal (QEMU's
-//! user-mode network reaches 127.0.0.1 as 10.0.2.2, and only the guest knows that); else the connection's own local address.
+//! The address at which a machine reaches us: the configured one; else, on a loopback connection only, the Host header's IP literal (QEMU's
+//! user-mode network reaches 127.0.0.1 as 10.0.2.2, which only the guest knows); else the local address of the connection.
 //!
-//! The Host header is believed on loopback only: elsewhere anybody could send a machine to another server with it.
+//! The Host header is trusted on loopback only: elsewhere an attacker could use it to send a machine to another server.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +14,7 @@ use ggnet_core::{
 
 use super::Endpoints;
 
-/// What is configured.
+/// The configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Advertise {
     /// The address to hand out.
@@ -24,7 +24,7 @@ pub struct Advertise {
 }
 
 impl Advertise {
-    /// What to tell the machine at the other end of this connection.
+    /// The addresses to send to the machine at the other end of this connection.
     pub fn to(&self, ends: &Endpoints, headers: &HeaderMap) -> Result<Advertised> {
         let at = match self.address {
             Some(address) => SocketAddr::new(address, self.http_port),
@@ -48,7 +48,7 @@ fn host_literal(headers: &HeaderMap) -> Option<SocketAddr> {
 mod tests {
     use super::*;
 
-    fn told(advertise: Option<&str>, local: &str, host: &str) -> String {
+    fn advertised(advertise: Option<&str>, local: &str, host: &str) -> String {
         let a = Advertise { address: advertise.map(|a| a.parse().unwrap()), http_port: 8080 };
         let ends = Endpoints { local: local.parse().unwrap(), peer: "192.0.2.9:1".parse().unwrap() };
         let headers = HeaderMap::from_iter([(HOST, host.parse().unwrap())]);
@@ -57,10 +57,10 @@ mod tests {
 
     #[test]
     fn the_rule_of_the_advertised_address() {
-        assert_eq!(told(Some("192.0.2.1"), "127.0.0.1:8080", "10.0.2.2:8080"), "http://192.0.2.1:8080");
-        assert_eq!(told(None, "127.0.0.1:8080", "10.0.2.2:8080"), "http://10.0.2.2:8080");
-        assert_eq!(told(None, "127.0.0.1:8080", "localhost:8080"), "http://127.0.0.1:8080");
-        assert_eq!(told(None, "192.0.2.1:8080", "198.51.100.66:8080"), "http://192.0.2.1:8080");
-        assert_eq!(told(None, "[::1]:8080", "[fec0::2]:8080"), "http://[fec0::2]:8080");
+        assert_eq!(advertised(Some("192.0.2.1"), "127.0.0.1:8080", "10.0.2.2:8080"), "http://192.0.2.1:8080");
+        assert_eq!(advertised(None, "127.0.0.1:8080", "10.0.2.2:8080"), "http://10.0.2.2:8080");
+        assert_eq!(advertised(None, "127.0.0.1:8080", "localhost:8080"), "http://127.0.0.1:8080");
+        assert_eq!(advertised(None, "192.0.2.1:8080", "198.51.100.66:8080"), "http://192.0.2.1:8080");
+        assert_eq!(advertised(None, "[::1]:8080", "[fec0::2]:8080"), "http://[fec0::2]:8080");
     }
 }

@@ -1,5 +1,5 @@
-//! Who uses the API: the holder of the administrator token. Who that is, from where and with which request, goes with the request as a
-//! [`Principal`], which routes take by `Extension(by): Extension<Principal>`.
+//! Authentication of the API: the administrator token. Each request carries a [`Principal`] (token, client address, request id), which routes
+//! take as `Extension(by): Extension<Principal>`.
 
 use axum::{
     extract::{ConnectInfo, Request, State},
@@ -16,7 +16,7 @@ use ggnet_core::{
 
 use super::{Endpoints, Shared, error::Failure, request_id};
 
-/// Lets a request with the right `Authorization: Bearer …` through, with its principal.
+/// Passes on requests with the right `Authorization: Bearer …`, with their principal; rejects all others.
 pub async fn require_token(
     State(app): State<Shared>,
     mut request: Request,
@@ -33,14 +33,14 @@ pub async fn require_token(
         None => {
             return Err(Failure::unauthorized(
                 code::token_missing(),
-                "This needs the administrator token as `Authorization: Bearer …`",
+                "This request needs the administrator token in the header `Authorization: Bearer …`",
             ));
         }
     }
     let ends = request.extensions().get::<ConnectInfo<Endpoints>>();
     let from = ends.map(|ConnectInfo(ends)| ends.peer.ip().to_string());
     let by = Principal::administrator().at(from).asking(request_id::of(request.headers()));
-    // Whoever comes in may at least look; what changes something the orchestrator asks for itself.
+    // Every principal must at least be allowed to read; the orchestrator authorizes each change itself.
     authorize(&by, Command::Read)?;
     request.extensions_mut().insert(by);
     Ok(next.run(request).await)
@@ -48,8 +48,9 @@ pub async fn require_token(
 
 impl Failure {
     fn unauthorized(code: Code, message: &str) -> Self {
-        let error = Error::new(code, message)
-            .with_hint("`ggnet login` stores it; `ggnet-server token reset` makes a new one");
+        let error = Error::new(code, message).with_hint(
+            "Run `ggnet login` to store the token, or `ggnet-server token reset` to make a new one",
+        );
         Self::with_status(error, axum::http::StatusCode::UNAUTHORIZED)
     }
 }

@@ -1,4 +1,4 @@
-//! What booting machines ask for: scripts, boot files, and a place to report failures. No token; every rule is core's `boot::decide`.
+//! The routes of booting machines: scripts, boot files, failure reports. They need no token; all rules are in ggnet-core's `boot::decide`.
 
 use axum::{
     extract::{ConnectInfo, State},
@@ -21,14 +21,14 @@ use super::{
     request_id,
 };
 
-/// What a script says of the machine that reads it.
+/// What iPXE reports about the machine when it requests a script.
 #[derive(Debug, Default, Deserialize)]
 pub struct ScriptQuery {
     /// iPXE's `${platform}`: `pcbios` or `efi`.
     platform: Option<String>,
 }
 
-/// A failure, as iPXE reports it.
+/// A failure that iPXE reports.
 #[derive(Debug, Deserialize)]
 pub struct ReportQuery {
     stage: String,
@@ -39,7 +39,7 @@ pub struct ReportQuery {
 const SCRIPT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 fn script_response(text: String) -> Response {
-    // A script carries credentials of one generation; nobody may keep it.
+    // A script contains credentials of one generation and must not be cached.
     let headers =
         [(header::CONTENT_TYPE, SCRIPT), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
     (headers, text).into_response()
@@ -84,12 +84,12 @@ pub async fn script(
         BootAnswer::Script(text) => Ok(script_response(text)),
         BootAnswer::Retry(after) => {
             let after = [(header::RETRY_AFTER, after.as_secs().max(1).to_string())];
-            Ok((StatusCode::SERVICE_UNAVAILABLE, after, "Starting; come again\n").into_response())
+            Ok((StatusCode::SERVICE_UNAVAILABLE, after, "Starting; retry later\n").into_response())
         }
     }
 }
 
-/// `GET /boot/{mac}/report?stage=…&errno=…`. The answer is an empty script, so that it can be chained to.
+/// `GET /boot/{mac}/report?stage=…&errno=…`. The response is an empty script, so that iPXE can chain to it.
 pub async fn report(
     State(app): State<Shared>,
     ValidPath(mac): ValidPath<MacAddr>,

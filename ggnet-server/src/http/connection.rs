@@ -1,25 +1,25 @@
-//! Both ends of a request's connection, as routes see them.
+//! The local and the remote address of a request's connection.
 
 use std::net::SocketAddr;
 
-/// Both ends.
+/// The two addresses of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Endpoints {
-    /// Ours.
+    /// Our address.
     pub local: SocketAddr,
-    /// Theirs.
+    /// The address of the client.
     pub peer: SocketAddr,
 }
 
 impl Endpoints {
-    /// Of a connection with these addresses.
+    /// The endpoints of a connection.
     #[must_use]
     pub fn new(local: SocketAddr, peer: SocketAddr) -> Self {
         Self { local: canonical(local), peer: canonical(peer) }
     }
 }
 
-/// `::ffff:192.0.2.1` is 192.0.2.1: on a socket that takes both families, and in what we tell machines.
+/// Converts `::ffff:192.0.2.1`, the form on a socket for both address families, to 192.0.2.1.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -1,7 +1,7 @@
-//! Core's errors as HTTP: the only place where an [`ErrorKind`] meets a status code.
+//! Errors of ggnet-core as HTTP responses: the only place that maps an [`ErrorKind`] to a status code.
 //!
-//! What goes out is the message with its reason, the code, the field and the hint. Context, tool output and causes stay in the log under
-//! the request's id, because they can name paths and commands of this host; an `Internal` error says nothing of itself at all.
+//! A response contains the message with its reason, the code, the field and the hint. Context, tool output and causes are only in the log,
+//! under the request's id, because they can contain paths and commands of this host. The response of an `Internal` error has no details.
 
 use std::{any::Any, sync::LazyLock};
 
@@ -15,7 +15,7 @@ use ggnet_iscsi::LogBudget;
 
 use super::request_id;
 
-/// Lines of the log about requests that failed: whoever asks for a boot script may cause them, as often as he likes.
+/// Limits the log lines about failed requests, because any client can cause them with requests for boot scripts.
 static FAILURES: LazyLock<LogBudget> = LazyLock::new(|| LogBudget::new(10));
 
 /// A failed request.
@@ -25,7 +25,7 @@ pub struct Failure {
     status: StatusCode,
 }
 
-/// What a route returns.
+/// The result of a route.
 pub type Answer<T> = Result<T, Failure>;
 
 impl Failure {
@@ -33,7 +33,7 @@ impl Failure {
         Self { error, status }
     }
 
-    /// Of a request by iPXE, which comes again after 503 and gives up after anything else.
+    /// The failure of a request by iPXE, which retries after 503 and gives up after any other status.
     pub(super) fn to_ipxe(error: Error) -> Self {
         if error.is_retryable() {
             return Self::with_status(error, StatusCode::SERVICE_UNAVAILABLE);
@@ -89,9 +89,10 @@ impl IntoResponse for Failure {
     }
 }
 
-/// What is said of a defect.
+/// The response of an internal error, without details.
 fn without_words(error: &Error) -> Error {
-    let shown = Error::internal("An internal error; the server's log has it under this request's id");
+    let shown =
+        Error::internal("Internal error; the details are in the server's log under the id of this request");
     let shown = shown.retryable(error.is_retryable());
     match error.hint() {
         Some(hint) => shown.with_hint(hint),
@@ -99,18 +100,18 @@ fn without_words(error: &Error) -> Error {
     }
 }
 
-/// 404 for a path that is no route.
+/// 404: the path does not exist.
 pub async fn no_route() -> Failure {
-    Error::new(code::path_not_found(), "There is nothing at this path").into()
+    Error::new(code::path_not_found(), "This path does not exist").into()
 }
 
-/// 405 for a method that a path does not have.
+/// 405: the path does not support this method.
 pub async fn no_method() -> Failure {
-    let error = Error::new(code::method_not_allowed(), "This path does not have that method");
+    let error = Error::new(code::method_not_allowed(), "This path does not support that method");
     Failure::with_status(error, StatusCode::METHOD_NOT_ALLOWED)
 }
 
-/// 500 for a handler that panicked: the connection and the server live on.
+/// 500: a handler panicked; the connection and the server continue.
 #[expect(clippy::needless_pass_by_value, reason = "the signature is tower-http's")]
 pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let what =
@@ -119,7 +120,7 @@ pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
         .into_response()
 }
 
-/// The log span of a request: its id, method and path. The query may carry what a machine claims, so it is left out.
+/// The log span of a request: its id, method and path. Not its query, which may contain untrusted data of a machine.
 pub fn request_span<B>(request: &Request<B>) -> tracing::Span {
     let id = request.headers().get(request_id::HEADER).and_then(|v| v.to_str().ok()).unwrap_or("");
     let path: String = request.uri().path().chars().take(200).collect();
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_defect_says_nothing_of_itself() {
+    async fn an_internal_error_shows_no_details() {
         let error = Error::internal("words of it").with_reason(io::Error::other("its reason"));
         let got = document(error.with_field("its field")).await;
         assert_eq!(got["code"], "internal");
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn ipxe_is_asked_to_come_again_where_that_may_help() {
+    fn ipxe_is_asked_to_retry_if_that_may_help() {
         let answer = |kind| Failure::to_ipxe(Error::new(kind, "a reason")).into_response();
         for kind in [ErrorKind::Busy, ErrorKind::Unavailable, ErrorKind::Timeout] {
             let response = answer(kind);

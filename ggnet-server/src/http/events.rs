@@ -1,4 +1,4 @@
-//! Events since a cursor, and the audit log.
+//! The routes of events and of the audit log.
 
 use axum::{Json, extract::State};
 use ggnet_core::{
@@ -20,7 +20,7 @@ use super::{
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventQuery {
-    // A text, so that what is no cursor is refused with its own code.
+    // A string, so that an invalid cursor is refused with its own code.
     after: Option<String>,
     #[serde(default)]
     newest: bool,
@@ -49,8 +49,8 @@ pub async fn events(
     }
     let after = q.after.as_deref().map(str::parse::<Cursor>).transpose()?;
     if q.newest && after.is_some() {
-        return Err(Error::invalid("newest", "The newest events are asked for without a cursor")
-            .with_hint("Leave `after` out, or `newest`")
+        return Err(Error::invalid("newest", "The parameters `newest` and `after` cannot be used together")
+            .with_hint("Remove `after` or `newest`")
             .into());
     }
     let read = app.orchestrator.read();
@@ -58,8 +58,8 @@ pub async fn events(
         Some(reference) => Some(read.machine(reference).await?.id),
         None => None,
     };
-    // Asked before: nothing of this machine lies between `after` and it when there is nothing in the answer. A follower of a quiet machine
-    // would else keep a cursor that is forgotten one day.
+    // Read before the events: if there are none of this machine, its follower can skip to this cursor. Otherwise the follower of a quiet
+    // machine would keep a cursor that is pruned some day.
     let newest = match machine {
         Some(_) => read.newest_events(1, None).await?.pop(),
         None => None,

@@ -1,4 +1,4 @@
-//! Extractors whose refusals name the field: JSON bodies, queries, paths.
+//! Extractors of JSON bodies, queries and paths; their errors name the field.
 
 use axum::{
     body::Bytes,
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::Failure;
 
-/// A JSON body. 422 names the field and the reason.
+/// A JSON body. The error 422 names the field and the reason.
 pub struct ValidJson<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ValidJson<T> {
@@ -20,13 +20,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for ValidJson<T> {
         let bytes = Bytes::from_request(request, state)
             .await
             .map_err(|e| Failure::with_status(refused(e.body_text()), e.status()))?;
-        // No body at all is an empty object: every field that can be left out is.
+        // An empty body means an empty object: all optional fields are omitted.
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         parse(&mut serde_json::Deserializer::from_slice(bytes)).map(Self)
     }
 }
 
-/// A request that is not what this path takes.
+/// The error of a request that does not fit its route.
 fn refused(why: String) -> Error {
     Error::new(code::request_invalid(&why), why)
 }
@@ -41,11 +41,11 @@ fn parse<'de, T: DeserializeOwned>(
         let error = refused(format!("{at}{inner}"));
         if path == "." { error } else { error.with_field(path) }
     })?;
-    json.end().map_err(|e| refused(format!("After the JSON body: {e}")))?;
+    json.end().map_err(|e| refused(format!("After the end of the JSON body: {e}")))?;
     Ok(parsed)
 }
 
-/// Query parameters. 422 names the reason.
+/// Query parameters. The error 422 contains the reason.
 pub struct ValidQuery<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> {
@@ -57,7 +57,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for ValidQuery<T> 
     }
 }
 
-/// Parameters of the path. 422 names the reason; axum's own refusal is no problem document.
+/// Parameters of the path. The error 422 contains the reason; axum's own error is no problem document.
 pub struct ValidPath<T>(pub T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ValidPath<T> {
@@ -69,12 +69,12 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for ValidPa
     }
 }
 
-/// `?page=…&per_page=…`, checked.
+/// Checks `?page=…&per_page=…`.
 pub fn page(page: Option<u32>, per_page: Option<u32>) -> Result<PageRequest> {
     let (page, per_page) = (page.unwrap_or(1), per_page.unwrap_or(100));
     if page == 0 {
         let most = u32::MAX;
-        return Err(Error::invalid("page", "Pages count from 1").with_code(code::out_of_range(1, most)));
+        return Err(Error::invalid("page", "The first page is 1").with_code(code::out_of_range(1, most)));
     }
     if !(1..=1000).contains(&per_page) {
         return Err(
@@ -84,12 +84,12 @@ pub fn page(page: Option<u32>, per_page: Option<u32>) -> Result<PageRequest> {
     Ok(PageRequest { page, per_page })
 }
 
-/// A new name must not be one of the words that stand in its place in a path: nobody could ask for it.
-pub fn free_in_a_path(name: &Name, taken: &[&str]) -> Result<()> {
-    if taken.contains(&name.as_str()) {
+/// Refuses a name that is also a fixed word at the same place in a path: the object could not be requested.
+pub fn free_in_a_path(name: &Name, reserved: &[&str]) -> Result<()> {
+    if reserved.contains(&name.as_str()) {
         return Err(Error::invalid(
             "name",
-            format!("{name} has a meaning of its own in addresses of the API"),
+            format!("The name {name} is reserved, because it is part of paths of the API"),
         )
         .with_code(code::name_reserved(name))
         .with_hint("Choose another name"));

@@ -1,4 +1,4 @@
-//! Health: alive, ready, and what this server is.
+//! The routes of health and of the server's information.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,15 +12,15 @@ use ggnet_core::{
 use super::{Shared, shared_answer::SharedAnswer};
 use crate::log;
 
-/// `GET /health/live`: the process answers.
+/// `GET /health/live`: the process responds.
 pub async fn live() -> &'static str {
     "ok\n"
 }
 
-/// How long an answer of the backends is given to all who ask: a look may start a program.
+/// How long the backends' health is reused: a health check may start a program.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What `/health/ready` is answered from.
+/// The state of `/health/ready`.
 pub(super) struct Ready {
     app: Shared,
     backends: SharedAnswer<Vec<BackendHealth>>,
@@ -33,12 +33,12 @@ impl Ready {
     }
 }
 
-/// `GET /health/ready`: machines can boot now; else 503 with the reason. Who asks while the backends are being asked waits for that answer,
-/// and who asks within [`FRESH`] of it has the same.
+/// `GET /health/ready`: 200 if machines can boot now, else 503 with the reason. Requests that arrive while the backends are being checked
+/// wait for that result; requests within [`FRESH`] after it get the same one.
 pub(super) async fn ready(State(ready): State<Arc<Ready>>) -> impl IntoResponse {
     let app = &ready.app;
     let backends = ready.backends.get(|| ask_all(Arc::clone(app))).await;
-    // None: the server stops, or this broke.
+    // None: the server is stopping, or the check panicked.
     let backends = backends.map(|all| all.to_vec()).unwrap_or_default();
     let serving = app.orchestrator.is_serving() && !app.stopping.is_cancelled();
     let ready = serving && !backends.is_empty() && backends.iter().all(|b| b.boots);
@@ -54,7 +54,7 @@ async fn ask_all(app: Shared) -> Vec<BackendHealth> {
     all
 }
 
-/// The server itself.
+/// The health of the server itself.
 fn own(app: &Shared) -> Health {
     let ended = app.orchestrator.trouble().or_else(|| app.long_lived.trouble());
     if let Some(why) = ended.or_else(|| app.addresses.trouble()) {
@@ -70,7 +70,7 @@ fn own(app: &Shared) -> Health {
 }
 
 fn shown(port: &str, backend: &str, health: Health) -> BackendHealth {
-    // A missing converter and a full image store stop imports, not boots. Whether the versions that machines boot are there `images` says.
+    // A missing converter and a full image store prevent imports, not boots. Missing versions are reported by the entry `images`.
     let boots = health.boots() || matches!(port, "converter" | "image_store");
     BackendHealth { port: port.to_owned(), backend: backend.to_owned(), health, boots }
 }
@@ -89,12 +89,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lets_nobody_new_boot_is_said_of_each_backend() {
+    fn each_backend_reports_whether_machines_can_boot() {
         let boots = |port, health| shown(port, "x", health).boots;
         assert!(boots("dhcp", Health::Up) && boots("store", Health::Degraded("slow".into())));
         assert!(
             !boots("store", Health::Blocked("full".into())),
-            "it works for those it serves, and for no other"
+            "a blocked backend serves only existing sessions"
         );
         assert!(!boots("dhcp", Health::Down("gone".into())));
         assert!(boots("converter", Health::Down("gone".into())));

@@ -1,4 +1,4 @@
-//! Images, versions and imports.
+//! The routes of images, versions and imports.
 
 use std::path::{Path as FsPath, PathBuf};
 
@@ -19,10 +19,10 @@ use super::{
     extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, page},
 };
 
-/// Words that stand where an image's name may in a path.
-const TAKEN: [&str; 1] = ["import"];
+/// Fixed words at the place of an image's name in a path.
+const RESERVED: [&str; 1] = ["import"];
 
-/// Page of images.
+/// The page of images.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
@@ -50,7 +50,7 @@ fn with_progress(view: VersionView) -> VersionResponse {
     VersionResponse { version, progress_per_mille }
 }
 
-/// The image of this id or name, with its versions.
+/// Gets an image by id or name, with its versions.
 async fn view(app: &Shared, reference: &str) -> Result<ImageResponse> {
     let read = app.orchestrator.read();
     let image = read.image(reference).await?;
@@ -81,7 +81,7 @@ pub async fn version(
     Ok(Json(with_progress(app.orchestrator.read().version(id).await?)))
 }
 
-/// `POST /images/import`: begins an import; 202 with the version to watch.
+/// `POST /images/import`: starts an import; 202 with the new version.
 pub async fn import(
     State(app): State<Shared>,
     Extension(by): Extension<Principal>,
@@ -94,7 +94,7 @@ pub async fn import(
             .with_code(code::sha256_invalid())
             .into());
     }
-    free_in_a_path(&body.name, &TAKEN)?;
+    free_in_a_path(&body.name, &RESERVED)?;
     let path = confined(&app.import_dirs, body.path).await?;
     let request = ImportRequest {
         image: body.name,
@@ -106,19 +106,19 @@ pub async fn import(
         by,
     };
     let (image, version) = app.orchestrator.images().import(request).await?;
-    // It has begun: an answer that lacks its job is better than an error.
+    // The import has started: a response without its job is better than an error.
     let job = app.orchestrator.jobs().of_version(version.id).await.ok().flatten().map(|job| job.id);
     let version = with_progress(app.orchestrator.read().version_view(version));
     Ok((StatusCode::ACCEPTED, Json(ImportResponse { image, version, job })))
 }
 
-/// The real path, below one of the allowed folders; symbolic links are resolved before the look.
+/// The canonical path, which must be below one of the allowed folders; symbolic links are resolved before the check.
 pub(super) async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathBuf> {
     let folders = || allowed.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
     if !path.is_absolute() {
         return Err(Error::invalid("path", format!("{} is not an absolute path", path.display()))
             .with_code(code::import_path_not_absolute(path.display(), folders()))
-            .with_hint(format!("Files may be imported from below {}", folders())));
+            .with_hint(format!("Use the path of a file below {}", folders())));
     }
     let dirs = allowed.to_vec();
     let asked = path.clone();
@@ -128,19 +128,19 @@ pub(super) async fn confined(allowed: &[PathBuf], path: PathBuf) -> Result<PathB
             |dir: &PathBuf| dir.canonicalize().is_ok_and(|d: PathBuf| real.starts_with(FsPath::new(&d)));
         Ok(dirs.iter().any(below).then_some(real))
     });
-    let real = real.await.map_err(|e| Error::internal("A blocking task died").with_source(e))?;
-    // The same answer for a missing file and a forbidden one: what lies elsewhere on the server is nobody's business.
+    let real = real.await.map_err(|e| Error::internal("A blocking task panicked").with_source(e))?;
+    // The same error for a missing and a forbidden file, so that clients cannot probe other paths of the server.
     match real {
         Ok(Some(real)) => Ok(real),
         Ok(None) | Err(_) => Err(Error::new(
             code::import_file_not_found(path.display(), folders()),
-            format!("There is no file {} below the folders that may be imported from", path.display()),
+            format!("File {} was not found below the import folders", path.display()),
         )
         .with_hint(format!("Put it below {}", folders()))),
     }
 }
 
-/// `POST /versions/{id}/cancel`: cancels an import under way.
+/// `POST /versions/{id}/cancel`: cancels a running import.
 pub async fn cancel(
     State(app): State<Shared>,
     Extension(by): Extension<Principal>,
@@ -150,7 +150,7 @@ pub async fn cancel(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// `POST /images/{id}/current/{version}`: what machines boot from their next boot on.
+/// `POST /images/{id}/current/{version}`: sets the version that machines boot from their next boot on.
 pub async fn set_current(
     State(app): State<Shared>,
     Extension(by): Extension<Principal>,

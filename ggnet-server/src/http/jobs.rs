@@ -1,4 +1,4 @@
-//! Jobs: what runs, what waits and what has ended; cancelling and retrying.
+//! The routes of jobs: list, show, cancel, retry.
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use ggnet_core::{
@@ -15,7 +15,7 @@ use super::{
     images::confined,
 };
 
-/// Filters and page.
+/// The filters and the page.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
@@ -26,7 +26,7 @@ pub struct ListQuery {
     version: Option<ImageVersionId>,
 }
 
-/// `GET /jobs`: the newest first.
+/// `GET /jobs`: newest first.
 pub async fn list(
     State(app): State<Shared>,
     ValidQuery(q): ValidQuery<ListQuery>,
@@ -40,7 +40,7 @@ pub async fn show(State(app): State<Shared>, ValidPath(id): ValidPath<JobId>) ->
     Ok(Json(app.orchestrator.jobs().get(id).await?))
 }
 
-/// `POST /jobs/{id}/cancel`: asks it to end; 202 with the job, which ends soon.
+/// `POST /jobs/{id}/cancel`: requests cancellation; 202 with the job, which ends soon.
 pub async fn cancel(
     State(app): State<Shared>,
     Extension(by): Extension<Principal>,
@@ -50,24 +50,24 @@ pub async fn cancel(
     Ok((StatusCode::ACCEPTED, Json(job)))
 }
 
-/// `POST /jobs/{id}/retry`: does a failed or cancelled job again; 202 with the job to watch.
+/// `POST /jobs/{id}/retry`: retries a failed or cancelled job; 202 with the job.
 pub async fn retry(
     State(app): State<Shared>,
     Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<JobId>,
 ) -> Answer<(StatusCode, Json<Job>)> {
     let job = app.orchestrator.jobs().get(id).await?;
-    // What is no job to retry is refused for that.
+    // A job that cannot be retried is refused below, with its own reason.
     if let JobKind::Import(import) = job.kind
         && job.state.can_be_retried()
     {
-        // Links and the configuration may have changed since it was asked for.
+        // Symbolic links and the configuration may have changed since the import was requested.
         let path = import.path.clone();
         let now = confined(&app.import_dirs, import.path).await?;
         if now != path {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("{} leads to another file than before: {}", path.display(), now.display()),
+                format!("{} now refers to another file than before: {}", path.display(), now.display()),
             )
             .with_hint("Import that file instead")
             .into());

@@ -1,15 +1,15 @@
-//! HTTP connections: accepted, counted by source, and ended when nothing comes of them.
+//! HTTP connections: accepted, limited by source, and closed when idle.
 //!
 //! ```text
-//!  accept ──▶ a place ──▶ a whole request header in time ──▶ route ──▶ answer ─┐
-//!                 ▲                                                           │ keep-alive
-//!                 └──────────────── idle ◀────────────────────────────────────┘
+//!  accept ──▶ slot ──▶ complete request header in time ──▶ route ──▶ response ─┐
+//!               ▲                                                              │ keep-alive
+//!               └──────────────── idle ◀───────────────────────────────────────┘
 //! ```
 //!
-//! Invariants: no connection lives on without a request for longer than [`FIRST_HEADER`] and [`HEADER`]; a peer that vanished is noticed by TCP, also where it
-//! owes us the reading of an answer. When all places are taken a newcomer gets that of an idle connection: of the source that has most among
-//! those with an idle one, and there of the one that has been idle longest. It is turned away only where none is idle. So HTTP never has more
-//! than [`CONNECTIONS`] descriptors, and one source cannot keep the others out.
+//! Invariants: no connection stays open without a request for longer than [`FIRST_HEADER`] or [`HEADER`]; TCP detects a lost peer, also one
+//! that does not read its response. If all slots are in use, a new connection replaces an idle one: among the sources with an idle
+//! connection that with the most connections, and there the one that has been idle longest. It is refused only if none is idle. So HTTP
+//! never uses more than [`CONNECTIONS`] descriptors, and one source cannot lock out the others.
 
 use std::{
     cmp::Reverse,
@@ -37,39 +37,39 @@ use tower::ServiceExt as _;
 
 use super::connection::Endpoints;
 
-/// Connections at once, and from one source.
+/// The most connections at once: in total, and from one source.
 const CONNECTIONS: usize = 1024;
 const FROM_ONE_SOURCE: usize = 256;
-/// From the connection to its first whole request header.
+/// The time from the connection to its first complete request header.
 const FIRST_HEADER: Duration = Duration::from_secs(10);
-/// From an answer to the next whole request header. Clients keep connections for a while.
+/// The time from a response to the next complete request header. Clients keep connections open for a while.
 const HEADER: Duration = Duration::from_secs(60);
-/// Most bytes of a request that are held before its handler takes them, its whole header among them. Hyper's own limit, some 400 KiB, lets a
-/// thousand unfinished headers hold 400 MiB.
+/// The most bytes of a request that are buffered before its handler reads them, including the header. With hyper's default, about 400 KiB, a
+/// thousand incomplete headers could hold 400 MiB.
 const REQUEST_BUFFER: usize = 32 << 10;
-/// How long TCP waits for a peer to take what was sent, and between signs of life.
-const UNHEARD: Duration = Duration::from_secs(60);
-/// Pause after an `accept` that failed for lack of resources.
+/// How long TCP waits for a peer to acknowledge data, and the idle time before keepalive probes.
+const PEER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The pause after an `accept` that failed for lack of resources.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who serves the connections, and which there are.
+/// All HTTP connections, and the router that serves them.
 pub(crate) struct Connections {
     router: Router,
-    places: Arc<Places>,
+    slots: Arc<Slots>,
     tasks: TaskTracker,
     stopping: CancellationToken,
-    /// Lines of the log about connections that could not be accepted.
+    /// Limits the log lines about failed `accept` calls.
     failures: LogBudget,
 }
 
 impl Connections {
-    /// Of a server that stops when `stopping` is cancelled.
+    /// Connections of a server that stops when `stopping` is cancelled.
     pub(crate) fn new(router: Router, stopping: CancellationToken) -> Self {
         let failures = LogBudget::new(1);
-        Self { router, places: Arc::default(), tasks: TaskTracker::new(), stopping, failures }
+        Self { router, slots: Arc::default(), tasks: TaskTracker::new(), stopping, failures }
     }
 
-    /// Accepts connections until the stop. Dropped or panicked half-way: those that there are go on, and the listener stays open.
+    /// Accepts connections until the stop. If it is dropped or panics, existing connections continue and the listener stays open.
     pub(crate) async fn accept(&self, listener: &TcpListener) {
         loop {
             let accepted = tokio::select! {
@@ -78,13 +78,13 @@ impl Connections {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let Some(place) = self.places.take(peer.ip().to_canonical()) else {
-                        // Closed by being dropped: every connection there is has a request under way.
+                    let Some(slot) = self.slots.take(peer.ip().to_canonical()) else {
+                        // Dropping the stream closes it: all other connections have a request in flight.
                         tracing::debug!(%peer, "HTTP connection refused: too many");
                         continue;
                     };
                     let connection =
-                        connection(stream, peer, self.router.clone(), place, self.stopping.clone());
+                        connection(stream, peer, self.router.clone(), slot, self.stopping.clone());
                     #[expect(clippy::disallowed_methods, reason = "one connection, tracked")]
                     self.tasks.spawn(connection);
                 }
@@ -98,7 +98,7 @@ impl Connections {
         }
     }
 
-    /// Waits until the requests under way are answered; nothing must be accepted any more.
+    /// Waits for the requests in flight; no more connections may be accepted.
     pub(crate) async fn finished(&self) {
         self.tasks.close();
         self.tasks.wait().await;
@@ -109,18 +109,18 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
-    place: Arc<Place>,
+    slot: Arc<Slot>,
     stopping: CancellationToken,
 ) {
     if let Err(error) = prepare(&stream) {
         tracing::debug!(%peer, %error, "socket options");
     }
-    // A connection that died already has no local address; its answer goes nowhere.
+    // A connection that is already closed has no local address; its response is lost anyway.
     let local = stream.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
     let endpoints = Endpoints::new(local, peer);
-    let (go, state) = (place.go.clone(), Arc::clone(&place.state));
+    let (go, state) = (slot.go.clone(), Arc::clone(&slot.state));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (router, busy) = (router.clone(), Busy::new(&place));
+        let (router, busy) = (router.clone(), Busy::new(&slot));
         async move {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(endpoints));
@@ -155,34 +155,35 @@ async fn connection(
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new().with_time(UNHEARD).with_interval(UNHEARD / 6).with_retries(3);
+    let keepalive =
+        TcpKeepalive::new().with_time(PEER_TIMEOUT).with_interval(PEER_TIMEOUT / 6).with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
-    // A peer that stops reading: its window stays shut, and no answer may wait for ever.
-    socket.set_tcp_user_timeout(Some(UNHEARD))
+    // If the peer stops reading, its window stays closed; the response must not wait for ever.
+    socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))
 }
 
-/// All connections, by source and in the order of their coming.
+/// All connections, by source and in order of arrival.
 #[derive(Debug, Default)]
-struct Places {
+struct Slots {
     next: AtomicU64,
     open: Mutex<HashMap<IpAddr, Vec<Arc<State>>>>,
 }
 
-/// What is known of a connection.
+/// The state of a connection.
 #[derive(Debug)]
 struct State {
-    /// Asks it to make room.
+    /// Cancelled to close the connection and free its slot.
     go: CancellationToken,
-    /// Whether a request has come.
+    /// Whether a request has arrived.
     asked: AtomicBool,
-    /// When it last became idle, as a number that only grows; none while it has a request.
+    /// When it became idle, as an increasing number; none while it has a request.
     idle_since: Mutex<Option<u64>>,
 }
 
-/// A connection's place; given back when dropped.
+/// A connection's slot; freed when dropped.
 #[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
+struct Slot {
+    slots: Arc<Slots>,
     source: IpAddr,
     state: Arc<State>,
     go: CancellationToken,
@@ -193,16 +194,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Places {
+impl Slots {
     fn now(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn take(self: &Arc<Self>, source: IpAddr) -> Option<Arc<Place>> {
+    fn take(self: &Arc<Self>, source: IpAddr) -> Option<Arc<Slot>> {
         let mut open = lock(&self.open);
         let (own, all) = (open.get(&source).map_or(0, Vec::len), open.values().map(Vec::len).sum::<usize>());
         if own >= FROM_ONE_SOURCE || all >= CONNECTIONS {
-            // Of all that are idle and not only of the source that has most: that one's may all be busy.
+            // Consider the idle connections of all sources: those of the source with the most may all be busy.
             let (.., whose, at) = open
                 .iter()
                 .filter(|(whose, _)| own < FROM_ONE_SOURCE || **whose == source)
@@ -219,13 +220,13 @@ impl Places {
         let state = Arc::new(State { go: go.clone(), asked, idle_since });
         open.entry(source).or_default().push(Arc::clone(&state));
         drop(open);
-        Some(Arc::new(Place { places: Arc::clone(self), source, state, go }))
+        Some(Arc::new(Slot { slots: Arc::clone(self), source, state, go }))
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
-        let mut open = lock(&self.places.open);
+        let mut open = lock(&self.slots.open);
         if let Some(own) = open.get_mut(&self.source) {
             own.retain(|state| !Arc::ptr_eq(state, &self.state));
             if own.is_empty() {
@@ -235,20 +236,20 @@ impl Drop for Place {
     }
 }
 
-/// A request under way: its connection keeps its place.
-struct Busy(Arc<Place>);
+/// A request in flight: its connection keeps its slot.
+struct Busy(Arc<Slot>);
 
 impl Busy {
-    fn new(place: &Arc<Place>) -> Self {
-        place.state.asked.store(true, Ordering::Relaxed);
-        *lock(&place.state.idle_since) = None;
-        Self(Arc::clone(place))
+    fn new(slot: &Arc<Slot>) -> Self {
+        slot.state.asked.store(true, Ordering::Relaxed);
+        *lock(&slot.state.idle_since) = None;
+        Self(Arc::clone(slot))
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        *lock(&self.0.state.idle_since) = Some(self.0.places.now());
+        *lock(&self.0.state.idle_since) = Some(self.0.slots.now());
     }
 }
 
@@ -261,49 +262,52 @@ mod tests {
     }
 
     #[test]
-    fn a_source_with_many_makes_room_by_what_was_idle_longest() {
-        let places = Arc::new(Places::default());
-        let first = places.take(from(1)).unwrap();
-        let second = places.take(from(1)).unwrap();
+    fn a_source_with_many_connections_loses_the_one_idle_longest() {
+        let slots = Arc::new(Slots::default());
+        let first = slots.take(from(1)).unwrap();
+        let second = slots.take(from(1)).unwrap();
         let request = Busy::new(&first);
-        let mut others: Vec<_> = (2..FROM_ONE_SOURCE).map(|_| places.take(from(1)).unwrap()).collect();
+        let mut others: Vec<_> = (2..FROM_ONE_SOURCE).map(|_| slots.take(from(1)).unwrap()).collect();
         assert!(!second.go.is_cancelled());
-        others.push(places.take(from(1)).unwrap());
-        assert!(second.go.is_cancelled() && !first.go.is_cancelled(), "the one with a request stays");
+        others.push(slots.take(from(1)).unwrap());
+        assert!(second.go.is_cancelled() && !first.go.is_cancelled(), "a connection with a request stays");
         drop(request);
-        // Idle again, but not for long.
-        others.push(places.take(from(1)).unwrap());
+        // Idle again, but only since now.
+        others.push(slots.take(from(1)).unwrap());
         assert!(!first.go.is_cancelled() && others[0].go.is_cancelled());
-        assert!(places.take(from(2)).is_some_and(|p| !p.go.is_cancelled()), "others are not concerned");
+        assert!(slots.take(from(2)).is_some_and(|p| !p.go.is_cancelled()), "other sources are not affected");
     }
 
     #[test]
-    fn a_newcomer_gets_an_idle_place_while_the_source_with_most_has_none() {
-        let places = Arc::new(Places::default());
-        let take = |source, count| (0..count).map(|_| places.take(from(source)).unwrap()).collect::<Vec<_>>();
+    fn a_new_connection_gets_an_idle_slot_while_the_source_with_most_has_none() {
+        let slots = Arc::new(Slots::default());
+        let take = |source, count| (0..count).map(|_| slots.take(from(source)).unwrap()).collect::<Vec<_>>();
         let most = take(0, FROM_ONE_SOURCE);
         let _busy: Vec<_> = most.iter().map(Busy::new).collect();
         let others: Vec<_> =
             (1..=4).flat_map(|source| take(source, (CONNECTIONS - FROM_ONE_SOURCE) / 4)).collect();
-        let newcomer = places.take(from(9)).unwrap();
-        assert!(others[0].go.is_cancelled() && !newcomer.go.is_cancelled(), "it was idle longest");
-        assert!(places.take(from(0)).is_none(), "who has all that one source may makes room of its own");
+        let new = slots.take(from(9)).unwrap();
+        assert!(others[0].go.is_cancelled() && !new.go.is_cancelled(), "it was idle longest");
+        assert!(
+            slots.take(from(0)).is_none(),
+            "a source at its own limit can replace only its own connections"
+        );
     }
 
     #[test]
-    fn all_together_have_so_many_and_who_has_a_request_is_never_cut_off() {
-        let places = Arc::new(Places::default());
+    fn all_sources_together_are_limited_and_a_connection_with_a_request_is_never_closed() {
+        let slots = Arc::new(Slots::default());
         let mut all = Vec::new();
         for source in 0..4 {
             for _ in 0..FROM_ONE_SOURCE {
-                all.push(places.take(from(source)).unwrap());
+                all.push(slots.take(from(source)).unwrap());
             }
         }
-        let one = places.take(from(9)).unwrap();
+        let one = slots.take(from(9)).unwrap();
         assert_eq!(all.iter().filter(|p| p.go.is_cancelled()).count(), 1);
         let busy: Vec<_> = all.iter().chain([&one]).map(Busy::new).collect();
-        assert!(places.take(from(8)).is_none());
+        assert!(slots.take(from(8)).is_none());
         drop((busy, all, one));
-        assert!(lock(&places.open).is_empty());
+        assert!(lock(&slots.open).is_empty());
     }
 }

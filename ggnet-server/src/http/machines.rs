@@ -1,4 +1,4 @@
-//! Machines, and the unknown ones that were seen.
+//! The routes of machines and of seen unknown machines.
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use ggnet_core::{
@@ -16,10 +16,10 @@ use super::{
     extract::{ValidJson, ValidPath, ValidQuery, free_in_a_path, page},
 };
 
-/// Words that stand where a machine's name may in a path.
-const TAKEN: [&str; 1] = ["seen"];
+/// Fixed words at the place of a machine's name in a path.
+const RESERVED: [&str; 1] = ["seen"];
 
-/// Filters and page.
+/// The filters and the page.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
@@ -51,14 +51,14 @@ pub async fn create(
     Extension(by): Extension<Principal>,
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
-    free_in_a_path(&body.name, &TAKEN)?;
+    free_in_a_path(&body.name, &RESERVED)?;
     let made = app.orchestrator.machines().create(new_machine(body), &by).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
 fn new_machine(body: CreateMachineRequest) -> Machine {
     Machine {
-        // Id, times and revision are the orchestrator's to set.
+        // The orchestrator sets id, times and revision.
         id: MachineId::generate(),
         name: body.name,
         description: body.description,
@@ -90,7 +90,7 @@ pub async fn update(
     ValidPath(id): ValidPath<String>,
     ValidJson(body): ValidJson<UpdateMachineRequest>,
 ) -> Answer<Json<Machine>> {
-    body.name.as_ref().map_or(Ok(()), |name| free_in_a_path(name, &TAKEN))?;
+    body.name.as_ref().map_or(Ok(()), |name| free_in_a_path(name, &RESERVED))?;
     let id = app.orchestrator.read().machine(&id).await?.id;
     let revision = body.revision;
     let change = Box::new(move |m| Ok(changed(m, body)));
@@ -107,7 +107,7 @@ fn changed(mut m: Machine, c: UpdateMachineRequest) -> Machine {
     m.groups = c.groups.unwrap_or(m.groups);
     m.state = c.state.unwrap_or(m.state);
     if let Some(image) = c.image {
-        // A pin belongs to the image it was made for.
+        // A pin is valid only for its own image.
         if image != m.image {
             m.pinned_version = None;
         }
@@ -130,7 +130,7 @@ pub async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `DELETE /machines/{id}/writeback`: throws away what a `keep` machine has written.
+/// `DELETE /machines/{id}/writeback`: deletes everything that a `keep` machine has written.
 pub async fn discard_writeback(
     State(app): State<Shared>,
     Extension(by): Extension<Principal>,
@@ -141,7 +141,7 @@ pub async fn discard_writeback(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Page of seen machines.
+/// The page of seen machines.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeenQuery {
@@ -157,14 +157,14 @@ pub async fn seen(
     Ok(Json(app.orchestrator.read().seen(page(q.page, q.per_page)?).await?))
 }
 
-/// `POST /machines/seen/{mac}/register`: takes an unknown machine over, with its MAC address and firmware.
+/// `POST /machines/seen/{mac}/register`: registers an unknown machine with its MAC address and firmware.
 pub async fn register_seen(
     State(app): State<Shared>,
     Extension(by): Extension<Principal>,
     ValidPath(mac): ValidPath<MacAddr>,
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
-    free_in_a_path(&body.name, &TAKEN)?;
+    free_in_a_path(&body.name, &RESERVED)?;
     let seen = app.orchestrator.read().seen_machine(mac).await?;
     let mut new = new_machine(body);
     if !new.macs.contains(&mac) {
@@ -177,13 +177,13 @@ pub async fn register_seen(
     Ok((StatusCode::CREATED, Json(made)))
 }
 
-/// `DELETE /machines/seen/{mac}`: forgets one.
+/// `DELETE /machines/seen/{mac}`: removes an unknown machine from the list.
 pub async fn forget_seen(
     State(app): State<Shared>,
     Extension(by): Extension<Principal>,
     ValidPath(mac): ValidPath<MacAddr>,
 ) -> Answer<StatusCode> {
-    // What was never seen is `NotFound`, not forgotten.
+    // Returns `NotFound` for a MAC address that was never seen.
     app.orchestrator.read().seen_machine(mac).await?;
     app.orchestrator.machines().forget_seen(mac, &by).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -1,10 +1,11 @@
-//! `GET /metrics`: what the server counts, as OpenMetrics text for Prometheus.
+//! `GET /metrics`: the metrics as OpenMetrics text for Prometheus.
 //!
-//! Sessions and disks are kept nowhere for it: each scrape asks the store's counters and the target backend's connections. A machine's
-//! counters begin anew with each of its logins, as a counter of Prometheus may. What core counts (calls of ports) stands in the
+//! The metrics of sessions and disks are not cached: each scrape reads the store's counters and the target backend's connections. A
+//! machine's counters restart at zero with each login, which Prometheus allows. The metrics of ggnet-core (port calls) are in the
 //! [`Registry`] of [`App`](super::App).
 //!
-//! Invariant: the answer comes within [`PATIENCE`]. What a backend that hangs would tell is left out of it; its calls that hang are in it.
+//! Invariant: the response is sent within [`SCRAPE_TIMEOUT`]. It lacks the metrics that a hanging backend would supply, but includes the
+//! number of its overdue calls.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -29,11 +30,11 @@ use prometheus_client::{
 use super::{Shared, error::Answer};
 use crate::log;
 
-/// What every name begins with.
+/// The prefix of all metric names.
 pub(crate) const PREFIX: &str = "ggnet";
 
-/// How long the backends may take for one answer; Prometheus gives up after 10 s unless told otherwise.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time limit of the backends for one scrape; by default Prometheus gives up after 10 s.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Counts what the store has made durable, in `registry`.
 pub(crate) fn count_commits(store: Arc<dyn Store>, registry: &mut Registry) {
@@ -67,7 +68,7 @@ pub async fn metrics(State(app): State<Shared>) -> Answer<Response> {
 
 async fn scrape(app: &Shared) -> Scrape {
     let read = app.orchestrator.read();
-    let (sessions, disks) = tokio::join!(told(read.session_counts()), told(disks(read)));
+    let (sessions, disks) = tokio::join!(in_time(read.session_counts()), in_time(disks(read)));
     Scrape {
         sessions,
         online: app.orchestrator.presence().online_count(),
@@ -77,16 +78,18 @@ async fn scrape(app: &Shared) -> Scrape {
     }
 }
 
-/// What a backend says, if it says it in time.
-async fn told<T>(what: impl Future<Output = Result<T>>) -> Option<T> {
-    match tokio::time::timeout(PATIENCE, what).await {
-        Ok(Ok(told)) => Some(told),
+/// A backend's result, if it succeeds within [`SCRAPE_TIMEOUT`].
+async fn in_time<T>(call: impl Future<Output = Result<T>>) -> Option<T> {
+    match tokio::time::timeout(SCRAPE_TIMEOUT, call).await {
+        Ok(Ok(result)) => Some(result),
         Ok(Err(e)) => {
-            tracing::warn!(error = %e.report(), "left out of the metrics");
+            tracing::warn!(error = %e.report(), "some metrics are missing from this response");
             None
         }
         Err(_) => {
-            tracing::warn!("left out of the metrics: no answer within {PATIENCE:?}");
+            tracing::warn!(
+                "some metrics are missing from this response: no response from the backend within {SCRAPE_TIMEOUT:?}"
+            );
             None
         }
     }
@@ -101,14 +104,14 @@ async fn disks(read: Reads<'_>) -> Result<BTreeMap<Labels, Totals>> {
     Ok(by_disk(&found.connections, &names))
 }
 
-/// What people call the owners of targets.
+/// The names of the owners of targets.
 struct Names {
     manual: BTreeMap<ResourceId, String>,
     machines: BTreeMap<MachineId, String>,
 }
 
-/// The labels of a disk's counters: machine, manual target (one of them is empty), initiator. The last is empty for a manual target:
-/// whoever logs in there names himself as he likes, and each name would be a series of its own.
+/// The labels of a disk's counters: machine, manual target (one of them is empty), initiator. The initiator is empty for a manual target,
+/// because clients can choose any initiator name there and each name would create a series.
 type Labels = [(&'static str, String); 3];
 
 #[derive(Debug, Default)]
@@ -119,7 +122,7 @@ struct Totals {
     io: IoCounters,
 }
 
-/// Adds up connections that would have the same labels: a series may be there once only.
+/// Adds up connections with the same labels, because a series may appear only once.
 fn by_disk(connections: &[Connection], names: &Names) -> BTreeMap<Labels, Totals> {
     let mut all: BTreeMap<Labels, Totals> = BTreeMap::new();
     for c in connections {
@@ -151,7 +154,7 @@ fn by_disk(connections: &[Connection], names: &Names) -> BTreeMap<Labels, Totals
     all
 }
 
-/// Everything that one answer tells.
+/// The data of one response.
 #[derive(Debug)]
 struct Scrape {
     sessions: Option<SessionCounts>,
@@ -175,7 +178,7 @@ fn render(kept: &Registry, scrape: Scrape) -> Result<String> {
 impl Collector for Scrape {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> fmt::Result {
         if let Some(s) = &self.sessions {
-            let help = "Sessions that are remembered";
+            let help = "Sessions in the store";
             let mut sessions = out.encode_descriptor("sessions", help, None, MetricType::Gauge)?;
             let states = [
                 ("starting", s.starting),
@@ -197,18 +200,17 @@ impl Collector for Scrape {
             )?,
             self.online,
         )?;
-        let help = "Whether logins and boot scripts are served: the first reconcile has ended";
+        let help = "Whether logins and boot scripts are served, that is, the first reconciliation has ended";
         gauge(out.encode_descriptor("serving", help, None, MetricType::Gauge)?, self.serving.into())?;
 
-        let help =
-            "Log lines that could not be written, or found no place in the queue before a reader that hangs";
+        let help = "Log lines that were lost: they could not be written, or the queue was full because its reader hangs";
         let lost = out.encode_descriptor("log_lines_lost", help, None, MetricType::Counter)?;
         ConstCounter::new(self.log_lines_lost).encode(lost)?;
 
         type Get = fn(&Totals) -> u64;
         let gauges: [(&str, &str, Get); 2] = [
-            ("disk_connections", "iSCSI sessions that are logged in", |t| t.connections),
-            ("disk_queue_depth", "Commands open now", |t| t.io.queue_depth.into()),
+            ("disk_connections", "iSCSI sessions logged in", |t| t.connections),
+            ("disk_queue_depth", "Commands in flight", |t| t.io.queue_depth.into()),
         ];
         for (name, help, get) in gauges {
             let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -217,13 +219,15 @@ impl Collector for Scrape {
             }
         }
         let counters: [(&str, &str, Get); 7] = [
-            ("disk_read_bytes", "Bytes that initiators have read", |t| t.bytes_read),
-            ("disk_written_bytes", "Bytes that initiators have written", |t| t.bytes_written),
+            ("disk_read_bytes", "Bytes read by initiators", |t| t.bytes_read),
+            ("disk_written_bytes", "Bytes written by initiators", |t| t.bytes_written),
             ("disk_reads", "Commands that read the medium", |t| t.io.reads),
             ("disk_writes", "Commands that wrote the medium", |t| t.io.writes),
             ("disk_other_commands", "All other SCSI commands", |t| t.io.others),
-            ("disk_not_good", "Commands answered with any status but GOOD", |t| t.io.not_good),
-            ("disk_device_errors", "Commands whose disk had failed or was full", |t| t.io.device_errors),
+            ("disk_not_good", "Commands that ended with a status other than GOOD", |t| t.io.not_good),
+            ("disk_device_errors", "Commands that failed because the disk failed or was full", |t| {
+                t.io.device_errors
+            }),
         ];
         for (name, help, get) in counters {
             let mut family = out.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -286,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_series_comes_once_and_names_are_escaped() {
+    fn a_series_appears_once_and_names_are_escaped() {
         let manual = ResourceId::manual(TargetId::generate());
         let names = Names {
             manual: BTreeMap::from([(manual.clone(), "a\"b".to_owned())]),

@@ -1,7 +1,7 @@
 //! The HTTP server: the API under `/api/v1`, the boot routes under `/boot` and `/files`, health under `/health`,
-//! `/metrics` for Prometheus. Thin: every rule is core's.
+//! `/metrics` for Prometheus. It contains no rules: those are in ggnet-core.
 //!
-//! Every `/api` route and `/metrics` need the administrator token; boot routes do not, for a machine that boots has nothing to show.
+//! All `/api` routes and `/metrics` need the administrator token; boot routes do not, because a booting machine has no credentials.
 
 mod advertise;
 mod auth;
@@ -48,23 +48,23 @@ use crate::{image_files::ImageFiles, token::TokenHash};
 
 /// What the routes need.
 pub struct App {
-    /// All rules.
+    /// The orchestrator, which has all rules.
     pub orchestrator: Orchestrator,
-    /// Who may use the API.
+    /// The hash of the administrator token.
     pub token: TokenHash,
-    /// Under which addresses machines reach us.
+    /// The addresses at which machines reach us.
     pub advertise: Advertise,
-    /// The folders below which files may be imported.
+    /// The folders from which files may be imported.
     pub import_dirs: Vec<PathBuf>,
-    /// What the orchestrator's ports count.
+    /// The metrics of the orchestrator's ports.
     pub metrics: Registry,
     /// The server's own long-lived tasks.
     pub long_lived: Arc<Supervisor>,
     /// The addresses that HTTP listens on.
     pub addresses: Arc<Addresses>,
-    /// The interfaces that machines are served on, those aside that a backend listens on by name and looks at itself.
+    /// The served interfaces, except those that a backend listens on by name and monitors itself.
     pub interfaces: Vec<String>,
-    /// The files that machines boot.
+    /// The monitor of the image files that machines boot.
     pub image_files: Arc<ImageFiles>,
     /// Cancelled when the server stops.
     pub stopping: tokio_util::sync::CancellationToken,
@@ -110,7 +110,7 @@ pub fn router(app: App) -> Router {
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::no_method)
         .layer(middleware::from_fn_with_state(app.clone(), auth::require_token));
-    // Names of machines and initiators are in it: not for everybody.
+    // Metrics contain names of machines and initiators, so they need the token.
     let metrics = Router::new()
         .route("/metrics", get(metrics::metrics))
         .layer(middleware::from_fn_with_state(app.clone(), auth::require_token));
@@ -119,7 +119,7 @@ pub fn router(app: App) -> Router {
         .route("/boot/{mac}", get(boot::script))
         .route("/boot/{mac}/report", get(boot::report))
         .route("/files/{*path}", get(boot::file));
-    // Watchers ask every few seconds: "not ready" is an answer and no failure to log each time.
+    // Monitoring asks every few seconds: "not ready" is a normal response and is not logged each time.
     let health = Router::new()
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
@@ -132,12 +132,12 @@ pub fn router(app: App) -> Router {
         .fallback(error::no_route)
         .with_state(app)
         .layer(RequestBodyLimitLayer::new(1 << 20))
-        // Between two pieces of a body.
+        // The time between two parts of a body.
         .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(20)))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(120)))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(PropagateRequestIdLayer::new(request_id.clone()))
-        // A failure says itself what it is, and that a machine is to come again is none.
+        // `Failure` logs itself, and a response that makes a machine retry is no failure.
         .layer(TraceLayer::new_for_http().make_span_with(error::request_span).on_failure(()))
         .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
         .layer(middleware::map_request(request_id::drop_odd))

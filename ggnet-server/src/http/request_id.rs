@@ -1,5 +1,5 @@
-//! The id of a request, in its header `x-request-id` and in that of its answer: a client's own where it is short and plain, else one that
-//! the server gives it. It goes into every line of the log about the request, and into the audit.
+//! The id of a request, in the header `x-request-id` of request and response: the client's own id if it is short and plain, else one that
+//! the server generates. It is in all log lines about the request and in the audit.
 
 use axum::{extract::Request, http::HeaderMap};
 use ggnet_core::nouns::RequestId;
@@ -7,12 +7,12 @@ use ggnet_core::nouns::RequestId;
 /// The header.
 pub const HEADER: &str = "x-request-id";
 
-/// A request's id; none where it is not plain.
+/// A request's id; none if it is not plain.
 pub fn of(headers: &HeaderMap) -> Option<RequestId> {
     headers.get(HEADER)?.to_str().ok()?.parse().ok()
 }
 
-/// Takes an id that is not plain from a request, which is given another one then.
+/// Removes an id that is not plain, so that the server generates one.
 pub async fn drop_odd(mut request: Request) -> Request {
     if of(request.headers()).is_none() {
         request.headers_mut().remove(HEADER);

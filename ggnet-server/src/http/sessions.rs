@@ -1,4 +1,4 @@
-//! Sessions.
+//! The routes of sessions.
 
 use axum::{
     Extension, Json,
@@ -24,7 +24,7 @@ use super::{
     extract::{ValidJson, ValidPath, ValidQuery, page},
 };
 
-/// Filters and page.
+/// The filters and the page.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
@@ -119,7 +119,7 @@ pub async fn show(
     Ok(Json(respond(app.orchestrator.read().session(id).await?)))
 }
 
-/// `GET /sessions/stats`: from counters, no scan.
+/// `GET /sessions/stats`: read from counters, without a scan.
 pub async fn stats(State(app): State<Shared>) -> Answer<Json<SessionStatsResponse>> {
     let counts = app.orchestrator.read().session_counts().await?;
     let total_sessions = counts.starting + counts.active + counts.stopping + counts.stopped + counts.failed;
@@ -145,7 +145,7 @@ pub async fn active(
     Ok(Json(respond(app.orchestrator.read().session_view(session).await?)))
 }
 
-/// `GET /sessions/machine/{id}/boot-script`: as the machine would read it now; changes nothing.
+/// `GET /sessions/machine/{id}/boot-script`: the script that the machine would get now; changes nothing.
 pub async fn boot_script(
     State(app): State<Shared>,
     ConnectInfo(ends): ConnectInfo<Endpoints>,

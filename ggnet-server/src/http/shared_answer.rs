@@ -1,12 +1,12 @@
-//! [`SharedAnswer`]: what many ask at once is worked on once.
+//! [`SharedAnswer`]: many concurrent callers share the result of one run.
 //!
 //! ```text
-//!            somebody asks                 work ends                    `fresh` is over, somebody asks
-//!   nothing ───────────────▶ under way ───────────────▶ answered ─────────────────────────────────────▶ under way
-//!                            all who ask wait            all who ask have it
+//!             first call                work ends                 first call after `fresh`
+//!   nothing ─────────────▶ running ───────────────▶ answered ─────────────────────────────▶ running
+//!                          callers wait              callers get the result
 //! ```
-//! Invariants: one piece of work at a time; an answer is given for at most `fresh` after its work ended; whoever goes away stops no work,
-//! because it runs in a task of its own.
+//! Invariants: one run at a time; a result is used for at most `fresh` after its run ended; a dropped caller does not stop the run, which is
+//! a task of its own.
 
 use std::{
     future::Future,
@@ -31,12 +31,12 @@ struct Answered<T> {
 }
 
 impl<T: Send + Sync + 'static> SharedAnswer<T> {
-    /// With answers that are given for `fresh`; work ends with `stopping`.
+    /// Results are used for `fresh`; a run ends when `stopping` is cancelled.
     pub(super) fn new(fresh: Duration, stopping: CancellationToken) -> Self {
         Self { fresh, stopping, tasks: TaskTracker::new(), last: Mutex::default() }
     }
 
-    /// The answer of the work that is under way or has just ended, else of `work`. None: the server stops, or the work panicked.
+    /// The result of the present run or of a recent one, else of `work`. None: the server is stopping, or the run panicked.
     pub(super) async fn get<F>(&self, work: impl FnOnce() -> F) -> Option<Arc<T>>
     where
         F: Future<Output = T> + Send + 'static,
@@ -50,17 +50,17 @@ impl<T: Send + Sync + 'static> SharedAnswer<T> {
     where
         F: Future<Output = T> + Send + 'static,
     {
-        // Every step under it leaves valid data.
+        // Every step under this lock leaves valid data.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(answer) = last.as_ref().filter(|answer| self.is_good(answer)) {
             return answer.clone();
         }
-        let (tell, answer) = watch::channel(None);
+        let (sender, answer) = watch::channel(None);
         let work = self.stopping.clone().run_until_cancelled_owned(work());
-        #[expect(clippy::disallowed_methods, reason = "one piece of work, which ends with the stop")]
+        #[expect(clippy::disallowed_methods, reason = "one run, which ends when the server stops")]
         self.tasks.spawn(async move {
             if let Some(what) = work.await {
-                tell.send_replace(Some(Answered { at: Instant::now(), what: Arc::new(what) }));
+                sender.send_replace(Some(Answered { at: Instant::now(), what: Arc::new(what) }));
             }
         });
         *last = Some(answer.clone());
@@ -70,7 +70,7 @@ impl<T: Send + Sync + 'static> SharedAnswer<T> {
     fn is_good(&self, answer: &watch::Receiver<Option<Answered<T>>>) -> bool {
         match &*answer.borrow() {
             Some(answered) => answered.at.elapsed() < self.fresh,
-            // Closed without an answer: its work panicked.
+            // Closed without a result: the run panicked.
             None => answer.has_changed().is_ok(),
         }
     }
@@ -87,7 +87,7 @@ mod tests {
     const FRESH: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn a_thousand_who_ask_at_once_are_one_piece_of_work() {
+    async fn a_thousand_concurrent_callers_share_one_run() {
         let shared = Arc::new(SharedAnswer::new(FRESH, CancellationToken::new()));
         let (count, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let ask = || {
@@ -104,21 +104,21 @@ mod tests {
         for _ in 0..1000 {
             all.spawn(ask());
         }
-        // On one thread and in order: when this runs, each of them has asked.
+        // One thread runs the tasks in order: when this one runs, all have called.
         let opener = Arc::clone(&gate);
         all.spawn(async move {
             opener.add_permits(1);
             Some(1)
         });
         assert_eq!(all.join_all().await, vec![Some(1); 1001]);
-        assert_eq!(ask().await, Some(1), "the answer is fresh");
+        assert_eq!(ask().await, Some(1), "the result is fresh");
         tokio::time::advance(FRESH).await;
         gate.add_permits(1);
         assert_eq!(ask().await, Some(2));
     }
 
     #[tokio::test]
-    async fn whoever_goes_away_and_work_that_panics_leave_nobody_waiting() {
+    async fn a_dropped_caller_and_a_panic_leave_no_caller_waiting() {
         let shared = Arc::new(SharedAnswer::new(FRESH, CancellationToken::new()));
         let gate = Arc::new(Semaphore::new(0));
         let held = Arc::clone(&gate);
@@ -129,10 +129,10 @@ mod tests {
                 1
             }),
         );
-        assert!(first.await.is_err(), "nobody has answered");
+        assert!(first.await.is_err(), "the run has not ended");
         gate.add_permits(1);
         let second = shared.get(|| async { 2 }).await;
-        assert_eq!(second.as_deref(), Some(&1), "the work of who went away goes on");
+        assert_eq!(second.as_deref(), Some(&1), "the run of the dropped caller continues");
 
         let shared = SharedAnswer::new(Duration::ZERO, CancellationToken::new());
         assert_eq!(shared.get(|| async { std::hint::black_box(None::<u8>).unwrap() }).await, None);

@@ -1,4 +1,4 @@
-//! Targets: what is served, and manual ones.
+//! The routes of targets: all served targets, and manual ones.
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
 use ggnet_core::{
@@ -14,7 +14,7 @@ use super::{
     extract::{ValidJson, ValidPath, ValidQuery},
 };
 
-/// `GET /targets`: every target that the backend serves for us, with its connections.
+/// `GET /targets`: all targets that the backend serves for us, with their connections.
 pub async fn list(State(app): State<Shared>) -> Answer<Json<Vec<TargetResponse>>> {
     let all = app.orchestrator.read().targets().await?;
     Ok(Json(all.into_iter().map(respond).collect()))
@@ -25,7 +25,7 @@ fn respond(view: TargetView) -> TargetResponse {
     TargetResponse { iqn, manual, session, machine, generation, connections }
 }
 
-/// `POST /targets`: exports an image version read-only; the reconciler keeps it.
+/// `POST /targets`: exports an image version read-only; the reconciler restores it if it is missing.
 pub async fn create(
     State(app): State<Shared>,
     Extension(by): Extension<Principal>,

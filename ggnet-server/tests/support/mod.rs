@@ -1,4 +1,4 @@
-//! What tests of the whole server share: its answers over HTTP, and images.
+//! Shared by tests of the whole server: HTTP requests, and images.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a helper of tests fails as tests fail")]
@@ -28,7 +28,7 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     panic!("this never happened: {what}");
 }
 
-/// The answer's body.
+/// Returns the body of the response.
 pub async fn get(http: SocketAddr, path: &str, token: &str) -> String {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {http}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
@@ -36,7 +36,7 @@ pub async fn get(http: SocketAddr, path: &str, token: &str) -> String {
     answer(http, request).await.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-/// The whole answer to a whole request.
+/// Sends a whole request and returns the whole response.
 pub async fn answer(http: SocketAddr, request: String) -> String {
     let got = tokio::task::spawn_blocking(move || {
         let mut connection = TcpStream::connect(http).unwrap();
@@ -49,7 +49,7 @@ pub async fn answer(http: SocketAddr, request: String) -> String {
     got.await.unwrap()
 }
 
-/// An image with one ready version of a MiB, and that version.
+/// Makes an image with one ready version of 1 MiB; returns both ids.
 pub async fn image(o: &Orchestrator, name: &str) -> (ImageId, ImageVersionId) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("source.raw");

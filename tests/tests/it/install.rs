@@ -283,13 +283,13 @@ fn the_helper_makes_a_socket_of_its_own_where_systemd_does_not() {
     let mut first = start("log");
     wait::until("the helper", wait::SHORT, || {
         first.check_running()?;
-        Ok(first.log_text().contains("the helper answers").then_some(()))
+        Ok(first.log_text().contains("helper ready").then_some(()))
     })
     .unwrap();
     assert_eq!(socket.metadata().unwrap().permissions().mode() & 0o777, 0o660);
     let mut second = start("second");
     assert!(!second.wait(wait::SHORT).unwrap().success());
-    assert!(second.log_text().contains("Another helper listens"), "{}", second.log_text());
+    assert!(second.log_text().contains("Another helper already listens"), "{}", second.log_text());
     first.signal(rustix::process::Signal::TERM).unwrap();
     assert!(first.wait(wait::SHORT).unwrap().success());
     // Neither a socket nor the name of one.

@@ -79,10 +79,10 @@ fn check_prints_what_a_strangers_backend_found() {
     assert!(said.contains("\nok   ethers file ") && said.contains("It has 0 lines"), "{said}");
     let said = check("path = \"/no/such/folder/ethers\"");
     assert!(said.contains("\nfail ethers file /no/such/folder/ethers: "), "{said}");
-    assert!(said.contains("mend: sudo install -d -o ggnet /no/such/folder"), "{said}");
+    assert!(said.contains("what to do: sudo install -d -o ggnet /no/such/folder"), "{said}");
     let said = check("pfad = \"/tmp/ethers\"");
     assert!(
-        said.contains("\nfail section [dhcp]: ") && said.contains("mend: Keys of ethers: path"),
+        said.contains("\nfail section [dhcp]: ") && said.contains("what to do: Keys of ethers: path"),
         "{said}"
     );
     assert!(!dir.path().join("data").exists(), "it looks and changes nothing");

@@ -34,7 +34,7 @@ impl Addresses {
         let this = Arc::new(Self { service, wanted, missing: Mutex::default() });
         if watched {
             let (looking, stop) = (Arc::clone(&this), supervisor.stopping());
-            supervisor.keep(format!("the watch over the addresses of {service}"), move || {
+            supervisor.keep(format!("address watcher of {service}"), move || {
                 let (looking, stop) = (Arc::clone(&looking), stop.clone());
                 async move {
                     let mut tick = tokio::time::interval(LOOK_EVERY);
@@ -57,7 +57,8 @@ impl Addresses {
         let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         (!missing.is_empty()).then(|| {
             format!(
-                "{} listens on {}, which no interface of this host has any more: give it back (ip address), or set another",
+                "{} listens on {}, but no interface of this host has that address any more: add it again (ip address), or \
+             configure another one",
                 self.service,
                 join(&missing)
             )
@@ -67,7 +68,7 @@ impl Addresses {
     fn look(&self) {
         let known = match if_addrs::get_if_addrs() {
             Ok(known) => known,
-            Err(error) => return tracing::warn!(%error, "the host's addresses could not be listed"),
+            Err(error) => return tracing::warn!(%error, "cannot list the host's addresses"),
         };
         let gone = |ip: &&IpAddr| !known.iter().any(|k| k.ip() == **ip);
         let now: Vec<IpAddr> = self.wanted.iter().filter(gone).copied().collect();
@@ -77,12 +78,16 @@ impl Addresses {
             return;
         }
         if now.is_empty() {
-            tracing::info!(service = self.service, addresses = join(&missing), "its addresses are back");
+            tracing::info!(
+                service = self.service,
+                addresses = join(&missing),
+                "the listening addresses are available again"
+            );
         } else {
             tracing::warn!(
                 service = self.service,
                 addresses = join(&now),
-                "the host lost addresses that are listened on"
+                "the host no longer has addresses that this service listens on"
             );
         }
         *missing = now;

@@ -59,7 +59,7 @@ pub(crate) fn of(all: &[Link], name: &str) -> Carrier {
     if is(link, "bridge") && ports.all(|port| is(port, "tun")) {
         return Carrier::Waiting(format!("no carrier on {name}: nothing is connected to this bridge yet"));
     }
-    Carrier::Gone(format!("no carrier on {name}: is its cable plugged in, and its switch on?"))
+    Carrier::Gone(format!("no carrier on {name}: check its cable and its switch"))
 }
 
 #[cfg(test)]

@@ -45,7 +45,9 @@ impl Owner {
                 set_thread_res_uid(uid, uid, uid)?;
                 work()
             })?;
-            running.join().unwrap_or_else(|_| Err(io::Error::other("work for another user died")))
+            running
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread that runs as another user panicked")))
         })
     }
 }

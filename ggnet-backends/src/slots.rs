@@ -85,7 +85,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(Error::internal("File work of a backend panicked").with_source(e)))
+    done.unwrap_or_else(|e| Err(Error::internal("A file operation of a backend panicked").with_source(e)))
         .map_err(|e| e.with_backend(backend).with_operation(operation).with_subject(subject))
 }
 

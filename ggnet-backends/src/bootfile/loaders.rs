@@ -21,7 +21,7 @@ pub const LOADER_FILES: [&str; 4] = ["undionly.kpxe", "ipxe.efi", "snponly.efi",
 
 /// The key of a section that names another folder.
 pub(crate) const DIR_KEY: Key =
-    ("loaders_dir", "Where the loaders are read from, at start; left out: /usr/lib/ipxe");
+    ("loaders_dir", "The folder from which the loaders are read at start; default: /usr/lib/ipxe");
 
 /// The loaders of this host.
 #[derive(Clone, Debug)]
@@ -77,9 +77,9 @@ pub(crate) async fn look(dir: &Path) -> Vec<Finding> {
     for (file, whom) in [("undionly.kpxe", "PCs with a BIOS"), ("ipxe.efi", "PCs with UEFI")] {
         let (what, path) = (format!("boot loader {file}"), dir.join(file));
         findings.push(if tokio::fs::metadata(&path).await.is_ok_and(|meta| meta.is_file()) {
-            Finding::ok(what, format!("It is {}", path.display()))
+            Finding::ok(what, format!("Found at {}", path.display()))
         } else {
-            let why = format!("{} is missing; {whom} get no loader from us", path.display());
+            let why = format!("{} is missing; GGnet cannot serve a loader to {whom}", path.display());
             Finding::bad(Level::Warn, what, why, "apt-get install ipxe")
         });
     }

@@ -36,8 +36,8 @@ impl Calls {
     ) -> Result<T> {
         #[expect(clippy::disallowed_methods, reason = "one call, tracked")]
         let done = self.tasks.spawn(work).await;
-        let done =
-            done.unwrap_or_else(|e| Err(Error::internal("A task of the DHCP backend died").with_source(e)));
+        let done = done
+            .unwrap_or_else(|e| Err(Error::internal("A task of the DHCP backend panicked").with_source(e)));
         done.map_err(|e| e.with_backend(self.backend).with_operation(operation))
     }
 
@@ -87,7 +87,7 @@ pub(super) async fn trouble<const N: usize>(service: &Service, folders: [PathBuf
     let looked = files::blocking(move || {
         folders.iter().try_for_each(|dir| {
             let may = access(dir, Access::WRITE_OK | Access::EXEC_OK);
-            may.map_err(|e| files::error("Writing in", dir, e.into()))
+            may.map_err(|e| files::error("Writing to", dir, e.into()))
         })
     });
     looked.await.err().map(|e| Health::Down(e.report()))

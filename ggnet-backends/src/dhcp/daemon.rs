@@ -22,7 +22,7 @@ use crate::{
 
 /// The key of the address that machines are told.
 pub(super) const ADVERTISE: Key =
-    ("advertise", "The IPv4 address that machines are told; left out: network.advertise");
+    ("advertise", "The IPv4 address that machines boot from; default: network.advertise");
 
 /// The script that iPXE on this machine is told.
 pub(super) fn script(boot: &BootFiles<'_>, host: &DhcpHost) -> String {
@@ -55,7 +55,7 @@ fn only_card(host: &DhcpHost) -> Option<MacAddr> {
 /// `Invalid`, field `advertise`, when there is none.
 pub(super) fn require_advertise(advertise: Option<Ipv4Addr>) -> Result<Ipv4Addr> {
     advertise.ok_or_else(|| {
-        Error::invalid("advertise", "Machines must be told an IPv4 address to boot from")
+        Error::invalid("advertise", "The IPv4 address that machines boot from is not set")
             .with_hint("Set network.advertise, or advertise in the section [dhcp]")
     })
 }
@@ -88,11 +88,9 @@ pub(super) fn look(program: &str, package: &str, folders: &[PathBuf]) -> Vec<Fin
 pub(super) async fn look_at_service(service: &Service) -> Finding {
     let what = service.label();
     match service.state().await {
-        Ok(State::Running) => Finding::ok(what, "It runs"),
-        Ok(State::Stopped(why)) => Finding::bad(Level::Warn, what, why, "start it, before the machines ask"),
-        Ok(State::Suspended(why)) => {
-            Finding::bad(Level::Warn, what, why, "continue it, before the machines ask")
-        }
+        Ok(State::Running) => Finding::ok(what, "Running"),
+        Ok(State::Stopped(why)) => Finding::bad(Level::Warn, what, why, "start it before machines boot"),
+        Ok(State::Suspended(why)) => Finding::bad(Level::Warn, what, why, "continue it before machines boot"),
         Err(e) => Finding::failed(Level::Warn, what, &e),
     }
 }

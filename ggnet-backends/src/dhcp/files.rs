@@ -44,7 +44,7 @@ pub(super) fn error(doing: &str, path: &Path, e: io::Error) -> Error {
     let error = Error::io(format!("{doing} {}", path.display()), e).with_subject(path.display().to_string());
     match path.parent().filter(|_| denied) {
         Some(parent) => {
-            error.with_hint(format!("The server's user must be able to write in {}", parent.display()))
+            error.with_hint(format!("The server's user must be able to write to {}", parent.display()))
         }
         None => error,
     }
@@ -64,7 +64,7 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>> {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(Error::internal("A blocking task of the DHCP backend died").with_source(e)))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(Error::internal("A blocking task of the DHCP backend panicked").with_source(e))
+    })
 }

@@ -59,17 +59,16 @@ pub(super) fn address(interface: &str) -> Result<Ipv4Addr> {
 /// `NotFound`; `Invalid` for a port of a bridge or a bond, which never hears a packet itself, naming what to name in its place.
 pub(super) fn look(interface: &str) -> Result<(u32, Carrier)> {
     check_name(interface)?;
-    let all = links().map_err(|e| {
-        Error::io(format!("Looking for the interface {interface}"), e).with_subject(interface)
-    })?;
+    let all = links()
+        .map_err(|e| Error::io(format!("Looking up interface {interface}"), e).with_subject(interface))?;
     match all.iter().find(|link| link.name == interface) {
         None => Err(no_such(interface)),
         Some(Link { port_of: Some(master), .. }) => Err(Error::invalid(
             "interfaces",
-            format!("{interface} is a port of {master}, which takes its packets"),
+            format!("{interface} is a port of {master}, which receives its packets"),
         )
         .with_subject(interface)
-        .with_hint(format!("Name {master} in its place: --interface {master} (network.interfaces)"))),
+        .with_hint(format!("Use {master} instead: --interface {master} (network.interfaces)"))),
         Some(link) => Ok((link.index, carrier::of(&all, interface))),
     }
 }
@@ -111,9 +110,7 @@ fn check_name(interface: &str) -> Result<()> {
 fn no_address(interface: &str) -> Error {
     Error::new(ErrorKind::Unavailable, format!("Interface {interface} has no IPv4 address"))
         .with_subject(interface)
-        .with_hint(format!(
-            "Give it one (ip address add … dev {interface}) or set an advertised address for it"
-        ))
+        .with_hint(format!("Add one (ip address add … dev {interface}) or set an advertised address for it"))
 }
 
 fn bind_error(interface: &str, address: SocketAddrV4, source: io::Error) -> Error {
@@ -127,7 +124,7 @@ fn bind_error(interface: &str, address: SocketAddrV4, source: io::Error) -> Erro
                 .to_owned(),
         ),
         io::ErrorKind::AddrInUse => Some(format!(
-            "Another program has the port for itself (ss -ulpn 'sport = :{}' names it); dnsmasq shares it with \
+            "Another program uses the port exclusively (ss -ulpn 'sport = :{}' shows which); dnsmasq shares it with \
              `bind-dynamic` in its configuration",
             address.port()
         )),

@@ -38,7 +38,7 @@ pub(super) fn validate(loaders: &BTreeMap<Arch, String>) -> Result<()> {
 /// `Invalid`, field `http_files`.
 pub(super) fn validate_http_files(http_files: &str) -> Result<()> {
     if !http_files.is_empty() && !http_files.starts_with('/') || http_files.len() > 40 {
-        let message = format!("http_files is {http_files:?}: a short path that starts with a slash");
+        let message = format!("http_files must be a short path that starts with a slash, not {http_files:?}");
         return Err(Error::invalid("http_files", message));
     }
     Ok(())

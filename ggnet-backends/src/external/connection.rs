@@ -61,7 +61,7 @@ impl Current {
     fn failed(&mut self, proven: bool, why: &Error) {
         self.failures = if proven { 1 } else { self.failures.saturating_add(1) };
         let wait = back_off(self.failures);
-        tracing::warn!(error = %why.report(), ?wait, "a backend's program is started again by the next call");
+        tracing::warn!(error = %why.report(), ?wait, "the next call will restart the backend's program");
         self.again = Some((Instant::now() + wait, why.explain()));
     }
 }
@@ -99,9 +99,12 @@ impl Connection {
         if let Err(e) = runner.resolve(Path::new(program), HINT).await
             && e.kind() == ErrorKind::Unavailable
         {
-            return Err(Error::new(ErrorKind::NotFound, format!("There is no program {}", shown(program)))
-                .with_backend(NAME)
-                .with_hint(HINT));
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("Program {} does not exist", shown(program)),
+            )
+            .with_backend(NAME)
+            .with_hint(HINT));
         }
         let connection = Self {
             config,
@@ -123,7 +126,7 @@ impl Connection {
         serde_json::from_value(said).map_err(|e| {
             Error::new(
                 ErrorKind::Unsupported,
-                format!("The capabilities of the program are wrong: {}", shown(&e.to_string())),
+                format!("The program declares invalid capabilities: {}", shown(&e.to_string())),
             )
             .with_backend(NAME)
             .with_operation("hello")
@@ -155,7 +158,7 @@ impl Connection {
             let answer = session.call(method, params, self.config.deadline()).await?;
             serde_json::from_value(answer).map_err(|e| {
                 Error::internal(format!(
-                    "The program's answer to {method} is wrong: {}",
+                    "The program's response to {method} is invalid: {}",
                     shown(&e.to_string())
                 ))
             })
@@ -216,7 +219,7 @@ impl Connection {
         if let Some((at, why)) = &current.again {
             let left = at.saturating_duration_since(Instant::now());
             if !left.is_zero() {
-                let message = format!("{why}; it is not started again for another {} s", left.as_secs() + 1);
+                let message = format!("{why}; it will not be restarted for another {} s", left.as_secs() + 1);
                 return Err(Error::new(ErrorKind::Unavailable, message));
             }
         }
@@ -248,24 +251,24 @@ impl Connection {
         };
         let answer: HelloAnswer = match serde_json::from_value(answer) {
             Ok(answer) => answer,
-            Err(e) => return refused(format!("its answer to hello is wrong: {}", shown(&e.to_string()))),
+            Err(e) => return refused(format!("its response to hello is invalid: {}", shown(&e.to_string()))),
         };
         if answer.protocol != PROTOCOL {
             return refused(format!(
-                "it speaks version {} of the protocol, and we speak {PROTOCOL} (docs/backend-authors.md says what changed)",
+                "it uses version {} of the protocol, but GGnet uses version {PROTOCOL} (docs/backend-authors.md describes the changes)",
                 answer.protocol
             ));
         }
         if answer.port != self.port {
             return refused(format!(
-                "it is for the port {}, and was asked for {}",
+                "it is a backend for the port {}, but {} was requested",
                 shown(&answer.port),
                 self.port
             ));
         }
         if *self.capabilities.get_or_init(|| answer.capabilities.clone()) != answer.capabilities {
             return refused(
-                "it can do other things than when it was first started; restart GGnet".to_owned(),
+                "its capabilities differ from those of its first start; restart GGnet".to_owned(),
             );
         }
         Ok(session)

@@ -90,7 +90,7 @@ impl ExternalConfig {
         }
         match self.command.split_first() {
             Some((program, arguments)) if !program.is_empty() => Ok((program, arguments)),
-            _ => Err(Error::invalid("command", "The command names no program")
+            _ => Err(Error::invalid("command", "The command is empty")
                 .with_hint("command = [\"/usr/lib/ggnet/my-backend\"]")),
         }
     }

@@ -127,7 +127,7 @@ impl Session {
         let life = Life(Arc::clone(&shared));
         #[expect(
             clippy::disallowed_methods,
-            reason = "lives as long as its program; the connection sees its end and starts it again"
+            reason = "lives as long as its program; the connection notices its end and restarts it"
         )]
         let task = tokio::spawn(live(coprocess, pipes, written, life, max_line));
         Ok(Self { shared, queue, max_line, _task: AbortOnDropHandle::new(task) })
@@ -147,7 +147,10 @@ impl Session {
     pub(super) async fn gone(&self) -> Error {
         self.shared.ended.cancelled().await;
         let state = self.shared.state();
-        state.ended.as_ref().map_or_else(|| Error::internal("A session ended without an end"), End::error)
+        state
+            .ended
+            .as_ref()
+            .map_or_else(|| Error::internal("A session ended without a recorded reason"), End::error)
     }
 
     /// Makes a request and waits for its answer.
@@ -169,7 +172,7 @@ impl Session {
         let line = wire::request(id, method, params)?;
         if line.len() > self.max_line {
             let message =
-                format!("The request is {} bytes long; `max_line` is {}", line.len(), self.max_line);
+                format!("The request is {} bytes long, but `max_line` is {}", line.len(), self.max_line);
             return Err(
                 Error::invalid("max_line", message).with_hint("raise `max_line` in the configuration")
             );
@@ -181,13 +184,13 @@ impl Session {
         };
         match timeout(deadline, asked).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Error::internal("A request was forgotten")),
+            Ok(Err(_)) => Err(Error::internal("A request was dropped without a response")),
             Err(_) => {
                 self.shared.missed(deadline);
                 let program = &self.shared.program;
                 Err(Error::new(
                     ErrorKind::Timeout,
-                    format!("Program {program} did not answer {method} within {deadline:?}"),
+                    format!("Program {program} did not respond to {method} within {deadline:?}"),
                 ))
             }
         }
@@ -203,9 +206,9 @@ impl Session {
             self.shared.ended.cancelled().await;
         };
         if timeout(patience, asked).await.is_err() {
-            self.shared.end_it(format!("it did not end within {patience:?} after it was asked to"));
+            self.shared.end_it(format!("it did not exit within {patience:?} of the shutdown request"));
             let end = self.gone().await;
-            tracing::warn!(error = %end.report(), "a backend's program had to be killed");
+            tracing::warn!(error = %end.report(), "killed a backend's program");
         }
     }
 }
@@ -260,7 +263,7 @@ impl Shared {
         state.silent = None;
         match said {
             Said::Answer(id, _) if id >= state.next => {
-                Err(format!("it answered request {id}, which was never made"))
+                Err(format!("it responded to request {id}, which was never sent"))
             }
             Said::Answer(id, answer) => {
                 let asked = state.waiting.remove(&id);
@@ -286,7 +289,7 @@ impl Shared {
     fn missed(&self, deadline: Duration) {
         let since = *self.state().silent.get_or_insert_with(Instant::now);
         if since.elapsed() >= deadline {
-            self.end_it(format!("it has said nothing for {deadline:?} after a deadline had passed"));
+            self.end_it(format!("it sent nothing for {deadline:?} after it missed a deadline"));
         }
     }
 
@@ -316,7 +319,7 @@ struct Life(Arc<Shared>);
 
 impl Drop for Life {
     fn drop(&mut self) {
-        let words = format!("Program {} was left by its owner", self.0.program);
+        let words = format!("GGnet no longer uses program {}", self.0.program);
         self.0.finish(&End { words, tool: ToolFailure::default() });
     }
 }
@@ -341,10 +344,10 @@ async fn live(
     let (how, tool) = program.end(patience).await;
     let name = &shared.program;
     let words = match ended {
-        Some(why) => format!("Program {name} was ended: {why}"),
-        None => format!("Program {name} is gone: {how}"),
+        Some(why) => format!("Program {name} was stopped: {why}"),
+        None => format!("Program {name} ended: {how}"),
     };
-    tracing::debug!(program = %name, %words, "a backend's program has ended");
+    tracing::debug!(program = %name, %words, "a backend's program ended");
     shared.finish(&End { words, tool });
 }
 
@@ -358,7 +361,7 @@ async fn listen(stdout: ChildStdout, shared: &Shared, max_line: usize) -> Option
                     return Some(why);
                 }
             }
-            Ok(Next::TooLong) => return Some(format!("it said a line of more than {max_line} bytes")),
+            Ok(Next::TooLong) => return Some(format!("it sent a line longer than {max_line} bytes")),
             // A pipe that fails has ended.
             Ok(Next::End(_)) | Err(_) => return None,
         }
@@ -396,7 +399,7 @@ fn complaints(program: &str) -> LineSink {
         let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
         if counted.0.elapsed() >= Duration::from_secs(1) {
             if counted.1 > LINES_A_SECOND {
-                tracing::warn!(%program, lines = counted.1 - LINES_A_SECOND, "left out of the log");
+                tracing::warn!(%program, lines = counted.1 - LINES_A_SECOND, "lines dropped from the log");
             }
             *counted = (Instant::now(), 0);
         }

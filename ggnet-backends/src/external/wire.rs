@@ -175,7 +175,7 @@ pub(super) struct Base<'a> {
 /// The line of a request.
 pub(super) fn request(id: u64, method: &str, params: impl Serialize) -> Result<Vec<u8>> {
     let mut line = serde_json::to_vec(&Request { id, method, params }).map_err(|e| {
-        Error::internal(format!("The parameters of {method} do not fit into JSON")).with_source(e)
+        Error::internal(format!("Cannot encode the parameters of {method} as JSON")).with_source(e)
     })?;
     line.push(b'\n');
     Ok(line)
@@ -250,7 +250,7 @@ fn present<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Value>, D::Error> {
 
 /// Reads a line without its end. The error says what is wrong with it and quotes its beginning.
 pub(super) fn decode(line: &[u8]) -> Result<Said, String> {
-    let wrong = |why: &str| format!("it said {}, which is no message: {}", quoted(line), shown(why));
+    let wrong = |why: &str| format!("it sent {}, which is not a valid message: {}", quoted(line), shown(why));
     let spoken: Spoken = serde_json::from_slice(line).map_err(|e| wrong(&e.to_string()))?;
     match spoken {
         Spoken { id: Some(id), result: Some(result), error: None, method: None, params: None } => {
@@ -261,12 +261,12 @@ pub(super) fn decode(line: &[u8]) -> Result<Said, String> {
         }
         Spoken { id: None, result: None, error: None, method: Some(method), params: Some(params) } => {
             if method != "observed" {
-                return Err(wrong(&format!("no method {method:?} is known")));
+                return Err(wrong(&format!("method {method:?} is unknown")));
             }
             serde_json::from_value(params).map(Said::Observed).map_err(|e| wrong(&e.to_string()))
         }
         _ => Err(wrong(
-            "an answer has `id` and one of `result` and `error`; else it has `method` and `params`",
+            "a response has `id` and either `result` or `error`; any other message has `method` and `params`",
         )),
     }
 }

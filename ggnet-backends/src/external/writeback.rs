@@ -70,7 +70,7 @@ impl Place {
         };
         match &disk {
             Disk::File { path, .. } | Disk::Device { path } if path.is_absolute() => Ok(disk),
-            _ => Err(Error::internal("The program's disk has no absolute path")),
+            _ => Err(Error::internal("The path of the program's disk is not absolute")),
         }
     }
 }
@@ -86,7 +86,7 @@ impl ExternalWritebacks {
         if capabilities.provides == DiskForm::Blocks {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "The program provides blocks; a program can provide a file or a device",
+                "The program declares that it provides blocks, but a program can provide only a file or a device",
             )
             .with_backend(NAME)
             .with_operation("hello"));
@@ -101,7 +101,9 @@ impl ExternalWritebacks {
         if disk.form() == promised {
             Ok(disk)
         } else {
-            Err(Error::internal(format!("The program provides a {promised:?} and handed out {disk:?}")))
+            Err(Error::internal(format!(
+                "The program declares that it provides a {promised:?}, but returned {disk:?}"
+            )))
         }
     }
 }
@@ -114,7 +116,10 @@ fn raw_file(base: &OpenImage) -> Result<Base<'_>> {
         }
         other => Err(Error::new(
             ErrorKind::Unsupported,
-            format!("A program is given a raw file, and image version {} is open as {other:?}", base.id),
+            format!(
+                "A program needs the image version as a raw file, but version {} is open as {other:?}",
+                base.id
+            ),
         )),
     }
 }

@@ -9,7 +9,7 @@
 
 #![cfg_attr(
     not(all(feature = "writeback-layers", feature = "writeback-reflink", feature = "images-files")),
-    allow(dead_code, reason = "a plain file needs less than a layer")
+    allow(dead_code, reason = "a plain file uses fewer of these functions than a layer does")
 )]
 
 mod place;
@@ -286,7 +286,7 @@ pub(crate) async fn opened<T: Send + 'static>(
     open: impl FnOnce() -> CoreResult<T> + Send + 'static,
 ) -> CoreResult<T> {
     let opened = tokio::task::spawn_blocking(open).await;
-    opened.map_err(|e| Error::internal("Opening a store died").with_source(e))?
+    opened.map_err(|e| Error::internal("The task that opens a store panicked").with_source(e))?
 }
 
 /// A path that means the same to every process.
@@ -301,7 +301,7 @@ pub(crate) fn remove_folder(files: &dyn Files, path: &Path) -> io::Result<()> {
         if files.is_link(path)? { Err(io::ErrorKind::NotADirectory.into()) } else { files.names(path) };
     let names = match names {
         Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
-            tracing::warn!(path = %path.display(), "no folder but a link or a file; only that is removed");
+            tracing::warn!(path = %path.display(), "not a folder but a link or a file; removing only that");
             return files.remove_file(path);
         }
         names => names?,

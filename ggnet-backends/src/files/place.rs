@@ -53,7 +53,7 @@ impl Place {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(false),
             Err(e) if full(&e) => {
-                tracing::warn!(dir = %self.dir.display(), "full at the start: blocks that guests discard are not given back to the disk");
+                tracing::warn!(dir = %self.dir.display(), "the file system was full at start: blocks that guests discard are not freed");
                 Ok(false)
             }
             Err(e) => Err(e),
@@ -82,12 +82,13 @@ impl Place {
         if let Err(e) = room
             && !lacks_room
         {
-            return Health::Down(format!("{dir} cannot be written: {e}: check its mount and permissions"));
+            return Health::Down(format!("{dir} is not writable: {e}; check its mount and permissions"));
         }
         match self.files.space(&self.dir) {
-            Err(e) => Health::Down(format!("The file system of {dir} does not answer: {e}")),
+            Err(e) => Health::Down(format!("Cannot read the free space of {dir}: {e}")),
             Ok(Space { files: Some(files), .. }) if files < NEEDED_FILES => Health::Blocked(format!(
-                "{dir} has no inodes to spare ({files} free), {}: remove files from its file system, or make one with more of them",
+                "{dir} has almost no inodes left ({files} free), {}: remove files from its file system, or create one with \
+                 more inodes",
                 words.when_full
             )),
             Ok(_) if lacks_room => {

@@ -90,14 +90,14 @@ impl World {
     fn file(&mut self, node: usize) -> &mut FileNode {
         match &mut self.nodes[node] {
             Node::File(f) => f,
-            Node::Dir(_) => panic!("a directory is no file"),
+            Node::Dir(_) => panic!("a directory is not a file"),
         }
     }
 
     fn dir(&mut self, node: usize) -> &mut DirNode {
         match &mut self.nodes[node] {
             Node::Dir(d) => d,
-            Node::File(_) => panic!("a file is no directory"),
+            Node::File(_) => panic!("a file is not a directory"),
         }
     }
 

@@ -141,29 +141,32 @@ impl Helper {
         let (kind, message, hint) = match e.kind() {
             Io::NotFound | Io::ConnectionRefused => (
                 ErrorKind::Unavailable,
-                format!("The helper is not there: nobody listens on {at}"),
+                format!("The helper is not running: nothing listens on {at}"),
                 "systemctl enable --now ggnet-helper.socket",
             ),
             Io::PermissionDenied => (
                 ErrorKind::Permission,
-                format!("We may not ask the helper on {at}"),
-                "It answers root and the server's user: see SocketGroup= of ggnet-helper.socket, --user of ggnet-helper.service",
+                format!("No permission to connect to the helper on {at}"),
+                "It accepts root and the server's user: see SocketGroup= of ggnet-helper.socket, --user of ggnet-helper.service",
             ),
             Io::WouldBlock | Io::TimedOut => (
                 ErrorKind::Timeout,
-                format!("The helper on {at} does not answer"),
-                "journalctl -u ggnet-helper says what it is at",
+                format!("No response from the helper on {at}"),
+                "journalctl -u ggnet-helper shows what it is doing",
             ),
             _ => (
                 ErrorKind::Unavailable,
-                format!("The helper on {at} hung up"),
-                "journalctl -u ggnet-helper says why",
+                format!("The helper on {at} closed the connection"),
+                "journalctl -u ggnet-helper shows why",
             ),
         };
         Error::new(kind, message).with_subject(at.to_string()).with_hint(hint).with_reason(e)
     }
 
     fn strange(&self) -> Error {
-        Error::internal(format!("The helper on {} answered another question", self.socket.display()))
+        Error::internal(format!(
+            "The helper on {} sent a response to a different request",
+            self.socket.display()
+        ))
     }
 }

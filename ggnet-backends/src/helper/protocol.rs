@@ -75,7 +75,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>> {
     // Large enough that the buffer seldom moves and leaves a copy behind.
     let mut line = Zeroizing::new(Vec::with_capacity(16 << 10));
     serde_json::to_writer(&mut *line, message)
-        .map_err(|_| Error::new(ErrorKind::Invalid, "What the helper is asked does not fit into JSON"))?;
+        .map_err(|_| Error::new(ErrorKind::Invalid, "Cannot encode a request to the helper as JSON"))?;
     line.push(b'\n');
     Ok(line)
 }
@@ -86,13 +86,13 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>> {
 /// `Invalid`.
 pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T> {
     let invalid = |why: String| {
-        Error::new(ErrorKind::Invalid, format!("This is no message that the helper knows: {why}"))
+        Error::new(ErrorKind::Invalid, format!("The helper cannot read this message: {why}"))
             .with_hint("After an upgrade: systemctl restart ggnet-helper ggnet-server")
     };
     match line.split_last() {
         Some((b'\n', json)) if !json.contains(&b'\n') => serde_json::from_slice(json)
             .map_err(|e| invalid(format!("{:?} error at byte {}", e.classify(), e.column()))),
-        _ => Err(invalid("it is not one whole line".to_owned())),
+        _ => Err(invalid("it is not exactly one line".to_owned())),
     }
 }
 

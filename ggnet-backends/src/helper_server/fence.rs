@@ -73,7 +73,7 @@ pub(super) fn judge(names: &Names, disks: &[PathBuf], op: &Op) -> Result<()> {
         }
         Op::Flush(path) => is_disk(disks, path),
     };
-    if allowed { Ok(()) } else { Err(refused(op, "it is not among what GGnet changes for this target")) }
+    if allowed { Ok(()) } else { Err(refused(op, "GGnet never makes this change for this target")) }
 }
 
 fn may_make(place: &Place<'_>) -> bool {
@@ -214,9 +214,9 @@ pub(super) fn look(root: &Path, disks: &[PathBuf], owner: &Owner, ops: &[Op]) ->
             match openat2(&tree, way, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), inside()) {
                 Ok(_) | Err(Errno::NOENT) => {}
                 Err(Errno::LOOP | Errno::XDEV) => {
-                    return Err(refused(op, "a symbolic link stands on the way"));
+                    return Err(refused(op, "a part of the path is a symbolic link"));
                 }
-                Err(e) => return Err(Error::io(format!("Looking at {way}"), e.into())),
+                Err(e) => return Err(Error::io(format!("Inspecting {way}"), e.into())),
             }
         }
         if let Op::Write(path, Value::Plain(control)) = op
@@ -224,7 +224,7 @@ pub(super) fn look(root: &Path, disks: &[PathBuf], owner: &Owner, ops: &[Op]) ->
             && let Some(disk) = controlled_disk(control)
         {
             look_at_disk(disks, owner, Path::new(disk)).map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => Error::io(format!("Looking at {disk:?}"), e),
+                io::ErrorKind::NotFound => Error::io(format!("Inspecting {disk:?}"), e),
                 _ => refused(op, &format!("disk {disk:?}: {e}")),
             })?;
         }
@@ -241,7 +241,7 @@ fn look_at_disk(folders: &[PathBuf], owner: &Owner, path: &Path) -> io::Result<(
         if FileType::from_raw_mode(fstat(&file)?.st_mode).is_file() {
             Ok(())
         } else {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"))
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
         }
     })
 }
@@ -264,5 +264,5 @@ fn refused(op: &Op, why: &str) -> Error {
         Op::Unlink(path) => format!("Removing the link {path:?}"),
         Op::Flush(path) => format!("Flushing {path:?}"),
     };
-    Error::new(ErrorKind::Permission, format!("{what} was refused by the helper: {why}"))
+    Error::new(ErrorKind::Permission, format!("{what}: rejected by the helper, because {why}"))
 }

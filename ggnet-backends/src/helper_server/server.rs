@@ -93,7 +93,7 @@ impl TargetDuty {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 Err(Error::new(
                     ErrorKind::Unavailable,
-                    format!("The kernel target is not there: {} cannot be made", fabric.display()),
+                    format!("The kernel target is not loaded: cannot create {}", fabric.display()),
                 )
                 .with_reason(e)
                 .with_hint("mount -t configfs configfs /sys/kernel/config; modprobe target_core_mod; modprobe iscsi_target_mod"))
@@ -139,7 +139,7 @@ pub async fn serve(listener: UnixListener, duties: Duties, stop: CancellationTok
                     });
                 }
                 Err(e) => {
-                    tracing::warn!(target: "helper", error = %e, "no connection could be taken");
+                    tracing::warn!(target: "helper", error = %e, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -168,7 +168,7 @@ async fn converse(mut stream: UnixStream, duties: &Arc<Duties>) {
         // Gone without a word.
         Ok(None) => return,
         Err(e) => {
-            tracing::warn!(target: "helper", error = %e.report(), "a question was refused");
+            tracing::warn!(target: "helper", error = %e.report(), "rejected a request");
             Err(e)
         }
     };
@@ -183,16 +183,16 @@ async fn converse(mut stream: UnixStream, duties: &Arc<Duties>) {
 }
 
 async fn question(stream: &mut UnixStream, duties: &Duties) -> Result<Option<Request>> {
-    let peer = stream.peer_cred().map_err(|e| Error::io("Asking who asks", e))?;
+    let peer = stream.peer_cred().map_err(|e| Error::io("Reading the credentials of the caller", e))?;
     if peer.uid() != 0 && peer.uid() != duties.owner.uid.as_raw() {
-        let message = format!("User id {} may not ask the helper", peer.uid());
+        let message = format!("User id {} is not allowed to use the helper", peer.uid());
         return Err(Error::new(ErrorKind::Permission, message)
-            .with_hint("It answers root and the server's user (--user of ggnet-helper.service)"));
+            .with_hint("It accepts root and the server's user (--user of ggnet-helper.service)"));
     }
     let mut line = Zeroizing::new(Vec::with_capacity(16 << 10));
     match timeout(READ, read_line(stream, &mut line)).await {
-        Err(_) => Err(Error::new(ErrorKind::Timeout, format!("No whole question came within {READ:?}"))),
-        Ok(Err(e)) => Err(Error::new(ErrorKind::Invalid, format!("The question is broken: {e}"))),
+        Err(_) => Err(Error::new(ErrorKind::Timeout, format!("No complete request within {READ:?}"))),
+        Ok(Err(e)) => Err(Error::new(ErrorKind::Invalid, format!("Cannot read the request: {e}"))),
         Ok(Ok(())) if line.is_empty() => Ok(None),
         Ok(Ok(())) => decode(&line).map(Some),
     }
@@ -249,8 +249,8 @@ impl Duties {
 
     fn target(&self) -> Result<&TargetDuty> {
         self.target.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Permission, "This helper changes nothing of the kernel's target")
-                .with_hint("Its configuration names no [target] backend = \"lio-configfs\"; after a change: systemctl restart ggnet-helper")
+            Error::new(ErrorKind::Permission, "This helper is not configured to change the kernel's target")
+                .with_hint("Its configuration has no [target] backend = \"lio-configfs\"; set it, then: systemctl restart ggnet-helper")
         })
     }
 
@@ -260,11 +260,11 @@ impl Duties {
     ) -> Result<T> {
         let duties = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&duties.owner, duties.target()?)).await;
-        done.map_err(|e| Error::internal("Work of the helper died").with_source(e))?
+        done.map_err(|e| Error::internal("A task of the helper panicked").with_source(e))?
     }
 }
 
 fn not_ours(unit: &str) -> Error {
     Error::new(ErrorKind::Permission, format!("The helper does not manage unit {unit:?}"))
-        .with_hint("systemctl edit ggnet-helper: name it by --unit in ExecStart=")
+        .with_hint("systemctl edit ggnet-helper: add it with --unit in ExecStart=")
 }

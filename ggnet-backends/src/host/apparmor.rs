@@ -59,7 +59,7 @@ fn look(
         .concat();
     let missing: Vec<&PathBuf> = folders.iter().filter(|folder| !allows(&rules, folder)).collect();
     if missing.is_empty() {
-        return Some(Finding::ok(what, "It lets the daemon read our folders"));
+        return Some(Finding::ok(what, "It allows the daemon to read our folders"));
     }
     let (names, lines): (Vec<_>, Vec<_>) = missing
         .iter()
@@ -69,7 +69,7 @@ fn look(
     Some(Finding::bad(
         denied,
         what,
-        format!("It is enforced, and no rule lets the daemon read {}", names.join(" and ")),
+        format!("It is enforced, and no rule allows the daemon to read {}", names.join(" and ")),
         format!(
             "printf '{}' | sudo tee -a {} && sudo apparmor_parser -r {}",
             lines.concat(),

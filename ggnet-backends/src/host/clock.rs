@@ -21,19 +21,19 @@ pub fn clock(now: Timestamp) -> Finding {
 fn judge(now: Timestamp, timesync: &Path) -> Finding {
     let what = "clock";
     if !(EARLIEST..LATEST).contains(&now.as_second()) {
-        let why = format!("It says {now}, which cannot be");
+        let why = format!("It shows {now}, which cannot be right");
         return Finding::bad(Level::Fail, what, why, "sudo timedatectl set-ntp true");
     }
     if !timesync.is_dir() {
-        return Finding::ok(what, format!("It says {now}; systemd-timesyncd does not run here"));
+        return Finding::ok(what, format!("It shows {now}; systemd-timesyncd does not run here"));
     }
     if timesync.join("synchronized").exists() {
-        return Finding::ok(what, format!("It says {now}, and systemd-timesyncd has set it"));
+        return Finding::ok(what, format!("It shows {now}, set by systemd-timesyncd"));
     }
     Finding::bad(
         Level::Warn,
         what,
-        format!("It says {now}, but systemd-timesyncd has not reached a time server since the start"),
+        format!("It shows {now}, but systemd-timesyncd has not reached a time server since boot"),
         "timedatectl timesync-status   (then configure a reachable NTP= in /etc/systemd/timesyncd.conf)",
     )
 }

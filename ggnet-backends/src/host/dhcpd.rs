@@ -12,11 +12,14 @@ pub fn dhcpd_includes(main: &Path, file: &Path, missing: Level) -> Finding {
     match includes(main, file, 8) {
         Ok(true) => Finding::ok(what, format!("It includes {}", file.display())),
         Ok(false) => {
-            let why = format!("It does not include {}, so dhcpd knows no machine of ours", file.display());
+            let why = format!(
+                "It does not include {}, so dhcpd does not serve machines that GGnet registers",
+                file.display()
+            );
             Finding::bad(missing, what, why, format!("Add this line to it: {line}"))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let mend = "sudo apt-get install isc-dhcp-server; infra/examples/dhcpd.conf is an example";
+            let mend = "sudo apt-get install isc-dhcp-server; see the example infra/examples/dhcpd.conf";
             Finding::bad(missing, what, format!("It cannot be read: {e}"), mend)
         }
         Err(e) => Finding::unknown(what, &e),

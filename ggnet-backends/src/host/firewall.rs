@@ -15,7 +15,7 @@ use super::{Finding, Level, Transport};
 pub fn firewall(ruleset: &str, ports: &BTreeSet<(Transport, u16)>, closed: Level) -> Vec<Finding> {
     let what = "firewall";
     let Ok(ruleset) = serde_json::from_str::<Value>(ruleset) else {
-        return vec![Finding::unknown(what, &"nft printed something else than JSON")];
+        return vec![Finding::unknown(what, &"the output of nft is not JSON")];
     };
     let objects: Vec<&Value> = ruleset["nftables"].as_array().into_iter().flatten().collect();
     let gates: Vec<&Value> = objects
@@ -38,7 +38,7 @@ pub fn firewall(ruleset: &str, ports: &BTreeSet<(Transport, u16)>, closed: Level
             findings.push(Finding::bad(
                 closed,
                 format!("firewall, {transport} port {port}"),
-                format!("Table {family} {table}, chain {chain} drops what no rule takes, and no rule speaks of this port"),
+                format!("Table {family} {table}, chain {chain} drops packets by default, and no rule mentions this port"),
                 format!(
                     "sudo nft add rule {family} {table} {chain} {protocol} dport {port} accept    (with ufw: sudo ufw allow {port}/{protocol})"
                 ),
@@ -46,7 +46,7 @@ pub fn firewall(ruleset: &str, ports: &BTreeSet<(Transport, u16)>, closed: Level
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(what, "No chain of nftables is known to drop what comes in on our ports"));
+        findings.push(Finding::ok(what, "No nftables chain is known to drop packets to our ports"));
     }
     findings
 }

@@ -119,7 +119,7 @@ pub fn interface(name: &str) -> Finding {
     let Some(found) = all.iter().find(|i| i.name == name) else {
         let names: Vec<&str> = all.iter().map(|i| i.name.as_str()).collect();
         let mend = format!("Configure one of: {}", names.join(", "));
-        return Finding::bad(Level::Fail, what, "There is no such interface", mend);
+        return Finding::bad(Level::Fail, what, "It does not exist", mend);
     };
     judge(what, found)
 }
@@ -127,11 +127,11 @@ pub fn interface(name: &str) -> Finding {
 fn judge(what: String, found: &Interface) -> Finding {
     let name = &found.name;
     if let Some(master) = &found.port_of {
-        let mend = format!("Name {master} in its place: --interface {master} (network.interfaces)");
+        let mend = format!("Use {master} instead: --interface {master} (network.interfaces)");
         return Finding::bad(
             Level::Fail,
             what,
-            format!("It is a port of {master}, which takes its packets"),
+            format!("It is a port of {master}, which receives its packets"),
             mend,
         );
     }

@@ -26,15 +26,14 @@ fn judge(what: String, kind: u32) -> Finding {
         0xef53 => return Finding::ok(what, "ext4 keeps what is allocated"),
         0x5846_5342 => return Finding::ok(what, "XFS keeps what is allocated"),
         0x0102_1994 => return Finding::ok(what, "tmpfs keeps what is allocated"),
-        0x9123_683e => "btrfs writes elsewhere at every change".to_owned(),
-        0x2fc1_2fc1 => "ZFS writes elsewhere at every change".to_owned(),
-        0xca45_1a4e => "bcachefs writes elsewhere at every change".to_owned(),
+        0x9123_683e => "btrfs writes every change to a new place".to_owned(),
+        0x2fc1_2fc1 => "ZFS writes every change to a new place".to_owned(),
+        0xca45_1a4e => "bcachefs writes every change to a new place".to_owned(),
         0x6969 => "NFS: another host decides".to_owned(),
-        other => format!("A file system of type {other:#x}, of which GGnet knows nothing"),
+        other => format!("A file system of type {other:#x}, which GGnet does not know"),
     };
-    let why =
-        format!("{name}: on a full disk it is not certain that sessions can be stopped and images deleted");
-    let mend = "Put the data folder on ext4 or XFS, or set store.path to a file there; or never let this disk fill up";
+    let why = format!("{name}: if the disk is full, stopping sessions and deleting images may fail");
+    let mend = "Put the data folder on ext4 or XFS, or set store.path to a file there; otherwise never let this disk fill up";
     Finding::bad(Level::Warn, what, why, mend)
 }
 

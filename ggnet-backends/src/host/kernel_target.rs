@@ -21,17 +21,18 @@ fn judge(root: &Path, modules: bool, missing: Level) -> Finding {
         return Finding::ok(what, format!("It is loaded: {}", root.join("iscsi").display()));
     }
     match (root.is_dir(), modules) {
-        (true, true) => {
-            Finding::ok(what, "target_core_mod is loaded, iscsi_target_mod will be with the first target")
-        }
+        (true, true) => Finding::ok(
+            what,
+            "target_core_mod is loaded; iscsi_target_mod will be loaded with the first target",
+        ),
         (false, true) => {
-            Finding::bad(missing, what, format!("It is not loaded: {} is not there", root.display()), LOAD)
+            Finding::bad(missing, what, format!("It is not loaded: {} does not exist", root.display()), LOAD)
         }
         (_, false) => Finding::bad(
             Level::Fail,
             what,
             "This kernel has no module iscsi_target_mod",
-            "apt-get install linux-image-amd64 and boot it (cloud kernels have no LIO); or set backend = \"builtin\" in [target]",
+            "apt-get install linux-image-amd64 and boot it (cloud kernels do not have LIO); or set backend = \"builtin\" in [target]",
         ),
     }
 }

@@ -23,9 +23,9 @@ pub fn raise_open_files() {
 fn judge(soft: Option<u64>, hard: Option<u64>, wanted: u64) -> Finding {
     let what = "open files";
     let Some(soft) = soft else {
-        return Finding::ok(what, "There is no limit");
+        return Finding::ok(what, "Not limited");
     };
-    let why = format!("The limit is {soft}, and {wanted} are wanted");
+    let why = format!("The limit is {soft}, but {wanted} are recommended");
     if soft >= wanted {
         return Finding::ok(what, why);
     }

@@ -47,5 +47,5 @@ pub use tftp::{tftp_folder, tftp_server};
 /// `Internal`: one of them panicked.
 pub async fn look<T: Send + 'static>(looks: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let looked = tokio::task::spawn_blocking(looks).await;
-    looked.map_err(|e| Error::internal("A look at the host died").with_source(e))
+    looked.map_err(|e| Error::internal("A check of the host panicked").with_source(e))
 }

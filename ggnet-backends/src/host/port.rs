@@ -84,11 +84,11 @@ pub fn port(transport: Transport, address: IpAddr, port: u16, taken: Level) -> F
         }
         (Some(pid), None) => format!("Stop process {pid} (sudo kill {pid}), or configure another port"),
         _ => format!(
-            "See who it is: sudo ss -{}lnp 'sport = :{port}'",
+            "Find the process: sudo ss -{}lnp 'sport = :{port}'",
             if transport == Transport::Tcp { 't' } else { 'u' }
         ),
     };
-    Finding::bad(taken, what, format!("It is held by {}", all.join(" and by ")), mend)
+    Finding::bad(taken, what, format!("It is used by {}", all.join(" and by ")), mend)
 }
 
 /// Whether `port` is held by `program` alone, or by nobody yet; else `taken`, naming who holds it.
@@ -103,11 +103,12 @@ pub fn port_of(program: &str, transport: Transport, port: u16, taken: Level) -> 
         holders.iter().filter(|h| h.command.as_deref() != Some(program)).map(ToString::to_string).collect();
     if others.is_empty() {
         let why =
-            if holders.is_empty() { "Nobody holds it".to_owned() } else { format!("{program} holds it") };
+            if holders.is_empty() { "No process uses it".to_owned() } else { format!("{program} uses it") };
         return Finding::ok(what, why);
     }
-    let why = format!("It is held by {}, which is not {program}", others.join(" and by "));
-    let mend = format!("One DHCP server for one network: sudo ss -ulnp 'sport = :{port}' shows who is there");
+    let why = format!("It is used by {}, which is not {program}", others.join(" and by "));
+    let mend =
+        format!("Run only one DHCP server per network: sudo ss -ulnp 'sport = :{port}' shows the processes");
     Finding::bad(taken, what, why, mend)
 }
 

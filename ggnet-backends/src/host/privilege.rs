@@ -19,7 +19,7 @@ pub fn low_port(port: u16, program: &Path, denied: Level) -> Finding {
 
 fn judge(what: String, port: u16, start: u32, caps: u64, program: &Path, denied: Level) -> Finding {
     if u32::from(port) >= start {
-        return Finding::ok(what, format!("Ports from {start} on need no privilege here"));
+        return Finding::ok(what, format!("Ports from {start} up need no privilege here"));
     }
     if caps & (1 << NET_BIND_SERVICE) != 0 {
         return Finding::ok(what, "This process has CAP_NET_BIND_SERVICE");

@@ -27,7 +27,7 @@ pub fn find_program(program: &Path) -> Option<PathBuf> {
 pub fn program(program: &Path, package: &str, missing: Level) -> Finding {
     let what = format!("program {}", program.display());
     match find_program(program) {
-        Some(file) => Finding::ok(what, format!("It is {}", file.display())),
+        Some(file) => Finding::ok(what, format!("Found at {}", file.display())),
         None => Finding::bad(missing, what, "It is not installed", format!("sudo apt-get install {package}")),
     }
 }

@@ -63,7 +63,12 @@ fn judge(what: String, space: Space, wanted: u64) -> Finding {
         return Finding::bad(Level::Fail, what, "The file system has no inodes left", mend);
     }
     if space.available < wanted {
-        return Finding::bad(Level::Warn, what, format!("{why}, and {} are wanted", human(wanted)), mend);
+        return Finding::bad(
+            Level::Warn,
+            what,
+            format!("{why}, but {} are recommended", human(wanted)),
+            mend,
+        );
     }
     Finding::ok(what, why)
 }

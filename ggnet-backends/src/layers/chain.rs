@@ -44,7 +44,7 @@ impl FrozenLayer {
         if header.size != size {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("the layer is not one of a disk of {size} bytes"),
+                format!("the layer does not belong to a disk of {size} bytes"),
             ));
         }
         let file = files.open(&dir.join(DURABLE), Open::Read)?;
@@ -96,7 +96,7 @@ pub(crate) fn frozen_header(files: &dyn Files, dir: &Path) -> io::Result<Header>
     let header = read_header(&*files.open(&dir.join(DURABLE), Open::Read)?)?;
     let len = files.open(&dir.join(DATA), Open::Read)?.size()?;
     match header.kind {
-        Kind::Hot => bad("the durable map is a hot one".to_owned()),
+        Kind::Hot => bad("the durable map is a hot map".to_owned()),
         Kind::Durable if len != header.size => {
             bad(format!("the data file has {len} bytes instead of {}", header.size))
         }
@@ -109,7 +109,7 @@ pub(crate) fn read_header(file: &dyn RawFile) -> io::Result<Header> {
     let mut bytes = [0; HEADER_LEN];
     match file.read_at(&mut bytes, 0) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(io::Error::new(io::ErrorKind::InvalidData, "the header is cut short"))
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the header is truncated"))
         }
         other => other,
     }?;
@@ -123,7 +123,7 @@ pub(crate) const fn frozen_info(size_bytes: u64) -> BlockInfo {
 
 /// The error of a write to a version.
 pub(crate) fn never_written() -> io::Error {
-    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "an image version is never written to")
+    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "an image version is read-only")
 }
 
 /// Where a range ends; `InvalidInput` unless it is of whole sectors and on a disk of `size` bytes.

@@ -110,7 +110,10 @@ impl Flusher {
                     Failure::Sync(e) => {
                         layer.fail();
                         // Whatever kind it was: the caller must not take it for a write that can be tried again.
-                        io::Error::other(format!("Writeback {} did not reach its disk: {e}", layer.id))
+                        io::Error::other(format!(
+                            "Writeback {} could not be written to its disk: {e}",
+                            layer.id
+                        ))
                     }
                 });
             }

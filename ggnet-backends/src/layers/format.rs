@@ -102,16 +102,16 @@ impl Header {
         let text = |at: usize, room: usize| {
             let field = &bytes[at..at + room];
             let end = field.iter().position(|b| *b == 0).unwrap_or(room);
-            std::str::from_utf8(&field[..end]).map_err(|_| bad("a name that is no text"))
+            std::str::from_utf8(&field[..end]).map_err(|_| bad("a name that is not UTF-8"))
         };
         if bytes[..8] != *MAGIC {
-            return Err(bad("no magic"));
+            return Err(bad("a wrong magic number"));
         }
         if number(CHECKED) != crc32c::crc32c(&bytes[..CHECKED]) {
             return Err(bad("a wrong checksum"));
         }
         if number(8) != VERSION || number(16) != 0 || number(20) != 4096 {
-            return Err(bad("a format that this version of GGnet does not know"));
+            return Err(bad("a format that this version of GGnet does not support"));
         }
         let kind = match number(12) {
             1 => Kind::Hot,

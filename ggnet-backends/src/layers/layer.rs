@@ -64,7 +64,7 @@ impl Layer {
         match self.status.0.load(Ordering::Acquire) {
             0 => Ok(()),
             Status::FAILED => Err(io::Error::other(format!(
-                "Writeback {} failed to reach its disk once and is not trusted any more",
+                "Writeback {} could not be written to its disk once, so it is not used any more",
                 self.id
             ))),
             _ => Err(io::Error::other(format!("Writeback {} was removed", self.id))),
@@ -75,6 +75,6 @@ impl Layer {
     pub(crate) fn fail(&self) {
         self.status.fail();
         let marked = self.hot.write_at(&mut [IoSlice::new(FAILED_MARK)], FAILED_OFFSET);
-        tracing::error!(writeback = %self.id, ?marked, "an fsync failed: the disk is a medium error from now on");
+        tracing::error!(writeback = %self.id, ?marked, "fsync failed: from now on the disk reports medium errors");
     }
 }

@@ -126,7 +126,7 @@ impl BlockMap {
                 if value & (value >> 1) & LOW_BITS != 0 {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
-                        format!("map page {index} has a block in no known state"),
+                        format!("map page {index} has a block in an unknown state"),
                     ));
                 }
                 word.store(value, Ordering::Release);

@@ -6,7 +6,7 @@
 //! Floors: `device` → `flush` → `layer`, `chain`, `raw` → `map`, `locks`, `format`, `busy`, `inline` → `files`.
 #![cfg_attr(
     not(all(feature = "writeback-layers", feature = "images-files")),
-    allow(dead_code, reason = "one store alone uses a part of it")
+    allow(dead_code, reason = "each store alone uses only a part of it")
 )]
 
 pub(crate) mod busy;

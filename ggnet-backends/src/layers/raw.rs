@@ -87,14 +87,17 @@ pub fn open_raw(id: ImageVersionId, path: &Path) -> Result<OpenImage> {
 /// The bytes of an opened version, for a layer to stand on. `Unsupported` for a version that is not open as blocks, or has larger sectors
 /// than a layer's disk.
 pub(crate) fn bytes_of(base: &OpenImage) -> Result<Arc<dyn BlockDevice>> {
-    let unfit = |what: String| Err(Error::new(ErrorKind::Unsupported, format!("A layer stands on {what}")));
+    let unfit = |what: String| Err(Error::new(ErrorKind::Unsupported, format!("A layer needs {what}")));
     match &base.disk {
         Disk::Blocks(device) if device.info().logical_block == 512 => Ok(Arc::clone(device)),
         Disk::Blocks(device) => unfit(format!(
-            "sectors of 512 bytes, and image version {} has sectors of {}",
+            "sectors of 512 bytes, but image version {} has sectors of {}",
             base.id,
             device.info().logical_block
         )),
-        other => unfit(format!("blocks, and image version {} is open as {other:?}", base.id)),
+        other => unfit(format!(
+            "an image version that is open as blocks, but version {} is open as {other:?}",
+            base.id
+        )),
     }
 }

@@ -100,8 +100,8 @@ pub fn plain_path(path: &Path) -> Result<String> {
         Error::invalid(
             "disk",
             format!(
-                "{} cannot be named to the kernel target: an absolute path without comma, blank, control character, quote or backslash, at most \
-                 {MAX_PATH} bytes",
+                "{} cannot be passed to the kernel target; it needs an absolute path without commas, blanks, control \
+                 characters, quotes or backslashes, of at most {MAX_PATH} bytes",
                 path.display()
             ),
         )

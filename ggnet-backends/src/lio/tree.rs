@@ -220,14 +220,14 @@ fn failed(op: &Op, e: io::Error) -> Error {
     let invalid = e.raw_os_error() == Some(Errno::INVAL.raw_os_error());
     match op {
         Op::Mkdir(path) if is_portal(path) && invalid => {
-            Error::new(ErrorKind::Busy, format!("The kernel refused the portal {path}"))
+            Error::new(ErrorKind::Busy, format!("The kernel rejected the portal {path}"))
                 .with_source(e)
-                .with_hint("Another program or another kernel target listens there, perhaps on all addresses: `ss -ltnp`, `dmesg`")
+                .with_hint("Another program or another kernel target already listens there, perhaps on all addresses: see `ss -ltnp` and `dmesg`")
         }
         Op::Mkdir(path) => Error::io(format!("Making {path}"), e),
         Op::Rmdir(path) => Error::io(format!("Removing {path}"), e),
         Op::Write(path, _) if e.kind() == Io::NotFound && path.ends_with("/enable") => {
-            Error::io(format!("Enabling {path}: its file or device is not there"), e)
+            Error::io(format!("Enabling {path}: its file or device does not exist"), e)
         }
         Op::Write(path, _) => Error::io(format!("Writing {path}"), e),
         Op::Link(path, to) => Error::io(format!("Linking {path} to {to}"), e),

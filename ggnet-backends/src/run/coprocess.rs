@@ -64,7 +64,7 @@ impl SystemRunner {
         let argv = invocation.shown_argv();
         let mut command = self.command(&self.full_argv(invocation).await?, invocation)?;
         command.stdin(Stdio::piped());
-        tracing::debug!(?invocation, "starting a program that runs beside us");
+        tracing::debug!(?invocation, "starting a program that runs alongside");
         let mut child = self.spawn(command, &argv).await?;
         let group = Group::of(&child);
         let (Some(stdin), Some(stdout), Some(stderr)) =
@@ -96,7 +96,7 @@ impl Coprocess {
         let words = match ended.map(|status| (status.code(), status.signal())) {
             Some((Some(code), _)) => format!("it ended with exit code {code}"),
             Some((None, Some(signal))) => format!("it was ended by signal {signal}"),
-            _ => "it was killed and is not gone yet".to_owned(),
+            _ => "it was killed but has not ended yet".to_owned(),
         };
         // Nothing to do about a task of ours that panicked: only words are lost.
         let _ = timeout(LAST_WORDS, &mut self.complaints).await;

@@ -69,7 +69,7 @@ impl SystemRunner {
         Err(match forbidden {
             Some(file) => {
                 Error::new(ErrorKind::Permission, format!("{} is not an executable file", file.display()))
-                    .with_hint(format!("Put the right program there: {install_hint}"))
+                    .with_hint(format!("Install the program there: {install_hint}"))
             }
             None => {
                 let program = program.display();
@@ -115,7 +115,7 @@ impl SystemRunner {
     #[expect(clippy::disallowed_methods, reason = "this is the CommandRunner that everything else must use")]
     pub(super) fn command(&self, argv: &[OsString], invocation: &Invocation) -> Result<Command> {
         let [program, args @ ..] = argv else {
-            return Err(Error::internal("An argv without a program"));
+            return Err(Error::internal("A command without a program"));
         };
         let stdin = match &invocation.stdin {
             Stdin::Empty => Stdio::null(),
@@ -165,7 +165,7 @@ impl CommandRunner for SystemRunner {
         let ended = timeout(invocation.time_limit, streams.follow(&mut child, &invocation)).await;
         let status = match ended {
             Ok(Ok(status)) => status,
-            Ok(Err(e)) => return Err(Error::io(format_args!("reading what {subject} says"), e)),
+            Ok(Err(e)) => return Err(Error::io(format_args!("reading the output of {subject}"), e)),
             Err(_elapsed) => {
                 group.kill();
                 if timeout(REAP, child.wait()).await.is_ok() {

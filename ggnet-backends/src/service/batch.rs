@@ -74,7 +74,9 @@ impl<T: Send + 'static> Batch<T> {
                 self.0.tasks.spawn(Arc::clone(&self.0).work());
             }
         }
-        outcome.await.unwrap_or_else(|_| Err(Error::internal("The task that runs for many callers died")))
+        outcome
+            .await
+            .unwrap_or_else(|_| Err(Error::internal("The task that runs for several callers panicked")))
     }
 
     /// Waits until no run is under way.

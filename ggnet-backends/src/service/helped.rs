@@ -44,6 +44,6 @@ impl Helped {
     ) -> Result<T> {
         let (helper, unit) = (self.helper.clone(), self.unit.clone());
         let asked = tokio::task::spawn_blocking(move || question(&helper, &unit)).await;
-        asked.map_err(|e| Error::internal("Asking the helper died").with_source(e))?
+        asked.map_err(|e| Error::internal("The task that calls the helper panicked").with_source(e))?
     }
 }

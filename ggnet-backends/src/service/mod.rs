@@ -33,11 +33,11 @@ use crate::run::CommandRunner;
 
 /// The keys of [`ServiceConfig`], as the table `service` of a backend's section.
 pub(crate) const KEYS: &[Key] = &[
-    ("service.manager", "\"auto\", \"systemd\", \"process\" or \"helper\"; left out: \"auto\""),
-    ("service.unit", "systemd's name for it; left out: Debian's"),
-    ("service.pid_file", "Where its process id is; left out: as Debian has it"),
-    ("service.command", "Program and arguments that start it, where systemd does not"),
-    ("service.helper", "The helper's socket; left out: /run/ggnet/helper.sock"),
+    ("service.manager", "\"auto\", \"systemd\", \"process\" or \"helper\"; default: \"auto\""),
+    ("service.unit", "The name of its systemd unit; default: the name in Debian"),
+    ("service.pid_file", "The file with its process ID; default: the path in Debian"),
+    ("service.command", "The program and arguments that start it, if systemd does not"),
+    ("service.helper", "The helper's socket; default: /run/ggnet/helper.sock"),
 ];
 
 /// A daemon of the host. Nothing here keeps it running or stops it when this is dropped.
@@ -80,7 +80,7 @@ impl Service {
         } else {
             let command = config.command.as_ref().or(daemon.command.as_ref());
             if command.is_some_and(|argv| argv.first().is_none_or(String::is_empty)) {
-                return Err(Error::invalid("service.command", "The command of the service names no program"));
+                return Err(Error::invalid("service.command", "The command of the service is empty"));
             }
             Kind::Process(process::Process {
                 program: daemon.program,
@@ -215,5 +215,5 @@ impl Service {
 /// What an operator types for a unit.
 #[cfg(any(feature = "helper", feature = "service-systemd"))]
 fn by_hand(unit: &str) -> String {
-    format!("systemctl start {unit}; systemctl status {unit} says why it stopped")
+    format!("systemctl start {unit}; systemctl status {unit} shows why it stopped")
 }

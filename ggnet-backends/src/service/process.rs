@@ -78,7 +78,7 @@ impl Process {
             Ok(pinned) if pinned.look().is_some_and(|(_, stopped)| stopped) => {
                 let (program, id) = (self.program, pinned.id);
                 State::Suspended(format!(
-                    "{program} is suspended: a signal has stopped process {id}, kill -CONT {id} continues it"
+                    "{program} is suspended: a signal stopped process {id}; kill -CONT {id} continues it"
                 ))
             }
             Ok(_) => State::Running,
@@ -98,7 +98,7 @@ impl Process {
             Err(e) => return Err(Error::io(format!("Reading the pid file {file}"), e)),
         };
         let Some(pid) = text.trim().parse::<i32>().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw) else {
-            return stopped(format!("the pid file {file} holds no process id"));
+            return stopped(format!("the pid file {file} does not contain a process ID"));
         };
         let id = pid.as_raw_nonzero();
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -144,10 +144,13 @@ impl Process {
             return Ok(());
         }
         let Some([program, args @ ..]) = self.command.as_deref() else {
-            let message =
-                format!("{} is not running, and no command starts it ({})", self.program, self.label());
+            let message = format!(
+                "{} is not running, and no start command is configured ({})",
+                self.program,
+                self.label()
+            );
             return Err(Error::new(ErrorKind::Unsupported, message)
-                .with_hint(format!("Start {}, or name the command in service.command", self.program)));
+                .with_hint(format!("Start {}, or set the command in service.command", self.program)));
         };
         // What is left of one that has ended: dhcpd takes whatever bears that number now, even a zombie, for another dhcpd.
         // Where only the daemon's user may remove it, the daemon decides.

@@ -87,7 +87,7 @@ impl Unit {
             return Ok(reached);
         }
         let unavailable = |why: String| {
-            Error::new(ErrorKind::Unavailable, format!("The system's D-Bus does not answer: {why}"))
+            Error::new(ErrorKind::Unavailable, format!("No response from the system's D-Bus: {why}"))
                 .with_hint(
                     "apt-get install dbus, or systemctl restart dbus; or set service.manager to \"process\"",
                 )
@@ -95,7 +95,7 @@ impl Unit {
         let connecting = Builder::system().method_timeout(ANSWER).build();
         let bus = tokio::time::timeout(CONNECT, connecting)
             .await
-            .map_err(|_| unavailable(format!("it took longer than {CONNECT:?} to let us in")))?
+            .map_err(|_| unavailable(format!("it took longer than {CONNECT:?} to connect")))?
             .map_err(|e| unavailable(e.to_string()))?;
         let reached = self.reach_over(&bus).await?;
         *self.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(bus);
@@ -106,7 +106,7 @@ impl Unit {
         &self,
         bus: &Connection,
     ) -> Result<(ManagerProxy<'static>, UnitObjectProxy<'static>)> {
-        let manager = ManagerProxy::new(bus).await.map_err(|e| self.failed("reaching systemd", e))?;
+        let manager = ManagerProxy::new(bus).await.map_err(|e| self.failed("connecting to systemd", e))?;
         let path = manager.load_unit(&self.name).await.map_err(|e| self.failed("loading it", e))?;
         let object = UnitObjectProxy::builder(bus).path(path).build().await;
         Ok((manager, object.map_err(|e| self.failed("loading it", e))?))
@@ -170,8 +170,8 @@ impl Unit {
         match self.state().await? {
             State::Running => Ok(()),
             State::Stopped(why) | State::Suspended(why) => {
-                Err(Error::new(ErrorKind::Unavailable, format!("{why} after its start"))
-                    .with_hint(format!("systemctl status {0}; journalctl -u {0} says why", self.name)))
+                Err(Error::new(ErrorKind::Unavailable, format!("{why} after it was started"))
+                    .with_hint(format!("systemctl status {0}; journalctl -u {0} shows why", self.name)))
             }
         }
     }

@@ -40,9 +40,9 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn new(files: Arc<dyn Files>, dir: PathBuf, instance: InstanceId) -> Self {
         let words = Words {
-            when_full: "no machine gets a disk",
-            before_full: "guests run out of it",
-            before_no_inodes: "machines get no disk",
+            when_full: "so no machine can get a disk",
+            before_full: "guests run out of space",
+            before_no_inodes: "machines cannot get a disk",
         };
         let place = Place::new(Arc::clone(&files), dir.clone(), &format!("{PROBE}{instance}"), words);
         Self { files, dir, instance, place }
@@ -59,9 +59,9 @@ impl Folder {
         self.files.create_dir(home).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::new(
                 ErrorKind::Unavailable,
-                format!("The folder of the writebacks, {}, is gone", self.dir.display()),
+                format!("The folder of the writebacks, {}, no longer exists", self.dir.display()),
             )
-            .with_hint("Is its disk mounted? Mount it, then try again"),
+            .with_hint("Check that its disk is mounted, then try again"),
             _ => Error::io(format!("Creating {}", home.display()), e),
         })
     }
@@ -152,7 +152,7 @@ impl Folder {
         match listed {
             // Not made by us, and no reason to know nothing of the others.
             Err(e) if matches!(e.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) => {
-                tracing::warn!(path = %home.display(), error = %e, "an odd writeback");
+                tracing::warn!(path = %home.display(), error = %e, "cannot read a writeback");
                 let completeness = Completeness::Partial;
                 Ok(Some(WritebackListed { id: id.clone(), digest: None, completeness, base: None, bytes: 0 }))
             }
@@ -177,27 +177,27 @@ impl Folder {
 pub(super) fn other_base(id: &ResourceId, version: ImageVersionId) -> Error {
     Error::new(
         ErrorKind::Busy,
-        format!("Writeback {id} stands on image version {version} and holds what was written to it"),
+        format!("Writeback {id} is over image version {version} and contains the changes to it"),
     )
     .with_hint("remove the writeback first")
 }
 
 /// What is in a writeback that an image store is about to take over is not to change.
 pub(super) fn frozen(id: &ResourceId) -> Error {
-    Error::new(ErrorKind::Busy, format!("Writeback {id} is frozen: an image version is being made of it"))
-        .with_hint("Try again when that has ended")
+    Error::new(ErrorKind::Busy, format!("Writeback {id} is frozen: an image version is being made from it"))
+        .with_hint("Try again after that")
 }
 
 /// There is nothing of a writeback that could be frozen.
 pub(super) fn nothing_to_freeze(id: &ResourceId) -> Error {
-    Error::new(ErrorKind::NotFound, format!("There is no writeback {id}, so nothing was written to it"))
+    Error::new(ErrorKind::NotFound, format!("Writeback {id} does not exist, so it has no changes"))
 }
 
 /// A path as the locator of something that an image store takes over.
 pub(super) fn locator(path: &Path) -> Result<String> {
     let path = absolute(path)?;
     path.to_str().map(str::to_owned).ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, format!("The name of {} is no text", path.display()))
-            .with_hint("Rename the folder of the writebacks, and name it so in the configuration")
+        Error::new(ErrorKind::Unsupported, format!("The name of {} is not UTF-8", path.display()))
+            .with_hint("Rename the folder of the writebacks, and use the new name in the configuration")
     })
 }

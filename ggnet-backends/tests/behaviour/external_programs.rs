@@ -105,8 +105,8 @@ fn id(n: u8) -> ResourceId {
 #[tokio::test]
 async fn another_version_or_port_or_no_answer_to_hello_is_refused_in_words() {
     for (script, words) in [
-        ("hello(protocol=1)", "version 1 of the protocol, and we speak 2"),
-        ("hello(port='target')", "for the port target, and was asked for dhcp"),
+        ("hello(protocol=1)", "version 1 of the protocol, but GGnet uses version 2"),
+        ("hello(port='target')", "for the port target, but dhcp was requested"),
         ("hello(capabilities={'leases': True})", "missing field `observes`"),
         ("say(id=0, result={'port': 'dhcp'})", "missing field `protocol`"),
     ] {
@@ -159,16 +159,16 @@ async fn a_program_that_does_not_exist_is_not_found_and_named() {
 #[tokio::test]
 async fn what_is_no_message_ends_it_and_the_error_quotes_its_beginning() {
     for (said, words) in [
-        (r"print('debug\x1b[2J' + 'x' * 100_000, flush=True)", r"it said `debug\u{1b}[2Jxxx"),
-        ("print('{}', flush=True)", "an answer has `id` and one of"),
-        ("say(id=99, result=None)", "request 99, which was never made"),
+        (r"print('debug\x1b[2J' + 'x' * 100_000, flush=True)", r"it sent `debug\u{1b}[2Jxxx"),
+        ("print('{}', flush=True)", "a response has `id` and either"),
+        ("say(id=99, result=None)", "request 99, which was never sent"),
         ("say(id=1, reslut=None)", "unknown field `reslut`"),
-        ("say(id=1, result=1, error={'kind': 'busy', 'message': ''})", "one of `result` and `error`"),
+        ("say(id=1, result=1, error={'kind': 'busy', 'message': ''})", "either `result` or `error`"),
         ("say(id=1, error={'kind': 'odd', 'message': ''})", "unknown variant `odd`"),
-        ("say(method='shout', params={})", "no method \"shout\" is known"),
+        ("say(method='shout', params={})", "method \"shout\" is unknown"),
         ("say(method='observed', params={'boot_file_sent': {}})", "missing field"),
-        ("sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()", "it said `\u{fffd}`"),
-        ("print('x' * 20_000, flush=True)", "a line of more than 10000 bytes"),
+        ("sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()", "it sent `\u{fffd}`"),
+        ("print('x' * 20_000, flush=True)", "a line longer than 10000 bytes"),
     ] {
         let script = format!("hello()\nif starts() > 1: serve()\nhear(); {said}; time.sleep(1000)");
         let limit = if words.starts_with("a line") { 10_000 } else { 32 << 20 };
@@ -217,14 +217,14 @@ async fn one_that_dies_again_and_again_is_not_started_at_every_call() {
     let refused = loop {
         let e = dhcp.list().await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Unavailable, "{}", e.report());
-        if e.message().contains("not started again for") {
+        if e.message().contains("not be restarted for") {
             break e;
         }
         failures += 1;
     };
     assert_eq!(world.notes("starts").len(), failures);
     assert!(refused.message().contains("exit code 1"), "it says why: {refused}");
-    assert!(matches!(dhcp.health().await, Health::Down(why) if why.contains("not started again")));
+    assert!(matches!(dhcp.health().await, Health::Down(why) if why.contains("not be restarted")));
     dhcp.shutdown().await;
     let e = dhcp.list().await.unwrap_err();
     assert!(e.kind() == ErrorKind::Unavailable && e.message().contains("shut down"), "{e}");
@@ -355,7 +355,7 @@ hear()"#;
     dhcp.list().await.unwrap_err();
     let e = dhcp.list().await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unsupported, "{}", e.report());
-    assert!(e.message().contains("other things"), "{e}");
+    assert!(e.message().contains("capabilities differ"), "{e}");
     assert!(!dhcp.capabilities().leases);
 }
 

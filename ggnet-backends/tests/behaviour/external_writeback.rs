@@ -118,8 +118,8 @@ async fn a_disk_that_is_not_what_was_promised_is_not_handed_out() {
     let base = base("/x".into(), 512);
     let spec = WritebackSpec { id: "pc-1".parse().unwrap(), version: base.id, size_bytes: 512 };
     for (provides, place, words) in [
-        ("file", "{'device': {'path': '/dev/vg/pc-1'}}", "provides a File and handed out Device"),
-        ("device", "{'file': {'path': '/x', 'format': 'raw'}}", "provides a Device and handed out File"),
+        ("file", "{'device': {'path': '/dev/vg/pc-1'}}", "provides a File, but returned Device"),
+        ("device", "{'file': {'path': '/x', 'format': 'raw'}}", "provides a Device, but returned File"),
         ("file", "{'file': {'path': 'x', 'format': 'raw'}}", "no absolute path"),
         ("file", "None", "answer to ensure is wrong"),
     ] {

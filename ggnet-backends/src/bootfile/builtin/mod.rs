@@ -146,7 +146,7 @@ impl BootFileStore for BuiltinBootFiles {
 
     fn attach(&self, observer: Arc<dyn Observer>) {
         if self.inner.observer.set(observer).is_err() {
-            tracing::warn!("A second observer for the boot file store was ignored");
+            tracing::warn!("ignored a second observer for the boot file store");
         }
     }
 
@@ -168,7 +168,7 @@ impl BootFileStore for BuiltinBootFiles {
             {
                 return Err(Error::new(
                     ggnet_core::ErrorKind::Conflict,
-                    format!("The boot file {path} belongs to {owner} already"),
+                    format!("Boot file {path} already belongs to {owner}"),
                 )
                 .with_backend(NAME)
                 .with_operation("ensure")

@@ -91,10 +91,10 @@ impl Bundles {
         if is_in_the_way(&e) {
             return Error::new(
                 ErrorKind::Conflict,
-                format!("{doing} {}: a part of this path is a file or a symbolic link, and GGnet follows no link here", full.display()),
+                format!("{doing} {}: part of this path is a file or a symbolic link, and GGnet does not follow links here", full.display()),
             )
             .with_source(e)
-            .with_hint("see what it is (ls -l) and move it away");
+            .with_hint("find out what it is (ls -l) and move it away");
         }
         let error = Error::io(format!("{doing} {}", full.display()), e);
         let root = self.root.display();
@@ -150,11 +150,11 @@ impl Bundles {
         let at = |e| self.failed("Looking at", path.as_str(), e);
         let text = match root.entry(path.as_str()).map_err(at)? {
             Entry::Absent => return Ok(Owner::Nobody),
-            Entry::Other => return Ok(Owner::Other("stands there and is not ours".to_owned())),
+            Entry::Other => return Ok(Owner::Other("exists and was not made by GGnet".to_owned())),
             Entry::Link(text) => text,
         };
         let Some((instance, owner)) = Self::parse_text(&text, path.as_str()) else {
-            return Ok(Owner::Other(format!("is a symbolic link to {text:?} and not ours")));
+            return Ok(Owner::Other(format!("is a symbolic link to {text:?} that GGnet did not make")));
         };
         if instance != self.instance.as_str() {
             return Ok(Owner::Other(format!("belongs to another GGnet, instance {instance}")));
@@ -165,7 +165,7 @@ impl Bundles {
         let file = format!("{}/{path}", self.home(&owner));
         Ok(match root.entry(&file).map_err(at)? {
             Entry::Absent => Owner::Nobody,
-            _ => Owner::Other(format!("belongs to {owner} already")),
+            _ => Owner::Other(format!("already belongs to {owner}")),
         })
     }
 
@@ -194,14 +194,14 @@ impl Bundles {
             // A new bundle goes again, so that a start that failed leaves nothing. What exists is left to the next call.
             let undo = || self.end_removal(&root, &bundle.id).and_then(|()| self.remove_in(&root, &bundle.id));
             if !was_there && let Err(left) = undo() {
-                tracing::warn!(bundle = %bundle.id, error = %left.report(), after = %e.report(), "not undone");
+                tracing::warn!(bundle = %bundle.id, error = %left.report(), after = %e.report(), "cannot undo a failed change");
             }
         })
     }
 
     fn conflict(&self, path: &BootPath, words: &str) -> Error {
-        Error::new(ErrorKind::Conflict, format!("The boot file {path} {words}"))
-            .with_hint(format!("{} is the file", self.root.join(path.as_str()).display()))
+        Error::new(ErrorKind::Conflict, format!("Boot file {path} {words}"))
+            .with_hint(format!("The file is {}", self.root.join(path.as_str()).display()))
     }
 
     fn linked(&self, root: &Root, bundle: &BootBundle) -> Result<bool> {
@@ -523,7 +523,7 @@ impl Bundles {
             if !mode.contains(rustix::fs::Mode::XOTH) {
                 let full = self.root.join(folder);
                 let full = full.display();
-                return Ok(Some(format!("{full} is closed to in.tftpd's user: sudo chmod o+rx {full}")));
+                return Ok(Some(format!("in.tftpd's user has no access to {full}: sudo chmod o+rx {full}")));
             }
         }
         Ok(None)

@@ -106,7 +106,7 @@ impl Inner {
         if let Some((path, owner)) = bundle.files.keys().find_map(|path| wanted.get_key_value(path)) {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("The boot file {path} is being made for {owner}"),
+                format!("Boot file {path} is being written for {owner}"),
             ));
         }
         let paths: Vec<BootPath> = bundle.files.keys().cloned().collect();
@@ -147,7 +147,7 @@ impl TftpdHpa {
         match ask::ask(server, &bundles.alive()).await {
             Ok(Answer::File(bytes)) if bytes == bundles.alive_text().as_bytes() => Health::Up,
             Ok(Answer::Silence) => Health::Down(format!(
-                "Nobody answers TFTP on {server}: systemctl status tftpd-hpa (sudo apt-get install tftpd-hpa), or set `server`"
+                "No TFTP server answers on {server}: systemctl status tftpd-hpa (sudo apt-get install tftpd-hpa), or set `server`"
             )),
             Ok(Answer::Refused(words)) => Health::Down(format!(
                 "The TFTP server on {server} does not serve {root}: it answers {words:?}; see TFTP_DIRECTORY and --secure in \
@@ -156,7 +156,7 @@ impl TftpdHpa {
             Ok(Answer::File(_)) => {
                 Health::Down(format!("The TFTP server on {server} serves another folder than {root}"))
             }
-            Err(e) => Health::Down(format!("TFTP could not be asked on {server}: {e}")),
+            Err(e) => Health::Down(format!("Cannot send a TFTP request to {server}: {e}")),
         }
     }
 }

@@ -20,16 +20,16 @@ use crate::{
 #[must_use]
 pub fn descriptor() -> Descriptor<dyn DhcpBackend> {
     Descriptor::new(NAME, make)
-        .summary("A dnsmasq of this host, by files that it reads")
+        .summary("dnsmasq on this host, through files that it reads")
         .keys(&[
             (
                 "mode",
-                "\"server\": it gives out addresses; \"proxy\": another server does; left out: \"server\"",
+                "\"server\": it gives out addresses; \"proxy\": another server does; default: \"server\"",
             ),
-            ("hosts_dir", "The folder that dhcp-hostsdir names; left out: /var/lib/ggnet-dhcp/dnsmasq/hosts"),
+            ("hosts_dir", "The folder that dhcp-hostsdir names; default: /var/lib/ggnet-dhcp/dnsmasq/hosts"),
             (
                 "options_dir",
-                "The folder that dhcp-optsdir names; left out: /var/lib/ggnet-dhcp/dnsmasq/options",
+                "The folder that dhcp-optsdir names; default: /var/lib/ggnet-dhcp/dnsmasq/options",
             ),
             daemon::ADVERTISE,
         ])

@@ -42,7 +42,7 @@ pub(super) fn render(
     advertise: Ipv4Addr,
 ) -> Result<Files> {
     let spec = serde_json::to_string(host)
-        .map_err(|e| Error::internal("A DHCP entry has no JSON").with_source(e))?;
+        .map_err(|e| Error::internal("Cannot encode a DHCP entry as JSON").with_source(e))?;
     let mut hosts = format!("{HEAD}{spec}\n");
     for mac in &host.macs {
         // `write!` to a String cannot fail.
@@ -56,7 +56,7 @@ pub(super) fn render(
             }
             Some(IpAddr::V6(address)) => {
                 let message = format!(
-                    "{address} is no IPv4 address, and dnsmasq gives machines an IPv4 address to boot"
+                    "{address} is not an IPv4 address; machines boot from dnsmasq with an IPv4 address only"
                 );
                 return Err(Error::invalid("fixed_address", message));
             }
@@ -114,7 +114,7 @@ fn quoted(text: &str) -> Result<String> {
     if let Some(bad) = text.chars().find(|c| c.is_control()) {
         return Err(Error::invalid(
             "loaders",
-            format!("{text:?} holds {bad:?}, which dnsmasq cannot be told"),
+            format!("{text:?} contains {bad:?}, which cannot be written in a dnsmasq configuration"),
         ));
     }
     Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))

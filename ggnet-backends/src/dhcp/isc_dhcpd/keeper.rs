@@ -120,14 +120,14 @@ impl Keeper {
         }
         let shown = self.hosts.display();
         if files::read(&self.hosts)?.is_some_and(|text| !self.text.is_ours(&text)) {
-            let message = format!("{shown} was not made by this GGnet");
+            let message = format!("{shown} was not written by this GGnet instance");
             return Err(Error::new(ErrorKind::Conflict, message)
-                .with_hint("Move it away, or name another file in hosts_file and in dhcpd's main file"));
+                .with_hint("Move it away, or set another file in hosts_file and in dhcpd's main file"));
         }
         let mut disk = self.look()?;
         if disk.by_omapi && self.omapi.is_none() {
             let message =
-                format!("The machines in {shown} were told to dhcpd by OMAPI, which is not configured");
+                format!("The machines in {shown} were added to dhcpd through OMAPI, which is not configured");
             return Err(Error::invalid("omapi", message).with_hint(format!(
                 "Configure omapi again; or stop dhcpd, remove the blocks \"host ggnet-…\" from its lease file \
                  (/var/lib/dhcp/dhcpd.leases), remove {}, and start dhcpd",
@@ -239,7 +239,7 @@ impl Keeper {
     /// `Invalid` with where dhcpd found what wrong; `Unavailable` where there is no dhcpd.
     pub(super) async fn check(&self) -> Result<()> {
         let check = Invocation::new("dhcpd", INSTALL).args(["-4", "-t", "-cf"]).arg(&self.main_file);
-        let refused = format!("dhcpd refuses its configuration {}", self.main_file.display());
+        let refused = format!("dhcpd rejects its configuration {}", self.main_file.display());
         let done = self.runner.run(check).await?.require_success(ErrorKind::Invalid, &refused);
         let hint = format!("`dhcpd -4 -t -cf {}` shows the line", self.main_file.display());
         done.map(drop).map_err(|e| without_quotations(e).with_hint(hint))
@@ -274,7 +274,10 @@ impl Keeper {
             self.blocking(|this| this.all_is_told(disk)).await
         };
         if let Err(e) = back.await {
-            tracing::error!(error = e.report(), "dhcpd did not come up with its last configuration either");
+            tracing::error!(
+                error = e.report(),
+                "dhcpd does not start with its previous configuration either"
+            );
         }
     }
 

@@ -86,7 +86,7 @@ struct Key {
 
 impl Key {
     fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let unusable = |_| Error::internal("HMAC takes a key of any length");
+        let unusable = |_| Error::internal("HMAC rejected the key, although it accepts any length");
         Ok(match self.algorithm {
             KeyAlgorithm::HmacSha256 => {
                 let mac = Hmac::<sha2::Sha256>::new_from_slice(&self.secret).map_err(unusable)?;
@@ -136,9 +136,9 @@ impl Omapi {
         let text = text.map_err(|e| files::error("Reading", path, e))?;
         let secret = BASE64_STANDARD.decode(text.trim()).map(Zeroizing::new);
         let secret = secret.ok().filter(|secret| !secret.is_empty()).ok_or_else(|| {
-            let message = format!("{} holds no key in base64", path.display());
+            let message = format!("{} does not contain a key in base64", path.display());
             Error::invalid("omapi.key_file", message)
-                .with_hint("Write the text between the quotes of `secret \"…\"` into it, and nothing else")
+                .with_hint("Write only the text between the quotes of `secret \"…\"` into it")
         })?;
         let key = Key { algorithm: config.algorithm, secret };
         Ok(Self { address: config.address, key_name: config.key_name.clone(), key })
@@ -152,7 +152,8 @@ impl Omapi {
         let subject = format!("OMAPI of dhcpd at {}", self.address);
         let named = |e: Error| e.with_subject(subject.clone());
         let failed = |e| {
-            let hint = "dhcpd's main file needs omapi-port and omapi-key, and omapi.address the same port";
+            let hint =
+                "Set omapi-port and omapi-key in dhcpd's main file, and the same port in omapi.address";
             named(Error::io(format!("Connecting to {subject}"), e).with_hint(hint))
         };
         let stream = within(TcpStream::connect(self.address)).await.map_err(named)?.map_err(failed)?;
@@ -165,7 +166,7 @@ impl Omapi {
 
 async fn within<T>(work: impl Future<Output = T>) -> Result<T> {
     timeout(PATIENCE, work).await.map_err(|_| {
-        Error::new(ErrorKind::Timeout, format!("OMAPI of dhcpd did not answer within {PATIENCE:?}"))
+        Error::new(ErrorKind::Timeout, format!("No OMAPI response from dhcpd within {PATIENCE:?}"))
     })
 }
 
@@ -222,15 +223,17 @@ impl Session<'_> {
         });
         let (version, header) = theirs.await?.map_err(|e| lost(&e))?;
         if (version, header) != (VERSION, HEADER) {
-            let message = format!("It speaks OMAPI version {version} with headers of {header} bytes");
+            let message = format!(
+                "dhcpd uses OMAPI version {version} with headers of {header} bytes, which GGnet does not support"
+            );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let key = &self.omapi.key;
         let object = vec![text("name", &self.omapi.key_name), text("algorithm", key.algorithm())];
         let refused = |why: String| {
-            let message = format!("dhcpd does not take the OMAPI key {:?}: {why}", self.omapi.key_name);
+            let message = format!("dhcpd rejects the OMAPI key {:?}: {why}", self.omapi.key_name);
             Error::new(ErrorKind::Permission, message)
-                .with_hint("omapi.key_name, key_file and algorithm must be as in dhcpd's main file")
+                .with_hint("omapi.key_name, key_file and algorithm must match dhcpd's main file")
         };
         let answer = self.ask(OPEN, 0, vec![text("type", "authenticator")], object).await?;
         match answer.failure() {
@@ -327,7 +330,7 @@ impl Session<'_> {
         if let Some(id) = self.authenticator {
             let signature = self.omapi.key.sign(&answer.signed)?;
             if answer.authenticator != id || !bool::from(answer.signature.ct_eq(&signature)) {
-                let message = "An answer of dhcpd by OMAPI is not signed with our key";
+                let message = "An OMAPI response from dhcpd is not signed with our key";
                 return Err(Error::new(ErrorKind::Permission, message));
             }
         }
@@ -392,7 +395,7 @@ async fn take<'a>(
 ) -> Result<&'a [u8]> {
     let begin = all.len();
     if length > LARGEST - begin.min(LARGEST) {
-        let message = format!("A message of dhcpd by OMAPI is longer than {LARGEST} bytes");
+        let message = format!("An OMAPI message from dhcpd is longer than {LARGEST} bytes");
         return Err(Error::new(ErrorKind::Corrupt, message));
     }
     all.resize(begin + length, 0);
@@ -406,16 +409,16 @@ fn number_of(bytes: &[u8]) -> u32 {
 }
 
 fn lost(e: &std::io::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("dhcpd ended the OMAPI connection: {e}"))
+    Error::new(ErrorKind::Unavailable, format!("dhcpd closed the OMAPI connection: {e}"))
 }
 
 fn declined(doing: &str, name: &str, why: &str) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("dhcpd could not {doing} {name} by OMAPI: {why}"))
+    Error::new(ErrorKind::Unavailable, format!("dhcpd could not {doing} {name} through OMAPI: {why}"))
 }
 
 fn unexpected(answer: &Answer) -> Error {
     let message = format!(
-        "dhcpd gave an answer by OMAPI that was not asked for: operation {}, transaction {}",
+        "dhcpd sent an unexpected OMAPI response: operation {}, transaction {}",
         answer.operation, answer.answers
     );
     Error::new(ErrorKind::Corrupt, message)

@@ -137,7 +137,7 @@ impl Text {
     /// As [`Text::declarations`].
     pub(super) fn block(&self, host: &DhcpHost) -> Result<String> {
         let spec = serde_json::to_string(host)
-            .map_err(|e| Error::internal("A DHCP entry has no JSON").with_source(e))?;
+            .map_err(|e| Error::internal("Cannot encode a DHCP entry as JSON").with_source(e))?;
         let mut block = format!("# {}{} {spec}\n", self.prefix, host.id);
         block.extend(self.declarations(host)?.into_iter().map(|d| d.text));
         Ok(block)
@@ -151,8 +151,9 @@ impl Text {
         let address = match host.fixed_address {
             Some(IpAddr::V4(address)) => Some(address),
             Some(IpAddr::V6(address)) => {
-                let message =
-                    format!("{address} is no IPv4 address, and dhcpd gives machines an IPv4 address to boot");
+                let message = format!(
+                    "{address} is not an IPv4 address; machines boot from dhcpd with an IPv4 address only"
+                );
                 return Err(Error::invalid("fixed_address", message));
             }
             None => None,
@@ -194,7 +195,7 @@ impl Text {
 }
 
 fn broken(e: &tera::Error) -> Error {
-    Error::internal(format!("dhcpd's text cannot be written: {e}"))
+    Error::internal(format!("Cannot render the dhcpd configuration: {e}"))
 }
 
 /// As it stands within quotes: whatever is not plain becomes three octal digits, which dhcpd reads back as that byte.

@@ -18,12 +18,12 @@ use crate::dhcp::section;
 #[must_use]
 pub fn descriptor() -> Descriptor<dyn DhcpBackend> {
     Descriptor::new(NAME, make)
-        .summary("ProxyDHCP beside whatever server gives out addresses")
+        .summary("ProxyDHCP beside any DHCP server that assigns addresses")
         .keys(&[
-            ("interfaces", "The interfaces to answer on; left out: network.interfaces"),
-            ("advertise", "By interface: the IPv4 address that machines are told; left out: network.advertise, or its own"),
-            ("unknown", "What an unregistered machine gets: \"ignore\" or \"answer\"; left out: \"ignore\""),
-            ("relays", "Also take what a DHCP relay sends to the interface's address; left out: false"),
+            ("interfaces", "The interfaces to answer on; default: network.interfaces"),
+            ("advertise", "By interface: the IPv4 address that machines boot from; default: network.advertise, or its own"),
+            ("unknown", "What an unregistered machine gets: \"ignore\" or \"answer\"; default: \"ignore\""),
+            ("relays", "Also accept requests that a DHCP relay sends to the interface's address; default: false"),
         ])
         .keys(section::KEYS)
         .check(check)

@@ -107,14 +107,11 @@ impl ProxyDhcpConfig {
         loaders::validate_http_files(&self.http_files)?;
         for (i, interface) in self.interfaces.iter().enumerate() {
             if self.interfaces[..i].contains(interface) {
-                return Err(Error::invalid(
-                    "interfaces",
-                    format!("The interface {interface} is named twice"),
-                ));
+                return Err(Error::invalid("interfaces", format!("Interface {interface} is listed twice")));
             }
         }
         if let Some(other) = self.advertise.keys().find(|name| !self.interfaces.contains(name)) {
-            let message = format!("An address is advertised on {other}, which is not among the interfaces");
+            let message = format!("`advertise` has an address for {other}, which is not in `interfaces`");
             return Err(Error::invalid("advertise", message));
         }
         Ok(())
@@ -205,7 +202,7 @@ impl DhcpBackend for ProxyDhcp {
 
     fn attach(&self, observer: Arc<dyn Observer>) {
         if self.table.observer.set(observer).is_err() {
-            tracing::warn!("A second observer for proxyDHCP was ignored");
+            tracing::warn!("ignored a second observer for proxyDHCP");
         }
     }
 

@@ -96,7 +96,7 @@ impl Request {
             flags: message.flags().into(),
             ciaddr: message.ciaddr(),
             giaddr: message.giaddr(),
-            mac: MacAddr::new(octets).map_err(|_| "not a card's address")?,
+            mac: MacAddr::new(octets).map_err(|_| "not a valid MAC address of a network card")?,
             class: None,
             archs: Vec::new(),
             ipxe: false,

@@ -61,9 +61,9 @@ pub(super) fn decide(
     let ignored = |why: &str| Decision { reply: Err(why.to_owned()), seen: Vec::new() };
     match (port, request.kind) {
         (Port::Dhcp, Kind::Discover) | (Port::BootServer, Kind::Request | Kind::Inform) => {}
-        _ => return ignored("not a question to us"),
+        _ => return ignored("not a request for proxyDHCP"),
     }
-    let Some(class) = request.class else { return ignored("an operating system's, not firmware's") };
+    let Some(class) = request.class else { return ignored("from an operating system, not from firmware") };
     if port == Port::BootServer && request.server.is_some_and(|server| server != advertise) {
         return ignored("for another boot server");
     }
@@ -132,7 +132,7 @@ fn destination(request: &Request, port: Port) -> To {
 fn no_loader(archs: &[Arch]) -> String {
     let names: Vec<String> = archs.iter().map(|arch| format!("{arch} ({})", arch.0)).collect();
     format!(
-        "No loader for architecture {}: name one in the proxyDHCP configuration, loaders.{}",
+        "No loader for architecture {}: set one in the proxyDHCP configuration, loaders.{}",
         names.join(", "),
         archs[0]
     )

@@ -108,11 +108,11 @@ impl Server {
             first.push((shared.bind(&name)?, name));
         }
         if first.is_empty() {
-            tracing::info!(target: "dhcp", "ProxyDHCP answers on no network: no interface is configured");
+            tracing::info!(target: "dhcp", "ProxyDHCP does not answer on any network: no interface is configured");
         }
         let long_lived = Supervisor::new(cancel);
         for (bound, name) in first {
-            tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP listens");
+            tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP is listening");
             let (shared, bound) = (Arc::clone(&shared), Arc::new(Mutex::new(Some(bound))));
             long_lived.keep(format!("proxyDHCP on {name}"), move || {
                 let (shared, name, bound) = (Arc::clone(&shared), name.clone(), take(&bound));
@@ -210,7 +210,7 @@ impl Shared {
             match next {
                 Ok(mut bound) => {
                     if lock(&self.lost).remove(name).is_some() {
-                        tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP listens again");
+                        tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP is listening again");
                     }
                     let Bound { place, ears } = &mut bound;
                     tokio::select! {
@@ -221,10 +221,10 @@ impl Shared {
                 }
                 Err(e) => {
                     let hint = e.hint().map(|hint| format!(": {hint}")).unwrap_or_default();
-                    let why = format!("ProxyDHCP is deaf on {name}: {}{hint}", e.explain());
+                    let why = format!("ProxyDHCP receives nothing on {name}: {}{hint}", e.explain());
                     let before = lock(&self.lost).insert(name.to_owned(), why.clone());
                     if before.as_ref() != Some(&why) {
-                        tracing::warn!(target: "dhcp", interface = name, why, "an interface is not served until it is back");
+                        tracing::warn!(target: "dhcp", interface = name, why, "an interface is not served until it is available again");
                     }
                     tokio::select! {
                         () = self.cancel.cancelled() => return,
@@ -241,11 +241,11 @@ impl Shared {
             tokio::time::sleep(LOOK_EVERY).await;
             let Ok(now) = Place::of(name) else { return };
             if now.index != place.index {
-                tracing::warn!(target: "dhcp", interface = name, "another interface has this name now");
+                tracing::warn!(target: "dhcp", interface = name, "the name now belongs to another interface");
                 return;
             }
             if now.address != place.address {
-                tracing::info!(target: "dhcp", interface = name, before = ?place.address, now = ?now.address, "another address");
+                tracing::info!(target: "dhcp", interface = name, before = ?place.address, now = ?now.address, "its address changed");
                 // The socket for relays is bound to it.
                 if self.config.relays {
                     return;
@@ -253,9 +253,11 @@ impl Shared {
             }
             if now.carrier != place.carrier {
                 match &now.carrier {
-                    Carrier::There => tracing::info!(target: "dhcp", interface = name, "its carrier is back"),
+                    Carrier::There => {
+                        tracing::info!(target: "dhcp", interface = name, "its carrier is back")
+                    }
                     Carrier::Waiting(why) | Carrier::Gone(why) => {
-                        tracing::warn!(target: "dhcp", interface = name, why, "no machine is reached on it");
+                        tracing::warn!(target: "dhcp", interface = name, why, "no machine can be reached through this interface");
                     }
                 }
             }
@@ -277,7 +279,7 @@ impl Shared {
                 }
                 Err(error) => {
                     if failing.is_none() {
-                        tracing::warn!(target: "dhcp", interface = ear.interface, %error, "Receiving failed; trying again");
+                        tracing::warn!(target: "dhcp", interface = ear.interface, %error, "cannot receive DHCP requests; will retry");
                         failing = Some(Failing::new(&self.failing));
                     }
                     tokio::time::sleep(RECEIVE_PAUSE).await;
@@ -298,7 +300,7 @@ impl Shared {
         let advertise = match (self.config.advertise.get(name), &own) {
             (Some(address), _) | (None, Ok(address)) => *address,
             (None, Err(error)) => {
-                return tracing::warn!(target: "dhcp", interface = name, %error, "No address to advertise");
+                return tracing::warn!(target: "dhcp", interface = name, %error, "no address to advertise");
             }
         };
         let registered = self.table.is_registered(request.mac);
@@ -317,7 +319,7 @@ impl Shared {
                     Err(error) => Err(error.report()),
                 };
                 if let Err(error) = sent {
-                    return tracing::warn!(target: "dhcp", interface = name, %mac, %to, error, "Could not answer");
+                    return tracing::warn!(target: "dhcp", interface = name, %mac, %to, error, "cannot send the DHCP response");
                 }
                 // Anybody can ask in any machine's name.
                 if let Some(left_out) = self.answers.line() {

@@ -34,7 +34,7 @@ impl QemuImg {
     /// All of a conversion. Dropped at any point: qemu-img is killed and the sink's file unlinked.
     pub(super) async fn convert_whole(&self, spec: &ConvertSpec, progress: &Progress) -> Result<Converted> {
         let Sink::File(path) = &spec.sink else {
-            return Err(Error::new(ErrorKind::Unsupported, "qemu-img writes to a file alone")
+            return Err(Error::new(ErrorKind::Unsupported, "qemu-img can only write to a file")
                 .with_hint("Choose an image store whose drafts are files"));
         };
         let source = Source::open(&spec.source).await?;
@@ -49,9 +49,12 @@ impl QemuImg {
         }
         let size = self.inspect(&source, spec.format).await?.virtual_size;
         if size != spec.virtual_size {
-            let why = format!("The disk has {size} bytes, and had {} when it was probed", spec.virtual_size);
+            let why = format!(
+                "The disk has {size} bytes now, but had {} bytes when it was probed",
+                spec.virtual_size
+            );
             return Err(Error::new(code::import_source_changed(), why)
-                .with_hint("Wait until nobody writes to the file any more, then import again"));
+                .with_hint("Wait until no program writes to the file, then import it again"));
         }
         let sink = SinkFile::create(path, size).await?;
         let share = Share::new(progress);
@@ -119,7 +122,7 @@ fn option(key: &str, name: &OsStr) -> OsString {
 fn verify(file: &File, size: u64) -> Result<()> {
     let len = file.metadata().map_err(|e| Error::io("looking at the converted file", e))?.len();
     if len != size {
-        return Err(Error::internal(format!("qemu-img made {len} bytes of a disk of {size}")));
+        return Err(Error::internal(format!("qemu-img wrote {len} bytes for a disk of {size} bytes")));
     }
     let mut sector = [0; 512];
     for offset in [0, size - 512] {

@@ -83,11 +83,11 @@ fn qcow2(h: Header<'_>) -> Result<ImageFormat> {
     match version {
         1 => {
             return refuse(
-                "it has qcow's old version 1; convert it with `qemu-img convert -f qcow -O qcow2`",
+                "it uses the old qcow version 1; convert it with `qemu-img convert -f qcow -O qcow2`",
             );
         }
         2 | 3 => {}
-        other => return refuse(&format!("it has qcow2 version {other}, which is unknown")),
+        other => return refuse(&format!("it uses qcow2 version {other}, which is unknown")),
     }
     if backing != 0 {
         return refuse("it has a backing file; flatten it with `qemu-img convert -O qcow2`");
@@ -132,7 +132,7 @@ fn vmdk(h: Header<'_>) -> Result<ImageFormat> {
     }
     if descriptor == 0 {
         return refuse(
-            "it is one part of a split VMDK; make it one file with `vmware-vdiskmanager -t 0` or qemu-img",
+            "it is one part of a split VMDK; join the parts with `vmware-vdiskmanager -t 0` or qemu-img",
         );
     }
     Ok(ImageFormat::Vmdk)
@@ -180,7 +180,7 @@ fn foreign(h: Header<'_>, tail: &[u8]) -> Option<String> {
         return Some(format!("it is {what}, which is not supported"));
     }
     if let Some((_, what)) = PACKED.iter().find(|(magic, _)| h.starts(magic)) {
-        return Some(format!("it is packed by {what}; unpack it first"));
+        return Some(format!("it is compressed with {what}; decompress it first"));
     }
     if tail.len() == TAIL && tail.starts_with(b"koly") {
         return Some("it is an Apple DMG image, which is not supported".to_owned());

@@ -79,7 +79,7 @@ impl QemuImg {
         match version {
             Some(version) if out.success() => Ok(version.trim().to_owned()),
             _ => Err(out
-                .failure(ErrorKind::Unavailable, format!("{} is no qemu-img", self.config.program.display()))
+                .failure(ErrorKind::Unavailable, format!("{} is not qemu-img", self.config.program.display()))
                 .with_hint(INSTALL)),
         }
     }

@@ -79,11 +79,11 @@ impl QemuImg {
     pub(super) async fn info(&self, source: &Source, format: ImageFormat) -> Result<ImageProbe> {
         let out = self.runner.run(self.probing(source, "info", format)).await?;
         if !out.success() {
-            let what = format!("The image does not open as {}", format.qemu_name());
+            let what = format!("Cannot open the image as {}", format.qemu_name());
             return Err(explain(&out, &what, ErrorKind::Corrupt));
         }
         let info: Info = serde_json::from_slice(&out.stdout).map_err(|e| {
-            out.failure(ErrorKind::Corrupt, "qemu-img describes the image in a way that we cannot read")
+            out.failure(ErrorKind::Corrupt, "Cannot read the output of qemu-img about the image")
                 .with_source(e)
         })?;
         self.judge(&info, format, &out)
@@ -139,8 +139,8 @@ impl QemuImg {
             Some(0 | 3) => Ok(()),
             Some(2) => Err(out
                 .failure(code::image_damaged("truncated"), "The image is truncated or damaged")
-                .with_hint("Copy it again from where it came; its checksum tells whether the copy is whole")),
-            _ => Err(explain(&out, "The image cannot be checked", ErrorKind::Corrupt)),
+                .with_hint("Copy it again from its source; compare the checksums to make sure that the copy is complete")),
+            _ => Err(explain(&out, "Cannot check the image", ErrorKind::Corrupt)),
         }
     }
 }

@@ -42,7 +42,7 @@ impl SinkFile {
     fn create_now(path: &Path, size: u64) -> Result<Self> {
         let shown = path.display();
         let Some(name) = path.file_name() else {
-            return Err(Error::invalid("sink", format!("{shown} names no file")));
+            return Err(Error::invalid("sink", format!("{shown} is not a path of a file")));
         };
         let dir_path = match path.parent() {
             Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
@@ -60,7 +60,7 @@ impl SinkFile {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = match rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR) {
             Err(Errno::EXIST) => {
-                let what = format!("Another conversion writes to {shown}");
+                let what = format!("Another conversion is writing to {shown}");
                 return Err(Error::new(ErrorKind::Busy, what).with_hint("Try again when it has ended"));
             }
             other => other.map_err(doing)?,
@@ -105,10 +105,10 @@ impl SinkFile {
         blocking(move || match is_named(&dir, &name, &file) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let what = format!("Something else was put in the place of {} meanwhile", shown.display());
+                let what = format!("{} was replaced while the conversion ran", shown.display());
                 Err(Error::new(ErrorKind::Conflict, what).retryable(true))
             }
-            Err(e) => Err(Error::io(format_args!("looking at {}", shown.display()), e.into())),
+            Err(e) => Err(Error::io(format_args!("inspecting {}", shown.display()), e.into())),
         })
         .await
     }
@@ -138,7 +138,7 @@ impl Drop for SinkFile {
                 if ours { rustix::fs::unlinkat(&*self.dir, &self.name, AtFlags::empty()) } else { Ok(()) }
             });
             if let Err(e) = removed {
-                tracing::warn!(file = ?self.path(), error = %e, "could not remove half an image");
+                tracing::warn!(file = ?self.path(), error = %e, "cannot remove an incomplete image");
             }
         }
         // The last close of an unlinked file frees all its blocks, which takes long for a large one: not on a runtime thread.

@@ -58,7 +58,7 @@ impl Source {
             Err(Errno::NXIO) => return refuse("a socket or a device"),
             Err(e) => return Err(Error::io(format_args!("opening {shown}"), e.into())),
         };
-        let meta = file.metadata().map_err(|e| Error::io(format_args!("looking at {shown}"), e))?;
+        let meta = file.metadata().map_err(|e| Error::io(format_args!("inspecting {shown}"), e))?;
         if meta.is_dir() {
             return refuse("a folder");
         }

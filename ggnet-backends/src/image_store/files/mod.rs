@@ -182,7 +182,7 @@ impl ImageStore for ImageFiles {
             Ok(())
         });
         if let Err(e) = waited.await {
-            tracing::error!(error = %e.report(), "calls under way at shutdown were not waited for");
+            tracing::error!(error = %e.report(), "shutdown did not wait for all calls in flight");
         }
     }
 }

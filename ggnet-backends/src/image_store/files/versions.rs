@@ -64,14 +64,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn conflict(id: ImageVersionId, what: &str) -> Error {
     Error::new(ErrorKind::Conflict, format!("Image version {id} {what}"))
-        .with_hint("A version is never written again: make a new one")
+        .with_hint("A version never changes: create a new one")
 }
 
 impl Versions {
     /// Over the folder `dir`, an absolute path to one that is there.
     pub(super) fn new(files: Arc<dyn Files>, dir: PathBuf) -> Self {
         let words = Words {
-            when_full: "no image can be imported",
+            when_full: "so no image can be imported",
             before_full: "an import fails",
             before_no_inodes: "an import fails",
         };
@@ -206,9 +206,9 @@ impl Versions {
             }
             _ => Err(Error::new(
                 ErrorKind::NotFound,
-                format!("There are no bytes of image version {id} in {}", self.names.dir().display()),
+                format!("There is no file of image version {id} in {}", self.names.dir().display()),
             )
-            .with_hint("Mount the disk of that folder, or put the file back")),
+            .with_hint("Mount the disk that holds this folder, or restore the file")),
         }
     }
 
@@ -219,12 +219,12 @@ impl Versions {
         let _held = locked(&cell);
         let found = self.found_with_leftovers(spec.id)?;
         if found.is_sealed() {
-            return Err(conflict(spec.id, "is there already"));
+            return Err(conflict(spec.id, "already exists"));
         }
         self.clean(spec.id, &found).map_err(self.at("Cleaning"))?;
         let path = self.names.draft(spec.id);
         if !found.draft {
-            self.files.open(&path, Open::Create).map_err(self.at("Making a file in"))?;
+            self.files.open(&path, Open::Create).map_err(self.at("Creating a file in"))?;
         }
         Ok(Sink::File(path))
     }
@@ -237,7 +237,7 @@ impl Versions {
         if self.found(spec.id)?.is_sealed() {
             let listed = self.whole(spec.id)?;
             if listed.size_bytes != spec.size_bytes || listed.parent.is_some() {
-                return Err(conflict(spec.id, "is there already, with other bytes"));
+                return Err(conflict(spec.id, "already exists with different content"));
             }
             // The call that renamed it may have been cut short.
             self.sync(self.names.dir()).map_err(self.at("Syncing"))?;
@@ -251,7 +251,7 @@ impl Versions {
                     format!("There is no draft of image version {}", spec.id),
                 ));
             }
-            Some(true) => return Err(damaged(&draft, "a link stands there")),
+            Some(true) => return Err(damaged(&draft, "it is a symbolic link")),
             Some(false) => {}
         }
         let file = self.files.open(&draft, Open::Read).map_err(|e| match e.kind() {
@@ -275,11 +275,14 @@ impl Versions {
         check_size(spec.size_bytes)?;
         if spec.size_bytes != from.size_bytes {
             let (want, have) = (spec.size_bytes, from.size_bytes);
-            let why = format!("Writeback {} is a disk of {have} bytes, and not of {want}", from.writeback);
+            let why = format!("Writeback {} is a disk of {have} bytes, not of {want}", from.writeback);
             return Err(Error::invalid("size_bytes", why));
         }
         if spec.id == from.base {
-            return Err(Error::invalid("id", format!("Image version {} cannot stand on itself", spec.id)));
+            return Err(Error::invalid(
+                "id",
+                format!("Image version {} cannot be a layer over itself", spec.id),
+            ));
         }
         let source = Path::new(&from.native.locator);
         let cell = self.cell(spec.id);
@@ -296,9 +299,9 @@ impl Versions {
             RAW_FILE => self.adopt_raw(spec, source),
             other => Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("The image store files cannot take over {other}"),
+                format!("The image store `files` cannot adopt {other}"),
             )
-            .with_hint(format!("It takes {FAMILY} and {RAW_FILE}"))),
+            .with_hint(format!("It adopts {FAMILY} and {RAW_FILE}"))),
         }
     }
 
@@ -309,11 +312,11 @@ impl Versions {
         };
         if self.is_there(source)? {
             if found.is_sealed() {
-                return Err(conflict(spec.id, "is there already"));
+                return Err(conflict(spec.id, "already exists"));
             }
             let header = frozen_header(&*self.files, source).map_err(|e| unreadable(source, e))?;
             if !is_it(&header) {
-                return Err(damaged(source, format!("it holds writeback {}", header.id)));
+                return Err(damaged(source, format!("it contains writeback {}", header.id)));
             }
             self.clean(spec.id, &found).map_err(self.at("Cleaning"))?;
             self.take(source, &home)?;
@@ -323,13 +326,13 @@ impl Versions {
         } else if !found.layer {
             return Err(gone(source));
         } else if !frozen_header(&*self.files, &home).is_ok_and(|header| is_it(&header)) {
-            return Err(conflict(spec.id, "is there already, with other bytes"));
+            return Err(conflict(spec.id, "already exists with different content"));
         }
         self.settle(source)?;
         // What only a mutable layer has. The flush that froze it put all of that into the durable map.
         for name in [HOT, DURABLE_NEW] {
             if let Err(e) = gone_is_none(self.files.remove_file(&home.join(name))) {
-                tracing::warn!(version = %spec.id, name, error = %e, "takes space, and is not needed");
+                tracing::warn!(version = %spec.id, name, error = %e, "cannot remove a file that is no longer needed");
             }
         }
         self.whole(spec.id)
@@ -339,7 +342,7 @@ impl Versions {
         let (found, file) = (self.found(spec.id)?, self.names.raw(spec.id));
         if self.is_there(source)? {
             if found.is_sealed() {
-                return Err(conflict(spec.id, "is there already"));
+                return Err(conflict(spec.id, "already exists"));
             }
             let at = |e| Error::io(format!("Opening {}", source.display()), e);
             let len = self.files.open(source, Open::Read).and_then(|file| file.size()).map_err(at)?;
@@ -367,9 +370,9 @@ impl Versions {
             // What it points at is not ours, and may lie anywhere.
             Some(true) => Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("{} is a link, so it cannot be taken over by a rename", source.display()),
+                format!("{} is a symbolic link, so it cannot be adopted by a rename", source.display()),
             )
-            .with_hint("Put what it points at in its place")),
+            .with_hint("Replace it with what it points to")),
         }
     }
 
@@ -378,9 +381,10 @@ impl Versions {
         self.files.rename(source, to).map_err(|e| {
             if e.kind() == io::ErrorKind::CrossesDevices {
                 let dir = self.names.dir().display();
-                let what = format!("{} is on another file system than {dir}", source.display());
-                Error::new(ErrorKind::Unsupported, what)
-                    .with_hint("Put writebacks and images on one file system: the data folder has both")
+                let what = format!("{} and {dir} are on different file systems", source.display());
+                Error::new(ErrorKind::Unsupported, what).with_hint(
+                    "Put writebacks and images on the same file system; in the data folder they are",
+                )
             } else {
                 Error::io(format!("Moving {} to {}", source.display(), to.display()), e)
             }
@@ -421,14 +425,14 @@ impl Versions {
             DiskForm::File => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
-                    format!("Image version {id} is a layer over another version, and no file of its own"),
+                    format!("Image version {id} is a layer over another version, not a file of its own"),
                 )
-                .with_hint("Serve it by the built-in target with the writebacks `layers`"));
+                .with_hint("Serve it with the target `builtin` and the writebacks `layers`"));
             }
             DiskForm::Device => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
-                    "The image store files opens blocks and files, no devices",
+                    "The image store `files` opens blocks and files, not devices",
                 ));
             }
         };
@@ -438,7 +442,7 @@ impl Versions {
     /// The device of a version, and of those below it; `above` are those that stand on it.
     fn device(&self, id: ImageVersionId, above: &mut Vec<ImageVersionId>) -> Result<Arc<dyn BlockDevice>> {
         if above.contains(&id) {
-            return Err(damaged(&self.names.layer(id), "it stands on itself"));
+            return Err(damaged(&self.names.layer(id), "it is a layer over itself"));
         }
         above.push(id);
         let cell = self.cell(id);
@@ -468,7 +472,7 @@ impl Versions {
         if let Some(child) = self.list()?.into_iter().find(|listed| listed.parent == Some(id)) {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("Image version {} stands on version {id}", child.id),
+                format!("Image version {} is a layer over version {id}", child.id),
             )
             .with_hint("Remove that one first"));
         }
@@ -514,7 +518,7 @@ impl Versions {
 
 /// What is wrong with the version that another one stands on.
 fn below(id: ImageVersionId, e: Error) -> Error {
-    e.with_context("above", format!("image version {id}, which stands on it"))
+    e.with_context("above", format!("image version {id}, which is a layer over it"))
 }
 
 /// A layer that cannot be read: damaged, or its disk does not answer.
@@ -529,5 +533,5 @@ fn unreadable(home: &Path, e: io::Error) -> Error {
 
 /// Nothing is there to be taken over.
 fn gone(source: &Path) -> Error {
-    Error::new(ErrorKind::NotFound, format!("There is nothing at {} to take over", source.display()))
+    Error::new(ErrorKind::NotFound, format!("There is nothing to adopt at {}", source.display()))
 }

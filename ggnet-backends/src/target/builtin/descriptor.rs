@@ -16,7 +16,7 @@ use super::{BuiltinTargetConfig, BuiltinTargets, NAME};
 pub fn descriptor() -> Descriptor<dyn TargetBackend> {
     Descriptor::new(NAME, make)
         .summary("GGnet's own iSCSI target, in the server's process")
-        .keys(&[("listen", "Addresses and ports of the portals; left out: port 3260 where HTTP listens")])
+        .keys(&[("listen", "Addresses and ports of the portals; default: port 3260 on the address of HTTP")])
         .listens(listens)
 }
 

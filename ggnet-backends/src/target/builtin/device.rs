@@ -53,12 +53,13 @@ impl Served {
                 if !self.trouble.swap(true, Ordering::Relaxed) {
                     let what = match e.kind() {
                         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                            "the server's disk is full; free some space, and the machine goes on".to_owned()
+                            "the server's disk is full; free some space, then the machine continues"
+                                .to_owned()
                         }
                         _ => e.to_string(),
                     };
                     let message = format!("{doing}: {what}");
-                    tracing::error!(target = %self.target, %message, "disk trouble");
+                    tracing::error!(target = %self.target, %message, "disk error");
                     self.observer.observe(Observation::DiskTrouble { target: self.target.clone(), message });
                 }
             }
@@ -72,7 +73,7 @@ impl Served {
             return;
         }
         *told = Some(Instant::now());
-        let message = format!("{doing}: not possible now ({e}); the machine tries again");
+        let message = format!("{doing}: not possible now ({e}); the machine will retry");
         tracing::warn!(target = %self.target, %message, "disk busy");
         self.observer.observe(Observation::DiskTrouble { target: self.target.clone(), message });
     }
@@ -116,7 +117,7 @@ impl BlockDevice for Served {
     }
 
     fn block_status(&self, offset: u64, len: u64) -> io::Result<BlockRun> {
-        let runs = self.told("asking for block status", self.device.block_status(offset, len, 1))?;
+        let runs = self.told("reading block status", self.device.block_status(offset, len, 1))?;
         let first = runs
             .first()
             .map_or(BlockRun { len, mapped: true }, |r| BlockRun { len: r.len, mapped: r.mapped });
@@ -161,7 +162,7 @@ mod tests {
         assert!(served.read_at(&mut [0; 512], 4096).is_err());
         let heard = heard.0.lock().unwrap();
         assert_eq!(heard.len(), 2, "{heard:?}");
-        assert!(heard[0].contains("the machine tries again"), "{heard:?}");
+        assert!(heard[0].contains("the machine will retry"), "{heard:?}");
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl BuiltinTargets {
         if config.listen.is_empty() {
             return Err(Error::invalid("listen", "The iSCSI target needs at least one address to listen on")
                 .with_backend(NAME)
-                .with_hint("Leave target.listen out for the usual one"));
+                .with_hint("Omit target.listen to use the default address"));
         }
         let targets = Arc::new(Targets::default());
         let server_config = ServerConfig { listen: config.listen, ..ServerConfig::default() };
@@ -87,7 +87,7 @@ impl BuiltinTargets {
             Error::io(format!("Binding the iSCSI portal to {}", e.address), e.source)
                 .with_backend(NAME)
                 .with_subject(e.address.to_string())
-                .with_hint("Stop the program that has this port (`ss -ltnp` names it), or set another with --iscsi-listen")
+                .with_hint("Stop the program that uses this port (`ss -ltnp` shows it), or set another port with --iscsi-listen")
         })?;
         let long_lived = Supervisor::new(server.stopping());
         for (listener, address) in accepting.into_iter().zip(server.local_addrs()) {
@@ -121,7 +121,7 @@ impl BuiltinTargets {
         let Disk::Blocks(device) = disk else {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("The built-in target serves blocks of our own process, not {:?}", disk.form()),
+                format!("The built-in target serves blocks of its own process, not {:?}", disk.form()),
             )
             .with_backend(NAME));
         };
@@ -182,9 +182,11 @@ impl BuiltinTargets {
             self.targets.forget(&spec.iqn);
             match e {
                 AddError::BadLun(_) | AddError::BadDevice(_) | AddError::BadName(_) => {
-                    Error::new(ErrorKind::Invalid, format!("Target {} was refused", spec.iqn)).with_reason(e)
+                    Error::new(ErrorKind::Invalid, format!("Target {} was rejected", spec.iqn)).with_reason(e)
                 }
-                other => Error::internal(format!("Target {} could not be made", spec.iqn)).with_reason(other),
+                other => {
+                    Error::internal(format!("Target {} could not be created", spec.iqn)).with_reason(other)
+                }
             }
         })
     }
@@ -340,7 +342,7 @@ impl TargetBackend for BuiltinTargets {
 
     async fn shutdown(&self) {
         if !self.server.shutdown(GRACE).await {
-            tracing::warn!(grace = ?GRACE, "the iSCSI target did not finish everything in time");
+            tracing::warn!(grace = ?GRACE, "the iSCSI target did not finish all requests in time");
         }
         self.long_lived.stop().await;
     }

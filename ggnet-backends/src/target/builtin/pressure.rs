@@ -34,8 +34,8 @@ impl Pressure {
             return Health::Up;
         }
         Health::Degraded(format!(
-            "The iSCSI portal turns connections away: {} wait to log in, {} are logged in without and {} with a secret, {} were turned \
-             away since the start",
+            "The iSCSI portal rejects connections: {} wait to log in, {} are logged in without a secret and {} with one, {} were \
+             rejected since the start",
             now.waiting, now.open, now.proven, now.turned_away
         ))
     }

@@ -17,9 +17,9 @@ use crate::host;
 
 /// Keys of every backend that drives the kernel's target.
 pub(crate) const KEYS: &[Key] = &[
-    ("listen", "Addresses and ports of the portals; left out: port 3260 where HTTP listens"),
-    ("buffered", "Whether a write is acknowledged once it is in the host's page cache; left out: true"),
-    ("root", "Where the kernel shows its tree; left out: /sys/kernel/config/target"),
+    ("listen", "Addresses and ports of the portals; default: port 3260 on the address of HTTP"),
+    ("buffered", "Whether a write is acknowledged as soon as it is in the host's page cache; default: true"),
+    ("root", "The configfs folder of the kernel target; default: /sys/kernel/config/target"),
 ];
 
 /// The target backend "lio-configfs".
@@ -28,7 +28,7 @@ pub fn descriptor() -> Descriptor<dyn TargetBackend> {
     Descriptor::new(NAME, make)
         .summary("The kernel's own iSCSI target (LIO), through configfs")
         .keys(KEYS)
-        .keys(&[("helper", "The helper's socket, for a server that is not root")])
+        .keys(&[("helper", "The helper's socket, for a server that does not run as root")])
         .check(check)
         .listens(|wiring, table| Ok(portals(read::<LioConfig>(NAME, wiring, table)?.listen)))
 }
@@ -52,7 +52,7 @@ async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn TargetBackend>>
     let config = read(NAME, &wiring, table)?;
     let start = move || LioConfigfs::start(config, wiring.iqn_prefix, wiring.instance);
     let started = tokio::task::spawn_blocking(start).await;
-    Ok(Arc::new(started.map_err(|e| Error::internal("Starting LIO died").with_source(e))??))
+    Ok(Arc::new(started.map_err(|e| Error::internal("The task that starts LIO panicked").with_source(e))??))
 }
 
 async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
@@ -65,7 +65,7 @@ async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
         findings.extend(config.helper.map(|socket| {
             let what = format!("helper on {}", socket.display());
             match crate::helper::Helper::at(socket).reach() {
-                Ok(()) => Finding::ok(what, "It may be asked"),
+                Ok(()) => Finding::ok(what, "It responds"),
                 Err(e) => Finding::failed(Level::Fail, what, &e),
             }
         }));

@@ -157,12 +157,15 @@ impl LioConfigfs {
         hands: Option<Box<dyn Hands>>,
     ) -> Result<Self> {
         if let Some(at) = config.listen.iter().find(|at| at.port() == 0) {
-            let message = format!("{at} has no port, and the kernel target cannot choose one");
+            let message = format!("{at} has no port, and the kernel target cannot choose a port");
             return Err(Error::invalid("listen", message));
         }
         #[cfg(not(feature = "helper"))]
         if let Some(socket) = &config.helper {
-            let message = format!("The helper on {} cannot be used: this build has none", socket.display());
+            let message = format!(
+                "The helper on {} cannot be used: this build has no support for it",
+                socket.display()
+            );
             return Err(Error::new(ErrorKind::Unsupported, message).with_backend(NAME));
         }
         let inner = Inner {
@@ -187,7 +190,7 @@ impl LioConfigfs {
     ) -> Result<T> {
         let (inner, name) = (Arc::clone(&self.inner), self.inner.name);
         let done = tokio::task::spawn_blocking(move || work(&inner)).await;
-        done.map_err(|e| Error::internal("Work on the kernel's tree died").with_source(e))
+        done.map_err(|e| Error::internal("A task that changes the kernel target panicked").with_source(e))
             .flatten()
             .map_err(|e| e.with_backend(name).with_operation(operation))
     }
@@ -212,11 +215,11 @@ impl Inner {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 Err(Error::io(format!("Making {}", fabric.display()), e)
-                    .with_hint("The kernel target can be changed by root only: set helper in [target], or run the server as root"))
+                    .with_hint("Only root can change the kernel target: set helper in [target], or run the server as root"))
             }
             Err(e) => Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("The kernel target is not there: {} cannot be made", fabric.display()),
+                format!("The kernel target is not loaded: cannot create {}", fabric.display()),
             )
             .with_reason(e)
             .with_hint(
@@ -236,7 +239,7 @@ impl Inner {
         match std::fs::metadata(&fabric) {
             Ok(_) => Ok(fabric),
             Err(e) => {
-                let message = format!("The kernel target is not there: {}", fabric.display());
+                let message = format!("The kernel target is not loaded: {} does not exist", fabric.display());
                 Err(Error::new(ErrorKind::Unavailable, message).with_source(e))
             }
         }
@@ -295,8 +298,9 @@ impl Inner {
         let names = self.names(&spec.id)?;
         let want = Want::of(spec, disks, names, &self.config)?;
         let left = || {
-            plan::converge(&want, &self.have(&want.names)?)
-                .map_err(|plan::Busy| in_use(spec.iqn.as_str(), "has a live session: its disks stay"))
+            plan::converge(&want, &self.have(&want.names)?).map_err(|plan::Busy| {
+                in_use(spec.iqn.as_str(), "has a live session, so its disks cannot change")
+            })
         };
         self.apply_all(&spec.id, left()?, left).inspect_err(|_| self.undo(&spec.id, &want.names))
     }
@@ -311,7 +315,7 @@ impl Inner {
             self.apply(id, &plan::take_down(&names.target(), &have))
         });
         if let Err(e) = undone {
-            tracing::warn!(target = %names.iqn, error = %e.report(), "a half-made target of the kernel could not be undone");
+            tracing::warn!(target = %names.iqn, error = %e.report(), "cannot remove an incomplete kernel target");
         }
     }
 

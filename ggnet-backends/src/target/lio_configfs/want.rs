@@ -123,7 +123,7 @@ fn credential(field: &'static str, text: &str) -> Result<()> {
         return Err(Error::invalid(
             field,
             format!(
-                "The kernel target takes 1 to {MAX_TEXT} printable ASCII characters that do not begin with \"NULL\""
+                "The kernel target accepts 1 to {MAX_TEXT} printable ASCII characters that do not start with \"NULL\""
             ),
         ));
     }
@@ -132,13 +132,16 @@ fn credential(field: &'static str, text: &str) -> Result<()> {
 
 fn lun((spec, disk): (&LunSpec, &Disk), config: &LioConfig) -> Result<Lun> {
     if !is_text(&spec.serial) {
-        return Err(Error::invalid("serial", format!("{:?} cannot be a unit's serial number", spec.serial)));
+        return Err(Error::invalid(
+            "serial",
+            format!("{:?} is not a valid serial number of a unit", spec.serial),
+        ));
     }
     let store = match disk {
         Disk::File { path, format: ImageFormat::Raw } => {
             let path = plain_path(path)?;
             // Looked at first: the kernel would make a file that is not there, and an empty one.
-            let meta = std::fs::metadata(&path).map_err(|e| Error::io(format!("Looking at {path}"), e))?;
+            let meta = std::fs::metadata(&path).map_err(|e| Error::io(format!("Inspecting {path}"), e))?;
             Store::File { path, size: meta.len(), buffered: config.buffered }
         }
         Disk::Device { .. } if config.helper.is_some() => {
@@ -146,7 +149,7 @@ fn lun((spec, disk): (&LunSpec, &Disk), config: &LioConfig) -> Result<Lun> {
         }
         Disk::Device { path } => Store::Block { path: plain_path(path)? },
         Disk::File { format, .. } => {
-            return Err(unsupported(format!("The kernel target serves raw files, not {format:?} ones")));
+            return Err(unsupported(format!("The kernel target serves raw files, not {format:?} files")));
         }
         other => return Err(unsupported(format!("The kernel target cannot serve {:?}", other.form()))),
     };

@@ -114,7 +114,7 @@ impl Tool {
         let said = timeout(self.time_limit, saying).await.unwrap_or_else(|_elapsed| {
             let message = format!("targetcli took longer than {:?} and was killed", self.time_limit);
             Err(Error::new(ErrorKind::Timeout, message)
-                .with_hint("Somebody's own targetcli may be open: it holds /var/run/targetcli.lock"))
+                .with_hint("Another targetcli may be open: it holds /var/run/targetcli.lock"))
         });
         if said.is_ok() {
             *running = now;
@@ -173,7 +173,7 @@ struct Lost(Option<io::Error>);
 impl Lost {
     async fn error(self, running: &mut Running) -> Error {
         let (how, tool) = running.program.end(LEAVING).await;
-        let error = Error::new(ErrorKind::Unavailable, format!("Program targetcli is gone: {how}"));
+        let error = Error::new(ErrorKind::Unavailable, format!("Program targetcli ended: {how}"));
         let error = match self.0 {
             Some(e) => error.with_source(e),
             None => error,
@@ -221,7 +221,7 @@ impl Running {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a program that is thrown away")]
+#[expect(clippy::disallowed_methods, reason = "a program that is discarded")]
 mod tests {
     use std::{os::unix::fs::PermissionsExt as _, process};
 

@@ -116,7 +116,7 @@ fn check(op: &Op) -> Result<()> {
         Op::Flush(_) => true,
     };
     // Without the word: it may be a secret.
-    let message = "targetcli takes letters, digits and _+/.:,@%-=~[] in names, paths and CHAP pairs alone";
+    let message = "targetcli accepts only letters, digits and _+/.:,@%-=~[] in names, paths and CHAP pairs";
     if plain { Ok(()) } else { Err(Error::invalid("target", message)) }
 }
 

@@ -94,7 +94,7 @@ impl Shelf {
         let below = bytes_of(base)?;
         let home = self.folder.home(id);
         let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
-        self.folder.end_removal(id).map_err(|e| at("Removing what was left of", e))?;
+        self.folder.end_removal(id).map_err(|e| at("Removing the rest of", e))?;
         let durable = self.durable(&home).map_err(|e| at("Reading", e))?;
         let hot = self.hot(&home).map_err(|e| at("Reading", e))?;
         for map in [&durable, &hot].into_iter().flatten() {
@@ -180,9 +180,9 @@ impl Shelf {
         if header.id != *id || header.instance != self.folder.instance {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("The folder of writeback {id} holds {}-{}", header.instance, header.id),
+                format!("The folder of writeback {id} contains writeback {}-{}", header.instance, header.id),
             )
-            .with_hint("a folder was renamed or copied by hand: put it back or remove it"));
+            .with_hint("a folder was renamed or copied by hand: restore its name or remove it"));
         }
         Ok(())
     }
@@ -310,6 +310,6 @@ impl Shelf {
 
 /// The error for a disk that failed an fsync.
 pub(super) fn failed(id: &ResourceId) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("Writeback {id} failed to reach its disk and cannot be trusted"))
-        .with_hint("look for disk errors in the kernel log; remove the writeback, or reboot the host to get what was flushed")
+    Error::new(ErrorKind::Corrupt, format!("Writeback {id} could not be written to its disk and cannot be used"))
+        .with_hint("look for disk errors in the kernel log; remove the writeback, or reboot the host to get the flushed data back")
 }

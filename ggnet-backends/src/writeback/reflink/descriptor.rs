@@ -17,8 +17,8 @@ pub fn descriptor() -> Descriptor<dyn WritebackStore> {
     Descriptor::new(NAME, make)
         .summary("A private raw file for each session, for a target that takes files")
         .keys(&[
-            ("dir", "Where the files stand; left out: disks in the data folder"),
-            ("copy", "\"reflink\", or \"full\": copy the image where its blocks cannot be shared; left out: \"reflink\""),
+            ("dir", "The folder for the files; default: disks in the data folder"),
+            ("copy", "\"reflink\", or \"full\": copy the image if its blocks cannot be shared; default: \"reflink\""),
         ])
         .check(check)
 }

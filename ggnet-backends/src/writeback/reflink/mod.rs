@@ -168,7 +168,7 @@ fn file_of(base: &OpenImage) -> Result<&Path> {
         Disk::File { path, format: ImageFormat::Raw } => Ok(path),
         other => Err(Error::new(
             ErrorKind::Unsupported,
-            format!("A copy is made of a raw file, and image version {} is open as {other:?}", base.id),
+            format!("The image version must be a raw file, but version {} is open as {other:?}", base.id),
         )),
     }
 }
@@ -177,13 +177,13 @@ fn file_of(base: &OpenImage) -> Result<&Path> {
 fn unsupported(from: &Path, to: &Path) -> Error {
     let (of, on) = (cloning::file_system(from), cloning::file_system(to));
     let what = if of == on && !matches!(on.as_str(), "XFS" | "btrfs") {
-        format!("{} is on {on}, which makes no reflinks", to.display())
+        format!("{} is on {on}, which does not support reflinks", to.display())
     } else {
         format!("{} ({of}) cannot be reflinked to {} ({on})", from.display(), to.display())
     };
     Error::new(ErrorKind::Unsupported, what).with_hint(
-        "put images and writebacks on one XFS (mkfs.xfs makes it with reflinks) or btrfs; or set copy = \"full\" in [writeback], and \
-         every session begins with a copy of the whole image",
+        "put images and writebacks on the same XFS (mkfs.xfs enables reflinks) or btrfs; or set copy = \"full\" in [writeback], \
+         then every session starts with a copy of the whole image",
     )
 }
 
@@ -198,7 +198,7 @@ impl Inner {
                 (None, Some(_)) => found.half.push(home.join(name)),
                 _ => {
                     return Err(damaged(home, format!("{name} does not belong there"))
-                        .with_hint("a file was put there by hand: move it away, or remove the writeback"));
+                        .with_hint("a file was added by hand: move it away, or remove the writeback"));
                 }
             }
         }
@@ -215,7 +215,7 @@ impl Inner {
         let version = file_of(base)?;
         let (id, home) = (&spec.id, self.folder.home(&spec.id));
         let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
-        self.folder.end_removal(id).map_err(|e| at("Removing what was left of", e))?;
+        self.folder.end_removal(id).map_err(|e| at("Removing the rest of", e))?;
         let names = gone_is_none(self.folder.files.names(&home)).map_err(|e| at("Reading", e))?;
         let found = self.found(&home, &names.unwrap_or_default())?;
         let file = self.file(id, spec.version);
@@ -231,7 +231,7 @@ impl Inner {
         }
         self.make(spec, version, &home, &file).inspect_err(|e| {
             if let Err(left) = self.folder.remove(id) {
-                tracing::warn!(writeback = %id, error = %left.report(), after = %e.report(), "not undone");
+                tracing::warn!(writeback = %id, error = %left.report(), after = %e.report(), "cannot undo a failed change");
             }
         })?;
         Ok(file)

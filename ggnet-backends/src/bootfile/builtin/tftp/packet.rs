@@ -71,7 +71,7 @@ impl std::fmt::Display for Malformed {
         match self {
             Self::Length => f.write_str("wrong length"),
             Self::Opcode(code) => write!(f, "unknown operation {code}"),
-            Self::Unterminated => f.write_str("a string without its final zero"),
+            Self::Unterminated => f.write_str("a string without its terminating zero"),
         }
     }
 }

@@ -136,7 +136,7 @@ impl Server {
             .iter()
             .map(PktinfoSocket::local_addr)
             .collect::<std::io::Result<Vec<_>>>()
-            .map_err(|e| Error::io("Asking for the TFTP server's address", e))?;
+            .map_err(|e| Error::io("Reading the TFTP server's local address", e))?;
         let shared = Arc::new(Shared {
             files,
             config,
@@ -155,7 +155,7 @@ impl Server {
         }
         let addresses = Addresses::watch("TFTP", &bound, &long_lived);
         for address in &bound {
-            tracing::info!(target: "tftp", %address, "TFTP server listens");
+            tracing::info!(target: "tftp", %address, "TFTP server is listening");
         }
         Ok(Self { shared, long_lived, addresses, bound })
     }
@@ -206,10 +206,10 @@ fn bind_error(address: SocketAddr, source: std::io::Error) -> Error {
                 .to_owned(),
         ),
         std::io::ErrorKind::AddrInUse => Some(format!(
-            "Another TFTP server has the port (ss -ulpn 'sport = :{}' names it); stop it or choose another address",
+            "Another TFTP server uses this port (ss -ulpn 'sport = :{}' shows which); stop it or choose another address",
             address.port()
         )),
-        std::io::ErrorKind::AddrNotAvailable => Some("The host has no such address (ip address)".to_owned()),
+        std::io::ErrorKind::AddrNotAvailable => Some("No interface of this host has this address (ip address lists them)".to_owned()),
         _ => None,
     };
     let error = Error::io(format!("Binding the TFTP server to {address}"), source)
@@ -240,7 +240,7 @@ impl Shared {
                 }
                 Err(error) => {
                     if failing.is_none() {
-                        tracing::warn!(target: "tftp", %error, "Receiving TFTP requests failed; trying again");
+                        tracing::warn!(target: "tftp", %error, "cannot receive TFTP requests; will retry");
                         failing = Some(Failing::new(&self.failing));
                     }
                     tokio::select! {
@@ -279,7 +279,7 @@ impl Shared {
         packet::encode_error(&mut out, code, message);
         // A fresh UDP socket has room for one packet, so this does not wait.
         if let Err(error) = transfer_socket(peer, local).and_then(|socket| socket.send(&out)) {
-            tracing::debug!(target: "tftp", %peer, %error, "Could not send the refusal");
+            tracing::debug!(target: "tftp", %peer, %error, "cannot send the TFTP error");
         }
     }
 
@@ -292,17 +292,23 @@ impl Shared {
     ) {
         let path = request.clean_path();
         if self.was_repeated(datagram, peer) {
-            tracing::debug!(target: "tftp", %peer, path, "Request repeated");
+            tracing::debug!(target: "tftp", %peer, path, "duplicate TFTP request");
             return;
         }
         let Ok(parsed) = path.parse::<BootPath>() else {
-            return self.refuse(peer, local, &path, ErrorCode::Access, "Not a path of this server");
+            return self.refuse(peer, local, &path, ErrorCode::Access, "Not a valid path on this server");
         };
         let Some(found) = self.files.resolve(&parsed) else {
             return self.refuse(peer, local, &path, ErrorCode::NotFound, "File not found");
         };
         let Some(mode) = request.transfer_mode() else {
-            return self.refuse(peer, local, &path, ErrorCode::Illegal, "Only octet and netascii are served");
+            return self.refuse(
+                peer,
+                local,
+                &path,
+                ErrorCode::Illegal,
+                "Only octet and netascii are supported",
+            );
         };
         let socket = match transfer_socket(peer, local).and_then(UdpSocket::from_std) {
             Ok(socket) => socket,
@@ -316,7 +322,7 @@ impl Shared {
         let negotiated = negotiate(&request.options, content.size(), largest_block(&socket, peer));
         let Some((number, control)) = self.enter(datagram, peer) else {
             if let Some(left_out) = self.refusals.line() {
-                let outcome = "dropped: too many transfers of this client";
+                let outcome = "dropped: too many transfers to this client";
                 tracing::warn!(target: "tftp", %peer, path = quoted(&path), outcome, left_out, "TFTP read");
             }
             return;
@@ -405,7 +411,7 @@ impl Shared {
                 let mut out = Vec::new();
                 packet::encode_error(&mut out, ErrorCode::Undefined, "The server is stopping");
                 if let Err(error) = socket.send(&out).await {
-                    tracing::debug!(target: "tftp", peer = %job.peer, %error, "Could not tell the client");
+                    tracing::debug!(target: "tftp", peer = %job.peer, %error, "cannot send the TFTP error to the client");
                 }
             }
             self.ended(&transfer, &socket, &job);
@@ -423,7 +429,7 @@ impl Shared {
             Some(Outcome::Gone) => "client closed its port".to_owned(),
             Some(Outcome::Violation) => "client broke the protocol".to_owned(),
             None if self.cancel.is_cancelled() => "server stopping".to_owned(),
-            None => "given up for a new request".to_owned(),
+            None => "aborted because the client sent a new request".to_owned(),
         };
         if let Some(left_out) = self.reads.line() {
             tracing::info!(
@@ -497,7 +503,7 @@ impl Shared {
                 && !self.answered(job.number)
             {
                 if let Some(left_out) = self.refusals.line() {
-                    tracing::warn!(target: "tftp", peer = %job.peer, left_out, "Too many transfers");
+                    tracing::warn!(target: "tftp", peer = %job.peer, left_out, "too many TFTP transfers");
                 }
                 return true;
             }

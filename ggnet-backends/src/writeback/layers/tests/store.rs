@@ -340,7 +340,7 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     // The probe file still finds one; a machine's folder with its files does not.
     sim.set_free_files(Some(1));
     assert!(
-        matches!(store.health().await, Health::Blocked(why) if why.contains("no inodes to spare (1 free)"))
+        matches!(store.health().await, Health::Blocked(why) if why.contains("almost no inodes left (1 free)"))
     );
     sim.set_free_files(None);
     assert_eq!(store.health().await, Health::Up, "btrfs counts none");

@@ -58,7 +58,7 @@ impl Addresses {
         (!missing.is_empty()).then(|| {
             format!(
                 "{} listens on {}, but no interface of this host has that address any more: add it again (ip address), or \
-             configure another one",
+                 configure another one",
                 self.service,
                 join(&missing)
             )

@@ -49,7 +49,7 @@ const LINK_HEADER: usize = 16;
 /// The kernel makes no larger pieces.
 const BUFFER: usize = 64 << 10;
 /// It answers at once; this is for a kernel that does not.
-const PATIENCE: Duration = Duration::from_secs(2);
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// All of them. Takes tens of microseconds, and does not wait for hardware.
 ///
@@ -57,7 +57,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// As the kernel says.
 pub(crate) fn links() -> io::Result<Vec<Link>> {
     let socket = Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_ROUTE)))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(READ_TIMEOUT))?;
     let mut request = Vec::with_capacity(HEADER + LINK_HEADER);
     let length = u32::try_from(HEADER + LINK_HEADER).unwrap_or(0);
     request.extend(length.to_ne_bytes());

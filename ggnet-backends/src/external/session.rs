@@ -196,17 +196,17 @@ impl Session {
         }
     }
 
-    /// Asks the program to end and kills it when it does not within `patience`.
+    /// Asks the program to end and kills it when it does not within `grace`.
     ///
     /// # Cancellation
     /// When the future is dropped it ends all the same, unless the session is dropped: then it is killed.
-    pub(super) async fn shut_down(&self, patience: Duration) {
+    pub(super) async fn shut_down(&self, grace: Duration) {
         let asked = async {
             let _ = self.queue.send(Out::Shutdown).await;
             self.shared.ended.cancelled().await;
         };
-        if timeout(patience, asked).await.is_err() {
-            self.shared.end_it(format!("it did not exit within {patience:?} of the shutdown request"));
+        if timeout(grace, asked).await.is_err() {
+            self.shared.end_it(format!("it did not exit within {grace:?} of the shutdown request"));
             let end = self.gone().await;
             tracing::warn!(error = %end.report(), "killed a backend's program");
         }
@@ -340,8 +340,8 @@ async fn live(
         () = speak(pipes.stdin, written, shared) => None,
         () = shared.stop.cancelled() => shared.verdict.get().cloned(),
     };
-    let patience = if ended.is_some() { Duration::ZERO } else { LEAVING };
-    let (how, tool) = program.end(patience).await;
+    let grace = if ended.is_some() { Duration::ZERO } else { LEAVING };
+    let (how, tool) = program.end(grace).await;
     let name = &shared.program;
     let words = match ended {
         Some(why) => format!("Program {name} was stopped: {why}"),

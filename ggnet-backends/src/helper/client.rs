@@ -18,7 +18,7 @@ use crate::{daemon::State, lio::Op};
 /// How long to wait for a place in the helper's queue.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an answer may take: a start by systemd (90 s), the wait for its start limit, and some.
-const PATIENCE: Duration = Duration::from_secs(180);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The helper behind a socket. Cheap to clone; asks nobody until it is used.
 #[derive(Clone, Debug)]
@@ -109,7 +109,7 @@ impl Helper {
     fn connect(&self) -> io::Result<Socket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_write_timeout(Some(CONNECT))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
         socket.connect(&SockAddr::unix(&self.socket)?)?;
         Ok(socket)
     }

@@ -30,7 +30,7 @@ use super::{
 };
 
 /// How long the last words of a program that has ended are waited for: a child of its own may hold its stderr open.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const STDERR_GRACE: Duration = Duration::from_secs(1);
 
 /// A program that runs. Dropping it kills its whole group.
 pub struct Coprocess {
@@ -81,9 +81,9 @@ impl SystemRunner {
 }
 
 impl Coprocess {
-    /// Waits up to `patience` for its end, then kills its group. How it ended: in words that go on a sentence, and in detail.
-    pub async fn end(&mut self, patience: Duration) -> (String, ToolFailure) {
-        let ended = match timeout(patience, self.child.wait()).await {
+    /// Waits up to `grace` for its end, then kills its group. How it ended: in words that go on a sentence, and in detail.
+    pub async fn end(&mut self, grace: Duration) -> (String, ToolFailure) {
+        let ended = match timeout(grace, self.child.wait()).await {
             Ok(ended) => ended.ok(),
             Err(_elapsed) => {
                 self.group.kill();
@@ -99,7 +99,7 @@ impl Coprocess {
             _ => "it was killed but has not ended yet".to_owned(),
         };
         // Nothing to do about a task of ours that panicked: only words are lost.
-        let _ = timeout(LAST_WORDS, &mut self.complaints).await;
+        let _ = timeout(STDERR_GRACE, &mut self.complaints).await;
         let stderr_tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner).text();
         (words, ToolFailure { argv: self.argv.clone(), exit_code: ended.and_then(|s| s.code()), stderr_tail })
     }

@@ -64,10 +64,10 @@ impl<T: Send + 'static> Batch<T> {
     /// # Errors
     /// The action's, the same for all who waited for this run.
     pub async fn join(&self, brings: T) -> Result<()> {
-        let (told, outcome) = oneshot::channel();
+        let (reply, outcome) = oneshot::channel();
         {
             let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.callers.push((brings, told));
+            state.callers.push((brings, reply));
             if !state.at_work {
                 state.at_work = true;
                 #[expect(clippy::disallowed_methods, reason = "one run, tracked")]

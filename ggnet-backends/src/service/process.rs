@@ -19,7 +19,7 @@ use super::State;
 use crate::run::{CommandRunner, Invocation};
 
 /// How long a daemon may take to start or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIME_LIMIT: Duration = Duration::from_secs(20);
 /// How often the pid file is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -56,8 +56,8 @@ impl Pinned {
         (!ended && !gone).then(|| (stat[start + 1..end].to_owned(), stopped))
     }
 
-    async fn ends_within(&self, patience: Duration) -> bool {
-        let end = Instant::now() + patience;
+    async fn ends_within(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
         while self.name().is_some() {
             if Instant::now() > end {
                 return false;
@@ -131,9 +131,9 @@ impl Process {
     pub(super) async fn restart(&self) -> Result<()> {
         if let Ok(pinned) = self.find()? {
             self.signal(&pinned, Signal::TERM)?;
-            if !pinned.ends_within(PATIENCE).await {
+            if !pinned.ends_within(TIME_LIMIT).await {
                 self.signal(&pinned, Signal::KILL)?;
-                pinned.ends_within(PATIENCE).await;
+                pinned.ends_within(TIME_LIMIT).await;
             }
         }
         self.start().await
@@ -155,11 +155,11 @@ impl Process {
         // What is left of one that has ended: dhcpd takes whatever bears that number now, even a zombie, for another dhcpd.
         // Where only the daemon's user may remove it, the daemon decides.
         let _ = std::fs::remove_file(&self.pid_file);
-        let invocation = Invocation::new(program, self.install).args(args).time_limit(PATIENCE);
+        let invocation = Invocation::new(program, self.install).args(args).time_limit(TIME_LIMIT);
         let failed = format!("{} did not start ({})", self.program, self.label());
         self.runner.run(invocation).await?.require_success(ErrorKind::Unavailable, &failed)?;
         // It may go to the background before it writes its pid file.
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIME_LIMIT;
         loop {
             match self.find()? {
                 Ok(_) => return Ok(()),

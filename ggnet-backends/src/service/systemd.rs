@@ -16,7 +16,7 @@ use zbus::{Connection, OwnedObjectPath, connection::Builder};
 use super::{State, limit::StartLimit};
 
 /// How long a job may take; Debian's dhcpd script alone sleeps two seconds.
-const PATIENCE: Duration = Duration::from_secs(90);
+const START_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long D-Bus may take to let us in, and then for an answer (what D-Bus's own library waits). A D-Bus that never answers must not
 /// hold the unit's start limit for ever.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -159,10 +159,10 @@ impl Unit {
             manager.start_unit(&self.name, "replace").await
         };
         job.map_err(|e| self.failed("starting it", e))?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + START_TIMEOUT;
         while object.job().await.map_err(|e| self.failed("waiting for its start", e))?.0 != 0 {
             if Instant::now() > end {
-                let message = format!("Unit {} did not start within {PATIENCE:?}", self.name);
+                let message = format!("Unit {} did not start within {START_TIMEOUT:?}", self.name);
                 return Err(Error::new(ErrorKind::Timeout, message));
             }
             tokio::time::sleep(LOOK).await;

@@ -66,7 +66,7 @@ impl Folder {
         })
     }
 
-    fn grave(&self, id: &ResourceId) -> PathBuf {
+    fn removed_dir(&self, id: &ResourceId) -> PathBuf {
         self.dir.join(format!("{REMOVED}{}-{id}", self.instance))
     }
 
@@ -79,7 +79,7 @@ impl Folder {
     pub(super) fn remove(&self, id: &ResourceId) -> Result<()> {
         let at = |e| Error::io(format!("Removing {}", self.home(id).display()), e);
         self.end_removal(id).map_err(at)?;
-        match self.files.rename(&self.home(id), &self.grave(id)) {
+        match self.files.rename(&self.home(id), &self.removed_dir(id)) {
             Ok(()) => self.end_removal(id).map_err(at),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(at(e)),
@@ -88,12 +88,12 @@ impl Folder {
 
     /// Ends a removal that had got as far as the rename.
     pub(super) fn end_removal(&self, id: &ResourceId) -> io::Result<()> {
-        let grave = self.grave(id);
-        if gone_is_none(self.files.is_link(&grave))?.is_none() {
+        let removed_dir = self.removed_dir(id);
+        if gone_is_none(self.files.is_link(&removed_dir))?.is_none() {
             return Ok(());
         }
         self.files.open_dir(&self.dir)?.sync_all()?;
-        remove_folder(&*self.files, &grave)
+        remove_folder(&*self.files, &removed_dir)
     }
 
     /// What stands in the folder, as `describe` says of each (its folder, the names and sizes in it, whether it is being removed).
@@ -109,11 +109,11 @@ impl Folder {
         let id_of = |name: &str| name.strip_prefix(&ours).and_then(|id| id.parse::<ResourceId>().ok());
         let mut out = HashMap::new();
         for name in &names {
-            let grave = name.strip_prefix(REMOVED);
-            let Some(id) = id_of(grave.unwrap_or(name)) else { continue };
-            match self.described(&self.dir.join(name), &id, grave.is_some(), &mut describe)? {
+            let removed_dir = name.strip_prefix(REMOVED);
+            let Some(id) = id_of(removed_dir.unwrap_or(name)) else { continue };
+            match self.described(&self.dir.join(name), &id, removed_dir.is_some(), &mut describe)? {
                 // One under its own name counts, and what is left of a namesake goes with the next call for it.
-                Some(listed) if grave.is_none() => {
+                Some(listed) if removed_dir.is_none() => {
                     out.insert(id, listed);
                 }
                 Some(listed) => {
@@ -133,7 +133,7 @@ impl Folder {
     ) -> Result<Option<WritebackListed>> {
         Ok(match self.described(&self.home(id), id, false, &mut describe)? {
             Some(listed) => Some(listed),
-            None => self.described(&self.grave(id), id, true, &mut describe)?,
+            None => self.described(&self.removed_dir(id), id, true, &mut describe)?,
         })
     }
 

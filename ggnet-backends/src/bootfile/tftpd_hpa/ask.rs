@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use tokio::{net::UdpSocket, time::timeout};
 
 /// How long to wait for an answer before asking again, in milliseconds: in.tftpd starts a process for each request.
-const PATIENCE: [u64; 3] = [300, 600, 900];
+const TIMEOUTS_MS: [u64; 3] = [300, 600, 900];
 
 /// What was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,12 +24,12 @@ pub(super) async fn ask(server: SocketAddr, path: &str) -> io::Result<Answer> {
     let socket = UdpSocket::bind(any).await?;
     let request = [b"\0\x01", path.as_bytes(), b"\0octet\0"].concat();
     let mut buffer = [0; 1024];
-    for patience in PATIENCE {
+    for timeout_ms in TIMEOUTS_MS {
         // A refusal by ICMP shows at the next call: as good as silence.
         if socket.send_to(&request, server).await.is_err() {
             continue;
         }
-        let received = timeout(Duration::from_millis(patience), socket.recv_from(&mut buffer)).await;
+        let received = timeout(Duration::from_millis(timeout_ms), socket.recv_from(&mut buffer)).await;
         let Ok(Ok((length, peer))) = received else { continue };
         match &buffer[..length] {
             [0, 3, 0, 1, data @ ..] if peer.ip() == server.ip() => {

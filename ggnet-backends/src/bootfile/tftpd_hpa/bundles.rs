@@ -54,7 +54,7 @@ pub(super) struct Bundles {
 }
 
 /// Whose a path is.
-enum Owner {
+enum PathOwner {
     /// Nobody's: free, or a link that leads to nothing.
     Nobody,
     /// Of this bundle.
@@ -109,7 +109,7 @@ impl Bundles {
         }
     }
 
-    fn house(&self) -> String {
+    fn instance_folder(&self) -> String {
         format!("{OURS}/{}", self.instance)
     }
 
@@ -117,7 +117,7 @@ impl Bundles {
         format!("{OURS}/{}/{id}", self.instance)
     }
 
-    fn grave(&self, id: &ResourceId) -> String {
+    fn removed(&self, id: &ResourceId) -> String {
         format!("{OURS}/{}/{REMOVED}{id}", self.instance)
     }
 
@@ -146,26 +146,26 @@ impl Bundles {
         Some((instance, id.parse().ok()?))
     }
 
-    fn owner(&self, root: &Root, id: &ResourceId, path: &BootPath) -> Result<Owner> {
+    fn owner(&self, root: &Root, id: &ResourceId, path: &BootPath) -> Result<PathOwner> {
         let at = |e| self.failed("Looking at", path.as_str(), e);
         let text = match root.entry(path.as_str()).map_err(at)? {
-            Entry::Absent => return Ok(Owner::Nobody),
-            Entry::Other => return Ok(Owner::Other("exists and was not made by GGnet".to_owned())),
+            Entry::Absent => return Ok(PathOwner::Nobody),
+            Entry::Other => return Ok(PathOwner::Other("exists and was not made by GGnet".to_owned())),
             Entry::Link(text) => text,
         };
         let Some((instance, owner)) = Self::parse_text(&text, path.as_str()) else {
-            return Ok(Owner::Other(format!("is a symbolic link to {text:?} that GGnet did not make")));
+            return Ok(PathOwner::Other(format!("is a symbolic link to {text:?} that GGnet did not make")));
         };
         if instance != self.instance.as_str() {
-            return Ok(Owner::Other(format!("belongs to another GGnet, instance {instance}")));
+            return Ok(PathOwner::Other(format!("belongs to another GGnet, instance {instance}")));
         }
         if owner == *id {
-            return Ok(Owner::This);
+            return Ok(PathOwner::This);
         }
         let file = format!("{}/{path}", self.home(&owner));
         Ok(match root.entry(&file).map_err(at)? {
-            Entry::Absent => Owner::Nobody,
-            _ => Owner::Other(format!("already belongs to {owner}")),
+            Entry::Absent => PathOwner::Nobody,
+            _ => PathOwner::Other(format!("already belongs to {owner}")),
         })
     }
 
@@ -173,7 +173,7 @@ impl Bundles {
     pub(super) fn ensure(&self, bundle: &BootBundle) -> Result<()> {
         let root = self.open()?;
         for path in bundle.files.keys() {
-            if let Owner::Other(words) = self.owner(&root, &bundle.id, path)? {
+            if let PathOwner::Other(words) = self.owner(&root, &bundle.id, path)? {
                 return Err(self.conflict(path, &words));
             }
         }
@@ -206,7 +206,7 @@ impl Bundles {
 
     fn linked(&self, root: &Root, bundle: &BootBundle) -> Result<bool> {
         for path in bundle.files.keys() {
-            if !matches!(self.owner(root, &bundle.id, path)?, Owner::This) {
+            if !matches!(self.owner(root, &bundle.id, path)?, PathOwner::This) {
                 return Ok(false);
             }
         }
@@ -225,10 +225,10 @@ impl Bundles {
     /// A new bundle's folder. It has the mark from its first moment, for without one it would be a bundle without files; until then
     /// it is one that is being removed.
     fn begin(&self, root: &Root, id: &ResourceId) -> Result<()> {
-        let (home, grave) = (self.home(id), self.grave(id));
-        root.make_dirs(&grave)
-            .and_then(|()| root.write_new(&format!("{grave}/{CHANGING}"), b""))
-            .and_then(|()| root.rename(&grave, &home))
+        let (home, removed) = (self.home(id), self.removed(id));
+        root.make_dirs(&removed)
+            .and_then(|()| root.write_new(&format!("{removed}/{CHANGING}"), b""))
+            .and_then(|()| root.rename(&removed, &home))
             .map_err(|e| self.failed("Making", &home, e))
     }
 
@@ -272,9 +272,9 @@ impl Bundles {
         let at = |e| self.failed("Linking", path.as_str(), e);
         loop {
             match self.owner(root, id, path)? {
-                Owner::This => return Ok(()),
-                Owner::Other(words) => return Err(self.conflict(path, &words)),
-                Owner::Nobody => {}
+                PathOwner::This => return Ok(()),
+                PathOwner::Other(words) => return Err(self.conflict(path, &words)),
+                PathOwner::Nobody => {}
             }
             // Leads to nothing, if it is there.
             if matches!(root.entry(path.as_str()).map_err(at)?, Entry::Link(_)) {
@@ -291,7 +291,7 @@ impl Bundles {
 
     /// Removes the link of a path, if it is this bundle's, and the folders that it leaves empty, but for the topmost.
     fn unlink(&self, root: &Root, id: &ResourceId, path: &BootPath) -> Result<()> {
-        if !matches!(self.owner(root, id, path)?, Owner::This) {
+        if !matches!(self.owner(root, id, path)?, PathOwner::This) {
             return Ok(());
         }
         root.unlink(path.as_str()).map_err(|e| self.failed("Removing", path.as_str(), e))?;
@@ -321,17 +321,17 @@ impl Bundles {
         for path in &found.paths {
             self.unlink(root, id, path)?;
         }
-        root.rename(&home, &self.grave(id)).map_err(|e| self.failed("Removing", &home, e))?;
+        root.rename(&home, &self.removed(id)).map_err(|e| self.failed("Removing", &home, e))?;
         self.end_removal(root, id)
     }
 
     /// Ends a removal that had got as far as the rename.
     fn end_removal(&self, root: &Root, id: &ResourceId) -> Result<()> {
-        let grave = self.grave(id);
-        let at = |e| self.failed("Removing", &grave, e);
-        let Some(found) = self.find(root, &grave).map_err(at)? else { return Ok(()) };
+        let removed = self.removed(id);
+        let at = |e| self.failed("Removing", &removed, e);
+        let Some(found) = self.find(root, &removed).map_err(at)? else { return Ok(()) };
         for path in &found.paths {
-            root.unlink(&format!("{grave}/{path}")).map_err(at)?;
+            root.unlink(&format!("{removed}/{path}")).map_err(at)?;
         }
         for name in &found.leftovers {
             root.unlink(name).map_err(at)?;
@@ -395,10 +395,10 @@ impl Bundles {
 
     fn listed(&self, is_wanted: impl Fn(&ResourceId) -> bool) -> Result<Vec<Listed>> {
         let root = self.open()?;
-        let house = self.house();
-        let names = match root.names(&house) {
+        let instance_folder = self.instance_folder();
+        let names = match root.names(&instance_folder) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(|e| self.failed("Reading", &house, e))?,
+            other => other.map_err(|e| self.failed("Reading", &instance_folder, e))?,
         };
         let mut listed = BTreeMap::new();
         for (name, _) in names.iter().filter(|(_, kind)| *kind == FileType::Directory) {
@@ -407,7 +407,7 @@ impl Bundles {
             if !is_wanted(&id) {
                 continue;
             }
-            let home = format!("{house}/{name}");
+            let home = format!("{instance_folder}/{name}");
             let Some(found) = self.find(&root, &home).map_err(|e| self.failed("Reading", &home, e))? else {
                 continue;
             };
@@ -445,15 +445,17 @@ impl Bundles {
     /// Removes what an earlier process of ours left half-way, makes our folder, and puts our sign of life into it.
     pub(super) fn clean(&self) -> Result<()> {
         let root = self.open()?;
-        let house = self.house();
-        root.make_dirs(&house).map_err(|e| self.failed("Making", &house, e))?;
-        for (name, kind) in root.names(&house).map_err(|e| self.failed("Reading", &house, e))? {
+        let instance_folder = self.instance_folder();
+        root.make_dirs(&instance_folder).map_err(|e| self.failed("Making", &instance_folder, e))?;
+        for (name, kind) in
+            root.names(&instance_folder).map_err(|e| self.failed("Reading", &instance_folder, e))?
+        {
             if kind == FileType::Symlink {
                 // Nobody of ours made it: the call that it is in the way of will name it.
             } else if let Some(Ok(id)) = name.strip_prefix(REMOVED).map(str::parse) {
                 self.end_removal(&root, &id)?;
             } else if name.starts_with(NEW) {
-                let old = format!("{house}/{name}");
+                let old = format!("{instance_folder}/{name}");
                 root.unlink(&old).map_err(|e| self.failed("Removing", &old, e))?;
             } else if let Ok(id) = name.parse() {
                 self.clean_home(&root, &self.home(&id))?;
@@ -505,7 +507,7 @@ impl Bundles {
     pub(super) fn show_life(&self) -> Result<()> {
         let _one = self.living.lock().unwrap_or_else(PoisonError::into_inner);
         let root = self.open()?;
-        let (alive, new) = (self.alive(), format!("{}/{NEW}alive", self.house()));
+        let (alive, new) = (self.alive(), format!("{}/{NEW}alive", self.instance_folder()));
         root.unlink(&new)
             .and_then(|()| root.write_new(&new, self.alive_text().as_bytes()))
             .and_then(|()| root.rename(&new, &alive))
@@ -515,7 +517,7 @@ impl Bundles {
     /// A folder that in.tftpd, who runs as a user of its own, may not go through: its path and the line that mends it.
     pub(super) fn closed_folder(&self) -> Result<Option<String>> {
         let root = self.open()?;
-        for folder in ["", OURS, &self.house(), "machines"] {
+        for folder in ["", OURS, &self.instance_folder(), "machines"] {
             let mode = match root.folder_mode(folder) {
                 Err(e) if is_nothing(&e) => continue,
                 other => other.map_err(|e| self.failed("Looking at", folder, e))?,

@@ -171,17 +171,17 @@ impl Dnsmasq {
         if config.service.command.is_some() {
             // A killed GGnet may have told dnsmasq to end and not started it again: it may be ending as we look.
             let (dir, ours) = (config.hosts_dir.clone(), format!(".{prefix}"));
-            let untold =
+            let unconfirmed =
                 move || Ok(files::names(&dir)?.iter().any(|n| n.starts_with(&ours) && n.ends_with(MARKER)));
-            if files::blocking(untold).await.map_err(named)? {
+            if files::blocking(unconfirmed).await.map_err(named)? {
                 service.restart().await.map_err(named)?;
             } else if matches!(service.state().await.map_err(named)?, State::Stopped(_)) {
                 service.start().await.map_err(named)?;
             }
         }
-        let told = Arc::clone(&service);
+        let for_batch = Arc::clone(&service);
         let forget = Batch::new(WINDOW, move |_: Vec<()>| {
-            let service = Arc::clone(&told);
+            let service = Arc::clone(&for_batch);
             async move { forget(&service).await }
         });
         let inner = Inner { config, advertise, prefix, service, forget };
@@ -239,19 +239,19 @@ impl Inner {
         let want = render::render(&host, &self.name(&host.id), &self.config, self.advertise)?;
         self.service.require_running().await?;
         let (this, id) = (Arc::clone(&self), host.id.clone());
-        let untold = files::blocking(move || this.write(&id, &want)).await?;
-        self.tell(&host.id, untold).await
+        let unconfirmed = files::blocking(move || this.write(&id, &want)).await?;
+        self.confirm(&host.id, unconfirmed).await
     }
 
     async fn remove(self: Arc<Self>, id: ResourceId) -> Result<()> {
         let (this, of) = (Arc::clone(&self), id.clone());
-        let untold = files::blocking(move || this.erase(&of)).await?;
-        self.tell(&id, untold).await
+        let unconfirmed = files::blocking(move || this.erase(&of)).await?;
+        self.confirm(&id, unconfirmed).await
     }
 
     /// Tells dnsmasq, and takes the marker away.
-    async fn tell(self: &Arc<Self>, id: &ResourceId, untold: bool) -> Result<()> {
-        if !untold {
+    async fn confirm(self: &Arc<Self>, id: &ResourceId, unconfirmed: bool) -> Result<()> {
+        if !unconfirmed {
             return Ok(());
         }
         self.forget.join(()).await?;
@@ -264,11 +264,12 @@ impl Inner {
         let (hosts, options, marker) = (self.hosts(id), self.options(id), self.marker(id));
         let (old_hosts, old_options) = (files::read(&hosts)?, files::read(&options)?);
         let differs = |old: &Option<String>, new: Option<&String>| old.is_some() && old.as_ref() != new;
-        let mut untold = marker.exists();
-        if !untold && (differs(&old_hosts, Some(&want.hosts)) || differs(&old_options, want.options.as_ref()))
+        let mut unconfirmed = marker.exists();
+        if !unconfirmed
+            && (differs(&old_hosts, Some(&want.hosts)) || differs(&old_options, want.options.as_ref()))
         {
             files::write(&marker, "")?;
-            untold = true;
+            unconfirmed = true;
         }
         // The options first: a machine that dnsmasq knows has its boot files.
         match &want.options {
@@ -279,7 +280,7 @@ impl Inner {
         if old_hosts.as_ref() != Some(&want.hosts) {
             files::write(&hosts, &want.hosts)?;
         }
-        Ok(untold)
+        Ok(unconfirmed)
     }
 
     /// Removes the files; says whether dnsmasq must be told.

@@ -1,11 +1,11 @@
 //! [`Keeper`]: the file that dhcpd includes, the two beside it, and how dhcpd comes to know of a change.
 //!
 //! ```text
-//!   changes ─▶ hosts ─▶ dhcpd -t ─▶ untold ─▶ checked ─▶ dhcpd is told ─▶ untold away
+//!   changes ─▶ hosts ─▶ dhcpd -t ─▶ unconfirmed ─▶ checked ─▶ dhcpd is told ─▶ unconfirmed away
 //!                          │                               │ restart
 //!                          │ refused                       │   └─ fails ─▶ hosts, checked as before ─▶ restart
-//!                          ▼                               │ OMAPI: what is untold is removed, and added as it stands in hosts
-//!              hosts as in checked; dhcpd goes on          │   └─ fails ─▶ stays untold; the next change tells it again
+//!                          ▼                               │ OMAPI: what is unconfirmed is removed, and added as it stands in hosts
+//!              hosts as in checked; dhcpd goes on          │   └─ fails ─▶ stays unconfirmed; the next change tells it again
 //! ```
 //! * `hosts`: what dhcpd's main file includes.
 //! * `hosts.checked`: the last text that `dhcpd -t` took; what is restored.
@@ -54,21 +54,21 @@ pub(super) struct OnDisk {
     pub(super) hosts: Blocks,
     pub(super) checked: Blocks,
     /// Names of declarations.
-    untold: BTreeSet<String>,
+    unconfirmed: BTreeSet<String>,
     by_omapi: bool,
 }
 
 impl OnDisk {
     /// The machines that dhcpd may not know as they stand.
-    pub(super) fn untold(&self, text: &Text) -> BTreeSet<ResourceId> {
-        self.untold.iter().filter_map(|name| text.id(name)).collect()
+    pub(super) fn unconfirmed(&self, text: &Text) -> BTreeSet<ResourceId> {
+        self.unconfirmed.iter().filter_map(|name| text.id(name)).collect()
     }
 
     /// Adds every name of a machine whose lines `a` and `b` do not have alike.
     fn differ(&mut self, text: &Text, a: &Blocks, b: &Blocks) {
         let ids: BTreeSet<_> = a.keys().chain(b.keys()).filter(|id| a.get(*id) != b.get(*id)).collect();
         let blocks = ids.into_iter().flat_map(|id| a.get(id).into_iter().chain(b.get(id)));
-        self.untold.extend(blocks.flat_map(|block| text.names(block)));
+        self.unconfirmed.extend(blocks.flat_map(|block| text.names(block)));
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) struct Keeper {
     pub(super) text: Text,
     hosts: PathBuf,
     checked: PathBuf,
-    untold: PathBuf,
+    unconfirmed: PathBuf,
     main_file: PathBuf,
     pub(super) service: Service,
     pub(super) omapi: Option<Omapi>,
@@ -97,8 +97,8 @@ impl Keeper {
             name.push(end);
             PathBuf::from(name)
         };
-        let (checked, untold) = (beside(".checked"), beside(".untold"));
-        Self { text, checked, untold, hosts, main_file, service, omapi, runner }
+        let (checked, unconfirmed) = (beside(".checked"), beside(".untold"));
+        Self { text, checked, unconfirmed, hosts, main_file, service, omapi, runner }
     }
 
     /// The folder of the files.
@@ -131,26 +131,26 @@ impl Keeper {
             return Err(Error::invalid("omapi", message).with_hint(format!(
                 "Configure omapi again; or stop dhcpd, remove the blocks \"host ggnet-…\" from its lease file \
                  (/var/lib/dhcp/dhcpd.leases), remove {}, and start dhcpd",
-                self.untold.display()
+                self.unconfirmed.display()
             )));
         }
         let (hosts, checked) = (disk.hosts.clone(), disk.checked.clone());
         disk.differ(&self.text, &hosts, &checked);
         self.note(&disk)?;
         self.put(&disk, &checked)?;
-        Ok(self.omapi.is_none() && !disk.untold.is_empty())
+        Ok(self.omapi.is_none() && !disk.unconfirmed.is_empty())
     }
 
     /// What stands on disk. Blocking.
     pub(super) fn look(&self) -> Result<OnDisk> {
         let text = files::read(&self.hosts)?;
         let parsed = |text: Option<&String>| self.text.parse(text.map_or("", String::as_str));
-        let untold = files::read(&self.untold)?.unwrap_or_default();
+        let unconfirmed = files::read(&self.unconfirmed)?.unwrap_or_default();
         Ok(OnDisk {
             hosts: parsed(text.as_ref()),
             checked: parsed(files::read(&self.checked)?.as_ref()),
-            untold: untold.lines().filter(|line| *line != BY_OMAPI).map(str::to_owned).collect(),
-            by_omapi: untold.lines().any(|line| line == BY_OMAPI),
+            unconfirmed: unconfirmed.lines().filter(|line| *line != BY_OMAPI).map(str::to_owned).collect(),
+            by_omapi: unconfirmed.lines().any(|line| line == BY_OMAPI),
             text,
         })
     }
@@ -164,10 +164,11 @@ impl Keeper {
     /// Writes `untold`, or removes it when there is nothing to say.
     fn note(&self, disk: &OnDisk) -> Result<()> {
         let by_omapi = (disk.by_omapi || self.omapi.is_some()).then_some(BY_OMAPI);
-        let lines: Vec<&str> = by_omapi.into_iter().chain(disk.untold.iter().map(String::as_str)).collect();
+        let lines: Vec<&str> =
+            by_omapi.into_iter().chain(disk.unconfirmed.iter().map(String::as_str)).collect();
         match lines.as_slice() {
-            [] => files::remove(&self.untold),
-            lines => files::write(&self.untold, &(lines.join("\n") + "\n")),
+            [] => files::remove(&self.unconfirmed),
+            lines => files::write(&self.unconfirmed, &(lines.join("\n") + "\n")),
         }
     }
 
@@ -183,7 +184,7 @@ impl Keeper {
             return self.service.require_running().await;
         }
         let (disk, want) = self.blocking(move |this| this.begin(changes)).await?;
-        if disk.untold.is_empty() && want == disk.checked {
+        if disk.unconfirmed.is_empty() && want == disk.checked {
             return Ok(());
         }
         if runs && let Err(e) = self.check().await {
@@ -193,7 +194,7 @@ impl Keeper {
         let before = disk.checked.clone();
         let disk = self.blocking(move |this| this.accept(disk, want)).await?;
         match (&self.omapi, runs) {
-            (Some(omapi), _) => self.tell(omapi, &disk).await?,
+            (Some(omapi), _) => self.send_changes(omapi, &disk).await?,
             (None, true) => {
                 if let Err(e) = self.service.restart().await {
                     self.take_back(before).await;
@@ -202,7 +203,7 @@ impl Keeper {
             }
             (None, false) => {}
         }
-        self.blocking(|this| this.all_is_told(disk)).await
+        self.blocking(|this| this.all_confirmed(disk)).await
     }
 
     /// Writes `hosts` as it shall be, and says what dhcpd does not know then.
@@ -229,8 +230,8 @@ impl Keeper {
         Ok(OnDisk { checked: want, ..disk })
     }
 
-    fn all_is_told(&self, disk: OnDisk) -> Result<()> {
-        self.note(&OnDisk { untold: BTreeSet::new(), ..disk })
+    fn all_confirmed(&self, disk: OnDisk) -> Result<()> {
+        self.note(&OnDisk { unconfirmed: BTreeSet::new(), ..disk })
     }
 
     /// Whether dhcpd takes its configuration as it stands.
@@ -245,13 +246,13 @@ impl Keeper {
         done.map(drop).map_err(|e| without_quotations(e).with_hint(hint))
     }
 
-    /// Makes what is untold as it stands in `checked`, while dhcpd runs.
-    async fn tell(&self, omapi: &Omapi, disk: &OnDisk) -> Result<()> {
+    /// Makes what is unconfirmed as it stands in `checked`, while dhcpd runs.
+    async fn send_changes(&self, omapi: &Omapi, disk: &OnDisk) -> Result<()> {
         let mut session = omapi.connect().await?;
-        for name in &disk.untold {
+        for name in &disk.unconfirmed {
             session.remove(name).await?;
         }
-        for id in disk.untold(&self.text) {
+        for id in disk.unconfirmed(&self.text) {
             let Some(block) = disk.checked.get(&id) else { continue };
             let Some(host) = self.text.spec(&id, block) else { continue };
             for declaration in self.text.declarations(&host)? {
@@ -271,7 +272,7 @@ impl Keeper {
         let back = async {
             let disk = restored.await?;
             self.service.restart().await?;
-            self.blocking(|this| this.all_is_told(disk)).await
+            self.blocking(|this| this.all_confirmed(disk)).await
         };
         if let Err(e) = back.await {
             tracing::error!(

@@ -202,10 +202,10 @@ impl Inner {
     /// Makes the change with others, unless all is so already.
     async fn change(&self, id: ResourceId, block: Option<String>) -> Result<()> {
         let disk = self.look().await?;
-        let untold = disk.untold(&self.keeper.text);
+        let unconfirmed = disk.unconfirmed(&self.keeper.text);
         if disk.hosts.get(&id) == block.as_ref()
             && disk.checked.get(&id) == block.as_ref()
-            && !untold.contains(&id)
+            && !unconfirmed.contains(&id)
         {
             return Ok(());
         }
@@ -222,8 +222,8 @@ impl Inner {
         let keeper = Arc::clone(&self.keeper);
         files::blocking(move || {
             let (disk, text) = (keeper.look()?, &keeper.text);
-            let untold = disk.untold(text);
-            let ids: BTreeSet<_> = disk.hosts.keys().chain(disk.checked.keys()).chain(&untold).collect();
+            let unconfirmed = disk.unconfirmed(text);
+            let ids: BTreeSet<_> = disk.hosts.keys().chain(disk.checked.keys()).chain(&unconfirmed).collect();
             let listed = |id: &ResourceId| {
                 let block = disk.hosts.get(id);
                 let spec = block.and_then(|block| text.spec(id, block));
@@ -231,7 +231,7 @@ impl Inner {
                 let whole = want.is_some()
                     && want.as_ref() == block
                     && block == disk.checked.get(id)
-                    && !untold.contains(id);
+                    && !unconfirmed.contains(id);
                 let completeness = if whole { Completeness::Whole } else { Completeness::Partial };
                 Listed { id: id.clone(), digest: spec.map(|spec| spec.digest()), completeness }
             };

@@ -34,7 +34,7 @@ use super::text::Declaration;
 use crate::dhcp::files;
 
 /// How long dhcpd may take for one answer; it writes its lease file before it gives one.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const VERSION: u32 = 100;
 const HEADER: u32 = 24;
 /// No answer to our requests is a tenth of this.
@@ -165,8 +165,8 @@ impl Omapi {
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> Result<T> {
-    timeout(PATIENCE, work).await.map_err(|_| {
-        Error::new(ErrorKind::Timeout, format!("No OMAPI response from dhcpd within {PATIENCE:?}"))
+    timeout(TIMEOUT, work).await.map_err(|_| {
+        Error::new(ErrorKind::Timeout, format!("No OMAPI response from dhcpd within {TIMEOUT:?}"))
     })
 }
 

@@ -85,11 +85,11 @@ struct Place {
 /// An interface's sockets.
 struct Bound {
     place: Place,
-    ears: Vec<Ear>,
+    listeners: Vec<Listener>,
 }
 
 /// One socket and what it is for.
-struct Ear {
+struct Listener {
     interface: String,
     port: Port,
     socket: PktinfoSocket,
@@ -182,10 +182,10 @@ impl Shared {
     fn bind(&self, name: &str) -> Result<Bound> {
         // Its watch says how the carrier is.
         let place = Place { carrier: Carrier::There, ..Place::of(name)? };
-        let mut ears = Vec::new();
+        let mut listeners = Vec::new();
         let mut bind = |port, address: Ipv4Addr, number| -> Result<()> {
             let socket = interface::open(name, SocketAddrV4::new(address, number))?;
-            ears.push(Ear { interface: name.to_owned(), port, socket });
+            listeners.push(Listener { interface: name.to_owned(), port, socket });
             Ok(())
         };
         bind(Port::Dhcp, Ipv4Addr::BROADCAST, 67)?;
@@ -197,7 +197,7 @@ impl Shared {
         if Place::of(name)?.index != place.index {
             return Err(interface::no_such(name));
         }
-        Ok(Bound { place, ears })
+        Ok(Bound { place, listeners })
     }
 
     /// Serves an interface until the stop, whatever becomes of it. `bound`: its sockets, where they are bound already.
@@ -212,11 +212,11 @@ impl Shared {
                     if lock(&self.lost).remove(name).is_some() {
                         tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP is listening again");
                     }
-                    let Bound { place, ears } = &mut bound;
+                    let Bound { place, listeners } = &mut bound;
                     tokio::select! {
                         () = self.cancel.cancelled() => return,
                         () = self.watch(name, place) => {}
-                        _ = join_all(ears.iter().map(|ear| self.listen(ear))) => {}
+                        _ = join_all(listeners.iter().map(|listener| self.listen(listener))) => {}
                     }
                 }
                 Err(e) => {
@@ -265,21 +265,21 @@ impl Shared {
         }
     }
 
-    async fn listen(&self, ear: &Ear) {
+    async fn listen(&self, listener: &Listener) {
         let mut buffer = vec![0; RECEIVE_BUFFER];
         let mut failing = None;
         loop {
-            match ear.socket.recv(&mut buffer).await {
+            match listener.socket.recv(&mut buffer).await {
                 Ok(received) => {
                     failing = None;
                     for datagram in received.datagrams(&buffer) {
                         // The sockets are never full: a reply is one small packet.
-                        self.answer(ear, datagram, received.peer, received.local).await;
+                        self.answer(listener, datagram, received.peer, received.local).await;
                     }
                 }
                 Err(error) => {
                     if failing.is_none() {
-                        tracing::warn!(target: "dhcp", interface = ear.interface, %error, "cannot receive DHCP requests; will retry");
+                        tracing::warn!(target: "dhcp", interface = listener.interface, %error, "cannot receive DHCP requests; will retry");
                         failing = Some(Failing::new(&self.failing));
                     }
                     tokio::time::sleep(RECEIVE_PAUSE).await;
@@ -288,8 +288,8 @@ impl Shared {
         }
     }
 
-    async fn answer(&self, ear: &Ear, datagram: &[u8], peer: SocketAddr, local: Option<IpAddr>) {
-        let name = ear.interface.as_str();
+    async fn answer(&self, listener: &Listener, datagram: &[u8], peer: SocketAddr, local: Option<IpAddr>) {
+        let name = listener.interface.as_str();
         let request = match Request::decode(datagram) {
             Ok(request) => request,
             Err(why) => {
@@ -304,7 +304,7 @@ impl Shared {
             }
         };
         let registered = self.table.is_registered(request.mac);
-        let decision = decide(&request, ear.port, &self.config, advertise, registered);
+        let decision = decide(&request, listener.port, &self.config, advertise, registered);
         let mac = request.mac;
         match decision.reply {
             Err(why) => tracing::debug!(target: "dhcp", interface = name, %mac, why, "Not answered"),
@@ -315,7 +315,7 @@ impl Shared {
                     To::Address(address) => (SocketAddr::V4(address), own.ok().map(IpAddr::V4)),
                 };
                 let sent = match reply.encode() {
-                    Ok(bytes) => ear.socket.send(&bytes, to, from).await.map_err(|e| e.to_string()),
+                    Ok(bytes) => listener.socket.send(&bytes, to, from).await.map_err(|e| e.to_string()),
                     Err(error) => Err(error.report()),
                 };
                 if let Err(error) = sent {

@@ -1,6 +1,6 @@
 //! Targets that were removed of late: whoever still asks for one runs, or thinks so, on a disk that is no longer its own.
 //!
-//! Invariants: at most [`MOST`] are remembered, those that were removed last; each is told of at most once in [`TOLD_EVERY`], however
+//! Invariants: at most [`MOST`] are remembered, those that were removed last; each is told of at most once in [`REPORT_INTERVAL`], however
 //! often an initiator asks (they do every two seconds, for hours).
 
 use std::{
@@ -14,7 +14,7 @@ use ggnet_core::nouns::ResourceId;
 /// How many are remembered: the disks of a large room, a few boots of each.
 const MOST: usize = 2048;
 /// How often one of them is told of.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ struct Target {
     id: ResourceId,
     /// The initiator whose it was; none: anybody's.
     initiator: Option<String>,
-    told: Option<Instant>,
+    reported: Option<Instant>,
 }
 
 impl Gone {
@@ -37,7 +37,7 @@ impl Gone {
         if all.len() >= MOST {
             all.pop_front();
         }
-        all.push_back(Target { name: name.to_owned(), id, initiator, told: None });
+        all.push_back(Target { name: name.to_owned(), id, initiator, reported: None });
     }
 
     /// It is there again.
@@ -53,10 +53,10 @@ impl Gone {
         if target.initiator.as_ref().is_some_and(|own| own != initiator) {
             return None;
         }
-        if target.told.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
+        if target.reported.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
             return None;
         }
-        target.told = Some(Instant::now());
+        target.reported = Some(Instant::now());
         Some(target.id.clone())
     }
 }

@@ -28,8 +28,8 @@ use ggnet_core::{
 
 pub use self::descriptor::descriptor;
 use self::{
-    device::Served,
-    policy::{Served as ServedTarget, Targets},
+    device::ObservedDevice,
+    policy::{ServedTarget, Targets},
     pressure::Pressure,
 };
 use crate::addresses::Addresses;
@@ -127,7 +127,7 @@ impl BuiltinTargets {
         };
         Ok(Lun {
             number: spec.number.into(),
-            device: Arc::new(Served::new(device.clone(), target.clone(), self.targets.observer())),
+            device: Arc::new(ObservedDevice::new(device.clone(), target.clone(), self.targets.observer())),
             identity: identity(&spec.serial),
             read_only: spec.read_only,
             removable: false,

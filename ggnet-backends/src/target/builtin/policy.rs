@@ -22,7 +22,7 @@ use crate::iscsi::{
 
 /// A target as it is served.
 #[derive(Clone)]
-pub(super) struct Served {
+pub(super) struct ServedTarget {
     pub(super) spec: TargetSpec,
     /// Of the whole spec.
     pub(super) digest: SpecDigest,
@@ -41,7 +41,7 @@ struct Last {
 /// The access rules of every target that is served, by name.
 #[derive(Default)]
 pub(super) struct Targets {
-    served: RwLock<HashMap<String, Served>>,
+    served: RwLock<HashMap<String, ServedTarget>>,
     /// Of targets that are served, those that somebody was logged in to.
     last: Mutex<HashMap<String, Last>>,
     gone: Gone,
@@ -60,11 +60,11 @@ impl Targets {
         self.observer.get().cloned().unwrap_or_else(|| Arc::new(NullObserver))
     }
 
-    pub(super) fn get(&self, iqn: &Iqn) -> Option<Served> {
+    pub(super) fn get(&self, iqn: &Iqn) -> Option<ServedTarget> {
         self.named(iqn.as_str())
     }
 
-    pub(super) fn set(&self, iqn: &Iqn, served: Served) {
+    pub(super) fn set(&self, iqn: &Iqn, served: ServedTarget) {
         self.gone.forget(iqn.as_str());
         self.served.write().unwrap_or_else(PoisonError::into_inner).insert(iqn.to_string(), served);
     }
@@ -103,7 +103,7 @@ impl Targets {
         lost.next().is_none().then(|| target.clone())
     }
 
-    fn named(&self, iqn: &str) -> Option<Served> {
+    fn named(&self, iqn: &str) -> Option<ServedTarget> {
         self.served.read().unwrap_or_else(PoisonError::into_inner).get(iqn).cloned()
     }
 }
@@ -169,7 +169,7 @@ impl LoginPolicy for Targets {
 
     async fn discover(&self, request: &LoginRequest) -> Vec<String> {
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
-        let may = |t: &Served| match &t.spec.access {
+        let may = |t: &ServedTarget| match &t.spec.access {
             Access::Shared => true,
             Access::Initiator { name, .. } => name.as_str() == request.initiator,
         };
@@ -272,7 +272,7 @@ mod tests {
         targets.attach(Arc::new(Open), Arc::clone(&heard) as _);
         let digest = SpecDigest::of(std::iter::empty());
         let id: ResourceId = "t1".parse().unwrap();
-        targets.set(&name(1), Served { spec: shared(&id, name(1)), digest, disks: digest });
+        targets.set(&name(1), ServedTarget { spec: shared(&id, name(1)), digest, disks: digest });
         let peer: SocketAddr = "192.0.2.1:4000".parse().unwrap();
         let asks = async |n: u8| {
             let target = Some(name(n).to_string());
@@ -297,7 +297,7 @@ mod tests {
         let digest = SpecDigest::of(std::iter::empty());
         for n in 1..=3 {
             let id = format!("t{n}").parse().unwrap();
-            targets.set(&name(n), Served { spec: shared(&id, name(n)), digest, disks: digest });
+            targets.set(&name(n), ServedTarget { spec: shared(&id, name(n)), digest, disks: digest });
         }
         let (here, there) = (session(1, "192.0.2.1"), session(2, "192.0.2.2"));
         let begins = |s: &SessionInfo| targets.observe(SessionEvent::LoggedIn(s.clone()));

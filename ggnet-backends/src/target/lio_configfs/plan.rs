@@ -168,13 +168,13 @@ fn same_disk(want: &Want, lun: &Lun, group: &Group, have: &Have) -> bool {
 }
 
 fn same_store(lun: &Lun, device: &Device) -> bool {
-    let told = match &lun.store {
+    let same_kind = match &lun.store {
         Store::File { size, buffered, .. } => {
             device.size.is_none_or(|s| s == *size) && device.buffered.is_none_or(|b| b == *buffered)
         }
         Store::Block { .. } => true,
     };
-    told && device.enabled && device.path == lun.store.path() && device.serial == lun.serial
+    same_kind && device.enabled && device.path == lun.store.path() && device.serial == lun.serial
 }
 
 /// Sets those of the portal group's attributes that differ and that `now` picks.

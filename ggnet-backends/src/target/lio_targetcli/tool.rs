@@ -280,11 +280,11 @@ done
         }
     }
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIME_LIMIT: Duration = Duration::from_secs(60);
 
     #[tokio::test]
     async fn one_program_is_told_what_many_calls_say_and_goes_when_nobody_has_more() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         lab.say(&["one", "two"]).await.unwrap();
         lab.say(&["three"]).await.unwrap();
         assert_eq!(lab.heard()[1..], [SETTINGS, "one", "two", "three"]);
@@ -298,16 +298,16 @@ done
 
     #[tokio::test]
     async fn its_folder_is_nobody_elses() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         let mode = fs::metadata(lab.dir.path().join("home")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         // Again, as after a restart.
-        Tool::new(&lab.dir.path().join("home"), PATIENCE, SystemRunner::new().unwrap()).unwrap();
+        Tool::new(&lab.dir.path().join("home"), TIME_LIMIT, SystemRunner::new().unwrap()).unwrap();
     }
 
     #[tokio::test]
     async fn without_the_program_the_line_that_installs_it() {
-        let lab = Lab::with(None, PATIENCE);
+        let lab = Lab::with(None, TIME_LIMIT);
         for e in [lab.tool.is_there().await.unwrap_err(), lab.say(&["one"]).await.unwrap_err()] {
             assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
             assert_eq!(e.hint(), Some(INSTALL));
@@ -332,7 +332,7 @@ done
 
     #[tokio::test]
     async fn one_that_ended_is_named_with_its_last_words() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         let e = lab.say(&["die"]).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
         assert!(e.to_string().contains("exit code 1") && e.report().contains("a reason"), "{}", e.report());
@@ -342,7 +342,7 @@ done
 
     #[tokio::test]
     async fn what_it_complained_of_is_the_reason_of_what_was_not_done() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         lab.say(&["complain"]).await.unwrap();
         let e = lab.tool.blamed("1 changes were not made".to_owned()).await;
         assert!(e.to_string().contains("not made: Error: not that"), "{e}");
@@ -351,7 +351,7 @@ done
 
     #[tokio::test]
     async fn who_is_asked_before_a_command_can_end_it() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         let commands = ["one", "two"].map(|line| Command { text: Secret::new(line), op: line.len() });
         let e = lab.tool.say(&commands, &|op| Err(Error::internal(format!("at {op}")))).await.unwrap_err();
         assert!(e.to_string().contains("at 3"), "{e}");

@@ -4,9 +4,9 @@
 //! is two small files and no fsync, whatever the size of the image. What holds, and where it is argued:
 //! * every acknowledged write survives the death of our process (`layers::device`);
 //! * every flushed write survives a power cut (`layers::device`, `layers::flush`);
-//! * what is in the folder tells `list` everything (`shelf`, `layers::format`).
+//! * what is in the folder tells `list` everything (`layer_folder`, `layers::format`).
 //!
-//! Floors: `mod` → `shelf` → [`crate::layers`], the library → the folder and files that all stores share.
+//! Floors: `mod` → `layer_folder` → [`crate::layers`], the library → the folder and files that all stores share.
 //!
 //! ```text
 //!   free ── ensure ──▶ open, as long as somebody holds its disk ──▶ free
@@ -18,7 +18,7 @@
 //! threads and ends there even when the caller's future is dropped.
 
 mod descriptor;
-mod shelf;
+mod layer_folder;
 #[cfg(test)]
 mod tests;
 
@@ -39,7 +39,7 @@ use ggnet_core::{
 };
 
 pub use self::descriptor::descriptor;
-use self::shelf::Shelf;
+use self::layer_folder::LayerFolder;
 use super::folder;
 use crate::{
     files::{Files, OsFiles, make_folder},
@@ -67,7 +67,7 @@ pub struct Layers {
 }
 
 struct Inner {
-    shelf: Shelf,
+    layer_folder: LayerFolder,
     slots: Slots<Slot>,
 }
 
@@ -103,9 +103,9 @@ impl Layers {
 
     /// As [`Layers::open`], over any files and under any kernel.
     pub(crate) fn open_over(files: Arc<dyn Files>, config: LayersConfig, boot: &str) -> Result<Self> {
-        let shelf = Shelf::open(files, config.dir, config.instance, boot.to_owned())
+        let layer_folder = LayerFolder::open(files, config.dir, config.instance, boot.to_owned())
             .map_err(|e| e.with_backend(NAME).with_operation("open"))?;
-        Ok(Self { inner: Arc::new(Inner { shelf, slots: Slots::new(NAME) }) })
+        Ok(Self { inner: Arc::new(Inner { layer_folder, slots: Slots::new(NAME) }) })
     }
 
     /// Runs file work on a blocking thread; it ends there even when this future is dropped.
@@ -126,7 +126,7 @@ impl Inner {
         slot.check_not_frozen(&spec.id)?;
         if let Some(device) = slot.device.upgrade() {
             if slot.status.failed() {
-                return Err(shelf::failed(&spec.id));
+                return Err(layer_folder::failed(&spec.id));
             }
             if device.version() == spec.version && device.info().size_bytes == spec.size_bytes {
                 return Ok(device);
@@ -136,7 +136,7 @@ impl Inner {
                 format!("Writeback {} is in use over image version {}", spec.id, device.version()),
             ));
         }
-        let device = self.shelf.ensure(&spec.id, base)?;
+        let device = self.layer_folder.ensure(&spec.id, base)?;
         *slot = Slot {
             device: Arc::downgrade(&device),
             status: device.layer.status.clone(),
@@ -151,7 +151,7 @@ impl Inner {
             return Err(Error::new(ErrorKind::Busy, format!("Writeback {id} is in use"))
                 .with_hint("Stop the session that has it as a disk"));
         }
-        let still = self.shelf.freeze(id)?;
+        let still = self.layer_folder.freeze(id)?;
         let locator = folder::locator(&still.home)?;
         let held = Arc::new(());
         slot.frozen = Arc::downgrade(&held);
@@ -179,13 +179,13 @@ impl Inner {
                 }
             }
         }
-        self.shelf.remove(id)?;
+        self.layer_folder.remove(id)?;
         *slot = Slot::default();
         Ok(())
     }
 
     fn health(&self) -> Health {
-        let health = self.shelf.health();
+        let health = self.layer_folder.health();
         let failed = self.slots.which(|s| s.status.failed() && s.device.strong_count() > 0);
         let failed: Vec<&str> = failed.iter().map(ResourceId::as_str).collect();
         match health {
@@ -211,7 +211,7 @@ impl WritebackStore for Layers {
             freezes: Some(FAMILY.to_owned()),
             kill_safe: true,
             power_safe: true,
-            discard: self.inner.shelf.punches(),
+            discard: self.inner.layer_folder.punches(),
         }
     }
 
@@ -255,13 +255,13 @@ impl WritebackStore for Layers {
 
     async fn list(&self) -> Result<Vec<WritebackListed>> {
         self.inner.slots.check_open()?;
-        self.blocking("list", "", |inner| inner.shelf.list()).await
+        self.blocking("list", "", |inner| inner.layer_folder.list()).await
     }
 
     async fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
         self.inner.slots.check_open()?;
         let wanted = id.clone();
-        self.blocking("get", id.as_str(), move |inner| inner.shelf.get(&wanted)).await
+        self.blocking("get", id.as_str(), move |inner| inner.layer_folder.get(&wanted)).await
     }
 
     async fn health(&self) -> Health {

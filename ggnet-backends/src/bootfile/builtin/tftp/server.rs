@@ -38,7 +38,7 @@ use super::{
     content::Content,
     options::{Negotiated, negotiate},
     packet::{self, ErrorCode, Packet, Request},
-    transfer::{Outcome, Patience, Transfer},
+    transfer::{Outcome, RetryPolicy, Transfer},
 };
 use crate::{
     addresses::Addresses,
@@ -398,13 +398,13 @@ impl Shared {
     }
 
     async fn transfer(self: Arc<Self>, job: Job, socket: UdpSocket) {
-        let patience = Patience {
+        let retry_policy = RetryPolicy {
             first: Duration::from_millis(self.config.retransmit_ms),
             retries: self.config.retries,
         };
         loop {
             let now = Instant::now();
-            let mut transfer = Transfer::new(job.content.clone(), job.negotiated.clone(), patience, now);
+            let mut transfer = Transfer::new(job.content.clone(), job.negotiated.clone(), retry_policy, now);
             let cut = self.drive(&mut transfer, &socket, &job).await;
             let again = self.leave(&job, cut);
             if cut && self.cancel.is_cancelled() {

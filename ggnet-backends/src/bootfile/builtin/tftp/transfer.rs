@@ -59,7 +59,7 @@ enum Phase {
 
 /// Retransmission: the first pause, and how many times before giving up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Patience {
+pub(super) struct RetryPolicy {
     /// Pause before the first retransmission; it doubles with each one, unless the client set the timeout.
     pub(super) first: Duration,
     /// Retransmissions without progress before the transfer is given up.
@@ -78,7 +78,7 @@ struct End {
 pub(super) struct Transfer {
     content: Content,
     options: Negotiated,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     phase: Phase,
     /// Known once the last block was made.
     end: Option<End>,
@@ -94,12 +94,17 @@ pub(super) struct Transfer {
 
 impl Transfer {
     /// Begins: the first packets are due at once.
-    pub(super) fn new(content: Content, options: Negotiated, patience: Patience, now: Instant) -> Self {
+    pub(super) fn new(
+        content: Content,
+        options: Negotiated,
+        retry_policy: RetryPolicy,
+        now: Instant,
+    ) -> Self {
         let phase = if options.acknowledged.is_empty() { Phase::Data } else { Phase::Options { due: true } };
         let mut transfer = Self {
             content,
             options,
-            patience,
+            retry_policy,
             phase,
             end: None,
             acked: 0,
@@ -161,9 +166,9 @@ impl Transfer {
             return;
         }
         let retries = if self.progressed() {
-            self.patience.retries
+            self.retry_policy.retries
         } else {
-            self.patience.retries.min(UNANSWERED_RETRIES)
+            self.retry_policy.retries.min(UNANSWERED_RETRIES)
         };
         if self.tries >= retries {
             self.outcome = Some(Outcome::TimedOut);
@@ -283,8 +288,8 @@ impl Transfer {
         let pause = match self.options.timeout.filter(|_| self.progressed()) {
             Some(fixed) => fixed,
             None => {
-                let doubled = self.patience.first.saturating_mul(1 << self.tries.min(16));
-                doubled.min(MAX_BACKOFF.max(self.patience.first))
+                let doubled = self.retry_policy.first.saturating_mul(1 << self.tries.min(16));
+                doubled.min(MAX_BACKOFF.max(self.retry_policy.first))
             }
         };
         self.deadline = now + pause;

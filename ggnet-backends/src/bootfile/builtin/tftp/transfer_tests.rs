@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bootfile::builtin::tftp::{options::negotiate, packet::Mode};
 
-const PATIENCE: Patience = Patience { first: Duration::from_secs(1), retries: 5 };
+const RETRY_POLICY: RetryPolicy = RetryPolicy { first: Duration::from_secs(1), retries: 5 };
 
 fn start(data: Vec<u8>, options: &[(&[u8], &[u8])], now: Instant) -> Transfer {
     start_in(Mode::Octet, data, options, now)
@@ -15,7 +15,7 @@ fn start(data: Vec<u8>, options: &[(&[u8], &[u8])], now: Instant) -> Transfer {
 fn start_in(mode: Mode, data: Vec<u8>, options: &[(&[u8], &[u8])], now: Instant) -> Transfer {
     let content = Content::new(Bytes::from(data), mode);
     let options = negotiate(options, content.size(), 65464);
-    Transfer::new(content, options, PATIENCE, now)
+    Transfer::new(content, options, RETRY_POLICY, now)
 }
 
 fn drain(t: &mut Transfer) -> Vec<Vec<u8>> {

@@ -15,7 +15,7 @@ use super::*;
 use crate::layers::device::Device;
 
 fn open(room: &Room, name: &str, frozen: &[PathBuf]) -> Arc<Device> {
-    room.shelf("boot").ensure(&id(name), &over(&OsFiles, &room.base, frozen).unwrap()).unwrap()
+    room.layer_folder("boot").ensure(&id(name), &over(&OsFiles, &room.base, frozen).unwrap()).unwrap()
 }
 
 #[derive(Clone, Debug)]
@@ -103,7 +103,7 @@ proptest! {
                 }
                 Op::Freeze => {
                     drop(device);
-                    let still = room.shelf("boot").freeze(&id(&format!("l{}", frozen.len()))).unwrap();
+                    let still = room.layer_folder("boot").freeze(&id(&format!("l{}", frozen.len()))).unwrap();
                     frozen.insert(0, still.home);
                     device = open(&room, &format!("l{}", frozen.len()), &frozen);
                 }
@@ -266,7 +266,7 @@ fn neighbours_in_a_block_do_not_lose_each_others_writes() {
     device.flush().unwrap();
     drop(device);
     check(&open(&room, "a", &[]));
-    check(&room.shelf("another boot").ensure(&id("a"), &room.base).unwrap());
+    check(&room.layer_folder("another boot").ensure(&id("a"), &room.base).unwrap());
 }
 
 /// Whole-block writes and discards of the same blocks from many threads: each block ends as one of them, whole, in memory, after
@@ -301,6 +301,6 @@ fn writes_and_discards_of_one_block_leave_one_of_them() {
     }
     drop(device);
     assert_eq!(read(&*open(&room, "a", &[]), 0, all.len()), all);
-    let device = room.shelf("another boot").ensure(&id("a"), &room.base).unwrap();
+    let device = room.layer_folder("another boot").ensure(&id("a"), &room.base).unwrap();
     assert_eq!(read(&*device, 0, all.len()), all);
 }

@@ -63,8 +63,9 @@ fn writer() {
     let mut pipe = std::fs::OpenOptions::new().write(true).open("/proc/self/fd/1").unwrap();
 
     let base = open_raw(version, &room_dir.join("base.raw")).unwrap();
-    let shelf = Shelf::open(Arc::new(OsFiles), room_dir.join("writebacks"), instance, "boot".into()).unwrap();
-    let device = shelf.ensure(&id("a"), &base).unwrap();
+    let layer_folder =
+        LayerFolder::open(Arc::new(OsFiles), room_dir.join("writebacks"), instance, "boot".into()).unwrap();
+    let device = layer_folder.ensure(&id("a"), &base).unwrap();
     for request in Requests::new(round) {
         match request {
             None => device.flush().unwrap(),
@@ -89,8 +90,8 @@ impl Drop for Reaped {
     }
 }
 
-fn done(told: &[u8]) -> usize {
-    told.iter().filter(|b| **b == DONE).count()
+fn done(acknowledged: &[u8]) -> usize {
+    acknowledged.iter().filter(|b| **b == DONE).count()
 }
 
 /// Starts a writer, kills it at some moment, and returns how many requests it was told were done.
@@ -109,13 +110,13 @@ fn run_and_kill(room: &Room, round: u64, rng: &mut StdRng) -> usize {
         .unwrap();
     let mut child = Reaped(child);
     let mut pipe = child.0.stdout.take().unwrap();
-    let mut told = 0;
+    let mut acknowledged = 0;
     let wanted = rng.random_range(0..60);
     let mut buf = [0; 64];
-    while told < wanted {
+    while acknowledged < wanted {
         let n = pipe.read(&mut buf).unwrap();
         assert!(n > 0, "round {round}: the writer ended by itself");
-        told += done(&buf[..n]);
+        acknowledged += done(&buf[..n]);
     }
     // Not always right after a request was told.
     for _ in 0..rng.random_range(0..2000) {
@@ -125,8 +126,8 @@ fn run_and_kill(room: &Room, round: u64, rng: &mut StdRng) -> usize {
     child.0.wait().unwrap();
     loop {
         match pipe.read(&mut buf).unwrap() {
-            0 => return told,
-            n => told += done(&buf[..n]),
+            0 => return acknowledged,
+            n => acknowledged += done(&buf[..n]),
         }
     }
 }
@@ -140,18 +141,18 @@ fn rounds(numbers: std::ops::Range<u64>) {
         if round % ROUNDS_PER_DISK == 0 {
             room = Room::new(&base);
             model = (0..SECTORS).map(tag).collect();
-            room.shelf("boot");
+            room.layer_folder("boot");
         }
         let mut rng = StdRng::seed_from_u64(!round);
-        let told = run_and_kill(&room, round, &mut rng);
+        let acknowledged = run_and_kill(&room, round, &mut rng);
         let mut requests = Requests::new(round);
-        for (range, value) in requests.by_ref().take(told).flatten() {
+        for (range, value) in requests.by_ref().take(acknowledged).flatten() {
             for s in range {
                 model[usize::try_from(s).unwrap()] = value;
             }
         }
         let in_flight = requests.next().unwrap();
-        let device = room.shelf("boot").ensure(&id("a"), &room.base).unwrap();
+        let device = room.layer_folder("boot").ensure(&id("a"), &room.base).unwrap();
         let disk = read(&*device, 0, usize::try_from(SECTORS * 512).unwrap());
         for ((sector, bytes), model) in (0..).zip(disk.as_chunks::<512>().0).zip(&mut model) {
             let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());

@@ -20,7 +20,7 @@ use ggnet_core::{
     ports::{OpenImage, WritebackSpec},
 };
 
-use super::{Layers, LayersConfig, shelf::Shelf};
+use super::{Layers, LayersConfig, layer_folder::LayerFolder};
 use crate::{
     files::{Files, Open, OsFiles, sim::numbered},
     layers::{chain::FrozenLayer, open_raw, raw::bytes_of},
@@ -60,10 +60,10 @@ impl Room {
         Layers::open(self.config()).unwrap()
     }
 
-    /// The shelf as a kernel of that boot id sees it.
-    fn shelf(&self, boot: &str) -> Shelf {
+    /// The layer_folder as a kernel of that boot id sees it.
+    fn layer_folder(&self, boot: &str) -> LayerFolder {
         OsFiles.create_dir(&self.dir()).unwrap();
-        Shelf::open(Arc::new(OsFiles), self.dir(), self.instance.clone(), boot.to_owned()).unwrap()
+        LayerFolder::open(Arc::new(OsFiles), self.dir(), self.instance.clone(), boot.to_owned()).unwrap()
     }
 
     fn spec(&self, id: &str) -> WritebackSpec {

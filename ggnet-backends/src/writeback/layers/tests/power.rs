@@ -205,9 +205,9 @@ fn round(seed: u64) {
         .collect();
     let base = sim.sparse_base(sectors, &content);
     let model = Arc::new(Mutex::new(Model::new(seed, windows, tag)));
-    let shelf = |boot: u64| {
+    let layer_folder = |boot: u64| {
         let instance = "0123abcd".parse().unwrap();
-        Shelf::open(Arc::new(sim.clone()), "/w".into(), instance, format!("boot-{boot}")).unwrap()
+        LayerFolder::open(Arc::new(sim.clone()), "/w".into(), instance, format!("boot-{boot}")).unwrap()
     };
     let mut frozen: Vec<PathBuf> = Vec::new();
     let mut boot = 0;
@@ -215,7 +215,7 @@ fn round(seed: u64) {
         let when = format!("seed {seed}, life {life}");
         let name = id(&format!("w{}", frozen.len()));
         let version = over(&sim, &base, &frozen).unwrap();
-        let Ok(device) = shelf(boot).ensure(&name, &version) else { panic!("{when}: no disk") };
+        let Ok(device) = layer_folder(boot).ensure(&name, &version) else { panic!("{when}: no disk") };
         lock(&model).verify(&device, true, &when);
         if rng.random_bool(0.2) {
             // Freeze: what was flushed and let go is a layer.
@@ -225,7 +225,7 @@ fn round(seed: u64) {
             flush(&device, &model, &sim, &when);
             let marks = lock(&model).mark();
             drop(device);
-            frozen.insert(0, shelf(boot).freeze(&name).unwrap().home);
+            frozen.insert(0, layer_folder(boot).freeze(&name).unwrap().home);
             lock(&model).flushed(&marks);
             if rng.random() {
                 // A frozen layer is whole without its hot map, and after a power cut.
@@ -247,7 +247,7 @@ fn round(seed: u64) {
         for _ in 0..rng.random_range(0..3) {
             sim.restart();
             let when = format!("{when}, killed");
-            let device = shelf(boot).ensure(&name, &version).unwrap();
+            let device = layer_folder(boot).ensure(&name, &version).unwrap();
             lock(&model).verify(&device, false, &when);
             sim.die_after(rng.random_range(0..40));
             while !sim.is_dead() {
@@ -274,7 +274,7 @@ fn a_flushed_write_survives_a_power_cut_and_nothing_is_invented() {
     }
 }
 
-/// A disk of 64 numbered sectors with its shelf.
+/// A disk of 64 numbered sectors with its layer_folder.
 fn small() -> (Sim, OpenImage) {
     let sim = Sim::new(7);
     let base = sim.base(64, 1);
@@ -282,7 +282,7 @@ fn small() -> (Sim, OpenImage) {
 }
 
 fn open(sim: &Sim, base: &OpenImage, boot: &str) -> Arc<Device> {
-    Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into())
+    LayerFolder::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into())
         .unwrap()
         .ensure(&id("a"), base)
         .unwrap()
@@ -313,9 +313,9 @@ fn a_failed_sync_is_an_error_of_the_medium_for_good() {
         assert!(device.read_at(&mut [0; 512], 0).is_err());
         assert!(device.try_write_at(&[0; 512], 0).is_err());
         drop(device);
-        let shelf =
-            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "boot".into());
-        let again = shelf.unwrap().ensure(&id("a"), &base);
+        let layer_folder =
+            LayerFolder::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "boot".into());
+        let again = layer_folder.unwrap().ensure(&id("a"), &base);
         assert!(again.is_err(), "{file}: nor by the next process under this kernel");
         sim.cut();
         let mut sector = [0; 512];
@@ -421,11 +421,15 @@ fn a_hot_map_made_anew_after_a_power_cut_is_whole_or_made_again() {
         device.flush().unwrap();
         drop(device);
         sim.cut();
-        let shelf =
-            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "after".into());
-        let shelf = shelf.unwrap();
+        let layer_folder = LayerFolder::open(
+            Arc::new(sim.clone()),
+            "/w".into(),
+            "0123abcd".parse().unwrap(),
+            "after".into(),
+        );
+        let layer_folder = layer_folder.unwrap();
         sim.die_after(steps);
-        let lived = shelf.ensure(&id("a"), &base).is_ok();
+        let lived = layer_folder.ensure(&id("a"), &base).is_ok();
         sim.restart();
         assert_eq!(read(&*open(&sim, &base, "after"), 4096, 8192), [5; 8192], "killed after {steps} steps");
         if lived {

@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// See the module.
-pub(super) struct Shelf {
+pub(super) struct LayerFolder {
     folder: Folder,
     boot: String,
     punches: bool,
@@ -69,7 +69,7 @@ struct MapFile {
     file: Arc<dyn RawFile>,
 }
 
-impl Shelf {
+impl LayerFolder {
     /// Opens the folder, which must be there, and finds out whether its file system can punch holes.
     pub(super) fn open(
         files: Arc<dyn Files>,

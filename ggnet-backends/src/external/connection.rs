@@ -1,13 +1,13 @@
-//! [`Connection`]: a port's way to its program, which is started when there is none.
+//! [`Connection`]: a port's connection to its program, which is started when none runs.
 //!
 //! ```text
 //!   none ──call, or open──▶ started ──hello fits──▶ alive ──▶ calls
 //!    ▲ │                       └──it does not──┐      └──ended──┐
-//!    │ └──call before its time: `Unavailable`  ▼                ▼
-//!    └──────────── not again before: at once after a life that was of use, else 1, 2, 4 … 60 seconds
+//!    │ └──call too early: `Unavailable`        ▼                ▼
+//!    └──────────── wait: none if the last program was useful, otherwise 1, 2, 4 … 60 seconds
 //! ```
-//! Invariants: at most one program runs; what it can do is what it said at the first hello, and one that says otherwise later is refused;
-//! after the shutdown none is started.
+//! Invariants: at most one program runs; its capabilities are those of the first hello, and a program that later declares others is rejected;
+//! after the shutdown no program is started.
 
 use std::{
     path::Path,
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::run::{Invocation, SystemRunner, shown};
 
-/// What an operator is told when the program cannot be started.
+/// The hint if the program cannot be started.
 const HINT: &str = "see `command` in the configuration";
 
 /// See the module.
@@ -43,16 +43,16 @@ pub(super) struct Connection {
     runner: SystemRunner,
     observer: Attached,
     capabilities: OnceLock<Value>,
-    // Held while a program is started, on purpose: the others wait for the same one.
+    // Held while a program is started, on purpose: other callers wait for the same program.
     current: Mutex<Current>,
 }
 
 #[derive(Default)]
 struct Current {
     session: Option<Arc<Session>>,
-    /// Lives and starts in a row that were of no use.
+    /// The number of consecutive starts and programs that were of no use.
     failures: u32,
-    /// When the next start may be, and why not now.
+    /// The earliest time of the next start, and the reason for the delay.
     again: Option<(Instant, String)>,
     closed: bool,
 }
@@ -66,7 +66,7 @@ impl Current {
     }
 }
 
-/// How long after this many failures in a row no new start is made.
+/// The delay before the next start after this number of consecutive failures.
 fn back_off(failures: u32) -> Duration {
     match failures {
         0 | 1 => Duration::ZERO,
@@ -75,11 +75,11 @@ fn back_off(failures: u32) -> Duration {
 }
 
 impl Connection {
-    /// Starts the program and hears what it can do.
+    /// Starts the program and reads its capabilities.
     ///
     /// # Errors
-    /// `Invalid` settings; `NotFound` when there is no such program; `Unsupported` when it speaks another version of the protocol or is for
-    /// another port; what it refuses the hello with; `Timeout`, `Unavailable` when it does not answer or dies.
+    /// `Invalid` settings; `NotFound` if the program does not exist; `Unsupported` if it uses another version of the protocol or is for
+    /// another port; the error with which it rejects the hello; `Timeout`, `Unavailable` if it does not respond or ends.
     pub(super) async fn open(
         config: ExternalConfig,
         port: &'static str,
@@ -120,7 +120,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// What it said that it can do.
+    /// The capabilities that it declared.
     pub(super) fn capabilities<T: DeserializeOwned>(&self) -> Result<T> {
         let said = self.capabilities.get().cloned().unwrap_or_default();
         serde_json::from_value(said).map_err(|e| {
@@ -133,20 +133,20 @@ impl Connection {
         })
     }
 
-    /// Who is told of what it sees. The first one is.
+    /// Sets the observer of the program. Only the first call has an effect.
     pub(super) fn attach(&self, observer: Arc<dyn Observer>) {
-        // A second call is against the ports' contract and changes nothing.
+        // A second call violates the contract of the port and changes nothing.
         let _ = self.observer.set(observer);
     }
 
-    /// Makes a request, on a new program if there is none.
+    /// Sends a request, to a new program if none runs.
     ///
     /// # Errors
-    /// The program's own; `Timeout`; `Unavailable` when it has died or cannot be started now; `Internal` when its answer has another form
-    /// than this method's.
+    /// Those of the program; `Timeout`; `Unavailable` if it has ended or cannot be started now; `Internal` if its response is not valid for
+    /// this method.
     ///
     /// # Cancellation
-    /// The request was not made, or goes on in the program, which is told.
+    /// Either the request was not sent, or it continues in the program, which gets a cancel message.
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         method: &'static str,
@@ -169,7 +169,7 @@ impl Connection {
         })
     }
 
-    /// A call whose answer says nothing but that it is done.
+    /// A call whose response only confirms that it is done.
     pub(super) async fn tell(
         &self,
         method: &'static str,
@@ -179,12 +179,12 @@ impl Connection {
         self.call::<Value>(method, subject, params).await.map(|_| ())
     }
 
-    /// What it lists.
+    /// The objects that it lists.
     pub(super) async fn list(&self) -> Result<Vec<Listed>> {
         self.call("list", "", Nothing {}).await
     }
 
-    /// How it says it is; down when it does not.
+    /// The health that it reports; down if it does not respond.
     pub(super) async fn health(&self) -> Health {
         self.call("health", "", Nothing {}).await.unwrap_or_else(|e| {
             let hint = e.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
@@ -192,7 +192,7 @@ impl Connection {
         })
     }
 
-    /// Ends the program, and lets none be started any more.
+    /// Ends the program and prevents further starts.
     pub(super) async fn shut_down(&self) {
         let session = {
             let mut current = self.current.lock().await;
@@ -275,10 +275,10 @@ impl Connection {
     }
 }
 
-/// Starts a program for its hello alone and ends it: what it says that it can do. For a check beside a server that may run.
+/// Starts a program only for its hello, then ends it, and returns the declared capabilities. For a check while a server may be running.
 ///
 /// # Errors
-/// What a server would refuse it with at its start.
+/// Those with which a server would reject the program at start.
 pub async fn look(config: ExternalConfig, port: &'static str, instance: InstanceId) -> Result<Value> {
     let connection = Connection::open_for(config, port, instance, true).await?;
     connection.shut_down().await;

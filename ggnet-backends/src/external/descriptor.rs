@@ -1,4 +1,4 @@
-//! What the backends "external" register, one for each port that a program can serve.
+//! The descriptors of the backends "external", one for each port that a program can implement.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -80,12 +80,12 @@ async fn check_boot_files(wiring: Wiring, table: Settings) -> Result<Vec<Finding
     Ok(findings)
 }
 
-/// Whoever serves them, machines ask at these ports.
+/// The ports on which machines send requests, whatever program serves them.
 fn serves(port: u16, why: &'static str) -> Vec<Socket> {
     vec![Socket::udp((Ipv4Addr::UNSPECIFIED, port).into(), why).bound_by(BoundBy::Other)]
 }
 
-/// Starts the program for its hello alone.
+/// Starts the program only for its hello.
 async fn ask(port: PortName, config: ExternalConfig, wiring: Wiring) -> Finding {
     let what = format!("program of [{port}]");
     let program = config.command.first().cloned().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Whether the clock can be right: a Raspberry Pi or a machine with a flat battery starts in the past, and leases, certificates and
-//! the order of events then make no sense.
+//! Checks whether the clock can be right: a Raspberry Pi or a machine with an empty battery starts in the past, which breaks leases,
+//! certificates and the order of events.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use ggnet_core::nouns::Timestamp;
 
 use super::{Finding, Level};
 
-/// 2025-01-01: no GGnet is older.
+/// 2025-01-01: no version of GGnet is older.
 const EARLIEST: i64 = 1_735_689_600;
 /// 2100-01-01.
 const LATEST: i64 = 4_102_444_800;
 
-/// Whether `now` (from the `Clock` port) is a sane time and, where systemd-timesyncd runs, whether it has set the clock.
+/// Whether `now` (from the `Clock` port) is plausible and, if systemd-timesyncd runs, whether it has set the clock.
 #[must_use]
 pub fn clock(now: Timestamp) -> Finding {
     judge(now, Path::new("/run/systemd/timesync"))

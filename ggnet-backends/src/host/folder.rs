@@ -1,4 +1,4 @@
-//! Whether a folder is there and we may write in it.
+//! Checks whether a folder exists and is writable.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use rustix::fs::{Access, access};
 
 use super::{Finding, Level};
 
-/// Whether `dir` is a folder that our user may write in; else `missing`, with the line that makes it so.
+/// Whether `dir` is a folder that our user can write to; otherwise `missing`, with the command that creates it.
 #[must_use]
 pub fn writable_folder(dir: &Path, missing: Level) -> Finding {
     let shown = dir.display();

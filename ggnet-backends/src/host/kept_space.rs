@@ -1,14 +1,14 @@
-//! What space that is kept for the database is worth on its file system.
+//! Checks whether the space that is reserved for the database is reliable on its file system.
 //!
-//! The store keeps a file beside the database that it gives back when the disk is full. On file systems that write in place, what a file
-//! gave back can be written again, and what is allocated stays allocated. Where every write goes elsewhere (btrfs, ZFS, bcachefs), or
-//! where another host decides (NFS, FUSE …), the file system may need more than it was given, or give it to somebody else.
+//! The store keeps a file next to the database and truncates it when the disk is full. On file systems that write in place, the freed space
+//! can be used again, and allocated space stays allocated. If every write goes to a new place (btrfs, ZFS, bcachefs), or if another host
+//! decides (NFS, FUSE …), the file system may need more than was freed, or give it to another program.
 
 use std::path::Path;
 
 use super::{Finding, Level, space::nearest};
 
-/// Whether space that is kept in `dir` for a full disk is surely there when it is needed: a warning where it is not.
+/// Whether space that is reserved in `dir` is certainly available when the disk is full; a warning if not.
 #[must_use]
 pub fn kept_space(dir: &Path) -> Finding {
     let what = format!("reserve for the database in {}", dir.display());

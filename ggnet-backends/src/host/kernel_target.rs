@@ -1,15 +1,15 @@
-//! Whether the kernel has its own iSCSI target (LIO), loaded or to be loaded.
+//! Checks whether the kernel's own iSCSI target (LIO) is loaded or can be loaded.
 
 use std::{fs, path::Path};
 
 use super::{Finding, Level};
 
-/// What loads it, and shows it.
+/// The commands that load it and mount its tree.
 const LOAD: &str = "sudo modprobe -a target_core_mod iscsi_target_mod; mount | grep configfs || sudo mount -t configfs configfs \
                     /sys/kernel/config";
 
-/// Whether the kernel's target is there below `root` (`/sys/kernel/config/target`); else `missing`, with the line that loads it, or
-/// word that this kernel has none.
+/// Whether the kernel's target exists below `root` (`/sys/kernel/config/target`); otherwise `missing`, with the command that loads it, or a
+/// message that this kernel does not have it.
 #[must_use]
 pub fn kernel_target(root: &Path, missing: Level) -> Finding {
     judge(root, has_module("target_core_mod") && has_module("iscsi_target_mod"), missing)

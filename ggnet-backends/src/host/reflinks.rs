@@ -1,12 +1,12 @@
-//! Whether image versions can be reflinked to where the writebacks stand.
+//! Checks whether image versions can be reflinked into the folder of the writebacks.
 
 use std::{io, path::Path};
 
 use super::{Finding, Level, space::nearest};
 use crate::cloning;
 
-/// Whether a file of the folder `images` can be reflinked into the folder `disks` (or the nearest ones above them that exist); else
-/// `missing`. Tries it with files without names, of which nothing is left.
+/// Whether a file in the folder `images` can be reflinked into the folder `disks` (or their nearest existing parents); otherwise `missing`.
+/// Tries it with unnamed files, so nothing is left behind.
 #[must_use]
 pub fn reflinks(images: &Path, disks: &Path, missing: Level) -> Finding {
     let what = format!("reflinks to {}", disks.display());

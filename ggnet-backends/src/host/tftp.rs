@@ -1,4 +1,4 @@
-//! The folder that Debian's `tftpd-hpa` serves, and who serves it.
+//! Checks the folder that Debian's `tftpd-hpa` serves, and the program that serves it.
 
 use std::{
     fs, io,
@@ -11,10 +11,10 @@ use rustix::fs::Access;
 
 use super::{Finding, Level, Transport, holders};
 
-/// Where Debian's unit has its settings.
+/// The file with the settings of Debian's unit.
 const DEFAULTS: &str = "/etc/default/tftpd-hpa";
 
-/// Whether `root` is there, ours to write and open to in.tftpd's user.
+/// Whether `root` exists, is writable for us and readable for in.tftpd's user.
 #[must_use]
 pub fn tftp_folder(root: &Path) -> Finding {
     let shown = root.display();
@@ -53,7 +53,7 @@ pub fn tftp_folder(root: &Path) -> Finding {
     Finding::ok(what, format!("It is writable; {owned}"))
 }
 
-/// Whether in.tftpd answers at `server`, and with this folder, as far as its settings tell.
+/// Whether in.tftpd listens on `server` and, according to its settings, serves this folder.
 #[must_use]
 pub fn tftp_server(server: SocketAddr, root: &Path) -> Finding {
     let what = format!("TFTP server on UDP port {}", server.port());
@@ -77,11 +77,11 @@ pub fn tftp_server(server: SocketAddr, root: &Path) -> Finding {
     }
 }
 
-/// in.tftpd runs; its unit's settings should name the folder, chrooted.
+/// in.tftpd runs; the settings of its unit should have this folder, with chroot.
 fn judge(what: String, settings: io::Result<String>, root: &Path) -> Finding {
     let text = match settings {
         Ok(text) => text,
-        // Started in another way than by Debian's unit.
+        // It was not started by Debian's unit.
         Err(e) => return Finding::unknown(what, &format!("in.tftpd runs, but {DEFAULTS}: {e}")),
     };
     let value = |key: &str| {

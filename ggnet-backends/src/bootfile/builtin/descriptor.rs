@@ -1,4 +1,4 @@
-//! What the boot file store "builtin" registers.
+//! The descriptor of the boot file store "builtin".
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -38,9 +38,9 @@ pub fn descriptor() -> Descriptor<dyn BootFileStore> {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
-    /// Served by TFTP when given, or when an interface is named.
+    /// TFTP is served if this is set, or if an interface is configured.
     tftp: Option<TftpConfig>,
-    /// Where Debian's package `ipxe` puts its loaders.
+    /// The folder of the loaders in Debian's package `ipxe`.
     #[serde(default = "debian")]
     loaders_dir: PathBuf,
 }
@@ -60,7 +60,7 @@ async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn BootFileStore>>
     let store = BuiltinBootFiles::new();
     let loaders = loaders::ensure_in(&store, &table.loaders_dir).await?;
     if let Some(tftp) = table.tftp {
-        // Firmware asks us for them.
+        // Firmware requests them from GGnet.
         store.loaders_are(loaders.health());
         let bound = store.serve_tftp(tftp).await?;
         tracing::info!(?bound, "TFTP server is listening");

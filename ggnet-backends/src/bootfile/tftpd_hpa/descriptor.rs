@@ -1,4 +1,4 @@
-//! What the boot file store "tftpd-hpa" registers.
+//! The descriptor of the boot file store "tftpd-hpa".
 
 use std::{net::Ipv4Addr, path::Path, sync::Arc};
 
@@ -49,7 +49,7 @@ async fn check(_: Wiring, table: Settings) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// On every address of this host; where it is on another one, nothing is known.
+/// On every address of this host; if in.tftpd runs on another host, nothing is known.
 fn listens(_: &Wiring, table: Settings) -> Result<Vec<Socket>> {
     let config: TftpdHpaConfig = settings(NAME, table)?;
     let at = (Ipv4Addr::UNSPECIFIED, config.server.port()).into();

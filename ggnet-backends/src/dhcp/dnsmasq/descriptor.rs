@@ -1,4 +1,4 @@
-//! What the DHCP backend "dnsmasq" registers.
+//! The descriptor of the DHCP backend "dnsmasq".
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn DhcpBackend>> {
 async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
     let config: DnsmasqConfig = daemon::read(NAME, &wiring, table)?;
     let service = config.service(Arc::new(SystemRunner::new()?))?;
-    // In proxy mode loaders are named by dnsmasq's own file.
+    // In proxy mode dnsmasq's own file names the loaders.
     let mac_paths = section::mac_paths(&wiring, config.mac_prefix && config.mode == Mode::Server);
     let dirs = vec![config.hosts_dir, config.options_dir];
     let looked = host::look(move || {

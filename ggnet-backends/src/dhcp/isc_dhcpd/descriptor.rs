@@ -1,4 +1,4 @@
-//! What the DHCP backend "isc-dhcpd" registers.
+//! The descriptor of the DHCP backend "isc-dhcpd".
 
 use std::{path::Path, sync::Arc};
 
@@ -51,7 +51,7 @@ async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
         let mut findings = daemon::look("dhcpd", "isc-dhcp-server", &dirs);
         findings.extend(host::apparmor(&host::DHCPD, &dirs, Level::Warn));
         findings.push(host::dhcpd_includes(&config.main_file, &config.hosts_file, Level::Fail));
-        // Another one may serve another interface.
+        // Another DHCP server may serve another interface.
         findings.push(host::port_of("dhcpd", Transport::Udp, 67, Level::Warn));
         findings.extend(section::mac_paths(&wiring, config.mac_prefix));
         findings

@@ -1,23 +1,23 @@
-//! [`Keeper`]: the file that dhcpd includes, the two beside it, and how dhcpd comes to know of a change.
+//! [`Keeper`]: the file that dhcpd includes, the two files next to it, and how dhcpd gets a change.
 //!
 //! ```text
-//!   changes ─▶ hosts ─▶ dhcpd -t ─▶ unconfirmed ─▶ checked ─▶ dhcpd is told ─▶ unconfirmed away
+//!   changes ─▶ hosts ─▶ dhcpd -t ─▶ untold ─▶ checked ─▶ dhcpd gets the change ─▶ remove untold
 //!                          │                               │ restart
-//!                          │ refused                       │   └─ fails ─▶ hosts, checked as before ─▶ restart
-//!                          ▼                               │ OMAPI: what is unconfirmed is removed, and added as it stands in hosts
-//!              hosts as in checked; dhcpd goes on          │   └─ fails ─▶ stays unconfirmed; the next change tells it again
+//!                          │ rejected                      │   └─ fails ─▶ restore hosts and checked ─▶ restart
+//!                          ▼                               │ OMAPI: remove what is in untold, add it as in hosts
+//!              restore hosts; dhcpd keeps running          │   └─ fails ─▶ stays in untold; the next change retries
 //! ```
-//! * `hosts`: what dhcpd's main file includes.
-//! * `hosts.checked`: the last text that `dhcpd -t` took; what is restored.
-//! * `hosts.untold`: names of declarations of which nobody knows whether dhcpd has them as they stand in `checked`.
+//! * `hosts`: the file that dhcpd's main file includes.
+//! * `hosts.checked`: the last text that `dhcpd -t` accepted; it is restored after a failure.
+//! * `hosts.untold`: the names of declarations that dhcpd may not have loaded as they are in `checked`.
 //!
-//! Why the file holds the declarations under OMAPI too: dhcpd keeps in its lease file what came by OMAPI, and a lease file may get lost.
-//! At its start it reads its main file, then the lease file's changes over it: a name that both have is as the main file has it, and a
-//! name that OMAPI removed is gone from either. So both agree as long as each change is made in both, and a declaration that OMAPI
-//! removed can come back by OMAPI only. That is why a file that was told by OMAPI once says so, and is refused without it.
+//! Why the file has the declarations with OMAPI too: dhcpd stores changes by OMAPI in its lease file, and a lease file can get lost. At
+//! start it reads its main file, then the changes in the lease file: a name in both is used as in the main file, and a name that OMAPI
+//! removed is removed from both. So both agree as long as each change is made in both, and a declaration that OMAPI removed can only be
+//! added again by OMAPI. That is why a file that was once used with OMAPI is marked, and rejected without OMAPI.
 //!
-//! Invariants: whenever no change is under way, `hosts` is `checked`; killed at any place, everything that dhcpd may not know as it
-//! stands is in `untold`, or differs between `hosts` and `checked`; one change at a time.
+//! Invariants: while no change is in progress, `hosts` equals `checked`; after a kill at any point, everything that dhcpd may not have
+//! loaded is in `untold`, or differs between `hosts` and `checked`; only one change at a time.
 
 use std::{
     collections::BTreeSet,
@@ -37,18 +37,18 @@ use crate::{
     service::{Service, State},
 };
 
-/// The line that installs dhcpd.
+/// The command that installs dhcpd.
 pub(super) const INSTALL: &str = "apt-get install isc-dhcp-server";
-/// In `untold`, for ever: the lease file has, or had, what came by OMAPI.
+/// A permanent line in `untold`: the lease file has, or had, declarations from OMAPI.
 const BY_OMAPI: &str = "# told by OMAPI";
 
-/// A machine's new lines; none: it goes.
+/// A machine's new lines; `None` removes the machine.
 pub(super) struct Change {
     pub(super) id: ResourceId,
     pub(super) block: Option<String>,
 }
 
-/// What stands on disk.
+/// The content of the files.
 pub(super) struct OnDisk {
     text: Option<String>,
     pub(super) hosts: Blocks,
@@ -59,12 +59,12 @@ pub(super) struct OnDisk {
 }
 
 impl OnDisk {
-    /// The machines that dhcpd may not know as they stand.
+    /// The machines that dhcpd may not have loaded as they are.
     pub(super) fn unconfirmed(&self, text: &Text) -> BTreeSet<ResourceId> {
         self.unconfirmed.iter().filter_map(|name| text.id(name)).collect()
     }
 
-    /// Adds every name of a machine whose lines `a` and `b` do not have alike.
+    /// Adds all names of a machine whose lines differ between `a` and `b`.
     fn differ(&mut self, text: &Text, a: &Blocks, b: &Blocks) {
         let ids: BTreeSet<_> = a.keys().chain(b.keys()).filter(|id| a.get(*id) != b.get(*id)).collect();
         let blocks = ids.into_iter().flat_map(|id| a.get(id).into_iter().chain(b.get(id)));
@@ -72,7 +72,7 @@ impl OnDisk {
     }
 }
 
-/// The files and dhcpd.
+/// The files and the daemon.
 pub(super) struct Keeper {
     pub(super) text: Text,
     hosts: PathBuf,
@@ -106,11 +106,12 @@ impl Keeper {
         self.hosts.parent().unwrap_or(Path::new("/"))
     }
 
-    /// Makes the folder and the file if they are not there (dhcpd refuses to include what is not there), removes what a killed GGnet
-    /// left half-written, and takes back what it had not checked. Returns whether a restart of then may have been cut short. Blocking.
+    /// Creates the folder and the file if they are missing (dhcpd does not start if an included file is missing), removes incomplete files
+    /// of a killed GGnet, and reverts what was not checked. Returns whether a restart of that process may have been interrupted. Blocking.
     ///
     /// # Errors
-    /// `Conflict` for a file of somebody else; `Invalid` for one that was told by OMAPI, without OMAPI; what the files give.
+    /// `Conflict` for a file that this GGnet did not write; `Invalid` for a file that was used with OMAPI if OMAPI is not configured;
+    /// errors of the files.
     pub(super) fn prepare(&self) -> Result<bool> {
         let dir = self.dir();
         std::fs::create_dir_all(dir).map_err(|e| files::error("Making", dir, e))?;
@@ -141,7 +142,7 @@ impl Keeper {
         Ok(self.omapi.is_none() && !disk.unconfirmed.is_empty())
     }
 
-    /// What stands on disk. Blocking.
+    /// Reads the files. Blocking.
     pub(super) fn look(&self) -> Result<OnDisk> {
         let text = files::read(&self.hosts)?;
         let parsed = |text: Option<&String>| self.text.parse(text.map_or("", String::as_str));
@@ -155,13 +156,13 @@ impl Keeper {
         })
     }
 
-    /// Writes `hosts`, if it is another.
+    /// Writes `hosts`, if its text changes.
     fn put(&self, disk: &OnDisk, blocks: &Blocks) -> Result<()> {
         let text = self.text.file(blocks);
         if disk.text.as_ref() == Some(&text) { Ok(()) } else { files::write(&self.hosts, &text) }
     }
 
-    /// Writes `untold`, or removes it when there is nothing to say.
+    /// Writes `untold`, or removes it if it would be empty.
     fn note(&self, disk: &OnDisk) -> Result<()> {
         let by_omapi = (disk.by_omapi || self.omapi.is_some()).then_some(BY_OMAPI);
         let lines: Vec<&str> =
@@ -172,14 +173,15 @@ impl Keeper {
         }
     }
 
-    /// Makes the changes, and tells dhcpd of all that it does not know. One at a time; not to be dropped half-way.
+    /// Makes the changes, and passes to dhcpd everything that it may not have loaded. Only one call at a time; the future must not be
+    /// dropped before its end.
     ///
     /// # Errors
-    /// `Invalid` with dhcpd's words when it refuses the text, and nothing has changed; `Unavailable` when it does not run or does not
-    /// come up, `Permission`, and what the files give.
+    /// `Invalid` with dhcpd's message if it rejects the text, and nothing has changed; `Unavailable` if it does not run or does not start
+    /// again, `Permission`, and errors of the files.
     pub(super) async fn apply(self: Arc<Self>, changes: Vec<Change>) -> Result<()> {
         let runs = !matches!(self.service.state().await?, State::Stopped(_));
-        // One that does not run has nothing to forget, but for what its lease file says.
+        // A stopped dhcpd has nothing to forget, except what its lease file has.
         if !runs && (self.omapi.is_some() || changes.iter().any(|change| change.block.is_some())) {
             return self.service.require_running().await;
         }
@@ -206,7 +208,7 @@ impl Keeper {
         self.blocking(|this| this.all_confirmed(disk)).await
     }
 
-    /// Writes `hosts` as it shall be, and says what dhcpd does not know then.
+    /// Writes the new `hosts`, and returns what dhcpd has not loaded then.
     fn begin(&self, changes: Vec<Change>) -> Result<(OnDisk, Blocks)> {
         let mut disk = self.look()?;
         let (hosts, checked) = (disk.hosts.clone(), disk.checked.clone());
@@ -223,7 +225,7 @@ impl Keeper {
         Ok((disk, want))
     }
 
-    /// What was written is what shall be.
+    /// Makes the written text the checked one.
     fn accept(&self, disk: OnDisk, want: Blocks) -> Result<OnDisk> {
         self.note(&disk)?;
         files::write(&self.checked, &self.text.file(&want))?;
@@ -234,10 +236,10 @@ impl Keeper {
         self.note(&OnDisk { unconfirmed: BTreeSet::new(), ..disk })
     }
 
-    /// Whether dhcpd takes its configuration as it stands.
+    /// Whether dhcpd accepts its current configuration.
     ///
     /// # Errors
-    /// `Invalid` with where dhcpd found what wrong; `Unavailable` where there is no dhcpd.
+    /// `Invalid` with the position and the reason from dhcpd; `Unavailable` if dhcpd is not installed.
     pub(super) async fn check(&self) -> Result<()> {
         let check = Invocation::new("dhcpd", INSTALL).args(["-4", "-t", "-cf"]).arg(&self.main_file);
         let refused = format!("dhcpd rejects its configuration {}", self.main_file.display());
@@ -246,7 +248,7 @@ impl Keeper {
         done.map(drop).map_err(|e| without_quotations(e).with_hint(hint))
     }
 
-    /// Makes what is unconfirmed as it stands in `checked`, while dhcpd runs.
+    /// Makes the unconfirmed declarations in the running dhcpd equal to those in `checked`.
     async fn send_changes(&self, omapi: &Omapi, disk: &OnDisk) -> Result<()> {
         let mut session = omapi.connect().await?;
         for name in &disk.unconfirmed {
@@ -262,7 +264,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// dhcpd did not come up again: the text with which it ran, and another try. What fails here is for the next change to mend.
+    /// dhcpd did not start again: restores the text with which it ran and retries. If this fails, the next change repairs it.
     async fn take_back(self: &Arc<Self>, before: Blocks) {
         let restored = self.blocking(move |this| {
             let disk = this.look()?;
@@ -291,7 +293,7 @@ impl Keeper {
     }
 }
 
-/// dhcpd quotes the line that it does not understand, and that may be its OMAPI key's: only where and why is kept.
+/// dhcpd quotes the line that it cannot parse, which may contain its OMAPI key: keeps only the position and the reason.
 fn without_quotations(error: Error) -> Error {
     let Some(tool) = error.tool() else { return error };
     let said = tool.stderr_tail.lines().filter(|line| line.contains(" line "));

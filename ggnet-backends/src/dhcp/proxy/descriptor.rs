@@ -1,4 +1,4 @@
-//! What the DHCP backend "proxy" registers.
+//! The descriptor of the DHCP backend "proxy".
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -51,7 +51,7 @@ async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
     Ok(section::mac_paths(&wiring, config.mac_prefix).into_iter().collect())
 }
 
-/// A DHCP server of this host may have port 67 as well, on purpose.
+/// A DHCP server of this host may use port 67 too; this is intended.
 fn listens(wiring: &Wiring, table: Settings) -> Result<Vec<Socket>> {
     let socket = |interface: &String, port: u16| {
         let at = (Ipv4Addr::UNSPECIFIED, port).into();

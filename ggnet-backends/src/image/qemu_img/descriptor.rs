@@ -1,4 +1,4 @@
-//! What the converter "qemu-img" registers.
+//! The descriptor of the converter "qemu-img".
 
 use std::sync::Arc;
 

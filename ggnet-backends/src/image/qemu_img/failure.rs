@@ -1,4 +1,4 @@
-//! What a failed qemu-img means: from how it ended and what it said, the kind that a caller can act on.
+//! Interprets a failed qemu-img: from its exit status and its output to an error kind that a caller can act on.
 
 use ggnet_core::error::{Error, ErrorKind, code};
 
@@ -13,14 +13,14 @@ const SIGSEGV: i32 = 11;
 const SIGXCPU: i32 = 24;
 const SIGXFSZ: i32 = 25;
 
-/// The error of a qemu-img that did not succeed; `otherwise` is the kind when nothing it said is known.
+/// The error of a failed qemu-img; `otherwise` is the kind if its output is not recognized.
 pub(super) fn explain(out: &Output, what: &str, otherwise: ErrorKind) -> Error {
     let damaged = |why: &str| out.failure(code::image_damaged(why), format!("{what}: {why}"));
     match out.signal {
         Some(SIGXCPU | SIGXFSZ) => {
             return damaged("the image exceeds limits that no valid image exceeds");
         }
-        // Out of its address space, glib aborts or traps; the others are crashes on a crafted file.
+        // If its address space is exhausted, glib aborts or traps; the other signals are crashes on a crafted file.
         Some(SIGILL | SIGTRAP | SIGABRT | SIGBUS | SIGFPE | SIGSEGV) => {
             return damaged("qemu-img crashed on the image");
         }

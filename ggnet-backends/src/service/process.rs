@@ -1,7 +1,7 @@
-//! [`Process`]: a daemon that is known by its pid file.
+//! [`Process`]: a daemon that is identified by its pid file.
 //!
-//! The pid file may be stale and its number another process's by now. So the process is pinned first (a pidfd), then asked for its
-//! name, and signals go through the pin.
+//! The pid file may be stale, and its process ID may belong to another process by now. So the process is pinned first (a pidfd), then its
+//! name is checked, and signals are sent through the pidfd.
 
 use std::{
     io,
@@ -18,9 +18,9 @@ use tokio::time::{Instant, sleep};
 use super::State;
 use crate::run::{CommandRunner, Invocation};
 
-/// How long a daemon may take to start or to end.
+/// Time limit for a daemon to start or to end.
 const TIME_LIMIT: Duration = Duration::from_secs(20);
-/// How often the pid file is looked at meanwhile.
+/// How often the pid file is checked during that time.
 const LOOK: Duration = Duration::from_millis(5);
 
 pub(super) struct Process {
@@ -31,26 +31,26 @@ pub(super) struct Process {
     pub(super) runner: Arc<dyn CommandRunner>,
 }
 
-/// A process that cannot become another one while we look at it.
+/// A pinned process, which cannot be replaced by another one during the checks.
 struct Pinned {
     fd: OwnedFd,
     id: i32,
 }
 
 impl Pinned {
-    /// Its name; none once it has ended, whether or not its parent has noticed.
+    /// Its name; `None` if it has ended, whether or not its parent has reaped it.
     fn name(&self) -> Option<String> {
         self.look().map(|(name, _)| name)
     }
 
     /// Its name, and whether a signal has stopped it.
     fn look(&self) -> Option<(String, bool)> {
-        // "4711 (dnsmasq) S …": the name is cut to 15 bytes and may hold anything.
+        // "4711 (dnsmasq) S …": the name is truncated to 15 bytes and may contain any character.
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id)).ok()?;
         let (start, end) = (stat.find('(')?, stat.rfind(')')?);
         let state = stat[end + 1..].trim_start();
         let (ended, stopped) = (state.starts_with(['Z', 'X']), state.starts_with('T'));
-        // The number may be another process's by now; what we hold says -1 then.
+        // The ID may belong to another process by now; then our pidfd reports -1.
         let held = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd())).ok()?;
         let gone = held.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|pid| pid.trim() == "-1"));
         (!ended && !gone).then(|| (stat[start + 1..end].to_owned(), stopped))
@@ -86,7 +86,7 @@ impl Process {
         })
     }
 
-    /// The running daemon, pinned; or why there is none. Small reads of files in memory: not worth another thread.
+    /// The running daemon, pinned; or the reason why there is none. Reads small files in memory, so it needs no separate thread.
     fn find(&self) -> Result<Result<Pinned, String>> {
         let file = self.pid_file.display();
         let stopped = |why: String| Ok(Err(format!("{} is not running: {why}", self.program)));
@@ -120,7 +120,7 @@ impl Process {
 
     fn signal(&self, pinned: &Pinned, signal: Signal) -> Result<()> {
         match pidfd_send_signal(&pinned.fd, signal) {
-            // It has ended since it was looked at.
+            // It has ended since the check.
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(e) => {
                 Err(Error::io(format!("Sending a signal to {} ({})", self.program, self.label()), e.into()))
@@ -152,8 +152,8 @@ impl Process {
             return Err(Error::new(ErrorKind::Unsupported, message)
                 .with_hint(format!("Start {}, or set the command in service.command", self.program)));
         };
-        // What is left of one that has ended: dhcpd takes whatever bears that number now, even a zombie, for another dhcpd.
-        // Where only the daemon's user may remove it, the daemon decides.
+        // Remove the pid file of the ended process: dhcpd treats any process with that ID, even a zombie, as another dhcpd. If only the
+        // daemon's user may remove it, the daemon handles it.
         let _ = std::fs::remove_file(&self.pid_file);
         let invocation = Invocation::new(program, self.install).args(args).time_limit(TIME_LIMIT);
         let failed = format!("{} did not start ({})", self.program, self.label());

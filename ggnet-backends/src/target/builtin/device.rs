@@ -1,6 +1,6 @@
-//! A core block device as the iscsi module's own: one call handed through for one, and trouble told to the observer.
+//! Adapts a core block device to the iscsi module: passes each call through, and reports errors to the observer.
 //!
-//! The size is asked of the device each time, so that the target follows its growth without being notified.
+//! The size is read from the device each time, so that the target follows its growth without a notification.
 
 use std::{
     io,
@@ -19,17 +19,17 @@ use ggnet_core::{
 
 use crate::iscsi::{BlockDevice, BlockInfo, BlockRun};
 
-/// How often it is told that a disk is busy: its initiator asks again many times a second.
+/// How often a busy disk is reported: its initiator retries many times per second.
 const BUSY_REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A disk that is served, and whose errors an operator hears of.
+/// A served disk whose errors are reported to the operator.
 pub(super) struct ObservedDevice {
     device: Arc<dyn block::BlockDevice>,
     target: ResourceId,
     observer: Arc<dyn Observer>,
-    /// Whether the last call failed: a disk in trouble is told once, not for every request, and again after it had recovered.
+    /// Whether the last call failed: a failing disk is reported once, not for every request, and again after it had recovered.
     trouble: AtomicBool,
-    /// When it was last told that the disk is busy.
+    /// When it was last reported that the disk is busy.
     busy_reported: Mutex<Option<Instant>>,
 }
 
@@ -44,10 +44,10 @@ impl ObservedDevice {
 
     fn report_failure<T>(&self, doing: &str, result: io::Result<T>) -> io::Result<T> {
         match &result {
-            // A plain load on the way that every request takes.
+            // A plain load, because every request passes here.
             Ok(_) if self.trouble.load(Ordering::Relaxed) => self.trouble.store(false, Ordering::Relaxed),
             Ok(_) => {}
-            // No trouble of the disk: what succeeds beside it does not end it, and it does not hide trouble that comes after it.
+            // Not a disk error: a success in between does not clear it, and it does not hide a later disk error.
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => self.busy(doing, e),
             Err(e) => {
                 if !self.trouble.swap(true, Ordering::Relaxed) {
@@ -158,7 +158,7 @@ mod tests {
             assert_eq!(e.kind(), io::ErrorKind::ResourceBusy);
             served.write_at(&[1; 512], 0).unwrap();
         }
-        // Other trouble is told all the same.
+        // Other errors are still reported.
         assert!(served.read_at(&mut [0; 512], 4096).is_err());
         let heard = heard.0.lock().unwrap();
         assert_eq!(heard.len(), 2, "{heard:?}");

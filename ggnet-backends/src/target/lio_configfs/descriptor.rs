@@ -1,4 +1,4 @@
-//! What the target backend "lio-configfs" registers.
+//! The descriptor of the target backend "lio-configfs".
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use serde_json::json;
 use super::{LioConfig, LioConfigfs, NAME};
 use crate::host;
 
-/// Keys of every backend that drives the kernel's target.
+/// Keys of every backend that controls the kernel's target.
 pub(crate) const KEYS: &[Key] = &[
     ("listen", "Addresses and ports of the portals; default: port 3260 on the address of HTTP"),
     ("buffered", "Whether a write is acknowledged as soon as it is in the host's page cache; default: true"),
@@ -33,7 +33,7 @@ pub fn descriptor() -> Descriptor<dyn TargetBackend> {
         .listens(|wiring, table| Ok(portals(read::<LioConfig>(NAME, wiring, table)?.listen)))
 }
 
-/// Reads the section of a backend that drives the kernel's target.
+/// Reads the section of a backend that controls the kernel's target.
 pub(crate) fn read<T: serde::de::DeserializeOwned>(
     name: &str,
     wiring: &Wiring,
@@ -42,7 +42,7 @@ pub(crate) fn read<T: serde::de::DeserializeOwned>(
     settings(name, or_decided(table, "listen", json!([wiring.iscsi()])))
 }
 
-/// The kernel binds them, perhaps already for somebody else's targets; one on `[::]` serves both families.
+/// The kernel binds them, possibly already for targets of another program; a socket on `[::]` serves both address families.
 pub(crate) fn portals(listen: Vec<std::net::SocketAddr>) -> Vec<Socket> {
     let all = listen.into_iter().flat_map(both_families);
     all.map(|at| Socket::tcp(at, "iSCSI").bound_by(BoundBy::Other)).collect()
@@ -58,7 +58,7 @@ async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn TargetBackend>>
 async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
     let config: LioConfig = read(NAME, &wiring, table)?;
     host::look(move || {
-        // The helper's unit has the modules loaded.
+        // The helper's unit loads the modules.
         let missing = if config.helper.is_some() { Level::Warn } else { Level::Fail };
         let mut findings = vec![host::kernel_target(&config.root, missing)];
         #[cfg(feature = "helper")]

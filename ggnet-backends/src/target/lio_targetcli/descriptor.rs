@@ -1,4 +1,4 @@
-//! What the target backend "lio-targetcli" registers.
+//! The descriptor of the target backend "lio-targetcli".
 
 use std::{path::Path, sync::Arc};
 
@@ -46,7 +46,7 @@ async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
             Finding::bad(Level::Fail, user, why, mend)
         };
         let tool = host::program(Path::new("targetcli"), "targetcli-fb", Level::Fail);
-        // The tool has the modules loaded.
+        // targetcli loads the modules.
         let mut findings = vec![host::kernel_target(&config.root, Level::Warn), tool, root];
         findings.extend(host::starters());
         findings

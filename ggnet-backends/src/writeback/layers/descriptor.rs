@@ -1,4 +1,4 @@
-//! What the writeback store "layers" registers.
+//! The descriptor of the writeback store "layers".
 
 use std::sync::Arc;
 

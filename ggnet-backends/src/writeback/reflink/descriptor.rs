@@ -1,4 +1,4 @@
-//! What the writeback store "reflink" registers.
+//! The descriptor of the writeback store "reflink".
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -26,9 +26,9 @@ pub fn descriptor() -> Descriptor<dyn WritebackStore> {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
-    /// Where the raw files stand.
+    /// The folder of the raw files.
     dir: Option<PathBuf>,
-    /// What to do where the file system cannot share blocks.
+    /// What to do if the file system cannot share blocks.
     #[serde(default)]
     copy: CopyMode,
 }

@@ -1,5 +1,5 @@
-//! The backends "external" with programs that do what they should not: whatever it is, the caller hears in time what it was, nothing but
-//! the program ends, and a next call has a new one.
+//! The backends "external" with programs that misbehave: in every case the caller gets the reason in time, only the program ends, and the
+//! next call uses a new one.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::native_dhcp::host;
 
-/// What every program here begins with. Each start adds a line with its process id to the file `starts`.
+/// The common start of all programs here. Each start adds a line with its process ID to the file `starts`.
 const BEGIN: &str = r#"
 import json, os, signal, sys, time
 def hear():
@@ -46,7 +46,7 @@ def serve():
         if "id" in m: say(id=m["id"], result={"list": [], "apply": {"failed": []}}.get(m["method"]))
 "#;
 
-/// A program and the folder in which it leaves notes.
+/// A program and the folder for its notes.
 pub struct World {
     dir: TempDir,
     pub config: ExternalConfig,
@@ -213,7 +213,7 @@ async fn one_that_dies_again_and_again_is_not_started_at_every_call() {
     let world = World::new("hello()\nhear()\nos._exit(1)");
     let dhcp = world.open().await.unwrap();
     let mut failures = 0;
-    // The waits grow: however slow this machine is, a call comes within one of them.
+    // The delays grow: on any machine, some call arrives within one of them.
     let refused = loop {
         let e = dhcp.list().await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Unavailable, "{}", e.report());
@@ -284,7 +284,7 @@ serve()"#;
     assert!(poll!(&mut call).is_pending());
     until("it was asked", || !world.notes("heard").is_empty()).await;
     drop(call);
-    // One that was not even written is never heard of.
+    // A request that was not written never arrives.
     assert!(poll!(dhcp.ensure(&host)).is_pending());
     let listed = dhcp.list().await.unwrap();
     assert_eq!((listed.len(), listed[0].completeness, listed[0].digest), (1, Completeness::Partial, None));
@@ -375,7 +375,7 @@ serve()"#;
     let dhcp = World::new(sees).open().await.unwrap();
     let (told, mut seen) = tokio::sync::mpsc::unbounded_channel();
     dhcp.attach(Arc::new(Told(told)));
-    // A second one is against the contract, and changes nothing.
+    // A second call violates the contract, and changes nothing.
     dhcp.attach(Arc::new(NullObserver));
     let mut unanswered = dhcp.list();
     assert!(poll!(&mut unanswered).is_pending());
@@ -421,7 +421,7 @@ while True: time.sleep(1000)"#;
         } else {
             drop(dhcp);
         }
-        // A child of its own is reaped by somebody else, or not at all in a container without an init.
+        // A child of the program is reaped by another process, or not at all in a container without an init.
         let gone = |p: &PathBuf| std::fs::read_to_string(p.join("stat")).map_or(true, |s| s.contains(") Z"));
         until("both are gone", || programs.iter().all(gone)).await;
     }

@@ -1,4 +1,4 @@
-//! A machine's firmware, iPXE or operating system that asks for an address, packet by packet: the tests do not trust a codec of ours.
+//! A machine's firmware, iPXE or operating system that requests an address, packet by packet, without our own codec.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
 use ggnet_core::nouns::MacAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Who asks.
+/// The client.
 #[derive(Clone, Copy, Debug)]
 pub enum Asks {
     /// Firmware of this architecture (option 93), for PXE.
@@ -31,7 +31,7 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// The boot file: option 67, which comes to those who ask for it, or the field.
+    /// The boot file: option 67, for clients that request it, or the field.
     pub fn boot_file(&self) -> Option<String> {
         let option = self.options.get(&67).map(|v| String::from_utf8(v.clone()).unwrap());
         let option = option.map(|text| text.trim_end_matches('\0').to_owned());
@@ -39,7 +39,7 @@ impl Offer {
     }
 }
 
-/// Where a machine asks; on eth0 of the calling thread's namespace.
+/// The network of a machine: eth0 in the calling thread's namespace.
 pub fn socket() -> UdpSocket {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -50,14 +50,14 @@ pub fn socket() -> UdpSocket {
     socket.into()
 }
 
-/// The next answer, to whichever question.
+/// The next response to any request.
 pub fn receive(socket: &UdpSocket) -> Offer {
     let mut buffer = [0; 2048];
     let (length, _) = socket.recv_from(&mut buffer).expect("no answer");
     parse(&buffer[..length])
 }
 
-/// The answer to one question: it must come.
+/// The response to one request, which must arrive.
 pub fn offered(xid: u32, mac: MacAddr, asks: Asks) -> Offer {
     let socket = socket();
     socket.send_to(&discover(xid, mac, asks), "255.255.255.255:67").unwrap();

@@ -253,9 +253,7 @@ impl Shared {
             }
             if now.carrier != place.carrier {
                 match &now.carrier {
-                    Carrier::There => {
-                        tracing::info!(target: "dhcp", interface = name, "its carrier is back")
-                    }
+                    Carrier::There => tracing::info!(target: "dhcp", interface = name, "its carrier is back"),
                     Carrier::Waiting(why) | Carrier::Gone(why) => {
                         tracing::warn!(target: "dhcp", interface = name, why, "no machine can be reached through this interface");
                     }

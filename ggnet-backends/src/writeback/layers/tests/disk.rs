@@ -1,4 +1,4 @@
-//! The device against a plain array, through chains, and under many threads; over real files.
+//! The device compared with a plain array, through chains, and with many threads; on real files.
 
 use std::{
     io,
@@ -27,11 +27,11 @@ enum Op {
     TryRead(u64, u64),
     Flush,
     Reopen,
-    /// What is there becomes a frozen layer below a new, empty one.
+    /// Turns the current content into a frozen layer below a new, empty one.
     Freeze,
 }
 
-/// An odd number of sectors: the last block is a part of one.
+/// An odd number of sectors: the last block is a partial one.
 const SECTORS: u64 = 600 * 8 + 3;
 
 fn range() -> impl Strategy<Value = (u64, u64)> {
@@ -110,7 +110,7 @@ proptest! {
             }
         }
         prop_assert_eq!(read(&*device, 0, model.len()), model.clone());
-        // What block_status calls unmapped reads as zeros, and it covers the whole disk.
+        // Ranges that block_status reports as unmapped read as zeros, and the ranges cover the whole disk.
         let runs = device.block_status(0, SECTORS * 512, usize::MAX).unwrap();
         let mut at = 0;
         for run in runs {
@@ -185,7 +185,7 @@ fn a_chain_is_read_from_the_top() {
     assert_eq!(read(&*top, 0, 64 * 512), expected([3; 512]));
     let runs = top.block_status(0, 16384, 9).unwrap();
     assert_eq!(runs[0], BlockRun { len: 4096, mapped: false });
-    // A layer of another size is not one of this chain.
+    // A layer of another size does not belong to this chain.
     let other = Room::new(&numbered(32, 1));
     open(&other, "x", &[]).flush().unwrap();
     let refused = over(&OsFiles, &room.base, &[other.home("x")]);
@@ -215,8 +215,8 @@ fn a_frozen_layer_takes_no_writes_and_is_read_without_a_wait() {
     }
 }
 
-/// Many threads, each with sectors of its own inside blocks that they all share, so that first writes, rewrites and discards of
-/// one block meet: whatever the order, no thread loses what it wrote.
+/// Many threads, each with its own sectors inside blocks that they all share, so that first writes, rewrites and discards of one block
+/// collide: in any order, no thread loses what it wrote.
 #[test]
 fn neighbours_in_a_block_do_not_lose_each_others_writes() {
     const THREADS: u64 = 8;
@@ -269,8 +269,8 @@ fn neighbours_in_a_block_do_not_lose_each_others_writes() {
     check(&room.layer_folder("another boot").ensure(&id("a"), &room.base).unwrap());
 }
 
-/// Whole-block writes and discards of the same blocks from many threads: each block ends as one of them, whole, in memory, after
-/// a kill and after a flush and a power cut alike.
+/// Whole-block writes and discards of the same blocks from many threads: the final content of each block is one of them as a whole, in
+/// memory, after a kill, and after a flush and a power cut.
 #[test]
 fn writes_and_discards_of_one_block_leave_one_of_them() {
     const BLOCKS: u64 = 64;

@@ -1,5 +1,5 @@
-//! The end of a disk's writing: all that was acknowledged is in the frozen layer, also after a power cut; nobody changes it meanwhile; and a
-//! freeze that ends, or is cut short at any step, leaves the writeback as it was.
+//! The end of a disk's writes: all acknowledged writes are in the frozen layer, even after a power cut; the layer does not change while
+//! frozen; and a freeze that ends, or is interrupted at any step, leaves the writeback as it was.
 
 use ggnet_core::{
     error::ErrorKind,
@@ -33,7 +33,7 @@ async fn a_frozen_disk_is_busy_until_the_freeze_ends_and_loses_nothing() {
     for how in [Removal::IfIdle, Removal::Force] {
         assert_eq!(store.remove(&spec.id, how).await.unwrap_err().kind(), ErrorKind::Busy);
     }
-    // A removal of another one forgets what it need not remember, and not that this one is frozen.
+    // Removing another writeback forgets state that is not needed, but not that this one is frozen.
     store.remove(&id("other"), Removal::Force).await.unwrap();
     assert_eq!(store.ensure(&spec, &room.base).await.unwrap_err().kind(), ErrorKind::Busy);
     let listed = store.get(&spec.id).await.unwrap().unwrap();
@@ -51,7 +51,7 @@ async fn nothing_is_frozen_where_nothing_is() {
     let room = Room::new(&numbered(64, 1));
     let store = room.store();
     assert_eq!(store.freeze(&id("a")).await.unwrap_err().kind(), ErrorKind::NotFound);
-    // What a cut-short `ensure` leaves.
+    // What an interrupted `ensure` leaves.
     std::fs::create_dir(room.home("b")).unwrap();
     assert_eq!(store.freeze(&id("b")).await.unwrap_err().kind(), ErrorKind::NotFound);
     store.remove(&id("b"), Removal::IfIdle).await.unwrap();

@@ -1,8 +1,8 @@
-//! The death of a real process: a child writes, discards and flushes on real files, tells each acknowledged request through a
-//! pipe, and is killed with SIGKILL in the midst of it; what it was told is there, what was in flight is old or new by sector.
+//! Kills a real process: a child writes, discards and flushes on real files, reports each acknowledged request through a pipe, and is
+//! killed with SIGKILL during its work. All acknowledged writes must be there; a sector of a request in flight is old or new.
 //!
-//! The child is this test binary again, told by an environment variable to be the writer. Its requests follow from the round's
-//! seed, so that parent and child need not talk about them.
+//! The child is this test binary again; an environment variable makes it the writer. Its requests follow from the round's seed, so that
+//! parent and child need no communication about them.
 
 use std::{
     io::{Read as _, Write as _},
@@ -16,11 +16,11 @@ use super::*;
 
 const ROUNDS_PER_DISK: u64 = 50;
 const SECTORS: u64 = 900 * 8 + 5;
-/// Stands for a request that is done; the test harness prints only text.
+/// Marks a completed request; the test harness prints only text.
 const DONE: u8 = 1;
 const SETUP: &str = "GGNET_TEST_LAYERS_WRITER";
 
-/// The requests of a round, endless; a value of zero is a discard, `None` a flush.
+/// The requests of a round, without an end; a value of zero is a discard, `None` a flush.
 struct Requests {
     rng: StdRng,
     round: u64,
@@ -49,7 +49,7 @@ impl Iterator for Requests {
     }
 }
 
-/// The child's part; in a usual run of the tests there is nothing to do.
+/// The child's part; in a normal test run it does nothing.
 #[test]
 fn writer() {
     let Ok(setup) = std::env::var(SETUP) else { return };
@@ -59,7 +59,7 @@ fn writer() {
     let instance: InstanceId = word().parse().unwrap();
     let version: ImageVersionId = word().parse().unwrap();
     let round: u64 = word().parse().unwrap();
-    // Past the buffer of `std::io::stdout`: what was told must be in the pipe when a request is done.
+    // Bypasses the buffer of `std::io::stdout`: the mark must be in the pipe when a request is complete.
     let mut pipe = std::fs::OpenOptions::new().write(true).open("/proc/self/fd/1").unwrap();
 
     let base = open_raw(version, &room_dir.join("base.raw")).unwrap();
@@ -80,7 +80,7 @@ fn writer() {
     }
 }
 
-/// Kills the child also when the test fails.
+/// Kills the child even if the test fails.
 struct Reaped(Child);
 
 impl Drop for Reaped {
@@ -94,7 +94,7 @@ fn done(acknowledged: &[u8]) -> usize {
     acknowledged.iter().filter(|b| **b == DONE).count()
 }
 
-/// Starts a writer, kills it at some moment, and returns how many requests it was told were done.
+/// Starts a writer, kills it at a random time, and returns the number of requests that it acknowledged.
 fn run_and_kill(room: &Room, round: u64, rng: &mut StdRng) -> usize {
     let setup = format!("{} {} {} {round}", room.tmp.path().display(), room.instance, room.base.id);
     #[expect(
@@ -118,7 +118,7 @@ fn run_and_kill(room: &Room, round: u64, rng: &mut StdRng) -> usize {
         assert!(n > 0, "round {round}: the writer ended by itself");
         acknowledged += done(&buf[..n]);
     }
-    // Not always right after a request was told.
+    // Not always right after an acknowledged request.
     for _ in 0..rng.random_range(0..2000) {
         std::hint::spin_loop();
     }
@@ -163,7 +163,7 @@ fn rounds(numbers: std::ops::Range<u64>) {
             let maybe = in_flight.as_ref().filter(|(range, _)| range.contains(&sector)).map(|(_, v)| *v);
             assert!(
                 value == *model || Some(value) == maybe,
-                "round {round}: sector {sector} reads {value:#x}, told was {model:#x}, in flight {maybe:x?}"
+                "round {round}: sector {sector} reads {value:#x}, acknowledged was {model:#x}, in flight {maybe:x?}"
             );
             *model = value;
         }

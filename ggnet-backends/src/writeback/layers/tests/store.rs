@@ -1,5 +1,5 @@
-//! The port's contract over real files: idempotence, Busy, list, removal, boot ids, damage; and over the simulated disk: every
-//! `ensure` and `remove` cut short at every step.
+//! The port's contract on real files: idempotence, Busy, list, removal, boot ids, damage; and on the simulated disk: every `ensure` and
+//! `remove` interrupted at every step.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -29,7 +29,7 @@ async fn ensure_twice_is_the_same_disk_and_a_dropped_one_keeps_what_was_written(
     assert_eq!(read(&*disk, 0, 1024), numbered(2, 1));
     assert_eq!(disk.info().size_bytes, 64 * 512);
     assert!(!disk.info().read_only);
-    // A second store over the same folder, as after our death.
+    // A second store on the same folder, as after our death.
     drop(disk);
     drop(store);
     let disk = blocks(room.store().ensure(&spec, &room.base).await.unwrap());
@@ -61,7 +61,7 @@ async fn another_base_is_busy_and_a_wrong_one_leaves_nothing() {
     assert_eq!(e.kind(), ErrorKind::Busy, "{e}");
     assert_eq!(e.backend(), Some("layers"));
 
-    // Another one than the spec is about, or another size of it.
+    // Another base than the spec has, or another size of it.
     for wrong in [other_base, OpenImage { size_bytes: room.base.size_bytes + 512, ..room.base.clone() }] {
         let e = store.ensure(&room.spec("b"), &wrong).await.unwrap_err();
         assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("base")), "{e}");
@@ -130,7 +130,7 @@ async fn list_tells_base_digest_and_bytes_without_a_database() {
     let store = room.store();
     let disk = blocks(store.ensure(&spec, &room.base).await.unwrap());
     store.ensure(&room.spec("t-b"), &room.base).await.unwrap();
-    // Another GGnet's, and what is nobody's.
+    // Files of another GGnet, and files without an owner.
     let other = LayersConfig { dir: room.dir(), instance: InstanceId::generate() };
     Layers::open(other).unwrap().ensure(&room.spec("c"), &room.base).await.unwrap();
     std::fs::create_dir(room.dir().join("lost+found")).unwrap();
@@ -153,7 +153,7 @@ async fn list_tells_base_digest_and_bytes_without_a_database() {
     assert_eq!(read(&*disk, 0, 1 << 20), vec![0; 1 << 20]);
 }
 
-/// Somebody moved a large disk to another file system, and put a link in its place.
+/// An operator moved a large disk to another file system, and put a link in its place.
 #[tokio::test]
 async fn what_a_link_points_at_is_served_and_never_removed() {
     let room = Room::new(&numbered(64, 1));
@@ -289,7 +289,7 @@ async fn damage_is_told_and_never_served() {
     let home = prepare("moved");
     std::fs::rename(home, room.home("other")).unwrap();
     corrupt("other");
-    // A lost hot map is as after a power cut.
+    // A lost hot map is treated like a power cut.
     std::fs::remove_file(prepare("hot").join(HOT)).unwrap();
     ensure("hot").unwrap();
 
@@ -337,7 +337,7 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     let store = Layers::open_over(Arc::new(sim.clone()), config, "boot").unwrap();
     sim.set_free_files(Some(499));
     assert!(matches!(store.health().await, Health::Degraded(why) if why.contains("499 free")));
-    // The probe file still finds one; a machine's folder with its files does not.
+    // The probe file still gets one inode; a machine's folder with its files does not.
     sim.set_free_files(Some(1));
     assert!(
         matches!(store.health().await, Health::Blocked(why) if why.contains("almost no inodes left (1 free)"))
@@ -349,12 +349,12 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     let store = room.store();
     std::fs::remove_dir_all(room.dir()).unwrap();
     assert!(matches!(store.health().await, Health::Down(why) if why.contains("writebacks")));
-    // Not `NotFound`, which says that the version's bytes are gone.
+    // Not `NotFound`, which means that the version's bytes are missing.
     let e = store.ensure(&room.spec("a"), &room.base).await.unwrap_err();
     assert!(e.kind() == ErrorKind::Unavailable && e.hint().is_some(), "{}", e.report());
 }
 
-/// Runs `call` with death after each number of file operations, until it lives; then `check` what is left.
+/// Runs `call` and kills it after each number of file operations, until it survives; then runs `check` on the result.
 fn cut_at_every_step(
     prepare: impl Fn(&LayerFolder, &OpenImage),
     call: impl Fn(&LayerFolder, &OpenImage) -> bool,

@@ -264,5 +264,5 @@ fn refused(op: &Op, why: &str) -> Error {
         Op::Unlink(path) => format!("Removing the link {path:?}"),
         Op::Flush(path) => format!("Flushing {path:?}"),
     };
-    Error::new(ErrorKind::Permission, format!("{what}: rejected by the helper, because {why}"))
+    Error::new(ErrorKind::Permission, format!("{what}: rejected by the helper: {why}"))
 }

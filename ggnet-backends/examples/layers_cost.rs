@@ -1,8 +1,9 @@
-//! What a writeback in layers costs: making one over a large base, and each kind of 4-KiB request, beside a bare `pwrite`.
+//! Measures the cost of a writeback in layers: creating one over a large base, and each kind of 4-KiB request, compared with a bare
+//! `pwrite`.
 //!
 //! `cargo run --release -p ggnet-backends --no-default-features --features writeback-layers --example layers_cost [folder]`
 //!
-//! CPU time is that of the calling thread as the kernel counts it; nothing is flushed inside a measurement.
+//! CPU time is that of the calling thread as the kernel counts it; no flush happens inside a measurement.
 
 use std::{
     os::unix::fs::FileExt as _,
@@ -31,7 +32,7 @@ fn cpu() -> Duration {
     Duration::from_nanos(stat.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0))
 }
 
-/// Runs `request` for each number and prints what one cost.
+/// Runs `request` for each number and prints the cost of one.
 fn measure(what: &str, count: u64, mut request: impl FnMut(u64) -> std::io::Result<()>) -> Result<()> {
     let (cpu_before, since) = (cpu(), Instant::now());
     for i in 0..count {
@@ -42,7 +43,7 @@ fn measure(what: &str, count: u64, mut request: impl FnMut(u64) -> std::io::Resu
     Ok(())
 }
 
-/// Spreads block numbers over the disk, each once.
+/// Spreads block numbers over the disk, without duplicates.
 fn scattered(i: u64) -> u64 {
     (i * 2_654_435_761) % (SIZE / BLOCK) * BLOCK
 }

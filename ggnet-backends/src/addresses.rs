@@ -1,10 +1,11 @@
-//! The addresses that a service listens on, looked at while it runs: does the host still have them?
+//! Watches the addresses that a service listens on and reports those that the host no longer has.
 //!
-//! A socket that is bound to an address stays bound when the address goes (an interface is deleted, DHCP gives another), hears nothing
-//! meanwhile, and hears again when the address is back, on whatever interface: nothing has to be bound anew. What is needed is that
-//! somebody says so. A service that listens on all addresses, or on loopback only, is not looked at.
+//! A socket that is bound to an address stays bound when the host loses the address (an interface is deleted, DHCP assigns another one). It
+//! receives nothing until the address is back, on any interface, and then works again without a new bind. So it is enough to report the
+//! loss. A service that listens on all addresses, or only on loopback, is not watched.
 //!
-//! Invariants: one log line for each change; [`Addresses::trouble`] names what was missing at the last look, at most [`LOOK_EVERY`] ago.
+//! Invariants: one log line for each change; [`Addresses::trouble`] names the addresses that were missing at the last check, at most
+//! [`LOOK_EVERY`] ago.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,7 +15,7 @@ use std::{
 
 use ggnet_core::supervisor::Supervisor;
 
-/// How often it is looked.
+/// How often the addresses are checked.
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The addresses of one service.
@@ -26,7 +27,7 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Looks again and again, in a task of `supervisor`, at the addresses of `service` ("The iSCSI portal").
+    /// Checks the addresses of `service` ("The iSCSI portal") regularly, in a task of `supervisor`.
     pub fn watch(service: &'static str, listen: &[SocketAddr], supervisor: &Supervisor) -> Arc<Self> {
         let own = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_loopback();
         let wanted: Vec<IpAddr> = listen.iter().map(SocketAddr::ip).filter(own).collect();
@@ -34,7 +35,7 @@ impl Addresses {
         let this = Arc::new(Self { service, wanted, missing: Mutex::default() });
         if watched {
             let (looking, stop) = (Arc::clone(&this), supervisor.stopping());
-            supervisor.keep(format!("the watch over the addresses of {service}"), move || {
+            supervisor.keep(format!("address watcher of {service}"), move || {
                 let (looking, stop) = (Arc::clone(&looking), stop.clone());
                 async move {
                     let mut tick = tokio::time::interval(LOOK_EVERY);
@@ -51,13 +52,14 @@ impl Addresses {
         this
     }
 
-    /// The addresses that the host does not have; none: all are there.
+    /// The addresses that the host does not have, as a message; `None` if it has all of them.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         (!missing.is_empty()).then(|| {
             format!(
-                "{} listens on {}, which no interface of this host has any more: give it back (ip address), or set another",
+                "{} listens on {}, but no interface of this host has that address any more: add it again (ip address), or \
+                 configure another one",
                 self.service,
                 join(&missing)
             )
@@ -67,22 +69,26 @@ impl Addresses {
     fn look(&self) {
         let known = match if_addrs::get_if_addrs() {
             Ok(known) => known,
-            Err(error) => return tracing::warn!(%error, "the host's addresses could not be listed"),
+            Err(error) => return tracing::warn!(%error, "cannot list the host's addresses"),
         };
         let gone = |ip: &&IpAddr| !known.iter().any(|k| k.ip() == **ip);
         let now: Vec<IpAddr> = self.wanted.iter().filter(gone).copied().collect();
-        // Every step under it leaves valid data.
+        // Every step under the lock leaves valid data.
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         if *missing == now {
             return;
         }
         if now.is_empty() {
-            tracing::info!(service = self.service, addresses = join(&missing), "its addresses are back");
+            tracing::info!(
+                service = self.service,
+                addresses = join(&missing),
+                "the listening addresses are available again"
+            );
         } else {
             tracing::warn!(
                 service = self.service,
                 addresses = join(&now),
-                "the host lost addresses that are listened on"
+                "the host no longer has addresses that this service listens on"
             );
         }
         *missing = now;

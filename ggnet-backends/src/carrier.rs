@@ -1,24 +1,24 @@
-//! Whether the interfaces that machines are served on can carry packets: a cable that is out, or a switch that is off, keeps every machine
-//! from booting, and nothing of ours fails by it.
+//! Checks whether the interfaces that serve machines have a carrier. Without one (a cable is unplugged, a switch is off) no machine can
+//! boot, although no part of GGnet fails.
 
 use ggnet_core::ports::Health;
 
 use crate::links::{Link, links};
 
-/// Whether an interface can carry packets, and else what to do.
+/// Whether an interface can carry packets, and otherwise what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Carrier {
-    /// It can; or there is no such interface, or it is not known, which others say.
+    /// It can. Also used if the interface does not exist or its state is unknown, which other checks report.
     There,
-    /// A bridge for virtual machines of this host, of which none runs: it comes up with the first of them.
+    /// A bridge for virtual machines of this host while none runs: it gets a carrier when the first one starts.
     Waiting(String),
-    /// Nobody is reached.
+    /// No machine can be reached.
     Gone(String),
 }
 
-/// How these interfaces are: down when none of them carries packets, degraded when some do not.
+/// The health of these interfaces: down if none of them can carry packets, degraded if only some can.
 ///
-/// Asks the kernel, which takes some ten microseconds.
+/// Queries the kernel, which takes about ten microseconds.
 #[must_use]
 pub fn health(interfaces: &[String]) -> Health {
     let Ok(all) = links() else { return Health::Up };
@@ -36,7 +36,8 @@ pub fn health(interfaces: &[String]) -> Health {
     judge(&why, gone, interfaces.len())
 }
 
-/// How a server on `all` interfaces is, of which `out` reach nobody; `why` says that, and what else is to be said of some.
+/// The health of a server on `all` interfaces, of which `out` reach no machine. `why` is the message; the second function adds what to say
+/// if only some are affected.
 pub(crate) fn judge(why: &[String], out: usize, all: usize) -> Health {
     match why.join("; ") {
         none if none.is_empty() => Health::Up,
@@ -45,7 +46,7 @@ pub(crate) fn judge(why: &[String], out: usize, all: usize) -> Health {
     }
 }
 
-/// The carrier of the interface of this name among `all`.
+/// The carrier of the interface with this name among `all`.
 pub(crate) fn of(all: &[Link], name: &str) -> Carrier {
     let Some(link) = all.iter().find(|link| link.name == name) else { return Carrier::There };
     if !link.up {
@@ -59,7 +60,7 @@ pub(crate) fn of(all: &[Link], name: &str) -> Carrier {
     if is(link, "bridge") && ports.all(|port| is(port, "tun")) {
         return Carrier::Waiting(format!("no carrier on {name}: nothing is connected to this bridge yet"));
     }
-    Carrier::Gone(format!("no carrier on {name}: is its cable plugged in, and its switch on?"))
+    Carrier::Gone(format!("no carrier on {name}: check its cable and its switch"))
 }
 
 #[cfg(test)]

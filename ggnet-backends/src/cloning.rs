@@ -1,4 +1,4 @@
-//! Copies that share their blocks with the original (FICLONE, ioctl_ficlone(2)), and whether a file system can make them.
+//! Copies that share their blocks with the original (FICLONE, ioctl_ficlone(2)), and checks whether a file system supports them.
 
 use std::{
     fs::File,
@@ -11,7 +11,7 @@ use rustix::{
     io::Errno,
 };
 
-/// Makes `to`, an empty file, a copy of `from` that shares its blocks; see [`cannot`] for its errors.
+/// Makes `to`, which must be an empty file, a copy of `from` that shares its blocks. See [`cannot`] for the errors.
 #[cfg(feature = "writeback-reflink")]
 pub(crate) fn clone_file(to: &File, from: &File) -> io::Result<()> {
     loop {
@@ -22,7 +22,8 @@ pub(crate) fn clone_file(to: &File, from: &File) -> io::Result<()> {
     }
 }
 
-/// Whether an error of a clone says that it cannot be made here at all: no such file system, or two of them.
+/// Whether the error of a clone means that it is impossible here: the file system does not support it, or the files are on two file
+/// systems.
 pub(crate) fn cannot(e: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(e),
@@ -30,19 +31,19 @@ pub(crate) fn cannot(e: &io::Error) -> bool {
     )
 }
 
-/// Whether files of the folder `from` can be cloned into the folder `to`: tries it with two files without names, of which nothing is
-/// left. Errors: those of the folders, `StorageFull` among them.
+/// Whether files in the folder `from` can be cloned into the folder `to`. Tries it with two unnamed files, so nothing is left behind.
+/// Errors: those of the folders, including `StorageFull`.
 pub(crate) fn possible(from: &Path, to: &Path) -> io::Result<bool> {
     let nameless = |dir: &Path| {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, dir, flags, Mode::RUSR | Mode::WUSR).map(File::from)
     };
     let (mut original, copy) = match (nameless(from), nameless(to)) {
-        // A file system without nameless files (NFS, FAT) has no clones that we know of either.
+        // A file system without unnamed files (NFS, FAT) does not support clones as far as we know.
         (Err(Errno::OPNOTSUPP), _) | (_, Err(Errno::OPNOTSUPP)) => return Ok(false),
         (original, copy) => (original?, copy?),
     };
-    // More than what a file system might keep beside the inode.
+    // More than a file system might store inside the inode.
     original.write_all(&[1; 1 << 16])?;
     match rustix::fs::ioctl_ficlone(&copy, &original).map_err(io::Error::from) {
         Ok(()) => Ok(true),
@@ -51,7 +52,7 @@ pub(crate) fn possible(from: &Path, to: &Path) -> io::Result<bool> {
     }
 }
 
-/// The name of the file system that a path is on, by its magic number (statfs(2)), or that number.
+/// The name of the file system of a path, by its magic number (statfs(2)); the number itself if it is unknown.
 pub(crate) fn file_system(path: &Path) -> String {
     let kind = match rustix::fs::statfs(path) {
         Ok(stat) => stat.f_type,

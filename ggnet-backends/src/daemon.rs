@@ -1,55 +1,55 @@
-//! What is said of a daemon of the host: how the configuration names it, what a backend knows of it, whether it runs.
+//! Types that describe a daemon of the host: its configuration, what a backend knows about it, and whether it runs.
 //!
-//! Below `service`, which manages daemons, and `helper`, which asks another process to: both say it in these types.
+//! This module is below `service`, which manages daemons, and `helper`, which asks another process to manage them; both use these types.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Who manages the daemon.
+/// What manages the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Manager {
-    /// systemd where it runs the host, else the pid file.
+    /// systemd if it runs on this host, otherwise the pid file.
     #[default]
     Auto,
-    /// systemd, by D-Bus.
+    /// systemd, through D-Bus.
     Systemd,
-    /// Its pid file.
+    /// The pid file.
     Process,
-    /// systemd, asked by the helper: for a server that is not root.
+    /// systemd, through the helper: for a server that does not run as root.
     Helper,
 }
 
-/// How the configuration says where a daemon is. What is left out is the backend's default, which is Debian's.
+/// The configuration of a daemon. Each missing value has the backend's default, which is the one of Debian.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceConfig {
-    /// Who manages it.
+    /// What manages it.
     pub manager: Manager,
-    /// systemd's name for it.
+    /// The name of its systemd unit.
     pub unit: Option<String>,
-    /// The file that holds its process id, where systemd does not manage it.
+    /// The file with its process ID, if systemd does not manage it.
     pub pid_file: Option<PathBuf>,
-    /// Starts it, where systemd does not manage it: a program and its arguments; it must go to the background by itself.
-    /// Without it the daemon is never started by us.
+    /// The program and arguments that start it, if systemd does not manage it. The program must go to the background by itself. Without
+    /// this value GGnet never starts the daemon.
     pub command: Option<Vec<String>>,
-    /// The helper's socket, where the helper manages it.
+    /// The helper's socket, if the helper manages it.
     pub helper: Option<PathBuf>,
 }
 
-/// What a backend knows of its daemon.
+/// What a backend knows about its daemon.
 #[derive(Clone, Debug)]
 pub struct Daemon {
-    /// The program's name, as the kernel shows it.
+    /// The program's name as the kernel shows it.
     pub program: &'static str,
-    /// The line that installs it.
+    /// The command that installs it.
     pub install: &'static str,
     /// Its unit on Debian.
     pub unit: &'static str,
     /// Its pid file on Debian.
     pub pid_file: &'static str,
-    /// The command that starts it, if the backend knows one.
+    /// The command that starts it, if the backend has one.
     pub command: Option<Vec<String>>,
 }
 
@@ -59,8 +59,8 @@ pub struct Daemon {
 pub enum State {
     /// It runs.
     Running,
-    /// Its process is there, and a signal has stopped it: it answers nobody until it is continued.
+    /// Its process exists but was stopped by a signal: it does not respond until it is continued.
     Suspended(String),
-    /// It does not run; why, in words that name the unit or the pid file.
+    /// It does not run, with the reason, which names the unit or the pid file.
     Stopped(String),
 }

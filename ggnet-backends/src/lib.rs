@@ -1,4 +1,4 @@
-//! Backends for the ports of `ggnet-core`, one folder per port (and one for the programs of others) and one feature per backend.
+//! Backends for the ports of `ggnet-core`: one folder for each port (and one for external programs), one feature for each backend.
 
 #[cfg(any(feature = "bootfile-builtin", feature = "target-builtin"))]
 pub mod addresses;

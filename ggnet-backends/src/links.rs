@@ -1,8 +1,8 @@
-//! The network interfaces of this process's network namespace, as the kernel lists them by rtnetlink(7): name, index, what each is
-//! a part of, and whether it can carry packets. `/sys/class/net` will not do: it shows the namespace of whoever mounted it.
+//! The network interfaces of this process's network namespace, as the kernel lists them through rtnetlink(7): name, index, master, and
+//! whether they can carry packets. `/sys/class/net` is not usable, because it shows the namespace in which it was mounted.
 //!
-//! One request (RTM_GETLINK, dump) on a socket of its own, and the answers until NLMSG_DONE. Lengths are checked before each slice;
-//! what is cut short or unknown is left out, never guessed.
+//! Sends one request (RTM_GETLINK, dump) on a new socket and reads the responses until NLMSG_DONE. Lengths are checked before each slice;
+//! truncated or unknown data is skipped, never guessed.
 
 use std::io::{self, Read as _};
 use std::time::Duration;
@@ -12,17 +12,17 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Link {
-    /// Its name now; it can be renamed.
+    /// Its current name; an interface can be renamed.
     pub(crate) name: String,
-    /// Its number: an interface that is deleted and made again under its name has another.
+    /// Its index: if an interface is deleted and created again with the same name, the index changes.
     pub(crate) index: u32,
-    /// The name of the bridge, bond or team that takes every packet it receives; none for an interface that stands for itself.
+    /// The name of the bridge, bond or team that receives all its packets; `None` if it has no master.
     pub(crate) port_of: Option<String>,
-    /// Whether it is switched on.
+    /// Whether it is up.
     pub(crate) up: bool,
-    /// Whether there is somebody at the other end: a cable that is plugged in, a port with a carrier. True where the kernel does not say.
+    /// Whether it has a carrier, for example a plugged-in cable. True if the kernel does not report it.
     pub(crate) carrier: bool,
-    /// What kind of virtual interface it is: `bridge`, `veth`, `tun` (taps too); none for hardware.
+    /// The kind of virtual interface: `bridge`, `veth`, `tun` (also for tap); `None` for hardware.
     pub(crate) kind: Option<String>,
 }
 
@@ -41,23 +41,23 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_CARRIER: u16 = 33;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
-/// Of an attribute's type: the upper two bits say how it is coded.
+/// Mask for an attribute's type: the upper two bits encode its format.
 const TYPE_MASK: u16 = 0x3fff;
 const IFF_UP: u32 = 1;
 const HEADER: usize = 16;
 const LINK_HEADER: usize = 16;
-/// The kernel makes no larger pieces.
+/// The kernel does not send larger pieces.
 const BUFFER: usize = 64 << 10;
-/// It answers at once; this is for a kernel that does not.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The kernel responds at once; this limit is for a kernel that does not.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// All of them. Takes tens of microseconds, and does not wait for hardware.
+/// Lists all interfaces. Takes tens of microseconds and does not wait for hardware.
 ///
 /// # Errors
-/// As the kernel says.
+/// Those of the kernel.
 pub(crate) fn links() -> io::Result<Vec<Link>> {
     let socket = Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_ROUTE)))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(READ_TIMEOUT))?;
     let mut request = Vec::with_capacity(HEADER + LINK_HEADER);
     let length = u32::try_from(HEADER + LINK_HEADER).unwrap_or(0);
     request.extend(length.to_ne_bytes());
@@ -65,7 +65,7 @@ pub(crate) fn links() -> io::Result<Vec<Link>> {
     request.extend(DUMP.to_ne_bytes());
     // Sequence number and port; then an ifinfomsg of zeros: every family, every interface.
     request.resize(HEADER + LINK_HEADER, 0);
-    // The kernel is who a netlink socket without a destination speaks to.
+    // A netlink socket without a destination address sends to the kernel.
     socket.send(&request)?;
     let mut found = Vec::new();
     let mut buffer = vec![0; BUFFER];
@@ -90,7 +90,7 @@ pub(crate) fn links() -> io::Result<Vec<Link>> {
     }
 }
 
-/// A link with its master's index still a number.
+/// A link whose master is still an index.
 type Unnamed = (Link, Option<u32>);
 
 fn named(found: &[Unnamed]) -> Vec<Link> {
@@ -100,7 +100,7 @@ fn named(found: &[Unnamed]) -> Vec<Link> {
     named.collect()
 }
 
-/// The first message: its type, its body and what comes after it.
+/// The first message: its type, its body and the bytes after it.
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
     let body = bytes.get(HEADER..length)?;
@@ -140,7 +140,7 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// Up to the final zero.
+/// The text up to the terminating zero.
 fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
 }

@@ -1,7 +1,7 @@
-//! [`Owner`]: work that root does with the rights of another user.
+//! [`Owner`]: lets root do work with the rights of another user.
 //!
-//! Linux keeps user, groups and capabilities per thread. So the work runs in a thread of its own that gives its rights up for good and
-//! ends: nothing has to be restored, and nothing can fail to be.
+//! Linux keeps user, groups and capabilities per thread. So the work runs in a new thread that drops its rights permanently and then ends:
+//! nothing has to be restored, so restoring cannot fail.
 
 use std::io;
 
@@ -12,26 +12,26 @@ use rustix::{
 
 pub use rustix::fs::{Gid, Uid};
 
-/// A user whose rights are enough for some work.
+/// A user whose rights are sufficient for some work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// The user.
+    /// The user ID.
     pub uid: Uid,
     /// Its only group.
     pub gid: Gid,
 }
 
 impl Owner {
-    /// The user and group of these numbers.
+    /// The user and group with these IDs.
     #[must_use]
     pub fn new(uid: u32, gid: u32) -> Self {
         Self { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) }
     }
 
-    /// Runs `work` with this user's rights and no capability; as we are, if we are that user. Blocking.
+    /// Runs `work` with this user's rights and without capabilities; runs it unchanged if this process already runs as that user. Blocking.
     ///
     /// # Errors
-    /// The work's; `PermissionDenied` where we may not become that user.
+    /// Those of the work; `PermissionDenied` if this process cannot change to that user.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         if geteuid() == self.uid {
             return work();
@@ -45,7 +45,9 @@ impl Owner {
                 set_thread_res_uid(uid, uid, uid)?;
                 work()
             })?;
-            running.join().unwrap_or_else(|_| Err(io::Error::other("work for another user died")))
+            running
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread that runs as another user panicked")))
         })
     }
 }
@@ -63,7 +65,7 @@ mod tests {
         std::fs::File::create(&secret).unwrap();
         std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
         let me = dir.path().metadata().unwrap();
-        // Root becomes somebody else and can no longer read it; anybody else can only be itself.
+        // Root can no longer read the file as another user; a user other than root can only be itself.
         let (owner, expected) = if me.uid() == 0 {
             std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
             (Owner::new(65_534, 65_534), Some(io::ErrorKind::PermissionDenied))

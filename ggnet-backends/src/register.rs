@@ -1,10 +1,10 @@
-//! Hands the descriptor of every backend that was compiled in to core's registry.
+//! Registers the descriptor of every compiled backend in core's registry.
 
 use ggnet_core::registry::Registry;
 
 /// Registers our backends.
 pub fn register(registry: &mut Registry) {
-    // Without any backend feature there is nothing to register.
+    // Unused without any backend feature.
     let _ = &registry;
     #[cfg(feature = "store-sqlite")]
     registry.stores.add(crate::store::sqlite::descriptor());
@@ -56,12 +56,12 @@ mod tests {
 
     const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
 
-    /// What stands between the backticks of a text.
+    /// The texts between backticks.
     fn quoted(text: &str) -> impl Iterator<Item = String> + '_ {
         text.split('`').skip(1).step_by(2).map(|name| name.trim_matches(['[', ']']).to_owned())
     }
 
-    /// The keys of docs/configuration.md, by the headings `### [port]: backend`; those of the table `service` by that word.
+    /// The keys in docs/configuration.md, by the headings `### [port]: backend`; those of the table `service` by that word.
     fn documented() -> BTreeMap<(String, String), BTreeSet<String>> {
         let text = std::fs::read_to_string(DOCS).unwrap();
         let backends = text.split_once("\n## Backends\n").unwrap().1.split_once("\n## ").unwrap().0;
@@ -114,7 +114,7 @@ mod tests {
                 if wanted.remove("service") {
                     wanted.extend(service.iter().map(|key| format!("service.{key}")));
                 }
-                // A table without a key is documented by a line of its own.
+                // A table without its own key is documented by one row.
                 wanted.retain(|key| !keys.iter().any(|one| one.starts_with(&format!("{key}."))));
                 assert_eq!(keys, wanted, "{section:?}");
                 seen += 1;
@@ -132,7 +132,7 @@ mod tests {
         for port in PortName::ALL {
             for about in registry.all(port) {
                 for (key, _) in about.keys().unwrap() {
-                    // Fits no key, so that nothing is looked at.
+                    // Matches no key, so nothing is checked.
                     let mut table = json!({ "no such thing": [] });
                     for part in key.rsplit('.') {
                         table = json!({ part: table });

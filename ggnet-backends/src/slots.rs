@@ -1,11 +1,11 @@
-//! [`Slots`]: one lock for each object of ours, so that two calls for one id run one after the other, and calls for different ids
-//! do not wait for each other; and [`blocking`], the way to file work. Both outlive a caller who drops his future.
+//! [`Slots`]: one lock for each object, so that calls for the same id run one after the other and calls for different ids do not wait for
+//! each other; and [`blocking`], which runs file operations. Both continue when the caller's future is dropped.
 //!
-//! Not [`ggnet_core::keyed_locks`], because each lock here guards what is remembered of its object: entries outlive their holders until
-//! [`Slots::sweep`] lets them go, and [`Slots::close`] hands all of them out.
+//! This is not [`ggnet_core::keyed_locks`], because each lock here also guards state about its object: entries outlive their holders until
+//! [`Slots::sweep`] removes them, and [`Slots::close`] returns all of them.
 //!
-//! Invariants: an object's lock is held until its file work has ended, whatever became of the caller (the guard moves into the
-//! work); after [`Slots::close`] nothing begins.
+//! Invariants: an object's lock is held until its file operation has ended, even if the caller is gone (the guard moves into the
+//! operation); after [`Slots::close`] no operation starts.
 #![cfg_attr(
     not(any(feature = "bootfile-tftpd-hpa", feature = "writeback-layers", feature = "writeback-reflink")),
     allow(dead_code, reason = "the image store has locks of its own")
@@ -22,7 +22,7 @@ use std::{
 use ggnet_core::{Error, ErrorKind, Result, nouns::ResourceId};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// The locks, each over what is remembered of its object.
+/// The locks, each over the state of its object.
 pub(crate) struct Slots<T> {
     backend: &'static str,
     closed: AtomicBool,
@@ -30,12 +30,12 @@ pub(crate) struct Slots<T> {
 }
 
 impl<T: Default> Slots<T> {
-    /// None yet.
+    /// No locks yet.
     pub(crate) fn new(backend: &'static str) -> Self {
         Self { backend, closed: AtomicBool::new(false), map: Mutex::default() }
     }
 
-    /// `Unavailable` once it was closed.
+    /// `Unavailable` after `close`.
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Unavailable, format!("Backend {} is shut down", self.backend))
@@ -44,29 +44,29 @@ impl<T: Default> Slots<T> {
         Ok(())
     }
 
-    /// Waits for the object's lock. Dropped half-way: nothing happened.
+    /// Waits for the object's lock. If the future is dropped, nothing has happened.
     pub(crate) async fn lock(&self, id: &ResourceId) -> Result<OwnedMutexGuard<T>> {
         self.check_open()?;
         let slot = self.map().entry(id.clone()).or_default().clone();
         let guard = slot.lock_owned().await;
-        // Again: `close` hands out every slot once, and nothing may begin after that.
+        // Checked again: `close` returns every slot once, and nothing may start after that.
         self.check_open()?;
         Ok(guard)
     }
 
-    /// Forgets the slots that nobody locks or waits for, unless `keep` says that what is remembered matters.
+    /// Removes the slots that nobody locks or waits for, unless `keep` says that their state is still needed.
     pub(crate) fn sweep(&self, keep: impl Fn(&T) -> bool) {
         self.map().retain(|_, slot| Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|s| keep(&s)));
     }
 
-    /// The objects whose slot is not locked now and of which `which` is true.
+    /// The objects whose slot is not locked now and for which `which` returns true.
     #[cfg(feature = "writeback-layers")]
     pub(crate) fn which(&self, which: impl Fn(&T) -> bool) -> Vec<ResourceId> {
         let map = self.map();
         map.iter().filter(|(_, s)| s.try_lock().is_ok_and(|s| which(&s))).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Lets nothing begin any more and hands out every slot: who locks them all has waited for what was under way.
+    /// Rejects new calls and returns every slot. A caller that locks all of them has waited for all calls in flight.
     pub(crate) fn close(&self) -> Vec<(ResourceId, Arc<AsyncMutex<T>>)> {
         self.closed.store(true, Ordering::Release);
         self.map().drain().collect()
@@ -77,7 +77,7 @@ impl<T: Default> Slots<T> {
     }
 }
 
-/// Runs file work on a blocking thread; it ends there even when this future is dropped. Its errors get the context.
+/// Runs a file operation on a blocking thread. It continues to its end even if this future is dropped. Errors get the context.
 pub(crate) async fn blocking<T: Send + 'static>(
     backend: &'static str,
     operation: &'static str,
@@ -85,7 +85,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(Error::internal("File work of a backend panicked").with_source(e)))
+    done.unwrap_or_else(|e| Err(Error::internal("A file operation of a backend panicked").with_source(e)))
         .map_err(|e| e.with_backend(backend).with_operation(operation).with_subject(subject))
 }
 

@@ -1,11 +1,10 @@
-//! A UDP socket that tells to which of the host's addresses a datagram was sent, and that can answer from that very address.
+//! A UDP socket that reports the local address to which a datagram was sent, and that can respond from exactly that address.
 //!
-//! On a host with several addresses a socket bound to the wildcard would otherwise answer from whichever address the route
-//! prefers, and firmware drops an answer that comes from an address it did not ask. `quinn-udp` does the IP_PKTINFO
-//! (RFC 3542 for IPv6) plumbing. It also switches on UDP GRO, so one receive may bring several datagrams of one peer: they are
-//! handed out one by one.
+//! On a host with several addresses, a socket that is bound to the wildcard address would respond from the address that the route prefers,
+//! and firmware drops a response from an address that it did not contact. `quinn-udp` does the IP_PKTINFO (RFC 3542 for IPv6) handling. It
+//! also enables UDP GRO, so one receive may return several datagrams of one peer; they are returned one by one.
 //!
-//! Invariant: every future here is cancel-safe; a dropped `recv` loses no datagram that was not yet read from the kernel.
+//! Invariant: every future here is cancel-safe; a dropped `recv` does not lose a datagram that was not yet read from the kernel.
 
 use std::{
     io::{self, IoSliceMut},
@@ -18,21 +17,21 @@ use quinn_udp::Transmit;
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use tokio::{io::Interest, net::UdpSocket};
 
-/// Room for the largest batch that the kernel coalesces into one receive.
+/// Space for the largest batch that the kernel coalesces into one receive.
 pub(crate) const RECEIVE_BUFFER: usize = 65_535;
 
-/// How much the kernel is asked to keep until it is read. A room that powers on at once, or a flood, sends faster than one task reads, and
-/// what does not fit is lost before anybody can tell a machine's from a stranger's. The kernel gives twice `net.core.rmem_max` at most: by
-/// default 416 KiB, which is twice what a socket has unasked.
+/// The receive buffer that is requested from the kernel. Many machines that power on at once, or a flood, send faster than one task reads,
+/// and what does not fit is lost before GGnet can distinguish machines from other senders. The kernel grants at most twice
+/// `net.core.rmem_max`: by default 416 KiB, which is twice the size of an unconfigured socket.
 const QUEUE: usize = 4 << 20;
 
-/// A UDP socket with the local address of every datagram.
+/// A UDP socket that reports the local address of every datagram.
 pub(crate) struct PktinfoSocket {
     io: UdpSocket,
     state: UdpSocketState,
 }
 
-/// A socket whose last receive failed; counted until it is dropped.
+/// A socket whose last receive failed; counted until this value is dropped.
 pub(crate) struct Failing<'a>(&'a AtomicUsize);
 
 impl<'a> Failing<'a> {
@@ -48,12 +47,12 @@ impl Drop for Failing<'_> {
     }
 }
 
-/// What came in: one or more datagrams of `stride` bytes (the last may be shorter).
+/// The received data: one or more datagrams of `stride` bytes (the last may be shorter).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received {
-    /// Who sent it.
+    /// The sender.
     pub(crate) peer: SocketAddr,
-    /// The address of ours that it was sent to; none where the kernel did not say.
+    /// The local address that it was sent to; `None` if the kernel did not report it.
     pub(crate) local: Option<IpAddr>,
     len: usize,
     stride: usize,
@@ -67,7 +66,7 @@ impl Received {
 }
 
 impl PktinfoSocket {
-    /// Takes over a bound socket; call it inside a tokio runtime.
+    /// Takes over a bound socket. Must be called inside a tokio runtime.
     pub(crate) fn new(socket: socket2::Socket) -> io::Result<Self> {
         socket.set_recv_buffer_size(QUEUE)?;
         socket.set_nonblocking(true)?;
@@ -76,7 +75,7 @@ impl PktinfoSocket {
         Ok(Self { io, state })
     }
 
-    /// The address it is bound to.
+    /// The local address that the socket is bound to.
     #[cfg(feature = "bootfile-builtin")]
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.io.local_addr()
@@ -95,7 +94,7 @@ impl PktinfoSocket {
         Ok(Received { peer: meta.addr, local: meta.dst_ip, len: meta.len, stride: meta.stride })
     }
 
-    /// Sends one datagram, from `from` when given.
+    /// Sends one datagram, from the address `from` if given.
     #[cfg(feature = "dhcp-proxy")]
     pub(crate) async fn send(&self, contents: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
         let transmit = Transmit { destination: to, ecn: None, contents, segment_size: None, src_ip: from };

@@ -1,4 +1,4 @@
-//! The built-in TFTP server against real clients (tftp-hpa, curl) and against raw sockets where a client must misbehave.
+//! The built-in TFTP server with real clients (tftp-hpa, curl), and with raw sockets where a client must misbehave.
 
 #![expect(clippy::disallowed_methods, reason = "the clients under test are programs of the host")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
@@ -20,7 +20,7 @@ use ggnet_core::{
 };
 use tokio::{net::UdpSocket, time::timeout};
 
-/// Long enough for a loaded machine; nothing waits for it when all is well.
+/// Long enough for a loaded machine; nothing waits for it if all is well.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
@@ -89,7 +89,7 @@ fn bytes(length: usize) -> Vec<u8> {
     .collect()
 }
 
-/// Runs a client; a missing one fails with the line that installs it.
+/// Runs a client; a missing one fails with the command that installs it.
 async fn client(package: &'static str, argv: Vec<String>, dir: &Path) -> std::process::Output {
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || {
@@ -139,7 +139,7 @@ async fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     (buffer, from)
 }
 
-/// Fetches in lock step with a socket of its own; `after_first` runs when the first block is here.
+/// Fetches in lock step with its own socket; `after_first` runs when the first block has arrived.
 async fn fetch(
     socket: &UdpSocket,
     server: SocketAddr,
@@ -193,13 +193,13 @@ async fn a_text_comes_back_from_netascii_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(tftp_hpa(server.address, "ascii", "t", dir.path()).await, text);
     assert!(tftp_hpa(server.address, "ascii", "lines", dir.path()).await == lines);
-    // What travels is longer than the file, and not known before it was made: the size is not acknowledged.
+    // The sent data is longer than the file, and its size is not known in advance: the size is not acknowledged.
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"\0\x01t\0netascii\0tsize\x000\0blksize\x00600\0", server.address).await.unwrap();
     assert_eq!(receive(&socket).await.0, b"\0\x06blksize\x00600\0");
 }
 
-/// What this process has in memory now.
+/// The memory that this process uses now.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -219,7 +219,7 @@ async fn transfers_in_netascii_need_no_memory_of_the_files_size() {
         assert_eq!(block[..6], [0, 3, 0, 1, b'\r', b'\n']);
         clients.push(socket);
     }
-    // Converted whole they are 500 MiB; the files of the tests beside this one are a third of the limit.
+    // Converted completely they are 500 MiB; the files of the tests that run in parallel are a third of the limit.
     let grown = resident().saturating_sub(before);
     assert!(grown < 300 << 20, "{grown} bytes for 250 transfers of 1 MiB");
 }
@@ -258,11 +258,11 @@ async fn a_size_probe_that_ends_with_error_and_a_new_request_from_the_same_port(
         socket.send_to(b"\0\x05\0\x08aborted\0", from).await.unwrap();
         assert!(fetch(&socket, server.address, "x", async || {}).await == file);
     }
-    // The ERROR may be lost: a new request from that port takes the old transfer's place all the same.
+    // The ERROR may be lost: a new request from that port replaces the old transfer anyway.
     socket.send_to(&rrq("x", &[("tsize", "0")]), server.address).await.unwrap();
     let (_, probed) = receive(&socket).await;
     assert!(fetch(&socket, server.address, "x", async || {}).await == file);
-    // The same request again before any answer is no new transfer: it comes from the port that the client may know.
+    // The same request again before any response is not a new transfer: the response comes from the port that the client may know.
     socket.send_to(&rrq("x", &[("tsize", "0")]), server.address).await.unwrap();
     let (_, first) = receive(&socket).await;
     assert_ne!(probed, first);
@@ -287,7 +287,7 @@ async fn what_is_not_served_is_refused_with_its_code() {
         assert_eq!(answer[..4], [0, 5, 0, code], "{}", String::from_utf8_lossy(&request));
         assert_ne!(from, server.address, "an answer comes from a port of its own");
     }
-    // Noise gets no answer at all: the next answer is the one to the next request.
+    // Noise gets no response: the next response is for the next request.
     for noise in [&b""[..], b"\0", b"\xff\xff", b"\0\x04\0\x01", b"\0\x05\0\x01x\0", b"\0\x01x"] {
         socket.send_to(noise, server.address).await.unwrap();
     }
@@ -301,7 +301,7 @@ async fn what_is_not_served_is_refused_with_its_code() {
     assert!(said.contains("Error code 2") && said.contains("read-only"), "{said}");
 }
 
-/// Stands between a client and the server and drops every `nth` packet, in both directions.
+/// A relay between a client and the server that drops every `nth` packet, in both directions.
 async fn lossy_relay(server: SocketAddr, nth: usize) -> (SocketAddr, tokio::task::JoinHandle<()>) {
     let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let back = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -342,7 +342,7 @@ async fn every_nth_packet_may_be_lost() {
     let dir = tempfile::tempdir().unwrap();
     for nth in [7, 5, 23] {
         let (relay, task) = lossy_relay(server.address, nth).await;
-        // With options curl asks for a timeout of 5 s, which the server then keeps.
+        // With options curl requests a timeout of 5 s, which the server then uses.
         let got = curl(relay, "x", &["--tftp-no-options"], dir.path()).await;
         assert!(got == file, "every {nth}th packet lost");
         task.abort();
@@ -355,7 +355,7 @@ async fn two_hundred_clients_at_once() {
     let many =
         TftpConfig { max_transfers: 200, max_unanswered: 200, max_transfers_per_client: 200, ..config() };
     let server = Server::start(&[("x", file.clone())], many).await;
-    // Everybody holds a first block before anybody goes on: so all two hundred transfers are open together.
+    // Every client gets a first block before any client continues: so all two hundred transfers are open together.
     let together = Arc::new(tokio::sync::Barrier::new(200));
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..200 {
@@ -397,7 +397,7 @@ async fn a_client_beyond_its_limit_is_dropped_and_served_when_it_asks_again() {
 async fn requests_in_a_clients_name_do_not_keep_it_waiting() {
     let server =
         Server::start(&[("x", vec![7; 600])], TftpConfig { max_transfers_per_client: 3, ..config() }).await;
-    // From its address and never acknowledged, as somebody else may send them.
+    // From its address and never acknowledged, as another host may send them.
     let mut others = Vec::new();
     for _ in 0..9 {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -473,7 +473,7 @@ async fn who_probes_the_size_and_asks_the_same_again_at_once_is_answered() {
         socket.send_to(&probe, server.address).await.unwrap();
         let (answer, from) = receive(&socket).await;
         assert_eq!(answer[..2], [0, 6], "round {round}");
-        // As firmware does: enough, and then the same for real.
+        // As firmware does: it aborts, then requests the same file again.
         socket.send_to(b"\0\x05\0\x08User aborted the transfer\0", from).await.unwrap();
         socket.send_to(&probe, server.address).await.unwrap();
         let (answer, from) = receive(&socket).await;
@@ -489,14 +489,14 @@ async fn who_probes_the_size_and_asks_the_same_again_at_once_is_answered() {
 async fn requests_that_nobody_acknowledges_keep_no_client_waiting() {
     let few = TftpConfig { max_unanswered: 8, max_transfers_per_client: 1000, ..config() };
     let server = Server::start(&[("x", vec![7; 1000])], few).await;
-    // One that is under way: its client has acknowledged a block.
+    // A transfer in progress: its client has acknowledged a block.
     let under_way = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     under_way.send_to(&rrq("x", &[]), server.address).await.unwrap();
     let (_, from) = receive(&under_way).await;
     under_way.send_to(&[0, 4, 0, 1], from).await.unwrap();
     let (block, _) = receive(&under_way).await;
     assert_eq!(block[..4], [0, 3, 0, 2]);
-    // In many names, with the longest timeout there is, and never an answer.
+    // With many addresses, with the longest possible timeout, and never a response.
     let mut flood = Vec::new();
     for _ in 0..200 {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();

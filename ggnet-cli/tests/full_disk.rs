@@ -240,7 +240,7 @@ fn a_disk_without_free_inodes_can_be_freed_and_is_not_ready() {
         fs::remove_file(folder.join("0")).unwrap();
         until("not ready", || ready(&server).starts_with("HTTP/1.1 503"));
         let words = ready(&server);
-        assert!(words.contains("no inodes to spare (1 free)"), "{words}");
+        assert!(words.contains("almost no inodes left (1 free)"), "{words}");
         assert!(words.contains("no inode, is left for the database"), "{words}");
         assert_eq!(words.matches(r#""status":"blocked""#).count(), 2, "{words}");
         assert_ne!(server.run("session start pc-2").code, 0);

@@ -1,7 +1,7 @@
 //! The loaders that firmware fetches first: Debian's `ipxe` package, read into a bundle named `loaders`.
 //!
-//! Invariant: what the host does not have is named, with the command that installs it; an empty bundle is no error, because
-//! a host may serve machines whose firmware is iPXE already.
+//! Invariant: each loader that the host does not have is reported with the command that installs it. An empty bundle is not an error,
+//! because all machines may have iPXE as their firmware.
 
 use std::path::Path;
 
@@ -12,39 +12,39 @@ use ggnet_core::{
     registry::{Finding, Key, Level},
 };
 
-/// Where Debian's `ipxe` package puts its loaders.
+/// The folder of the loaders in Debian's package `ipxe`.
 pub const DEBIAN_IPXE_DIR: &str = "/usr/lib/ipxe";
 
-/// The loaders we look for: BIOS over the card's own driver, UEFI with iPXE's drivers, UEFI over the firmware's driver, and the one
-/// that PXELINUX loads like a kernel.
+/// The loaders to look for: BIOS with the driver of the network card, UEFI with iPXE's drivers, UEFI with the firmware's driver, and the
+/// one that PXELINUX loads as a kernel.
 pub const LOADER_FILES: [&str; 4] = ["undionly.kpxe", "ipxe.efi", "snponly.efi", "ipxe.lkrn"];
 
-/// The key of a section that names another folder.
+/// The key of a section that sets another folder.
 pub(crate) const DIR_KEY: Key =
-    ("loaders_dir", "Where the loaders are read from, at start; left out: /usr/lib/ipxe");
+    ("loaders_dir", "The folder from which the loaders are read at start; default: /usr/lib/ipxe");
 
 /// The loaders of this host.
 #[derive(Clone, Debug)]
 pub struct Loaders {
-    /// What was found; its id is `loaders`.
+    /// The loaders that were found; the bundle's id is `loaders`.
     pub bundle: BootBundle,
-    /// What was not.
+    /// The loaders that were not found.
     pub missing: Vec<&'static str>,
-    /// What an operator should do about it; none when nothing is missing.
+    /// What the operator should do; `None` if no loader is missing.
     pub hint: Option<String>,
 }
 
-/// Reads the loaders from `dir` (usually [`DEBIAN_IPXE_DIR`]). Dropped half-way: nothing happened.
+/// Reads the loaders from `dir` (usually [`DEBIAN_IPXE_DIR`]). If the future is dropped, nothing has happened.
 ///
 /// # Errors
-/// When a file is there but cannot be read.
+/// If a file exists but cannot be read.
 pub async fn read_loaders(dir: &Path) -> Result<Loaders> {
     let mut bundle = BootBundle { id: "loaders".parse()?, files: std::collections::BTreeMap::new() };
     let mut missing = Vec::new();
     for name in LOADER_FILES {
         let path = dir.join(name);
         match tokio::fs::read(&path).await {
-            // A package that was cut short.
+            // A partly installed package.
             Ok(bytes) if bytes.is_empty() => missing.push(name),
             Ok(bytes) => {
                 bundle.files.insert(name.parse::<BootPath>()?, Bytes::from(bytes));
@@ -58,10 +58,10 @@ pub async fn read_loaders(dir: &Path) -> Result<Loaders> {
     Ok(Loaders { bundle, missing, hint })
 }
 
-/// Puts the host's loaders into a store: Debian's package `ipxe`, or another folder.
+/// Adds the host's loaders to a store, from Debian's package `ipxe` or from another folder.
 ///
 /// # Errors
-/// As [`read_loaders`], and as the store says.
+/// Those of [`read_loaders`] and of the store.
 pub(crate) async fn ensure_in(store: &dyn BootFileStore, dir: &Path) -> Result<Loaders> {
     let found = read_loaders(dir).await?;
     if let Some(hint) = &found.hint {
@@ -71,15 +71,15 @@ pub(crate) async fn ensure_in(store: &dyn BootFileStore, dir: &Path) -> Result<L
     Ok(found)
 }
 
-/// Whether the loaders are there that firmware is given unless something else is configured.
+/// Checks whether the loaders exist that firmware gets by default.
 pub(crate) async fn look(dir: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (file, whom) in [("undionly.kpxe", "PCs with a BIOS"), ("ipxe.efi", "PCs with UEFI")] {
         let (what, path) = (format!("boot loader {file}"), dir.join(file));
         findings.push(if tokio::fs::metadata(&path).await.is_ok_and(|meta| meta.is_file()) {
-            Finding::ok(what, format!("It is {}", path.display()))
+            Finding::ok(what, format!("Found at {}", path.display()))
         } else {
-            let why = format!("{} is missing; {whom} get no loader from us", path.display());
+            let why = format!("{} is missing; GGnet cannot serve a loader to {whom}", path.display());
             Finding::bad(Level::Warn, what, why, "apt-get install ipxe")
         });
     }
@@ -87,7 +87,7 @@ pub(crate) async fn look(dir: &Path) -> Vec<Finding> {
 }
 
 impl Loaders {
-    /// How a server that offers loaders is with these: without both of the usual ones only machines boot that have iPXE already.
+    /// The health of a server that offers these loaders: without the two usual ones, only machines that already have iPXE can boot.
     #[must_use]
     pub fn health(&self) -> Health {
         let Some(hint) = &self.hint else { return Health::Up };

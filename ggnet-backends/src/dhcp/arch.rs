@@ -1,15 +1,15 @@
-//! [`Arch`]: a client architecture (RFC 4578 section 2.1, RFC 5970 section 3.3) and what firmware it means.
+//! [`Arch`]: a client architecture (RFC 4578 section 2.1, RFC 5970 section 3.3) and its firmware.
 
 use std::{fmt, str::FromStr};
 
 use ggnet_core::{Error, nouns::Firmware};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The architecture that firmware announces in option 93; in text by the name below, else as a decimal number.
+/// The architecture that firmware sends in option 93; as text one of the names below, otherwise a decimal number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Arch(pub u16);
 
-/// Numbers as they stand in IANA's registry (RFC 4578 has 7 and 9 the other way round; firmware of x86-64 sends either).
+/// Numbers from IANA's registry (RFC 4578 has 7 and 9 swapped; firmware of x86-64 sends either).
 const NAMES: [(u16, &str); 11] = [
     (0, "bios"),
     (6, "efi-ia32"),
@@ -25,7 +25,7 @@ const NAMES: [(u16, &str); 11] = [
 ];
 
 impl Arch {
-    /// The firmware that such a machine has.
+    /// The firmware of a machine with this architecture.
     #[must_use]
     pub fn firmware(self) -> Firmware {
         match self.0 {
@@ -59,7 +59,7 @@ impl FromStr for Arch {
     }
 }
 
-// Text, not a number: keys of a TOML table are strings.
+// As text, because keys of a TOML table are strings.
 impl Serialize for Arch {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

@@ -1,5 +1,5 @@
-//! [`BootFiles`]: what a machine is told to load, iPXE its script and firmware its loader; the same for a backend that answers and for
-//! those that write beforehand what a daemon will answer.
+//! [`BootFiles`]: the boot file of a machine, a script for iPXE and a loader for firmware. Used by the backend that answers itself and by
+//! those that configure a daemon.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -7,22 +7,22 @@ use ggnet_core::nouns::MacAddr;
 
 use super::{arch::Arch, loaders};
 
-/// Where boot files are, and which.
+/// The location and the names of boot files.
 pub(super) struct BootFiles<'a> {
     /// Our address.
     pub(super) advertise: Ipv4Addr,
     /// The port of our HTTP server.
     pub(super) http_port: u16,
-    /// Where it has the boot files.
+    /// The path of the boot files on it.
     pub(super) http_files: &'a str,
-    /// Whether loaders are named as `<mac>/<loader>`.
+    /// Whether the name of a loader is `<mac>/<loader>`.
     pub(super) mac_prefix: bool,
-    /// Loaders by architecture, added to the default ones.
+    /// Loaders by architecture, in addition to the default ones.
     pub(super) loaders: &'a BTreeMap<Arch, String>,
 }
 
 impl BootFiles<'_> {
-    /// The script for iPXE. Without a card: the script that asks with the card that booted.
+    /// The script for iPXE. Without a card: the script that requests the machine's script with the MAC address of the card that booted.
     pub(super) fn script(&self, card: Option<MacAddr>) -> String {
         let name = card.map_or_else(|| "first".to_owned(), MacAddr::hyphenated);
         format!("{}/boot/{name}.ipxe", self.base())
@@ -34,7 +34,8 @@ impl BootFiles<'_> {
         loaders::loader(self.loaders, arch).is_some()
     }
 
-    /// The loader for an architecture: a path for TFTP or, `over_http`, a URL. With a card it is named after it, where that is wanted.
+    /// The loader for an architecture: a path for TFTP or, `over_http`, a URL. With a card its name includes the MAC address, if
+    /// configured.
     pub(super) fn loader(&self, arch: Arch, over_http: bool, card: Option<MacAddr>) -> Option<String> {
         let loader = loaders::loader(self.loaders, arch)?;
         if loader.contains("://") {

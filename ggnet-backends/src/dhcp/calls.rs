@@ -1,5 +1,5 @@
-//! [`Calls`]: how a backend that writes for a daemon is called: each call goes on to its end, also when its caller goes away, and those
-//! for one machine are one after the other.
+//! [`Calls`]: runs the calls of a backend that configures a daemon. Each call completes even if its caller is gone; calls for the same
+//! machine run one after the other.
 
 use std::{future::Future, path::PathBuf};
 
@@ -23,7 +23,7 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// Of the backend with this name, which its errors bear.
+    /// The calls of the backend with this name, which its errors contain.
     pub(super) fn of(backend: &'static str) -> Self {
         Self { backend, turns: KeyedLocks::default(), tasks: TaskTracker::new() }
     }
@@ -36,12 +36,12 @@ impl Calls {
     ) -> Result<T> {
         #[expect(clippy::disallowed_methods, reason = "one call, tracked")]
         let done = self.tasks.spawn(work).await;
-        let done =
-            done.unwrap_or_else(|e| Err(Error::internal("A task of the DHCP backend died").with_source(e)));
+        let done = done
+            .unwrap_or_else(|e| Err(Error::internal("A task of the DHCP backend panicked").with_source(e)));
         done.map_err(|e| e.with_backend(self.backend).with_operation(operation))
     }
 
-    /// The same when it is this machine's turn.
+    /// Runs `work` when no other call for this machine is running.
     pub(super) async fn in_turn<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -50,14 +50,14 @@ impl Calls {
     ) -> Result<T> {
         let turn = self.turns.lock(machine).await;
         let work = async move {
-            // Held in the work: the next call waits also when this one's caller has gone.
+            // The guard is held inside the task: the next call waits even if the caller of this one is gone.
             let _turn = turn;
             work.await
         };
         self.whole(operation, work).await
     }
 
-    /// Each of these changes in its machine's turn, all of them at the same time.
+    /// Makes each of these changes when no other call for its machine is running, all of them concurrently.
     pub(super) async fn each<Work>(
         &self,
         changes: &[DhcpChange],
@@ -69,14 +69,14 @@ impl Calls {
         apply_each(changes, |change| self.in_turn("apply", change.id(), one(change.clone()))).await
     }
 
-    /// Waits for the calls that have begun; no other may begin.
+    /// Waits for the calls in flight and rejects new ones.
     pub(super) async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 }
 
-/// What is wrong with a daemon or with the folders that we write for it.
+/// The problem with a daemon or with the folders that we write for it, if any.
 pub(super) async fn trouble<const N: usize>(service: &Service, folders: [PathBuf; N]) -> Option<Health> {
     match service.state().await {
         Ok(State::Running) => {}
@@ -87,7 +87,7 @@ pub(super) async fn trouble<const N: usize>(service: &Service, folders: [PathBuf
     let looked = files::blocking(move || {
         folders.iter().try_for_each(|dir| {
             let may = access(dir, Access::WRITE_OK | Access::EXEC_OK);
-            may.map_err(|e| files::error("Writing in", dir, e.into()))
+            may.map_err(|e| files::error("Writing to", dir, e.into()))
         })
     });
     looked.await.err().map(|e| Health::Down(e.report()))

@@ -1,5 +1,5 @@
-//! What the backends that write for a DHCP daemon of the host have in common: a registered machine's boot files, all of which the
-//! daemon must know before the machine asks; the address that it is told; and what the daemon needs of the host.
+//! What the backends for DHCP daemons of the host have in common: the boot files of a registered machine, which the daemon must know in
+//! advance; the advertised address; and the requirements on the host.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -20,11 +20,11 @@ use crate::{
     service::{Service, State},
 };
 
-/// The key of the address that machines are told.
+/// The key of the advertised address.
 pub(super) const ADVERTISE: Key =
-    ("advertise", "The IPv4 address that machines are told; left out: network.advertise");
+    ("advertise", "The IPv4 address that machines boot from; default: network.advertise");
 
-/// The script that iPXE on this machine is told.
+/// The script for iPXE on this machine.
 pub(super) fn script(boot: &BootFiles<'_>, host: &DhcpHost) -> String {
     boot.script(only_card(host))
 }
@@ -44,23 +44,24 @@ pub(super) fn boots_over_http(arch: Arch) -> bool {
     (15..=19).contains(&arch.0)
 }
 
-/// One card: named, so that server and log tell it apart. Several: none, because which of them boots is not known yet.
+/// One card: the name includes its MAC address, so that server and log can identify the machine. Several cards: no MAC address, because it
+/// is not known yet which card boots.
 fn only_card(host: &DhcpHost) -> Option<MacAddr> {
     if let [mac] = host.macs.as_slice() { Some(*mac) } else { None }
 }
 
-/// The address that machines are told.
+/// The advertised address.
 ///
 /// # Errors
-/// `Invalid`, field `advertise`, when there is none.
+/// `Invalid`, field `advertise`, if it is not set.
 pub(super) fn require_advertise(advertise: Option<Ipv4Addr>) -> Result<Ipv4Addr> {
     advertise.ok_or_else(|| {
-        Error::invalid("advertise", "Machines must be told an IPv4 address to boot from")
+        Error::invalid("advertise", "The IPv4 address that machines boot from is not set")
             .with_hint("Set network.advertise, or advertise in the section [dhcp]")
     })
 }
 
-/// Reads a section. We know no interface's own address, so `network.advertise` is what machines are told.
+/// Reads a section. The addresses of the interfaces are not known here, so the default is `network.advertise`.
 pub(super) fn read<T: DeserializeOwned>(backend: &str, wiring: &Wiring, table: Settings) -> Result<T> {
     let table = match wiring.advertise {
         Some(IpAddr::V4(address)) => or_decided(table, "advertise", address.to_string()),
@@ -76,7 +77,7 @@ pub(super) fn sockets(ports: &[u16]) -> Vec<Socket> {
     ports.iter().map(socket).collect()
 }
 
-/// Whether the daemon is installed and we may write in the folders that it reads. Blocking.
+/// Whether the daemon is installed and the folders that it reads are writable. Blocking.
 pub(super) fn look(program: &str, package: &str, folders: &[PathBuf]) -> Vec<Finding> {
     let mut findings = vec![host::program(Path::new(program), package, Level::Fail)];
     findings.extend(host::starters());
@@ -84,15 +85,13 @@ pub(super) fn look(program: &str, package: &str, folders: &[PathBuf]) -> Vec<Fin
     findings
 }
 
-/// Whether the daemon runs. GGnet starts what it has a command for; else nobody answers.
+/// Whether the daemon runs. GGnet starts it only if a start command is configured; otherwise nothing answers.
 pub(super) async fn look_at_service(service: &Service) -> Finding {
     let what = service.label();
     match service.state().await {
-        Ok(State::Running) => Finding::ok(what, "It runs"),
-        Ok(State::Stopped(why)) => Finding::bad(Level::Warn, what, why, "start it, before the machines ask"),
-        Ok(State::Suspended(why)) => {
-            Finding::bad(Level::Warn, what, why, "continue it, before the machines ask")
-        }
+        Ok(State::Running) => Finding::ok(what, "Running"),
+        Ok(State::Stopped(why)) => Finding::bad(Level::Warn, what, why, "start it before machines boot"),
+        Ok(State::Suspended(why)) => Finding::bad(Level::Warn, what, why, "continue it before machines boot"),
         Err(e) => Finding::failed(Level::Warn, what, &e),
     }
 }

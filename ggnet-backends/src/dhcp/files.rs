@@ -1,4 +1,4 @@
-//! Files that a daemon of another user reads: written whole or not at all, and readable to all.
+//! Files that a daemon of another user reads: written atomically, and readable for all.
 
 use std::{
     fs::Permissions,
@@ -10,7 +10,7 @@ use std::{
 use atomic_write_file::AtomicWriteFile;
 use ggnet_core::{Error, Result};
 
-/// Writes `text` aside and renames it to `path`. The daemon reads it as another user, whatever our umask.
+/// Writes `text` to a temporary file and renames it to `path`. It is readable for other users whatever our umask is.
 pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut file = AtomicWriteFile::options().open(path)?;
@@ -21,7 +21,7 @@ pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     write().map_err(|e| error("Writing", path, e))
 }
 
-/// What `path` holds; nothing, if it is not there. Bytes that are no text are replaced: ours never have any.
+/// The content of `path`; `None` if it does not exist. Invalid UTF-8 is replaced; our files never have any.
 pub(super) fn read(path: &Path) -> Result<Option<String>> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
@@ -30,7 +30,7 @@ pub(super) fn read(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Removes `path`, if it is there.
+/// Removes `path`, if it exists.
 pub(super) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error("Removing", path, e)),
@@ -38,19 +38,19 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// An error that names the path, and what to do about it.
+/// An error with the path and a hint.
 pub(super) fn error(doing: &str, path: &Path, e: io::Error) -> Error {
     let denied = matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
     let error = Error::io(format!("{doing} {}", path.display()), e).with_subject(path.display().to_string());
     match path.parent().filter(|_| denied) {
         Some(parent) => {
-            error.with_hint(format!("The server's user must be able to write in {}", parent.display()))
+            error.with_hint(format!("The server's user must be able to write to {}", parent.display()))
         }
         None => error,
     }
 }
 
-/// The names in a folder; those that are no text are not ours.
+/// The names in a folder; names that are not UTF-8 are not ours.
 pub(super) fn names(dir: &Path) -> Result<Vec<String>> {
     let entries = std::fs::read_dir(dir).map_err(|e| error("Reading", dir, e))?;
     let name = |entry: std::io::Result<std::fs::DirEntry>| match entry {
@@ -60,11 +60,11 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>> {
     entries.filter_map(|entry| name(entry).transpose()).collect()
 }
 
-/// Runs file work on a blocking thread; it ends there even when this future is dropped.
+/// Runs a file operation on a blocking thread. It completes even if this future is dropped.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(Error::internal("A blocking task of the DHCP backend died").with_source(e)))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(Error::internal("A blocking task of the DHCP backend panicked").with_source(e))
+    })
 }

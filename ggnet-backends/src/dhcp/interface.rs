@@ -1,7 +1,7 @@
-//! Network interfaces by name: sockets that hear and speak on one interface only, and the address the host has there.
+//! Network interfaces by name: sockets that receive and send on one interface only, and the address of the host there.
 //!
-//! Invariant: every socket is opened with SO_REUSEADDR, because a DHCP server or client of the host may have the port too, and
-//! never with SO_REUSEPORT, which would share its packets out instead of copying them.
+//! Invariant: every socket is opened with SO_REUSEADDR, because a DHCP server or client of the host may use the port too, and never with
+//! SO_REUSEPORT, which would distribute packets among the sockets instead of copying them.
 
 use std::{
     io,
@@ -17,10 +17,10 @@ use crate::{
     udp::PktinfoSocket,
 };
 
-/// ENODEV: what SO_BINDTODEVICE says of an interface that is not there.
+/// ENODEV: SO_BINDTODEVICE fails with it if the interface does not exist.
 const NO_SUCH_DEVICE: i32 = 19;
 
-/// A socket on `interface`, bound to `address`, that may broadcast.
+/// A socket on `interface`, bound to `address`, that can send broadcasts.
 pub(super) fn open(interface: &str, address: SocketAddrV4) -> Result<PktinfoSocket> {
     check_name(interface)?;
     let open = || -> io::Result<PktinfoSocket> {
@@ -31,16 +31,16 @@ pub(super) fn open(interface: &str, address: SocketAddrV4) -> Result<PktinfoSock
     open().map_err(|e| bind_error(interface, address, e))
 }
 
-/// The address that the host sends from on this interface, one of the interface's own. It is asked anew each time: DHCP may change it.
+/// The source address of the host on this interface, one of the interface's own. It is read each time, because DHCP may change it.
 pub(super) fn address(interface: &str) -> Result<Ipv4Addr> {
     check_name(interface)?;
     let ask = || -> io::Result<Option<Ipv4Addr>> {
-        // Connecting a UDP socket sends nothing: the kernel picks the source address and we read it.
+        // Connecting a UDP socket sends nothing: the kernel selects the source address, which we read.
         let socket = on_device(interface)?;
         socket.connect(&SocketAddr::from((Ipv4Addr::BROADCAST, 67)).into())?;
         let picked = socket.local_addr()?.as_socket_ipv4().map(|a| *a.ip());
-        // For an interface without an address it borrows another's, which does not lead to us from there. A label (`eth0:1`) may stand
-        // in place of the name.
+        // For an interface without an address the kernel uses the address of another interface, through which clients cannot reach us from
+        // there. A label (`eth0:1`) may be in the place of the name.
         let known = if_addrs::get_if_addrs()?;
         let own = |k: &&if_addrs::Interface| k.name.split(':').next() == Some(interface);
         Ok(picked.filter(|ip| known.iter().filter(own).any(|k| k.ip() == IpAddr::V4(*ip))))
@@ -53,23 +53,22 @@ pub(super) fn address(interface: &str) -> Result<Ipv4Addr> {
     }
 }
 
-/// The interface's number, while it can be served, and its carrier: an interface that is deleted and made again has another number.
+/// The index of the interface, if it can be served, and its carrier. An interface that is deleted and created again has another index.
 ///
 /// # Errors
-/// `NotFound`; `Invalid` for a port of a bridge or a bond, which never hears a packet itself, naming what to name in its place.
+/// `NotFound`; `Invalid` for a port of a bridge or a bond, which receives no packets itself; the error says which interface to use instead.
 pub(super) fn look(interface: &str) -> Result<(u32, Carrier)> {
     check_name(interface)?;
-    let all = links().map_err(|e| {
-        Error::io(format!("Looking for the interface {interface}"), e).with_subject(interface)
-    })?;
+    let all = links()
+        .map_err(|e| Error::io(format!("Looking up interface {interface}"), e).with_subject(interface))?;
     match all.iter().find(|link| link.name == interface) {
         None => Err(no_such(interface)),
         Some(Link { port_of: Some(master), .. }) => Err(Error::invalid(
             "interfaces",
-            format!("{interface} is a port of {master}, which takes its packets"),
+            format!("{interface} is a port of {master}, which receives its packets"),
         )
         .with_subject(interface)
-        .with_hint(format!("Name {master} in its place: --interface {master} (network.interfaces)"))),
+        .with_hint(format!("Use {master} instead: --interface {master} (network.interfaces)"))),
         Some(link) => Ok((link.index, carrier::of(&all, interface))),
     }
 }
@@ -80,7 +79,7 @@ pub(super) fn no_such(interface: &str) -> Error {
         .with_hint("ip -brief link lists the interfaces of this host")
 }
 
-/// The interface's hardware address.
+/// The interface's MAC address.
 pub(super) async fn hardware_address(interface: &str) -> Result<MacAddr> {
     check_name(interface)?;
     let path = format!("/sys/class/net/{interface}/address");
@@ -100,7 +99,7 @@ fn on_device(interface: &str) -> io::Result<Socket> {
 
 fn check_name(interface: &str) -> Result<()> {
     let good = |b: u8| b.is_ascii_graphic() && b != b'/';
-    // IFNAMSIZ is 16 with the final zero.
+    // IFNAMSIZ is 16, including the terminating zero.
     if (1..16).contains(&interface.len()) && interface.bytes().all(good) && !matches!(interface, "." | "..") {
         Ok(())
     } else {
@@ -111,9 +110,7 @@ fn check_name(interface: &str) -> Result<()> {
 fn no_address(interface: &str) -> Error {
     Error::new(ErrorKind::Unavailable, format!("Interface {interface} has no IPv4 address"))
         .with_subject(interface)
-        .with_hint(format!(
-            "Give it one (ip address add … dev {interface}) or set an advertised address for it"
-        ))
+        .with_hint(format!("Add one (ip address add … dev {interface}) or set an advertised address for it"))
 }
 
 fn bind_error(interface: &str, address: SocketAddrV4, source: io::Error) -> Error {
@@ -127,7 +124,7 @@ fn bind_error(interface: &str, address: SocketAddrV4, source: io::Error) -> Erro
                 .to_owned(),
         ),
         io::ErrorKind::AddrInUse => Some(format!(
-            "Another program has the port for itself (ss -ulpn 'sport = :{}' names it); dnsmasq shares it with \
+            "Another program uses the port exclusively (ss -ulpn 'sport = :{}' shows which); dnsmasq shares it with \
              `bind-dynamic` in its configuration",
             address.port()
         )),

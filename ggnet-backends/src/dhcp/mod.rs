@@ -1,8 +1,8 @@
-//! `DhcpBackend` backends, and a look at which DHCP servers a network has.
+//! `DhcpBackend` backends, and a probe for the DHCP servers of a network.
 //!
-//! `proxy` answers itself; `dnsmasq` and `isc_dhcpd` write what a daemon of the host reads. `arch`, `loaders`, `boot_files` and `section`
-//! are what they have in common: who gets which boot file, and what the configuration says. `daemon`, `files` and `calls` are what the
-//! latter two share: what a daemon must know beforehand and what it needs of the host, how they write, and how they are called.
+//! `proxy` answers itself; `dnsmasq` and `isc_dhcpd` write the files that a daemon of the host reads. `arch`, `loaders`, `boot_files` and
+//! `section` are common to all: which machine gets which boot file, and the configuration. `daemon`, `files` and `calls` are common to the
+//! latter two: what a daemon needs in advance and from the host, how files are written, and how the backends are called.
 
 pub mod arch;
 mod boot_files;

@@ -1,7 +1,7 @@
-//! Which DHCP servers does a network have? One DISCOVER as a BIOS and one as a UEFI machine, and every OFFER that comes back.
+//! Finds the DHCP servers of a network: sends one DISCOVER as a BIOS and one as a UEFI machine, and collects every OFFER.
 //!
-//! Nothing is leased: no OFFER is ever accepted. The machine we pretend to be has the interface's own hardware address, so a
-//! server that knows only its own machines may stay silent, and so does our proxyDHCP unless that address is registered.
+//! Nothing is leased, because no OFFER is accepted. The simulated machine has the interface's own MAC address, so a server that only
+//! answers its own machines may not respond, including our proxyDHCP unless that address is registered.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -17,41 +17,41 @@ use super::{
 };
 use crate::udp::RECEIVE_BUFFER;
 
-/// DISCOVER is repeated at this pace, as firmware does.
+/// DISCOVER is repeated at this interval, as firmware does.
 const REPEAT: Duration = Duration::from_secs(1);
 
 /// One OFFER of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DhcpServerSeen {
-    /// Where the packet came from.
+    /// The source address of the packet.
     pub from: Ipv4Addr,
     /// The server's identifier (option 54).
     pub server: Option<Ipv4Addr>,
-    /// The address offered; none from a proxyDHCP, which leaves addresses to others.
+    /// The offered address; `None` from a proxyDHCP server, which does not assign addresses.
     pub address: Option<Ipv4Addr>,
-    /// Where the boot file is (next-server).
+    /// The server of the boot file (next-server).
     pub next_server: Option<Ipv4Addr>,
     /// The boot file or URL.
     pub boot_file: Option<String>,
-    /// The vendor class (option 60): `PXEClient` from a server that answers PXE.
+    /// The vendor class (option 60): `PXEClient` from a server that supports PXE.
     pub vendor_class: Option<String>,
-    /// The architecture we asked as (option 93): 0 BIOS, 7 UEFI x86-64.
+    /// The architecture in our request (option 93): 0 BIOS, 7 UEFI x86-64.
     pub architecture: u16,
 }
 
 impl DhcpServerSeen {
-    /// Whether it answers beside a server that gives out addresses.
+    /// Whether this server answers in addition to one that assigns addresses.
     #[must_use]
     pub const fn is_proxy(&self) -> bool {
         self.address.is_none()
     }
 }
 
-/// Asks on `interface` and collects every different OFFER for `wait`. Needs the right to bind port 68. Dropped half-way: the
-/// socket is closed, nothing stays behind.
+/// Sends on `interface` and collects all different OFFERs for the time `wait`. Needs permission to bind port 68. If the future is dropped,
+/// the socket is closed and nothing else remains.
 ///
 /// # Errors
-/// `NotFound` for an interface that is not there, `Permission`, or `Busy` when a DHCP client has port 68 for itself.
+/// `NotFound` if the interface does not exist, `Permission`, or `Busy` if a DHCP client uses port 68 exclusively.
 pub async fn probe(interface: &str, wait: Duration) -> Result<Vec<DhcpServerSeen>> {
     let mac = interface::hardware_address(interface).await?;
     let socket = interface::open(interface, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68))?;

@@ -8,10 +8,13 @@ use serde::de::DeserializeOwned;
 
 /// Keys that every one of them has.
 pub(super) const KEYS: &[Key] = &[
-    ("http_port", "The port in script and HTTP boot URLs; left out: that of http.listen"),
-    ("http_files", "The path of the boot files in HTTP boot URLs; left out: /files"),
-    ("mac_prefix", "Name loaders as <mac>/<loader>, to know which machine fetched one; left out: true"),
-    ("loaders", "Loaders by architecture, added to the default ones; an empty text takes one away"),
+    ("http_port", "The port in script and HTTP boot URLs; default: that of http.listen"),
+    ("http_files", "The path prefix of boot files in HTTP boot URLs; default: /files"),
+    (
+        "mac_prefix",
+        "Use <mac>/<loader> as the name of a loader, to identify the machine that fetches it; default: true",
+    ),
+    ("loaders", "Loaders by architecture, in addition to the default ones; an empty string removes one"),
 ];
 
 /// Reads a section.
@@ -23,7 +26,9 @@ pub(super) fn read<T: DeserializeOwned>(backend: &str, wiring: &Wiring, table: S
 pub(super) fn mac_paths(wiring: &Wiring, mac_prefix: bool) -> Option<Finding> {
     (mac_prefix && !wiring.mac_paths).then(|| {
         let store = wiring.backends.get(&PortName::BootFiles).map_or("the boot file store", String::as_str);
-        let why = format!("DHCP would name loaders as <mac>/<loader>, and {store} knows no such path");
+        let why = format!(
+            "DHCP would use <mac>/<loader> as the name of a loader, but {store} does not serve such a path"
+        );
         Finding::bad(Level::Fail, "names of loaders", why, "Set mac_prefix = false in [dhcp]")
     })
 }

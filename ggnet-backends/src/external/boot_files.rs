@@ -18,23 +18,23 @@ use super::{
 };
 use crate::bootfile::loaders::DEBIAN_IPXE_DIR;
 
-/// Reads the section's settings: the program's, and the folder of the loaders that whoever wires the store puts into it.
+/// Reads the section's settings: the program's, and the folder of the loaders that the wiring adds to the store.
 ///
 /// # Errors
-/// `Invalid`: an unknown or wrong key, named.
+/// `Invalid`: an unknown or invalid key, which is named.
 pub fn boot_file_settings(mut table: Settings) -> Result<(ExternalConfig, PathBuf)> {
     let loaders = table.as_object_mut().and_then(|keys| keys.remove("loaders_dir"));
     let loaders = loaders.map_or_else(|| Ok(DEBIAN_IPXE_DIR.into()), |dir| settings(NAME, dir))?;
     Ok((settings(NAME, table)?, loaders))
 }
 
-/// Boot files that a program of somebody else's keeps. See the module above.
+/// Boot files that an external program keeps. See the module above.
 pub struct ExternalBootFiles {
     connection: Connection,
 }
 
 impl ExternalBootFiles {
-    /// Starts the program and hears whether it fits. Dropped half-way: the program is killed.
+    /// Starts the program and checks that it is compatible. If the future is dropped, the program is killed.
     ///
     /// # Errors
     /// As [`ExternalDhcp::open`](super::ExternalDhcp::open).

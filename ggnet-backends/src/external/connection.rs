@@ -1,13 +1,13 @@
-//! [`Connection`]: a port's way to its program, which is started when there is none.
+//! [`Connection`]: a port's connection to its program, which is started when none runs.
 //!
 //! ```text
 //!   none ──call, or open──▶ started ──hello fits──▶ alive ──▶ calls
 //!    ▲ │                       └──it does not──┐      └──ended──┐
-//!    │ └──call before its time: `Unavailable`  ▼                ▼
-//!    └──────────── not again before: at once after a life that was of use, else 1, 2, 4 … 60 seconds
+//!    │ └──call too early: `Unavailable`        ▼                ▼
+//!    └──────────── wait: none if the last program was useful, otherwise 1, 2, 4 … 60 seconds
 //! ```
-//! Invariants: at most one program runs; what it can do is what it said at the first hello, and one that says otherwise later is refused;
-//! after the shutdown none is started.
+//! Invariants: at most one program runs; its capabilities are those of the first hello, and a program that later declares others is rejected;
+//! after the shutdown no program is started.
 
 use std::{
     path::Path,
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::run::{Invocation, SystemRunner, shown};
 
-/// What an operator is told when the program cannot be started.
+/// The hint if the program cannot be started.
 const HINT: &str = "see `command` in the configuration";
 
 /// See the module.
@@ -43,16 +43,16 @@ pub(super) struct Connection {
     runner: SystemRunner,
     observer: Attached,
     capabilities: OnceLock<Value>,
-    // Held while a program is started, on purpose: the others wait for the same one.
+    // Held while a program is started, on purpose: other callers wait for the same program.
     current: Mutex<Current>,
 }
 
 #[derive(Default)]
 struct Current {
     session: Option<Arc<Session>>,
-    /// Lives and starts in a row that were of no use.
+    /// The number of consecutive starts and programs that were of no use.
     failures: u32,
-    /// When the next start may be, and why not now.
+    /// The earliest time of the next start, and the reason for the delay.
     again: Option<(Instant, String)>,
     closed: bool,
 }
@@ -61,12 +61,12 @@ impl Current {
     fn failed(&mut self, proven: bool, why: &Error) {
         self.failures = if proven { 1 } else { self.failures.saturating_add(1) };
         let wait = back_off(self.failures);
-        tracing::warn!(error = %why.report(), ?wait, "a backend's program is started again by the next call");
+        tracing::warn!(error = %why.report(), ?wait, "the next call will restart the backend's program");
         self.again = Some((Instant::now() + wait, why.explain()));
     }
 }
 
-/// How long after this many failures in a row no new start is made.
+/// The delay before the next start after this number of consecutive failures.
 fn back_off(failures: u32) -> Duration {
     match failures {
         0 | 1 => Duration::ZERO,
@@ -75,11 +75,11 @@ fn back_off(failures: u32) -> Duration {
 }
 
 impl Connection {
-    /// Starts the program and hears what it can do.
+    /// Starts the program and reads its capabilities.
     ///
     /// # Errors
-    /// `Invalid` settings; `NotFound` when there is no such program; `Unsupported` when it speaks another version of the protocol or is for
-    /// another port; what it refuses the hello with; `Timeout`, `Unavailable` when it does not answer or dies.
+    /// `Invalid` settings; `NotFound` if the program does not exist; `Unsupported` if it uses another version of the protocol or is for
+    /// another port; the error with which it rejects the hello; `Timeout`, `Unavailable` if it does not respond or ends.
     pub(super) async fn open(
         config: ExternalConfig,
         port: &'static str,
@@ -99,9 +99,12 @@ impl Connection {
         if let Err(e) = runner.resolve(Path::new(program), HINT).await
             && e.kind() == ErrorKind::Unavailable
         {
-            return Err(Error::new(ErrorKind::NotFound, format!("There is no program {}", shown(program)))
-                .with_backend(NAME)
-                .with_hint(HINT));
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("Program {} does not exist", shown(program)),
+            )
+            .with_backend(NAME)
+            .with_hint(HINT));
         }
         let connection = Self {
             config,
@@ -117,33 +120,33 @@ impl Connection {
         Ok(connection)
     }
 
-    /// What it said that it can do.
+    /// The capabilities that it declared.
     pub(super) fn capabilities<T: DeserializeOwned>(&self) -> Result<T> {
         let said = self.capabilities.get().cloned().unwrap_or_default();
         serde_json::from_value(said).map_err(|e| {
             Error::new(
                 ErrorKind::Unsupported,
-                format!("The capabilities of the program are wrong: {}", shown(&e.to_string())),
+                format!("The program declares invalid capabilities: {}", shown(&e.to_string())),
             )
             .with_backend(NAME)
             .with_operation("hello")
         })
     }
 
-    /// Who is told of what it sees. The first one is.
+    /// Sets the observer of the program. Only the first call has an effect.
     pub(super) fn attach(&self, observer: Arc<dyn Observer>) {
-        // A second call is against the ports' contract and changes nothing.
+        // A second call violates the contract of the port and changes nothing.
         let _ = self.observer.set(observer);
     }
 
-    /// Makes a request, on a new program if there is none.
+    /// Sends a request, to a new program if none runs.
     ///
     /// # Errors
-    /// The program's own; `Timeout`; `Unavailable` when it has died or cannot be started now; `Internal` when its answer has another form
-    /// than this method's.
+    /// Those of the program; `Timeout`; `Unavailable` if it has ended or cannot be started now; `Internal` if its response is not valid for
+    /// this method.
     ///
     /// # Cancellation
-    /// The request was not made, or goes on in the program, which is told.
+    /// Either the request was not sent, or it continues in the program, which gets a cancel message.
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         method: &'static str,
@@ -155,7 +158,7 @@ impl Connection {
             let answer = session.call(method, params, self.config.deadline()).await?;
             serde_json::from_value(answer).map_err(|e| {
                 Error::internal(format!(
-                    "The program's answer to {method} is wrong: {}",
+                    "The program's response to {method} is invalid: {}",
                     shown(&e.to_string())
                 ))
             })
@@ -166,7 +169,7 @@ impl Connection {
         })
     }
 
-    /// A call whose answer says nothing but that it is done.
+    /// A call whose response only confirms that it is done.
     pub(super) async fn tell(
         &self,
         method: &'static str,
@@ -176,12 +179,12 @@ impl Connection {
         self.call::<Value>(method, subject, params).await.map(|_| ())
     }
 
-    /// What it lists.
+    /// The objects that it lists.
     pub(super) async fn list(&self) -> Result<Vec<Listed>> {
         self.call("list", "", Nothing {}).await
     }
 
-    /// How it says it is; down when it does not.
+    /// The health that it reports; down if it does not respond.
     pub(super) async fn health(&self) -> Health {
         self.call("health", "", Nothing {}).await.unwrap_or_else(|e| {
             let hint = e.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
@@ -189,7 +192,7 @@ impl Connection {
         })
     }
 
-    /// Ends the program, and lets none be started any more.
+    /// Ends the program and prevents further starts.
     pub(super) async fn shut_down(&self) {
         let session = {
             let mut current = self.current.lock().await;
@@ -216,7 +219,7 @@ impl Connection {
         if let Some((at, why)) = &current.again {
             let left = at.saturating_duration_since(Instant::now());
             if !left.is_zero() {
-                let message = format!("{why}; it is not started again for another {} s", left.as_secs() + 1);
+                let message = format!("{why}; it will not be restarted for another {} s", left.as_secs() + 1);
                 return Err(Error::new(ErrorKind::Unavailable, message));
             }
         }
@@ -248,34 +251,34 @@ impl Connection {
         };
         let answer: HelloAnswer = match serde_json::from_value(answer) {
             Ok(answer) => answer,
-            Err(e) => return refused(format!("its answer to hello is wrong: {}", shown(&e.to_string()))),
+            Err(e) => return refused(format!("its response to hello is invalid: {}", shown(&e.to_string()))),
         };
         if answer.protocol != PROTOCOL {
             return refused(format!(
-                "it speaks version {} of the protocol, and we speak {PROTOCOL} (docs/backend-authors.md says what changed)",
+                "it uses version {} of the protocol, but GGnet uses version {PROTOCOL} (docs/backend-authors.md describes the changes)",
                 answer.protocol
             ));
         }
         if answer.port != self.port {
             return refused(format!(
-                "it is for the port {}, and was asked for {}",
+                "it is a backend for the port {}, but {} was requested",
                 shown(&answer.port),
                 self.port
             ));
         }
         if *self.capabilities.get_or_init(|| answer.capabilities.clone()) != answer.capabilities {
             return refused(
-                "it can do other things than when it was first started; restart GGnet".to_owned(),
+                "its capabilities differ from those of its first start; restart GGnet".to_owned(),
             );
         }
         Ok(session)
     }
 }
 
-/// Starts a program for its hello alone and ends it: what it says that it can do. For a check beside a server that may run.
+/// Starts a program only for its hello, then ends it, and returns the declared capabilities. For a check while a server may be running.
 ///
 /// # Errors
-/// What a server would refuse it with at its start.
+/// Those with which a server would reject the program at start.
 pub async fn look(config: ExternalConfig, port: &'static str, instance: InstanceId) -> Result<Value> {
     let connection = Connection::open_for(config, port, instance, true).await?;
     connection.shut_down().await;

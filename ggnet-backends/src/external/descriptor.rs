@@ -1,4 +1,4 @@
-//! What the backends "external" register, one for each port that a program can serve.
+//! The descriptors of the backends "external", one for each port that a program can implement.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -13,14 +13,14 @@ use super::{
 };
 use crate::bootfile::loaders;
 
-const SUMMARY: &str = "A program in any language, which GGnet starts";
+const SUMMARY: &str = "A program in any language that GGnet starts";
 
 const KEYS: &[Key] = &[
-    ("command", "The program and its arguments, which every user of the host can read; needed"),
-    ("config", "A table for the program itself; secrets belong here"),
-    ("deadline_s", "Seconds that it has to answer a request; left out: 30"),
-    ("shutdown_s", "Seconds that it has to end before it is killed; left out: 10"),
-    ("max_line", "The longest line in bytes, either way; left out: 32 MiB"),
+    ("command", "The program and its arguments; every user of the host can read them; required"),
+    ("config", "A table that is passed to the program; put secrets here"),
+    ("deadline_s", "Time limit for a response, in seconds; default: 30"),
+    ("shutdown_s", "Time limit for its shutdown before it is killed, in seconds; default: 10"),
+    ("max_line", "The maximum length of a line in either direction, in bytes; default: 32 MiB"),
 ];
 
 /// The DHCP backend "external".
@@ -80,18 +80,18 @@ async fn check_boot_files(wiring: Wiring, table: Settings) -> Result<Vec<Finding
     Ok(findings)
 }
 
-/// Whoever serves them, machines ask at these ports.
+/// The ports on which machines send requests, whatever program serves them.
 fn serves(port: u16, why: &'static str) -> Vec<Socket> {
     vec![Socket::udp((Ipv4Addr::UNSPECIFIED, port).into(), why).bound_by(BoundBy::Other)]
 }
 
-/// Starts the program for its hello alone.
+/// Starts the program only for its hello.
 async fn ask(port: PortName, config: ExternalConfig, wiring: Wiring) -> Finding {
     let what = format!("program of [{port}]");
     let program = config.command.first().cloned().unwrap_or_default();
     match look(config, port.as_str(), wiring.instance).await {
         Ok(can) if can.is_null() => Finding::ok(what, format!("{program} answers")),
-        Ok(can) => Finding::ok(what, format!("{program} answers, with the capabilities {can}")),
+        Ok(can) => Finding::ok(what, format!("{program} responds, with the capabilities {can}")),
         Err(e) => Finding::failed(Level::Fail, what, &e),
     }
 }
@@ -121,7 +121,7 @@ mod tests {
         };
         let ethers = json!({ "path": format!("{root}/ethers") });
         let right = check(PortName::Dhcp, "ethers.py", ethers.clone()).await;
-        assert!(right.why.contains("ethers.py answers, with the capabilities"), "{right}");
+        assert!(right.why.contains("ethers.py responds, with the capabilities"), "{right}");
         for (port, program) in [(PortName::Writeback, "copies.py"), (PortName::BootFiles, "boot_files.py")] {
             let right = check(port, program, json!({ "root": root })).await;
             assert_eq!(right.level, Level::Ok, "{right}");

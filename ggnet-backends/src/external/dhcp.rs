@@ -15,18 +15,18 @@ use super::{
     wire::{Applied, Apply, Failed, Named},
 };
 
-/// DHCP entries that a program of somebody else's keeps. See the module above.
+/// DHCP entries that an external program keeps. See the module above.
 pub struct ExternalDhcp {
     connection: Connection,
     capabilities: DhcpCapabilities,
 }
 
 impl ExternalDhcp {
-    /// Starts the program and hears what it can do. Dropped half-way: the program is killed.
+    /// Starts the program and reads its capabilities. If the future is dropped, the program is killed.
     ///
     /// # Errors
-    /// `Invalid` settings; `NotFound` when there is no such program; `Unsupported` when it does not fit, by version, port or capabilities; what
-    /// it refuses the hello with; `Timeout`, `Unavailable` when it does not answer or dies.
+    /// `Invalid` settings; `NotFound` if the program does not exist; `Unsupported` if its version, port or capabilities do not match; the
+    /// error with which it rejects the hello; `Timeout`, `Unavailable` if it does not respond or ends.
     pub async fn open(config: ExternalConfig, instance: InstanceId) -> Result<Self> {
         let connection = Connection::open(config, "dhcp", instance).await?;
         let capabilities = connection.capabilities()?;
@@ -34,7 +34,7 @@ impl ExternalDhcp {
     }
 }
 
-/// How many changes a request may have: a line of them has less than 100 KiB.
+/// The maximum number of changes in one request: a line with them has less than 100 KiB.
 const IN_A_LINE: usize = 256;
 
 impl ExternalDhcp {
@@ -76,7 +76,7 @@ impl DhcpBackend for ExternalDhcp {
         let mut failed = Vec::new();
         for some in changes.chunks(IN_A_LINE) {
             match self.request(some).await {
-                // Too much for a line: then each in a line of its own, so that what is too long by itself fails alone.
+                // Too long for one line: sends each change in its own line, so that only a change that is too long by itself fails.
                 Err(e) if e.field() == Some("max_line") => {
                     failed.extend(apply_each(some, |one| self.alone(one)).await);
                 }

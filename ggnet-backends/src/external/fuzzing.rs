@@ -1,8 +1,9 @@
-//! What must hold for whatever a program writes to its stdout: run by the fuzz target `external_line` and by the test `fuzz_corpus`.
+//! The properties that must hold for all output of a program on stdout. The fuzz target `external_line` and the test `fuzz_corpus` run
+//! them.
 //!
-//! Input: two bytes that choose the limit of a line, then the stream.
+//! Input: two bytes that select the limit of a line, then the stream.
 //!
-//! Asserting is the whole purpose here: a false property ends the run.
+//! The assertions are the purpose of this module: a violated property panics.
 
 use futures_util::FutureExt as _;
 use ggnet_core::ports::{DhcpCapabilities, Health, Listed, SpecDigest, WritebackListed};
@@ -14,10 +15,10 @@ use super::{
     writeback::{Abilities, Place},
 };
 
-/// The longest text of an error: what is quoted and what is said of it, each cut, with every character escaped.
+/// The longest text of an error: the quotation and the explanation, each truncated, with every character escaped.
 const MAX_WORDS: usize = 2 * 301 * "\\u{10ffff}".len() + 100;
 
-/// Reads a stream line by line, and takes each line as far as a port's adapter takes it.
+/// Reads a stream line by line, and processes each line as a port's adapter does.
 pub fn line(input: &[u8]) {
     let Some((&[low, high], stream)) = input.split_first_chunk::<2>() else { return };
     let limit = usize::from(u16::from_be_bytes([high, low]));
@@ -53,7 +54,7 @@ fn understand(line: &[u8]) {
                 Ok(result) => json!({ "id": id, "result": result }),
                 Err(refusal) => json!({ "id": id, "error": refusal }),
             };
-            // A fraction may be another one in its last digit when it comes back.
+            // The last digit of a fraction may change in a round trip.
             if !has_fraction(&again) {
                 let said = decode(again.to_string().as_bytes());
                 assert_eq!(said, Ok(Said::Answer(id, answer.clone())), "an answer reads as another");
@@ -70,7 +71,7 @@ fn understand(line: &[u8]) {
     }
 }
 
-/// Every form that an answer may have is tried.
+/// Tries every form that a response may have.
 fn answered(result: &Value) {
     let longest =
         result.as_object().and_then(|o| o.get("content")).and_then(Value::as_str).map_or(0, str::len);

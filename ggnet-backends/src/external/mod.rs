@@ -1,14 +1,14 @@
-//! The backends "external": a program of somebody else's, in any language, that is spoken to over its stdin and stdout. One program per
-//! port; docs/backend-authors.md has the protocol for its author.
+//! The backends "external": an external program in any language, connected through its stdin and stdout. One program for each port;
+//! docs/backend-authors.md describes the protocol for its author.
 //!
-//! Floors: `dhcp`, `boot_files`, `writeback` (a port each, thin) → `connection` (there is a program, or why not) → `session` (one life of a program)
-//! → `wire` (lines and messages); `run` starts it.
+//! Levels: `dhcp`, `boot_files`, `writeback` (one port each, thin) → `connection` (a running program, or the reason why there is none) →
+//! `session` (one run of a program) → `wire` (lines and messages); `run` starts it.
 //!
 //! Invariants:
-//! * The program is ours for as long as we live: it dies with us, and one that died is started again by the next call, with back-off.
-//! * Nothing that it does or leaves undone holds a call for longer than a few deadlines (a start, which may be another's, and the call
-//!   itself), takes unbounded memory, or ends anything but itself.
-//! * A call is written whole or not at all, and calls are written in the order in which they were made.
+//! * The program belongs to this process: it ends with us, and after it ended the next call restarts it, with back-off.
+//! * The program cannot delay a call for longer than a few deadlines (that of a start, possibly for another call, and that of the call
+//!   itself), use unlimited memory of ours, or stop anything except itself.
+//! * A call is written completely or not at all, and calls are written in the order in which they were made.
 
 mod boot_files;
 mod connection;
@@ -35,23 +35,22 @@ pub use writeback::ExternalWritebacks;
 /// The backends' name in the configuration and in errors.
 pub const NAME: &str = "external";
 
-/// The settings of one external backend. No `Debug`: what is the program's own may hold a secret.
+/// The settings of one external backend. No `Debug`, because the program's own settings may contain a secret.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExternalConfig {
-    /// The program (a path, or a name that is looked up in the system's folders) and its arguments. Every user of the host can see
-    /// them.
+    /// The program (a path, or a name that is looked up in the system's folders) and its arguments. Every user of the host can see them.
     pub command: Vec<String>,
-    /// What the program is told in the hello: its own settings.
+    /// The program's own settings, which it gets in the hello.
     #[serde(default)]
     pub config: serde_json::Map<String, serde_json::Value>,
-    /// Seconds that it has to answer the hello, and each request.
+    /// Time limit for the response to the hello and to each request, in seconds.
     #[serde(default = "thirty")]
     pub deadline_s: u64,
-    /// Seconds that it has to end after it was asked to.
+    /// Time limit for the program to exit after the shutdown request, in seconds.
     #[serde(default = "ten")]
     pub shutdown_s: u64,
-    /// The longest line in bytes, either way; a bundle of boot files is one line, a third longer than its files.
+    /// The maximum length of a line in either direction, in bytes; a bundle of boot files is one line, a third longer than its files.
     #[serde(default = "lines")]
     pub max_line: usize,
 }
@@ -76,7 +75,7 @@ impl ExternalConfig {
         Self { command, config, deadline_s: thirty(), shutdown_s: ten(), max_line: lines() }
     }
 
-    /// The program's name and its arguments, once the settings make sense.
+    /// The program's name and its arguments, after validating the settings.
     fn program(&self) -> Result<(&str, &[String])> {
         for (field, value, range) in [
             ("deadline_s", self.deadline_s, 1..=3600),
@@ -90,7 +89,7 @@ impl ExternalConfig {
         }
         match self.command.split_first() {
             Some((program, arguments)) if !program.is_empty() => Ok((program, arguments)),
-            _ => Err(Error::invalid("command", "The command names no program")
+            _ => Err(Error::invalid("command", "The command is empty")
                 .with_hint("command = [\"/usr/lib/ggnet/my-backend\"]")),
         }
     }

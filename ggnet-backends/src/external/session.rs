@@ -1,13 +1,13 @@
-//! [`Session`]: one life of a program: requests in flight, answers as they come, and how it ended.
+//! [`Session`]: one run of a program: the requests in flight, the responses, and how it ended.
 //!
 //! ```text
-//!   start ──hello answered──▶ alive ──died, said what is no message, or was silent──▶ ended: what is in flight fails with
-//!     └──refused, silent──▶ killed  └──shutdown: message, end of its input, wait, kill──▶ ended        `Unavailable` and the reason
+//!   start ──hello answered──▶ alive ──died, sent an invalid message, or sent nothing──▶ ended: requests in flight fail with
+//!     └──rejected, silent──▶ killed └──shutdown: message, close its input, wait, kill──▶ ended         `Unavailable` and the reason
 //! ```
 //! Invariants:
-//! * One task owns the program, writes to it and reads from it, both at once, so that neither side ever waits for the other to read.
-//! * Every request that is registered gets exactly one of: its answer, the session's end, or its caller's own end (deadline, dropped).
-//! * An answer that nobody waits for any more is dropped; one to a request that was never made is no message.
+//! * One task owns the program, and writes to it and reads from it concurrently, so that neither side ever waits for the other to read.
+//! * Every registered request ends exactly once: with its response, with the end of the session, or with its caller (deadline, dropped).
+//! * A response that no caller waits for any more is dropped; a response to a request that was never sent is an invalid message.
 
 use std::{
     collections::HashMap,
@@ -35,17 +35,17 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::wire::{self, Next, Said};
 use crate::run::{Coprocess, Invocation, LineSink, Pipes, SystemRunner, shown};
 
-/// Requests that wait to be written; whoever comes then waits too.
+/// The number of requests that can wait to be written; further callers wait too.
 const QUEUE: usize = 64;
-/// How long a program that closed its pipes may take to be gone.
+/// Time limit for a program to exit after it closed its pipes.
 const LEAVING: Duration = Duration::from_secs(2);
-/// Lines of stderr that go to the log in a second.
+/// The maximum number of stderr lines per second that are logged.
 const LINES_A_SECOND: u32 = 50;
 
-/// Who is told of what the program saw, once somebody is attached.
+/// The observer of the program, once it is set.
 pub(super) type Attached = Arc<OnceLock<Arc<dyn Observer>>>;
 
-/// See the module. Dropping it kills the program.
+/// See the module. Dropping the session kills the program.
 pub(super) struct Session {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Out>,
@@ -53,7 +53,7 @@ pub(super) struct Session {
     _task: AbortOnDropHandle<()>,
 }
 
-/// What goes to the program.
+/// Messages to the program.
 enum Out {
     Request(u64, Vec<u8>),
     Cancel(u64),
@@ -64,9 +64,9 @@ struct Shared {
     program: String,
     observer: Attached,
     state: Mutex<State>,
-    /// Whether it has answered anything but the hello.
+    /// Whether it has responded to anything except the hello.
     proven: AtomicBool,
-    /// Why we end it; set before `stop`.
+    /// Why the session is stopped; set before `stop`.
     verdict: OnceLock<String>,
     stop: CancellationToken,
     ended: CancellationToken,
@@ -76,15 +76,15 @@ struct Shared {
 struct State {
     waiting: HashMap<u64, Asked>,
     next: u64,
-    /// Since when it has not said a word although a deadline has passed.
+    /// The time since which it has sent nothing although a deadline has passed.
     silent: Option<Instant>,
     ended: Option<End>,
 }
 
-/// A request that somebody waits for.
+/// A request with a waiting caller.
 struct Asked {
     answer: oneshot::Sender<Result<Value>>,
-    /// Whether the program was told, or is being told this moment.
+    /// Whether the request was written to the program, or is being written.
     written: bool,
 }
 
@@ -102,10 +102,10 @@ impl End {
 }
 
 impl Session {
-    /// Starts the program. Nothing was said yet.
+    /// Starts the program. Nothing has been sent yet.
     ///
     /// # Errors
-    /// As [`SystemRunner::start`].
+    /// Those of [`SystemRunner::start`].
     pub(super) async fn start(
         runner: &SystemRunner,
         invocation: &Invocation,
@@ -127,37 +127,40 @@ impl Session {
         let life = Life(Arc::clone(&shared));
         #[expect(
             clippy::disallowed_methods,
-            reason = "lives as long as its program; the connection sees its end and starts it again"
+            reason = "lives as long as its program; the connection notices its end and restarts it"
         )]
         let task = tokio::spawn(live(coprocess, pipes, written, life, max_line));
         Ok(Self { shared, queue, max_line, _task: AbortOnDropHandle::new(task) })
     }
 
-    /// Whether requests may still be made.
+    /// Whether requests are still accepted.
     pub(super) fn is_alive(&self) -> bool {
         self.shared.state().ended.is_none() && !self.shared.stop.is_cancelled()
     }
 
-    /// Whether it has answered anything but the hello.
+    /// Whether it has responded to anything except the hello.
     pub(super) fn is_proven(&self) -> bool {
         self.shared.proven.load(Ordering::Relaxed)
     }
 
-    /// Waits until the program is gone; how it ended.
+    /// Waits until the program has ended; returns how it ended.
     pub(super) async fn gone(&self) -> Error {
         self.shared.ended.cancelled().await;
         let state = self.shared.state();
-        state.ended.as_ref().map_or_else(|| Error::internal("A session ended without an end"), End::error)
+        state
+            .ended
+            .as_ref()
+            .map_or_else(|| Error::internal("A session ended without a recorded reason"), End::error)
     }
 
-    /// Makes a request and waits for its answer.
+    /// Sends a request and waits for its response.
     ///
     /// # Errors
-    /// The program's own; `Timeout` when the answer does not come in time; `Unavailable` when the program ends first, with how; `Invalid`
-    /// when the request is longer than a line may be.
+    /// Those of the program; `Timeout` if no response arrives in time; `Unavailable` if the program ends first, with the reason; `Invalid`
+    /// if the request is longer than a line may be.
     ///
     /// # Cancellation
-    /// When the future is dropped, the request was not written, or the program is told that nobody waits any more.
+    /// If the future is dropped, either the request was not written, or the program gets a cancel message.
     pub(super) async fn call(
         &self,
         method: &str,
@@ -169,48 +172,48 @@ impl Session {
         let line = wire::request(id, method, params)?;
         if line.len() > self.max_line {
             let message =
-                format!("The request is {} bytes long; `max_line` is {}", line.len(), self.max_line);
+                format!("The request is {} bytes long, but `max_line` is {}", line.len(), self.max_line);
             return Err(
                 Error::invalid("max_line", message).with_hint("raise `max_line` in the configuration")
             );
         }
         let asked = async {
-            // A session that has ended answers by its end.
+            // An ended session fails the request with its reason.
             let _ = self.queue.send(Out::Request(id, line)).await;
             answer.await
         };
         match timeout(deadline, asked).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Error::internal("A request was forgotten")),
+            Ok(Err(_)) => Err(Error::internal("A request was dropped without a response")),
             Err(_) => {
                 self.shared.missed(deadline);
                 let program = &self.shared.program;
                 Err(Error::new(
                     ErrorKind::Timeout,
-                    format!("Program {program} did not answer {method} within {deadline:?}"),
+                    format!("Program {program} did not respond to {method} within {deadline:?}"),
                 ))
             }
         }
     }
 
-    /// Asks the program to end and kills it when it does not within `patience`.
+    /// Sends the shutdown request to the program, and kills it if it does not exit within `grace`.
     ///
     /// # Cancellation
-    /// When the future is dropped it ends all the same, unless the session is dropped: then it is killed.
-    pub(super) async fn shut_down(&self, patience: Duration) {
+    /// If the future is dropped, the program still ends, unless the session is dropped: then it is killed.
+    pub(super) async fn shut_down(&self, grace: Duration) {
         let asked = async {
             let _ = self.queue.send(Out::Shutdown).await;
             self.shared.ended.cancelled().await;
         };
-        if timeout(patience, asked).await.is_err() {
-            self.shared.end_it(format!("it did not end within {patience:?} after it was asked to"));
+        if timeout(grace, asked).await.is_err() {
+            self.shared.end_it(format!("it did not exit within {grace:?} of the shutdown request"));
             let end = self.gone().await;
-            tracing::warn!(error = %end.report(), "a backend's program had to be killed");
+            tracing::warn!(error = %end.report(), "killed a backend's program");
         }
     }
 }
 
-/// A caller that waits. Dropped before the answer came: the program is told.
+/// A waiting caller. If it is dropped before the response, the program gets a cancel message.
 struct Waiting<'a> {
     session: &'a Session,
     id: u64,
@@ -220,7 +223,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let asked = self.session.shared.state().waiting.remove(&self.id);
         if asked.is_some_and(|asked| asked.written) {
-            // A full queue: it does not even read, so there is nobody to be told.
+            // The queue is full: the program does not even read, so a cancel message is pointless.
             let _ = self.session.queue.try_send(Out::Cancel(self.id));
         }
     }
@@ -243,7 +246,7 @@ impl Shared {
         Ok((id, answer))
     }
 
-    /// Whether anybody still waits for this request, which is now written then.
+    /// Whether a caller still waits for this request; if so, marks it as written.
     fn begin(&self, id: u64) -> bool {
         let mut state = self.state();
         let asked = state.waiting.get_mut(&id);
@@ -253,21 +256,21 @@ impl Shared {
         })
     }
 
-    /// Hands on what the program said. The error says what is wrong with it.
+    /// Processes a line of the program. The error describes why it is invalid.
     fn heard(&self, line: &[u8]) -> Result<(), String> {
         let said = wire::decode(line)?;
         let mut state = self.state();
         state.silent = None;
         match said {
             Said::Answer(id, _) if id >= state.next => {
-                Err(format!("it answered request {id}, which was never made"))
+                Err(format!("it responded to request {id}, which was never sent"))
             }
             Said::Answer(id, answer) => {
                 let asked = state.waiting.remove(&id);
                 drop(state);
                 self.proven.fetch_or(id > 0, Ordering::Relaxed);
                 if let Some(asked) = asked {
-                    // Nobody there: he was dropped this moment.
+                    // The receiver may just have been dropped.
                     let _ = asked.answer.send(answer.map_err(wire::Refusal::into_error));
                 }
                 Ok(())
@@ -282,16 +285,17 @@ impl Shared {
         }
     }
 
-    /// A deadline has passed. A program that says nothing at all for another one is ended: it would never answer again.
+    /// Called when a deadline has passed. A program that then sends nothing for another deadline is stopped, because it would never respond
+    /// again.
     fn missed(&self, deadline: Duration) {
         let since = *self.state().silent.get_or_insert_with(Instant::now);
         if since.elapsed() >= deadline {
-            self.end_it(format!("it has said nothing for {deadline:?} after a deadline had passed"));
+            self.end_it(format!("it sent nothing for {deadline:?} after it missed a deadline"));
         }
     }
 
     fn end_it(&self, why: String) {
-        // The first reason is the one.
+        // Only the first reason is kept.
         let _ = self.verdict.set(why);
         self.stop.cancel();
     }
@@ -311,12 +315,12 @@ impl Shared {
     }
 }
 
-/// Whatever ends the task ends the session.
+/// The session ends whenever the task ends, for any reason.
 struct Life(Arc<Shared>);
 
 impl Drop for Life {
     fn drop(&mut self) {
-        let words = format!("Program {} was left by its owner", self.0.program);
+        let words = format!("GGnet no longer uses program {}", self.0.program);
         self.0.finish(&End { words, tool: ToolFailure::default() });
     }
 }
@@ -331,24 +335,24 @@ async fn live(
 ) {
     let shared = &life.0;
     let ended = tokio::select! {
-        // What it said before it died is heard first.
+        // Reads its last output first.
         biased;
         ended = listen(pipes.stdout, shared, max_line) => ended,
         () = speak(pipes.stdin, written, shared) => None,
         () = shared.stop.cancelled() => shared.verdict.get().cloned(),
     };
-    let patience = if ended.is_some() { Duration::ZERO } else { LEAVING };
-    let (how, tool) = program.end(patience).await;
+    let grace = if ended.is_some() { Duration::ZERO } else { LEAVING };
+    let (how, tool) = program.end(grace).await;
     let name = &shared.program;
     let words = match ended {
-        Some(why) => format!("Program {name} was ended: {why}"),
-        None => format!("Program {name} is gone: {how}"),
+        Some(why) => format!("Program {name} was stopped: {why}"),
+        None => format!("Program {name} ended: {how}"),
     };
-    tracing::debug!(program = %name, %words, "a backend's program has ended");
+    tracing::debug!(program = %name, %words, "a backend's program ended");
     shared.finish(&End { words, tool });
 }
 
-/// Reads to the end of what it says; what is wrong with it, if that ended it.
+/// Reads its output to the end; returns the error that ended it, if any.
 async fn listen(stdout: ChildStdout, shared: &Shared, max_line: usize) -> Option<String> {
     let mut stdout = BufReader::new(stdout);
     loop {
@@ -358,19 +362,19 @@ async fn listen(stdout: ChildStdout, shared: &Shared, max_line: usize) -> Option
                     return Some(why);
                 }
             }
-            Ok(Next::TooLong) => return Some(format!("it said a line of more than {max_line} bytes")),
-            // A pipe that fails has ended.
+            Ok(Next::TooLong) => return Some(format!("it sent a line longer than {max_line} bytes")),
+            // A failed pipe counts as its end.
             Ok(Next::End(_)) | Err(_) => return None,
         }
     }
 }
 
-/// Writes what is asked; returns when it does not read any more.
+/// Writes the requests; returns when the program does not read any more.
 async fn speak(mut stdin: ChildStdin, mut written: mpsc::Receiver<Out>, shared: &Shared) {
     while let Some(out) = written.recv().await {
         let last = matches!(out, Out::Shutdown);
         let line = match out {
-            // Its caller has gone while it waited here.
+            // Its caller was dropped while the request waited here.
             Out::Request(id, _) if !shared.begin(id) => continue,
             Out::Request(_, line) => line,
             Out::Cancel(id) => wire::cancel(id),
@@ -383,12 +387,12 @@ async fn speak(mut stdin: ChildStdin, mut written: mpsc::Receiver<Out>, shared: 
             break;
         }
     }
-    // The end of its input. What it still says is read until it has gone.
+    // Closes its input. Its remaining output is read until it has exited.
     drop(stdin);
     std::future::pending::<()>().await;
 }
 
-/// Its stderr goes to our log: as many lines a second as somebody can read.
+/// Copies its stderr to our log, with a limited number of lines per second.
 fn complaints(program: &str) -> LineSink {
     let program = program.to_owned();
     let counted = Mutex::new((Instant::now(), 0_u32));
@@ -396,7 +400,7 @@ fn complaints(program: &str) -> LineSink {
         let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
         if counted.0.elapsed() >= Duration::from_secs(1) {
             if counted.1 > LINES_A_SECOND {
-                tracing::warn!(%program, lines = counted.1 - LINES_A_SECOND, "left out of the log");
+                tracing::warn!(%program, lines = counted.1 - LINES_A_SECOND, "lines dropped from the log");
             }
             *counted = (Instant::now(), 0);
         }

@@ -1,4 +1,4 @@
-//! The protocol's text for authors against the code: every message in it is one that we write, or one that we understand.
+//! Compares the protocol's documentation with the code: every message in it is one that GGnet writes or can parse.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use super::{
     writeback::{Abilities, Place},
 };
 
-/// The lines of the fenced blocks that begin with this.
+/// The lines of the fenced blocks that start with this text.
 fn blocks(fence: &str) -> Vec<String> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/backend-authors.md");
     let text = std::fs::read_to_string(path).unwrap();
@@ -34,7 +34,7 @@ fn blocks(fence: &str) -> Vec<String> {
     lines
 }
 
-/// What we write, for the things that the document speaks of.
+/// The messages that GGnet writes about the objects in the document.
 fn written() -> Vec<Vec<u8>> {
     let id = "01935bd28c7e7b3a8f0de1b2c3d4e5f6".parse().unwrap();
     let host = DhcpHost {

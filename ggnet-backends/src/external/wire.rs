@@ -1,8 +1,8 @@
-//! The lines of the protocol: what we write, and what a program may answer. Its text for people is docs/backend-authors.md.
+//! The lines of the protocol: what GGnet writes and what a program may send. docs/backend-authors.md describes it for people.
 //!
-//! One JSON object a line, UTF-8. A request has `id`, `method` and `params`; its answer has the same `id` and either `result` or `error`.
-//! What has a `method` and no `id` gets no answer. Invariants of the reader: it takes no more than the limit into memory, and what it
-//! says of a bad line is short and has no control characters.
+//! One JSON object per line, UTF-8. A request has `id`, `method` and `params`; its response has the same `id` and either `result` or
+//! `error`. A message with a `method` and without an `id` gets no response. Invariants of the reader: it never holds more than the limit in
+//! memory, and its description of an invalid line is short and without control characters.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
 
 use crate::run::shown;
 
-/// The version of the protocol that we speak.
+/// The version of the protocol that GGnet uses.
 pub(super) const PROTOCOL: u32 = 2;
 
 /// A request.
@@ -30,22 +30,22 @@ struct Request<'a, P> {
     params: P,
 }
 
-/// No parameters: `{}`.
+/// Empty parameters: `{}`.
 #[derive(Serialize)]
 pub(super) struct Nothing {}
 
-/// Of `hello`, the first request.
+/// Parameters of `hello`, the first request.
 #[derive(Serialize)]
 pub(super) struct Hello<'a> {
     pub protocol: u32,
     pub port: &'a str,
     pub instance: &'a InstanceId,
     pub config: &'a serde_json::Map<String, Value>,
-    /// Whether only this will be asked, beside a server that may run.
+    /// Whether this is the only request, while a server may be running.
     pub check: bool,
 }
 
-/// What a program says of itself. More than this is for a later version of the protocol, and not looked at.
+/// What a program declares about itself. Further fields belong to later versions of the protocol and are ignored.
 #[derive(Deserialize)]
 pub(super) struct HelloAnswer {
     pub protocol: u32,
@@ -54,20 +54,20 @@ pub(super) struct HelloAnswer {
     pub capabilities: Value,
 }
 
-/// Of `get`, and of `remove` of boot files.
+/// Parameters of `get`, and of `remove` of boot files.
 #[derive(Serialize)]
 pub(super) struct Named<'a> {
     pub id: &'a ResourceId,
 }
 
-/// Of `remove` of a writeback.
+/// Parameters of `remove` of a writeback.
 #[derive(Serialize)]
 pub(super) struct Remove<'a> {
     pub id: &'a ResourceId,
     pub how: Removal,
 }
 
-/// Of `apply`: changes of DHCP entries.
+/// Parameters of `apply`: changes of DHCP entries.
 #[derive(Serialize)]
 pub(super) struct Apply<'a> {
     pub changes: Vec<Change<'a>>,
@@ -87,17 +87,17 @@ impl<'a> Apply<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Change<'a> {
-    /// The machine is to be known so.
+    /// Add or replace the entry of this machine.
     Ensure {
         digest: SpecDigest,
         #[serde(flatten)]
         host: &'a DhcpHost,
     },
-    /// The machine is to be forgotten.
+    /// Remove the entry of this machine.
     Remove { id: &'a ResourceId },
 }
 
-/// The answer to `apply`: what failed.
+/// The response to `apply`: the failed changes.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(any(test, feature = "fuzzing"), derive(Serialize))]
 #[serde(deny_unknown_fields)]
@@ -114,7 +114,7 @@ pub(super) struct Failed {
     pub error: Refusal,
 }
 
-/// Of `ensure` of boot files: path → content in base64.
+/// Parameters of `ensure` of boot files: path → content in base64.
 #[derive(Serialize)]
 pub(super) struct EnsureFiles<'a> {
     pub digest: SpecDigest,
@@ -130,7 +130,7 @@ impl<'a> EnsureFiles<'a> {
     }
 }
 
-/// Of `read`.
+/// Parameters of `read`.
 #[derive(Serialize)]
 pub(super) struct Read<'a> {
     pub path: &'a str,
@@ -142,7 +142,7 @@ impl<'a> Read<'a> {
     }
 }
 
-/// The answer to `read`.
+/// The response to `read`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Content {
@@ -155,7 +155,7 @@ fn base64<'de, D: Deserializer<'de>>(d: D) -> Result<Bytes, D::Error> {
     STANDARD.decode(&text).map(Bytes::from).map_err(serde::de::Error::custom)
 }
 
-/// Of `ensure` of a writeback.
+/// Parameters of `ensure` of a writeback.
 #[derive(Serialize)]
 pub(super) struct EnsureWriteback<'a> {
     pub digest: SpecDigest,
@@ -163,11 +163,11 @@ pub(super) struct EnsureWriteback<'a> {
     pub base: Base<'a>,
 }
 
-/// The version below a writeback.
+/// The image version of a writeback.
 #[derive(Serialize)]
 pub(super) struct Base<'a> {
     pub version: ImageVersionId,
-    /// Its raw file, never to be changed.
+    /// Its raw file, which must never be changed.
     pub path: &'a Path,
     pub size_bytes: u64,
 }
@@ -175,46 +175,46 @@ pub(super) struct Base<'a> {
 /// The line of a request.
 pub(super) fn request(id: u64, method: &str, params: impl Serialize) -> Result<Vec<u8>> {
     let mut line = serde_json::to_vec(&Request { id, method, params }).map_err(|e| {
-        Error::internal(format!("The parameters of {method} do not fit into JSON")).with_source(e)
+        Error::internal(format!("Cannot encode the parameters of {method} as JSON")).with_source(e)
     })?;
     line.push(b'\n');
     Ok(line)
 }
 
-/// The line that says that nobody waits for this request any more.
+/// The line that cancels a request.
 pub(super) fn cancel(id: u64) -> Vec<u8> {
     format!("{}\n", json!({ "method": "cancel", "params": { "id": id } })).into_bytes()
 }
 
-/// The line that asks for the end.
+/// The line that requests the shutdown.
 pub(super) fn shutdown() -> Vec<u8> {
     format!("{}\n", json!({ "method": "shutdown", "params": {} })).into_bytes()
 }
 
-/// What a program said.
+/// A message of a program.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Said {
-    /// The answer to a request.
+    /// The response to a request.
     Answer(u64, std::result::Result<Value, Refusal>),
-    /// Something that it saw.
+    /// An observation.
     Observed(Observation),
 }
 
-/// A request that a program could not fulfil, in the protocol's own words: fewer than an [`Error`] has, and none that we have not looked at.
+/// An error of a program, in the protocol's own terms: it has fewer fields than an [`Error`], and all of them are checked.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(any(test, feature = "fuzzing"), derive(Serialize))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Refusal {
     pub kind: ErrorKind,
     pub message: String,
-    /// Left out: as the kind has it.
+    /// If missing: the default of the kind.
     pub retryable: Option<bool>,
     pub hint: Option<String>,
     pub subject: Option<String>,
 }
 
 impl Refusal {
-    /// The error that it is for our callers. Its texts are not ours: they are cut and have no control characters.
+    /// Converts it to an error for our callers. Its texts come from the program: they are truncated and control characters are removed.
     pub(super) fn into_error(self) -> Error {
         let mut error = Error::new(self.kind, shown(&self.message));
         if let Some(retryable) = self.retryable {
@@ -230,7 +230,7 @@ impl Refusal {
     }
 }
 
-/// Every key that a program's line may have.
+/// All keys that a program's line may have.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Spoken {
@@ -243,14 +243,14 @@ struct Spoken {
     params: Option<Value>,
 }
 
-/// A key that is there, also with `null`.
+/// A key that is present, possibly with `null`.
 fn present<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(d).map(Some)
 }
 
-/// Reads a line without its end. The error says what is wrong with it and quotes its beginning.
+/// Parses a line without its line end. The error describes why it is invalid and quotes its beginning.
 pub(super) fn decode(line: &[u8]) -> Result<Said, String> {
-    let wrong = |why: &str| format!("it said {}, which is no message: {}", quoted(line), shown(why));
+    let wrong = |why: &str| format!("it sent {}, which is not a valid message: {}", quoted(line), shown(why));
     let spoken: Spoken = serde_json::from_slice(line).map_err(|e| wrong(&e.to_string()))?;
     match spoken {
         Spoken { id: Some(id), result: Some(result), error: None, method: None, params: None } => {
@@ -261,35 +261,35 @@ pub(super) fn decode(line: &[u8]) -> Result<Said, String> {
         }
         Spoken { id: None, result: None, error: None, method: Some(method), params: Some(params) } => {
             if method != "observed" {
-                return Err(wrong(&format!("no method {method:?} is known")));
+                return Err(wrong(&format!("method {method:?} is unknown")));
             }
             serde_json::from_value(params).map(Said::Observed).map_err(|e| wrong(&e.to_string()))
         }
         _ => Err(wrong(
-            "an answer has `id` and one of `result` and `error`; else it has `method` and `params`",
+            "a response has `id` and either `result` or `error`; any other message has `method` and `params`",
         )),
     }
 }
 
-/// The beginning of a line, fit for an error.
+/// The beginning of a line, formatted for an error.
 fn quoted(line: &[u8]) -> String {
-    // More than is shown, so that the cut shows.
+    // More than is shown, so that the truncation is visible.
     let start = &line[..line.len().min(2000)];
     format!("`{}`", shown(&String::from_utf8_lossy(start)))
 }
 
-/// What came of a stream.
+/// The next item of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// A line, without its end.
+    /// A line, without its line end.
     Line(Vec<u8>),
-    /// The end, after so many bytes that were no whole line.
+    /// The end of the stream, after this number of bytes without a line end.
     End(usize),
     /// A line longer than the limit.
     TooLong,
 }
 
-/// Reads up to the next line's end. `limit` bounds the line without its end.
+/// Reads up to the next line end. `limit` applies to the line without its line end.
 pub(super) async fn next_line(
     stream: &mut (impl AsyncBufRead + Unpin),
     limit: usize,

@@ -1,4 +1,4 @@
-//! The writeback store "external": its disks are files or block devices, for a target that takes such.
+//! The writeback store "external": its disks are files or block devices, for a target that accepts these.
 
 use std::path::PathBuf;
 
@@ -19,13 +19,13 @@ use super::{
     wire::{Base, EnsureWriteback, Named, Nothing, Remove},
 };
 
-/// Private writable disks that a program of somebody else's makes. See the module above.
+/// Private writable disks that an external program creates. See the module above.
 pub struct ExternalWritebacks {
     connection: Connection,
     capabilities: WritebackCapabilities,
 }
 
-/// What a program says it can do.
+/// The capabilities that a program declares.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct Abilities {
     provides: DiskForm,
@@ -35,14 +35,14 @@ pub(super) struct Abilities {
 }
 
 impl From<Abilities> for WritebackCapabilities {
-    /// Every program is given the version as a file, and none hands over what was written: the protocol has no words for it.
+    /// Every program gets the version as a file, and no program can hand over the changes: the protocol has no message for that.
     fn from(said: Abilities) -> Self {
         let Abilities { provides, kill_safe, power_safe, discard } = said;
         Self { provides, base: DiskForm::File, freezes: None, kill_safe, power_safe, discard }
     }
 }
 
-/// Where a disk is, as a program says it.
+/// The location of a disk, as a program reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(any(test, feature = "fuzzing"), derive(serde::Serialize))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -62,7 +62,7 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// The disk that is there; `Internal` for a path that starts at no root: it would mean another file to everybody.
+    /// Converts it to a disk; `Internal` for a relative path, because each process would resolve it differently.
     pub(super) fn into_disk(self) -> Result<Disk> {
         let disk = match self {
             Self::File { path, format } => Disk::File { path, format },
@@ -70,13 +70,13 @@ impl Place {
         };
         match &disk {
             Disk::File { path, .. } | Disk::Device { path } if path.is_absolute() => Ok(disk),
-            _ => Err(Error::internal("The program's disk has no absolute path")),
+            _ => Err(Error::internal("The path of the program's disk is not absolute")),
         }
     }
 }
 
 impl ExternalWritebacks {
-    /// Starts the program and hears what it can do. Dropped half-way: the program is killed.
+    /// Starts the program and reads its capabilities. If the future is dropped, the program is killed.
     ///
     /// # Errors
     /// As [`ExternalDhcp::open`](super::ExternalDhcp::open).
@@ -86,7 +86,7 @@ impl ExternalWritebacks {
         if capabilities.provides == DiskForm::Blocks {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "The program provides blocks; a program can provide a file or a device",
+                "The program declares that it provides blocks, but a program can provide only a file or a device",
             )
             .with_backend(NAME)
             .with_operation("hello"));
@@ -94,19 +94,21 @@ impl ExternalWritebacks {
         Ok(Self { connection, capabilities })
     }
 
-    /// Checks that a disk has the form that was promised: the target was chosen by it.
+    /// Checks that a disk has the declared form, because the target was selected by it.
     fn handed_out(&self, place: Place) -> Result<Disk> {
         let disk = place.into_disk()?;
         let promised = self.capabilities.provides;
         if disk.form() == promised {
             Ok(disk)
         } else {
-            Err(Error::internal(format!("The program provides a {promised:?} and handed out {disk:?}")))
+            Err(Error::internal(format!(
+                "The program declares that it provides a {promised:?}, but returned {disk:?}"
+            )))
         }
     }
 }
 
-/// An opened version as a program is given it.
+/// An opened version in the form that a program gets.
 fn raw_file(base: &OpenImage) -> Result<Base<'_>> {
     match &base.disk {
         Disk::File { path, format: ImageFormat::Raw } => {
@@ -114,7 +116,10 @@ fn raw_file(base: &OpenImage) -> Result<Base<'_>> {
         }
         other => Err(Error::new(
             ErrorKind::Unsupported,
-            format!("A program is given a raw file, and image version {} is open as {other:?}", base.id),
+            format!(
+                "A program needs the image version as a raw file, but version {} is open as {other:?}",
+                base.id
+            ),
         )),
     }
 }

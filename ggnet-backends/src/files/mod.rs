@@ -1,15 +1,16 @@
-//! The few file operations that writebacks and image versions need, behind two small traits, and the operating system's implementation.
+//! The few file operations that writebacks and image versions need, behind two small traits, and their implementation with the operating
+//! system.
 //!
-//! They are traits so that the crash tests can run the very same code over a simulated disk that loses, reorders and tears what
-//! was not synced. What an implementation promises:
-//! * a write or punch that returned is seen by every later read, also of another process after ours died (the page cache);
-//! * it survives a power cut only after `sync_data`/`sync_all` of that file returned; until then each 512-byte sector is, after
-//!   the cut, any one of the values it had since;
+//! They are traits so that the crash tests can run the same code on a simulated disk that loses, reorders and tears unsynced data. An
+//! implementation guarantees:
+//! * a completed write or punch is visible to every later read, also in another process after ours died (the page cache);
+//! * it survives a power cut only after `sync_data`/`sync_all` of that file returned; until then each 512-byte sector has, after the power
+//!   cut, any one of the values that it had since;
 //! * a name (create, rename, remove) survives a power cut only after `sync_all` of its directory.
 
 #![cfg_attr(
     not(all(feature = "writeback-layers", feature = "writeback-reflink", feature = "images-files")),
-    allow(dead_code, reason = "a plain file needs less than a layer")
+    allow(dead_code, reason = "a plain file uses fewer of these functions than a layer does")
 )]
 
 mod place;
@@ -36,22 +37,22 @@ use rustix::{
 
 pub(crate) use self::place::{Place, Words};
 
-/// The family of a plain raw file that a writeback store hands over: its locator is the file's absolute path.
+/// The family of a plain raw file that a writeback store hands over: its locator is the absolute path of the file.
 pub(crate) const RAW_FILE: &str = "raw-file";
 
 /// An open file.
 pub(crate) trait RawFile: Send + Sync {
     /// Its length in bytes.
     fn size(&self) -> io::Result<u64>;
-    /// Makes it that long; what is new is a hole.
+    /// Sets its length; the new part is a hole.
     fn set_size(&self, size: u64) -> io::Result<()>;
-    /// Fills `buf`; a file that ends before is `UnexpectedEof`.
+    /// Fills `buf`; `UnexpectedEof` if the file ends before.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
-    /// Fills `buf` if it is all in memory; `false`: it is not, or the file system cannot tell.
+    /// Fills `buf` if all data is in memory; `false`: it is not, or the file system does not report it.
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool>;
-    /// Writes all parts one after the other from `offset` on. After an error any part of it may have been written.
+    /// Writes all parts one after the other, starting at `offset`. After an error, any part of it may have been written.
     fn write_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()>;
-    /// Makes the range a hole that reads as zeros; the file keeps its length. `Unsupported` where the file system has none.
+    /// Makes the range a hole that reads as zeros; the file keeps its length. `Unsupported` if the file system has no holes.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
     /// `fdatasync`.
     fn sync_data(&self) -> io::Result<()>;
@@ -68,18 +69,18 @@ pub(crate) enum Open {
     Read,
     /// For reading and writing; it must exist.
     Write,
-    /// For reading and writing; made if it is not there, emptied if it is. Mode 0600.
+    /// For reading and writing; created if it does not exist, truncated if it does. Mode 0600.
     Create,
 }
 
-/// Room on a file system.
+/// Space on a file system.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Space {
-    /// Bytes in all.
+    /// Total bytes.
     pub(crate) total: u64,
-    /// Bytes that we may still take.
+    /// Bytes that we can still use.
     pub(crate) available: u64,
-    /// Files and folders that can still be made; none where the file system makes inodes as it needs them.
+    /// Files and folders that can still be created; `None` if the file system creates inodes as needed.
     pub(crate) files: Option<u64>,
 }
 
@@ -89,21 +90,21 @@ pub(crate) trait Files: Send + Sync {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn RawFile>>;
     /// Opens a directory, to sync it.
     fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn RawFile>>;
-    /// Makes a directory of mode 0700; one that is there is left as it is.
+    /// Creates a directory with mode 0700; an existing one is not changed.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// Renames a file or directory; a file in the way is replaced.
+    /// Renames a file or directory; replaces an existing file.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Removes an empty directory.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
-    /// The names in a directory, those that are no UTF-8 left out: they are not ours.
+    /// The names in a directory; names that are not UTF-8 are skipped, because they are not ours.
     fn names(&self, dir: &Path) -> io::Result<Vec<String>>;
-    /// Whether a symbolic link stands there.
+    /// Whether the path is a symbolic link.
     fn is_link(&self, path: &Path) -> io::Result<bool>;
-    /// Bytes that a file takes on the disk.
+    /// Disk space that a file uses, in bytes.
     fn allocated(&self, path: &Path) -> io::Result<u64>;
-    /// Room on the file system of `path`.
+    /// Space on the file system of `path`.
     fn space(&self, path: &Path) -> io::Result<Space>;
 }
 
@@ -113,7 +114,7 @@ pub(crate) struct OsFiles;
 
 struct OsFile(File);
 
-/// Repeats a system call that a signal interrupted.
+/// Repeats a system call that was interrupted by a signal.
 fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
     loop {
         match call() {
@@ -141,10 +142,10 @@ impl RawFile for OsFile {
         loop {
             let mut parts = [IoSliceMut::new(buf)];
             return match rustix::io::preadv2(&self.0, &mut parts, offset, ReadWriteFlags::NOWAIT) {
-                // A short count means that the rest is not in memory (or not in the file, which the waiting form will say).
+                // A short count means that the rest is not in memory (or not in the file, which the blocking read will report).
                 Ok(n) => Ok(n == wanted),
                 Err(Errno::INTR) => continue,
-                // OPNOTSUPP and INVAL: this file system cannot tell, so every read may wait.
+                // OPNOTSUPP and INVAL: this file system does not support it, so every read may block.
                 Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INVAL) => Ok(false),
                 Err(e) => Err(e.into()),
             };
@@ -179,7 +180,7 @@ impl RawFile for OsFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        // Not repeated on any error: what the kernel could not write it may have dropped.
+        // Never retried after an error: the kernel may have dropped the data that it could not write.
         rustix::fs::fdatasync(&self.0).map_err(io::Error::from)
     }
 
@@ -188,7 +189,7 @@ impl RawFile for OsFile {
     }
 
     fn run(&self, offset: u64, end: u64) -> io::Result<(bool, u64)> {
-        // The shared file position that lseek moves is never used: every transfer names its offset.
+        // The shared file position that lseek changes is never used: every transfer specifies its offset.
         let data = match rustix::fs::seek(&self.0, SeekFrom::Data(offset)) {
             Ok(at) => at,
             Err(Errno::NXIO) => return Ok((false, end)),
@@ -260,7 +261,7 @@ impl Files for OsFiles {
     }
 
     fn allocated(&self, path: &Path) -> io::Result<u64> {
-        // st_blocks is in units of 512 bytes, whatever the file system's own block is.
+        // st_blocks is in units of 512 bytes, whatever the block size of the file system.
         Ok(std::fs::symlink_metadata(path)?.blocks() * 512)
     }
 
@@ -269,13 +270,13 @@ impl Files for OsFiles {
         Ok(Space {
             total: s.f_blocks * s.f_frsize,
             available: s.f_bavail * s.f_frsize,
-            // btrfs and others report none at all.
+            // btrfs and others do not report any.
             files: (s.f_files > 0).then_some(s.f_favail),
         })
     }
 }
 
-/// Makes a folder and those above it, mode 0700, where they are not there.
+/// Creates a folder and its missing parents, mode 0700.
 pub(crate) fn make_folder(dir: &Path) -> CoreResult<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|e| Error::io(format!("Creating {}", dir.display()), e))
@@ -286,22 +287,22 @@ pub(crate) async fn opened<T: Send + 'static>(
     open: impl FnOnce() -> CoreResult<T> + Send + 'static,
 ) -> CoreResult<T> {
     let opened = tokio::task::spawn_blocking(open).await;
-    opened.map_err(|e| Error::internal("Opening a store died").with_source(e))?
+    opened.map_err(|e| Error::internal("The task that opens a store panicked").with_source(e))?
 }
 
-/// A path that means the same to every process.
+/// A path that is valid in every process.
 pub(crate) fn absolute(path: &Path) -> CoreResult<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io(format!("Finding {}", path.display()), e))
 }
 
-/// Removes a folder of ours with the files in it; where a link or a file stands in its place, only that: what a link points at is not ours.
-/// `NotFound` when nothing is there.
+/// Removes one of our folders with the files in it. If it is a link or a file, only that is removed: the target of a link is not ours.
+/// `NotFound` if it does not exist.
 pub(crate) fn remove_folder(files: &dyn Files, path: &Path) -> io::Result<()> {
     let names =
         if files.is_link(path)? { Err(io::ErrorKind::NotADirectory.into()) } else { files.names(path) };
     let names = match names {
         Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
-            tracing::warn!(path = %path.display(), "no folder but a link or a file; only that is removed");
+            tracing::warn!(path = %path.display(), "not a folder but a link or a file; removing only that");
             return files.remove_file(path);
         }
         names => names?,
@@ -312,12 +313,12 @@ pub(crate) fn remove_folder(files: &dyn Files, path: &Path) -> io::Result<()> {
     files.remove_dir(path)
 }
 
-/// Whether there was no space, on the disk or in the quota.
+/// Whether the disk or the quota is full.
 pub(crate) fn full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// A disk is of whole sectors, and has some.
+/// A disk must consist of whole sectors, and not be empty.
 pub(crate) fn check_size(size_bytes: u64) -> CoreResult<()> {
     if size_bytes == 0 || !size_bytes.is_multiple_of(512) {
         return Err(Error::invalid(
@@ -328,17 +329,17 @@ pub(crate) fn check_size(size_bytes: u64) -> CoreResult<()> {
     Ok(())
 }
 
-/// A version's file is as long as its disk.
+/// The file of a version must be as long as its disk.
 pub(crate) fn check_len(path: &Path, len: u64, want: u64) -> CoreResult<()> {
     if len == want { Ok(()) } else { Err(damaged(path, format!("it has {len} bytes instead of {want}"))) }
 }
 
-/// What is on the disk is not what we wrote.
+/// The data on disk is not what we wrote.
 pub(crate) fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Corrupt, format!("{} cannot be read back: {why}", path.display()))
 }
 
-/// A file that is not there is none.
+/// Converts the error for a missing file to `None`.
 pub(crate) fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

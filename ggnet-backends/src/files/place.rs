@@ -1,4 +1,4 @@
-//! [`Place`]: a folder in which a store keeps what it makes: whether it can be written to, and how much room it has left.
+//! [`Place`]: the folder of a store: checks whether it is writable and how much space is left.
 
 use std::{
     io::{self, IoSlice},
@@ -11,20 +11,20 @@ use ggnet_core::ports::Health;
 use super::{Files, Open, RawFile, Space, full};
 
 const LOW_BYTES: u64 = 1 << 30;
-/// Fewer inodes make no machine's disk: a folder with up to three files, twice over for a boot that is prepared.
+/// With fewer inodes no disk of a machine can be created: it needs a folder with up to three files, twice for a prepared boot.
 const NEEDED_FILES: u64 = 8;
-/// With fewer free inodes somebody should look.
+/// With fewer free inodes the operator should act.
 const LOW_FILES: u64 = 500;
-/// What the probe writes.
+/// The content of the probe file.
 const PROBE_BYTES: usize = 128 << 10;
 
-/// What a lack of room means to whoever needs the place.
+/// The consequences of a lack of space, for health messages.
 pub(crate) struct Words {
-    /// What cannot be done in a full one.
+    /// What is not possible in a full folder.
     pub(crate) when_full: &'static str,
-    /// Before what somebody should free space.
+    /// What will happen if no space is freed.
     pub(crate) before_full: &'static str,
-    /// Before what somebody should free inodes.
+    /// What will happen if no inodes are freed.
     pub(crate) before_no_inodes: &'static str,
 }
 
@@ -32,36 +32,36 @@ pub(crate) struct Words {
 pub(crate) struct Place {
     files: Arc<dyn Files>,
     dir: PathBuf,
-    /// There for a moment: can this folder be written?
+    /// A temporary file that checks whether the folder is writable.
     probe: PathBuf,
     words: Words,
-    /// Held while the probe file is there: two at once would remove each other's.
+    /// Held while the probe file exists, because two concurrent probes would remove each other's file.
     probing: Mutex<()>,
 }
 
 impl Place {
-    /// The folder `dir`, in which a file of the name `probe` may be made and removed.
+    /// The folder `dir`, in which a file named `probe` may be created and removed.
     pub(crate) fn new(files: Arc<dyn Files>, dir: PathBuf, probe: &str, words: Words) -> Self {
         Self { probe: dir.join(probe), files, dir, words, probing: Mutex::default() }
     }
 
-    /// Whether holes can be punched into files here, found out with a file that is removed again. On a full disk it is not known, and
-    /// nothing is punched until the next start: what is there must be served.
+    /// Whether holes can be punched into files here; tries it with a temporary file. On a full disk it is unknown, and nothing is punched
+    /// until the next start, because existing disks must be served.
     pub(crate) fn can_punch(&self) -> io::Result<bool> {
         let tried = self.with_probe(|file| file.set_size(8192).and_then(|()| file.punch(0, 4096)));
         match tried {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(false),
             Err(e) if full(&e) => {
-                tracing::warn!(dir = %self.dir.display(), "full at the start: blocks that guests discard are not given back to the disk");
+                tracing::warn!(dir = %self.dir.display(), "the file system was full at start: blocks that guests discard are not freed");
                 Ok(false)
             }
             Err(e) => Err(e),
         }
     }
 
-    /// Whether a machine's disk could be made: as much is written as the maps of a small one take. A full disk still has room for an empty
-    /// file.
+    /// Whether a machine's disk could be created: writes as much as the maps of a small disk need, because a full file system still has
+    /// space for an empty file.
     fn has_room(&self) -> io::Result<()> {
         self.with_probe(|file| file.write_at(&mut [IoSlice::new(&vec![1; PROBE_BYTES])], 0))
     }
@@ -74,7 +74,7 @@ impl Place {
         done
     }
 
-    /// How the folder is; waits for the disk.
+    /// The health of the folder; blocks on disk I/O.
     pub(crate) fn health(&self) -> Health {
         let (dir, words) = (self.dir.display(), &self.words);
         let room = self.has_room();
@@ -82,12 +82,13 @@ impl Place {
         if let Err(e) = room
             && !lacks_room
         {
-            return Health::Down(format!("{dir} cannot be written: {e}: check its mount and permissions"));
+            return Health::Down(format!("{dir} is not writable: {e}; check its mount and permissions"));
         }
         match self.files.space(&self.dir) {
-            Err(e) => Health::Down(format!("The file system of {dir} does not answer: {e}")),
+            Err(e) => Health::Down(format!("Cannot read the free space of {dir}: {e}")),
             Ok(Space { files: Some(files), .. }) if files < NEEDED_FILES => Health::Blocked(format!(
-                "{dir} has no inodes to spare ({files} free), {}: remove files from its file system, or make one with more of them",
+                "{dir} has almost no inodes left ({files} free), {}: remove files from its file system, or create one with \
+                 more inodes",
                 words.when_full
             )),
             Ok(_) if lacks_room => {

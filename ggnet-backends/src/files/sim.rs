@@ -1,10 +1,12 @@
-//! A simulated disk: everything that was not synced may be lost, reordered or torn by a power cut.
+//! A simulated disk: a power cut may lose, reorder or tear everything that was not synced.
 //!
-//! * A 512-byte sector of a file is, after the cut, any of the values it had since the file's last sync, each sector for itself.
-//! * A length is any that the file had since.
-//! * Of the changes to a directory since its last sync any subset happened, in order.
-//! * A rename from one directory to another happened in both or in neither, as on XFS, ext4 and btrfs; the sync of either keeps it.
-//! * [`Sim::die_after`] ends the process in the midst of an operation, which then happened or not.
+//! * After the power cut, a 512-byte sector of a file has any of the values that it had since the last sync of the file, each sector
+//!   independently.
+//! * A file has any length that it had since.
+//! * Of the changes to a directory since its last sync, any subset took effect, in order.
+//! * A rename from one directory to another took effect in both or in neither, as on XFS, ext4 and btrfs; the sync of either makes it
+//!   durable.
+//! * [`Sim::die_after`] ends the process during an operation, which then took effect or not.
 
 mod nodes;
 
@@ -28,7 +30,7 @@ use crate::layers::raw::RawDisk;
 
 struct World {
     nodes: Vec<Node>,
-    /// Renames from one directory to another: whether it is settled that each happened.
+    /// Renames from one directory to another: whether each is known to have taken effect.
     moves: Vec<Option<bool>>,
     rng: StdRng,
     /// Operations left until the process dies.
@@ -37,11 +39,11 @@ struct World {
     /// Bytes that can still be written.
     room: Option<u64>,
     failing_sync: Option<(String, Errno)>,
-    /// Opens that still succeed, and how the one after them fails.
+    /// Opens that still succeed, and the error of the next one.
     failing_open: Option<(u32, Errno)>,
-    /// How the next read, write or punch fails.
+    /// The error of the next read, write or punch.
     failing_io: Option<Errno>,
-    /// How the next rename fails.
+    /// The error of the next rename.
     failing_rename: Option<Errno>,
     free: u64,
     free_files: Option<u64>,
@@ -69,7 +71,7 @@ fn dead() -> io::Error {
 }
 
 impl World {
-    /// Before a change: whether it happens, and whether the process lives to see it.
+    /// Called before a change: decides whether it takes effect, and whether the process survives it.
     fn step(&mut self) -> (bool, io::Result<()>) {
         if self.dead {
             return (false, Err(dead()));
@@ -90,23 +92,23 @@ impl World {
     fn file(&mut self, node: usize) -> &mut FileNode {
         match &mut self.nodes[node] {
             Node::File(f) => f,
-            Node::Dir(_) => panic!("a directory is no file"),
+            Node::Dir(_) => panic!("a directory is not a file"),
         }
     }
 
     fn dir(&mut self, node: usize) -> &mut DirNode {
         match &mut self.nodes[node] {
             Node::Dir(d) => d,
-            Node::File(_) => panic!("a file is no directory"),
+            Node::File(_) => panic!("a file is not a directory"),
         }
     }
 
-    /// Before a read, write or punch.
+    /// Called before a read, write or punch.
     fn does_io(&mut self) -> io::Result<()> {
         self.failing_io.take().map_or(Ok(()), |errno| Err(errno.into()))
     }
 
-    /// Before a file or folder is opened.
+    /// Called before a file or folder is opened.
     fn opens(&mut self) -> io::Result<()> {
         match &mut self.failing_open {
             Some((0, errno)) => {
@@ -155,7 +157,7 @@ impl World {
 }
 
 impl Sim {
-    /// A file system with the folder `/w` in it.
+    /// A file system with the folder `/w`.
     pub(crate) fn new(seed: u64) -> Self {
         let world = World {
             nodes: vec![Node::Dir(DirNode::default())],
@@ -181,19 +183,19 @@ impl Sim {
         self.world.lock().unwrap()
     }
 
-    /// A synced version of that many numbered sectors, opened.
+    /// A synced version with that number of numbered sectors, opened.
     pub(crate) fn base(&self, sectors: u64, salt: u64) -> OpenImage {
         self.sparse_base(sectors, &[(0, numbered(sectors, salt))])
     }
 
-    /// A synced version of that many sectors with these bytes at these sectors, opened.
+    /// A synced version with that number of sectors, with these bytes at these sectors, opened.
     pub(crate) fn sparse_base(&self, sectors: u64, content: &[(u64, Vec<u8>)]) -> OpenImage {
         let path = PathBuf::from("/base.raw");
         self.raw(&path, sectors, content);
         self.opened(&path)
     }
 
-    /// A synced file of that many sectors with these bytes at these sectors.
+    /// A synced file with that number of sectors, with these bytes at these sectors.
     pub(crate) fn raw(&self, path: &Path, sectors: u64, content: &[(u64, Vec<u8>)]) {
         let file = self.open(path, Open::Create).unwrap();
         file.set_size(sectors * 512).unwrap();
@@ -216,7 +218,7 @@ impl Sim {
         }
     }
 
-    /// The process dies in the midst of the change after the next `n`.
+    /// The process dies during the change after the next `n` changes.
     pub(crate) fn die_after(&self, n: u64) {
         self.world().left = Some(n);
     }
@@ -233,12 +235,12 @@ impl Sim {
         world.dead = false;
     }
 
-    /// The power goes and comes back.
+    /// Cuts the power and restores it.
     pub(crate) fn cut(&self) {
         self.restart();
         let mut world = self.world();
         let World { nodes, rng, moves, .. } = &mut *world;
-        // Of all that was not synced: nothing, everything, or a bit of each.
+        // Of the unsynced data, keeps nothing, everything, or a random part of each.
         let newest = [0.0, 1.0, 0.5, 0.1, 0.9][rng.random_range(0..5)];
         for node in nodes {
             match node {
@@ -272,12 +274,12 @@ impl Sim {
         }
     }
 
-    /// From now on only that many bytes can be written; `None`: as many as one likes.
+    /// From now on only this number of bytes can be written; `None`: no limit.
     pub(crate) fn room(&self, bytes: Option<u64>) {
         self.world().room = bytes;
     }
 
-    /// The next sync of a file of that name fails with `errno`, and what it should have synced is lost.
+    /// The next sync of a file of that name fails with `errno`, and the data that it should have synced is lost.
     pub(crate) fn fail_next_sync(&self, name: &str, errno: Errno) {
         self.world().failing_sync = Some((name.to_owned(), errno));
     }
@@ -287,7 +289,7 @@ impl Sim {
         self.world().failing_io = Some(errno);
     }
 
-    /// After `after` more files and folders were opened, opening one fails with `errno`, once.
+    /// After `after` more opens of files and folders, one open fails with `errno`.
     pub(crate) fn fail_an_open(&self, after: u32, errno: Errno) {
         self.world().failing_open = Some((after, errno));
     }
@@ -297,23 +299,23 @@ impl Sim {
         self.world().failing_rename = Some(errno);
     }
 
-    /// How many inodes `space` says are free.
+    /// The number of free inodes that `space` reports.
     pub(crate) fn set_free_files(&self, files: Option<u64>) {
         self.world().free_files = files;
     }
 
-    /// What `space` says is free.
+    /// The free space that `space` reports.
     pub(crate) fn set_free(&self, bytes: u64) {
         self.world().free = bytes;
     }
 
-    /// What is done while a data file is being synced, once before and once after it takes effect.
+    /// A hook that runs while a data file is being synced, once before and once after the sync takes effect.
     pub(crate) fn during_sync(&self, hook: Option<Hook>) {
         *self.hook.lock().unwrap() = hook;
     }
 
     fn call_hook(&self) {
-        // Taken out while it runs: what it does may sync, too.
+        // Taken out while it runs, because the hook may sync too.
         let hook = self.hook.lock().unwrap().take();
         if let Some(mut hook) = hook {
             hook();
@@ -398,7 +400,7 @@ impl RawFile for SimFile {
     }
 
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
-        // Sometimes it is not in memory.
+        // Sometimes the data is not in memory.
         if self.sim.world().rng.random_bool(0.3) {
             return Ok(false);
         }
@@ -532,7 +534,7 @@ impl Files for Sim {
     }
 }
 
-/// Bytes that name their sector, so that a misplaced one shows.
+/// Bytes that identify their sector, so that a misplaced sector is visible.
 pub(crate) fn numbered(sectors: u64, salt: u64) -> Vec<u8> {
     (0..sectors).map(|i| (salt << 32 | (i + 1)).to_le_bytes().repeat(64)).collect::<Vec<_>>().concat()
 }

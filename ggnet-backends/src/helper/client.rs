@@ -1,4 +1,4 @@
-//! [`Helper`]: the asking end. A connection for each question, plain blocking calls: whoever asks stands on a blocking thread.
+//! [`Helper`]: the client of the helper. One connection for each request, with blocking calls, because callers run on blocking threads.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -15,50 +15,50 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::protocol::{Action, Answer, MAX_ANSWER, Request, decode, encode, too_long};
 use crate::{daemon::State, lio::Op};
 
-/// How long to wait for a place in the helper's queue.
+/// Time limit for a place in the helper's queue.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long an answer may take: a start by systemd (90 s), the wait for its start limit, and some.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Time limit for a response: a start by systemd (90 s), the wait for its start limit, and a margin.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The helper behind a socket. Cheap to clone; asks nobody until it is used.
+/// The helper behind a socket. Cheap to clone; connects only when it is used.
 #[derive(Clone, Debug)]
 pub struct Helper {
     socket: PathBuf,
 }
 
 impl Helper {
-    /// The helper that listens there.
+    /// The helper that listens on this socket.
     #[must_use]
     pub fn at(socket: impl Into<PathBuf>) -> Self {
         Self { socket: socket.into() }
     }
 
-    /// Where it listens.
+    /// The socket of the helper.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Whether somebody listens there whom we may ask. Blocking.
+    /// Checks that a helper listens on the socket and accepts us. Blocking.
     ///
     /// # Errors
-    /// As [`Helper::ask`].
+    /// Those of [`Helper::ask`].
     pub fn reach(&self) -> Result<()> {
         self.connect().map(drop).map_err(|e| self.failed(e))
     }
 
-    /// Has the kernel load its iSCSI target. Blocking.
+    /// Makes the kernel load its iSCSI target. Blocking.
     ///
     /// # Errors
-    /// As [`Helper::ask`].
+    /// Those of [`Helper::ask`].
     pub fn load_target(&self) -> Result<()> {
         self.done(&Request::LoadTarget)
     }
 
-    /// Applies changes to one target's objects. Blocking.
+    /// Applies changes to the objects of one target. Blocking.
     ///
     /// # Errors
-    /// As [`Helper::ask`].
+    /// Those of [`Helper::ask`].
     pub fn apply(&self, target: &ResourceId, ops: &[Op]) -> Result<()> {
         if ops.is_empty() {
             return Ok(());
@@ -69,7 +69,7 @@ impl Helper {
     /// Whether a daemon runs. Blocking.
     ///
     /// # Errors
-    /// As [`Helper::ask`].
+    /// Those of [`Helper::ask`].
     pub fn state(&self, unit: &str) -> Result<State> {
         match self.ask(&Request::Unit { unit: unit.to_owned(), action: Action::State })? {
             Answer::State(state) => Ok(state),
@@ -80,7 +80,7 @@ impl Helper {
     /// Starts or restarts a daemon. Blocking.
     ///
     /// # Errors
-    /// As [`Helper::ask`].
+    /// Those of [`Helper::ask`].
     pub fn change(&self, unit: &str, action: Action) -> Result<()> {
         self.done(&Request::Unit { unit: unit.to_owned(), action })
     }
@@ -92,11 +92,11 @@ impl Helper {
         }
     }
 
-    /// Asks, and waits for the answer. Blocking.
+    /// Sends a request and waits for the response. Blocking.
     ///
     /// # Errors
-    /// `Unavailable` if nobody listens, `Permission` if we are not among those who may ask or the helper refuses, `Timeout` if no
-    /// answer comes, else what the helper says, with its kind.
+    /// `Unavailable` if nothing listens, `Permission` if we are not allowed to connect or the helper rejects the request, `Timeout` if no
+    /// response arrives, otherwise the helper's error, with its kind.
     pub fn ask(&self, request: &Request) -> Result<Answer> {
         let line = encode(request)?;
         let answer = self.exchange(&line).map_err(|e| self.failed(e))?;
@@ -109,14 +109,15 @@ impl Helper {
     fn connect(&self) -> io::Result<Socket> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_write_timeout(Some(CONNECT))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
         socket.connect(&SockAddr::unix(&self.socket)?)?;
         Ok(socket)
     }
 
     fn exchange(&self, line: &[u8]) -> io::Result<Vec<u8>> {
         let mut socket = self.connect()?;
-        // Who is refused is told so without being read: the answer may be there when the question can no longer be sent.
+        // A rejected caller gets the response before its request is read: the response may already be there when the request can no longer
+        // be sent.
         let sent = socket.write_all(line);
         let mut answer = Vec::new();
         let mut piece = [0; 4096];
@@ -141,29 +142,32 @@ impl Helper {
         let (kind, message, hint) = match e.kind() {
             Io::NotFound | Io::ConnectionRefused => (
                 ErrorKind::Unavailable,
-                format!("The helper is not there: nobody listens on {at}"),
+                format!("The helper is not running: nothing listens on {at}"),
                 "systemctl enable --now ggnet-helper.socket",
             ),
             Io::PermissionDenied => (
                 ErrorKind::Permission,
-                format!("We may not ask the helper on {at}"),
-                "It answers root and the server's user: see SocketGroup= of ggnet-helper.socket, --user of ggnet-helper.service",
+                format!("No permission to connect to the helper on {at}"),
+                "It accepts root and the server's user: see SocketGroup= of ggnet-helper.socket, --user of ggnet-helper.service",
             ),
             Io::WouldBlock | Io::TimedOut => (
                 ErrorKind::Timeout,
-                format!("The helper on {at} does not answer"),
-                "journalctl -u ggnet-helper says what it is at",
+                format!("No response from the helper on {at}"),
+                "journalctl -u ggnet-helper shows what it is doing",
             ),
             _ => (
                 ErrorKind::Unavailable,
-                format!("The helper on {at} hung up"),
-                "journalctl -u ggnet-helper says why",
+                format!("The helper on {at} closed the connection"),
+                "journalctl -u ggnet-helper shows why",
             ),
         };
         Error::new(kind, message).with_subject(at.to_string()).with_hint(hint).with_reason(e)
     }
 
     fn strange(&self) -> Error {
-        Error::internal(format!("The helper on {} answered another question", self.socket.display()))
+        Error::internal(format!(
+            "The helper on {} sent a response to a different request",
+            self.socket.display()
+        ))
     }
 }

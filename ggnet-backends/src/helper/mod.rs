@@ -1,4 +1,4 @@
-//! Asking the helper, the one process of GGnet that is root, for what a server that is not root cannot do itself.
+//! The client side of the helper, the only process of GGnet that runs as root. It does what a server without root cannot do itself.
 //!
 //! ```text
 //!   server (user ggnet)                      helper (root)
@@ -6,9 +6,9 @@
 //!                        ├─ client ═socket═ helper_server
 //!   service ─────────────┘      protocol
 //! ```
-//! A connection is one question and one answer, a line of JSON each. What the helper does with a question is `helper_server`'s.
+//! A connection carries one request and one response, one line of JSON each. `helper_server` executes the request.
 //!
-//! Invariants: secrets travel to the helper, never back, and are in no log line and no error; every message is bounded in size.
+//! Invariants: secrets are sent to the helper, never back, and are in no log line and no error; the size of every message is limited.
 
 mod client;
 mod protocol;

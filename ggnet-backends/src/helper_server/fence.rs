@@ -1,8 +1,8 @@
-//! What may be changed in the kernel's tree: a pure function of a change and a target's names, and a look at the files it names.
+//! Which changes to the kernel's tree are allowed: a pure function of a change and a target's names, and a check of the files in it.
 //!
-//! A path is taken apart into a [`Place`] of the shape that this GGnet gives a target; any other path is refused. Each place takes the
-//! operations and the values that `plan` can bring forth, and no others. Block devices are not among them: of a device, unlike of a
-//! file, the kernel does not ask whether the user who enables it may open it.
+//! A path is parsed into a [`Place`] in the structure that this GGnet gives a target; any other path is rejected. Each place allows only
+//! the operations and values that `plan` can generate. Block devices are not allowed, because for a device, unlike for a file, the kernel
+//! does not check whether the user who enables it has access.
 
 use std::{
     io,
@@ -27,7 +27,7 @@ use crate::{
     owner::Owner,
 };
 
-/// An object, attribute or link of a target, by what may be done with it.
+/// An object, attribute or link of a target, classified by the allowed operations.
 #[derive(Debug, PartialEq, Eq)]
 enum Place<'a> {
     Adapter,
@@ -35,7 +35,7 @@ enum Place<'a> {
     Control,
     DevicePath,
     Serial,
-    /// A device's attribute that has one value.
+    /// An attribute of a device with exactly one allowed value.
     Always(&'static str),
     Target,
     Group,
@@ -52,10 +52,10 @@ enum Place<'a> {
     Password,
 }
 
-/// Whether `op` is one that may be done for the target of `names`, with disks below one of the folders `disks`. Looks at nothing.
+/// Whether `op` is allowed for the target of `names`, with disks below one of the folders `disks`. Does not access the file system.
 ///
 /// # Errors
-/// `Permission`, naming the path and never the value.
+/// `Permission`, which names the path and never the value.
 pub(super) fn judge(names: &Names, disks: &[PathBuf], op: &Op) -> Result<()> {
     let allowed = match op {
         Op::Mkdir(path) => place(names, path).is_some_and(|p| may_make(&p)),
@@ -73,7 +73,7 @@ pub(super) fn judge(names: &Names, disks: &[PathBuf], op: &Op) -> Result<()> {
         }
         Op::Flush(path) => is_disk(disks, path),
     };
-    if allowed { Ok(()) } else { Err(refused(op, "it is not among what GGnet changes for this target")) }
+    if allowed { Ok(()) } else { Err(refused(op, "GGnet never makes this change for this target")) }
 }
 
 fn may_make(place: &Place<'_>) -> bool {
@@ -85,7 +85,7 @@ fn may_make(place: &Place<'_>) -> bool {
     }
 }
 
-/// In a target of ours whatever stands there goes with it.
+/// Everything inside one of our targets is removed with it.
 fn may_remove(place: &Place<'_>) -> bool {
     may_make(place) || matches!(place, Place::Portal(_) | Place::Acl(_))
 }
@@ -105,7 +105,7 @@ fn may_hold(place: &Place<'_>, value: &Value, is_disk: impl Fn(&str) -> bool) ->
     }
 }
 
-/// The file in a file backstore's control line, which is `fd_dev_name=…,fd_dev_size=…` and maybe `,fd_buffered_io=1`.
+/// The file in the control line of a file backstore, which is `fd_dev_name=…,fd_dev_size=…` with an optional `,fd_buffered_io=1`.
 fn controlled_disk(control: &str) -> Option<&str> {
     let (path, size) = control.strip_prefix("fd_dev_name=")?.split_once(",fd_dev_size=")?;
     is_number(size.strip_suffix(",fd_buffered_io=1").unwrap_or(size)).then_some(path)
@@ -171,35 +171,35 @@ fn is_lun(name: &str) -> bool {
     name.strip_prefix("lun_").is_some_and(is_number)
 }
 
-/// Digits as the kernel and we write them: no sign, no leading zero, within 64 bits.
+/// Digits in the format of the kernel and of GGnet: no sign, no leading zero, within 64 bits.
 fn is_number(text: &str) -> bool {
     text.parse::<u64>().is_ok_and(|n| n.to_string() == text)
 }
 
-/// One name of a path that leads down and nowhere else.
+/// A path component that only leads down.
 fn is_plain(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && name.len() <= 255 && name.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Whether a path leads down from one of the folders and can be told to the kernel.
+/// Whether a path is below one of the folders and can be passed to the kernel.
 fn is_disk(folders: &[PathBuf], path: &Path) -> bool {
     below(folders, path).is_some() && plain_path(path).is_ok()
 }
 
-/// The folder that a path is in, and its way down from there.
+/// The folder of a path, and the relative path from there.
 fn below<'a>(folders: &[PathBuf], path: &'a Path) -> Option<(PathBuf, &'a Path)> {
-    // As text: `components` would overlook "//" and "/./".
+    // Compared as text, because `components` would ignore "//" and "/./".
     let plain = path.to_str()?.strip_prefix('/')?.split('/').all(|part| !matches!(part, "" | "." | ".."));
     let folder = folders.iter().filter(|_| plain).find(|folder| path.starts_with(folder))?;
     let rest = path.strip_prefix(folder).ok().filter(|rest| !rest.as_os_str().is_empty())?;
     Some((folder.clone(), rest))
 }
 
-/// Looks at what the operations name: no symbolic link on a way in the tree, and each disk a regular file that its owner can reach
-/// without one. What is not there yet is no fault. Blocking.
+/// Checks the files of the operations: no part of a path in the tree may be a symbolic link, and each disk must be a regular file that its
+/// owner can reach without a link. A missing file is allowed. Blocking.
 ///
 /// # Errors
-/// `Permission` for a link or another kind of file; what opening the tree says.
+/// `Permission` for a link or another kind of file; errors of opening the tree.
 pub(super) fn look(root: &Path, disks: &[PathBuf], owner: &Owner, ops: &[Op]) -> Result<()> {
     let tree = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Error::io(format!("Opening {}", root.display()), e.into()))?;
@@ -214,9 +214,9 @@ pub(super) fn look(root: &Path, disks: &[PathBuf], owner: &Owner, ops: &[Op]) ->
             match openat2(&tree, way, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), inside()) {
                 Ok(_) | Err(Errno::NOENT) => {}
                 Err(Errno::LOOP | Errno::XDEV) => {
-                    return Err(refused(op, "a symbolic link stands on the way"));
+                    return Err(refused(op, "a part of the path is a symbolic link"));
                 }
-                Err(e) => return Err(Error::io(format!("Looking at {way}"), e.into())),
+                Err(e) => return Err(Error::io(format!("Inspecting {way}"), e.into())),
             }
         }
         if let Op::Write(path, Value::Plain(control)) = op
@@ -224,7 +224,7 @@ pub(super) fn look(root: &Path, disks: &[PathBuf], owner: &Owner, ops: &[Op]) ->
             && let Some(disk) = controlled_disk(control)
         {
             look_at_disk(disks, owner, Path::new(disk)).map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => Error::io(format!("Looking at {disk:?}"), e),
+                io::ErrorKind::NotFound => Error::io(format!("Inspecting {disk:?}"), e),
                 _ => refused(op, &format!("disk {disk:?}: {e}")),
             })?;
         }
@@ -241,7 +241,7 @@ fn look_at_disk(folders: &[PathBuf], owner: &Owner, path: &Path) -> io::Result<(
         if FileType::from_raw_mode(fstat(&file)?.st_mode).is_file() {
             Ok(())
         } else {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"))
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
         }
     })
 }
@@ -254,7 +254,7 @@ fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
-/// Debug-printed: a path that is refused may hold anything.
+/// Formatted with Debug, because a rejected path may contain anything.
 fn refused(op: &Op, why: &str) -> Error {
     let what = match op {
         Op::Mkdir(path) => format!("Making {path:?}"),
@@ -264,5 +264,5 @@ fn refused(op: &Op, why: &str) -> Error {
         Op::Unlink(path) => format!("Removing the link {path:?}"),
         Op::Flush(path) => format!("Flushing {path:?}"),
     };
-    Error::new(ErrorKind::Permission, format!("{what} was refused by the helper: {why}"))
+    Error::new(ErrorKind::Permission, format!("{what}: rejected by the helper: {why}"))
 }

@@ -1,4 +1,4 @@
-//! What must hold for every line that anybody could send the helper. Run by `fuzz/` and by the test `fuzz_corpus`.
+//! The properties that must hold for every line that the helper could receive. `fuzz/` and the test `fuzz_corpus` run them.
 
 use std::{
     path::{Component, Path, PathBuf},
@@ -13,14 +13,14 @@ use crate::{
     lio::{Op, Value, names::Names},
 };
 
-/// Where disks may stand.
+/// The folder of the disks.
 const DISKS: &str = "/var/lib/ggnet/disks";
 
-/// A line that is understood comes back the same; what is allowed of its changes lies below the target's own names and the disks'
-/// folder, in words of our own reckoning.
+/// A line that parses is encoded to the same value again; every allowed change is below the target's own names and the folder of the disks,
+/// checked by an independent implementation.
 ///
 /// # Panics
-/// Where that does not hold.
+/// If a property is violated.
 pub fn request(input: &[u8]) {
     let Ok(request) = decode::<Request>(input) else { return };
     assert!(input.len() > 1 && input.ends_with(b"\n"), "half a line was understood");
@@ -35,7 +35,7 @@ pub fn request(input: &[u8]) {
         if judge(&names, &disks, op).is_ok() {
             allowed(&names, op);
         }
-        // The same change of another target is never one of this target.
+        // The same change of another target is never allowed for this target.
         if let Some(other) = names_of_another(&target)
             && judge(&other, &disks, op).is_ok()
         {
@@ -92,7 +92,7 @@ fn allowed(names: &Names, op: &Op) {
     }
 }
 
-/// Two to eight plain names down, the second of which is the target's.
+/// Two to eight plain path components, the second of which is the target's name.
 fn ours(names: &Names, path: &str) {
     let parts: Vec<Component<'_>> = Path::new(path).components().collect();
     assert!(parts.iter().all(|part| matches!(part, Component::Normal(_))), "{path:?} leads elsewhere");

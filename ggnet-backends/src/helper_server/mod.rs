@@ -1,16 +1,16 @@
-//! The helper: the one process of GGnet that is root, and the closed list of things that it does for a server that is not.
+//! The helper: the only process of GGnet that runs as root, with a closed list of operations that it does for a server without root.
 //!
 //! ```text
 //!   server (user ggnet)                      helper (root)
 //!                                            ┌─▶ fence ─▶ the kernel's tree, below this GGnet's names
 //!                 helper ═══socket═══ server
-//!                                            └─▶ units that its command line names: state, start, restart
+//!                                            └─▶ the units on its command line: state, start, restart
 //! ```
-//! Whoever asks is known by the kernel's word for it (SO_PEERCRED).
+//! The kernel identifies the caller (SO_PEERCRED).
 //!
-//! Invariants: a question that is refused has changed nothing; what is allowed is decided by what the helper was started with, never by
-//! what is asked; the kernel opens a disk with the rights of the server's user; secrets travel to the helper, never back, and are in
-//! no log line and no error; every connection is bounded in time and size.
+//! Invariants: a rejected request has changed nothing; what is allowed depends only on how the helper was started, never on the request;
+//! the kernel opens a disk with the rights of the server's user; secrets are sent to the helper, never back, and are in no log line and no
+//! error; every connection is limited in time and size.
 
 mod fence;
 #[cfg(feature = "fuzzing")]

@@ -1,11 +1,11 @@
-//! The answering end: takes connections, looks who asks, and does what [`Duties`] allow.
+//! The server side of the helper: accepts connections, identifies the caller, and does what [`Duties`] allow.
 //!
 //! ```text
-//!   accept ─▶ who? ─▶ a whole line within READ ─▶ allowed? ─▶ done ─▶ the answer within WRITE ─▶ closed
-//!               └ a stranger ─────────────────────┴ no ──▶ a refusal, nothing changed
+//!   accept ─▶ caller? ─▶ a whole line within READ ─▶ allowed? ─▶ done ─▶ response within WRITE ─▶ close
+//!               └ not allowed ───────────────────────┴ no ──▶ an error, nothing changed
 //! ```
-//! Changes of one target wait for each other, those of different ones do not. A change that has begun ends, whether or not who asked
-//! is still there.
+//! Changes of the same target wait for each other, those of different targets do not. A change that has started completes, even if its
+//! caller is gone.
 
 use std::{
     collections::BTreeMap,
@@ -37,25 +37,25 @@ use crate::{
     service::Service,
 };
 
-/// How long a question may take to come, and an answer to be taken.
+/// Time limits for receiving a request and for sending a response.
 const READ: Duration = Duration::from_secs(10);
 const WRITE: Duration = Duration::from_secs(10);
-/// Connections at once; the next ones wait in the kernel's queue.
+/// The maximum number of concurrent connections; further ones wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
 /// Pause after a failed accept, so that a lack of file descriptors does not spin a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a helper does, and for whom.
+/// What a helper may do, and for which user.
 pub struct Duties {
-    /// The server's user: it and root may ask, and its rights open disks.
+    /// The server's user: only this user and root may send requests, and disks are opened with this user's rights.
     pub owner: Owner,
-    /// The kernel's target; none: nothing of it is touched.
+    /// The kernel's target; `None`: the helper does not change it.
     pub target: Option<TargetDuty>,
-    /// The daemons that may be asked for and (re)started, by their units' names.
+    /// The daemons that may be queried and (re)started, by the names of their units.
     pub units: BTreeMap<String, Service>,
 }
 
-/// What of the kernel's target may be changed.
+/// Which parts of the kernel's target may be changed.
 pub struct TargetDuty {
     root: PathBuf,
     iqn_prefix: Iqn,
@@ -66,15 +66,15 @@ pub struct TargetDuty {
 }
 
 impl TargetDuty {
-    /// Targets below `root` whose names begin with `iqn_prefix` and the instance that `instance_file` holds when it is first needed,
-    /// with disks below the folders `disks`.
+    /// Targets below `root` whose names start with `iqn_prefix` and the instance in `instance_file`, which is read on first use, with disks
+    /// below the folders `disks`.
     #[must_use]
     pub fn new(root: PathBuf, iqn_prefix: Iqn, instance_file: PathBuf, disks: Vec<PathBuf>) -> Self {
         let (instance, turns) = (OnceLock::new(), KeyedLocks::default());
         Self { root, iqn_prefix, instance_file, disks, instance, turns }
     }
 
-    /// This GGnet among others on the host. Read once: the file is the server's, who would otherwise be another's tomorrow.
+    /// The instance of this GGnet on the host. Read only once: the server owns the file and could otherwise become another instance later.
     fn instance(&self, owner: &Owner) -> Result<&InstanceId> {
         if let Some(instance) = self.instance.get() {
             return Ok(instance);
@@ -93,7 +93,7 @@ impl TargetDuty {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 Err(Error::new(
                     ErrorKind::Unavailable,
-                    format!("The kernel target is not there: {} cannot be made", fabric.display()),
+                    format!("The kernel target is not loaded: cannot create {}", fabric.display()),
                 )
                 .with_reason(e)
                 .with_hint("mount -t configfs configfs /sys/kernel/config; modprobe target_core_mod; modprobe iscsi_target_mod"))
@@ -112,7 +112,7 @@ impl TargetDuty {
     }
 }
 
-/// A file of a few bytes; no link, and nothing that would keep us waiting.
+/// Reads a file of a few bytes; does not follow a link and does not block.
 fn read_short(path: &Path) -> io::Result<String> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -122,7 +122,7 @@ fn read_short(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Answers on `listener` until `stop`; then what is under way is finished.
+/// Serves `listener` until `stop`, then finishes the requests in flight.
 pub async fn serve(listener: UnixListener, duties: Duties, stop: CancellationToken) {
     let (duties, places, tasks) =
         (Arc::new(duties), Arc::new(Semaphore::new(CONNECTIONS)), TaskTracker::new());
@@ -139,7 +139,7 @@ pub async fn serve(listener: UnixListener, duties: Duties, stop: CancellationTok
                     });
                 }
                 Err(e) => {
-                    tracing::warn!(target: "helper", error = %e, "no connection could be taken");
+                    tracing::warn!(target: "helper", error = %e, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -153,7 +153,7 @@ pub async fn serve(listener: UnixListener, duties: Duties, stop: CancellationTok
     tasks.wait().await;
 }
 
-/// One question, one answer.
+/// Handles one request.
 async fn converse(mut stream: UnixStream, duties: &Arc<Duties>) {
     let answer = match question(&mut stream, duties).await {
         Ok(Some(request)) => {
@@ -165,16 +165,16 @@ async fn converse(mut stream: UnixStream, duties: &Arc<Duties>) {
             }
             done
         }
-        // Gone without a word.
+        // The caller closed the connection without a request.
         Ok(None) => return,
         Err(e) => {
-            tracing::warn!(target: "helper", error = %e.report(), "a question was refused");
+            tracing::warn!(target: "helper", error = %e.report(), "rejected a request");
             Err(e)
         }
     };
     let answer = answer.unwrap_or_else(Answer::Failed);
     let Ok(line) = encode(&answer) else { return };
-    // Who does not wait for the answer needs none.
+    // The caller does not have to wait for the response.
     let _ = timeout(WRITE, async {
         stream.write_all(&line).await?;
         stream.shutdown().await
@@ -183,22 +183,22 @@ async fn converse(mut stream: UnixStream, duties: &Arc<Duties>) {
 }
 
 async fn question(stream: &mut UnixStream, duties: &Duties) -> Result<Option<Request>> {
-    let peer = stream.peer_cred().map_err(|e| Error::io("Asking who asks", e))?;
+    let peer = stream.peer_cred().map_err(|e| Error::io("Reading the credentials of the caller", e))?;
     if peer.uid() != 0 && peer.uid() != duties.owner.uid.as_raw() {
-        let message = format!("User id {} may not ask the helper", peer.uid());
+        let message = format!("User id {} is not allowed to use the helper", peer.uid());
         return Err(Error::new(ErrorKind::Permission, message)
-            .with_hint("It answers root and the server's user (--user of ggnet-helper.service)"));
+            .with_hint("It accepts root and the server's user (--user of ggnet-helper.service)"));
     }
     let mut line = Zeroizing::new(Vec::with_capacity(16 << 10));
     match timeout(READ, read_line(stream, &mut line)).await {
-        Err(_) => Err(Error::new(ErrorKind::Timeout, format!("No whole question came within {READ:?}"))),
-        Ok(Err(e)) => Err(Error::new(ErrorKind::Invalid, format!("The question is broken: {e}"))),
+        Err(_) => Err(Error::new(ErrorKind::Timeout, format!("No complete request within {READ:?}"))),
+        Ok(Err(e)) => Err(Error::new(ErrorKind::Invalid, format!("Cannot read the request: {e}"))),
         Ok(Ok(())) if line.is_empty() => Ok(None),
         Ok(Ok(())) => decode(&line).map(Some),
     }
 }
 
-/// Up to the first newline, or to the end; what came behind the newline stays on, and is refused.
+/// Reads up to the first newline, or to the end; bytes after the newline are kept, and rejected.
 async fn read_line(stream: &mut UnixStream, line: &mut Vec<u8>) -> io::Result<()> {
     let mut seen = 0;
     while stream.read_buf(line).await? > 0 {
@@ -213,7 +213,7 @@ async fn read_line(stream: &mut UnixStream, line: &mut Vec<u8>) -> io::Result<()
     Ok(())
 }
 
-/// What is logged of a question: no value of any attribute.
+/// The log text of a request: without values of attributes.
 fn summary(request: &Request) -> String {
     match request {
         Request::LoadTarget => "load the kernel's iSCSI target".to_owned(),
@@ -230,7 +230,7 @@ impl Duties {
                 Ok(Answer::Done)
             }
             Request::Apply { target, ops } => {
-                // Held to the end: the next list of changes of this target begins with what this one left.
+                // Held to the end: the next list of changes of this target starts from the result of this one.
                 let _turn = self.target()?.turns.lock(&target).await;
                 self.blocking(move |owner, duty| duty.apply(owner, &target, &ops)).await?;
                 Ok(Answer::Done)
@@ -249,8 +249,8 @@ impl Duties {
 
     fn target(&self) -> Result<&TargetDuty> {
         self.target.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Permission, "This helper changes nothing of the kernel's target")
-                .with_hint("Its configuration names no [target] backend = \"lio-configfs\"; after a change: systemctl restart ggnet-helper")
+            Error::new(ErrorKind::Permission, "This helper is not configured to change the kernel's target")
+                .with_hint("Its configuration has no [target] backend = \"lio-configfs\"; set it, then: systemctl restart ggnet-helper")
         })
     }
 
@@ -260,11 +260,11 @@ impl Duties {
     ) -> Result<T> {
         let duties = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&duties.owner, duties.target()?)).await;
-        done.map_err(|e| Error::internal("Work of the helper died").with_source(e))?
+        done.map_err(|e| Error::internal("A task of the helper panicked").with_source(e))?
     }
 }
 
 fn not_ours(unit: &str) -> Error {
     Error::new(ErrorKind::Permission, format!("The helper does not manage unit {unit:?}"))
-        .with_hint("systemctl edit ggnet-helper: name it by --unit in ExecStart=")
+        .with_hint("systemctl edit ggnet-helper: add it with --unit in ExecStart=")
 }

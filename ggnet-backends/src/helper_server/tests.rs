@@ -1,4 +1,4 @@
-//! Both ends over a real socket, with a plain folder in the place of configfs.
+//! Client and server of the helper over a real socket, with a plain folder in the place of configfs.
 #![expect(clippy::disallowed_methods, reason = "files of tests need not survive a power cut")]
 
 use std::{
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// Whoever is neither root nor the server's user.
+/// A user that is neither root nor the server's user.
 const STRANGER: u32 = 65_533;
 
 /// A helper for a lab's tree and disks, until it is dropped.
@@ -54,7 +54,7 @@ impl Root {
         let socket = lab.dir.path().join("helper.sock");
         let listener = runtime.block_on(async { UnixListener::bind(&socket).unwrap() });
         let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        // So that a stranger is refused for who it is, and not by the file's mode.
+        // So that another user is rejected because of its user ID, not because of the file's mode.
         open(&socket, 0o666);
         open(lab.dir.path(), 0o755);
         let stop = CancellationToken::new();
@@ -66,10 +66,10 @@ impl Root {
         Helper::at(&self.socket)
     }
 
-    /// Sends bytes as they are, and nothing after them; what comes back, as text.
+    /// Sends exactly these bytes and returns the response as text.
     fn send(&self, bytes: &[u8]) -> String {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
-        // It may be refused before its end.
+        // The request may be rejected before its end.
         let _ = stream.write_all(bytes);
         let _ = stream.shutdown(Shutdown::Write);
         let mut answer = String::new();
@@ -86,12 +86,12 @@ fn duties(lab: &Lab, owner: Owner) -> Duties {
     Duties { owner, target: Some(target), units: BTreeMap::new() }
 }
 
-/// The answer to one who is neither root nor the server's user.
+/// The response to a user that is neither root nor the server's user.
 fn as_stranger<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     Owner::new(STRANGER, STRANGER).run(|| Ok(work())).unwrap()
 }
 
-/// A plan that sets the lab's target up.
+/// A plan that creates the lab's target.
 fn setting_up(lab: &Lab) -> Vec<Op> {
     lab.plan(&lab.want(&lab.spec(chap(1, "TopSecret1234567"))))
 }
@@ -154,7 +154,7 @@ fn who_is_neither_root_nor_the_servers_user_is_refused_unheard() {
     let root = Root::for_owner(&lab, other);
     let (before, client, ops, id) = (lab.everything(), root.client(), setting_up(&lab), lab.id());
     let ask = || (client.apply(&id, &ops), client.load_target(), client.state("dnsmasq.service").map(drop));
-    // As root we can be anybody; else we are a stranger to a helper whose server is somebody else.
+    // Root can become any user; otherwise the helper is for another user than ours.
     let (apply, load, state) = if me == Uid::ROOT.as_raw() { as_stranger(ask) } else { ask() };
     for refused in [apply, load, state] {
         let e = refused.unwrap_err();
@@ -183,7 +183,7 @@ fn what_is_not_ggnets_is_refused_and_nothing_before_it_is_done() {
     let secret = |path: &str, value: &str| Op::Write(path.to_owned(), Value::Secret(Secret::new(value)));
     let make = |path: String| Op::Mkdir(path);
     let bad = [
-        // Elsewhere.
+        // Outside the tree.
         make("../outside".into()),
         make(format!("{target}/../../../outside")),
         make("/etc/outside".into()),
@@ -194,7 +194,7 @@ fn what_is_not_ggnets_is_refused_and_nothing_before_it_is_done() {
         make("core".into()),
         plain("../../../../proc/sysrq-trigger", "b"),
         plain("core/../../outside/enable", "1"),
-        // Somebody else's: another resource, another GGnet, an operator's own, another fabric.
+        // Other owners: another resource, another GGnet, an operator's own target, another fabric.
         make(format!("{}8", target.trim_end_matches('7'))),
         make(target.replace("0ddba11e", "f0e1d2c3")),
         make("iscsi/iqn.2003-01.org.linux-iscsi.host:disk".into()),
@@ -208,7 +208,7 @@ fn what_is_not_ggnets_is_refused_and_nothing_before_it_is_done() {
         Op::Rmdir("vhost/naa.5001405b6b6c8d7e".into()),
         plain("iscsi/discovery_auth/password", "NULL"),
         plain("dbroot", "/etc"),
-        // Ours, and nothing that GGnet does.
+        // Our objects, but operations that GGnet never does.
         make(format!("{group}/np/0.0.0.0")),
         make(format!("{group}/np/127.0.0.1:0")),
         make(format!("{group}/acls/everybody")),
@@ -274,7 +274,7 @@ fn a_symbolic_link_leads_nowhere() {
     }
     assert_eq!(fs::read_to_string(outside.join("tpgt_1/enable")).unwrap(), "0");
     fs::remove_file(tree.join(names.target())).unwrap();
-    // In the place of a disk, on the way to it, and what is no file at all.
+    // In the place of a disk, on the path to it, and something that is not a file.
     let control =
         setting_up(&lab).into_iter().find(|op| matches!(op, Op::Write(p, _) if p.ends_with("/control")));
     let Some(Op::Write(control, Value::Plain(line))) = control else { panic!("a control line") };
@@ -300,7 +300,7 @@ fn a_symbolic_link_leads_nowhere() {
 fn a_disk_that_the_servers_user_cannot_reach_is_refused() {
     let lab = Lab::new();
     let me = lab.dir.path().metadata().unwrap();
-    // Root's server is somebody who may not look into the folder; anybody else may not look into its own that is shut.
+    // As root, the server's user has no access to the folder; otherwise our own folder is not accessible for us.
     let (owner, mode) = if me.uid() == 0 {
         (Owner::new(STRANGER, STRANGER), 0o700)
     } else {
@@ -352,7 +352,7 @@ fn garbage_is_refused_without_being_quoted_and_harms_nobody() {
     for question in questions {
         let answer = root.send(question);
         let shown = String::from_utf8_lossy(&question[..question.len().min(80)]);
-        // Who sends more than is read may find the connection closed before it has read the answer.
+        // If more is sent than is read, the connection may be closed before the response was read.
         if question.len() <= MAX_REQUEST {
             let Ok(Answer::Failed(failure)) = decode(answer.as_bytes()) else { panic!("{shown}: {answer}") };
             assert_eq!(failure.kind(), ErrorKind::Invalid, "{shown}");
@@ -399,7 +399,7 @@ fn the_instance_is_read_once_and_another_ones_targets_stay_anothers() {
     let root = Root::of(&lab);
     let (names, client) = (lab.names(&lab.id()), root.client());
     client.apply(&lab.id(), &[Op::Mkdir(names.target())]).unwrap();
-    // The file is the server's: what it says later counts for nothing.
+    // The server owns the file: its later content is ignored.
     fs::write(lab.dir.path().join("instance"), "f0e1d2c3\n").unwrap();
     let foreign = names.target().replace("0ddba11e", "f0e1d2c3");
     assert_eq!(kind(client.apply(&lab.id(), &[Op::Mkdir(foreign)])), ErrorKind::Permission);
@@ -432,7 +432,7 @@ fn a_helper_that_is_not_there_is_named_with_the_unit_to_start() {
     let socket = dir.path().join("helper.sock");
     for make in [false, true] {
         if make {
-            // Nobody listens on it any more.
+            // Nothing listens on it any more.
             drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         }
         let e = Helper::at(&socket).load_target().unwrap_err();
@@ -448,7 +448,7 @@ fn failures_keep_their_kind_and_secrets_are_shown_by_nothing() {
     let lab = Lab::new();
     let root = Root::of(&lab);
     let ops = setting_up(&lab);
-    // The folder that stands for configfs makes no attributes by itself: the first write finds none.
+    // The folder in the place of configfs creates no attributes by itself: the first write finds none.
     let e = root.client().apply(&lab.id(), &ops).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
     let request = Request::Apply { target: lab.id(), ops };
@@ -468,7 +468,7 @@ fn without_the_right_to_read_them_secrets_are_written_again_through_it() {
     let want = lab.want(&lab.spec(chap(1, "Other12345678901")));
     let ops = lab.plan(&want);
     assert_eq!(ops.len(), 4, "{ops:?}");
-    // The folder that stands for configfs has no attribute that was never written.
+    // The folder in the place of configfs has no attribute that was never written.
     let auth = lab.tree.root().join(want.names.group()).join("acls").join(initiator(1)).join("auth");
     for name in ["userid_mutual", "password_mutual"] {
         fs::File::create(auth.join(name)).unwrap();

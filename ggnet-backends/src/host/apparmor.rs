@@ -1,7 +1,7 @@
-//! Whether AppArmor lets a daemon of this host read the folders that we write for it.
+//! Checks whether AppArmor allows a daemon of this host to read the folders that we write for it.
 //!
-//! The kernel says which profiles are enforced; what a profile allows stands in `/etc/apparmor.d`. Its language is not evaluated: a
-//! folder counts as allowed when a rule that may read names it, or a folder above it and everything below (`/**`).
+//! The kernel reports which profiles are enforced; the profiles are in `/etc/apparmor.d`. Their language is not evaluated: a folder counts
+//! as allowed if a rule with read permission names it, or a parent folder with everything below (`/**`).
 
 use std::{
     fs, io,
@@ -10,12 +10,12 @@ use std::{
 
 use super::{Finding, Level};
 
-/// A daemon as AppArmor knows it.
+/// A daemon with an AppArmor profile.
 #[derive(Clone, Copy, Debug)]
 pub struct Confined {
     /// The names that its profile has had.
     pub profiles: &'static [&'static str],
-    /// The file of its profile in `/etc/apparmor.d`; what is added stands in `local/` under the same name.
+    /// The file of its profile in `/etc/apparmor.d`; local additions are in `local/` under the same name.
     pub file: &'static str,
 }
 
@@ -25,7 +25,7 @@ pub const DNSMASQ: Confined =
 /// Debian's ISC dhcpd.
 pub const DHCPD: Confined = Confined { profiles: &["dhcpd", "/usr/sbin/dhcpd"], file: "usr.sbin.dhcpd" };
 
-/// Whether the daemon may read `folders`; else `denied`, with the lines that let it. Nothing, where AppArmor does not confine it.
+/// Whether the daemon may read `folders`; otherwise `denied`, with the lines that allow it. `None` if AppArmor does not confine it.
 #[must_use]
 pub fn apparmor(daemon: &Confined, folders: &[PathBuf], denied: Level) -> Option<Finding> {
     look(
@@ -59,7 +59,7 @@ fn look(
         .concat();
     let missing: Vec<&PathBuf> = folders.iter().filter(|folder| !allows(&rules, folder)).collect();
     if missing.is_empty() {
-        return Some(Finding::ok(what, "It lets the daemon read our folders"));
+        return Some(Finding::ok(what, "It allows the daemon to read our folders"));
     }
     let (names, lines): (Vec<_>, Vec<_>) = missing
         .iter()
@@ -69,7 +69,7 @@ fn look(
     Some(Finding::bad(
         denied,
         what,
-        format!("It is enforced, and no rule lets the daemon read {}", names.join(" and ")),
+        format!("It is enforced, and no rule allows the daemon to read {}", names.join(" and ")),
         format!(
             "printf '{}' | sudo tee -a {} && sudo apparmor_parser -r {}",
             lines.concat(),

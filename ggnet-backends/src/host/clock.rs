@@ -1,5 +1,5 @@
-//! Whether the clock can be right: a Raspberry Pi or a machine with a flat battery starts in the past, and leases, certificates and
-//! the order of events then make no sense.
+//! Checks whether the clock can be right: a Raspberry Pi or a machine with an empty battery starts in the past, which breaks leases,
+//! certificates and the order of events.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use ggnet_core::nouns::Timestamp;
 
 use super::{Finding, Level};
 
-/// 2025-01-01: no GGnet is older.
+/// 2025-01-01: no version of GGnet is older.
 const EARLIEST: i64 = 1_735_689_600;
 /// 2100-01-01.
 const LATEST: i64 = 4_102_444_800;
 
-/// Whether `now` (from the `Clock` port) is a sane time and, where systemd-timesyncd runs, whether it has set the clock.
+/// Whether `now` (from the `Clock` port) is plausible and, if systemd-timesyncd runs, whether it has set the clock.
 #[must_use]
 pub fn clock(now: Timestamp) -> Finding {
     judge(now, Path::new("/run/systemd/timesync"))
@@ -21,19 +21,19 @@ pub fn clock(now: Timestamp) -> Finding {
 fn judge(now: Timestamp, timesync: &Path) -> Finding {
     let what = "clock";
     if !(EARLIEST..LATEST).contains(&now.as_second()) {
-        let why = format!("It says {now}, which cannot be");
+        let why = format!("It shows {now}, which cannot be right");
         return Finding::bad(Level::Fail, what, why, "sudo timedatectl set-ntp true");
     }
     if !timesync.is_dir() {
-        return Finding::ok(what, format!("It says {now}; systemd-timesyncd does not run here"));
+        return Finding::ok(what, format!("It shows {now}; systemd-timesyncd does not run here"));
     }
     if timesync.join("synchronized").exists() {
-        return Finding::ok(what, format!("It says {now}, and systemd-timesyncd has set it"));
+        return Finding::ok(what, format!("It shows {now}, set by systemd-timesyncd"));
     }
     Finding::bad(
         Level::Warn,
         what,
-        format!("It says {now}, but systemd-timesyncd has not reached a time server since the start"),
+        format!("It shows {now}, but systemd-timesyncd has not reached a time server since boot"),
         "timedatectl timesync-status   (then configure a reachable NTP= in /etc/systemd/timesyncd.conf)",
     )
 }

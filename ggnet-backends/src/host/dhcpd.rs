@@ -1,10 +1,10 @@
-//! Whether ISC's dhcpd reads a file of ours.
+//! Checks whether ISC dhcpd includes our file.
 
 use std::{fs, io, path::Path};
 
 use super::{Finding, Level};
 
-/// Whether dhcpd's main file includes `file`, by itself or by a file that it includes; else `missing`.
+/// Whether dhcpd's main file includes `file`, directly or through an included file; otherwise `missing`.
 #[must_use]
 pub fn dhcpd_includes(main: &Path, file: &Path, missing: Level) -> Finding {
     let what = format!("dhcpd's configuration {}", main.display());
@@ -12,18 +12,21 @@ pub fn dhcpd_includes(main: &Path, file: &Path, missing: Level) -> Finding {
     match includes(main, file, 8) {
         Ok(true) => Finding::ok(what, format!("It includes {}", file.display())),
         Ok(false) => {
-            let why = format!("It does not include {}, so dhcpd knows no machine of ours", file.display());
+            let why = format!(
+                "It does not include {}, so dhcpd does not serve machines that GGnet registers",
+                file.display()
+            );
             Finding::bad(missing, what, why, format!("Add this line to it: {line}"))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let mend = "sudo apt-get install isc-dhcp-server; infra/examples/dhcpd.conf is an example";
+            let mend = "sudo apt-get install isc-dhcp-server; see the example infra/examples/dhcpd.conf";
             Finding::bad(missing, what, format!("It cannot be read: {e}"), mend)
         }
         Err(e) => Finding::unknown(what, &e),
     }
 }
 
-/// Looks in `main` and so many files deep.
+/// Searches in `main` and in included files up to this depth.
 fn includes(main: &Path, file: &Path, depth: u8) -> io::Result<bool> {
     let text = fs::read_to_string(main)?;
     let included = |line: &str| {
@@ -34,7 +37,7 @@ fn includes(main: &Path, file: &Path, depth: u8) -> io::Result<bool> {
     let same = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     for path in text.lines().filter_map(included) {
         let path = Path::new(&path);
-        // One that cannot be read includes nothing that dhcpd could read.
+        // dhcpd cannot include anything through a file that cannot be read.
         if same(path) == same(file) || depth > 0 && includes(path, file, depth - 1).unwrap_or(false) {
             return Ok(true);
         }

@@ -1,7 +1,7 @@
-//! Whether the host's firewall (nftables, also behind ufw, firewalld and iptables) lets packets in on our ports.
+//! Checks whether the host's firewall (nftables, also used by ufw, firewalld and iptables) accepts packets on our ports.
 //!
-//! Only what is certain is said: a chain that looks at what comes in and drops what no rule takes, in a table where no rule speaks of
-//! the port. A rule that we cannot read counts as one that opens it.
+//! Only certain findings are reported: an input chain that drops packets by default, in a table in which no rule mentions the port. A rule
+//! that cannot be parsed counts as one that opens the port.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +9,12 @@ use serde_json::Value;
 
 use super::{Finding, Level, Transport};
 
-/// Which of `ports` a ruleset keeps closed: `closed` for each, with the line that opens it. `ruleset` is what `nft -j list ruleset`
-/// prints.
+/// The `ports` that a ruleset blocks: `closed` for each, with the command that opens it. `ruleset` is the output of `nft -j list ruleset`.
 #[must_use]
 pub fn firewall(ruleset: &str, ports: &BTreeSet<(Transport, u16)>, closed: Level) -> Vec<Finding> {
     let what = "firewall";
     let Ok(ruleset) = serde_json::from_str::<Value>(ruleset) else {
-        return vec![Finding::unknown(what, &"nft printed something else than JSON")];
+        return vec![Finding::unknown(what, &"the output of nft is not JSON")];
     };
     let objects: Vec<&Value> = ruleset["nftables"].as_array().into_iter().flatten().collect();
     let gates: Vec<&Value> = objects
@@ -38,7 +37,7 @@ pub fn firewall(ruleset: &str, ports: &BTreeSet<(Transport, u16)>, closed: Level
             findings.push(Finding::bad(
                 closed,
                 format!("firewall, {transport} port {port}"),
-                format!("Table {family} {table}, chain {chain} drops what no rule takes, and no rule speaks of this port"),
+                format!("Table {family} {table}, chain {chain} drops packets by default, and no rule mentions this port"),
                 format!(
                     "sudo nft add rule {family} {table} {chain} {protocol} dport {port} accept    (with ufw: sudo ufw allow {port}/{protocol})"
                 ),
@@ -46,7 +45,7 @@ pub fn firewall(ruleset: &str, ports: &BTreeSet<(Transport, u16)>, closed: Level
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(what, "No chain of nftables is known to drop what comes in on our ports"));
+        findings.push(Finding::ok(what, "No nftables chain is known to drop packets to our ports"));
     }
     findings
 }
@@ -55,11 +54,11 @@ fn text<'a>(object: &'a Value, key: &str) -> &'a str {
     object[key].as_str().unwrap_or_default()
 }
 
-/// Whether a rule may be one that lets packets to `port` in.
+/// Whether a rule may accept packets to `port`.
 fn may_open(rule: &Value, port: u16) -> bool {
     let parts: Vec<&Value> = rule["expr"].as_array().into_iter().flatten().collect();
     parts.iter().any(|part| {
-        // iptables' own matches are not shown.
+        // The output does not include matches of iptables extensions.
         if part.get("xt").is_some() {
             return true;
         }
@@ -68,12 +67,12 @@ fn may_open(rule: &Value, port: u16) -> bool {
     })
 }
 
-/// Whether the right side of a match is or holds a port.
+/// Whether the right side of a match is or contains a port.
 fn names(right: &Value, port: u16) -> bool {
     let port64 = u64::from(port);
     match right {
         Value::Number(n) => n.as_u64() == Some(port64),
-        // A named set: it may hold anything.
+        // A named set: it may contain anything.
         Value::String(_) => true,
         Value::Array(all) => all.iter().any(|one| names(one, port)),
         Value::Object(of) => {
@@ -96,7 +95,7 @@ mod tests {
         findings.into_iter().filter(|f| f.level != Level::Ok).map(|f| f.what).collect()
     }
 
-    /// As nft 1.0.6 prints it.
+    /// In the format of nft 1.0.6.
     fn ruleset(policy: &str, right: &str) -> String {
         format!(
             r#"{{"nftables": [{{"metainfo": {{"version": "1.0.6", "json_schema_version": 1}}}},

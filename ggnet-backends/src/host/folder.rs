@@ -1,4 +1,4 @@
-//! Whether a folder is there and we may write in it.
+//! Checks whether a folder exists and is writable.
 
 use std::path::Path;
 
@@ -6,18 +6,18 @@ use rustix::fs::{Access, access};
 
 use super::{Finding, Level};
 
-/// Whether `dir` is a folder that our user may write in; else `missing`, with the line that makes it so.
+/// Whether `dir` is a folder that our user can write to; otherwise `missing`, with the command that creates it.
 #[must_use]
 pub fn writable_folder(dir: &Path, missing: Level) -> Finding {
     let shown = dir.display();
     let what = format!("folder {shown}");
-    let mend = format!("sudo install -d -o ggnet {shown}    # or another user that the server runs as");
+    let mend = format!("sudo install -d -o ggnet {shown}    # or another user, if the server runs as one");
     if !dir.is_dir() {
-        return Finding::bad(missing, what, "It is not there", mend);
+        return Finding::bad(missing, what, "It does not exist", mend);
     }
     match access(dir, Access::WRITE_OK | Access::EXEC_OK) {
-        Ok(()) => Finding::ok(what, "We may write in it"),
-        Err(e) => Finding::bad(missing, what, format!("We may not write in it: {e}"), mend),
+        Ok(()) => Finding::ok(what, "It is writable"),
+        Err(e) => Finding::bad(missing, what, format!("It is not writable: {e}"), mend),
     }
 }
 

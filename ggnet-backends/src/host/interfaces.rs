@@ -1,8 +1,8 @@
-//! The network interfaces of this namespace: names, and what is a port of what, by rtnetlink(7), addresses by
-//! getifaddrs(3), the rest from `/sys/class/net`.
+//! The network interfaces of this namespace: names and masters from rtnetlink(7), addresses from getifaddrs(3), everything else from
+//! `/sys/class/net`.
 //!
-//! `/sys` shows the network namespace of whoever mounted it, which after `unshare --net` is not ours: it is believed only when it
-//! lists the very names that the kernel gives us.
+//! `/sys` shows the network namespace in which it was mounted, which after `unshare --net` is not ours: it is used only if it lists the
+//! same names as the kernel.
 
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
@@ -14,7 +14,7 @@ use crate::links;
 pub struct Address {
     /// The address.
     pub ip: IpAddr,
-    /// Bits of its network's prefix.
+    /// The length of its network prefix in bits.
     pub prefix: u8,
 }
 
@@ -23,15 +23,15 @@ pub struct Address {
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// Its hardware address as the kernel writes it; none where it has none.
+    /// Its MAC address as the kernel formats it; `None` if it has none.
     pub mac: Option<String>,
-    /// The largest packet in bytes.
+    /// The MTU in bytes.
     pub mtu: Option<u32>,
     /// Whether it can carry packets: administratively up, with a carrier.
     pub up: bool,
     /// Whether it is the loopback interface.
     pub loopback: bool,
-    /// The bridge, bond or team whose port it is; none where it stands for itself.
+    /// Its master, a bridge, bond or team; `None` if it has none.
     pub port_of: Option<String>,
     /// Its addresses.
     pub addresses: Vec<Address>,
@@ -40,7 +40,7 @@ pub struct Interface {
 /// All interfaces, by name.
 ///
 /// # Errors
-/// When the kernel does not list them.
+/// If the kernel does not list them.
 pub fn interfaces() -> io::Result<Vec<Interface>> {
     let ports = links::links()?;
     let names: BTreeSet<String> = ports.iter().map(|l| l.name.clone()).collect();
@@ -50,14 +50,14 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
     Ok(names
         .into_iter()
         .map(|name| {
-            // An old-style label (`eth0:1`) comes in place of the name.
+            // An old label (`eth0:1`) is in the place of the name.
             let mine = || known.iter().filter(|k| k.name.split(':').next() == Some(name.as_str()));
             let mut found = if sys_is_ours {
                 read(&sys.join(&name), name.clone())
             } else {
                 Interface {
                     mac: None,
-                    // Of this namespace, but what a router announced for IPv6 where that is less.
+                    // The MTU in this namespace, or the MTU that a router announced for IPv6 if that is less.
                     mtu: number(&Path::new("/proc/sys/net/ipv6/conf").join(&name).join("mtu")),
                     up: mine().any(if_addrs::Interface::is_oper_up),
                     loopback: mine().any(if_addrs::Interface::is_loopback),
@@ -78,7 +78,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
         .collect())
 }
 
-/// The links of `/sys/class/net` (`bonding_masters` there is a plain file); none where it cannot be read.
+/// The links in `/sys/class/net` (`bonding_masters` there is a plain file); empty if it cannot be read.
 fn listed(sys: &Path) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(sys) else { return BTreeSet::new() };
     let dirs = entries.filter_map(Result::ok).filter(|e| e.path().is_dir());
@@ -89,12 +89,12 @@ fn number(file: &Path) -> Option<u32> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-/// What `/sys` says of an interface.
+/// What `/sys` reports about an interface.
 fn read(dir: &Path, name: String) -> Interface {
     let text = |file: &str| fs::read_to_string(dir.join(file)).ok().map(|t| t.trim().to_owned());
     let flags =
         text("flags").and_then(|f| u32::from_str_radix(f.trim_start_matches("0x"), 16).ok()).unwrap_or(0);
-    // IFF_UP and IFF_LOOPBACK of netdevice(7). Drivers that cannot tell their state say "unknown" (loopback, tun).
+    // IFF_UP and IFF_LOOPBACK of netdevice(7). Drivers that do not report a state use "unknown" (loopback, tun).
     let (up, loopback) = (flags & 0x1 != 0, flags & 0x8 != 0);
     let carrier = text("operstate").is_some_and(|s| s == "up" || s == "unknown");
     Interface {
@@ -119,7 +119,7 @@ pub fn interface(name: &str) -> Finding {
     let Some(found) = all.iter().find(|i| i.name == name) else {
         let names: Vec<&str> = all.iter().map(|i| i.name.as_str()).collect();
         let mend = format!("Configure one of: {}", names.join(", "));
-        return Finding::bad(Level::Fail, what, "There is no such interface", mend);
+        return Finding::bad(Level::Fail, what, "It does not exist", mend);
     };
     judge(what, found)
 }
@@ -127,11 +127,11 @@ pub fn interface(name: &str) -> Finding {
 fn judge(what: String, found: &Interface) -> Finding {
     let name = &found.name;
     if let Some(master) = &found.port_of {
-        let mend = format!("Name {master} in its place: --interface {master} (network.interfaces)");
+        let mend = format!("Use {master} instead: --interface {master} (network.interfaces)");
         return Finding::bad(
             Level::Fail,
             what,
-            format!("It is a port of {master}, which takes its packets"),
+            format!("It is a port of {master}, which receives its packets"),
             mend,
         );
     }
@@ -172,14 +172,14 @@ mod tests {
         }
     }
 
-    /// Set in the process that was started in a network namespace of its own.
+    /// Set in the child process that runs in its own network namespace.
     const INSIDE: &str = "GGNET_TEST_NETWORK_NAMESPACE";
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "starts this test again in a namespace")]
     fn of_another_namespace_nothing_is_seen() {
         if std::env::var_os(INSIDE).is_some() {
-            // A fresh namespace has lo, and it is down; /sys still shows the host's interfaces.
+            // A new namespace has lo, which is down; /sys still shows the host's interfaces.
             let all = interfaces().unwrap();
             assert_eq!(all.iter().filter(|i| i.up || !i.addresses.is_empty()).count(), 0, "{all:?}");
             assert!(all.iter().any(|i| i.name == "lo") && !all.iter().any(|i| i.name == "eth0"), "{all:?}");

@@ -1,14 +1,14 @@
-//! What space that is kept for the database is worth on its file system.
+//! Checks whether the space that is reserved for the database is reliable on its file system.
 //!
-//! The store keeps a file beside the database that it gives back when the disk is full. On file systems that write in place, what a file
-//! gave back can be written again, and what is allocated stays allocated. Where every write goes elsewhere (btrfs, ZFS, bcachefs), or
-//! where another host decides (NFS, FUSE …), the file system may need more than it was given, or give it to somebody else.
+//! The store keeps a file next to the database and truncates it when the disk is full. On file systems that write in place, the freed space
+//! can be used again, and allocated space stays allocated. If every write goes to a new place (btrfs, ZFS, bcachefs), or if another host
+//! decides (NFS, FUSE …), the file system may need more than was freed, or give it to another program.
 
 use std::path::Path;
 
 use super::{Finding, Level, space::nearest};
 
-/// Whether space that is kept in `dir` for a full disk is surely there when it is needed: a warning where it is not.
+/// Whether space that is reserved in `dir` is certainly available when the disk is full; a warning if not.
 #[must_use]
 pub fn kept_space(dir: &Path) -> Finding {
     let what = format!("reserve for the database in {}", dir.display());
@@ -26,15 +26,14 @@ fn judge(what: String, kind: u32) -> Finding {
         0xef53 => return Finding::ok(what, "ext4 keeps what is allocated"),
         0x5846_5342 => return Finding::ok(what, "XFS keeps what is allocated"),
         0x0102_1994 => return Finding::ok(what, "tmpfs keeps what is allocated"),
-        0x9123_683e => "btrfs writes elsewhere at every change".to_owned(),
-        0x2fc1_2fc1 => "ZFS writes elsewhere at every change".to_owned(),
-        0xca45_1a4e => "bcachefs writes elsewhere at every change".to_owned(),
+        0x9123_683e => "btrfs writes every change to a new place".to_owned(),
+        0x2fc1_2fc1 => "ZFS writes every change to a new place".to_owned(),
+        0xca45_1a4e => "bcachefs writes every change to a new place".to_owned(),
         0x6969 => "NFS: another host decides".to_owned(),
-        other => format!("A file system of type {other:#x}, of which GGnet knows nothing"),
+        other => format!("A file system of type {other:#x}, which GGnet does not know"),
     };
-    let why =
-        format!("{name}: on a full disk it is not certain that sessions can be stopped and images deleted");
-    let mend = "Put the data folder on ext4 or XFS, or set store.path to a file there; or never let this disk fill up";
+    let why = format!("{name}: if the disk is full, stopping sessions and deleting images may fail");
+    let mend = "Put the data folder on ext4 or XFS, or set store.path to a file there; otherwise never let this disk fill up";
     Finding::bad(Level::Warn, what, why, mend)
 }
 

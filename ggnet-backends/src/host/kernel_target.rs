@@ -1,15 +1,15 @@
-//! Whether the kernel has its own iSCSI target (LIO), loaded or to be loaded.
+//! Checks whether the kernel's own iSCSI target (LIO) is loaded or can be loaded.
 
 use std::{fs, path::Path};
 
 use super::{Finding, Level};
 
-/// What loads it, and shows it.
+/// The commands that load it and mount its tree.
 const LOAD: &str = "sudo modprobe -a target_core_mod iscsi_target_mod; mount | grep configfs || sudo mount -t configfs configfs \
                     /sys/kernel/config";
 
-/// Whether the kernel's target is there below `root` (`/sys/kernel/config/target`); else `missing`, with the line that loads it, or
-/// word that this kernel has none.
+/// Whether the kernel's target exists below `root` (`/sys/kernel/config/target`); otherwise `missing`, with the command that loads it, or a
+/// message that this kernel does not have it.
 #[must_use]
 pub fn kernel_target(root: &Path, missing: Level) -> Finding {
     judge(root, has_module("target_core_mod") && has_module("iscsi_target_mod"), missing)
@@ -21,17 +21,18 @@ fn judge(root: &Path, modules: bool, missing: Level) -> Finding {
         return Finding::ok(what, format!("It is loaded: {}", root.join("iscsi").display()));
     }
     match (root.is_dir(), modules) {
-        (true, true) => {
-            Finding::ok(what, "target_core_mod is loaded, iscsi_target_mod will be with the first target")
-        }
+        (true, true) => Finding::ok(
+            what,
+            "target_core_mod is loaded; iscsi_target_mod will be loaded with the first target",
+        ),
         (false, true) => {
-            Finding::bad(missing, what, format!("It is not loaded: {} is not there", root.display()), LOAD)
+            Finding::bad(missing, what, format!("It is not loaded: {} does not exist", root.display()), LOAD)
         }
         (_, false) => Finding::bad(
             Level::Fail,
             what,
             "This kernel has no module iscsi_target_mod",
-            "apt-get install linux-image-amd64 and boot it (cloud kernels have no LIO); or set backend = \"builtin\" in [target]",
+            "apt-get install linux-image-amd64 and boot it (cloud kernels do not have LIO); or set backend = \"builtin\" in [target]",
         ),
     }
 }

@@ -1,18 +1,18 @@
-//! How many files we may have open: each session takes a few (connections, data file, maps).
+//! The limit of open files: each session needs a few (connections, data file, maps).
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{Finding, Level};
 
-/// Whether this process may open `wanted` files at once (the soft limit of `RLIMIT_NOFILE`).
+/// Whether this process can have `wanted` files open (the soft limit of `RLIMIT_NOFILE`).
 #[must_use]
 pub fn open_files(wanted: u64) -> Finding {
     let limit = getrlimit(Resource::Nofile);
     judge(limit.current, limit.maximum, wanted)
 }
 
-/// Allows this process as many open files as it may allow itself: shells and services start it with far fewer. What cannot be raised stays;
-/// [`open_files`] tells.
+/// Raises this process's limit of open files to the maximum that it may set, because shells and services start it with a much lower limit.
+/// If raising fails, the limit stays, and [`open_files`] reports it.
 pub fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
@@ -23,9 +23,9 @@ pub fn raise_open_files() {
 fn judge(soft: Option<u64>, hard: Option<u64>, wanted: u64) -> Finding {
     let what = "open files";
     let Some(soft) = soft else {
-        return Finding::ok(what, "There is no limit");
+        return Finding::ok(what, "Not limited");
     };
-    let why = format!("The limit is {soft}, and {wanted} are wanted");
+    let why = format!("The limit is {soft}, but {wanted} are recommended");
     if soft >= wanted {
         return Finding::ok(what, why);
     }

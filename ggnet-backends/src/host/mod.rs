@@ -1,9 +1,8 @@
-//! What this host is like: the building blocks of the check that a server runs before it starts.
+//! Checks of the host that a server runs before it starts.
 //!
-//! Every check is a plain function that looks, changes nothing and returns a [`Finding`]: what was looked at, why it is good or bad,
-//! and the line that mends it. What a finding means for a start-up is the caller's to decide. All of them read files of `/proc`, `/sys`
-//! and the disk and may block for milliseconds: call them on a blocking thread, as [`look`] does. Which of them a backend needs its
-//! descriptor says.
+//! Every check is a plain function that changes nothing and returns a [`Finding`]: what was checked, the result, and the command that fixes
+//! a problem. The caller decides what a finding means for the start. The checks read files in `/proc`, `/sys` and on disk and may block for
+//! milliseconds: call them on a blocking thread, as [`look`] does. A backend's descriptor lists the checks that it needs.
 
 mod apparmor;
 mod clock;
@@ -41,11 +40,11 @@ pub use reflinks::reflinks;
 pub use space::{Space, free_space, space};
 pub use tftp::{tftp_folder, tftp_server};
 
-/// Runs looks on a blocking thread.
+/// Runs checks on a blocking thread.
 ///
 /// # Errors
-/// `Internal`: one of them panicked.
+/// `Internal`: a check panicked.
 pub async fn look<T: Send + 'static>(looks: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let looked = tokio::task::spawn_blocking(looks).await;
-    looked.map_err(|e| Error::internal("A look at the host died").with_source(e))
+    looked.map_err(|e| Error::internal("A check of the host panicked").with_source(e))
 }

@@ -1,4 +1,5 @@
-//! Who holds a port: `/proc/net/{tcp,udp}{,6}` names the socket's inode, `/proc/<pid>/fd` who has it open.
+//! Finds the process that uses a port: `/proc/net/{tcp,udp}{,6}` has the inode of the socket, `/proc/<pid>/fd` the processes that have it
+//! open.
 
 use std::{
     collections::HashMap,
@@ -8,14 +9,14 @@ use std::{
 
 use super::{Finding, Level, Transport};
 
-/// A socket that holds a port.
+/// A socket that uses a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// The address and port that it is bound to.
     pub local: SocketAddr,
     /// The user that made it.
     pub uid: u32,
-    /// A process that has it open; none when it belongs to another user and we are not root, or to the kernel.
+    /// A process that has it open; `None` if it belongs to another user and we are not root, or to the kernel.
     pub pid: Option<u32>,
     /// That process's name.
     pub command: Option<String>,
@@ -31,10 +32,10 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Who holds `port` in this network namespace, on an address that a socket bound to `address` would meet.
+/// The sockets on `port` in this network namespace whose address conflicts with a socket on `address`.
 ///
 /// # Errors
-/// When the kernel's tables cannot be read.
+/// If the kernel's tables cannot be read.
 pub fn holders(transport: Transport, address: IpAddr, port: u16) -> io::Result<Vec<Holder>> {
     let tables = match transport {
         Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
@@ -66,7 +67,7 @@ pub fn holders(transport: Transport, address: IpAddr, port: u16) -> io::Result<V
         .collect())
 }
 
-/// Whether `port` is free on `address`; else `taken`, naming who holds it.
+/// Whether `port` is free on `address`; otherwise `taken`, which names the process that uses it.
 #[must_use]
 pub fn port(transport: Transport, address: IpAddr, port: u16, taken: Level) -> Finding {
     let what = format!("{transport} port {port} on {address}");
@@ -84,14 +85,14 @@ pub fn port(transport: Transport, address: IpAddr, port: u16, taken: Level) -> F
         }
         (Some(pid), None) => format!("Stop process {pid} (sudo kill {pid}), or configure another port"),
         _ => format!(
-            "See who it is: sudo ss -{}lnp 'sport = :{port}'",
+            "Find the process: sudo ss -{}lnp 'sport = :{port}'",
             if transport == Transport::Tcp { 't' } else { 'u' }
         ),
     };
-    Finding::bad(taken, what, format!("It is held by {}", all.join(" and by ")), mend)
+    Finding::bad(taken, what, format!("It is used by {}", all.join(" and by ")), mend)
 }
 
-/// Whether `port` is held by `program` alone, or by nobody yet; else `taken`, naming who holds it.
+/// Whether only `program` uses `port`, or no process yet; otherwise `taken`, which names the process that uses it.
 #[must_use]
 pub fn port_of(program: &str, transport: Transport, port: u16, taken: Level) -> Finding {
     let what = format!("{transport} port {port}");
@@ -103,16 +104,17 @@ pub fn port_of(program: &str, transport: Transport, port: u16, taken: Level) -> 
         holders.iter().filter(|h| h.command.as_deref() != Some(program)).map(ToString::to_string).collect();
     if others.is_empty() {
         let why =
-            if holders.is_empty() { "Nobody holds it".to_owned() } else { format!("{program} holds it") };
+            if holders.is_empty() { "No process uses it".to_owned() } else { format!("{program} uses it") };
         return Finding::ok(what, why);
     }
-    let why = format!("It is held by {}, which is not {program}", others.join(" and by "));
-    let mend = format!("One DHCP server for one network: sudo ss -ulnp 'sport = :{port}' shows who is there");
+    let why = format!("It is used by {}, which is not {program}", others.join(" and by "));
+    let mend =
+        format!("Run only one DHCP server per network: sudo ss -ulnp 'sport = :{port}' shows the processes");
     Finding::bad(taken, what, why, mend)
 }
 
-/// Whether two sockets bound to these addresses would be in each other's way: same address, or one of them bound to all. `[::]`
-/// takes IPv4 too unless told otherwise, which the table does not say; we assume that it does.
+/// Whether two sockets with these addresses would conflict: the same address, or one of them the wildcard address. `[::]` accepts IPv4 too
+/// unless configured otherwise, which the table does not show; we assume that it does.
 fn meet(bound: IpAddr, wanted: IpAddr) -> bool {
     let plain = |ip: IpAddr| ip.to_canonical();
     let (bound, wanted) = (plain(bound), plain(wanted));
@@ -148,7 +150,7 @@ impl Row {
     }
 }
 
-/// `0100007F:0CBC`: the address as words of the host's byte order, the port as a number.
+/// `0100007F:0CBC`: the address as words in the host's byte order, then the port.
 fn parse_address(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
@@ -168,7 +170,7 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// Which process has which socket open, as far as we may see.
+/// The process of each open socket, as far as we have permission to see it.
 fn owners() -> HashMap<u64, u32> {
     let mut owners = HashMap::new();
     let Ok(processes) = fs::read_dir("/proc") else { return owners };
@@ -178,7 +180,7 @@ fn owners() -> HashMap<u64, u32> {
             let inode =
                 target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
             if let Some(inode) = inode {
-                // The lowest id of several: the parent that opened it, not a worker that inherited it.
+                // The lowest of several process IDs: the parent that opened it, not a worker that inherited it.
                 owners.entry(inode).and_modify(|p: &mut u32| *p = (*p).min(pid)).or_insert(pid);
             }
         }
@@ -196,7 +198,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// The port is held by us, on `on`, for each of `seen_from`, and free for each of `free_for`.
+    /// We use the port on `on`; checks that it is taken for each address in `seen_from` and free for each in `free_for`.
     fn is_ours(transport: Transport, local: SocketAddr, seen_from: &[&str], free_for: &[&str]) {
         for address in seen_from {
             let found = holders(transport, ip(address), local.port()).unwrap();
@@ -266,7 +268,7 @@ mod tests {
 
     #[test]
     fn addresses() {
-        // 127.0.0.1:3260 on this host's byte order.
+        // 127.0.0.1:3260 in this host's byte order.
         let word = format!("{:08X}:0CBC", u32::from_ne_bytes([127, 0, 0, 1]));
         assert_eq!(parse_address(&word), Some("127.0.0.1:3260".parse().unwrap()));
         for bad in

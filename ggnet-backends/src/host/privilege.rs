@@ -1,13 +1,13 @@
-//! Whether we may bind low ports: by the capability, or because the kernel asks for none from some port on.
+//! Checks whether this process may bind low ports: by the capability, or because the kernel does not require it above some port.
 
 use std::{fs, io, path::Path};
 
 use super::{Finding, Level};
 
-/// `CAP_NET_BIND_SERVICE`'s bit (capabilities(7)).
+/// The bit of `CAP_NET_BIND_SERVICE` (capabilities(7)).
 const NET_BIND_SERVICE: u32 = 10;
 
-/// Whether this process may bind `port`; else `denied`, with the lines that allow it to `program` (the server's own file).
+/// Whether this process may bind `port`; otherwise `denied`, with the commands that allow it for `program` (the server's own file).
 #[must_use]
 pub fn low_port(port: u16, program: &Path, denied: Level) -> Finding {
     let what = format!("right to bind port {port}");
@@ -19,7 +19,7 @@ pub fn low_port(port: u16, program: &Path, denied: Level) -> Finding {
 
 fn judge(what: String, port: u16, start: u32, caps: u64, program: &Path, denied: Level) -> Finding {
     if u32::from(port) >= start {
-        return Finding::ok(what, format!("Ports from {start} on need no privilege here"));
+        return Finding::ok(what, format!("Ports from {start} up need no privilege here"));
     }
     if caps & (1 << NET_BIND_SERVICE) != 0 {
         return Finding::ok(what, "This process has CAP_NET_BIND_SERVICE");
@@ -28,7 +28,7 @@ fn judge(what: String, port: u16, start: u32, caps: u64, program: &Path, denied:
         denied,
         what,
         format!("Ports below {start} need CAP_NET_BIND_SERVICE, which this process lacks"),
-        // Quoted for a shell: this line is for people to copy.
+        // Quoted for a shell, because people copy this line.
         format!(
             "sudo setcap 'cap_net_bind_service=+ep' '{}'   (under systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE)",
             program.display().to_string().replace('\'', r"'\''")
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn says_what_the_kernel_does() {
-        // A free low port: whether the bind works is what the finding must say.
+        // A free low port: the finding must match whether the bind works.
         let port = (600..1024).find(
             |p| !matches!(UdpSocket::bind(("127.0.0.1", *p)), Err(e) if e.kind() == io::ErrorKind::AddrInUse),
         );

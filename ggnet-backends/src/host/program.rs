@@ -7,10 +7,10 @@ use std::{
 
 use super::{Finding, Level};
 
-/// Where programs are: the system's folders, whatever our own `PATH` is (a user's often lacks the `sbin` ones).
+/// The folders of programs, independent of our own `PATH` (a user's `PATH` often lacks the `sbin` folders).
 const FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// The executable file that `program` means: a path, or a name that is looked up in the system's folders.
+/// The executable file of `program`: a path, or a name that is looked up in the system's folders.
 #[must_use]
 pub fn find_program(program: &Path) -> Option<PathBuf> {
     let executable = |file: &PathBuf| {
@@ -22,17 +22,17 @@ pub fn find_program(program: &Path) -> Option<PathBuf> {
     FOLDERS.iter().map(|dir| Path::new(dir).join(program)).find(executable)
 }
 
-/// Whether `program` is there; else `missing`, with the line that installs Debian's `package`.
+/// Whether `program` is installed; otherwise `missing`, with the command that installs Debian's `package`.
 #[must_use]
 pub fn program(program: &Path, package: &str, missing: Level) -> Finding {
     let what = format!("program {}", program.display());
     match find_program(program) {
-        Some(file) => Finding::ok(what, format!("It is {}", file.display())),
+        Some(file) => Finding::ok(what, format!("Found at {}", file.display())),
         None => Finding::bad(missing, what, "It is not installed", format!("sudo apt-get install {package}")),
     }
 }
 
-/// Whether what starts every program of ours is there: it sets their limits and has them end with us.
+/// Whether the programs that start all other programs are installed: they set limits and make the child end with us.
 #[must_use]
 pub fn starters() -> [Finding; 2] {
     ["prlimit", "setpriv"].map(|name| program(Path::new(name), "util-linux", Level::Fail))

@@ -1,12 +1,12 @@
-//! Whether image versions can be reflinked to where the writebacks stand.
+//! Checks whether image versions can be reflinked into the folder of the writebacks.
 
 use std::{io, path::Path};
 
 use super::{Finding, Level, space::nearest};
 use crate::cloning;
 
-/// Whether a file of the folder `images` can be reflinked into the folder `disks` (or the nearest ones above them that exist); else
-/// `missing`. Tries it with files without names, of which nothing is left.
+/// Whether a file in the folder `images` can be reflinked into the folder `disks` (or their nearest existing parents); otherwise `missing`.
+/// Tries it with unnamed files, so nothing is left behind.
 #[must_use]
 pub fn reflinks(images: &Path, disks: &Path, missing: Level) -> Finding {
     let what = format!("reflinks to {}", disks.display());
@@ -15,9 +15,13 @@ pub fn reflinks(images: &Path, disks: &Path, missing: Level) -> Finding {
         Ok((possible, cloning::file_system(&from), cloning::file_system(&to)))
     });
     let why = match tried {
-        Ok((true, _, on)) => return Finding::ok(what, format!("{on} makes them")),
-        Ok((false, of, on)) if of == on => format!("{on} makes none, or these are two file systems"),
-        Ok((false, of, on)) => format!("The images are on {of}, the writebacks on {on}: they must be on one"),
+        Ok((true, _, on)) => return Finding::ok(what, format!("{on} supports them")),
+        Ok((false, of, on)) if of == on => {
+            format!("{on} does not support them, or the folders are on two file systems")
+        }
+        Ok((false, of, on)) => {
+            format!("The images are on {of}, the writebacks on {on}: both must be on the same file system")
+        }
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Finding::unknown(what, &e),
         Err(e) => e.to_string(),
     };
@@ -25,7 +29,7 @@ pub fn reflinks(images: &Path, disks: &Path, missing: Level) -> Finding {
         missing,
         what,
         why,
-        "Put the data folder on XFS (mkfs.xfs) or btrfs; or set copy = \"full\" in [writeback]: each session then begins with a copy",
+        "Put the data folder on XFS (mkfs.xfs) or btrfs; or set copy = \"full\" in [writeback]: each session then starts with a full copy",
     )
 }
 

@@ -1,4 +1,4 @@
-//! How much room a folder's file system has.
+//! The free space of a folder's file system.
 
 use std::{
     io,
@@ -7,32 +7,32 @@ use std::{
 
 use super::{Finding, Level};
 
-/// A file system's room.
+/// The space of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes in all.
+    /// Total bytes.
     pub total: u64,
-    /// Bytes that we may still write (what is reserved for root does not count).
+    /// Bytes that we can still write (without the space reserved for root).
     pub available: u64,
-    /// Files that can still be made; none where the file system has no such limit.
+    /// Files that can still be created; `None` if the file system has no such limit.
     pub files_available: Option<u64>,
 }
 
-/// The room of the file system that `dir`, or the nearest folder above it that exists, is on.
+/// The space of the file system of `dir`, or of its nearest existing parent.
 ///
 /// # Errors
-/// When the file system does not answer.
+/// If the file system cannot be read.
 pub fn space(dir: &Path) -> io::Result<Space> {
     let stat = rustix::fs::statvfs(&nearest(dir)?)?;
     Ok(Space {
         total: stat.f_blocks.saturating_mul(stat.f_frsize),
         available: stat.f_bavail.saturating_mul(stat.f_frsize),
-        // btrfs and others make inodes as they need them and report none.
+        // btrfs and others create inodes as needed and report none.
         files_available: (stat.f_files > 0).then_some(stat.f_favail),
     })
 }
 
-/// `dir`, or the nearest folder above it that exists.
+/// `dir`, or its nearest existing parent.
 pub(super) fn nearest(dir: &Path) -> io::Result<PathBuf> {
     let dir = std::path::absolute(dir)?;
     let there = dir
@@ -41,7 +41,7 @@ pub(super) fn nearest(dir: &Path) -> io::Result<PathBuf> {
     Ok(there.unwrap_or(&dir).to_owned())
 }
 
-/// Whether at least `wanted` bytes can be written in `dir`: a warning below it, a failure when next to nothing is left.
+/// Whether at least `wanted` bytes can be written in `dir`: a warning if not, a failure if almost nothing is left.
 #[must_use]
 pub fn free_space(dir: &Path, wanted: u64) -> Finding {
     let what = format!("free space for {}", dir.display());
@@ -52,7 +52,7 @@ pub fn free_space(dir: &Path, wanted: u64) -> Finding {
 }
 
 fn judge(what: String, space: Space, wanted: u64) -> Finding {
-    /// What a database and a few small files need to start at all.
+    /// The minimum space that a database and a few small files need.
     const FLOOR: u64 = 16 << 20;
     let mend = "Free space there, or configure another data folder";
     let why = format!("{} of {} are free", human(space.available), human(space.total));
@@ -63,7 +63,12 @@ fn judge(what: String, space: Space, wanted: u64) -> Finding {
         return Finding::bad(Level::Fail, what, "The file system has no inodes left", mend);
     }
     if space.available < wanted {
-        return Finding::bad(Level::Warn, what, format!("{why}, and {} are wanted", human(wanted)), mend);
+        return Finding::bad(
+            Level::Warn,
+            what,
+            format!("{why}, but {} are recommended", human(wanted)),
+            mend,
+        );
     }
     Finding::ok(what, why)
 }

@@ -1,4 +1,4 @@
-//! The folder that Debian's `tftpd-hpa` serves, and who serves it.
+//! Checks the folder that Debian's `tftpd-hpa` serves, and the program that serves it.
 
 use std::{
     fs, io,
@@ -11,10 +11,10 @@ use rustix::fs::Access;
 
 use super::{Finding, Level, Transport, holders};
 
-/// Where Debian's unit has its settings.
+/// The file with the settings of Debian's unit.
 const DEFAULTS: &str = "/etc/default/tftpd-hpa";
 
-/// Whether `root` is there, ours to write and open to in.tftpd's user.
+/// Whether `root` exists, is writable for us and readable for in.tftpd's user.
 #[must_use]
 pub fn tftp_folder(root: &Path) -> Finding {
     let shown = root.display();
@@ -23,17 +23,22 @@ pub fn tftp_folder(root: &Path) -> Finding {
         Ok(meta) => meta,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let mend = format!("sudo apt-get install tftpd-hpa; sudo install -d -m 0755 -o USER {shown}");
-            return Finding::bad(Level::Fail, what, "It is not there", mend);
+            return Finding::bad(Level::Fail, what, "It does not exist", mend);
         }
         Err(e) => return Finding::unknown(what, &e),
     };
     let mode = meta.permissions().mode() & 0o7777;
     let owned = format!("user id {} owns it, mode {mode:04o}", meta.uid());
     if !meta.is_dir() {
-        return Finding::bad(Level::Fail, what, "It is no folder", "Name another one: root in [boot_files]");
+        return Finding::bad(
+            Level::Fail,
+            what,
+            "It is not a folder",
+            "Set another one: root in [boot_files]",
+        );
     }
     if rustix::fs::access(root, Access::WRITE_OK | Access::EXEC_OK).is_err() {
-        let why = format!("This process may not write there: {owned}");
+        let why = format!("This process cannot write to it: {owned}");
         return Finding::bad(
             Level::Fail,
             what,
@@ -42,13 +47,13 @@ pub fn tftp_folder(root: &Path) -> Finding {
         );
     }
     if mode & 0o001 == 0 {
-        let why = format!("in.tftpd, who runs as a user of its own, may not go into it: {owned}");
+        let why = format!("in.tftpd, which runs as another user, has no access to it: {owned}");
         return Finding::bad(Level::Fail, what, why, format!("sudo chmod o+rx {shown}"));
     }
-    Finding::ok(what, format!("We may write there; {owned}"))
+    Finding::ok(what, format!("It is writable; {owned}"))
 }
 
-/// Whether in.tftpd answers at `server`, and with this folder, as far as its settings tell.
+/// Whether in.tftpd listens on `server` and, according to its settings, serves this folder.
 #[must_use]
 pub fn tftp_server(server: SocketAddr, root: &Path) -> Finding {
     let what = format!("TFTP server on UDP port {}", server.port());
@@ -58,25 +63,25 @@ pub fn tftp_server(server: SocketAddr, root: &Path) -> Finding {
         Err(e) => return Finding::unknown(what, &e),
     };
     let Some(holder) = holders.first() else {
-        return Finding::bad(Level::Fail, what, format!("Nobody serves it on {}", server.ip()), start);
+        return Finding::bad(Level::Fail, what, format!("Nothing listens on {}", server.ip()), start);
     };
     match &holder.command {
         Some(command) if command == "in.tftpd" => judge(what, fs::read_to_string(DEFAULTS), root),
         Some(_) => {
-            Finding::bad(Level::Fail, what, format!("It is held by {holder}, which is not in.tftpd"), start)
+            Finding::bad(Level::Fail, what, format!("It is used by {holder}, which is not in.tftpd"), start)
         }
         None => {
-            let mend = format!("See who it is: sudo ss -ulnp 'sport = :{}'", server.port());
-            Finding::bad(Level::Warn, what, format!("It is held by {holder}"), mend)
+            let mend = format!("Find the process: sudo ss -ulnp 'sport = :{}'", server.port());
+            Finding::bad(Level::Warn, what, format!("It is used by {holder}"), mend)
         }
     }
 }
 
-/// in.tftpd runs; its unit's settings should name the folder, chrooted.
+/// in.tftpd runs; the settings of its unit should have this folder, with chroot.
 fn judge(what: String, settings: io::Result<String>, root: &Path) -> Finding {
     let text = match settings {
         Ok(text) => text,
-        // Started in another way than by Debian's unit.
+        // It was not started by Debian's unit.
         Err(e) => return Finding::unknown(what, &format!("in.tftpd runs, but {DEFAULTS}: {e}")),
     };
     let value = |key: &str| {
@@ -86,7 +91,7 @@ fn judge(what: String, settings: io::Result<String>, root: &Path) -> Finding {
     let serves = value("TFTP_DIRECTORY").unwrap_or_default();
     let same = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if same(Path::new(&serves)) != same(root) {
-        let why = format!("in.tftpd serves {serves:?}, and we write to {}", root.display());
+        let why = format!("in.tftpd serves {serves:?}, but GGnet writes to {}", root.display());
         let mend =
             format!("Set TFTP_DIRECTORY in {DEFAULTS} and restart tftpd-hpa, or set root in [boot_files]");
         return Finding::bad(Level::Fail, what, why, mend);
@@ -94,7 +99,7 @@ fn judge(what: String, settings: io::Result<String>, root: &Path) -> Finding {
     let options = value("TFTP_OPTIONS").unwrap_or_default();
     if !options.split_ascii_whitespace().any(|o| matches!(o, "--secure" | "-s")) {
         let mend = format!("Set TFTP_OPTIONS=\"--secure\" in {DEFAULTS} and restart tftpd-hpa");
-        return Finding::bad(Level::Fail, what, "Without --secure in.tftpd wants absolute paths", mend);
+        return Finding::bad(Level::Fail, what, "Without --secure, in.tftpd requires absolute paths", mend);
     }
     Finding::ok(what, format!("in.tftpd serves {}", root.display()))
 }

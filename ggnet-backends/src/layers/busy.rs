@@ -1,20 +1,20 @@
-//! Which failures of a file call pass by themselves: a shortage of file descriptors or of memory. They are handed on as
-//! `ResourceBusy`, on which a target has the command sent again.
+//! Failures of a file call that are temporary: a lack of file descriptors or of memory. They are returned as `ResourceBusy`, on which a
+//! target makes the initiator retry the command.
 //!
-//! Never for a sync: what the kernel could not write it may have dropped, whatever it names as the reason.
+//! This never applies to a sync: the kernel may have dropped the data that it could not write, whatever reason it reports.
 
 use std::io;
 
 use rustix::io::Errno;
 
-/// Whether file descriptors or memory were short.
+/// Whether file descriptors or memory were exhausted.
 pub(crate) fn scarce(e: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE, Errno::NOMEM]
         .iter()
         .any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// The error of a call that is no sync, as a disk answers with it.
+/// The error that a disk returns for a failed call that is not a sync.
 pub(crate) fn or_busy(e: io::Error) -> io::Error {
     if scarce(&e) { io::Error::new(io::ErrorKind::ResourceBusy, e) } else { e }
 }

@@ -1,9 +1,9 @@
-//! Reading through layers: a layer over any device, and a frozen layer as a device of its own, so that a version is a chain of them over a
+//! Reading through layers: a layer over any device, and a frozen layer as a device itself, so that a version is a chain of layers over a
 //! raw disk.
 //!
-//! A frozen layer is a writeback's folder that nobody writes any more: its durable map says all there is to know, so freezing
-//! copies nothing. Invariants: nothing in a chain is ever opened for writing; one version is one device, and so one page
-//! cache, for all the disks that stand on it; a block is read from the topmost layer that knows it, else from the base.
+//! A frozen layer is the folder of a writeback that is not written any more: its durable map is complete, so freezing copies nothing.
+//! Invariants: nothing in a chain is ever opened for writing; one version is one device, and so one page cache, for all disks over it; a
+//! block is read from the topmost layer that has it, otherwise from the base.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -19,16 +19,16 @@ use crate::files::{Files, Open, RawFile};
 
 const SECTOR: u64 = 512;
 
-/// Whether a read may wait for a disk.
+/// Whether a read may block on disk I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// No: `Ok(false)` where it would.
+    /// No: returns `Ok(false)` if it would block.
     Never,
     /// Yes.
     Allowed,
 }
 
-/// A layer that is not written any more and what is below it, as a read-only disk.
+/// A layer that is not written any more and the disk below it, as a read-only disk.
 pub(crate) struct FrozenLayer {
     map: BlockMap,
     data: Arc<dyn RawFile>,
@@ -37,14 +37,14 @@ pub(crate) struct FrozenLayer {
 }
 
 impl FrozenLayer {
-    /// Opens the layer in `dir` over the disk below it, which must be as large.
+    /// Opens the layer in `dir` over the disk below it, which must have the same size.
     pub(crate) fn open(files: &dyn Files, dir: &Path, below: Arc<dyn BlockDevice>) -> io::Result<Self> {
         let size = below.info().size_bytes;
         let header = frozen_header(files, dir)?;
         if header.size != size {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("the layer is not one of a disk of {size} bytes"),
+                format!("the layer does not belong to a disk of {size} bytes"),
             ));
         }
         let file = files.open(&dir.join(DURABLE), Open::Read)?;
@@ -89,14 +89,14 @@ impl BlockDevice for FrozenLayer {
     }
 }
 
-/// What the layer in `dir` says of itself, if it can be read without its hot map: that of a durable map over a data file as long as
-/// the disk. `InvalidData` says what is wrong.
+/// The header of the layer in `dir`, if the layer can be read without its hot map: it must have a durable map, and a data file as long as
+/// the disk. `InvalidData` describes the problem.
 pub(crate) fn frozen_header(files: &dyn Files, dir: &Path) -> io::Result<Header> {
     let bad = |why: String| Err(io::Error::new(io::ErrorKind::InvalidData, why));
     let header = read_header(&*files.open(&dir.join(DURABLE), Open::Read)?)?;
     let len = files.open(&dir.join(DATA), Open::Read)?.size()?;
     match header.kind {
-        Kind::Hot => bad("the durable map is a hot one".to_owned()),
+        Kind::Hot => bad("the durable map is a hot map".to_owned()),
         Kind::Durable if len != header.size => {
             bad(format!("the data file has {len} bytes instead of {}", header.size))
         }
@@ -109,24 +109,24 @@ pub(crate) fn read_header(file: &dyn RawFile) -> io::Result<Header> {
     let mut bytes = [0; HEADER_LEN];
     match file.read_at(&mut bytes, 0) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(io::Error::new(io::ErrorKind::InvalidData, "the header is cut short"))
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the header is truncated"))
         }
         other => other,
     }?;
     Header::decode(&bytes)
 }
 
-/// What a version's disk is.
+/// The properties of a version's disk.
 pub(crate) const fn frozen_info(size_bytes: u64) -> BlockInfo {
     BlockInfo { size_bytes, logical_block: 512, physical_block: 4096, read_only: true, discard: false }
 }
 
 /// The error of a write to a version.
 pub(crate) fn never_written() -> io::Error {
-    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "an image version is never written to")
+    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "an image version is read-only")
 }
 
-/// Where a range ends; `InvalidInput` unless it is of whole sectors and on a disk of `size` bytes.
+/// The end of a range; `InvalidInput` unless it consists of whole sectors and is inside a disk of `size` bytes.
 pub(crate) fn end_of(offset: u64, len: u64, size: u64) -> io::Result<u64> {
     match offset.checked_add(len) {
         Some(end) if end <= size && offset.is_multiple_of(SECTOR) && end.is_multiple_of(SECTOR) => Ok(end),
@@ -137,7 +137,7 @@ pub(crate) fn end_of(offset: u64, len: u64, size: u64) -> io::Result<u64> {
     }
 }
 
-/// Fills `buf` from `offset` of what is below a layer; `false` only if that would wait and `wait` forbids it.
+/// Fills `buf` from `offset` of the disk below a layer; returns `false` only if that would block and `wait` forbids it.
 pub(crate) fn read_below(
     below: &dyn BlockDevice,
     buf: &mut [u8],
@@ -150,7 +150,7 @@ pub(crate) fn read_below(
     }
 }
 
-/// Fills `buf` from `offset` of a disk made of a layer and what is `below` it; `false` as [`read_below`].
+/// Fills `buf` from `offset` of a disk that consists of a layer and the disk `below` it; returns `false` like [`read_below`].
 pub(crate) fn read_through(
     map: &BlockMap,
     data: &dyn RawFile,
@@ -183,7 +183,7 @@ pub(crate) fn read_through(
     Ok(true)
 }
 
-/// Whether `offset` of a layer and what is below it is mapped, and where the run of bytes like it ends, at most at `end`.
+/// Whether `offset` of a layer and the disk below it is mapped, and where the run of bytes with the same state ends, at most at `end`.
 pub(crate) fn run_through(
     map: &BlockMap,
     below: &dyn BlockDevice,
@@ -197,15 +197,15 @@ pub(crate) fn run_through(
         State::Present => (true, stop),
         State::Absent => {
             let runs = below.block_status(offset, stop - offset, 1)?;
-            // A device that says nothing of a place does not say that it is zeros.
+            // If a device reports nothing about a range, the range may contain data.
             let said = runs.first().filter(|run| run.len > 0);
             said.map_or((true, stop), |run| (run.mapped, (offset + run.len).min(stop)))
         }
     })
 }
 
-/// The runs from `offset` on, at most `limit` of them and `len` bytes, by what `run` tells of one place. Neighbours that are alike stay
-/// apart: in a layer of scattered blocks the end of the like may be a hundred thousand away.
+/// The runs from `offset` on, at most `limit` runs and `len` bytes; `run` returns the run at one offset. Adjacent runs of the same kind are
+/// not merged: finding the end of a merged run could mean scanning 100,000 extents.
 pub(crate) fn runs(
     offset: u64,
     len: u64,
@@ -221,7 +221,7 @@ pub(crate) fn runs(
     Ok(runs)
 }
 
-/// Fills `buf` from a file of ours; `false` as [`read_below`].
+/// Fills `buf` from one of our files; returns `false` like [`read_below`].
 pub(crate) fn read_file(file: &dyn RawFile, buf: &mut [u8], offset: u64, wait: Wait) -> io::Result<bool> {
     match wait {
         Wait::Never => file.try_read_at(buf, offset),

@@ -1,31 +1,31 @@
 //! The disk of one writeback: a mutable layer over an opened image version.
 //!
-//! # What is on disk at any instant, and why every cut is survived
+//! # What is on disk at any time, and why every interruption is survived
 //!
-//! A write that touches a block for the first time does, under the block's lock: (1) the whole block into the data file, the part
-//! that the guest did not write copied from below; (2) the word into the hot map file; (3) the word into memory; then it is
-//! acknowledged. A write to blocks that are present is one write to the data file and takes no lock. A discard does, under
-//! the lock: (1) zero into the hot map file, (2) zero into memory, (3) the hole. A flush is described in `flush.rs`.
+//! A write that touches a block for the first time does, under the block's lock: (1) write the whole block to the data file, with the part
+//! that the guest did not write copied from below; (2) write the word to the hot map file; (3) write the word to memory; then it is
+//! acknowledged. A write to blocks that are present is one write to the data file and takes no lock. A discard does, under the lock: (1)
+//! write zero to the hot map file, (2) write zero to memory, (3) punch the hole. `flush.rs` describes a flush.
 //!
-//! *Our process dies*: the kernel keeps what both files were told, in that order, so the hot map holds.
-//! * between (1) and (2) of a write: the block is as before; what lies in the data file under an absent or zero block is never
-//!   read, and never trusted later: a block that becomes present is always written whole.
-//! * between (1) and (3) of a discard: the block is zero, and takes space until it is written or discarded again.
+//! *Our process dies*: the kernel keeps what was written to both files, in that order, so the hot map is valid.
+//! * Between (1) and (2) of a write: the block is as before. The data file's content under an absent or zero block is never read, and never
+//!   used later: a block that becomes present is always written as a whole.
+//! * Between (1) and (3) of a discard: the block is zero, and uses space until it is written or discarded again.
 //!
-//! *The power goes*: the durable map holds. It calls a block present only if its data was synced before the word was written.
-//! * A first write, not flushed: the durable word says absent or zero; the block reads as before.
+//! *Power cut*: the durable map is valid. A block is present in it only if its data was synced before the word was written.
+//! * A first write, not flushed: the durable word is absent or zero; the block reads as before.
 //! * A rewrite, not flushed: each sector is old or new, as on any disk.
-//! * A discard, not flushed, of a durably present block: the word says present, and the file has the old data or the hole: old
-//!   or zeros. Written again after that: old, zeros or new. Never what is below, never foreign bytes.
-//! * A discard, flushed: the word says zero, so no old data comes back, whatever of the hole the disk kept.
-//! * Zero → present → zero and the like, with the flush at any place: the word is of the state at the start of that flush; its data
-//!   is that state's or a later one's, and a state `zero` needs no data at all.
+//! * A discard, not flushed, of a durably present block: the word is present, and the file has the old data or the hole: old data or zeros.
+//!   If written again after that: old data, zeros or new data. Never data from below, and never data of another block.
+//! * A discard, flushed: the word is zero, so no old data returns, whether the hole reached the disk or not.
+//! * Zero → present → zero and similar sequences, with a flush at any point: the word has the state at the start of that flush; its data is
+//!   of that state or a later one, and a zero state needs no data.
 //!
-//! *A write that fails half-way* (no space, no memory): the maps are as before, so what had not been present reads as before; the
-//! sectors that had been present may hold either, as after any write that was not acknowledged.
+//! *A write that fails half-way* (no space, no memory): the maps are as before, so blocks that were not present read as before; sectors
+//! that were present may have either content, as after any write that was not acknowledged.
 //!
-//! Invariants: state changes only under the lock; the hot map file is changed before memory, so nobody acts on a state that a
-//! kill could undo; a disk that failed an fsync or was removed answers every call with an error for good.
+//! Invariants: states change only under the lock; the hot map file is changed before memory, so no request depends on a state that a kill
+//! could revert; a disk that failed an fsync or was removed returns an error for every further call.
 
 use std::{
     io::{self, IoSlice},
@@ -58,7 +58,7 @@ static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
 pub(crate) struct Device {
     pub(crate) layer: Layer,
     pub(crate) flusher: Flusher,
-    /// The version that it stands on, open for as long as this disk is.
+    /// The version below it, which stays open as long as this disk.
     base: OpenImage,
     /// The bytes of `base`.
     below: Arc<dyn BlockDevice>,
@@ -68,7 +68,7 @@ pub(crate) struct Device {
     inline: Arc<Inline>,
 }
 
-/// Of what a [`Device`] is made.
+/// The parts of a [`Device`].
 pub(crate) struct Parts {
     pub(crate) layer: Layer,
     pub(crate) size: u64,
@@ -86,12 +86,12 @@ impl Device {
         Self { layer, flusher, base, below, size, punches, locks: RangeLocks::new(), inline }
     }
 
-    /// The version that it stands on.
+    /// The version below it.
     pub(crate) const fn version(&self) -> ImageVersionId {
         self.base.id
     }
 
-    /// The first block and the one after the last of a range, or why it is none.
+    /// The first block of a range and the one after its last, or an error if the range is invalid.
     fn range(&self, offset: u64, len: usize) -> io::Result<(u64, u64)> {
         let end = end_of(offset, len as u64, self.size)?;
         Ok((offset / BLOCK, end.div_ceil(BLOCK)))
@@ -131,8 +131,8 @@ impl Device {
         Ok(true)
     }
 
-    /// Whether a write that begins or ends at `edge` needs no read of the block that it covers in part: the kernel would read
-    /// it, and wait, to fill the rest of the page.
+    /// Whether a write that starts or ends at `edge` needs no read of the partly covered block: for such a write the kernel would read the
+    /// rest of the page, and block.
     fn edge_is_cached(&self, edge: u64) -> io::Result<bool> {
         if edge.is_multiple_of(BLOCK) || edge == self.size {
             return Ok(true);
@@ -140,7 +140,7 @@ impl Device {
         self.layer.data.try_read_at(&mut [0; 512], edge)
     }
 
-    /// Writes to blocks of which at least one was not present.
+    /// Writes to blocks of which at least one is not present.
     fn first_write(&self, buf: &[u8], offset: u64, first: u64, end: u64, wait: Wait) -> io::Result<bool> {
         let _held = match wait {
             Wait::Allowed => self.locks.lock(first, end),
@@ -162,8 +162,8 @@ impl Device {
         Ok(true)
     }
 
-    /// What has to be written beside the guest's bytes into the rest of a block: what it reads as now, or nothing if the block is
-    /// present already. `None`: finding out would wait. The caller holds the block's lock.
+    /// The data that must be written into the rest of a block in addition to the guest's data: its current content, or nothing if the block
+    /// is already present. `None`: finding out would block. The caller holds the block's lock.
     fn fill<'a>(&self, rest: &'a mut [u8], at: u64, wait: Wait) -> io::Result<Option<&'a [u8]>> {
         if rest.is_empty() {
             return Ok(Some(&[]));
@@ -183,12 +183,12 @@ impl Device {
         Ok(known.then_some(rest))
     }
 
-    /// Puts blocks into a state: the hot map file first, then memory. The caller holds their locks.
+    /// Sets the state of blocks: first in the hot map file, then in memory. The caller holds their locks.
     fn record(&self, first: u64, end: u64, state: State) -> io::Result<()> {
         let Some(change) = self.layer.map.change(first, end, state) else { return Ok(()) };
         if let Err(e) = self.layer.map.write(&*self.layer.hot, &change, true) {
-            // Some of the words may be in the file: put them back, or a kill would undo what memory says from now on. What could
-            // be written before can be written again, so this fails only where nothing was written.
+            // Some of the words may be in the file: restore the old ones, otherwise a kill would revert what memory has from now on. Words
+            // that could be written before can be written again, so this fails only if nothing was written.
             let _ = self.layer.map.write(&*self.layer.hot, &change, false);
             return Err(e);
         }
@@ -196,11 +196,11 @@ impl Device {
         Ok(())
     }
 
-    /// Discards whole blocks (the last one may be cut short by the end of the disk).
+    /// Discards whole blocks (the last one may be shortened by the end of the disk).
     fn discard_blocks(&self, first: u64, end: u64) -> io::Result<()> {
         let mut at = first;
         while at < end {
-            // As many groups at a time as there are locks: one word write and one hole for 128 MiB.
+            // Processes as many groups at a time as there are locks: one write of words and one hole for 128 MiB.
             let stop = ((at / GROUP_BLOCKS + STRIPES) * GROUP_BLOCKS).min(end);
             let _held = self.locks.lock(at, stop);
             if !self.layer.map.all(at, stop, State::Zero) {
@@ -216,7 +216,7 @@ impl Device {
         Ok(())
     }
 
-    /// Makes part of a block zeros.
+    /// Writes zeros to a part of a block.
     fn discard_part(&self, offset: u64, end: u64) -> io::Result<()> {
         let block = offset / BLOCK;
         if offset == end || self.layer.map.all(block, block + 1, State::Zero) {
@@ -271,7 +271,7 @@ impl BlockDevice for Device {
         let whole_to = if end == self.size { end.next_multiple_of(BLOCK) } else { end - end % BLOCK };
         if whole_from >= whole_to {
             return if whole_from < end {
-                // Two parts of two neighbours, none of them whole.
+                // Parts of two adjacent blocks, neither of them whole.
                 self.discard_part(offset, whole_from)?;
                 self.discard_part(whole_from, end)
             } else {

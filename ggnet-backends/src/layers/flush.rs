@@ -1,4 +1,4 @@
-//! Flushing: what was acknowledged becomes safe from a power cut.
+//! Flushing: makes acknowledged writes survive a power cut.
 //!
 //! ```text
 //!   1  copy the dirty pages of the map        the set of blocks as it is now, before the sync begins
@@ -6,16 +6,16 @@
 //!   3  write the copy into the durable map    words of one state each: whichever of them a power cut leaves, all are true
 //!   4  fdatasync the durable map
 //! ```
-//! A durable map does not exist before the first flush: until then there is nothing to survive a cut, and making a writeback
-//! needs no fsync at all. The first one is written under another name and synced; then the folder and its parent are synced, so
-//! that data file and folder are there whenever the map is; then it is renamed and the folder is synced again. *A durable map file
-//! that is there is whole.* Over a durable map that an earlier process left, the first flush syncs the map, the folder and the
-//! parent also when there is nothing to write: that process may have died before it could.
+//! A durable map does not exist before the first flush: until then nothing has to survive a power cut, and creating a writeback needs no
+//! fsync. The first durable map is written under another name and synced; then the folder and its parent are synced, so that data file and
+//! folder exist whenever the map does; then it is renamed and the folder is synced again. *An existing durable map file is complete.* If an
+//! earlier process left a durable map, the first flush syncs the map, the folder and the parent even if there is nothing to write, because
+//! that process may have died before it did.
 //!
-//! Invariants: one flush at a time; one that began after a caller came in, and succeeded, serves that caller too; a sync that
-//! failed is never repeated: the disk fails for good, because what the kernel could not write it may have dropped. Only a lack
-//! of space, of file descriptors or of memory in a call that is no sync may be tried again, for nothing was lost: space is passed on
-//! as such, the others as `ResourceBusy`.
+//! Invariants: only one flush at a time; a flush that started after a caller arrived, and succeeded, serves that caller too; a failed sync
+//! is never retried: the disk fails permanently, because the kernel may have dropped the data that it could not write. Only a lack of
+//! space, file descriptors or memory in a call that is not a sync can be retried, because nothing was lost: a lack of space is returned as
+//! such, the others as `ResourceBusy`.
 
 use std::{
     io::{self, IoSlice},
@@ -34,9 +34,9 @@ use super::{
 };
 use crate::files::{Files, Open, RawFile, full};
 
-/// What a flush needs beside the disk itself.
+/// The state of a flusher.
 pub(crate) struct Flusher {
-    /// Number of the latest flush that began.
+    /// Number of the latest flush that started.
     begun: AtomicU64,
     inner: Mutex<Inner>,
 }
@@ -44,9 +44,9 @@ pub(crate) struct Flusher {
 struct Inner {
     /// Number of the latest flush that succeeded.
     done: u64,
-    /// The durable map, once there is one.
+    /// The durable map, if it exists.
     durable: Option<Arc<dyn RawFile>>,
-    /// Whether all names and all of the durable map are known to be on the disk.
+    /// Whether all names and the whole durable map are known to be on disk.
     settled: bool,
     files: Arc<dyn Files>,
     home: PathBuf,
@@ -55,21 +55,21 @@ struct Inner {
 
 /// Why a flush failed.
 enum Failure {
-    /// Something did not reach the disk, and nobody knows what.
+    /// Data did not reach the disk, and it is unknown which.
     Sync(io::Error),
     /// Nothing was lost; a later flush may succeed.
     Resources(io::Error),
 }
 
 impl Failure {
-    /// The failure of anything but a sync.
+    /// The failure of a call that is not a sync.
     fn of(e: io::Error) -> Self {
         if full(&e) || scarce(&e) { Self::Resources(or_busy(e)) } else { Self::Sync(e) }
     }
 }
 
 impl Flusher {
-    /// For the writeback in `home`; `header` is that of its durable map, there already or to come.
+    /// For the writeback in `home`; `header` is the header of its durable map, existing or future.
     pub(crate) fn new(
         files: Arc<dyn Files>,
         home: PathBuf,
@@ -80,7 +80,7 @@ impl Flusher {
         Self { begun: AtomicU64::new(0), inner: Mutex::new(inner) }
     }
 
-    /// Waits for a flush that is under way; none begins before the guard is dropped.
+    /// Waits for a running flush; no other starts before the guard is dropped.
     pub(crate) fn hold(&self) -> impl Sized + '_ {
         self.lock()
     }
@@ -90,7 +90,7 @@ impl Flusher {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Flushes `layer`, which is the one in this flusher's folder.
+    /// Flushes `layer`, whose files are in this flusher's folder.
     pub(crate) fn flush(&self, layer: &Layer) -> io::Result<()> {
         layer.alive()?;
         let seen = self.begun.load(Ordering::SeqCst);
@@ -109,8 +109,11 @@ impl Flusher {
                     Failure::Resources(e) => e,
                     Failure::Sync(e) => {
                         layer.fail();
-                        // Whatever kind it was: the caller must not take it for a write that can be tried again.
-                        io::Error::other(format!("Writeback {} did not reach its disk: {e}", layer.id))
+                        // Converted to another error kind, so that the caller does not treat it as a write that can be retried.
+                        io::Error::other(format!(
+                            "Writeback {} could not be written to its disk: {e}",
+                            layer.id
+                        ))
                     }
                 });
             }
@@ -140,7 +143,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes the durable map; `pages` is all there is in it.
+    /// Creates the durable map; `pages` is its whole content.
     fn first(&self, pages: &[DirtyPage]) -> Result<Arc<dyn RawFile>, Failure> {
         let new = self.home.join(DURABLE_NEW);
         let file = self.files.open(&new, Open::Create).map_err(Failure::of)?;
@@ -154,7 +157,7 @@ impl Inner {
         Ok(file)
     }
 
-    /// Makes the names in the folder, and the folder's own, safe.
+    /// Syncs the names in the folder and the name of the folder.
     fn sync_names(&self) -> Result<(), Failure> {
         self.sync_home()?;
         let Some(parent) = self.home.parent() else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! The names of a layer's files, the headers of its two map files, and where things stand in them.
+//! The names of a layer's files, the headers of its two map files, and their layout.
 //!
 //! ```text
 //!   offset  size  header (one 512-byte sector, so never torn)      both map files:
@@ -14,8 +14,8 @@
 //!      136    36  hot only: the kernel's boot id
 //!      508     4  CRC-32C of bytes 0..508
 //! ```
-//! All numbers are little-endian. Invariants: a header is written once and never changed; it names everything that `list()`
-//! needs, so no database is asked; a map file whose header does not check is as good as not there.
+//! All numbers are little-endian. Invariants: a header is written once and never changed; it contains everything that `list()` needs, so no
+//! database is used; a map file with an invalid header is treated as missing.
 
 use std::io;
 
@@ -32,13 +32,13 @@ pub(crate) const DURABLE_NEW: &str = "durable.new";
 
 /// Bytes in a block: the unit of the map.
 pub(crate) const BLOCK: u64 = 4096;
-/// Where the map begins in a map file.
+/// Offset of the map in a map file.
 pub(crate) const MAP_OFFSET: u64 = 4096;
 /// Length of a header.
 pub(crate) const HEADER_LEN: usize = 512;
-/// Where the hot map file bears [`FAILED_MARK`].
+/// Offset of [`FAILED_MARK`] in the hot map file.
 pub(crate) const FAILED_OFFSET: u64 = 512;
-/// Written into the hot map file when an fsync failed: as long as the kernel runs, nobody may trust the page cache of this disk.
+/// Written to the hot map file after an fsync failed: as long as this kernel runs, the page cache of this disk must not be used.
 pub(crate) const FAILED_MARK: &[u8; 8] = b"FSYNCERR";
 
 const MAGIC: &[u8; 8] = b"GGnetLyr";
@@ -48,13 +48,13 @@ const CHECKED: usize = HEADER_LEN - 4;
 /// Which of the two map files this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Follows every acknowledged write; true while the kernel that wrote it runs.
+    /// Follows every acknowledged write; valid while the kernel that wrote it runs.
     Hot,
-    /// Follows every flush; true after a power cut.
+    /// Follows every flush; valid after a power cut.
     Durable,
 }
 
-/// What a map file says of itself.
+/// The header of a map file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) kind: Kind,
@@ -67,7 +67,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Its bytes.
+    /// Encodes it.
     pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
         let mut out = [0_u8; HEADER_LEN];
         let mut put = |at: usize, bytes: &[u8], room: usize| {
@@ -92,7 +92,7 @@ impl Header {
         out
     }
 
-    /// Reads a header back; `InvalidData` says what is wrong.
+    /// Decodes a header; `InvalidData` describes the problem.
     pub(crate) fn decode(bytes: &[u8; HEADER_LEN]) -> io::Result<Self> {
         let number = |at: usize| {
             let mut four = [0; 4];
@@ -102,16 +102,16 @@ impl Header {
         let text = |at: usize, room: usize| {
             let field = &bytes[at..at + room];
             let end = field.iter().position(|b| *b == 0).unwrap_or(room);
-            std::str::from_utf8(&field[..end]).map_err(|_| bad("a name that is no text"))
+            std::str::from_utf8(&field[..end]).map_err(|_| bad("a name that is not UTF-8"))
         };
         if bytes[..8] != *MAGIC {
-            return Err(bad("no magic"));
+            return Err(bad("a wrong magic number"));
         }
         if number(CHECKED) != crc32c::crc32c(&bytes[..CHECKED]) {
             return Err(bad("a wrong checksum"));
         }
         if number(8) != VERSION || number(16) != 0 || number(20) != 4096 {
-            return Err(bad("a format that this version of GGnet does not know"));
+            return Err(bad("a format that this version of GGnet does not support"));
         }
         let kind = match number(12) {
             1 => Kind::Hot,

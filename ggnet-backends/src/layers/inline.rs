@@ -1,37 +1,37 @@
-//! When a write may be done on the caller's thread.
+//! Decides whether a write may run on the caller's thread.
 //!
 //! ```text
 //!  free ── a write took long ──▶ paused ── the pause ends ──▶ one disk tries ── short ──▶ free
 //!                                  ▲                              │
-//!                                  └────── twice as long ─────────┘ long
+//!                                  └────── pause twice as long ───┘ long
 //! ```
 //!
-//! The kernel makes a writer of the page cache sleep when too much of it is dirty, and no flag forbids that on every file system. It
-//! does so by the host and not by the file, so what one disk finds out holds for all disks of a folder: were each to find out
-//! for itself, a hundred disks would hold up the threads that serve the network, one after the other.
+//! The kernel blocks a thread that writes to the page cache when too many pages are dirty, and not every file system has a flag that
+//! prevents this. The limit applies to the host and not to the file, so all disks of a folder share the result: if each disk had to find
+//! out by itself, a hundred disks would block the threads that serve the network, one after the other.
 //!
-//! Invariant: while the host holds writers up, at most one write for each pause is tried on a caller's thread, beside those that had
-//! begun before.
+//! Invariant: while the host blocks writers, at most one write per pause is tried on a caller's thread, in addition to those that had
+//! already started.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-/// Most bytes of a write on the caller's thread.
+/// Maximum size of a write on the caller's thread, in bytes.
 const MOST_BYTES: usize = 256 * 1024;
-/// What is long for a write of so many.
+/// The duration above which such a write counts as long.
 const LONG: Duration = Duration::from_millis(2);
-/// Milliseconds of the first pause and of the longest.
+/// The first and the longest pause, in milliseconds.
 const PAUSE_MS: u64 = 100;
 const LONGEST_PAUSE_MS: u64 = 1600;
 
-/// What the disks of a folder know of it together.
+/// The state that the disks of a folder share.
 pub(crate) struct Inline {
     start: Instant,
-    /// Milliseconds after `start` until which nobody writes on the caller's thread; 0: free.
+    /// Until this time, in milliseconds after `start`, no disk writes on the caller's thread; 0: free.
     not_before: AtomicU64,
-    /// Milliseconds of the next pause.
+    /// The next pause, in milliseconds.
     pause: AtomicU64,
 }
 
@@ -44,7 +44,7 @@ impl Inline {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Whether a write of so many bytes may be done on the caller's thread.
+    /// Whether a write of this size may run on the caller's thread.
     pub(crate) fn allows(&self, bytes: usize) -> bool {
         self.allows_at(bytes, || self.now())
     }
@@ -53,19 +53,19 @@ impl Inline {
         if bytes > MOST_BYTES {
             return false;
         }
-        // Only times are kept here, no data hangs on their order.
+        // Only times are stored here; no data depends on their order.
         let until = self.not_before.load(Ordering::Relaxed);
         if until == 0 {
             return true;
         }
         let now = now();
-        // Whoever moves the time on is the one who tries.
+        // The thread that advances the time is the one that tries.
         let next = now + self.pause.load(Ordering::Relaxed);
         now >= until
             && self.not_before.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// A write on the caller's thread took so long.
+    /// Records the duration of a write on the caller's thread.
     pub(crate) fn took(&self, time: Duration) {
         self.took_at(time, || self.now());
     }

@@ -1,6 +1,6 @@
 //! [`Layer`]: the files of a mutable layer, its map in memory, and whether the disk still works.
 //!
-//! Invariant: a layer that failed an fsync or was removed answers [`Layer::alive`] with an error for good.
+//! Invariant: after a failed fsync or a removal, [`Layer::alive`] always returns an error.
 
 use std::{
     io::{self, IoSlice},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::files::RawFile;
 
-/// Whether a disk still works; shared with the store, so that its health can be asked without holding the disk.
+/// Whether a disk still works; shared with the store, so that its health can be read without holding the disk.
 #[derive(Debug, Default)]
 pub(crate) struct Status(AtomicU8);
 
@@ -31,13 +31,13 @@ impl Status {
         self.0.load(Ordering::Acquire) == Self::FAILED
     }
 
-    /// Lets every later call fail.
+    /// Makes every later call fail.
     pub(crate) fn remove(&self) {
         self.0.store(Self::REMOVED, Ordering::Release);
     }
 
     fn fail(&self) {
-        // Removed stays removed.
+        // A removed disk stays removed.
         let _ = self.0.compare_exchange(0, Self::FAILED, Ordering::AcqRel, Ordering::Acquire);
     }
 }
@@ -49,13 +49,13 @@ pub(crate) struct Layer {
     pub(crate) hot: Arc<dyn RawFile>,
     pub(crate) map: BlockMap,
     pub(crate) status: Arc<Status>,
-    /// Something was changed that no flush has made safe yet; set before a request is acknowledged.
+    /// Whether there are changes that no flush has made durable yet; set before a request is acknowledged.
     pub(crate) unsynced: AtomicBool,
 }
 
 impl Layer {
     pub(crate) fn new(id: ResourceId, data: Arc<dyn RawFile>, hot: Arc<dyn RawFile>, map: BlockMap) -> Self {
-        // What an earlier process of ours acknowledged may not be on the disk yet.
+        // Data that an earlier process of ours acknowledged may not be on disk yet.
         Self { id, data, hot, map, status: Arc::default(), unsynced: AtomicBool::new(true) }
     }
 
@@ -64,17 +64,17 @@ impl Layer {
         match self.status.0.load(Ordering::Acquire) {
             0 => Ok(()),
             Status::FAILED => Err(io::Error::other(format!(
-                "Writeback {} failed to reach its disk once and is not trusted any more",
+                "Writeback {} could not be written to its disk once, so it is not used any more",
                 self.id
             ))),
             _ => Err(io::Error::other(format!("Writeback {} was removed", self.id))),
         }
     }
 
-    /// Makes it fail for good, also for the next process of ours under this kernel.
+    /// Makes it fail permanently, also for the next process of ours under this kernel.
     pub(crate) fn fail(&self) {
         self.status.fail();
         let marked = self.hot.write_at(&mut [IoSlice::new(FAILED_MARK)], FAILED_OFFSET);
-        tracing::error!(writeback = %self.id, ?marked, "an fsync failed: the disk is a medium error from now on");
+        tracing::error!(writeback = %self.id, ?marked, "fsync failed: from now on the disk reports medium errors");
     }
 }

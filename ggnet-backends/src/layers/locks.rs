@@ -1,14 +1,13 @@
-//! Locks on ranges of blocks: who holds a block's lock may change its state; nobody else does.
+//! Locks on ranges of blocks: only the holder of a block's lock may change its state.
 //!
-//! Blocks are locked in groups of [`GROUP_BLOCKS`] (whole map words, so that a word in the hot map file has one writer at a
-//! time), and groups share [`STRIPES`] mutexes. Invariant: stripes are always taken in ascending order, so two requests never wait
-//! for each other in a circle.
+//! Blocks are locked in groups of [`GROUP_BLOCKS`] (whole map words, so that a word in the hot map file has one writer at a time), and
+//! groups share [`STRIPES`] mutexes. Invariant: stripes are always locked in ascending order, so there is no deadlock.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// Blocks in a group: 2 MiB, so that a usual request takes one or two mutexes.
+/// Blocks in a group: 2 MiB, so that a typical request locks one or two mutexes.
 pub(crate) const GROUP_BLOCKS: u64 = 512;
-/// Number of mutexes; also the most groups that one discard locks at a time.
+/// Number of mutexes; also the maximum number of groups that one discard locks at a time.
 pub(crate) const STRIPES: u64 = 64;
 
 /// The locks of one disk.
@@ -24,11 +23,11 @@ impl RangeLocks {
 
     /// Waits for the locks of blocks `first..end`.
     pub(crate) fn lock(&self, first: u64, end: u64) -> Held<'_> {
-        // A poisoned lock guards no data of its own; the states it orders are atomics that are right at any instant.
+        // A poisoned lock guards no data itself; the states that it orders are atomics, which are always valid.
         Held(self.stripes(first, end).map(|m| m.lock().unwrap_or_else(PoisonError::into_inner)).collect())
     }
 
-    /// Takes the locks of blocks `first..end` if nobody holds one.
+    /// Takes the locks of blocks `first..end` if all of them are free.
     pub(crate) fn try_lock(&self, first: u64, end: u64) -> Option<Held<'_>> {
         self.stripes(first, end)
             .map(|m| match m.try_lock() {
@@ -40,7 +39,7 @@ impl RangeLocks {
             .map(Held)
     }
 
-    /// The mutexes of a range in ascending order, each once.
+    /// The mutexes of a range in ascending order, without duplicates.
     fn stripes(&self, first: u64, end: u64) -> impl Iterator<Item = &Mutex<()>> {
         let (low, high) = (first / GROUP_BLOCKS, end.div_ceil(GROUP_BLOCKS));
         let all = high - low >= STRIPES;

@@ -1,14 +1,14 @@
-//! The map of a layer in memory: two bits a block, and which pages of it the durable map file has not seen yet.
+//! The map of a layer in memory: two bits per block, and the pages that are not in the durable map file yet.
 //!
 //! ```text
 //!            write            discard
 //!   absent ─────────▶ present ◀────────▶ zero        nothing ever becomes absent again
 //!      └────────────────────────────────▶
 //! ```
-//! The map is cut into pages of 512 words (one 4-KiB page of the file, 64 MiB of disk) that exist only once something in them
-//! was touched: a new writeback costs nothing here, whatever its size. Invariants: a block is in the three states above and no
-//! other; a word changes only under the locks of its blocks; a page is marked dirty after its words changed and before the request
-//! is acknowledged, so [`BlockMap::take_dirty`] returns at least every change that was acknowledged before it.
+//! The map is divided into pages of 512 words (one 4-KiB page of the file, 64 MiB of disk), which exist only after a change in them: a new
+//! writeback uses no memory here, whatever its size. Invariants: a block is always in one of the three states above; a word changes only
+//! under the locks of its blocks; a page is marked dirty after its words changed and before the request is acknowledged, so
+//! [`BlockMap::take_dirty`] returns at least every change that was acknowledged before it.
 
 use std::{
     io,
@@ -31,14 +31,14 @@ const PAGE_WORDS: usize = 512;
 const PAGE_BYTES: usize = PAGE_WORDS * 8;
 const LOW_BITS: u64 = 0x5555_5555_5555_5555;
 
-/// What a layer knows of a block.
+/// The state of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Nothing: look below.
+    /// No data: read from below.
     Absent,
-    /// It is in the data file, whole.
+    /// The whole block is in the data file.
     Present,
-    /// It reads as zeros, whatever the data file holds there.
+    /// It reads as zeros, whatever the data file contains there.
     Zero,
 }
 
@@ -80,14 +80,14 @@ impl Page {
     }
 }
 
-/// Words that a request is about to change: neighbours in the file, from `first_word` on.
+/// Words that a request will change: adjacent in the file, from `first_word` on.
 #[derive(Debug)]
 pub(crate) struct Change {
     first_word: u64,
     words: Vec<u64>,
 }
 
-/// A page as it was when a flush began.
+/// A page as it was when a flush started.
 #[derive(Debug)]
 pub(crate) struct DirtyPage {
     index: u64,
@@ -101,7 +101,7 @@ pub(crate) struct BlockMap {
 }
 
 impl BlockMap {
-    /// All absent, for a disk of `size` bytes.
+    /// A map for a disk of `size` bytes with all blocks absent.
     pub(crate) fn new(size: u64) -> Self {
         let words = size.div_ceil(BLOCK).div_ceil(WORD_BLOCKS);
         let pages = words.div_ceil(PAGE_WORDS as u64);
@@ -126,19 +126,19 @@ impl BlockMap {
                 if value & (value >> 1) & LOW_BITS != 0 {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
-                        format!("map page {index} has a block in no known state"),
+                        format!("map page {index} has a block in an unknown state"),
                     ));
                 }
                 word.store(value, Ordering::Release);
             }
-            // The slot is empty: the map is ours alone until it is returned.
+            // The slot is empty, because the map is not shared before it is returned.
             let _ = map.pages[to_usize(index)].set(page);
             Ok(())
         })?;
         Ok(map)
     }
 
-    /// Marks every page dirty that differs from the one in `file`; all that have anything in them without a file.
+    /// Marks every page dirty that differs from the one in `file`; without a file, all pages that are not empty.
     pub(crate) fn mark_differences(&self, file: Option<&dyn RawFile>) -> io::Result<()> {
         let Some(file) = file else {
             self.pages.iter().filter_map(OnceLock::get).for_each(|p| p.dirty.store(true, Ordering::Release));
@@ -156,7 +156,7 @@ impl BlockMap {
         })
     }
 
-    /// Calls `see` with each page in a map file; the last one may be shorter.
+    /// Calls `see` with each page of a map file; the last one may be shorter.
     fn each_page_of(
         &self,
         file: &dyn RawFile,
@@ -203,12 +203,12 @@ impl BlockMap {
         (state, at.min(end))
     }
 
-    /// Whether all blocks of `first..end` are in `state`.
+    /// Whether all blocks of `first..end` have the state `state`.
     pub(crate) fn all(&self, first: u64, end: u64, state: State) -> bool {
         self.run(first, end) == (state, end)
     }
 
-    /// The words in which all blocks of `first..end` are in `state`, or nothing if they are already. The caller holds their locks.
+    /// The words with all blocks of `first..end` in `state`, or nothing if they already are. The caller holds their locks.
     pub(crate) fn change(&self, first: u64, end: u64, state: State) -> Option<Change> {
         let (low, high) = (first / WORD_BLOCKS, end.div_ceil(WORD_BLOCKS));
         let mut changed = false;
@@ -227,7 +227,7 @@ impl BlockMap {
         changed.then_some(Change { first_word: low, words })
     }
 
-    /// Puts `change` into memory and marks its pages dirty. The caller holds the locks of its blocks.
+    /// Applies `change` in memory and marks its pages dirty. The caller holds the locks of its blocks.
     pub(crate) fn apply(&self, change: &Change) {
         let mut last = None;
         for (value, index) in change.words.iter().zip(change.first_word..) {
@@ -245,7 +245,7 @@ impl BlockMap {
         }
     }
 
-    /// Writes the words of `change` into a map file, as they will be (`after`) or as they still are in memory.
+    /// Writes the words of `change` to a map file, with their new values (`after`) or with their current values in memory.
     pub(crate) fn write(&self, file: &dyn RawFile, change: &Change, after: bool) -> io::Result<()> {
         let bytes: Vec<u8> = change
             .words
@@ -256,7 +256,7 @@ impl BlockMap {
         file.write_at(&mut [io::IoSlice::new(&bytes)], MAP_OFFSET + change.first_word * 8)
     }
 
-    /// The dirty pages as they are now, no longer dirty.
+    /// Returns the current content of the dirty pages and marks them clean.
     pub(crate) fn take_dirty(&self) -> Vec<DirtyPage> {
         let mut out = Vec::new();
         for (slot, index) in self.pages.iter().zip(0_u64..) {
@@ -280,7 +280,7 @@ impl BlockMap {
         }
     }
 
-    /// Writes pages into a map file, neighbours in one go.
+    /// Writes pages to a map file, adjacent ones in one call.
     pub(crate) fn write_pages(file: &dyn RawFile, pages: &[DirtyPage]) -> io::Result<()> {
         for neighbours in pages.chunk_by(|a, b| a.index + 1 == b.index) {
             for batch in neighbours.chunks(64) {

@@ -1,4 +1,4 @@
-//! A raw file as a read-only disk: a version as it was imported, and what stands lowest in a chain.
+//! A raw file as a read-only disk: an imported version, and the lowest disk of a chain.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -22,8 +22,8 @@ pub(crate) struct RawDisk {
 }
 
 impl RawDisk {
-    /// Opens the file at `path`, whose length is the disk's. Errors: `NotFound`; `Corrupt` when that is not a whole number of sectors, or
-    /// what is there is no file.
+    /// Opens the file at `path`, whose length is the size of the disk. Errors: `NotFound`; `Corrupt` if the length is not a whole number of
+    /// sectors, or if it is not a file.
     pub(crate) fn open(files: &dyn Files, path: &Path) -> Result<Self> {
         let at = |e: io::Error| match e.kind() {
             io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => damaged(path, e),
@@ -74,27 +74,30 @@ impl BlockDevice for RawDisk {
     }
 }
 
-/// A raw file as a version of that id, without an image store: for measurements and tests. Waits for the disk.
+/// A raw file as a version with that id, without an image store: for measurements and tests. Blocks on disk I/O.
 ///
 /// # Errors
-/// `NotFound`; `Corrupt` for what is no file of whole sectors.
+/// `NotFound`; `Corrupt` if it is not a file of whole sectors.
 pub fn open_raw(id: ImageVersionId, path: &Path) -> Result<OpenImage> {
     let disk: Arc<dyn BlockDevice> = Arc::new(RawDisk::open(&OsFiles, path)?);
     let (size_bytes, hold) = (disk.info().size_bytes, Hold::of(Arc::clone(&disk)));
     Ok(OpenImage { id, size_bytes, disk: Disk::Blocks(disk), hold })
 }
 
-/// The bytes of an opened version, for a layer to stand on. `Unsupported` for a version that is not open as blocks, or has larger sectors
-/// than a layer's disk.
+/// The device of an opened version, for a layer over it. `Unsupported` for a version that is not open as blocks, or has larger sectors than
+/// a layer's disk.
 pub(crate) fn bytes_of(base: &OpenImage) -> Result<Arc<dyn BlockDevice>> {
-    let unfit = |what: String| Err(Error::new(ErrorKind::Unsupported, format!("A layer stands on {what}")));
+    let unfit = |what: String| Err(Error::new(ErrorKind::Unsupported, format!("A layer needs {what}")));
     match &base.disk {
         Disk::Blocks(device) if device.info().logical_block == 512 => Ok(Arc::clone(device)),
         Disk::Blocks(device) => unfit(format!(
-            "sectors of 512 bytes, and image version {} has sectors of {}",
+            "sectors of 512 bytes, but image version {} has sectors of {}",
             base.id,
             device.info().logical_block
         )),
-        other => unfit(format!("blocks, and image version {} is open as {other:?}", base.id)),
+        other => unfit(format!(
+            "an image version that is open as blocks, but version {} is open as {other:?}",
+            base.id
+        )),
     }
 }

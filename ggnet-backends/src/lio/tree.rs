@@ -1,11 +1,11 @@
-//! The one place that changes configfs: it applies an [`Op`] to the tree below its root, and knows nothing of targets.
+//! The only code that changes configfs: applies an [`Op`] to the tree below its root, and knows nothing about targets.
 //!
-//! Invariants: an operation whose outcome is already there succeeds, so that a list of them can be applied again; a value is written
-//! by one `write` without a newline (the kernel keeps a newline in a user name or secret); a secret is never in an error.
+//! Invariants: an operation whose result already exists succeeds, so that a list of operations can be applied again; a value is written
+//! with one `write` without a newline (the kernel would keep a newline in a user name or secret); a secret is never in an error.
 //!
-//! What is tried again, because the kernel means "not yet":
+//! Retried, because the kernel's error means "not yet":
 //! * `rmdir` with EBUSY: a session that is being closed still holds the object;
-//! * `mkdir` of a portal with EINVAL or EADDRINUSE: the kernel is still closing the same portal of the last target that had it.
+//! * `mkdir` of a portal with EINVAL or EADDRINUSE: the kernel is still closing the same portal of its previous target.
 
 use std::{
     fmt,
@@ -25,21 +25,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::owner::Owner;
 
-/// How often and after which pause the kernel is asked again.
+/// Number of retries and the pause before each.
 const ATTEMPTS: u32 = 60;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What is written into an attribute.
+/// The value of an attribute.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Value {
-    /// Anything that may be shown.
+    /// A value that may be shown.
     Plain(String),
     /// A CHAP secret.
     Secret(#[serde(with = "exposed")] Secret),
 }
 
-/// A secret on its way to whoever writes it: the one place where it is text.
+/// A secret on its way to the code that writes it: the only place where it is text.
 mod exposed {
     use ggnet_core::nouns::Secret;
     use serde::{Deserialize as _, Deserializer, Serializer};
@@ -72,11 +72,11 @@ impl fmt::Debug for Value {
     }
 }
 
-/// One change. Paths are relative to the root of the tree, but for [`Op::Flush`].
+/// One change. Paths are relative to the root of the tree, except for [`Op::Flush`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
-    /// Makes an object.
+    /// Creates an object.
     Mkdir(String),
     /// Removes an object.
     Rmdir(String),
@@ -86,11 +86,11 @@ pub enum Op {
     Link(String, String),
     /// Removes a link.
     Unlink(String),
-    /// Makes what was written to a backstore's file or device survive a power cut.
+    /// Makes the data that was written to a backstore's file or device survive a power cut.
     Flush(PathBuf),
 }
 
-/// Called before each operation: tests stop the process there, or refuse the operation.
+/// Called before each operation: tests stop the process there, or reject the operation.
 pub type Hook = Arc<dyn Fn(&Op) -> io::Result<()> + Send + Sync>;
 
 /// The tree below `/sys/kernel/config/target`, or below another root.
@@ -107,19 +107,19 @@ impl Tree {
         Self { root, hook, backing: None }
     }
 
-    /// With the rights of `owner`, and not ours, the kernel opens the files of backstores.
+    /// The kernel opens the files of backstores with the rights of `owner` instead of ours.
     #[cfg(feature = "helper")]
     pub fn with_backing(self, owner: Owner) -> Self {
         Self { backing: Some(owner), ..self }
     }
 
-    /// Where it is.
+    /// Its root.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Applies operations in their order up to the first that fails. A flush that fails does not end it: what follows takes the
-    /// target away from its initiator, and that must be done all the same; its error comes in the end. Blocking.
+    /// Applies operations in order up to the first that fails. A failed flush does not stop the list: the following operations take the
+    /// target away from its initiator, which must be done anyway; the flush error is returned at the end. Blocking.
     pub fn apply(&self, ops: &[Op]) -> Result<()> {
         let mut unflushed = None;
         for op in ops {
@@ -132,7 +132,7 @@ impl Tree {
         unflushed.map_or(Ok(()), Err)
     }
 
-    /// Asks the hook about an operation; those that another process applies come here alone.
+    /// Calls the hook for an operation; operations that another process applies only go through here.
     pub fn before(&self, op: &Op) -> Result<()> {
         match &self.hook {
             Some(hook) => hook(op).map_err(|e| failed(op, e)),
@@ -157,7 +157,7 @@ impl Tree {
             Op::Mkdir(path) => accept(fs::create_dir(at(path)), Io::AlreadyExists),
             Op::Rmdir(path) => {
                 let done = accept(fs::remove_dir(at(path)), Io::NotFound);
-                // Somebody else's device has this adapter, too: the adapter is theirs then.
+                // Another program also has a device in this adapter, so the adapter is not ours.
                 if is_adapter(path) { accept(done, Io::DirectoryNotEmpty) } else { done }
             }
             Op::Write(path, value) => {
@@ -167,14 +167,14 @@ impl Tree {
             }
             Op::Link(path, to) => accept(std::os::unix::fs::symlink(at(to), at(path)), Io::AlreadyExists),
             Op::Unlink(path) => accept(fs::remove_file(at(path)), Io::NotFound),
-            // A file that was deleted under its target needs no flush.
+            // If the file was deleted under its target, no flush is needed.
             Op::Flush(path) => {
                 accept(self.with_rights(|| File::open(path).and_then(|f| f.sync_data())), Io::NotFound)
             }
         }
     }
 
-    /// What opens the file of a backstore: the kernel asks for the rights of the thread that has it opened.
+    /// Opens the file of a backstore: the kernel checks the rights of the thread that triggers the open.
     fn with_rights(&self, open: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
         match &self.backing {
             Some(owner) => owner.run(open),
@@ -183,7 +183,7 @@ impl Tree {
     }
 }
 
-/// Makes of an error that says "so it is already" a success.
+/// Converts an error that means "already done" to success.
 fn accept(done: io::Result<()>, already: Io) -> io::Result<()> {
     done.or_else(|e| if e.kind() == already { Ok(()) } else { Err(e) })
 }
@@ -192,7 +192,7 @@ fn is_adapter(path: &str) -> bool {
     path.strip_prefix("core/").is_some_and(|rest| !rest.contains('/'))
 }
 
-/// Whether a write to this attribute has the kernel open a backstore's file.
+/// Whether a write to this attribute makes the kernel open a backstore's file.
 fn opens_backing(path: &str) -> bool {
     path.starts_with("core/") && path.ends_with("/enable")
 }
@@ -215,19 +215,19 @@ fn pause() {
     std::thread::sleep(PAUSE);
 }
 
-/// The error of an operation, in words that an operator can act on.
+/// The error of an operation, with a hint for the operator.
 fn failed(op: &Op, e: io::Error) -> Error {
     let invalid = e.raw_os_error() == Some(Errno::INVAL.raw_os_error());
     match op {
         Op::Mkdir(path) if is_portal(path) && invalid => {
-            Error::new(ErrorKind::Busy, format!("The kernel refused the portal {path}"))
+            Error::new(ErrorKind::Busy, format!("The kernel rejected the portal {path}"))
                 .with_source(e)
-                .with_hint("Another program or another kernel target listens there, perhaps on all addresses: `ss -ltnp`, `dmesg`")
+                .with_hint("Another program or another kernel target already listens there, perhaps on all addresses: see `ss -ltnp` and `dmesg`")
         }
         Op::Mkdir(path) => Error::io(format!("Making {path}"), e),
         Op::Rmdir(path) => Error::io(format!("Removing {path}"), e),
         Op::Write(path, _) if e.kind() == Io::NotFound && path.ends_with("/enable") => {
-            Error::io(format!("Enabling {path}: its file or device is not there"), e)
+            Error::io(format!("Enabling {path}: its file or device does not exist"), e)
         }
         Op::Write(path, _) => Error::io(format!("Writing {path}"), e),
         Op::Link(path, to) => Error::io(format!("Linking {path} to {to}"), e),

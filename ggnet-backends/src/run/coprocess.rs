@@ -1,12 +1,12 @@
-//! [`Coprocess`]: a program that runs on beside us and is spoken to by its stdin and stdout.
+//! [`Coprocess`]: a program that runs alongside this process and communicates through its stdin and stdout.
 //!
 //! ```text
 //!   start ──▶ running ──it ends, and is reaped──▶ gone
 //!                └──ended by us, or dropped: SIGKILL to the whole group, reaped──▶ gone
 //! ```
-//! Started as [`CommandRunner::run`](super::CommandRunner::run) starts programs, with the same argv, environment and limits, and tied
-//! to us in the same way: it dies with its handle and with our process. Invariant: what it says on stderr is always read, so that it
-//! never waits for us there; of that the last lines are kept.
+//! It is started as [`CommandRunner::run`](super::CommandRunner::run) starts programs, with the same argv, environment and limits, and ends
+//! in the same way: with its handle and with our process. Invariant: its stderr is always read, so that it never blocks there; the last
+//! lines are kept.
 
 use std::{
     os::unix::process::ExitStatusExt as _,
@@ -29,42 +29,42 @@ use super::{
     system::{Group, LineSplitter, REAP},
 };
 
-/// How long the last words of a program that has ended are waited for: a child of its own may hold its stderr open.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time limit for reading the rest of stderr after the program has ended: a child of it may keep stderr open.
+const STDERR_GRACE: Duration = Duration::from_secs(1);
 
-/// A program that runs. Dropping it kills its whole group.
+/// A running program. Dropping it kills its whole process group.
 pub struct Coprocess {
     argv: Vec<String>,
     tail: Arc<Mutex<Tail>>,
     complaints: AbortOnDropHandle<()>,
-    // Before the child, so dropped before it: the group gets its signal while the child is unreaped and its id ours.
+    // Declared before the child, so dropped first: the group gets its signal while the child is unreaped and its ID is still its own.
     group: Group,
     child: Child,
 }
 
 /// The pipes of a [`Coprocess`].
 pub struct Pipes {
-    /// What it reads. Dropping it is the end of its input.
+    /// Its stdin. Dropping it closes its input.
     pub stdin: ChildStdin,
-    /// What it says.
+    /// Its stdout.
     pub stdout: ChildStdout,
 }
 
 impl SystemRunner {
-    /// Starts a program that runs until it ends or is ended; `complaint` is called with each line of its stderr. What the invocation
-    /// says of stdin, stdout and time is not used.
+    /// Starts a program that runs until it ends or is stopped; `complaint` is called with each line of its stderr. The invocation's
+    /// settings for stdin, stdout and time are not used.
     ///
     /// # Errors
-    /// As [`CommandRunner::run`](super::CommandRunner::run): `Unavailable` when the program is missing, `Permission` when it must not
-    /// be executed.
+    /// Those of [`CommandRunner::run`](super::CommandRunner::run): `Unavailable` if the program is missing, `Permission` if it must not be
+    /// executed.
     ///
     /// # Cancellation
-    /// When the future is dropped the program is not started, or killed.
+    /// If the future is dropped, the program is not started, or is killed.
     pub async fn start(&self, invocation: &Invocation, complaint: LineSink) -> Result<(Coprocess, Pipes)> {
         let argv = invocation.shown_argv();
         let mut command = self.command(&self.full_argv(invocation).await?, invocation)?;
         command.stdin(Stdio::piped());
-        tracing::debug!(?invocation, "starting a program that runs beside us");
+        tracing::debug!(?invocation, "starting a program that runs alongside");
         let mut child = self.spawn(command, &argv).await?;
         let group = Group::of(&child);
         let (Some(stdin), Some(stdout), Some(stderr)) =
@@ -81,9 +81,9 @@ impl SystemRunner {
 }
 
 impl Coprocess {
-    /// Waits up to `patience` for its end, then kills its group. How it ended: in words that go on a sentence, and in detail.
-    pub async fn end(&mut self, patience: Duration) -> (String, ToolFailure) {
-        let ended = match timeout(patience, self.child.wait()).await {
+    /// Waits up to `grace` for its end, then kills its group. Returns how it ended: as the end of a sentence, and in detail.
+    pub async fn end(&mut self, grace: Duration) -> (String, ToolFailure) {
+        let ended = match timeout(grace, self.child.wait()).await {
             Ok(ended) => ended.ok(),
             Err(_elapsed) => {
                 self.group.kill();
@@ -96,16 +96,16 @@ impl Coprocess {
         let words = match ended.map(|status| (status.code(), status.signal())) {
             Some((Some(code), _)) => format!("it ended with exit code {code}"),
             Some((None, Some(signal))) => format!("it was ended by signal {signal}"),
-            _ => "it was killed and is not gone yet".to_owned(),
+            _ => "it was killed but has not ended yet".to_owned(),
         };
-        // Nothing to do about a task of ours that panicked: only words are lost.
-        let _ = timeout(LAST_WORDS, &mut self.complaints).await;
+        // Nothing to do if our task panicked: only the stderr text is lost.
+        let _ = timeout(STDERR_GRACE, &mut self.complaints).await;
         let stderr_tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner).text();
         (words, ToolFailure { argv: self.argv.clone(), exit_code: ended.and_then(|s| s.code()), stderr_tail })
     }
 }
 
-/// Reads stderr to its end; a pipe that fails has ended.
+/// Reads stderr to its end; a failed pipe counts as its end.
 async fn follow(mut stderr: ChildStderr, tail: Arc<Mutex<Tail>>, complaint: LineSink) {
     let mut buffer = vec![0_u8; 4 * 1024];
     let mut lines = LineSplitter::default();

@@ -1,4 +1,4 @@
-//! [`Invocation`]: which program to run, with what, and how much it may take.
+//! [`Invocation`]: a program to run, its input and its limits.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -11,13 +11,13 @@ use std::{
 
 use bytes::Bytes;
 
-/// Called with each line of stdout as it comes (ended by `\n` or `\r`, the end stripped); from the task that runs the program.
+/// Called with each line of stdout as it arrives (terminated by `\n` or `\r`, which is removed), from the task that runs the program.
 pub type LineSink = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// One argument.
 ///
-/// A secret has no place in an argv (every user of the host can read it): hand it over by stdin. [`Arg::hidden`] is for what is
-/// merely private, such as a user's name, and keeps it out of logs and errors.
+/// A secret must not be in an argv (every user of the host can read it): pass it through stdin. [`Arg::hidden`] is for private data, such
+/// as a user's name, and keeps it out of logs and errors.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Arg {
     value: OsString,
@@ -41,7 +41,7 @@ impl Arg {
         &self.value
     }
 
-    /// What may be shown of it: control characters escaped, cut to 300 characters.
+    /// The argument as it may be shown: control characters escaped, truncated to 300 characters.
     #[must_use]
     pub fn shown(&self) -> String {
         if self.hidden {
@@ -51,7 +51,7 @@ impl Arg {
     }
 }
 
-/// A text that is not ours, as logs and errors may show it: control characters escaped, cut to 300 characters.
+/// Formats a text from outside for logs and errors: control characters escaped, truncated to 300 characters.
 pub(crate) fn shown(text: &str) -> String {
     let mut shown = String::new();
     for (n, c) in text.chars().enumerate() {
@@ -70,16 +70,16 @@ impl fmt::Debug for Arg {
     }
 }
 
-/// What the program reads on stdin.
+/// The program's stdin.
 #[derive(Clone, Default)]
 pub enum Stdin {
     /// Nothing: `/dev/null`.
     #[default]
     Empty,
-    /// These bytes, then the end. Never shown: secrets go here.
+    /// These bytes, then the end of the input. Never shown: secrets go here.
     Bytes(Bytes),
-    /// An open file, which the program also reaches as `/proc/self/fd/0`: the file that was checked is the file that is read, and
-    /// its name, however hostile, is never parsed by the program.
+    /// An open file, which the program can also open as `/proc/self/fd/0`: the file that was checked is the file that is read, and its
+    /// name, however hostile, is never parsed by the program.
     File(Arc<File>),
 }
 
@@ -93,44 +93,44 @@ impl fmt::Debug for Stdin {
     }
 }
 
-/// What the kernel lets the program take; `None` leaves what we have ourselves. No core file is ever written.
+/// The resource limits of the program; `None` keeps our own limit. A core file is never written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of address space (`RLIMIT_AS`).
+    /// Address space in bytes (`RLIMIT_AS`).
     pub address_space: Option<u64>,
-    /// Seconds of processor time (`RLIMIT_CPU`): SIGXCPU at the limit, SIGKILL at twice the limit.
+    /// CPU time in seconds (`RLIMIT_CPU`): SIGXCPU at the limit, SIGKILL at twice the limit.
     pub cpu_seconds: Option<u64>,
-    /// Size in bytes of the largest file that it may write (`RLIMIT_FSIZE`); pipes do not count.
+    /// Maximum size in bytes of a file that it writes (`RLIMIT_FSIZE`); pipes do not count.
     pub file_size: Option<u64>,
 }
 
-/// A program, its arguments and its limits.
+/// A program with its arguments and limits.
 #[derive(Clone)]
 pub struct Invocation {
     /// A path, or a name that is looked up in the runner's search path.
     pub program: PathBuf,
-    /// What to tell an operator when it is missing: `apt-get install qemu-utils`.
+    /// The hint for the operator if it is missing: `apt-get install qemu-utils`.
     pub install_hint: String,
     /// Its arguments, without the program's name.
     pub args: Vec<Arg>,
-    /// What it reads.
+    /// Its stdin.
     pub stdin: Stdin,
-    /// The folder that it runs in; `/` when none is named.
+    /// Its working folder; `/` by default.
     pub current_dir: Option<PathBuf>,
-    /// How long it may run before its group is killed.
+    /// Time limit, after which its group is killed.
     pub time_limit: Duration,
-    /// What it may take.
+    /// Its resource limits.
     pub limits: Limits,
-    /// Runs it behind everything else (`nice -n 10`, `ionice -c 2 -n 7`): long work must not slow the disks that clients boot from.
+    /// Runs it with low priority (`nice -n 10`, `ionice -c 2 -n 7`): long work must not slow down the disks of clients.
     pub background: bool,
-    /// How many bytes of stdout are kept; the rest is read and dropped.
+    /// Maximum number of bytes of stdout that are kept; the rest is read and dropped.
     pub stdout_limit: usize,
-    /// Who is told of each line of stdout.
+    /// The observer of each line of stdout.
     pub on_line: Option<LineSink>,
 }
 
 impl Invocation {
-    /// `program` with no arguments, a minute's time, 1 MiB of stdout kept and no limits.
+    /// `program` without arguments, with a time limit of one minute, 1 MiB of stdout and no other limits.
     pub fn new(program: impl Into<PathBuf>, install_hint: impl Into<String>) -> Self {
         Self {
             program: program.into(),
@@ -167,49 +167,49 @@ impl Invocation {
         self
     }
 
-    /// Sets what it reads.
+    /// Sets its stdin.
     #[must_use]
     pub fn stdin(mut self, stdin: Stdin) -> Self {
         self.stdin = stdin;
         self
     }
 
-    /// Sets the folder that it runs in.
+    /// Sets its working folder.
     #[must_use]
     pub fn current_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.current_dir = Some(dir.into());
         self
     }
 
-    /// Sets how long it may run.
+    /// Sets its time limit.
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
         self
     }
 
-    /// Sets what it may take.
+    /// Sets its resource limits.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Runs it behind everything else.
+    /// Runs it with low priority.
     #[must_use]
     pub fn in_background(mut self) -> Self {
         self.background = true;
         self
     }
 
-    /// Sets who is told of each line of stdout.
+    /// Sets the observer of each line of stdout.
     #[must_use]
     pub fn on_line(mut self, sink: LineSink) -> Self {
         self.on_line = Some(sink);
         self
     }
 
-    /// The program and its arguments as logs and errors may show them; the programs that set limits are left out.
+    /// The program and its arguments as logs and errors may show them, without the programs that set limits.
     #[must_use]
     pub fn shown_argv(&self) -> Vec<String> {
         std::iter::once(Arg::plain(&self.program).shown()).chain(self.args.iter().map(Arg::shown)).collect()

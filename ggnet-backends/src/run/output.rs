@@ -1,22 +1,22 @@
-//! [`Output`]: how a program ended and what it said.
+//! [`Output`]: the exit status and the output of a program.
 
 use bytes::Bytes;
 use ggnet_core::error::{Code, Error, Result, ToolFailure};
 
-/// A program that ended.
+/// A program that has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    /// The program and its arguments as they may be shown.
+    /// The program and its arguments in a form that may be shown.
     pub argv: Vec<String>,
-    /// Its exit code; none when a signal ended it.
+    /// Its exit code; `None` if a signal ended it.
     pub code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
-    /// What it wrote to stdout, up to the invocation's limit.
+    /// Its stdout, up to the invocation's limit.
     pub stdout: Bytes,
-    /// Whether it wrote more to stdout than was kept.
+    /// Whether its stdout was longer than what was kept.
     pub stdout_cut: bool,
-    /// The last lines that it wrote to stderr.
+    /// The last lines of its stderr.
     pub stderr_tail: String,
 }
 
@@ -27,7 +27,7 @@ impl Output {
         self.code == Some(0)
     }
 
-    /// An error with this code, or of this kind, that carries argv, exit code and the last lines of stderr.
+    /// An error with this code or of this kind, with argv, exit code and the last lines of stderr.
     pub fn failure(&self, code: impl Into<Code>, message: impl Into<String>) -> Error {
         let mut message = message.into();
         if let Some(signal) = self.signal {
@@ -40,16 +40,16 @@ impl Output {
         })
     }
 
-    /// Itself, or an error unless it ended with exit code 0.
+    /// Returns itself if it ended with exit code 0, otherwise an error.
     ///
     /// # Errors
-    /// [`Output::failure`] for every other end.
+    /// [`Output::failure`] for every other exit status.
     pub fn require_success(self, code: impl Into<Code>, message: impl Into<String>) -> Result<Self> {
         if self.success() { Ok(self) } else { Err(self.failure(code, message)) }
     }
 }
 
-/// The end of a stream, in bounded memory.
+/// The end of a stream, in limited memory.
 #[derive(Debug, Default)]
 pub(super) struct Tail(Vec<u8>);
 
@@ -57,16 +57,16 @@ impl Tail {
     const BYTES: usize = 4096;
     const LINES: usize = 20;
 
-    /// Adds what came.
+    /// Appends received bytes.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
-        // Cut at twice the bound, not at each read: a chatty program must not cost a copy per byte.
+        // Truncated at twice the limit, not at each read, so that a program with much output does not cost a copy per byte.
         if self.0.len() > 2 * Self::BYTES {
             self.0.drain(..self.0.len() - Self::BYTES);
         }
     }
 
-    /// The last lines; control characters but newlines are dropped, so that a tool cannot write escapes into our log.
+    /// The last lines; control characters except newlines are removed, so that a tool cannot write escape sequences to our log.
     pub(super) fn text(&self) -> String {
         let kept = &self.0[self.0.len().saturating_sub(Self::BYTES)..];
         let text: String = String::from_utf8_lossy(kept)

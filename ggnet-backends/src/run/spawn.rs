@@ -1,7 +1,7 @@
 //! [`Spawner`]: the thread that starts programs.
 //!
-//! Why a thread of its own: the kernel delivers `PR_SET_PDEATHSIG` when the *thread* that forked ends, not the process. Runtime
-//! threads come and go; this one lives as long as the runner, so a program dies when the runner or the whole process does, even by
+//! Why a separate thread: the kernel sends the signal of `PR_SET_PDEATHSIG` when the *thread* that forked ends, not the process. Runtime
+//! threads come and go; this thread lives as long as the runner, so a program is killed when the runner or the whole process ends, even by
 //! SIGKILL, and never for another reason.
 
 use std::{
@@ -22,7 +22,7 @@ struct Request {
     reply: oneshot::Sender<io::Result<Child>>,
 }
 
-/// Starts programs from one long-lived thread; the thread ends when this is dropped.
+/// Starts programs from one long-lived thread, which ends when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Spawner {
     requests: Sender<Request>,
@@ -37,7 +37,7 @@ impl Spawner {
                 while let Ok(mut request) = queue.recv() {
                     let _entered = request.runtime.enter();
                     let child = request.command.spawn();
-                    // Nobody waits any more: the child is dropped here, and `kill_on_drop` ends it.
+                    // The caller is gone: the child is dropped here, and `kill_on_drop` ends it.
                     let _ = request.reply.send(child);
                 }
             })
@@ -45,7 +45,7 @@ impl Spawner {
         Ok(Self { requests })
     }
 
-    /// Starts `command`. Dropped half-way: the program is not started, or killed at once.
+    /// Starts `command`. If the future is dropped, the program is not started, or is killed at once.
     pub(super) async fn spawn(&self, command: Command) -> io::Result<Child> {
         let (reply, answer) = oneshot::channel();
         let gone = || io::Error::other("the thread that starts programs has ended");

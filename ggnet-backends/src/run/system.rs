@@ -1,4 +1,4 @@
-//! [`SystemRunner`]: runs programs of this host.
+//! [`SystemRunner`]: runs programs on this host.
 
 use std::{
     ffi::OsString,
@@ -21,13 +21,13 @@ use tokio::{
 
 use super::{CommandRunner, Invocation, LineSink, Output, Stdin, output::Tail, spawn::Spawner};
 
-/// Where programs are looked for; fixed, so that the caller's environment cannot put another in front.
+/// The search path for programs; fixed, so that the caller's environment cannot substitute another program.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How long a killed program may take to be gone; longer means that it hangs in the kernel, and waiting does not help.
+/// Time limit for a killed program to end; a longer time means that it hangs in the kernel, and waiting does not help.
 pub(super) const REAP: Duration = Duration::from_secs(5);
 
-/// Runs programs of this host. Dropping it kills what it still runs.
+/// Runs programs on this host. Dropping it kills those that still run.
 #[derive(Debug)]
 pub struct SystemRunner {
     spawner: Spawner,
@@ -38,7 +38,7 @@ impl SystemRunner {
     /// A runner that looks for programs in the system's folders.
     ///
     /// # Errors
-    /// When its thread cannot be started.
+    /// If its thread cannot be started.
     pub fn new() -> Result<Self> {
         Self::with_path(SEARCH_PATH)
     }
@@ -46,12 +46,12 @@ impl SystemRunner {
     /// A runner that looks for programs in `path` (as in `PATH`), which is also the programs' own `PATH`.
     ///
     /// # Errors
-    /// When its thread cannot be started.
+    /// If its thread cannot be started.
     pub fn with_path(path: impl Into<OsString>) -> Result<Self> {
         Ok(Self { spawner: Spawner::new()?, path: path.into() })
     }
 
-    /// The executable file that `program` means.
+    /// The executable file of `program`.
     pub(crate) async fn resolve(&self, program: &Path, install_hint: &str) -> Result<PathBuf> {
         let candidates: Vec<PathBuf> = if program.components().count() > 1 || program.is_absolute() {
             vec![program.to_owned()]
@@ -69,7 +69,7 @@ impl SystemRunner {
         Err(match forbidden {
             Some(file) => {
                 Error::new(ErrorKind::Permission, format!("{} is not an executable file", file.display()))
-                    .with_hint(format!("Put the right program there: {install_hint}"))
+                    .with_hint(format!("Install the program there: {install_hint}"))
             }
             None => {
                 let program = program.display();
@@ -79,7 +79,7 @@ impl SystemRunner {
         })
     }
 
-    /// The whole argv: what ties the program to us and limits it, then the program itself.
+    /// The whole argv: the programs that tie it to our process and limit it, then the program itself.
     pub(super) async fn full_argv(&self, invocation: &Invocation) -> Result<Vec<OsString>> {
         let program = self.resolve(&invocation.program, &invocation.install_hint).await?;
         let mut argv: Vec<OsString> = Vec::new();
@@ -115,7 +115,7 @@ impl SystemRunner {
     #[expect(clippy::disallowed_methods, reason = "this is the CommandRunner that everything else must use")]
     pub(super) fn command(&self, argv: &[OsString], invocation: &Invocation) -> Result<Command> {
         let [program, args @ ..] = argv else {
-            return Err(Error::internal("An argv without a program"));
+            return Err(Error::internal("A command without a program"));
         };
         let stdin = match &invocation.stdin {
             Stdin::Empty => Stdio::null(),
@@ -135,7 +135,7 @@ impl SystemRunner {
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // A group of its own, so that a kill reaches its children and a Ctrl-C on our terminal does not reach it.
+            // A new process group, so that a kill reaches its children and a Ctrl-C on our terminal does not reach it.
             .process_group(0)
             .kill_on_drop(true);
         Ok(command)
@@ -159,13 +159,14 @@ impl CommandRunner for SystemRunner {
         let command = self.command(&self.full_argv(&invocation).await?, &invocation)?;
         tracing::debug!(?invocation, "starting a program");
         let mut child = self.spawn(command, &argv).await?;
-        // Declared after the child, so dropped before it: the group gets its signal while the child is unreaped and its id ours.
+        // Declared after the child, so dropped before it: the group gets its signal while the child is unreaped and its ID is still its
+        // own.
         let mut group = Group::of(&child);
         let mut streams = Streams { tail: Tail::default(), kept: Vec::new(), cut: false };
         let ended = timeout(invocation.time_limit, streams.follow(&mut child, &invocation)).await;
         let status = match ended {
             Ok(Ok(status)) => status,
-            Ok(Err(e)) => return Err(Error::io(format_args!("reading what {subject} says"), e)),
+            Ok(Err(e)) => return Err(Error::io(format_args!("reading the output of {subject}"), e)),
             Err(_elapsed) => {
                 group.kill();
                 if timeout(REAP, child.wait()).await.is_ok() {
@@ -195,7 +196,7 @@ impl CommandRunner for SystemRunner {
     }
 }
 
-/// Kills a process group when dropped, unless its leader was reaped (its id may then be another's).
+/// Kills a process group when dropped, unless its leader was reaped (its ID may then belong to another process).
 pub(super) struct Group(Option<Pid>);
 
 impl Group {
@@ -205,7 +206,7 @@ impl Group {
 
     pub(super) fn kill(&self) {
         if let Some(pid) = self.0 {
-            // The only possible failure is that nobody is left.
+            // The only possible failure is that no process is left.
             let _ = kill_process_group(pid, Signal::KILL);
         }
     }
@@ -221,7 +222,7 @@ impl Drop for Group {
     }
 }
 
-/// What a running program says.
+/// The output of a running program.
 struct Streams {
     tail: Tail,
     kept: Vec<u8>,
@@ -229,7 +230,7 @@ struct Streams {
 }
 
 impl Streams {
-    /// Feeds stdin, reads both streams to their end, then waits: the child stays unreaped until nothing of its group writes any more.
+    /// Writes stdin, reads both streams to their end, then waits: the child stays unreaped until no process of its group writes any more.
     async fn follow(&mut self, child: &mut Child, invocation: &Invocation) -> std::io::Result<ExitStatus> {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let Self { tail, kept, cut } = self;
@@ -262,7 +263,7 @@ async fn feed(pipe: Option<ChildStdin>, stdin: &Stdin) -> std::io::Result<()> {
         return Ok(());
     };
     match pipe.write_all(bytes).await {
-        // A program may end without reading all; its exit code tells whether that is wrong.
+        // A program may end without reading all input; its exit code shows whether that is an error.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
@@ -303,7 +304,7 @@ async fn read_tail(mut stream: impl AsyncRead + Unpin, tail: &mut Tail) -> std::
     }
 }
 
-/// Cuts a stream into lines ended by `\n` or `\r`; empty ones are dropped, and one longer than 4 KiB comes in pieces.
+/// Splits a stream into lines terminated by `\n` or `\r`; empty lines are dropped, and a line longer than 4 KiB is split.
 #[derive(Default)]
 pub(super) struct LineSplitter(Vec<u8>);
 

@@ -1,4 +1,4 @@
-//! The runner against real programs of this host.
+//! The runner with real programs of this host.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ fn script(text: &str) -> Invocation {
     program("sh").arg("-c").arg(text)
 }
 
-/// Whether a process exists and is no zombie.
+/// Whether a process exists and is not a zombie.
 fn alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|s| !s.rsplit(") ").next().unwrap_or_default().starts_with('Z'))
@@ -89,7 +89,7 @@ async fn limits_hold() {
 #[tokio::test]
 async fn background_work_is_niced() {
     let runner = SystemRunner::new().unwrap();
-    // Ours may be another than 0: `nice make test` is a fair way to run this.
+    // Our own priority may not be 0: `nice make test` is a valid way to run this.
     let own = rustix::process::getpriority_process(None).unwrap();
     let out = runner.run(program("nice").in_background()).await.unwrap();
     assert_eq!(std::str::from_utf8(&out.stdout).unwrap(), format!("{}\n", (own + 10).min(19)));
@@ -120,7 +120,7 @@ async fn lines_are_reported_as_they_come() {
     assert_eq!(pieces, [4096, 4096, 808]);
 }
 
-/// A script that names itself and its child, and lives on. The child ignores its parent's death.
+/// A script that prints its process ID and that of its child, and keeps running. The child ignores its parent's death.
 fn long_lived(pids: &Arc<Mutex<Vec<u32>>>) -> Invocation {
     let sink = pids.clone();
     script("sleep 1000 & echo $!; echo $$; wait")
@@ -154,7 +154,7 @@ async fn dropping_the_call_kills_the_whole_group() {
     until("the leader is reaped", || !fs::exists(format!("/proc/{}", pids[1])).unwrap()).await;
 }
 
-/// Not a test of its own: what [`a_sigkill_of_ours_takes_the_program_along`] runs in another process.
+/// Not a test of its own: [`a_sigkill_of_ours_takes_the_program_along`] runs it in another process.
 const HELPER: &str = "GGNET_TEST_RUNNER_HELPER";
 
 #[tokio::test]

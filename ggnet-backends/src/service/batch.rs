@@ -1,12 +1,12 @@
-//! [`Batch`]: many callers at once, one run of an action for all of them.
+//! [`Batch`]: combines concurrent callers into one run of an action.
 //!
 //! ```text
-//!   caller ──▶ waiting ──(window without another)──▶ one run of the action ──▶ the same outcome for all who waited when it began
-//!                 ▲                          │ callers who come during a run wait for the next one
+//!   caller ──▶ waiting ──(window without another caller)──▶ one run of the action ──▶ same result for all who waited at its start
+//!                 ▲                          │ callers who arrive during a run wait for the next one
 //!                 └──────────────────────────┘
 //! ```
-//! Invariants: the run that answers a caller began after the caller came; at most one run at a time; runs belong to a task of the
-//! batch, so a caller that goes away stops nothing half-way.
+//! Invariants: the run that serves a caller started after the caller arrived; at most one run at a time; runs belong to a task of the
+//! batch, so a caller that is gone does not interrupt a run.
 
 use std::{
     future::Future,
@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 type Action<T> = dyn Fn(Vec<T>) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync;
 
-/// Many callers at once, one run for all; each brings a `T`.
+/// Combines concurrent callers into one run; each passes a `T`.
 pub struct Batch<T = ()>(Arc<Inner<T>>);
 
 impl<T> Clone for Batch<T> {
@@ -44,8 +44,8 @@ struct Waiting<T> {
 }
 
 impl<T: Send + 'static> Batch<T> {
-    /// Runs `action` once for all who come with less than `window` between them, with what they brought, in the order in which they
-    /// came; nobody waits for more than ten windows.
+    /// Runs `action` once for all callers that arrive with less than `window` between them, with their values in the order of arrival; no
+    /// caller waits for more than ten windows.
     pub fn new<F, Fut>(window: Duration, action: F) -> Self
     where
         F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
@@ -59,25 +59,27 @@ impl<T: Send + 'static> Batch<T> {
         }))
     }
 
-    /// Waits for a run that begins after this call. Dropped half-way: the run goes on.
+    /// Waits for a run that starts after this call. If the future is dropped, the run continues.
     ///
     /// # Errors
-    /// The action's, the same for all who waited for this run.
+    /// Those of the action, the same for all callers of this run.
     pub async fn join(&self, brings: T) -> Result<()> {
-        let (told, outcome) = oneshot::channel();
+        let (reply, outcome) = oneshot::channel();
         {
             let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.callers.push((brings, told));
+            state.callers.push((brings, reply));
             if !state.at_work {
                 state.at_work = true;
                 #[expect(clippy::disallowed_methods, reason = "one run, tracked")]
                 self.0.tasks.spawn(Arc::clone(&self.0).work());
             }
         }
-        outcome.await.unwrap_or_else(|_| Err(Error::internal("The task that runs for many callers died")))
+        outcome
+            .await
+            .unwrap_or_else(|_| Err(Error::internal("The task that runs for several callers panicked")))
     }
 
-    /// Waits until no run is under way.
+    /// Waits until no run is in progress.
     pub async fn finish(&self) {
         self.0.tasks.close();
         self.0.tasks.wait().await;
@@ -86,7 +88,7 @@ impl<T: Send + 'static> Batch<T> {
 }
 
 impl<T: Send + 'static> Inner<T> {
-    /// Waits until nobody has come for a window, at most ten of them: many at once may take longer than one to come.
+    /// Waits until no caller has arrived for one window, at most ten windows: many concurrent callers may need longer to arrive.
     async fn gather(&self) {
         let waiting = || self.state.lock().unwrap_or_else(PoisonError::into_inner).callers.len();
         let mut before = waiting();
@@ -112,7 +114,7 @@ impl<T: Send + 'static> Inner<T> {
             };
             let outcome = (self.action)(brought).await;
             for caller in callers {
-                // A caller that went away needs no answer.
+                // The caller may be gone.
                 let _ = caller.send(outcome.clone());
             }
         }

@@ -1,4 +1,4 @@
-//! [`Helped`]: a daemon that systemd manages, asked by the helper.
+//! [`Helped`]: a daemon that systemd manages, through the helper.
 
 use std::path::Path;
 
@@ -37,13 +37,13 @@ impl Helped {
         self.ask(|helper, unit| helper.change(unit, Action::Restart)).await
     }
 
-    /// On a blocking thread, where it goes on to its end when the caller goes away.
+    /// On a blocking thread, where the call completes even if the caller is gone.
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Helper, &str) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (helper, unit) = (self.helper.clone(), self.unit.clone());
         let asked = tokio::task::spawn_blocking(move || question(&helper, &unit)).await;
-        asked.map_err(|e| Error::internal("Asking the helper died").with_source(e))?
+        asked.map_err(|e| Error::internal("The task that calls the helper panicked").with_source(e))?
     }
 }

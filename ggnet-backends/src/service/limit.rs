@@ -1,8 +1,8 @@
-//! [`StartLimit`]: how long to wait so that systemd does not refuse a start ("start-limit-hit").
+//! [`StartLimit`]: the delay that is needed so that systemd does not refuse a start ("start-limit-hit").
 //!
-//! systemd refuses to start a unit more than `StartLimitBurst` times within `StartLimitIntervalSec` (five in ten seconds by
-//! default), and a refused unit stays down until somebody says `reset-failed`. So we count our own starts and leave one of the
-//! burst to the operator. Resetting the counter each time would switch off a guard that the operator relies on.
+//! systemd refuses to start a unit more than `StartLimitBurst` times within `StartLimitIntervalSec` (five in ten seconds by default), and a
+//! refused unit stays down until `reset-failed`. So we count our own starts and leave one of the burst to the operator. Resetting the
+//! counter each time would disable a protection that the operator relies on.
 
 use std::{
     collections::VecDeque,
@@ -16,8 +16,8 @@ pub(super) struct StartLimit {
 }
 
 impl StartLimit {
-    /// How long to wait before the next start at `now`, of a unit that systemd starts `burst` times within `interval` at most
-    /// (0 of either: as often as one likes).
+    /// The delay before the next start at `now`, for a unit that systemd starts at most `burst` times within `interval` (0 for either: no
+    /// limit).
     pub(super) fn wait(&mut self, now: Instant, burst: u32, interval: Duration) -> Duration {
         if burst == 0 || interval.is_zero() {
             return Duration::ZERO;
@@ -30,7 +30,7 @@ impl StartLimit {
         }
     }
 
-    /// A start at `now`.
+    /// Records a start at `now`.
     pub(super) fn started(&mut self, now: Instant) {
         self.starts.push_back(now);
     }

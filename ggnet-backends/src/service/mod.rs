@@ -1,17 +1,18 @@
-//! [`Service`]: a daemon of the host that a backend needs: is it running, start it, restart it.
+//! [`Service`]: a daemon of the host that a backend needs: checks whether it runs, starts and restarts it.
 //!
 //! ```text
 //!            state                      start            restart
 //!   systemd  ActiveState of the unit    StartUnit        RestartUnit, paced (limit)
 //!   process  pid file + /proc           fixed argv       SIGTERM, wait, fixed argv
-//!   helper   asked of the helper        the same         the same
+//!   helper   request to the helper      the same         the same
 //! ```
-//! Where systemd runs the host it is asked by D-Bus, which grants changes to root; the helper is root's process that asks for us;
-//! elsewhere (containers, other init systems, tests) the daemon is found by its pid file. It is never a child of ours: a daemon that gives out addresses must outlive our crashes and upgrades, so it is started
-//! as it starts itself (it goes to the background and writes its pid file), and the next GGnet finds it there.
+//! If systemd runs on the host, it is used through D-Bus, which allows changes only to root; the helper runs as root and makes these calls
+//! for us. Otherwise (containers, other init systems, tests) the pid file identifies the daemon. The daemon is never our child process: a
+//! daemon that assigns addresses must outlive our crashes and upgrades, so it is started in its usual way (it goes to the background and
+//! writes its pid file), and the next GGnet finds it running.
 //!
-//! Invariants: a signal only ever goes to a process that bears the daemon's name, through a handle that pins it (a recycled process
-//! id is never hit); every error names the unit or the pid file.
+//! Invariants: a signal is only sent to a process with the daemon's name, through a handle that pins it (a recycled process ID is never
+//! used); every error names the unit or the pid file.
 
 mod batch;
 #[cfg(feature = "helper")]
@@ -33,14 +34,14 @@ use crate::run::CommandRunner;
 
 /// The keys of [`ServiceConfig`], as the table `service` of a backend's section.
 pub(crate) const KEYS: &[Key] = &[
-    ("service.manager", "\"auto\", \"systemd\", \"process\" or \"helper\"; left out: \"auto\""),
-    ("service.unit", "systemd's name for it; left out: Debian's"),
-    ("service.pid_file", "Where its process id is; left out: as Debian has it"),
-    ("service.command", "Program and arguments that start it, where systemd does not"),
-    ("service.helper", "The helper's socket; left out: /run/ggnet/helper.sock"),
+    ("service.manager", "\"auto\", \"systemd\", \"process\" or \"helper\"; default: \"auto\""),
+    ("service.unit", "The name of its systemd unit; default: the name in Debian"),
+    ("service.pid_file", "The file with its process ID; default: the path in Debian"),
+    ("service.command", "The program and arguments that start it, if systemd does not"),
+    ("service.helper", "The helper's socket; default: /run/ggnet/helper.sock"),
 ];
 
-/// A daemon of the host. Nothing here keeps it running or stops it when this is dropped.
+/// A daemon of the host. Dropping this value does not stop it.
 pub struct Service {
     kind: Kind,
     program: &'static str,
@@ -55,10 +56,10 @@ enum Kind {
 }
 
 impl Service {
-    /// The daemon that `config` names. Asks nobody yet.
+    /// The daemon in `config`. Does not contact it yet.
     ///
     /// # Errors
-    /// `Unsupported` when systemd or the helper is asked for and was not compiled in; `Invalid` for a command without a program.
+    /// `Unsupported` if systemd or the helper is configured but was not compiled in; `Invalid` for a command without a program.
     pub fn new(config: &ServiceConfig, daemon: &Daemon, runner: Arc<dyn CommandRunner>) -> Result<Self> {
         let unit = config.unit.as_deref().unwrap_or(daemon.unit);
         let systemd = match config.manager {
@@ -67,7 +68,7 @@ impl Service {
             }
             Manager::Systemd => true,
             Manager::Process => false,
-            // What sd_booted(3) looks at. Whoever names a pid file or a command does not mean systemd.
+            // The check of sd_booted(3). A configured pid file or command means that systemd is not used.
             Manager::Auto => {
                 config.pid_file.is_none()
                     && config.command.is_none()
@@ -80,7 +81,7 @@ impl Service {
         } else {
             let command = config.command.as_ref().or(daemon.command.as_ref());
             if command.is_some_and(|argv| argv.first().is_none_or(String::is_empty)) {
-                return Err(Error::invalid("service.command", "The command of the service names no program"));
+                return Err(Error::invalid("service.command", "The command of the service is empty"));
             }
             Kind::Process(process::Process {
                 program: daemon.program,
@@ -115,7 +116,7 @@ impl Service {
         Err(Error::new(ErrorKind::Unsupported, message).with_hint("Set service.manager to \"process\""))
     }
 
-    /// "unit dnsmasq.service" or "pid file /run/…": what messages name.
+    /// "unit dnsmasq.service" or "pid file /run/…", for messages.
     #[must_use]
     pub fn label(&self) -> String {
         match &self.kind {
@@ -130,7 +131,7 @@ impl Service {
     /// Whether it runs now.
     ///
     /// # Errors
-    /// When nobody can tell: `Permission`, or `Unavailable` where D-Bus does not answer.
+    /// If that cannot be determined: `Permission`, or `Unavailable` if D-Bus does not respond.
     pub async fn state(&self) -> Result<State> {
         let state = match &self.kind {
             Kind::Process(process) => process.state(),
@@ -142,10 +143,10 @@ impl Service {
         state.map_err(|e| e.with_subject(self.label()))
     }
 
-    /// Nothing, if it runs.
+    /// Succeeds if it runs.
     ///
     /// # Errors
-    /// `Unavailable`, naming the unit or the pid file, if it does not; as [`Service::state`] else.
+    /// `Unavailable`, with the unit or the pid file, if it does not run; otherwise those of [`Service::state`].
     pub async fn require_running(&self) -> Result<()> {
         match self.state().await? {
             State::Running => Ok(()),
@@ -156,7 +157,7 @@ impl Service {
         }
     }
 
-    /// Whether [`Service::start`] can work.
+    /// Whether [`Service::start`] is possible.
     #[must_use]
     pub fn can_start(&self) -> bool {
         match &self.kind {
@@ -168,10 +169,10 @@ impl Service {
         }
     }
 
-    /// Starts it, if it does not run; when this returns it runs. Dropped half-way: it starts, or it does not.
+    /// Starts it, if it does not run; when this returns, it runs. If the future is dropped, it starts or not.
     ///
     /// # Errors
-    /// `Unavailable` with what the program or systemd said; `Permission`; `Unsupported` without a command.
+    /// `Unavailable` with the message of the program or of systemd; `Permission`; `Unsupported` without a command.
     pub async fn start(&self) -> Result<()> {
         let done = match &self.kind {
             Kind::Process(process) => process.start().await,
@@ -183,11 +184,11 @@ impl Service {
         done.map_err(|e| e.with_subject(self.label()))
     }
 
-    /// Stops it, if it runs, and starts it; when this returns the new one runs. Under systemd it first waits for as long as
-    /// systemd's start limit demands. Dropped half-way: it may be stopped; a second call starts it.
+    /// Stops it, if it runs, and starts it; when this returns, the new one runs. With systemd it first waits as long as systemd's start
+    /// limit requires. If the future is dropped, it may be stopped; a second call starts it.
     ///
     /// # Errors
-    /// As [`Service::start`].
+    /// Those of [`Service::start`].
     pub async fn restart(&self) -> Result<()> {
         let done = match &self.kind {
             Kind::Process(process) => process.restart().await,
@@ -212,8 +213,8 @@ impl Service {
     }
 }
 
-/// What an operator types for a unit.
+/// The commands for an operator of a unit.
 #[cfg(any(feature = "helper", feature = "service-systemd"))]
 fn by_hand(unit: &str) -> String {
-    format!("systemctl start {unit}; systemctl status {unit} says why it stopped")
+    format!("systemctl start {unit}; systemctl status {unit} shows why it stopped")
 }

@@ -1,7 +1,7 @@
-//! [`Process`]: a daemon that is known by its pid file.
+//! [`Process`]: a daemon that is identified by its pid file.
 //!
-//! The pid file may be stale and its number another process's by now. So the process is pinned first (a pidfd), then asked for its
-//! name, and signals go through the pin.
+//! The pid file may be stale, and its process ID may belong to another process by now. So the process is pinned first (a pidfd), then its
+//! name is checked, and signals are sent through the pidfd.
 
 use std::{
     io,
@@ -18,9 +18,9 @@ use tokio::time::{Instant, sleep};
 use super::State;
 use crate::run::{CommandRunner, Invocation};
 
-/// How long a daemon may take to start or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How often the pid file is looked at meanwhile.
+/// Time limit for a daemon to start or to end.
+const TIME_LIMIT: Duration = Duration::from_secs(20);
+/// How often the pid file is checked during that time.
 const LOOK: Duration = Duration::from_millis(5);
 
 pub(super) struct Process {
@@ -31,33 +31,33 @@ pub(super) struct Process {
     pub(super) runner: Arc<dyn CommandRunner>,
 }
 
-/// A process that cannot become another one while we look at it.
+/// A pinned process, which cannot be replaced by another one during the checks.
 struct Pinned {
     fd: OwnedFd,
     id: i32,
 }
 
 impl Pinned {
-    /// Its name; none once it has ended, whether or not its parent has noticed.
+    /// Its name; `None` if it has ended, whether or not its parent has reaped it.
     fn name(&self) -> Option<String> {
         self.look().map(|(name, _)| name)
     }
 
     /// Its name, and whether a signal has stopped it.
     fn look(&self) -> Option<(String, bool)> {
-        // "4711 (dnsmasq) S …": the name is cut to 15 bytes and may hold anything.
+        // "4711 (dnsmasq) S …": the name is truncated to 15 bytes and may contain any character.
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id)).ok()?;
         let (start, end) = (stat.find('(')?, stat.rfind(')')?);
         let state = stat[end + 1..].trim_start();
         let (ended, stopped) = (state.starts_with(['Z', 'X']), state.starts_with('T'));
-        // The number may be another process's by now; what we hold says -1 then.
+        // The ID may belong to another process by now; then our pidfd reports -1.
         let held = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd())).ok()?;
         let gone = held.lines().any(|line| line.strip_prefix("Pid:").is_some_and(|pid| pid.trim() == "-1"));
         (!ended && !gone).then(|| (stat[start + 1..end].to_owned(), stopped))
     }
 
-    async fn ends_within(&self, patience: Duration) -> bool {
-        let end = Instant::now() + patience;
+    async fn ends_within(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
         while self.name().is_some() {
             if Instant::now() > end {
                 return false;
@@ -78,7 +78,7 @@ impl Process {
             Ok(pinned) if pinned.look().is_some_and(|(_, stopped)| stopped) => {
                 let (program, id) = (self.program, pinned.id);
                 State::Suspended(format!(
-                    "{program} is suspended: a signal has stopped process {id}, kill -CONT {id} continues it"
+                    "{program} is suspended: a signal stopped process {id}; kill -CONT {id} continues it"
                 ))
             }
             Ok(_) => State::Running,
@@ -86,7 +86,7 @@ impl Process {
         })
     }
 
-    /// The running daemon, pinned; or why there is none. Small reads of files in memory: not worth another thread.
+    /// The running daemon, pinned; or the reason why there is none. Reads small files in memory, so it needs no separate thread.
     fn find(&self) -> Result<Result<Pinned, String>> {
         let file = self.pid_file.display();
         let stopped = |why: String| Ok(Err(format!("{} is not running: {why}", self.program)));
@@ -98,7 +98,7 @@ impl Process {
             Err(e) => return Err(Error::io(format!("Reading the pid file {file}"), e)),
         };
         let Some(pid) = text.trim().parse::<i32>().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw) else {
-            return stopped(format!("the pid file {file} holds no process id"));
+            return stopped(format!("the pid file {file} does not contain a process ID"));
         };
         let id = pid.as_raw_nonzero();
         let fd = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -120,7 +120,7 @@ impl Process {
 
     fn signal(&self, pinned: &Pinned, signal: Signal) -> Result<()> {
         match pidfd_send_signal(&pinned.fd, signal) {
-            // It has ended since it was looked at.
+            // It has ended since the check.
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(e) => {
                 Err(Error::io(format!("Sending a signal to {} ({})", self.program, self.label()), e.into()))
@@ -131,9 +131,9 @@ impl Process {
     pub(super) async fn restart(&self) -> Result<()> {
         if let Ok(pinned) = self.find()? {
             self.signal(&pinned, Signal::TERM)?;
-            if !pinned.ends_within(PATIENCE).await {
+            if !pinned.ends_within(TIME_LIMIT).await {
                 self.signal(&pinned, Signal::KILL)?;
-                pinned.ends_within(PATIENCE).await;
+                pinned.ends_within(TIME_LIMIT).await;
             }
         }
         self.start().await
@@ -144,19 +144,22 @@ impl Process {
             return Ok(());
         }
         let Some([program, args @ ..]) = self.command.as_deref() else {
-            let message =
-                format!("{} is not running, and no command starts it ({})", self.program, self.label());
+            let message = format!(
+                "{} is not running, and no start command is configured ({})",
+                self.program,
+                self.label()
+            );
             return Err(Error::new(ErrorKind::Unsupported, message)
-                .with_hint(format!("Start {}, or name the command in service.command", self.program)));
+                .with_hint(format!("Start {}, or set the command in service.command", self.program)));
         };
-        // What is left of one that has ended: dhcpd takes whatever bears that number now, even a zombie, for another dhcpd.
-        // Where only the daemon's user may remove it, the daemon decides.
+        // Remove the pid file of the ended process: dhcpd treats any process with that ID, even a zombie, as another dhcpd. If only the
+        // daemon's user may remove it, the daemon handles it.
         let _ = std::fs::remove_file(&self.pid_file);
-        let invocation = Invocation::new(program, self.install).args(args).time_limit(PATIENCE);
+        let invocation = Invocation::new(program, self.install).args(args).time_limit(TIME_LIMIT);
         let failed = format!("{} did not start ({})", self.program, self.label());
         self.runner.run(invocation).await?.require_success(ErrorKind::Unavailable, &failed)?;
         // It may go to the background before it writes its pid file.
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIME_LIMIT;
         loop {
             match self.find()? {
                 Ok(_) => return Ok(()),

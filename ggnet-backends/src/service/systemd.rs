@@ -1,8 +1,8 @@
-//! [`Unit`]: a daemon that systemd manages, asked by D-Bus (org.freedesktop.systemd1).
+//! [`Unit`]: a daemon that systemd manages, through D-Bus (org.freedesktop.systemd1).
 //!
-//! A start or restart is a job: the call returns at once, and the job is over when the unit's `Job` is 0. Whether it worked is the
-//! unit's `ActiveState` then. A unit that failed before is reset first, because systemd may have given up on it; how often we
-//! restart is paced by what the unit itself declares as its start limit.
+//! A start or restart is a job: the call returns at once, and the job has ended when the unit's `Job` is 0. The unit's `ActiveState` then
+//! shows whether it worked. A unit that failed before is reset first, because systemd may have given up on it; our restarts respect the
+//! start limit of the unit.
 
 use std::{
     sync::PoisonError,
@@ -15,13 +15,13 @@ use zbus::{Connection, OwnedObjectPath, connection::Builder};
 
 use super::{State, limit::StartLimit};
 
-/// How long a job may take; Debian's dhcpd script alone sleeps two seconds.
-const PATIENCE: Duration = Duration::from_secs(90);
-/// How long D-Bus may take to let us in, and then for an answer (what D-Bus's own library waits). A D-Bus that never answers must not
-/// hold the unit's start limit for ever.
+/// Time limit for a job; Debian's dhcpd script alone sleeps two seconds.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+/// Time limit for the connection to D-Bus, and for a response (the default of D-Bus's own library). A D-Bus that never responds must not
+/// block the unit's start limit forever.
 const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(25);
-/// How often a job is looked at.
+/// How often a job is checked.
 const LOOK: Duration = Duration::from_millis(20);
 
 #[zbus::proxy(
@@ -36,7 +36,7 @@ trait Manager {
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
 }
 
-// Nothing is cached: a state that systemd has not told us of yet would be a wrong one.
+// Nothing is cached, because a cached state could be outdated.
 #[zbus::proxy(interface = "org.freedesktop.systemd1.Unit", default_service = "org.freedesktop.systemd1")]
 trait UnitObject {
     #[zbus(property(emits_changed_signal = "false"))]
@@ -55,7 +55,7 @@ pub(super) struct Unit {
     name: String,
     /// The last connection that worked.
     bus: std::sync::Mutex<Option<Connection>>,
-    /// Held over a restart: the next one must count it.
+    /// Held during a restart, because the next restart must count it.
     limit: Mutex<StartLimit>,
 }
 
@@ -77,8 +77,8 @@ impl Unit {
         format!("unit {}", self.name)
     }
 
-    /// The manager and the unit, over the connection that is there. That one ends with the D-Bus that it was made to: when it fails,
-    /// another one says what is really the matter.
+    /// The manager and the unit, over the existing connection. It ends with the D-Bus daemon to which it was made: if it fails, a new
+    /// connection shows the actual problem.
     async fn reach(&self) -> Result<(ManagerProxy<'static>, UnitObjectProxy<'static>)> {
         let last = self.bus.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(bus) = last
@@ -87,7 +87,7 @@ impl Unit {
             return Ok(reached);
         }
         let unavailable = |why: String| {
-            Error::new(ErrorKind::Unavailable, format!("The system's D-Bus does not answer: {why}"))
+            Error::new(ErrorKind::Unavailable, format!("No response from the system's D-Bus: {why}"))
                 .with_hint(
                     "apt-get install dbus, or systemctl restart dbus; or set service.manager to \"process\"",
                 )
@@ -95,7 +95,7 @@ impl Unit {
         let connecting = Builder::system().method_timeout(ANSWER).build();
         let bus = tokio::time::timeout(CONNECT, connecting)
             .await
-            .map_err(|_| unavailable(format!("it took longer than {CONNECT:?} to let us in")))?
+            .map_err(|_| unavailable(format!("it took longer than {CONNECT:?} to connect")))?
             .map_err(|e| unavailable(e.to_string()))?;
         let reached = self.reach_over(&bus).await?;
         *self.bus.lock().unwrap_or_else(PoisonError::into_inner) = Some(bus);
@@ -106,7 +106,7 @@ impl Unit {
         &self,
         bus: &Connection,
     ) -> Result<(ManagerProxy<'static>, UnitObjectProxy<'static>)> {
-        let manager = ManagerProxy::new(bus).await.map_err(|e| self.failed("reaching systemd", e))?;
+        let manager = ManagerProxy::new(bus).await.map_err(|e| self.failed("connecting to systemd", e))?;
         let path = manager.load_unit(&self.name).await.map_err(|e| self.failed("loading it", e))?;
         let object = UnitObjectProxy::builder(bus).path(path).build().await;
         Ok((manager, object.map_err(|e| self.failed("loading it", e))?))
@@ -136,7 +136,7 @@ impl Unit {
         self.change(true).await
     }
 
-    /// Starts or restarts it within its start limit, and waits for the job's end.
+    /// Starts or restarts it within its start limit, and waits for the end of the job.
     async fn change(&self, restart: bool) -> Result<()> {
         let mut limit = self.limit.lock().await;
         let (manager, object) = self.reach().await?;
@@ -159,10 +159,10 @@ impl Unit {
             manager.start_unit(&self.name, "replace").await
         };
         job.map_err(|e| self.failed("starting it", e))?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + START_TIMEOUT;
         while object.job().await.map_err(|e| self.failed("waiting for its start", e))?.0 != 0 {
             if Instant::now() > end {
-                let message = format!("Unit {} did not start within {PATIENCE:?}", self.name);
+                let message = format!("Unit {} did not start within {START_TIMEOUT:?}", self.name);
                 return Err(Error::new(ErrorKind::Timeout, message));
             }
             tokio::time::sleep(LOOK).await;
@@ -170,8 +170,8 @@ impl Unit {
         match self.state().await? {
             State::Running => Ok(()),
             State::Stopped(why) | State::Suspended(why) => {
-                Err(Error::new(ErrorKind::Unavailable, format!("{why} after its start"))
-                    .with_hint(format!("systemctl status {0}; journalctl -u {0} says why", self.name)))
+                Err(Error::new(ErrorKind::Unavailable, format!("{why} after it was started"))
+                    .with_hint(format!("systemctl status {0}; journalctl -u {0} shows why", self.name)))
             }
         }
     }

@@ -11,10 +11,11 @@ pub mod lio_configfs;
 #[cfg(feature = "target-lio-targetcli")]
 pub mod lio_targetcli;
 
-/// The kernel's tree that the helper, which is root, changes for a server whose section `[target]` is this one; none: it asks no helper for it.
+/// The kernel's tree that the helper, which runs as root, changes for a server with this section `[target]`; `None`: the server does not
+/// use the helper for it.
 ///
 /// # Errors
-/// `Invalid`: the section is wrong.
+/// `Invalid`: the section is invalid.
 pub fn tree_of_helper(backend: &str, table: Settings) -> Result<Option<PathBuf>> {
     #[cfg(feature = "target-lio-configfs")]
     if backend == lio_configfs::NAME {

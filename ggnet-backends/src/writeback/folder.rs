@@ -1,15 +1,15 @@
-//! The folder in which a store's writebacks stand: what is the same whatever a writeback is made of.
+//! The folder of a store's writebacks: what is common to all kinds of writebacks.
 //!
 //! ```text
 //!   <dir>/<instance>-<id>/             one writeback, mode 0700; its files 0600
 //!   <dir>/.removed-<instance>-<id>/    one that is being removed
-//!   <dir>/.probe-<instance>            there for a moment: can this folder be written?
+//!   <dir>/.probe-<instance>            a temporary file that checks whether the folder is writable
 //! ```
-//! Removed: renamed, `<dir>` synced, then emptied. The sync is what keeps a removed disk from coming back, after a power cut, under
-//! the name of a new one. Cut short after the rename it is *partial*, and the next `ensure` or `remove` ends it.
+//! Removal: the folder is renamed, `<dir>` synced, then its content is deleted. Because of the sync, a removed disk cannot reappear after a
+//! power cut under the name of a new one. If interrupted after the rename, it is *partial*, and the next `ensure` or `remove` completes it.
 //!
-//! Invariants: names of other instances are never touched; two calls for one id do not run at the same time (the caller's locks), and
-//! two servers on one folder are kept apart by the server's lock on the data folder.
+//! Invariants: names of other instances are never changed; two calls for the same id do not run concurrently (the caller's locks), and the
+//! server's lock on the data folder prevents two servers on one folder.
 
 use std::{
     collections::HashMap,
@@ -40,9 +40,9 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn new(files: Arc<dyn Files>, dir: PathBuf, instance: InstanceId) -> Self {
         let words = Words {
-            when_full: "no machine gets a disk",
-            before_full: "guests run out of it",
-            before_no_inodes: "machines get no disk",
+            when_full: "so no machine can get a disk",
+            before_full: "guests run out of space",
+            before_no_inodes: "machines cannot get a disk",
         };
         let place = Place::new(Arc::clone(&files), dir.clone(), &format!("{PROBE}{instance}"), words);
         Self { files, dir, instance, place }
@@ -53,20 +53,20 @@ impl Folder {
         self.dir.join(format!("{}-{id}", self.instance))
     }
 
-    /// Makes the folder of a writeback. `Unavailable` where the folder of all of them is gone: `NotFound` would be taken for the bytes of the
-    /// version below.
+    /// Creates the folder of a writeback. `Unavailable` if the parent folder does not exist: `NotFound` would mean the bytes of the version
+    /// below.
     pub(super) fn make_home(&self, home: &Path) -> Result<()> {
         self.files.create_dir(home).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::new(
                 ErrorKind::Unavailable,
-                format!("The folder of the writebacks, {}, is gone", self.dir.display()),
+                format!("The folder of the writebacks, {}, no longer exists", self.dir.display()),
             )
-            .with_hint("Is its disk mounted? Mount it, then try again"),
+            .with_hint("Check that its disk is mounted, then try again"),
             _ => Error::io(format!("Creating {}", home.display()), e),
         })
     }
 
-    fn grave(&self, id: &ResourceId) -> PathBuf {
+    fn removed_dir(&self, id: &ResourceId) -> PathBuf {
         self.dir.join(format!("{REMOVED}{}-{id}", self.instance))
     }
 
@@ -75,28 +75,28 @@ impl Folder {
         self.place.can_punch()
     }
 
-    /// Removes the writeback, whatever is there of it.
+    /// Removes the writeback, including an incomplete one.
     pub(super) fn remove(&self, id: &ResourceId) -> Result<()> {
         let at = |e| Error::io(format!("Removing {}", self.home(id).display()), e);
         self.end_removal(id).map_err(at)?;
-        match self.files.rename(&self.home(id), &self.grave(id)) {
+        match self.files.rename(&self.home(id), &self.removed_dir(id)) {
             Ok(()) => self.end_removal(id).map_err(at),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(at(e)),
         }
     }
 
-    /// Ends a removal that had got as far as the rename.
+    /// Completes a removal that was interrupted after the rename.
     pub(super) fn end_removal(&self, id: &ResourceId) -> io::Result<()> {
-        let grave = self.grave(id);
-        if gone_is_none(self.files.is_link(&grave))?.is_none() {
+        let removed_dir = self.removed_dir(id);
+        if gone_is_none(self.files.is_link(&removed_dir))?.is_none() {
             return Ok(());
         }
         self.files.open_dir(&self.dir)?.sync_all()?;
-        remove_folder(&*self.files, &grave)
+        remove_folder(&*self.files, &removed_dir)
     }
 
-    /// What stands in the folder, as `describe` says of each (its folder, the names and sizes in it, whether it is being removed).
+    /// Lists the folder; `describe` converts each entry (its folder, the names and sizes in it, whether it is being removed).
     pub(super) fn list(
         &self,
         mut describe: impl FnMut(&Path, ResourceId, &[String], bool) -> io::Result<Option<WritebackListed>>,
@@ -109,11 +109,11 @@ impl Folder {
         let id_of = |name: &str| name.strip_prefix(&ours).and_then(|id| id.parse::<ResourceId>().ok());
         let mut out = HashMap::new();
         for name in &names {
-            let grave = name.strip_prefix(REMOVED);
-            let Some(id) = id_of(grave.unwrap_or(name)) else { continue };
-            match self.described(&self.dir.join(name), &id, grave.is_some(), &mut describe)? {
-                // One under its own name counts, and what is left of a namesake goes with the next call for it.
-                Some(listed) if grave.is_none() => {
+            let removed_dir = name.strip_prefix(REMOVED);
+            let Some(id) = id_of(removed_dir.unwrap_or(name)) else { continue };
+            match self.described(&self.dir.join(name), &id, removed_dir.is_some(), &mut describe)? {
+                // An entry under its own name is listed; the rest of a removed one with the same name is deleted by the next call for it.
+                Some(listed) if removed_dir.is_none() => {
                     out.insert(id, listed);
                 }
                 Some(listed) => {
@@ -125,7 +125,7 @@ impl Folder {
         Ok(out.into_values().collect())
     }
 
-    /// As [`list`](Self::list), of one.
+    /// Like [`list`](Self::list), for one id.
     pub(super) fn get(
         &self,
         id: &ResourceId,
@@ -133,7 +133,7 @@ impl Folder {
     ) -> Result<Option<WritebackListed>> {
         Ok(match self.described(&self.home(id), id, false, &mut describe)? {
             Some(listed) => Some(listed),
-            None => self.described(&self.grave(id), id, true, &mut describe)?,
+            None => self.described(&self.removed_dir(id), id, true, &mut describe)?,
         })
     }
 
@@ -145,14 +145,14 @@ impl Folder {
         describe: &mut impl FnMut(&Path, ResourceId, &[String], bool) -> io::Result<Option<WritebackListed>>,
     ) -> Result<Option<WritebackListed>> {
         let inside = gone_is_none(self.files.names(home));
-        // None: there is nothing, or it was removed meanwhile.
+        // `None`: it does not exist, or was removed in the meantime.
         let listed = inside.and_then(|inside| {
             inside.map_or(Ok(None), |inside| describe(home, id.clone(), &inside, removed))
         });
         match listed {
-            // Not made by us, and no reason to know nothing of the others.
+            // Not made by us, but not a reason to fail the list of the others.
             Err(e) if matches!(e.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) => {
-                tracing::warn!(path = %home.display(), error = %e, "an odd writeback");
+                tracing::warn!(path = %home.display(), error = %e, "cannot read a writeback");
                 let completeness = Completeness::Partial;
                 Ok(Some(WritebackListed { id: id.clone(), digest: None, completeness, base: None, bytes: 0 }))
             }
@@ -160,44 +160,44 @@ impl Folder {
         }
     }
 
-    /// Bytes that these files take on the disk.
+    /// The disk space that these files use, in bytes.
     pub(super) fn allocated(&self, home: &Path, names: &[String]) -> io::Result<u64> {
         names.iter().try_fold(0, |sum, name| {
             Ok(sum + gone_is_none(self.files.allocated(&home.join(name)))?.unwrap_or(0))
         })
     }
 
-    /// How the folder is; waits for the disk.
+    /// The health of the folder; blocks on disk I/O.
     pub(super) fn health(&self) -> Health {
         self.place.health()
     }
 }
 
-/// What is in a writeback means nothing over another base.
+/// The content of a writeback cannot be used over another base.
 pub(super) fn other_base(id: &ResourceId, version: ImageVersionId) -> Error {
     Error::new(
         ErrorKind::Busy,
-        format!("Writeback {id} stands on image version {version} and holds what was written to it"),
+        format!("Writeback {id} is over image version {version} and contains the changes to it"),
     )
     .with_hint("remove the writeback first")
 }
 
-/// What is in a writeback that an image store is about to take over is not to change.
+/// The content of a writeback must not change while an image store is about to adopt it.
 pub(super) fn frozen(id: &ResourceId) -> Error {
-    Error::new(ErrorKind::Busy, format!("Writeback {id} is frozen: an image version is being made of it"))
-        .with_hint("Try again when that has ended")
+    Error::new(ErrorKind::Busy, format!("Writeback {id} is frozen: an image version is being made from it"))
+        .with_hint("Try again after that")
 }
 
-/// There is nothing of a writeback that could be frozen.
+/// There is no writeback to freeze.
 pub(super) fn nothing_to_freeze(id: &ResourceId) -> Error {
-    Error::new(ErrorKind::NotFound, format!("There is no writeback {id}, so nothing was written to it"))
+    Error::new(ErrorKind::NotFound, format!("Writeback {id} does not exist, so it has no changes"))
 }
 
-/// A path as the locator of something that an image store takes over.
+/// A path as the locator of something that an image store adopts.
 pub(super) fn locator(path: &Path) -> Result<String> {
     let path = absolute(path)?;
     path.to_str().map(str::to_owned).ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, format!("The name of {} is no text", path.display()))
-            .with_hint("Rename the folder of the writebacks, and name it so in the configuration")
+        Error::new(ErrorKind::Unsupported, format!("The name of {} is not UTF-8", path.display()))
+            .with_hint("Rename the folder of the writebacks, and use the new name in the configuration")
     })
 }

@@ -16,7 +16,7 @@ use ggnet_core::{
 
 use crate::{iscsi_support::tool, process::Process};
 
-/// The process that serves, and where.
+/// The process that serves, and its address.
 #[derive(Default)]
 struct Tftp(Mutex<Option<(Process, SocketAddr)>>);
 
@@ -55,7 +55,7 @@ impl BootFileFixture for Tftp {
     }
 }
 
-/// Plays a firmware with tftp-hpa, started by the words of `prefix`.
+/// Acts as firmware with tftp-hpa, started with the command in `prefix`.
 pub async fn tftp_get(prefix: &[String], server: SocketAddr, path: &BootPath) -> Result<Bytes> {
     let dir = tempfile::tempdir().unwrap();
     let (out, path) = (dir.path().join("out"), path.to_string());

@@ -1,4 +1,4 @@
-//! The target backend "builtin", with an initiator that speaks iSCSI over TCP to it.
+//! The target backend "builtin", with an initiator that uses iSCSI over TCP.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! The DHCP backend "dnsmasq" on a link with the real dnsmasq, which runs the example configuration, and machines that ask it.
+//! The DHCP backend "dnsmasq" on a link with the real dnsmasq, which runs the example configuration, and machines that send requests.
 
 use std::{
     path::PathBuf,
@@ -32,7 +32,7 @@ use crate::{
 
 const FOLDER: &str = "/var/lib/ggnet-dhcp/dnsmasq";
 
-/// A link with dnsmasq on it, in an empty world.
+/// A link with dnsmasq on it, in an empty state.
 pub struct OnLink {
     pub link: Link,
     dir: TempDir,
@@ -56,7 +56,7 @@ impl OnLink {
     pub fn config(&self) -> DnsmasqConfig {
         let name = if self.mode == Mode::Server { "dnsmasq.conf" } else { "dnsmasq-proxy.conf" };
         let conf = example(name, FOLDER, self.dir.path());
-        // Unprivileged namespaces let nobody change user or group, so it keeps its own.
+        // In unprivileged namespaces a program cannot change user or group, so dnsmasq keeps its own.
         let me = if rustix::process::geteuid().is_root() { "root" } else { "" };
         let command = vec![
             "dnsmasq".to_owned(),
@@ -136,7 +136,7 @@ impl Fixture<dyn DhcpBackend> for OnLink {
         self.reopen().await
     }
 
-    /// dnsmasq outlives our crash.
+    /// dnsmasq survives our crash.
     async fn reopen(&self) -> Arc<dyn DhcpBackend> {
         Arc::new(self.open(self.config()).await.unwrap())
     }
@@ -165,7 +165,7 @@ impl DhcpFixture for OnLink {
         true
     }
 
-    /// It gives everybody an address, so an answer always comes.
+    /// It assigns an address to every client, so a response always arrives.
     async fn ask(&self, mac: MacAddr) -> DhcpAnswer {
         answer(&self.link, mac)
     }
@@ -201,7 +201,7 @@ fn each_kind_of_firmware_gets_its_boot_file_and_a_removed_machine_gets_none() {
                 assert_does_not_boot(&on_link.link, one.macs[0]);
                 assert_boots(&on_link.link, &two);
             });
-            // An operating system's client, over the whole exchange.
+            // A client of an operating system, over the whole exchange.
             let leased = tokio::task::block_in_place(|| {
                 native_dhcp::lease(&on_link.link, two.macs[0], on_link.dir.path())
             });
@@ -262,7 +262,7 @@ fn killed_between_any_two_writes_ensure_and_remove_mend_it() {
                 texts.push(paths.clone().map(|p| std::fs::read_to_string(p).unwrap()));
             }
             let put = |n: usize, text: &str| native_dhcp::write(&paths[n], text);
-            // A change: the marker; the options; the hosts; told.
+            // A change: the marker; the options; the hosts; the restart.
             for steps in 1..=3 {
                 backend.ensure(&old).await.unwrap();
                 native_dhcp::write(&marker, "");
@@ -280,7 +280,7 @@ fn killed_between_any_two_writes_ensure_and_remove_mend_it() {
                     assert_does_not_boot(&on_link.link, old.macs[0]);
                 });
             }
-            // A removal: the marker; the hosts; the options; told. And an addition: the options alone.
+            // A removal: the marker; the hosts; the options; the restart. And an addition: only the options.
             for steps in 1..=4 {
                 backend.ensure(&old).await.unwrap();
                 if steps < 4 {
@@ -302,7 +302,7 @@ fn killed_between_any_two_writes_ensure_and_remove_mend_it() {
                 assert!(on_link.files().is_empty(), "{:?}", on_link.files());
                 tokio::task::block_in_place(|| assert_does_not_boot(&on_link.link, old.macs[0]));
             }
-            // Half a write that nobody renamed is swept up by the next process.
+            // The next process removes an incomplete file that was never renamed.
             native_dhcp::write(&on_link.at("hosts").join(format!(".{name}.Xy12z")), "52:54:00");
             on_link.open(on_link.config()).await.unwrap();
             assert!(on_link.files().is_empty(), "{:?}", on_link.files());
@@ -326,7 +326,7 @@ fn a_stopped_dnsmasq_is_unavailable_and_names_its_pid_file() {
             assert!(matches!(backend.health().await, Health::Down(why) if why.contains(&pid_file)));
             assert_eq!(backend.list().await.unwrap().len(), 1, "nothing was begun");
             backend.remove(&host(11).id).await.unwrap();
-            // Another process's id in the file is no dnsmasq, and gets no signal.
+            // The ID of another process in the file is not dnsmasq, and gets no signal.
             native_dhcp::write(&on_link.at("pid"), &std::process::id().to_string());
             assert_eq!(backend.ensure(&host(12)).await.unwrap_err().kind(), ErrorKind::Unavailable);
             on_link.open(on_link.config()).await.unwrap().ensure(&host(12)).await.unwrap();
@@ -338,7 +338,7 @@ fn a_stopped_dnsmasq_is_unavailable_and_names_its_pid_file() {
 #[test]
 fn a_folder_that_cannot_be_made_is_named() {
     on_link("a_folder_that_cannot_be_made_is_named", Mode::Server, async |on_link, _| {
-        // Where root may write anything, /proc still lets nobody make a folder.
+        // If root can write anywhere, /proc still does not allow creating a folder.
         let config = DnsmasqConfig { options_dir: "/proc/ggnet/options".into(), ..on_link.config() };
         let e = on_link.open(config).await.err().unwrap();
         assert!(e.to_string().contains("/proc/ggnet/options"), "{e}");
@@ -387,12 +387,13 @@ fn in_proxy_mode_another_server_gives_the_address_and_dnsmasq_the_boot_file() {
                 assert_eq!(boot.next_server, US);
                 assert!(offers.iter().any(|o| !o.address.is_unspecified()), "{offers:?}");
             }
-            // The other server answers the removed one, and dnsmasq, which would have had to before the next question's answer, does not.
+            // The other server answers the removed machine, and dnsmasq, which would have answered before its response to the next request,
+            // does not.
             let offers = tokio::task::block_in_place(|| {
                 native_dhcp::offers(link, removed.macs[0], Asks::Firmware(0), 1)
             });
             assert!(offers.iter().all(|o| o.boot_file().is_none()), "{offers:?}");
-            // It says so in its own time: the other server's answer may come before the line does.
+            // Its log line has no fixed time: the response of the other server may arrive first.
             let wanted = format!("{} proxy-ignored", removed.macs[0]);
             for _ in 0..200 {
                 if on_link.log().contains(&wanted) {

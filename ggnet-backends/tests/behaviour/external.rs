@@ -28,7 +28,7 @@ use crate::{
     sandbox::{Keeper, TFTPD, tftpd},
 };
 
-/// An example as it stands, told of a folder or file of a test.
+/// An example program, configured with a folder or file of the test.
 pub fn example(name: &str, key: &str, value: &Path) -> ExternalConfig {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../infra/examples/external").join(name);
     assert!(std::fs::metadata(&program).unwrap().permissions().mode() & 0o111 != 0, "{name} can be run");
@@ -37,7 +37,7 @@ pub fn example(name: &str, key: &str, value: &Path) -> ExternalConfig {
     config
 }
 
-/// Opens a backend in a process that can be killed, in place of the last one.
+/// Starts a backend in a process that can be killed, in place of the previous one.
 pub async fn opened<T: Send + 'static>(
     process: &Mutex<Option<Process>>,
     open: impl Future<Output = Result<T>> + Send + 'static,
@@ -78,7 +78,7 @@ impl Fixture<dyn BootFileStore> for Served {
         opened(&self.process, self.open(instance())).await
     }
 
-    /// The program dies with the process that started it.
+    /// The program ends with the process that started it.
     async fn reopen(&self) -> Arc<dyn BootFileStore> {
         opened(&self.process, self.open(instance())).await
     }
@@ -115,7 +115,7 @@ impl BootFileFixture for Served {
     }
 }
 
-/// What others have in the folder.
+/// Files of other owners in the folder.
 struct Others {
     root: PathBuf,
     files: BTreeMap<PathBuf, Vec<u8>>,
@@ -129,7 +129,7 @@ impl Foreign for Others {
     }
 }
 
-/// Every file of others below a folder: its bytes, or a link's text.
+/// Every file of other owners below a folder: its content, or a link's text.
 fn others(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -177,7 +177,7 @@ impl Fixture<dyn DhcpBackend> for Ethers {
         backend
     }
 
-    /// The program dies with the process that started it.
+    /// The program ends with the process that started it.
     async fn reopen(&self) -> Arc<dyn DhcpBackend> {
         let config = example("ethers.py", "path", &self.path());
         opened(&self.process, ExternalDhcp::open(config, instance())).await
@@ -204,7 +204,7 @@ impl Foreign for Lines {
     }
 }
 
-/// A machine that asks a DHCP server which reads the file.
+/// A machine that sends requests to a DHCP server that reads the file.
 #[async_trait]
 impl DhcpFixture for Ethers {
     fn can_ask(&self) -> bool {
@@ -245,7 +245,7 @@ async fn a_look_beside_a_running_server_disturbs_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let config = example("boot_files.py", "root", dir.path());
     let store = ExternalBootFiles::open(config.clone(), instance()).await.unwrap();
-    // The running one holds its lock; the look takes none.
+    // The running program holds its lock; the check takes none.
     assert_eq!(look(config, "boot_files", instance()).await.unwrap(), serde_json::Value::Null);
     assert_eq!(store.health().await, Health::Up);
     let capabilities =

@@ -1,5 +1,5 @@
-//! The backends "external" with programs that do what they should not: whatever it is, the caller hears in time what it was, nothing but
-//! the program ends, and a next call has a new one.
+//! The backends "external" with programs that misbehave: in every case the caller gets the reason in time, only the program ends, and the
+//! next call uses a new one.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::native_dhcp::host;
 
-/// What every program here begins with. Each start adds a line with its process id to the file `starts`.
+/// The common start of all programs here. Each start adds a line with its process ID to the file `starts`.
 const BEGIN: &str = r#"
 import json, os, signal, sys, time
 def hear():
@@ -46,7 +46,7 @@ def serve():
         if "id" in m: say(id=m["id"], result={"list": [], "apply": {"failed": []}}.get(m["method"]))
 "#;
 
-/// A program and the folder in which it leaves notes.
+/// A program and the folder for its notes.
 pub struct World {
     dir: TempDir,
     pub config: ExternalConfig,
@@ -105,8 +105,8 @@ fn id(n: u8) -> ResourceId {
 #[tokio::test]
 async fn another_version_or_port_or_no_answer_to_hello_is_refused_in_words() {
     for (script, words) in [
-        ("hello(protocol=1)", "version 1 of the protocol, and we speak 2"),
-        ("hello(port='target')", "for the port target, and was asked for dhcp"),
+        ("hello(protocol=1)", "version 1 of the protocol, but GGnet uses version 2"),
+        ("hello(port='target')", "for the port target, but dhcp was requested"),
         ("hello(capabilities={'leases': True})", "missing field `observes`"),
         ("say(id=0, result={'port': 'dhcp'})", "missing field `protocol`"),
     ] {
@@ -159,16 +159,16 @@ async fn a_program_that_does_not_exist_is_not_found_and_named() {
 #[tokio::test]
 async fn what_is_no_message_ends_it_and_the_error_quotes_its_beginning() {
     for (said, words) in [
-        (r"print('debug\x1b[2J' + 'x' * 100_000, flush=True)", r"it said `debug\u{1b}[2Jxxx"),
-        ("print('{}', flush=True)", "an answer has `id` and one of"),
-        ("say(id=99, result=None)", "request 99, which was never made"),
+        (r"print('debug\x1b[2J' + 'x' * 100_000, flush=True)", r"it sent `debug\u{1b}[2Jxxx"),
+        ("print('{}', flush=True)", "a response has `id` and either"),
+        ("say(id=99, result=None)", "request 99, which was never sent"),
         ("say(id=1, reslut=None)", "unknown field `reslut`"),
-        ("say(id=1, result=1, error={'kind': 'busy', 'message': ''})", "one of `result` and `error`"),
+        ("say(id=1, result=1, error={'kind': 'busy', 'message': ''})", "either `result` or `error`"),
         ("say(id=1, error={'kind': 'odd', 'message': ''})", "unknown variant `odd`"),
-        ("say(method='shout', params={})", "no method \"shout\" is known"),
+        ("say(method='shout', params={})", "method \"shout\" is unknown"),
         ("say(method='observed', params={'boot_file_sent': {}})", "missing field"),
-        ("sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()", "it said `\u{fffd}`"),
-        ("print('x' * 20_000, flush=True)", "a line of more than 10000 bytes"),
+        ("sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush()", "it sent `\u{fffd}`"),
+        ("print('x' * 20_000, flush=True)", "a line longer than 10000 bytes"),
     ] {
         let script = format!("hello()\nif starts() > 1: serve()\nhear(); {said}; time.sleep(1000)");
         let limit = if words.starts_with("a line") { 10_000 } else { 32 << 20 };
@@ -213,18 +213,18 @@ async fn one_that_dies_again_and_again_is_not_started_at_every_call() {
     let world = World::new("hello()\nhear()\nos._exit(1)");
     let dhcp = world.open().await.unwrap();
     let mut failures = 0;
-    // The waits grow: however slow this machine is, a call comes within one of them.
+    // The delays grow: on any machine, some call arrives within one of them.
     let refused = loop {
         let e = dhcp.list().await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Unavailable, "{}", e.report());
-        if e.message().contains("not started again for") {
+        if e.message().contains("not be restarted for") {
             break e;
         }
         failures += 1;
     };
     assert_eq!(world.notes("starts").len(), failures);
     assert!(refused.message().contains("exit code 1"), "it says why: {refused}");
-    assert!(matches!(dhcp.health().await, Health::Down(why) if why.contains("not started again")));
+    assert!(matches!(dhcp.health().await, Health::Down(why) if why.contains("not be restarted")));
     dhcp.shutdown().await;
     let e = dhcp.list().await.unwrap_err();
     assert!(e.kind() == ErrorKind::Unavailable && e.message().contains("shut down"), "{e}");
@@ -284,7 +284,7 @@ serve()"#;
     assert!(poll!(&mut call).is_pending());
     until("it was asked", || !world.notes("heard").is_empty()).await;
     drop(call);
-    // One that was not even written is never heard of.
+    // A request that was not written never arrives.
     assert!(poll!(dhcp.ensure(&host)).is_pending());
     let listed = dhcp.list().await.unwrap();
     assert_eq!((listed.len(), listed[0].completeness, listed[0].digest), (1, Completeness::Partial, None));
@@ -355,7 +355,7 @@ hear()"#;
     dhcp.list().await.unwrap_err();
     let e = dhcp.list().await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unsupported, "{}", e.report());
-    assert!(e.message().contains("other things"), "{e}");
+    assert!(e.message().contains("capabilities differ"), "{e}");
     assert!(!dhcp.capabilities().leases);
 }
 
@@ -375,7 +375,7 @@ serve()"#;
     let dhcp = World::new(sees).open().await.unwrap();
     let (told, mut seen) = tokio::sync::mpsc::unbounded_channel();
     dhcp.attach(Arc::new(Told(told)));
-    // A second one is against the contract, and changes nothing.
+    // A second call violates the contract, and changes nothing.
     dhcp.attach(Arc::new(NullObserver));
     let mut unanswered = dhcp.list();
     assert!(poll!(&mut unanswered).is_pending());
@@ -421,7 +421,7 @@ while True: time.sleep(1000)"#;
         } else {
             drop(dhcp);
         }
-        // A child of its own is reaped by somebody else, or not at all in a container without an init.
+        // A child of the program is reaped by another process, or not at all in a container without an init.
         let gone = |p: &PathBuf| std::fs::read_to_string(p.join("stat")).map_or(true, |s| s.contains(") Z"));
         until("both are gone", || programs.iter().all(gone)).await;
     }

@@ -27,7 +27,7 @@ use crate::{
     sandbox,
 };
 
-/// A folder of its own on a file system.
+/// A folder on its own file system.
 struct On {
     dir: PathBuf,
     process: Mutex<Option<Process>>,
@@ -54,7 +54,7 @@ impl Drop for On {
     }
 }
 
-/// A new version, as a program is given it.
+/// A new version, in the form that a program gets.
 fn base(path: PathBuf, size_bytes: u64) -> OpenImage {
     let disk = Disk::File { path, format: ImageFormat::Raw };
     OpenImage { id: ImageVersionId::generate(), size_bytes, disk, hold: Hold::nothing() }
@@ -66,7 +66,7 @@ impl Fixture<dyn WritebackStore> for On {
         self.reopen().await
     }
 
-    /// The program dies with the process that started it.
+    /// The program ends with the process that started it.
     async fn reopen(&self) -> Arc<dyn WritebackStore> {
         opened(&self.process, self.open(instance())).await
     }
@@ -118,8 +118,8 @@ async fn a_disk_that_is_not_what_was_promised_is_not_handed_out() {
     let base = base("/x".into(), 512);
     let spec = WritebackSpec { id: "pc-1".parse().unwrap(), version: base.id, size_bytes: 512 };
     for (provides, place, words) in [
-        ("file", "{'device': {'path': '/dev/vg/pc-1'}}", "provides a File and handed out Device"),
-        ("device", "{'file': {'path': '/x', 'format': 'raw'}}", "provides a Device and handed out File"),
+        ("file", "{'device': {'path': '/dev/vg/pc-1'}}", "provides a File, but returned Device"),
+        ("device", "{'file': {'path': '/x', 'format': 'raw'}}", "provides a Device, but returned File"),
         ("file", "{'file': {'path': 'x', 'format': 'raw'}}", "no absolute path"),
         ("file", "None", "answer to ensure is wrong"),
     ] {
@@ -133,7 +133,7 @@ async fn a_disk_that_is_not_what_was_promised_is_not_handed_out() {
         assert_eq!((e.kind(), e.backend()), (ErrorKind::Internal, Some("external")), "{}", e.report());
         assert!(e.message().contains(words), "{e}");
     }
-    // What is not open as a file is not handed to a program, and what it says of its base is not asked.
+    // A version that is not open as a file is never passed to a program, so the program's answer about its base does not matter.
     let world = World::new(
         "hello(port='writeback', capabilities={'provides': 'file', 'kill_safe': True, 'power_safe': True, \
          'discard': True})\nserve()",

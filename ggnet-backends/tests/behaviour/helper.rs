@@ -1,4 +1,4 @@
-//! A daemon by the helper: the real dnsmasq, which the backend can only ask the helper for.
+//! A daemon through the helper: the real dnsmasq, which the backend can only manage through the helper.
 
 use std::{os::unix::fs::MetadataExt as _, path::Path};
 
@@ -26,7 +26,7 @@ use crate::{
 
 const UNIT: &str = "dnsmasq.service";
 
-/// A helper that manages one daemon, in a process of its own.
+/// A helper that manages one daemon, in its own process.
 async fn helper(on_link: &OnLink, socket: &Path) -> Process {
     let root = Process::start_in(&on_link.link.server);
     let service = on_link.config().service(native_dhcp::runner(&root).await).unwrap();
@@ -63,7 +63,7 @@ fn dnsmasq_is_watched_started_and_restarted_by_the_helper() {
             let root = helper(&on_link, &socket).await;
             let backend = open(&on_link, &socket).await;
             let (one, two) = (host(11), host(12));
-            // It does not run: said by who looks, in words that name the unit.
+            // It does not run: the check reports that with the unit's name.
             assert!(matches!(backend.health().await, Health::Down(why) if why.contains("not running")));
             let e = backend.ensure(&one).await.unwrap_err();
             assert_eq!(
@@ -87,7 +87,7 @@ fn dnsmasq_is_watched_started_and_restarted_by_the_helper() {
                 assert_boots(&on_link.link, &two);
             });
 
-            // Without the helper nothing is lost, and it is named.
+            // Without the helper nothing is lost, and the error names the helper.
             root.kill().await;
             assert!(matches!(backend.health().await, Health::Down(why) if why.contains("helper.sock")));
             let e = backend.ensure(&host(13)).await.unwrap_err();

@@ -1,5 +1,5 @@
-//! Daemons, programs and buses that hang, behind the limits of [`Ports`]: the call ends, health names it, and what was not done is not
-//! said to be done.
+//! Daemons, programs and buses that hang, behind the limits of [`Ports`]: the call ends, health names the cause, and an operation that was
+//! not done is not reported as done.
 #![expect(clippy::disallowed_methods, reason = "the tests run themselves again, with a bus that hangs")]
 
 use std::{os::unix::net::UnixListener, path::Path, process::Command, sync::Arc, time::Duration};
@@ -25,7 +25,7 @@ use ggnet_core::{
 
 use crate::native_dhcp::host;
 
-/// This DHCP backend behind limits of so many seconds, beside backends in memory.
+/// This DHCP backend with limits of that many seconds, and otherwise backends in memory.
 fn limited(dhcp: Arc<dyn DhcpBackend>, seconds: u64) -> Ports {
     let (mut limits, limit) = (PortLimits::default(), Duration::from_secs(seconds));
     limits.dhcp.read = limit;
@@ -49,13 +49,13 @@ fn limited(dhcp: Arc<dyn DhcpBackend>, seconds: u64) -> Ports {
 pub struct Suspended(rustix::process::Pid);
 
 impl Suspended {
-    /// The one of a pid file.
+    /// The daemon of a pid file.
     pub fn by(pid_file: &Path) -> Self {
         let pid = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
         let this = Self(pid);
-        // The signal is delivered in its own time.
+        // The signal is delivered with a delay.
         let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
         while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
             std::thread::yield_now();
@@ -66,13 +66,13 @@ impl Suspended {
 
 impl Drop for Suspended {
     fn drop(&mut self) {
-        // It may have been killed meanwhile.
+        // It may have been killed in the meantime.
         let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
     }
 }
 
-/// A suspended daemon is down by its own name, takes no machine, and is whole again once it goes on; a removal needs it no more, for it is
-/// restarted.
+/// A suspended daemon is down and named in health, accepts no machine, and is up again once it is continued; a removal does not wait for
+/// that, because it restarts the daemon.
 pub async fn suspended(dhcp: Arc<dyn DhcpBackend>, pid_file: &Path, removed: Duration) {
     dhcp.ensure(&host(11)).await.unwrap();
     let stopped = Suspended::by(pid_file);
@@ -87,7 +87,7 @@ pub async fn suspended(dhcp: Arc<dyn DhcpBackend>, pid_file: &Path, removed: Dur
     ports.dhcp().ensure(&host(12)).await.unwrap();
     assert_eq!(ports.dhcp().health().await, Health::Up);
 
-    // It does not end when it is asked to, and is killed after 20 s: longer than the limit here. The removal does come to its end.
+    // It does not exit when asked to, and is killed after 20 s: longer than the limit here. The removal still completes.
     let _stopped = Suspended::by(pid_file);
     let id = host(11).id;
     let e = ports.dhcp().remove(&id).await.unwrap_err();
@@ -115,7 +115,7 @@ fn a_d_bus_that_takes_connections_and_never_answers_costs_a_limit() {
     }
     let dir = tempfile::Builder::new().prefix("ggnet-hung-bus").tempdir().unwrap();
     let socket = dir.path().join("bus");
-    // Its backlog takes the connections; nobody reads.
+    // Its backlog accepts the connections; no process reads.
     let _bus = UnixListener::bind(&socket).unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
@@ -147,10 +147,10 @@ async fn under_a_bus_that_hangs() {
     assert!(why.contains("dhcp dnsmasq health") && why.contains("apply of"), "{why}");
     // Files are read without the bus.
     assert!(dhcp.list().await.unwrap().is_empty());
-    // The backend has a limit of its own for the bus: nothing hangs for ever, and it says what it was.
+    // The backend has its own limit for the bus: nothing hangs forever, and the error names the cause.
     let alone = tokio::time::timeout(Duration::from_secs(120), dnsmasq.ensure(&host(12))).await;
     let e = alone.expect("the backend's own limit").unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable, "{}", e.report());
-    assert!(e.message().contains("D-Bus does not answer"), "{e}");
+    assert!(e.message().contains("No response from the system's D-Bus"), "{e}");
     tokio::time::timeout(Duration::from_secs(60), ports.shutdown()).await.expect("the ports close");
 }

@@ -31,7 +31,7 @@ use crate::{
     process::{Process, within},
 };
 
-/// What the disks are made of that are adopted.
+/// The writeback stores of the adopted disks.
 #[derive(Clone, Copy)]
 enum Writebacks {
     Layers,
@@ -112,7 +112,7 @@ impl ImageStoreFixture for Data {
     }
 }
 
-/// The store with its file work in a process that can be killed.
+/// The store with its file operations in a process that can be killed.
 struct ImagesInProcess {
     store: ImageFiles,
     process: Handle,

@@ -95,7 +95,7 @@ impl WritebackFixture for Folders {
     }
 }
 
-/// The files of another instance's writeback, before there were any of ours.
+/// The files of another instance's writeback, before any of ours existed.
 pub struct Others {
     pub dir: PathBuf,
     pub files: BTreeMap<PathBuf, Vec<u8>>,
@@ -122,7 +122,7 @@ pub fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
-/// A store with its file work in a process that can be killed.
+/// The store with its file operations in a process that can be killed.
 pub struct InProcess<S> {
     pub store: S,
     pub process: Handle,

@@ -1,4 +1,4 @@
-//! A machine's firmware, iPXE or operating system that asks for an address, packet by packet: the tests do not trust a codec of ours.
+//! A machine's firmware, iPXE or operating system that requests an address, packet by packet, without our own codec.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ const AGAIN: Duration = Duration::from_secs(4);
 /// How often a request is sent.
 pub const TIMES: u32 = 10;
 
-/// Who asks.
+/// The client.
 #[derive(Clone, Copy, Debug)]
 pub enum Asks {
     /// Firmware of this architecture (option 93), for PXE.
@@ -37,7 +37,7 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// The boot file: option 67, which comes to those who ask for it, or the field.
+    /// The boot file: option 67, for clients that request it, or the field.
     pub fn boot_file(&self) -> Option<String> {
         let option = self.options.get(&67).map(|v| String::from_utf8(v.clone()).unwrap());
         let option = option.map(|text| text.trim_end_matches('\0').to_owned());
@@ -45,7 +45,7 @@ impl Offer {
     }
 }
 
-/// Where a machine asks; on eth0 of the calling thread's namespace.
+/// The network of a machine: eth0 in the calling thread's namespace.
 pub fn socket() -> UdpSocket {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -66,7 +66,7 @@ pub fn receive(socket: &UdpSocket) -> Option<Offer> {
     }
 }
 
-/// The answer to one request, which is sent again as firmware does: an answer must come.
+/// The response to one request, which is sent again as firmware does: it must arrive.
 pub fn offered(xid: u32, mac: MacAddr, asks: Asks) -> Offer {
     let socket = socket();
     for _ in 0..TIMES {

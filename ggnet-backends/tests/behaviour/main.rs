@@ -1,5 +1,5 @@
-//! The behaviour suites of the ports on the backends that come with GGnet: a module per backend, each with its fixture. What a
-//! backend cannot run is named there (`not_run`), and anything else that is not run fails. (The store's suite: `store_sqlite`.)
+//! The behaviour suites of the ports on GGnet's backends: one module for each backend, each with its fixture. A module lists the cases that
+//! its backend cannot run (`not_run`); any other case that does not run fails. (The suite of the store: `store_sqlite`.)
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 #[path = "../iscsi_support/mod.rs"]

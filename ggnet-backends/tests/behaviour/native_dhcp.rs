@@ -1,4 +1,4 @@
-//! What the tests of the backends that write for a daemon have in common: a link with a daemon's network, and the suite's cases on it.
+//! What the tests of the backends that configure a daemon have in common: a link with a daemon's network, and the suite's cases on it.
 
 use std::{
     net::Ipv4Addr,
@@ -35,12 +35,12 @@ pub fn link() -> Link {
     link
 }
 
-/// Where an example of `infra/examples` is.
+/// The path of an example in `infra/examples`.
 pub fn example_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../infra/examples").join(name).canonicalize().unwrap()
 }
 
-/// An example of `infra/examples` with the interface and the folder of a test in it; nothing else of it is changed.
+/// An example from `infra/examples` with the interface and the folder of a test; nothing else is changed.
 pub fn example(name: &str, folder: &str, dir: &Path) -> PathBuf {
     let text = std::fs::read_to_string(example_path(name)).unwrap();
     assert!(text.contains(folder), "{name} names {folder}");
@@ -54,13 +54,13 @@ pub fn write(path: &Path, text: &str) -> PathBuf {
     path.to_owned()
 }
 
-/// Something that starts programs in the namespace that `process` stands in.
+/// A runner that starts programs in the namespace of `process`.
 pub async fn runner(process: &Process) -> Arc<SystemRunner> {
-    // Programs inherit the namespace of the thread that asks for the first one.
+    // Programs inherit the namespace of the thread that starts the first one.
     Arc::new(process.handle().spawn(async { SystemRunner::new() }).await.unwrap().unwrap())
 }
 
-/// A backend with its work in a process that can be killed, and that stands in a namespace.
+/// A backend in a process that can be killed and that runs in a namespace.
 pub struct InProcess<B> {
     pub backend: Arc<B>,
     pub process: Handle,
@@ -92,7 +92,7 @@ impl<B: DhcpBackend> DhcpBackend for InProcess<B> {
         within(&self.process, self.backend.list()).await
     }
 
-    /// On a thread of the process: health asks the network by itself.
+    /// On a thread of the process, because the health check uses the network directly.
     async fn health(&self) -> Health {
         let backend = Arc::clone(&self.backend);
         self.process.spawn(async move { backend.health().await }).await.unwrap()
@@ -103,7 +103,7 @@ impl<B: DhcpBackend> DhcpBackend for InProcess<B> {
     }
 }
 
-/// Files that are not ours, with their texts.
+/// Files that are not ours, with their content.
 pub struct Theirs(pub Vec<(PathBuf, String)>);
 
 #[async_trait]
@@ -119,14 +119,14 @@ impl Foreign for Theirs {
     }
 }
 
-/// What a UEFI machine is answered by a daemon that gives out addresses.
+/// The response to a UEFI machine from a daemon that assigns addresses.
 pub fn answer(link: &Link, mac: MacAddr) -> DhcpAnswer {
     let offer = tokio::task::block_in_place(|| ask(link, mac, Asks::Firmware(7)));
     let address = (!offer.address.is_unspecified()).then(|| offer.address.into());
     DhcpAnswer { boot_file: offer.boot_file(), address }
 }
 
-/// A machine's answer on the link's client.
+/// The response to a machine on the link's client.
 pub fn ask(link: &Link, mac: MacAddr, asks: Asks) -> Offer {
     let xid = rand::random();
     inside(&link.client, move || machine::offered(xid, mac, asks))
@@ -163,7 +163,7 @@ pub fn text(offer: &Offer, option: u8) -> String {
     String::from_utf8(offer.options.get(&option).cloned().unwrap_or_default()).unwrap()
 }
 
-/// What each kind of firmware is told, of a machine that is registered: address, host name, next-server and boot file.
+/// The response to each kind of firmware of a registered machine: address, host name, next-server and boot file.
 pub fn assert_boots(link: &Link, host: &DhcpHost) {
     let mac = host.macs[0];
     let dashed = mac.hyphenated();
@@ -183,11 +183,11 @@ pub fn assert_boots(link: &Link, host: &DhcpHost) {
             assert_eq!(text(&offer, 60), "HTTPClient");
         }
     }
-    // A wrong loader would hang it.
+    // A wrong loader would make it hang.
     assert_eq!(ask(link, mac, Asks::Firmware(11)).boot_file(), None);
 }
 
-/// A machine that is not registered gets an address and nothing to boot.
+/// An unregistered machine gets an address and no boot file.
 pub fn assert_does_not_boot(link: &Link, mac: MacAddr) {
     for asks in [Asks::Firmware(0), Asks::Firmware(7), Asks::Ipxe(7)] {
         let offer = ask(link, mac, asks);
@@ -196,7 +196,7 @@ pub fn assert_does_not_boot(link: &Link, mac: MacAddr) {
     }
 }
 
-/// The suite's cases, each as a test of its own in namespaces of its own, and none left out but the named ones.
+/// The suite's cases, each as a test in its own namespaces, all of them except the listed ones.
 macro_rules! suite_on_a_link {
     ($module:literal, $fixture:expr, not_run: [$($left_out:ident),*]) => {
         ggnet_core::dhcp_cases!([crate::native_dhcp::cases_on_a_link] $module, $fixture, [$($left_out),*],);
@@ -204,7 +204,7 @@ macro_rules! suite_on_a_link {
 }
 pub(crate) use suite_on_a_link;
 
-/// What [`suite_on_a_link`] makes of the cases.
+/// The result of [`suite_on_a_link`] for the cases.
 macro_rules! cases_on_a_link {
     ($module:literal, $fixture:expr, $left_out:tt, [$($case:ident),* $(,)?]) => {
         $(
@@ -248,7 +248,7 @@ macro_rules! left_out {
 }
 pub(crate) use left_out;
 
-/// Every answer to one question, once there are `count` of them.
+/// All responses to one request, once there are `count` of them.
 pub fn offers(link: &Link, mac: MacAddr, asks: Asks, count: usize) -> Vec<Offer> {
     let xid = rand::random();
     inside(&link.client, move || {
@@ -269,7 +269,7 @@ pub fn offers(link: &Link, mac: MacAddr, asks: Asks, count: usize) -> Vec<Offer>
     })
 }
 
-/// The address that udhcpc gets with this hardware address.
+/// The address that udhcpc gets with this MAC address.
 pub fn lease(link: &Link, mac: MacAddr, dir: &Path) -> Ipv4Addr {
     use std::os::unix::fs::PermissionsExt as _;
 

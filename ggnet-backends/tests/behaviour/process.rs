@@ -1,5 +1,5 @@
-//! [`Process`]: what a crash ends. A backend of a fixture lives in a runtime of its own, so that its tasks can be ended where they
-//! stand while the case goes on. A system call that has begun returns first, as it does when a process is killed.
+//! [`Process`]: the part that a crash ends. A fixture runs its backend in a separate runtime, so that its tasks can be ended at any point
+//! while the test case continues. A system call that has started returns first, as it does when a process is killed.
 
 use std::{
     future::{Future, poll_fn},
@@ -15,12 +15,12 @@ use crate::netns;
 pub struct Process(Option<Runtime>);
 
 impl Process {
-    /// One that runs nothing yet.
+    /// A runtime without tasks.
     pub fn start() -> Self {
         Self::start_with(|| ())
     }
 
-    /// One that stands in a network namespace.
+    /// A runtime in a network namespace.
     pub fn start_in(ns: &str) -> Self {
         let ns = ns.to_owned();
         Self::start_with(move || netns::enter(&ns))
@@ -39,7 +39,7 @@ impl Process {
     /// Ends everything in it.
     pub async fn kill(mut self) {
         let runtime = self.0.take().expect("killed once");
-        // Waits for system calls, so not here.
+        // Waits for system calls, so it must not run here.
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(120)))
             .await
             .unwrap();
@@ -54,7 +54,7 @@ impl Drop for Process {
     }
 }
 
-/// Polls `call` here, with what it spawns in the process: dropped between two polls it is cut there, as without this.
+/// Polls `call` here, and runs what it spawns in the process: if dropped between two polls, it stops there, as without this function.
 pub async fn within<T>(process: &Handle, call: impl Future<Output = T>) -> T {
     let mut call = pin!(call);
     poll_fn(|cx| {

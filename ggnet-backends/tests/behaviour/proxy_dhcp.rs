@@ -1,4 +1,4 @@
-//! The DHCP backend "proxy". What needs no network runs without one; the machines that ask stand on a link of their own.
+//! The DHCP backend "proxy". Cases that need no network run without one; machines run on their own link.
 
 use std::sync::{Arc, Mutex, Weak};
 
@@ -16,7 +16,7 @@ use crate::{
     process::Process,
 };
 
-/// A machine of the fixture's own; its answer tells that all before it were given.
+/// A machine of the fixture; its response shows that all earlier responses were sent.
 const LAST: &str = "52:54:00:ff:ff:ff";
 
 /// On no network.
@@ -85,7 +85,7 @@ impl DhcpFixture for OnLink {
         true
     }
 
-    /// No answer means: none before the answer to a later question. Requests to one socket are answered in their order.
+    /// No response means: none before the response to a later request. Requests to one socket are answered in order.
     async fn ask(&self, mac: MacAddr) -> DhcpAnswer {
         let port = self.running.lock().unwrap().as_ref().and_then(|(_, port)| port.upgrade());
         let port = port.expect("fresh() came before");
@@ -104,7 +104,7 @@ impl DhcpFixture for OnLink {
     }
 }
 
-/// What `mac` is told before `LAST` is.
+/// The responses to `mac` before the one to `LAST`.
 fn answer(mac: MacAddr) -> DhcpAnswer {
     let socket = machine::socket();
     for attempt in 0..machine::TIMES {
@@ -129,7 +129,7 @@ fn answer(mac: MacAddr) -> DhcpAnswer {
     panic!("no answer to {} requests", machine::TIMES);
 }
 
-/// The cases that need a machine. Together in one test, because a test without root enters its namespaces by its own name.
+/// The cases that need a machine, in one test, because a test without root enters its namespaces by its own name.
 #[test]
 fn machines_on_a_link() {
     with_namespaces("proxy_dhcp::machines_on_a_link", || {

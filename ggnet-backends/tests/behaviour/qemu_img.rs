@@ -33,7 +33,7 @@ impl Fixture<dyn ImageConverter> for Images {
         Arc::new(QemuImg::new(QemuImgConfig::default(), Arc::new(SystemRunner::new().unwrap())))
     }
 
-    /// Dropping the old one's runner killed what it still ran.
+    /// Dropping the old runner killed the programs that it was running.
     async fn reopen(&self) -> Arc<dyn ImageConverter> {
         self.fresh().await
     }

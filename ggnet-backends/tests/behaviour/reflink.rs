@@ -23,7 +23,7 @@ use crate::{
     sandbox,
 };
 
-/// A folder of its own on a file system.
+/// A folder on its own file system.
 struct On {
     dir: PathBuf,
     copy: CopyMode,

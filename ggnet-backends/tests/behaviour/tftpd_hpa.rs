@@ -32,7 +32,7 @@ struct Served {
 }
 
 impl Served {
-    /// A folder as an operator makes it, with the example files in it.
+    /// A folder as an operator creates it, with the example files in it.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -94,7 +94,7 @@ impl BootFileFixture for Served {
     }
 }
 
-/// What others had in the folder before there was anything of ours.
+/// Files of other owners in the folder, before there were any of ours.
 struct Others {
     dir: PathBuf,
     files: BTreeMap<PathBuf, Vec<u8>>,
@@ -108,7 +108,7 @@ impl Foreign for Others {
     }
 }
 
-/// Every file of others below a folder: its bytes, or a link's text.
+/// Every file of other owners below a folder: its content, or a link's text.
 fn others(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -127,7 +127,7 @@ fn others(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
-/// The store with its file work in a process that can be killed.
+/// The store with its file operations in a process that can be killed.
 struct InProcess {
     store: TftpdHpa,
     process: Handle,

@@ -1,4 +1,4 @@
-//! The host's interfaces change while we listen: gone and back, renamed, without an address or a carrier, made a bridge's port.
+//! The host's interfaces change while we listen: removed and added again, renamed, without an address or a carrier, added to a bridge.
 
 use std::{
     net::{Ipv4Addr, UdpSocket},
@@ -60,7 +60,7 @@ fn an_interface_without_an_address_is_said() {
         ip("link set first master bare up");
         ip("link set machine up");
         until(&["br0", "bare"], &up);
-        // Nothing is connected to it any more, as on a host whose virtual machines are off: the next one brings it up.
+        // Nothing is connected to it any more, as on a host whose virtual machines are off: the next one brings the carrier back.
         ip("link del first");
         let waits =
             |found: &Health| matches!(found, Health::Degraded(why) if why.contains("no carrier on bare"));
@@ -103,7 +103,7 @@ fn an_interface_without_carrier_is_said_and_mends_when_its_cable_is_back() {
     );
 }
 
-/// The health of our DHCP backend, looked at from outside until it is as wanted.
+/// Checks the health of our DHCP backend from outside until it is as expected.
 fn wait_health(ours: &Ours, wanted: impl Fn(&Health) -> bool) -> Health {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -137,7 +137,7 @@ fn sockets_follow_an_interface_that_is_deleted_renamed_enslaved_or_gets_another_
                     let (socket, end) = (client(68), Instant::now() + PATIENCE);
                     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
                     loop {
-                        // A machine asks again, too: a bridge drops packets until the kernel has seen its new port's carrier.
+                        // The machine repeats its request, because a bridge drops packets until the kernel has seen its new port's carrier.
                         socket.send_to(&question, "255.255.255.255:67").unwrap();
                         let mut buffer = [0; 2048];
                         if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
@@ -150,7 +150,7 @@ fn sockets_follow_an_interface_that_is_deleted_renamed_enslaved_or_gets_another_
             };
             boots(1, US);
 
-            // Deleted and made again under its name.
+            // Deleted and created again with the same name.
             ip("link del br0");
             wait_health(&ours, deaf(&["br0", "No network interface"]));
             ip("link add br0 type bridge");
@@ -160,7 +160,7 @@ fn sockets_follow_an_interface_that_is_deleted_renamed_enslaved_or_gets_another_
             wait_health(&ours, |h| *h == Health::Up);
             boots(2, US);
 
-            // Another address: the answers bear it, and nothing needs to be bound.
+            // Another address: the responses contain it, and nothing needs to be bound again.
             ip("addr del 10.77.0.1/24 dev br0");
             ip("addr add 10.77.0.7/24 dev br0");
             wait_health(&ours, |h| *h == Health::Up);
@@ -169,14 +169,14 @@ fn sockets_follow_an_interface_that_is_deleted_renamed_enslaved_or_gets_another_
             wait_health(&ours, deaf(&["br0", "no IPv4 address"]));
             ip("addr add 10.77.0.1/24 dev br0");
 
-            // Renamed: its name is what is served.
+            // Renamed: only the configured name is served.
             ip("link set br0 name elsewhere");
             wait_health(&ours, deaf(&["br0", "No network interface"]));
             ip("link set elsewhere name br0");
             wait_health(&ours, |h| *h == Health::Up);
             boots(4, US);
 
-            // Another takes its name between two looks: health may never have been down, but the sockets are the new one's.
+            // Another interface gets its name between two checks: health may never have been down, but the sockets belong to the new one.
             ip("link set br0 name elsewhere");
             ip("link add br0 type bridge");
             ip("addr del 10.77.0.1/24 dev elsewhere");
@@ -185,7 +185,7 @@ fn sockets_follow_an_interface_that_is_deleted_renamed_enslaved_or_gets_another_
             ip("link set pc master br0");
             boots(5, US);
 
-            // It becomes a bridge's port: the bridge takes its packets.
+            // It becomes a port of a bridge: the bridge receives its packets.
             ip("link set br0 name lan");
             ip("link add br0 type veth peer name far");
             ip("addr add 10.77.5.1/24 dev br0");
@@ -212,7 +212,7 @@ fn a_port_of_a_bridge_is_refused_and_the_printed_cure_boots_machines() {
         assert!(refused.message().contains("pc is a port of br0"), "{}", refused.report());
         let hint = refused.hint().unwrap();
         let named = hint.split("--interface ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
-        // The check says the same, with the same cure.
+        // The check reports the same, with the same hint.
         let found = inside(&link.server, || host::interface("pc"));
         assert!(found.why.contains("port of br0"), "{found}");
         assert!(found.mend.as_ref().unwrap().contains(&format!("--interface {named}")), "{found}");
@@ -245,7 +245,7 @@ fn an_address_that_is_listened_on_and_lost_is_said_and_served_again_when_it_is_b
                 inside(&link.client, || {
                     let socket = UdpSocket::bind("10.77.0.50:0").unwrap();
                     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-                    // A bridge that was just made forwards a moment later: a client asks again, too.
+                    // A new bridge starts forwarding with a delay: the client repeats its request.
                     let end = Instant::now() + PATIENCE;
                     while {
                         socket.send_to(b"\0\x01nothing\0octet\0", (US, 69)).unwrap();
@@ -271,7 +271,7 @@ fn an_address_that_is_listened_on_and_lost_is_said_and_served_again_when_it_is_b
                 assert!(Instant::now() < end, "{:?}", ours.file_health());
                 std::thread::sleep(Duration::from_millis(50));
             }
-            // The new bridge has the lowest address of its one port, the old one had that of two: the client may know another.
+            // The new bridge has the lowest address of its only port, the old one had that of two: the client may have cached another.
             run("iproute2", "ip", &["-n", &link.client, "neigh", "flush", "dev", "eth0"]);
             asked();
         },

@@ -1,4 +1,4 @@
-//! ProxyDHCP on a real link: dnsmasq gives the addresses, we give the boot answers, and clients see both.
+//! ProxyDHCP on a real link: dnsmasq assigns the addresses, we send the boot responses, and clients receive both.
 
 #![expect(clippy::disallowed_methods, reason = "the peers under test are programs of the host")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
@@ -53,7 +53,7 @@ fn another_host_gives_the_address_and_we_give_the_boot_file() {
             let offered = Observation::AddressOffered { mac, firmware, boot_file: file.to_owned(), ipxe };
             assert_eq!(ours.seen.wait(1), [offered]);
         }
-        // These get an address from dnsmasq and nothing from us; an answer of ours would come before that to the last question.
+        // These get an address from dnsmasq and nothing from us; a response of ours would arrive before it.
         ask(&link, &Question::new(4, KNOWN), &[OTHER]);
         ask(&link, &Question::new(5, STRANGER).pxe(7), &[OTHER]);
         ask(&link, &Question::new(6, KNOWN).pxe(11), &[OTHER]);
@@ -98,7 +98,7 @@ fn the_boot_server_port_acknowledges_and_the_loader_comes_by_tftp() {
         assert_eq!(answer.options[&53], [5]);
         assert_eq!(answer.file, "52-54-00-aa-00-01/undionly.kpxe");
         assert_eq!(ours.seen.take(), [], "a boot server request follows a DISCOVER that was observed");
-        // The link's MTU is 1500, so a client that wants blocks of 8192 gets 1468.
+        // The link's MTU is 1500, so a client that requests blocks of 8192 gets 1468.
         let oack = inside(&link.client, || {
             let socket = UdpSocket::bind("10.77.0.50:0").unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -126,7 +126,7 @@ fn the_boot_server_port_acknowledges_and_the_loader_comes_by_tftp() {
     });
 }
 
-/// Takes an address by udhcpc as an operating system does, and gives it to eth0.
+/// Gets an address with udhcpc as an operating system does, and sets it on eth0.
 fn lease(link: &Link, dir: &Path) -> Ipv4Addr {
     let script = dir.join("udhcpc.sh");
     let text = "#!/bin/sh\n[ \"$1\" = bound ] && ip addr add \"$ip/24\" dev \"$interface\" && echo \"$ip\" >\"${0%.sh}.ip\"\nexit 0\n";
@@ -147,7 +147,7 @@ fn hardware_address(link: &Link) -> String {
     after.split(' ').next().unwrap().to_owned()
 }
 
-/// Renews as RFC 2131 section 4.3.2 has it: unicast, from the leased address, to the server's.
+/// Renews according to RFC 2131 section 4.3.2: unicast, from the leased address, to the server's.
 fn renew(link: &Link, address: Ipv4Addr, xid: u32) -> Answer {
     let mut request = Question::new(xid, &hardware_address(link));
     (request.kind, request.ciaddr) = (3, address);
@@ -177,7 +177,7 @@ fn a_dhcp_server_on_our_own_host_keeps_its_clients() {
             assert_eq!((renewed.xid, renewed.yiaddr), (21, address), "second: {we_start_second}");
             assert_eq!(renewed.options[&53], [5]);
             assert!(dnsmasq.log().matches("DHCPACK").count() >= 2, "{}", dnsmasq.log());
-            // Both answer firmware, from one address, by two packets.
+            // Both answer firmware, from the same address, with two packets.
             let (question, known) = (Question::new(22, KNOWN).pxe(0).bytes(), Duration::from_secs(30));
             let answers = inside(&link.client, move || {
                 let socket = client(68);
@@ -213,7 +213,7 @@ fn a_relays_question_is_answered_to_the_relay() {
     });
 }
 
-/// What the child of the next test prints before its result.
+/// The prefix that the child of the next test prints before its result.
 const PROBED: &str = "probed ";
 const PROBE_HERE: &str = "GGNET_TEST_PROBE";
 

@@ -1,4 +1,4 @@
-//! A link with dnsmasq for addresses and our two backends in the server's namespace, and clients that see both.
+//! A link with dnsmasq for addresses and our two backends in the server's namespace, and clients that receive from both.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,7 @@ impl Seen {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 
-    /// Takes them once there are `count`: a client may have its answer before the observation is told.
+    /// Takes them once there are `count`: a client may have its response before the observation is reported.
     pub fn wait(&self, count: usize) -> Vec<Observation> {
         let end = Instant::now() + PATIENCE;
         while self.0.lock().unwrap().len() < count {
@@ -56,10 +56,10 @@ impl Seen {
     }
 }
 
-/// Our two backends in the server's namespace, on a thread of their own.
+/// Our two backends in the server's namespace, on their own thread.
 pub struct Ours {
     pub seen: Arc<Seen>,
-    /// How DHCP and the boot files are.
+    /// The health of DHCP and of the boot files.
     pub ask: tokio::sync::mpsc::UnboundedSender<mpsc::Sender<[Health; 2]>>,
     pub stop: Option<oneshot::Sender<()>>,
     pub thread: Option<JoinHandle<()>>,
@@ -156,7 +156,7 @@ impl Dnsmasq {
         let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
         let log = PathBuf::from(at("dnsmasq.log"));
         let arguments: Vec<String> = [
-            // In this mode it keeps its user and group; an unprivileged user namespace lets nobody change them.
+            // In this mode it keeps its user and group, because an unprivileged user namespace does not allow changing them.
             "--no-daemon",
             "--conf-file=/dev/null",
             "--port=0",
@@ -192,7 +192,7 @@ impl Dnsmasq {
     }
 }
 
-/// An answer, taken apart by hand: the test does not trust the codec it tests.
+/// A response, parsed by hand: the test does not use the codec under test.
 #[derive(Debug)]
 pub struct Answer {
     pub from: SocketAddr,
@@ -262,7 +262,7 @@ impl Question {
         let mut b = vec![0; 240];
         b[..3].copy_from_slice(&[1, 1, 6]);
         b[4..8].copy_from_slice(&self.xid.to_be_bytes());
-        // An answer by broadcast, unless there is an address to answer to.
+        // Responds by broadcast, unless the client has an address.
         b[10] = if self.ciaddr.is_unspecified() { 0x80 } else { 0 };
         b[12..16].copy_from_slice(&self.ciaddr.octets());
         b[24..28].copy_from_slice(&self.giaddr.octets());
@@ -293,7 +293,7 @@ pub fn receive(socket: &UdpSocket) -> Answer {
     parse(&buffer[..length], from)
 }
 
-/// Asks by broadcast and collects answers until every one of `servers` answered. What came from others is kept, too.
+/// Sends a broadcast request and collects responses until every one of `servers` responded. Responses from others are kept, too.
 pub fn ask(link: &Link, question: &Question, servers: &[Ipv4Addr]) -> Vec<Answer> {
     let (bytes, xid, servers) = (question.bytes(), question.xid, servers.to_vec());
     inside(&link.client, move || {

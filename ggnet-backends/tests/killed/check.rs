@@ -1,4 +1,4 @@
-//! [`Process::assert_whole`]: the backends, and the folder itself, have exactly what the store says, and there is nothing left to mend.
+//! [`Process::assert_whole`]: the backends and the folder contain exactly what the store has, and nothing is left to repair.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -15,7 +15,7 @@ use crate::host::Process;
 
 const ALL: PageRequest = PageRequest { page: 1, per_page: 1000 };
 
-/// The ids of what a backend has, all of it whole.
+/// The ids of a backend's objects, all of which must be whole.
 fn whole(listed: Vec<Listed>, why: &str) -> BTreeSet<ResourceId> {
     let id = |listed: Listed| {
         assert_eq!(listed.completeness, Completeness::Whole, "{why}: {listed:?}");
@@ -30,7 +30,7 @@ fn names(folder: &Path) -> BTreeSet<String> {
 }
 
 impl Process {
-    /// Nothing is orphaned, nothing is lost, nothing is half: holds whenever the first reconcile has ended and no call is under way.
+    /// Nothing is orphaned, lost or incomplete: holds whenever the first reconcile has ended and no call is in flight.
     pub fn assert_whole(&self, why: &str) {
         self.run(async {
             let report = self.o.reconcile().await;
@@ -58,7 +58,7 @@ impl Process {
         assert_eq!(whole(self.dhcp.list().await.unwrap(), why), wanted, "{why}: DHCP entries");
         assert_eq!(whole(self.boot_files.list().await.unwrap(), why), wanted, "{why}: boot files");
 
-        // What a machine keeps may be there without a session.
+        // A machine's kept disk may exist without a session.
         let kept: BTreeSet<_> = machines.iter().map(|m| ResourceId::machine(m.id)).collect();
         let mut folders = BTreeSet::new();
         let mut lost = disks.clone();

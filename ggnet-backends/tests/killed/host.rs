@@ -1,10 +1,10 @@
-//! [`Host`]: the server's folder and what else outlives its process, and [`Process`]: one run of the server.
+//! [`Host`]: the server's folder and everything else that survives its process, and [`Process`]: one run of the server.
 //!
 //! ```text
 //!   open ──▶ serving ── dies, or was idle ──▶ end ──▶ open …
 //! ```
-//! Invariants: a process is a runtime of one thread, and runs only while its test waits in [`Process::run`], so that it stands still from the
-//! moment of its death; the next one begins when no file of the folder is open any more.
+//! Invariants: a process is a runtime with one thread, and runs only while its test waits in [`Process::run`], so that it stops at the
+//! moment of its death; the next one starts when no file of the folder is open any more.
 
 use std::{
     fs, io,
@@ -64,7 +64,7 @@ pub fn written(disk: &[u8], salt: u8) -> Vec<u8> {
     disk
 }
 
-/// What outlives the server's process.
+/// What survives the server's process.
 pub struct Host {
     /// `ggnet.db`, `ggnet.key`, `images`, `writebacks`, and `source.raw` to import.
     folder: TempDir,
@@ -76,7 +76,7 @@ pub struct Host {
     config: OrchestratorConfig,
 }
 
-/// One run of the server. The backends are here without the fault plan, so that a test's own calls do not count.
+/// One run of the server. The backends here do not use the fault plan, so that the test's own calls do not count.
 pub struct Process {
     pub o: Orchestrator,
     pub plan: FaultPlan,
@@ -91,7 +91,7 @@ pub struct Process {
 }
 
 impl Host {
-    /// Empty, on a tmpfs if there is one: the tests commit thousands of times, and a kill loses nothing that was not synced. The reconciler's
+    /// An empty host, on a tmpfs if possible: the tests commit thousands of times, and a kill does not lose unsynced data. The reconciler's
     /// timer never fires.
     pub fn new() -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
@@ -112,7 +112,7 @@ impl Host {
         self.folder.path().join(format!("ggnet.db{suffix}"))
     }
 
-    /// A process starts. It may not be serving yet.
+    /// Starts a process, which may not be serving yet.
     pub fn open_unready(&self, plan: &FaultPlan) -> Process {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let dir = self.folder.path();
@@ -141,29 +141,29 @@ impl Host {
         Process { o, plan, store, images, writebacks, targets, dhcp, boot_files, folder, runtime }
     }
 
-    /// A process starts, and its first reconcile has ended.
+    /// Starts a process and waits for its first reconcile.
     pub fn open(&self) -> Process {
         let process = self.open_unready(&FaultPlan::new());
         process.run(async {
             until("the first reconcile ends", async || process.o.is_serving()).await;
-            // The last call that a process makes by itself: all later ones are caused by the test.
+            // The last call that a process makes by itself: the test causes all later ones.
             until("old rows are pruned", async || process.plan.calls("store.prune") > 0).await;
         });
         process
     }
 
-    /// Ends a process, killed or idle, drops what else holds something of it, and starts the next one.
+    /// Ends a process, killed or idle, drops everything else that holds a part of it, and starts the next one.
     pub fn reopen(&self, process: Process, held: impl Sized) -> Process {
         self.end(process, held);
         self.open()
     }
 
-    /// As [`reopen`](Self::reopen), without the next one.
+    /// Like [`reopen`](Self::reopen), without starting the next one.
     pub fn end(&self, process: Process, held: impl Sized) {
         let Process { o, plan, store, images, writebacks, targets, dhcp, boot_files, folder, runtime } =
             process;
         let handle = runtime.handle().clone();
-        // Waits for file work that has begun, then drops every task where it stands.
+        // Waits for file operations that have started, then drops every task where it is.
         runtime.shutdown_timeout(Duration::from_secs(60));
         let left = self.database_as_it_is();
         {
@@ -176,8 +176,8 @@ impl Host {
         self.put_back(&left);
     }
 
-    /// Copies the database and its write-ahead log as they are now. The database first: what a checkpoint writes to it meanwhile is in the log,
-    /// too.
+    /// Copies the database and its write-ahead log in their current state. The database first: what a checkpoint writes to it in the
+    /// meantime is also in the log.
     fn database_as_it_is(&self) -> Vec<(PathBuf, PathBuf)> {
         let mut copies = Vec::new();
         for suffix in ["", "-wal"] {
@@ -190,7 +190,7 @@ impl Host {
         copies
     }
 
-    /// Undoes what closing the dead process's connections did to the database: after a kill nothing is closed.
+    /// Reverts what closing the dead process's connections did to the database, because a kill closes nothing.
     fn put_back(&self, copies: &[(PathBuf, PathBuf)]) {
         for suffix in ["-wal", "-shm"] {
             match fs::remove_file(self.database(suffix)) {
@@ -270,7 +270,7 @@ impl Process {
         self.runtime.block_on(work)
     }
 
-    /// Runs `work` until it ends or the process dies at its `step`-th call from now on; true when it died.
+    /// Runs `work` until it ends or the process dies at its `step`-th call from now on; returns true if it died.
     pub fn dies(&self, step: u64, polls: usize, work: impl Future) -> bool {
         self.plan.add(Fault::any().nth(step).kills(polls));
         self.run(async {
@@ -293,7 +293,7 @@ impl Process {
         format!("killed at call {step} after {polls} polls: {:?}", self.plan.log().last())
     }
 
-    /// Waits until observations of what the test did are recorded: those are calls, too.
+    /// Waits until observations of the test's actions are recorded, because those are calls too.
     pub fn be_quiet(&self) {
         self.run(async {
             let (mut quiet, mut calls) = (0, self.plan.log().len());
@@ -358,7 +358,7 @@ impl Process {
         self.run(self.o.machines().create(machine, &Principal::embedder())).unwrap()
     }
 
-    /// Asks for the script, and says which target is in it.
+    /// Requests the script, and returns its target.
     pub fn script(&self, machine: &Machine) -> ResourceId {
         let text = match self.run(self.o.sessions().boot(boot_request(machine))).unwrap() {
             BootAnswer::Script(text) => text,
@@ -375,7 +375,7 @@ impl Process {
         self.run(self.targets.login(target, &name, peer()))
     }
 
-    /// Switches a machine on: script, login.
+    /// Powers a machine on: script, login.
     pub fn power_on(&self, machine: &Machine) -> MemoryInitiator {
         let target = self.script(machine);
         self.login(&target, machine).unwrap()
@@ -410,7 +410,7 @@ impl Process {
         self.run(self.store.last_session(machine.id)).unwrap()
     }
 
-    /// An operator stops what a machine has.
+    /// An operator stops a machine's session.
     pub fn stop(&self, machine: &Machine) {
         let request = stop_request(&self.session(machine));
         self.run(self.o.sessions().stop(request)).unwrap();

@@ -1,4 +1,4 @@
-//! Killed at every call of the first reconcile after a kill: the next first reconcile completes it.
+//! Kills at every call of the first reconcile after a kill: the next first reconcile completes it.
 
 use ggnet_core::{
     nouns::{Principal, SessionState, VersionState, WritebackPolicy},
@@ -22,7 +22,7 @@ fn killed_at_every_call_of_the_first_reconcile() {
     let (live, expected) = (p.session(&runs), written(&imported(SALT), 100));
     p = host.reopen(p, disk);
     for step in 1_u64.. {
-        // Left by the kill: an import in its conversion, a start at its target, and a machine that runs.
+        // Left by the kill: an import during its conversion, a start at its target, and a running machine.
         p.plan.add(Fault::on("image_converter.convert").hangs());
         let (request, plan) = (p.import_request("debian", 200), &p.plan);
         p.run(async {

@@ -1,5 +1,5 @@
-//! Killed at every call of an import, and of a publication, which freezes what a machine keeps and lets the image store adopt it: a version is
-//! ready with its bytes or failed without any, and what was kept is in one place.
+//! Kills at every call of an import, and of a publication, which freezes a machine's kept disk and lets the image store adopt it: a version
+//! is ready with its bytes or failed without any, and a kept disk is in exactly one place.
 
 use ggnet_core::{
     nouns::{Machine, Principal, ResourceId, VersionState, WritebackPolicy},
@@ -19,7 +19,7 @@ fn killed_at_every_call_of_an_import() {
     let host = Host::new();
     let mut p = host.open();
     let (_, first) = p.image("debian", SALT);
-    // A conversion has several steps: it is cut in the middle, too.
+    // A conversion has several steps: it is also interrupted in the middle.
     for polls in [POLLS[0], POLLS[1], 3, POLLS[2]] {
         for step in 1_u64.. {
             let (name, salt) = (format!("image-{polls}-{step}"), u8::try_from(100 + step).unwrap());
@@ -98,7 +98,7 @@ fn killed_at_every_call_of_a_publication() {
             p.assert_whole(&why);
             let kept = p.run(p.writebacks.get(&ResourceId::machine(machine.id))).unwrap().is_some();
             let versions = p.run(p.store.versions(image)).unwrap();
-            // In one place, whole: as a version, or kept as before.
+            // Complete in exactly one place: as a version, or kept as before.
             match versions.get(1).map(|version| (version.state, version.id)) {
                 Some((VersionState::Ready, id)) => {
                     assert!(!kept, "{why}: it is in two places");

@@ -1,4 +1,4 @@
-//! What we make beside the program targetcli: it shows our targets, and what it saves and restores of them is them again.
+//! GGnet's targets next to the program targetcli: it shows our targets, and saves and restores them unchanged.
 
 use std::process::Command;
 
@@ -42,14 +42,14 @@ fn it_shows_saves_and_restores_our_targets() {
         targetcli(&["saveconfig", &saved]);
         targetcli(&["restoreconfig", &saved, "clear_existing=true"]);
 
-        // As it was: whole, for the same initiator with the same secret, on the same disk.
+        // Unchanged: complete, for the same initiator with the same secret, on the same disk.
         let listed = port.list().await.unwrap();
         let whole: Vec<_> =
             listed.iter().filter(|l| l.completeness == Completeness::Whole).map(|l| &l.id).collect();
         assert_eq!(whole, [&spec.id], "{listed:?}");
         let client = kernel.connect(&endpoint, &spec.access).await.unwrap();
         assert_eq!(client.read(0, 512).await.unwrap(), vec![7; 512]);
-        // Under a live session nothing of its disks may change: so an ensure passes only if they are the ones that it wants.
+        // Under a live session the disks must not change: so an ensure succeeds only if they are the wanted ones.
         assert_eq!(port.ensure(&spec, &spec.disks).await.unwrap().iqn, spec.iqn);
         assert_eq!(client.read(0, 512).await.unwrap(), vec![7; 512]);
         client.logout().await.unwrap();

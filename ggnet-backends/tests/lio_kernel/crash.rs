@@ -1,5 +1,5 @@
-//! A process that is killed between any two changes of the tree. The child is this program again, told by an environment variable what
-//! to do and after how many changes to kill itself; the kernel keeps what it did.
+//! A process that is killed between any two changes of the tree. The child is this program again; an environment variable specifies its
+//! work and after how many changes it kills itself; the kernel keeps what it did.
 #![expect(clippy::disallowed_methods, reason = "the child is the test's subject and is waited for here")]
 
 use std::{
@@ -25,7 +25,7 @@ use crate::kernel::{Kernel, assert_same, backend, block_on, spec, tree};
 const SETUP: &str = "GGNET_TEST_LIO_VICTIM";
 const SECRETS: [&str; 2] = ["TopSecret1234567", "Other12345678901"];
 
-/// The target that the victim works on: the same for parent and child.
+/// The target that the child works on: the same for parent and child.
 fn target(file: &Path, variant: usize) -> Wanted {
     let n = u32::try_from(variant).unwrap() + 1;
     let mut spec = spec(file, n, Some(SECRETS[variant]));
@@ -35,7 +35,7 @@ fn target(file: &Path, variant: usize) -> Wanted {
     spec
 }
 
-/// The child's part; in a usual run of the tests there is nothing to do.
+/// The child's part; in a normal test run it does nothing.
 #[test]
 fn victim() {
     let Ok(setup) = std::env::var(SETUP) else { return };
@@ -46,7 +46,7 @@ fn victim() {
         if left.fetch_sub(1, Ordering::SeqCst) == 0 {
             let me = rustix::process::getpid();
             rustix::process::kill_process(me, rustix::process::Signal::KILL).unwrap();
-            // The signal is on its way.
+            // The signal is delivered with a delay.
             std::thread::park();
         }
         Ok(())
@@ -63,7 +63,7 @@ fn victim() {
     });
 }
 
-/// Whether it was killed before it was through.
+/// Whether it was killed before it had finished.
 fn killed_after(n: u32, file: &Path, what: &str) -> bool {
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::victim", "--test-threads=1"])
@@ -75,8 +75,8 @@ fn killed_after(n: u32, file: &Path, what: &str) -> bool {
     !status.success()
 }
 
-/// Lets a child do `what` to a target that was made as `from` says, killed after every number of changes; then `ensure` makes it right,
-/// and `remove` does. A bystander is served all the time. Says in how many places it was killed.
+/// Lets a child do `what` to a target in the state `from`, killed after every number of changes; then `ensure` must repair it, and `remove`
+/// must remove it. Another target is served all the time. Returns the number of kills.
 fn killed_everywhere(from: Option<usize>, what: &str) -> u32 {
     let kernel = Kernel::with_files();
     block_on(async {

@@ -1,4 +1,4 @@
-//! The backend of a server that is not root: it reads the kernel's tree as another user, and the helper changes it.
+//! The backend of a server that is not root: it reads the kernel's tree as another user, and the helper changes the tree.
 
 use std::{
     fs,
@@ -38,7 +38,7 @@ use crate::kernel::{Kernel, assert_same, block_on, pristine, spec, tree};
 /// nobody.
 const USER: u32 = 65_534;
 
-/// A helper, and threads that are not root.
+/// A helper, and threads that do not run as root.
 pub struct Helped {
     socket: PathBuf,
     root: Option<Runtime>,
@@ -46,7 +46,7 @@ pub struct Helped {
 }
 
 impl Helped {
-    /// A helper for disks in `dir`, which the user then may look into.
+    /// A helper for disks in `dir`, to which the user then has access.
     pub fn start(dir: &Path) -> Self {
         let socket = dir.join("helper.sock");
         let instance_file = dir.join("instance");
@@ -104,14 +104,15 @@ impl Drop for Helped {
     }
 }
 
-/// A backend whose work is done on threads that are not root.
+/// A backend whose work runs on threads without root.
 struct Unprivileged {
     backend: LioConfigfs,
     user: Handle,
 }
 
 impl Unprivileged {
-    /// Polls `call` here, with what it spawns on the user's threads: dropped between two polls it is cut there, as without this.
+    /// Polls `call` here, and runs what it spawns on the user's threads: if dropped between two polls, it stops there, as without this
+    /// function.
     async fn within<T>(&self, call: impl Future<Output = T>) -> T {
         let mut call = pin!(call);
         poll_fn(|cx| {

@@ -1,4 +1,4 @@
-//! [`Kernel`]: the kernel's tree as a fixture. Each starts with an empty one, and leaves none of its own.
+//! [`Kernel`]: the kernel's tree as a fixture. Each starts with an empty tree, and leaves none of its own objects.
 #![expect(clippy::disallowed_methods, reason = "files of zeros, losetup, and waiting for a blocking thread")]
 
 use std::{
@@ -32,15 +32,15 @@ use crate::{helped::Helped, iscsi_support::client};
 /// Where the kernel's tree is.
 pub const ROOT: &str = "/sys/kernel/config/target";
 
-/// What the suite's `crash` ends: a backend whose every further change is refused.
+/// What the suite's `crash` ends: a backend whose further changes are all rejected.
 struct Life {
     dead: Arc<AtomicBool>,
-    /// Held by the backend and by the work that it left on blocking threads.
+    /// Held by the backend and by its work on blocking threads.
     token: Weak<()>,
 }
 
 impl Life {
-    /// Ends it, and waits for the system call that it may be in.
+    /// Ends it, and waits for a system call in progress.
     fn end(&self) {
         self.dead.store(true, Ordering::SeqCst);
         while self.token.strong_count() > 0 {
@@ -172,7 +172,7 @@ impl Fixture<dyn TargetBackend> for Kernel {
         let mut spec = spec(&self.file("foreign", 1 << 20), 9, None);
         spec.iqn = Iqn::target(&iqn_prefix(), &other_instance(), &spec.id).unwrap();
         other.ensure(&spec, &spec.disks).await.unwrap();
-        // An operator's own, as targetcli makes them.
+        // An operator's own target, as targetcli creates it.
         let backstore = format!("{ROOT}/core/fileio_3/operators");
         fs::create_dir_all(&backstore).unwrap();
         let disk = self.file("operators", 1 << 20).display().to_string();
@@ -238,16 +238,16 @@ impl TargetFixture for Kernel {
 
     async fn connect(&self, endpoint: &TargetEndpoint, access: &Access) -> Result<Box<dyn TargetClient>> {
         let client = client::log_in(endpoint, access).await?;
-        // The kernel answers a login before it counts the session among its initiator's; what is sent over it comes after that.
+        // The kernel answers a login before it counts the session of its initiator; a request over the session is processed after that.
         client.read(0, 512).await?;
         Ok(client)
     }
 }
 
-/// "lio-targetcli", as the server makes it, but for the hook and the patience.
+/// "lio-targetcli", as the server creates it, except for the hook and the time limit.
 fn by_targetcli(instance: InstanceId, home: &Path, hook: Option<Hook>) -> LioConfigfs {
     let config = TargetcliConfig { time_limit_s: 600, ..TargetcliConfig::default() };
-    // It makes its programs in this runtime, and waits for them.
+    // It starts its programs in this runtime, and waits for them.
     tokio::task::block_in_place(|| lio_targetcli::start_hooked(config, iqn_prefix(), instance, home, hook))
         .unwrap()
 }
@@ -257,7 +257,7 @@ pub fn other_instance() -> InstanceId {
     "f0e1d2c3".parse().unwrap()
 }
 
-/// The backend as the server makes it, but for the hook.
+/// The backend as the server creates it, except for the hook.
 pub fn backend(instance: InstanceId, hook: Option<Hook>) -> LioConfigfs {
     LioConfigfs::start_hooked(LioConfig::default(), iqn_prefix(), instance, hook).unwrap()
 }
@@ -279,7 +279,7 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
 }
 
-/// Removes what an instance has left. From a thread of its own: a runtime may be around.
+/// Removes the objects of an instance. On its own thread, because the caller may be inside a runtime.
 pub fn wipe(instance: &InstanceId) {
     let instance = instance.clone();
     let work = move || {
@@ -293,7 +293,7 @@ pub fn wipe(instance: &InstanceId) {
     std::thread::spawn(work).join().unwrap();
 }
 
-/// The objects, links and values of the kernel's tree, sorted; without sessions, counters and the numbers that the kernel gives out.
+/// The objects, links and values of the kernel's tree, sorted; without sessions, counters and the numbers that the kernel assigns.
 pub fn tree() -> Vec<String> {
     let mut all = Vec::new();
     for part in ["core", "iscsi"] {
@@ -315,7 +315,7 @@ fn walk(at: &Path, all: &mut Vec<String>) {
         } else if kind.is_symlink() {
             all.push(format!("{} → {}", path.display(), fs::read_link(&path).unwrap().display()));
         } else if !["info", "hba_info", "dynamic_sessions"].contains(&name.as_str()) {
-            // The kernel's word for no name and no secret; targetcli's restoreconfig writes it also where nothing was.
+            // The kernel's value for no name and no secret; targetcli's restoreconfig writes it even if nothing was set.
             let none = |text: String| if text == "NULL" { String::new() } else { text };
             let value = fs::read(&path).map(|v| none(String::from_utf8_lossy(&v).trim().to_owned()));
             all.push(format!("{} = {value:?}", path.display()));
@@ -323,7 +323,7 @@ fn walk(at: &Path, all: &mut Vec<String>) {
     }
 }
 
-/// Fails with what is there on one side only.
+/// Fails with the differences.
 pub fn assert_same(have: &[String], want: &[String], what: &str) {
     let only = |a: &[String], b: &[String]| a.iter().filter(|l| !b.contains(l)).cloned().collect::<Vec<_>>();
     let (more, less) = (only(have, want), only(want, have));

@@ -1,10 +1,10 @@
-//! The target backend "lio-configfs" on a real kernel: the port's whole behaviour suite on files, on block devices and, for a server
-//! that is not root, by the helper; a room of targets at once, a process that is killed between any two changes, and what the kernel
-//! tells of sessions.
+//! The target backend "lio-configfs" on a real kernel: the port's whole behaviour suite on files, on block devices and, for a server that
+//! is not root, through the helper; many targets at once, a process that is killed between any two changes, and what the kernel reports
+//! about sessions.
 //!
 //! `--test native` of the package `ggnet-tests` runs this program in virtual machines whose kernel has LIO: as root, with nothing else
-//! using LIO, and one test at a time, for all of them share the kernel's one tree. Those with "targetcli" in their names, which need that
-//! program, run in a Debian; the others in a machine that has nothing else.
+//! using LIO, and one test at a time, because all tests share the kernel's only tree. Tests with "targetcli" in their names, which need
+//! that program, run in a Debian; the others in a machine that has nothing else.
 
 #![allow(clippy::disallowed_methods, reason = "tasks of the test, which it waits for")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
@@ -25,15 +25,15 @@ use kernel::Kernel;
 macro_rules! behaviour {
     ($($module:ident: $fixture:expr;)*) => {$(
         ggnet_core::target_behaviour!($module, $fixture, not_run: [
-            // What the backend can: CHAP, and as many LUNs as a spec can have.
+            // The capabilities of the backend: CHAP, and as many LUNs as a spec can have.
             chap_it_cannot_demand_is_unsupported,
             mutual_chap_it_cannot_do_is_unsupported,
             too_many_luns_are_refused,
-            // It takes no disk of our process.
+            // It accepts no disk of our process.
             remove_lets_go_of_the_disks,
-            // The kernel keeps the size that a file had when its backstore was made.
+            // The kernel keeps the size that a file had when its backstore was created.
             a_disk_that_grew_is_served_to_its_end,
-            // The kernel asks nobody at a login, and serves on when our process ends.
+            // The kernel does not call us at a login, and continues to serve when our process ends.
             the_newest_login_of_a_name_wins,
             the_gate_is_asked_after_authentication,
             the_gate_can_put_off_and_refuse,

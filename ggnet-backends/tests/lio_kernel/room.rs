@@ -1,4 +1,4 @@
-//! Many targets at once, and the same thing twice.
+//! Many targets at once, and repeated calls.
 
 use std::{fs, os::unix::fs::FileExt as _, sync::Arc};
 
@@ -21,7 +21,7 @@ fn fifty_ensures_at_once_leave_fifty_right_targets_and_removed_none() {
             let Disk::File { path, .. } = kernel.disk(&n.to_string(), 1 << 20).await else {
                 panic!("a file")
             };
-            // Which disk it is shows in its first byte.
+            // The first byte identifies the disk.
             fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[n; 512], 0).unwrap();
             specs.push(spec(&path, n.into(), Some(&format!("Secret{n:010}"))));
         }
@@ -83,7 +83,7 @@ fn a_disk_that_is_not_there_leaves_nothing() {
         let mut spec = spec(std::path::Path::new("/tmp/nonexistent"), 1, None);
         port.ensure(&spec, &spec.disks).await.unwrap_err();
         assert_same(&tree(), &pristine(), "nothing is left");
-        // The kernel finds out when the device is opened: half of the target is there by then.
+        // The kernel detects it when the device is opened: then a part of the target exists.
         spec.disks.insert(0, Disk::Device { path: "/dev/nonexistent".into() });
         port.ensure(&spec, &spec.disks).await.unwrap_err();
         assert_same(&tree(), &pristine(), "nothing is left");

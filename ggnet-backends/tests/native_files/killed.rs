@@ -1,4 +1,4 @@
-//! A child that is killed with SIGKILL at any moment: this test binary again, told by an environment variable what to do.
+//! A child that is killed with SIGKILL at a random time: this test binary again; an environment variable specifies its work.
 
 use std::{
     io::Read as _,
@@ -8,15 +8,15 @@ use std::{
 };
 
 const SETUP: &str = "GGNET_TEST_KILLED";
-/// Said once for each thing that is done; the harness prints only text.
+/// Printed once for each completed operation; the harness prints only text.
 const DONE: u8 = 1;
 
-/// In the child: the folder it was given. In the test itself: none.
+/// In the child: its folder. In the test itself: none.
 pub fn setup() -> Option<std::path::PathBuf> {
     std::env::var_os(SETUP).map(Into::into)
 }
 
-/// In the child: tells the parent that something is done.
+/// In the child: reports a completed operation to the parent.
 pub fn done() {
     use std::io::Write as _;
     std::io::stdout().write_all(&[DONE]).unwrap();
@@ -32,8 +32,8 @@ impl Drop for Reaped {
     }
 }
 
-/// Runs the test `name` as a child with `dir`, its files for itself alone to read unless it says otherwise, and kills it `late` after it
-/// said that something is done.
+/// Runs the test `name` as a child with `dir`, whose files only the child's user can read by default, and kills it `late` after it reported
+/// a completed operation.
 pub fn run_and_kill(name: &str, dir: &Path, late: Duration) {
     let exe = std::env::current_exe().unwrap();
     let line = format!("umask 077; exec \"$0\" --exact {name} --nocapture --test-threads=1");

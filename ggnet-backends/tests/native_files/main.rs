@@ -1,5 +1,5 @@
-//! The backends that leave files for others to serve, against those others and against hosts that refuse: a full disk, a read-only
-//! folder, links that somebody planted, a process killed at any moment. (Their ports' suites: `behaviour`.)
+//! The backends that write files for other programs, with these programs and on hosts with problems: a full disk, a read-only folder,
+//! planted links, a process that is killed at a random time. (The suites of their ports: `behaviour`.)
 
 #![expect(
     clippy::disallowed_methods,

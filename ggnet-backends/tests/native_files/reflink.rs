@@ -1,4 +1,4 @@
-//! The writeback store "reflink" where it cannot work, where the disk is full, and when it is killed.
+//! The writeback store "reflink" where it cannot work, on a full disk, and when it is killed.
 
 use std::{
     os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
@@ -26,7 +26,7 @@ fn config(dir: &Path, copy: CopyMode) -> ReflinkConfig {
     ReflinkConfig { dir: dir.join("disks"), images: Some(dir.to_owned()), instance: instance(), copy }
 }
 
-/// A version of `data` bytes at the start and `size` in all, with a pattern that its place follows from.
+/// A version with `data` bytes at the start and a total of `size`, with a pattern that depends on the offset.
 fn base(dir: &Path, data: usize, size: u64) -> OpenImage {
     std::fs::create_dir_all(dir).unwrap();
     let path = dir.join("base.raw");
@@ -58,7 +58,7 @@ fn path(disk: Disk) -> PathBuf {
 
 /// Bytes that are free on a file system.
 fn free(dir: &Path) -> u64 {
-    // What was written takes its place when it reaches the disk.
+    // Written data uses space only when it reaches the disk.
     rustix::fs::syncfs(std::fs::File::open(dir).unwrap()).unwrap();
     let stat = rustix::fs::statvfs(dir).unwrap();
     stat.f_bavail * stat.f_frsize
@@ -136,7 +136,7 @@ async fn a_version_on_another_file_system_is_refused_naming_both() {
     config.images = Some(there.clone());
     let e = Reflink::open(config.clone()).err().unwrap();
     assert_eq!(e.kind(), ErrorKind::Unsupported, "{}", e.report());
-    // When the versions' folder is not known at the start, at the first session.
+    // If the folder of the versions is not known at start, at the first session.
     config.images = None;
     let store = Reflink::open(config).unwrap();
     let e = store.ensure(&spec("pc", &base), &base).await.unwrap_err();
@@ -190,7 +190,7 @@ async fn what_does_not_belong_there_is_named_and_not_removed() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// In a folder of its own in `dir`: a child makes and removes disks and is killed; a disk that is there is whole.
+/// In a new folder in `dir`: a child creates and removes disks and is killed; every existing disk must be complete.
 async fn is_whole_whenever_killed(test: &str, dir: &Path, copy: CopyMode, rounds: u64) {
     let data = 4 << 20;
     let base = base(dir, data, 6 << 20);

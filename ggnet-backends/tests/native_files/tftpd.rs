@@ -1,4 +1,4 @@
-//! The boot file store "tftpd-hpa" and Debian's `in.tftpd` on a link, and folders that are not as they should be.
+//! The boot file store "tftpd-hpa" and Debian's `in.tftpd` on a link, and folders with problems.
 
 use std::{
     os::unix::fs::{PermissionsExt as _, symlink},
@@ -45,7 +45,7 @@ fn bundle(id: &str, files: &[(&str, &[u8])]) -> BootBundle {
     BootBundle { id: id.parse().unwrap(), files }
 }
 
-/// A folder that in.tftpd's user may go through.
+/// A folder that in.tftpd's user can enter.
 fn folder() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -56,7 +56,7 @@ fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../infra/examples/tftp").join(name)
 }
 
-/// What is under a folder, links not followed.
+/// The content of a folder, without following links.
 fn names(dir: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -86,7 +86,7 @@ fn in_tftpd(dir: &Path) -> Running {
     started
 }
 
-/// What tftp-hpa on the other host gets.
+/// The file that tftp-hpa on the other host gets.
 fn get(link: &Link, path: &str) -> Vec<u8> {
     let path = path.to_owned();
     inside(&link.other, move || {
@@ -136,7 +136,7 @@ fn the_example_files_lead_every_machine_to_its_script() {
         let path = url.strip_prefix(&format!("tftp://{SERVER}/")).unwrap();
         assert_eq!(path, script.as_str());
         assert_eq!(get(&link, path), own);
-        // A machine without one goes on with its next boot device.
+        // A machine without one continues with its next boot device.
         let trace = model::run(&first, settings("52:54:00:00:00:99"), &mut |step| step.name != "chain");
         assert_eq!(trace.ending, Ending::Exit { status: 1 });
 
@@ -292,7 +292,7 @@ async fn two_instances_in_one_folder_leave_each_other_alone() {
 
 const VARIANTS: [(&str, u8, usize); 2] = [("machines/extra", 1, 300_000), ("pi/x/y/z", 2, 200_000)];
 
-/// Two bundles that share a path and differ in all else.
+/// Two bundles that share one path and differ in everything else.
 fn variant(n: usize) -> BootBundle {
     let (path, byte, size) = VARIANTS[n % 2];
     bundle("pc", &[("machines/pc.ipxe", &vec![byte; size]), (path, &[byte])])
@@ -314,7 +314,7 @@ async fn whoever_is_killed_within_a_call_leaves_nothing_that_is_not_mended() {
     for round in 0..rounds(40, 400) {
         let test = "tftpd::whoever_is_killed_within_a_call_leaves_nothing_that_is_not_mended";
         run_and_kill(test, dir.path(), Duration::from_micros(round * 700));
-        // What a client sees is whole: one of the two, or nothing.
+        // A client gets a whole file: one of the two, or nothing.
         let whole: Vec<Bytes> = (0..2).flat_map(|n| variant(n).files.into_values()).collect();
         if let Ok(seen) = std::fs::read(dir.path().join("machines/pc.ipxe")) {
             assert!(whole.iter().any(|w| *w == seen), "round {round}: {} bytes", seen.len());
@@ -332,7 +332,7 @@ async fn whoever_is_killed_within_a_call_leaves_nothing_that_is_not_mended() {
         let listed = store.list().await.unwrap();
         assert_eq!((listed.len(), listed[0].digest), (1, Some(want.digest())), "round {round}");
         for path in want.files.keys() {
-            // The child's umask lets nobody else read what it makes.
+            // With the child's umask no other user could read its files.
             let mode = dir.path().join(path.as_str()).metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o644, "round {round}: {path}");
         }

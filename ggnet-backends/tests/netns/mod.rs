@@ -1,7 +1,7 @@
-//! Network namespaces for tests: a server, a client and another host on one bridged link, and nothing leads out of it.
+//! Network namespaces for tests: a server, a client and another host on one bridged link without a connection to the outside.
 //!
-//! A thread enters a namespace and everything it opens or starts lives there. Without root a test runs itself again under
-//! `unshare -Urnm`; where that is forbidden, the failure says so.
+//! A thread enters a namespace, and everything that it opens or starts is in it. Without root a test runs itself again with `unshare
+//! -Urnm`; if that is forbidden, the failure says so.
 
 use std::{
     fs::File,
@@ -16,7 +16,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 const UNSHARED: &str = "GGNET_TEST_UNSHARED";
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Runs `body` with the right to make namespaces; `test` is the calling test's name.
+/// Runs `body` with permission to create namespaces; `test` is the calling test's name.
 pub fn with_namespaces(test: &str, body: impl FnOnce()) {
     if rustix::process::geteuid().is_root() {
         if std::env::var_os(UNSHARED).is_some() {
@@ -39,7 +39,7 @@ pub fn with_namespaces(test: &str, body: impl FnOnce()) {
     );
 }
 
-/// Runs a program to its end and returns what it printed; fails the test otherwise.
+/// Runs a program to its end and returns its output; fails the test if the program fails.
 pub fn run(package: &str, program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
@@ -65,7 +65,7 @@ impl Running {
         Self(child)
     }
 
-    /// Whether it ended by itself.
+    /// Whether it has ended by itself.
     pub fn ended(&mut self) -> bool {
         self.0.try_wait().unwrap().is_some()
     }

@@ -1,5 +1,5 @@
-//! [`Keeper`]: a process in namespaces of its own, with what was made in them: a mounted file system, a daemon. Whatever ends the test
-//! ends the keeper too, and with it the kernel takes back the mounts, loop devices and networks.
+//! [`Keeper`]: a process in its own namespaces, with what was created in them: a mounted file system, a daemon. When the test ends for any
+//! reason, the keeper ends too, and the kernel removes the mounts, loop devices and networks.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -8,7 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
-/// Said by whoever is not root and tries what only root may.
+/// Printed by a user that is not root and tries something that only root may do.
 const NOT_ROOT: &str =
     "mounting a disk's file system is root's (CAP_SYS_ADMIN and loop devices): run this test as root";
 
@@ -19,8 +19,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Runs `script` (a shell's, with `arguments`) in new namespaces: some of `unshare`'s letters, `m` and `n`. Without root in a user
-    /// namespace besides. It is ready when its script has come to its end.
+    /// Runs `script` (of a shell, with `arguments`) in new namespaces: the letters of `unshare`, `m` and `n`. Without root, in a new user
+    /// namespace as well. It is ready when its script has ended.
     pub fn start(namespaces: &str, script: &str, arguments: &[&str]) -> Self {
         let user = if rustix::process::geteuid().is_root() { "" } else { "Ur" };
         let whole = format!(
@@ -42,12 +42,12 @@ impl Keeper {
         keeper
     }
 
-    /// Where its root folder is for us.
+    /// The path of its root folder from outside.
     pub fn root(&self) -> PathBuf {
         format!("/proc/{}/root", self.child.id()).into()
     }
 
-    /// The start of a command line that is run in its namespaces.
+    /// The start of a command line that runs in its namespaces.
     pub fn prefix(&self) -> Vec<String> {
         let mut argv = vec!["nsenter".to_owned(), "-t".to_owned(), self.child.id().to_string()];
         argv.extend(self.namespaces.chars().map(|letter| format!("-{letter}")));
@@ -65,11 +65,11 @@ impl Drop for Keeper {
     }
 }
 
-/// A file system of its own at `/mnt` of a keeper.
+/// A separate file system at `/mnt` of a keeper.
 pub struct Mounted(Keeper);
 
 impl Mounted {
-    /// A new XFS, btrfs or ext4 on a loop device of 512 MiB; sparse, so it takes what is written.
+    /// A new XFS, btrfs or ext4 on a loop device of 512 MiB; sparse, so it uses only the space that is written.
     pub fn disk(kind: &str) -> Self {
         assert!(rustix::process::geteuid().is_root(), "{NOT_ROOT}");
         let package = match kind {
@@ -86,7 +86,7 @@ impl Mounted {
         ))
     }
 
-    /// A tmpfs of so many bytes.
+    /// A tmpfs of that many bytes.
     pub fn memory(bytes: u64) -> Self {
         Self(Keeper::start("m", "mount -t tmpfs -o mode=755,size=$1 tmpfs /mnt", &[&bytes.to_string()]))
     }
@@ -114,7 +114,7 @@ pub fn btrfs() -> &'static Mounted {
     BTRFS.get_or_init(|| Mounted::disk("btrfs"))
 }
 
-/// Where [`tftpd`] serves. Not 127.0.0.1: in.tftpd takes no IPv4 address on a host that has no other than that.
+/// The address of [`tftpd`]. Not 127.0.0.1: in.tftpd does not use IPv4 on a host that has no other IPv4 address.
 pub const TFTPD: &str = "10.77.0.1:69";
 
 /// As [`xfs`].
@@ -123,9 +123,9 @@ pub fn ext4() -> &'static Mounted {
     EXT4.get_or_init(|| Mounted::disk("ext4"))
 }
 
-/// `in.tftpd` at [`TFTPD`] in a network of its own, as Debian's unit runs it: chrooted, as the package's user.
+/// `in.tftpd` at [`TFTPD`] in its own network, as Debian's unit runs it: with chroot, as the package's user.
 pub fn tftpd(dir: &str) -> Keeper {
-    // In a user namespace there is but one user.
+    // A user namespace has only one user.
     let all_users = std::fs::read_to_string("/proc/self/uid_map").unwrap().contains("4294967295");
     let user = if all_users && rustix::process::geteuid().is_root() { "tftp" } else { "root" };
     Keeper::start(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A boot file store for GGnet as a program of its own: a folder that a TFTP or HTTP server of yours serves.
+"""A boot file store for GGnet as an external program: a folder that your TFTP or HTTP server serves.
 
     [boot_files]
     backend = "external"
@@ -7,11 +7,11 @@
     config = { root = "/srv/tftp" }
 
     <root>/machines/52-….ipxe                          a link to the file below: what a client asks for
-    <root>/.ggnet-<instance>/<id>/machines/52-….ipxe   the file; the folder says whose it is
+    <root>/.ggnet-<instance>/<id>/machines/52-….ipxe   the file; the folder name shows the owner
     <root>/.ggnet-<instance>/<id>/.digest              written last: a bundle without it is partial
 
-One request is handled after the other, so nothing here runs at the same time. Killed at any place, the next `ensure` completes and the
-next `remove` removes what is there. The protocol is in docs/backend-authors.md. Standard library only; copy it.
+Requests are handled one after the other, so nothing here runs concurrently. If the program is killed at any point, the next `ensure`
+completes and the next `remove` removes everything. The protocol: docs/backend-authors.md. Uses only the standard library; copy it.
 """
 import base64, errno, fcntl, json, os, shutil, sys
 from pathlib import Path
@@ -27,12 +27,12 @@ class Store:
         if protocol != 2 or port != "boot_files":
             raise Refused("unsupported", f"This is a boot_files backend for protocol 2, not {port} for {protocol}")
         if "root" not in config:
-            raise Refused("invalid", "The folder is not named", 'config = { root = "/srv/tftp" }')
+            raise Refused("invalid", "The folder is not configured", 'config = { root = "/srv/tftp" }')
         self.root = Path(config["root"])
         self.ours = f".ggnet-{instance}"
         if not self.root.is_dir():
-            raise Refused("not_found", f"There is no folder {self.root}", f"sudo install -d -o USER {self.root}")
-        if not check:  # `ggnet-server check` only looks, while another of us may run
+            raise Refused("not_found", f"The folder {self.root} does not exist", f"sudo install -d -o USER {self.root}")
+        if not check:  # `ggnet-server check` only inspects; another instance of this program may be running
             (self.root / self.ours).mkdir(exist_ok=True)
             # A predecessor that was killed may still be in its last system call.
             self.lock = open(self.root / self.ours / ".lock", "w")
@@ -41,7 +41,7 @@ class Store:
     def ensure(self, id, digest, files):
         for path in files:
             if self.owner(path) not in (None, id):
-                raise Refused("conflict", f"{self.root / path} belongs to somebody else")
+                raise Refused("conflict", f"{self.root / path} belongs to another owner")
         home = self.root / self.ours / id
         home.mkdir(parents=True, exist_ok=True)
         (home / ".digest").unlink(missing_ok=True)
@@ -85,10 +85,10 @@ class Store:
     def health(self):
         if os.access(self.root / self.ours, os.W_OK):
             return {"status": "up"}
-        return {"status": "down", "reason": f"{self.root / self.ours} cannot be written"}
+        return {"status": "down", "reason": f"{self.root / self.ours} is not writable"}
 
     def owner(self, path):
-        """The bundle that a path belongs to; None: it is free; OTHERS: something stands there that is not ours."""
+        """The bundle that a path belongs to; None: the path is free; OTHERS: a file that is not ours."""
         try:
             text = os.readlink(self.root / path)
         except FileNotFoundError:
@@ -104,12 +104,12 @@ class Store:
     def link(self, id, path):
         link = self.root / path
         if self.owner(path) is None:
-            link.unlink(missing_ok=True)  # it led to nothing
+            link.unlink(missing_ok=True)  # a dangling link
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to("../" * path.count("/") + f"{self.ours}/{id}/{path}")
 
     def drop(self, id, path):
-        """The link before the file, so that no client meets a link that leads nowhere."""
+        """Removes the link before the file, so that no client finds a dangling link."""
         link = self.root / path
         if self.owner(path) == id:
             link.unlink()
@@ -132,7 +132,7 @@ def bundle_files(home):
 
 
 def write(home, path, content):
-    """A reader gets the old file or the new one, whole."""
+    """Replaces a file atomically: a reader gets the whole old file or the whole new one."""
     file = home / path
     if file.is_file() and file.read_bytes() == content:
         return
@@ -145,14 +145,14 @@ def write(home, path, content):
 
 
 def main():
-    os.umask(0o022)  # the server that sends the files is another user
+    os.umask(0o022)  # the TFTP or HTTP server runs as another user
     store = None
     for line in sys.stdin.buffer:
         message = json.loads(line)
         method, params = message["method"], message["params"]
         if method == "shutdown":
             break
-        if method == "cancel":  # what it means was done before this was read
+        if method == "cancel":  # the request was already finished before this line was read
             continue
         answer = {"id": message["id"]}
         try:
@@ -162,7 +162,7 @@ def main():
             elif method in METHODS:
                 answer["result"] = METHODS[method](store, **params)
             else:
-                raise Refused("unsupported", f"There is no method {method}")
+                raise Refused("unsupported", f"Unknown method {method}")
         except Refused as e:
             answer["error"] = e.error
         except OSError as e:

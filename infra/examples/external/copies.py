@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""A writeback store for GGnet as a program of its own: a raw copy of the image for each session, which shares its blocks with the image
-where the file system can (XFS, btrfs). Its disks are files, for a target that takes files.
+"""A writeback store for GGnet as an external program: a raw copy of the image for each session. The copy shares its blocks with the image
+if the file system supports it (XFS, btrfs). Its disks are files, for a target that accepts files.
 
     [writeback]
     backend = "external"
     command = ["/usr/lib/ggnet/copies.py"]
     config = { root = "/srv/ggnet/copies" }
-    deadline_s = 600                               # a copy may take as long where blocks cannot be shared
+    deadline_s = 600                               # a full copy, without shared blocks, may take this long
 
-    <root>/<instance>-<id>/<version>.<digest>.raw  the disk; the name tells all, and it has it when it is whole
-    <root>/<instance>-<id>/.new                    one that is not whole yet
+    <root>/<instance>-<id>/<version>.<digest>.raw  the disk; it gets this name when it is complete
+    <root>/<instance>-<id>/.new                    a disk that is not complete yet
 
-Requests for one id are handled one after the other, in their order; those for different ids at the same time. Killed at any place, the
-next `ensure` completes and the next `remove` removes what is there. The protocol is in docs/backend-authors.md. Standard library only.
+Requests for the same id are handled in order, requests for different ids concurrently. If the program is killed at any point, the next
+`ensure` completes and the next `remove` removes everything. The protocol: docs/backend-authors.md. Uses only the standard library.
 """
 import errno, fcntl, json, os, shutil, sys, threading
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -31,11 +31,11 @@ class Store:
         if protocol != 2 or port != "writeback":
             raise Refused("unsupported", f"This is a writeback backend for protocol 2, not {port} for {protocol}")
         if "root" not in config:
-            raise Refused("invalid", "The folder is not named", 'config = { root = "/srv/ggnet/copies" }')
+            raise Refused("invalid", "The folder is not configured", 'config = { root = "/srv/ggnet/copies" }')
         self.root, self.ours = Path(config["root"]), f"{instance}-"
         if not self.root.is_dir():
-            raise Refused("not_found", f"There is no folder {self.root}", f"sudo install -d -o USER {self.root}")
-        if not check:  # `ggnet-server check` only looks, while another of us may run
+            raise Refused("not_found", f"The folder {self.root} does not exist", f"sudo install -d -o USER {self.root}")
+        if not check:  # `ggnet-server check` only inspects; another instance of this program may be running
             # A predecessor that was killed may still be in its last system call.
             self.lock = open(self.root / f".{instance}.lock", "w")
             fcntl.flock(self.lock, fcntl.LOCK_EX)
@@ -54,7 +54,7 @@ class Store:
                 raise
             os.rename(home / ".new", wanted)
         elif disk != wanted:
-            raise Refused("busy", f"{disk} is over another version; what was written to it means nothing over this one")
+            raise Refused("busy", f"{disk} is over another version, so its changes cannot be used with this one")
         return {"file": {"path": str(wanted), "format": "raw"}}
 
     def remove(self, id, how):
@@ -66,7 +66,7 @@ class Store:
         home = self.root / (self.ours + id)
         try:
             return self.listed(home) if home.exists() else None
-        except FileNotFoundError:  # removed this moment
+        except FileNotFoundError:  # it was removed in the meantime
             return None
 
     def list(self):
@@ -74,7 +74,7 @@ class Store:
         for home in sorted(self.root.glob(f"{self.ours}*")):
             try:
                 listed.append(self.listed(home))
-            except FileNotFoundError:  # removed this moment
+            except FileNotFoundError:  # it was removed in the meantime
                 pass
         return listed
 
@@ -101,7 +101,7 @@ KINDS = {errno.ENOENT: "not_found", errno.ENOSPC: "full", errno.EDQUOT: "full", 
 
 
 def copy(source, target):
-    """Shares the blocks, or copies them without the holes."""
+    """Shares the blocks with the source, or copies them and skips holes."""
     with open(source, "rb") as old, open(target, "wb") as new:
         try:
             fcntl.ioctl(new, FICLONE, old.fileno())
@@ -111,7 +111,7 @@ def copy(source, target):
             while at < end:
                 try:
                     at = os.lseek(old.fileno(), at, os.SEEK_DATA)
-                except OSError:  # nothing but a hole is left
+                except OSError:  # only a hole is left
                     break
                 hole = os.lseek(old.fileno(), at, os.SEEK_HOLE)
                 os.lseek(new.fileno(), at, os.SEEK_SET)
@@ -127,13 +127,13 @@ def handle(store, message, previous):
     answer = {"id": message["id"]}
     try:
         if message["method"] not in METHODS:
-            raise Refused("unsupported", f"There is no method {message['method']}")
+            raise Refused("unsupported", f"Unknown method {message['method']}")
         answer["result"] = METHODS[message["method"]](store, **message["params"])
     except Refused as e:
         answer["error"] = e.error
     except OSError as e:
         answer["error"] = {"kind": KINDS.get(e.errno, "unavailable"), "message": str(e)}
-    except Exception as e:  # in a thread of its own nobody else would hear of it
+    except Exception as e:  # an exception in a worker thread would otherwise be lost
         answer["error"] = {"kind": "internal", "message": repr(e)}
     say(answer)
 
@@ -155,13 +155,13 @@ def main():
         return say({"id": 0, "error": e.error})
     capabilities = {"provides": "file", "kill_safe": True, "power_safe": True, "discard": True}
     say({"id": 0, "result": {"protocol": 2, "port": "writeback", "capabilities": capabilities}})
-    last = {}  # by id, the last request for it that is under way; what is about no id has its own
-    with ThreadPoolExecutor(16) as pool:  # its end waits for all
+    last = {}  # the last request in flight for each id; a request without an id uses its own number
+    with ThreadPoolExecutor(16) as pool:  # leaving this block waits for all requests
         for line in sys.stdin.buffer:
             message = json.loads(line)
             if message["method"] == "shutdown":
                 break
-            if message["method"] == "cancel":  # what was begun is finished: nobody's harm
+            if message["method"] == "cancel":  # a request that has started is finished; that does no harm
                 continue
             id = message["params"].get("id", message["id"])
             last[id] = pool.submit(handle, store, message, last.get(id))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A DHCP backend for GGnet as a program of its own: it keeps an ethers file (ethers(5)) for a DHCP server of yours that reads one.
+"""A DHCP backend for GGnet as an external program: it maintains an ethers file (ethers(5)) for your DHCP server.
 
     [dhcp]
     backend = "external"
@@ -8,8 +8,8 @@
 
     52:54:00:00:00:01 pc-17 # ggnet <instance> <id> <digest>
 
-The lines tell whose they are; others' lines stay as they are. The file is replaced by a rename, so it is always the old or the new one,
-wherever this is killed. The protocol is in docs/backend-authors.md. Standard library only; copy it.
+The comment in a line shows its owner; other lines are not changed. The file is replaced by a rename, so it is always either the old or
+the new file, even if the program is killed. The protocol: docs/backend-authors.md. Uses only the standard library; copy it.
 """
 import json, os, sys
 
@@ -24,7 +24,7 @@ class Ethers:
         if protocol != 2 or port != "dhcp":
             raise Refused("unsupported", f"This is a dhcp backend for protocol 2, not {port} for {protocol}")
         if "path" not in config:
-            raise Refused("invalid", "The file is not named", 'config = { path = "/etc/ethers" }')
+            raise Refused("invalid", "The file is not configured", 'config = { path = "/etc/ethers" }')
         self.path, self.mark = config["path"], f" # ggnet {instance} "
 
     def apply(self, changes):
@@ -58,12 +58,12 @@ class Ethers:
             return []
 
     def parse(self, line):
-        """Id and digest of a line of ours; else nothing."""
+        """Id and digest of one of our lines; empty strings for any other line."""
         id, _, digest = line.rstrip("\n").partition(self.mark)[2].partition(" ")
         return id, digest
 
     def put(self, new):
-        """Replaces the lines of these ids, all in one change of the file."""
+        """Replaces the lines of these ids in a single change of the file."""
         old = self.lines()
         lines = [line for line in old if self.parse(line)[0] not in new] + sum(new.values(), [])
         if lines == old:
@@ -85,7 +85,7 @@ def main():
         method, params = message["method"], message["params"]
         if method == "shutdown":
             break
-        if method == "cancel":  # what it means was done before this was read
+        if method == "cancel":  # the request was already finished before this line was read
             continue
         answer = {"id": message["id"]}
         try:
@@ -96,7 +96,7 @@ def main():
             elif method in METHODS:
                 answer["result"] = METHODS[method](ethers, **params)
             else:
-                raise Refused("unsupported", f"There is no method {method}")
+                raise Refused("unsupported", f"Unknown method {method}")
         except Refused as e:
             answer["error"] = e.error
         except OSError as e:

@@ -28,7 +28,7 @@ const OF_AN_EVENT: u64 = 4096;
 /// What the log says of clients, and how many such lines it has at most in a second.
 const LINES: [(&[&str], u64); 6] = [
     (&["TFTP read"], 200),
-    (&["TFTP request", "Too many transfers"], 10),
+    (&["TFTP request", "too many TFTP transfers"], 10),
     (&["Answered"], 20),
     (&["login refused", "login put off", "login took too long"], 10),
     (&["logged in"], 100),

@@ -1,4 +1,4 @@
-//! What the boot file store "builtin" registers.
+//! The descriptor of the boot file store "builtin".
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -18,18 +18,18 @@ pub fn descriptor() -> Descriptor<dyn BootFileStore> {
         .summary("Boot files in memory, over HTTP and GGnet's own TFTP server")
         .keys(&[
             loaders::DIR_KEY,
-            ("tftp.listen", "Addresses and ports of TFTP; left out: 0.0.0.0:69 when an interface is named"),
+            ("tftp.listen", "Addresses and ports of TFTP; default: 0.0.0.0:69 when an interface is named"),
             (
                 "tftp.max_transfers",
-                "Transfers at once to clients that have acknowledged something; left out: 512",
+                "Concurrent transfers to clients that have acknowledged a block; default: 512",
             ),
             (
                 "tftp.max_unanswered",
-                "Transfers at once to clients that have acknowledged nothing yet; left out: 256",
+                "Concurrent transfers to clients that have not acknowledged a block yet; default: 256",
             ),
-            ("tftp.max_transfers_per_client", "Transfers at once to one address; left out: 16"),
-            ("tftp.retransmit_ms", "Milliseconds before the first retransmission; left out: 1000"),
-            ("tftp.retries", "Retransmissions before a transfer is given up; left out: 5"),
+            ("tftp.max_transfers_per_client", "Concurrent transfers to one address; default: 16"),
+            ("tftp.retransmit_ms", "Milliseconds before the first retransmission; default: 1000"),
+            ("tftp.retries", "Retransmissions before a transfer is aborted; default: 5"),
         ])
         .check(check)
         .listens(listens)
@@ -38,9 +38,9 @@ pub fn descriptor() -> Descriptor<dyn BootFileStore> {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
-    /// Served by TFTP when given, or when an interface is named.
+    /// TFTP is served if this is set, or if an interface is configured.
     tftp: Option<TftpConfig>,
-    /// Where Debian's package `ipxe` puts its loaders.
+    /// The folder of the loaders in Debian's package `ipxe`.
     #[serde(default = "debian")]
     loaders_dir: PathBuf,
 }
@@ -60,10 +60,10 @@ async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn BootFileStore>>
     let store = BuiltinBootFiles::new();
     let loaders = loaders::ensure_in(&store, &table.loaders_dir).await?;
     if let Some(tftp) = table.tftp {
-        // Firmware asks us for them.
+        // Firmware requests them from GGnet.
         store.loaders_are(loaders.health());
         let bound = store.serve_tftp(tftp).await?;
-        tracing::info!(?bound, "TFTP is served");
+        tracing::info!(?bound, "TFTP server is listening");
     }
     Ok(Arc::new(store))
 }

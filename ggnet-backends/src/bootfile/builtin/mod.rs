@@ -1,12 +1,12 @@
-//! The `builtin` boot file store: files in memory, served read-only by our own TFTP server; over HTTP they are served by
-//! whoever calls [`BootFileStore::read`].
+//! The `builtin` boot file store: files in memory, served read-only by our own TFTP server. For HTTP, the caller of [`BootFileStore::read`]
+//! serves them.
 //!
-//! A path `<mac>/<rest>` (the MAC address as six hexadecimal octets joined by hyphens) that is no stored path is answered with
-//! `<rest>`. DHCP offers loaders under such a path, so that a transfer tells which machine fetched its loader.
+//! If a path `<mac>/<rest>` (the MAC address as six hexadecimal octets joined by hyphens) is not a stored path, the store returns `<rest>`.
+//! DHCP offers loaders under such a path, so that a transfer identifies the machine that fetched its loader.
 //!
-//! Invariants: a reader sees a bundle whole, before or after an `ensure`, never half of it (one lock, held for a swap of
-//! pointers, never across an await). A transfer keeps the bytes it began with, whatever happens to the bundle meanwhile.
-//! Nothing is kept on disk: after a restart the reconciler fills the store again.
+//! Invariants: a reader sees a bundle either before or after an `ensure`, never a mix (one lock, held while pointers are swapped, never
+//! across an await). A transfer keeps the bytes it started with, even if the bundle changes. Nothing is kept on disk: after a restart the
+//! reconciler fills the store again.
 
 mod descriptor;
 mod tftp;
@@ -36,10 +36,10 @@ pub use tftp::fuzzing;
 /// The store's name in the configuration and in errors.
 const NAME: &str = "builtin";
 
-/// Above this many bytes a bundle is hashed on a thread of its own, not on the runtime.
+/// A larger bundle, in bytes, is hashed on a separate thread instead of the runtime.
 const HASH_INLINE_LIMIT: usize = 1 << 20;
 
-/// Boot files in memory, with a TFTP server of our own. Cheap to clone; all clones are one store.
+/// Boot files in memory, with our own TFTP server. Cheap to clone; all clones share one store.
 #[derive(Clone, Default)]
 pub struct BuiltinBootFiles {
     inner: Arc<Inner>,
@@ -50,7 +50,7 @@ struct Inner {
     files: RwLock<Files>,
     observer: OnceLock<Arc<dyn Observer>>,
     servers: Mutex<Vec<Arc<tftp::Server>>>,
-    /// How the loaders are that firmware asks for; none: nobody said it.
+    /// The health of the loaders that firmware requests; `None`: not set.
     loaders: OnceLock<Health>,
 }
 
@@ -68,9 +68,9 @@ struct Bundle {
 /// A file found for a requested path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The machine that the path names: a part of it, or a part up to its first dot (`machines/52-54-00-12-34-56.ipxe`).
+    /// The machine in the path: a path component, or a component up to its first dot (`machines/52-54-00-12-34-56.ipxe`).
     pub mac: Option<MacAddr>,
-    /// The stored path that answered.
+    /// The stored path that matched.
     pub path: BootPath,
     /// The file.
     pub bytes: Bytes,
@@ -83,12 +83,12 @@ impl BuiltinBootFiles {
         Self::default()
     }
 
-    /// Starts serving the files by TFTP on the configured addresses and returns the addresses bound (port 0 asks for any).
+    /// Starts serving the files by TFTP on the configured addresses and returns the bound addresses (port 0 lets the kernel choose a port).
     /// Must be called inside a tokio runtime; the tasks end with [`BootFileStore::shutdown`].
     ///
     /// # Errors
-    /// `Busy` when another program has the port, `Permission` when the port needs a capability, `Unavailable` when the host
-    /// has not the address, `Invalid` for limits of zero; each names the address and what to do. Nothing stays bound then.
+    /// `Busy` if another program uses the port, `Permission` if the port needs a capability, `Unavailable` if the host does not have the
+    /// address, `Invalid` for a limit of zero. Each error names the address and what to do. After an error nothing stays bound.
     #[expect(clippy::unused_async, reason = "proof that a runtime is there to spawn on")]
     pub async fn serve_tftp(&self, config: TftpConfig) -> Result<Vec<SocketAddr>> {
         let server = Arc::new(tftp::Server::start(config, self.clone())?);
@@ -97,12 +97,12 @@ impl BuiltinBootFiles {
         Ok(bound)
     }
 
-    /// Says once how the loaders are ([`Loaders::health`](crate::bootfile::loaders::Loaders::health)), for [`BootFileStore::health`].
+    /// Sets the health of the loaders ([`Loaders::health`](crate::bootfile::loaders::Loaders::health)) once, for [`BootFileStore::health`].
     pub fn loaders_are(&self, health: Health) {
         let _ = self.inner.loaders.set(health);
     }
 
-    /// The file that answers a request for `path`: the stored one, or for `<mac>/<rest>` the one stored as `<rest>`.
+    /// The file for a request for `path`: the one stored under that path, or for `<mac>/<rest>` the one stored as `<rest>`.
     #[must_use]
     pub fn resolve(&self, path: &BootPath) -> Option<Found> {
         let files = self.inner.files.read().unwrap_or_else(PoisonError::into_inner);
@@ -124,12 +124,12 @@ impl BuiltinBootFiles {
     }
 }
 
-/// The first that is named: a prefix says who asks.
+/// The first machine in the path: a prefix identifies the client.
 fn named_machine(path: &BootPath) -> Option<MacAddr> {
     path.as_str().split('/').find_map(|part| hyphenated_mac(part.split('.').next()?))
 }
 
-/// Only the hyphenated spelling: a file name of twelve hexadecimal digits is not a MAC address.
+/// Only with hyphens: a file name of twelve hexadecimal digits is not a MAC address.
 fn hyphenated_mac(part: &str) -> Option<MacAddr> {
     (part.len() == 17 && part.contains('-')).then(|| part.parse().ok()).flatten()
 }
@@ -146,11 +146,11 @@ impl BootFileStore for BuiltinBootFiles {
 
     fn attach(&self, observer: Arc<dyn Observer>) {
         if self.inner.observer.set(observer).is_err() {
-            tracing::warn!("A second observer for the boot file store was ignored");
+            tracing::warn!("ignored a second observer for the boot file store");
         }
     }
 
-    /// Dropped half-way: nothing was changed (the only await comes before the swap).
+    /// If the future is dropped, nothing has changed (the only await is before the swap).
     async fn ensure(&self, bundle: &BootBundle) -> Result<()> {
         let size: usize = bundle.files.values().map(Bytes::len).sum();
         let digest = if size <= HASH_INLINE_LIMIT {
@@ -168,7 +168,7 @@ impl BootFileStore for BuiltinBootFiles {
             {
                 return Err(Error::new(
                     ggnet_core::ErrorKind::Conflict,
-                    format!("The boot file {path} belongs to {owner} already"),
+                    format!("Boot file {path} already belongs to {owner}"),
                 )
                 .with_backend(NAME)
                 .with_operation("ensure")
@@ -207,7 +207,7 @@ impl BootFileStore for BuiltinBootFiles {
         Ok(files.bundles.iter().map(|(id, bundle)| listed(id, bundle)).collect())
     }
 
-    /// Answers `<mac>/<rest>` with `<rest>` as TFTP does.
+    /// Returns `<rest>` for `<mac>/<rest>`, as TFTP does.
     async fn read(&self, path: &BootPath) -> Result<Bytes> {
         self.resolve(path)
             .map(|found| found.bytes)

@@ -1,39 +1,40 @@
-//! Asks a TFTP server for one small file, as a client does (RFC 1350): the only proof that somebody serves the folder, and which.
+//! Requests one small file from a TFTP server, as a client does (RFC 1350): only this proves that a server serves the folder, and which
+//! folder.
 
 use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{net::UdpSocket, time::timeout};
 
-/// How long to wait for an answer before asking again, in milliseconds: in.tftpd starts a process for each request.
-const PATIENCE: [u64; 3] = [300, 600, 900];
+/// Timeouts of the requests, in milliseconds: in.tftpd starts a process for each request.
+const TIMEOUTS_MS: [u64; 3] = [300, 600, 900];
 
-/// What was answered.
+/// The response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The file, whole, if it is shorter than a block of 512 bytes.
+    /// The whole file, if it is shorter than a block of 512 bytes.
     File(Vec<u8>),
-    /// An ERROR packet's words.
+    /// The message of an ERROR packet.
     Refused(String),
-    /// Nothing, or nothing that is TFTP.
+    /// No response, or one that is not TFTP.
     Silence,
 }
 
-/// Asks. Dropped half-way: the server's process for this transfer gives up by itself. Errors: no socket could be had.
+/// Sends the request. If the future is dropped, the server's process for this transfer times out by itself. Errors: no socket is available.
 pub(super) async fn ask(server: SocketAddr, path: &str) -> io::Result<Answer> {
     let any: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = UdpSocket::bind(any).await?;
     let request = [b"\0\x01", path.as_bytes(), b"\0octet\0"].concat();
     let mut buffer = [0; 1024];
-    for patience in PATIENCE {
-        // A refusal by ICMP shows at the next call: as good as silence.
+    for timeout_ms in TIMEOUTS_MS {
+        // An ICMP error is reported by the next call; it counts as no response.
         if socket.send_to(&request, server).await.is_err() {
             continue;
         }
-        let received = timeout(Duration::from_millis(patience), socket.recv_from(&mut buffer)).await;
+        let received = timeout(Duration::from_millis(timeout_ms), socket.recv_from(&mut buffer)).await;
         let Ok(Ok((length, peer))) = received else { continue };
         match &buffer[..length] {
             [0, 3, 0, 1, data @ ..] if peer.ip() == server.ip() => {
-                // So that it does not send the block again; if this is lost it does, to nobody.
+                // So that the server does not send the block again; if this packet is lost, the server repeats the block without effect.
                 let _ = socket.send_to(&[0, 4, 0, 1], peer).await;
                 return Ok(Answer::File(data.to_vec()));
             }
@@ -60,7 +61,7 @@ mod tests {
             let (length, peer) = server.recv_from(&mut buffer).await.unwrap();
             assert_eq!(&buffer[..length], b"\0\x01a/b\0octet\0");
             server.send_to(packet, peer).await.unwrap();
-            // Kept open: a closed port would be a refusal.
+            // Kept open, because a closed port would be reported as an error.
             server
         });
         let answer = ask(at, "a/b").await.unwrap();

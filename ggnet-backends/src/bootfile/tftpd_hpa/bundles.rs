@@ -1,23 +1,24 @@
-//! Our bundles in the served folder: how they are made, found again, listed and removed.
+//! GGnet's bundles in the served folder: how they are created, found, listed and removed.
 //!
 //! ```text
-//!   <root>/machines/52-54-00-12-34-56.ipxe         a link to the file below; this is what a client asks for
+//!   <root>/machines/52-54-00-12-34-56.ipxe         a link to the file below; clients request this path
 //!   <root>/.ggnet/<instance>/<id>/machines/52-…    the bundle's file, mode 0644
-//!                                 .new.<n>         a file that is not whole yet
-//!                                 .changing        there while the bundle is being changed
+//!                                 .new.<n>         a file that is not complete yet
+//!                                 .changing        exists while the bundle is being changed
 //!                            .removed-<id>/        a bundle that is being removed
-//!                            .alive                a file of ours by which we know who serves the folder
+//!                            .alive                a file that shows which folder the server serves
 //! ```
-//! The link's text, relative and so right under any `chroot`, says whose the path is: instance and bundle. It never changes: a
-//! new version of a file is renamed over the old one, so a client at any time gets one of the two whole, and one that is being sent is
-//! sent to its end.
+//! The text of the link is relative, so it is valid under any `chroot`, and contains the owner of the path: instance and bundle. It never
+//! changes: a new version of a file is renamed over the old one. So a client always gets one of the two as a whole, and a transfer in
+//! progress continues with the old one.
 //!
-//! * Made: `.changing` (a new folder comes with it, from `.removed-…`), all new files (synced) beside the old ones, renames, links, then what the bundle no longer has, link before
-//!   file; at last `.changing` goes. An error before the renames leaves everything as it was.
-//! * Removed: links, then the folder is renamed to `.removed-…`, then emptied.
+//! * Create: `.changing` (in a new folder, which is renamed from `.removed-…`), all new files (synced) next to the old ones, renames,
+//!   links, then removal of what the bundle no longer has, each link before its file; finally `.changing` is removed. An error before the
+//!   renames leaves everything as it was.
+//! * Remove: links, then the folder is renamed to `.removed-…`, then its content is deleted.
 //!
-//! Invariants: a link of ours has its file, so that whoever knows the files knows the links (a link without one, as a power cut can leave it,
-//! is removed at the start and replaced when it is in the way); a path where anything else stands is never replaced and never removed.
+//! Invariants: each of our links has its file, so the files determine the links (a link without a file, which a power cut can leave, is
+//! removed at start and replaced if it is in the way). A path with anything else is never replaced and never removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,43 +37,43 @@ use rustix::fs::FileType;
 
 use super::root::{Entry, Root, is_in_the_way, is_nothing};
 
-/// The folder in the served folder in which every GGnet keeps its files.
+/// The folder inside the served folder in which every GGnet keeps its files.
 const OURS: &str = ".ggnet";
 const CHANGING: &str = ".changing";
 const NEW: &str = ".new.";
 const REMOVED: &str = ".removed-";
 const ALIVE: &str = ".alive";
-/// As deep as a boot path can be.
+/// The maximum depth of a boot path.
 const DEEPEST: usize = 8;
 
-/// See the module. Its calls wait for the disk; two for one id must not run at the same time.
+/// See the module. Its calls block on disk I/O; two calls for the same id must not run concurrently.
 pub(super) struct Bundles {
     root: PathBuf,
     instance: InstanceId,
-    /// Held while the sign of life is written: two at once would be in each other's way.
+    /// Held while the `.alive` file is written, because two concurrent writes would conflict.
     living: Mutex<()>,
 }
 
-/// Whose a path is.
-enum Owner {
-    /// Nobody's: free, or a link that leads to nothing.
+/// The owner of a path.
+enum PathOwner {
+    /// No owner: the path is free, or a dangling link.
     Nobody,
-    /// Of this bundle.
+    /// This bundle.
     This,
-    /// Of somebody else, in words.
+    /// Another owner, described in words.
     Other(String),
 }
 
-/// What stands of a bundle.
+/// The existing parts of a bundle.
 #[derive(Default)]
 struct Found {
-    /// Its files; those that in.tftpd may not read are left out.
+    /// Its files, without those that in.tftpd cannot read.
     files: BTreeMap<BootPath, Bytes>,
-    /// Files that are there, readable or not.
+    /// All existing files, readable or not.
     paths: BTreeSet<BootPath>,
     /// Folders, the deepest last.
     folders: Vec<String>,
-    /// Left by an `ensure` that was cut short.
+    /// Leftovers of an interrupted `ensure`.
     leftovers: Vec<String>,
 }
 
@@ -85,16 +86,16 @@ impl Bundles {
         Root::open(&self.root).map_err(|e| self.failed("Opening", "", e))
     }
 
-    /// An error of the operating system, with the whole path and what to do about it.
+    /// An error of the operating system, with the whole path and a hint.
     fn failed(&self, doing: &str, path: &str, e: io::Error) -> Error {
         let full = if path.is_empty() { self.root.clone() } else { self.root.join(path) };
         if is_in_the_way(&e) {
             return Error::new(
                 ErrorKind::Conflict,
-                format!("{doing} {}: a part of this path is a file or a symbolic link, and GGnet follows no link here", full.display()),
+                format!("{doing} {}: part of this path is a file or a symbolic link, and GGnet does not follow links here", full.display()),
             )
             .with_source(e)
-            .with_hint("see what it is (ls -l) and move it away");
+            .with_hint("find out what it is (ls -l) and move it away");
         }
         let error = Error::io(format!("{doing} {}", full.display()), e);
         let root = self.root.display();
@@ -109,7 +110,7 @@ impl Bundles {
         }
     }
 
-    fn house(&self) -> String {
+    fn instance_folder(&self) -> String {
         format!("{OURS}/{}", self.instance)
     }
 
@@ -117,27 +118,27 @@ impl Bundles {
         format!("{OURS}/{}/{id}", self.instance)
     }
 
-    fn grave(&self, id: &ResourceId) -> String {
+    fn removed(&self, id: &ResourceId) -> String {
         format!("{OURS}/{}/{REMOVED}{id}", self.instance)
     }
 
-    /// The path, as a client names it, of the file by which we know who serves the folder.
+    /// The path, as a client requests it, of the file that shows which folder the server serves.
     pub(super) fn alive(&self) -> String {
         format!("{OURS}/{}/{ALIVE}", self.instance)
     }
 
-    /// What that file says.
+    /// The content of that file.
     pub(super) fn alive_text(&self) -> String {
         format!("GGnet {}\n", self.instance)
     }
 
-    /// The text of the link that a path is.
+    /// The text of the link at a path.
     fn text(&self, id: &ResourceId, path: &BootPath) -> String {
         let up = "../".repeat(path.as_str().matches('/').count());
         format!("{up}{}/{path}", self.home(id))
     }
 
-    /// Whose link at `path` this is: instance and bundle; none for a link that no GGnet made.
+    /// The owner of the link at `path`: instance and bundle; `None` for a link that no GGnet made.
     fn parse_text<'a>(text: &'a str, path: &str) -> Option<(&'a str, ResourceId)> {
         let up = "../".repeat(path.matches('/').count());
         let rest = text.strip_prefix(&*up)?.strip_prefix(OURS)?.strip_prefix('/')?;
@@ -146,26 +147,26 @@ impl Bundles {
         Some((instance, id.parse().ok()?))
     }
 
-    fn owner(&self, root: &Root, id: &ResourceId, path: &BootPath) -> Result<Owner> {
+    fn owner(&self, root: &Root, id: &ResourceId, path: &BootPath) -> Result<PathOwner> {
         let at = |e| self.failed("Looking at", path.as_str(), e);
         let text = match root.entry(path.as_str()).map_err(at)? {
-            Entry::Absent => return Ok(Owner::Nobody),
-            Entry::Other => return Ok(Owner::Other("stands there and is not ours".to_owned())),
+            Entry::Absent => return Ok(PathOwner::Nobody),
+            Entry::Other => return Ok(PathOwner::Other("exists and was not made by GGnet".to_owned())),
             Entry::Link(text) => text,
         };
         let Some((instance, owner)) = Self::parse_text(&text, path.as_str()) else {
-            return Ok(Owner::Other(format!("is a symbolic link to {text:?} and not ours")));
+            return Ok(PathOwner::Other(format!("is a symbolic link to {text:?} that GGnet did not make")));
         };
         if instance != self.instance.as_str() {
-            return Ok(Owner::Other(format!("belongs to another GGnet, instance {instance}")));
+            return Ok(PathOwner::Other(format!("belongs to another GGnet, instance {instance}")));
         }
         if owner == *id {
-            return Ok(Owner::This);
+            return Ok(PathOwner::This);
         }
         let file = format!("{}/{path}", self.home(&owner));
         Ok(match root.entry(&file).map_err(at)? {
-            Entry::Absent => Owner::Nobody,
-            _ => Owner::Other(format!("belongs to {owner} already")),
+            Entry::Absent => PathOwner::Nobody,
+            _ => PathOwner::Other(format!("already belongs to {owner}")),
         })
     }
 
@@ -173,7 +174,7 @@ impl Bundles {
     pub(super) fn ensure(&self, bundle: &BootBundle) -> Result<()> {
         let root = self.open()?;
         for path in bundle.files.keys() {
-            if let Owner::Other(words) = self.owner(&root, &bundle.id, path)? {
+            if let PathOwner::Other(words) = self.owner(&root, &bundle.id, path)? {
                 return Err(self.conflict(path, &words));
             }
         }
@@ -191,29 +192,29 @@ impl Bundles {
         }
         let begun = if was_there { self.mark(&root, &home, &found) } else { self.begin(&root, &bundle.id) };
         begun.and_then(|()| self.write(&root, bundle, &found)).inspect_err(|e| {
-            // A new bundle goes again, so that a start that failed leaves nothing. What exists is left to the next call.
+            // Removes a new bundle again, so that a failed start leaves nothing. An existing bundle is left to the next call.
             let undo = || self.end_removal(&root, &bundle.id).and_then(|()| self.remove_in(&root, &bundle.id));
             if !was_there && let Err(left) = undo() {
-                tracing::warn!(bundle = %bundle.id, error = %left.report(), after = %e.report(), "not undone");
+                tracing::warn!(bundle = %bundle.id, error = %left.report(), after = %e.report(), "cannot undo a failed change");
             }
         })
     }
 
     fn conflict(&self, path: &BootPath, words: &str) -> Error {
-        Error::new(ErrorKind::Conflict, format!("The boot file {path} {words}"))
-            .with_hint(format!("{} is the file", self.root.join(path.as_str()).display()))
+        Error::new(ErrorKind::Conflict, format!("Boot file {path} {words}"))
+            .with_hint(format!("The file is {}", self.root.join(path.as_str()).display()))
     }
 
     fn linked(&self, root: &Root, bundle: &BootBundle) -> Result<bool> {
         for path in bundle.files.keys() {
-            if !matches!(self.owner(root, &bundle.id, path)?, Owner::This) {
+            if !matches!(self.owner(root, &bundle.id, path)?, PathOwner::This) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Marks a bundle that is there as being changed.
+    /// Marks an existing bundle as being changed.
     fn mark(&self, root: &Root, home: &str, found: &Found) -> Result<()> {
         for name in &found.leftovers {
             root.unlink(name).map_err(|e| self.failed("Removing", name, e))?;
@@ -222,13 +223,13 @@ impl Bundles {
         root.write_new(&changing, b"").map_err(|e| self.failed("Writing", &changing, e))
     }
 
-    /// A new bundle's folder. It has the mark from its first moment, for without one it would be a bundle without files; until then
-    /// it is one that is being removed.
+    /// Creates the folder of a new bundle. It has the mark from the start, because without the mark it would count as a bundle without
+    /// files; before the rename it counts as a bundle that is being removed.
     fn begin(&self, root: &Root, id: &ResourceId) -> Result<()> {
-        let (home, grave) = (self.home(id), self.grave(id));
-        root.make_dirs(&grave)
-            .and_then(|()| root.write_new(&format!("{grave}/{CHANGING}"), b""))
-            .and_then(|()| root.rename(&grave, &home))
+        let (home, removed) = (self.home(id), self.removed(id));
+        root.make_dirs(&removed)
+            .and_then(|()| root.write_new(&format!("{removed}/{CHANGING}"), b""))
+            .and_then(|()| root.rename(&removed, &home))
             .map_err(|e| self.failed("Making", &home, e))
     }
 
@@ -246,7 +247,7 @@ impl Bundles {
                 .map_err(|e| self.failed("Writing", &file, e))
         });
         if let Err(e) = prepared {
-            // Nothing was renamed: without these the bundle is as it was.
+            // Nothing was renamed: without the new files the bundle is unchanged.
             for name in news.iter().chain([&changing]) {
                 root.unlink(name).map_err(|e| self.failed("Removing", name, e))?;
             }
@@ -267,37 +268,37 @@ impl Bundles {
         root.unlink(&changing).map_err(|e| self.failed("Removing", &changing, e))
     }
 
-    /// Makes the link of a path that is ours or nobody's.
+    /// Creates the link of a path that is free or belongs to this bundle.
     fn link(&self, root: &Root, id: &ResourceId, path: &BootPath) -> Result<()> {
         let at = |e| self.failed("Linking", path.as_str(), e);
         loop {
             match self.owner(root, id, path)? {
-                Owner::This => return Ok(()),
-                Owner::Other(words) => return Err(self.conflict(path, &words)),
-                Owner::Nobody => {}
+                PathOwner::This => return Ok(()),
+                PathOwner::Other(words) => return Err(self.conflict(path, &words)),
+                PathOwner::Nobody => {}
             }
-            // Leads to nothing, if it is there.
+            // A dangling link, if it exists.
             if matches!(root.entry(path.as_str()).map_err(at)?, Entry::Link(_)) {
                 root.unlink(path.as_str()).map_err(at)?;
             }
             let parent = path.as_str().rsplit_once('/').map_or("", |(parent, _)| parent);
             match root.make_dirs(parent).and_then(|()| root.symlink(&self.text(id, path), path.as_str())) {
-                // Another bundle of the folder went meanwhile and took the empty folder with it, or somebody was quicker.
+                // Removing another bundle may have removed the empty folder in the meantime, or another call created the link first.
                 Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {}
                 other => return other.map_err(at),
             }
         }
     }
 
-    /// Removes the link of a path, if it is this bundle's, and the folders that it leaves empty, but for the topmost.
+    /// Removes the link of a path, if it belongs to this bundle, and the folders that become empty, except the topmost one.
     fn unlink(&self, root: &Root, id: &ResourceId, path: &BootPath) -> Result<()> {
-        if !matches!(self.owner(root, id, path)?, Owner::This) {
+        if !matches!(self.owner(root, id, path)?, PathOwner::This) {
             return Ok(());
         }
         root.unlink(path.as_str()).map_err(|e| self.failed("Removing", path.as_str(), e))?;
         let mut at = path.as_str();
         while let Some((parent, _)) = at.rsplit_once('/').filter(|(parent, _)| parent.contains('/')) {
-            // Not empty, mostly.
+            // Usually because it is not empty.
             if root.rmdir(parent).is_err() {
                 break;
             }
@@ -306,7 +307,7 @@ impl Bundles {
         Ok(())
     }
 
-    /// Removes the bundle, whatever is there of it.
+    /// Removes the bundle, including an incomplete one.
     pub(super) fn remove(&self, id: &ResourceId) -> Result<()> {
         let root = self.open()?;
         self.end_removal(&root, id)?;
@@ -321,17 +322,17 @@ impl Bundles {
         for path in &found.paths {
             self.unlink(root, id, path)?;
         }
-        root.rename(&home, &self.grave(id)).map_err(|e| self.failed("Removing", &home, e))?;
+        root.rename(&home, &self.removed(id)).map_err(|e| self.failed("Removing", &home, e))?;
         self.end_removal(root, id)
     }
 
-    /// Ends a removal that had got as far as the rename.
+    /// Completes a removal that was interrupted after the rename.
     fn end_removal(&self, root: &Root, id: &ResourceId) -> Result<()> {
-        let grave = self.grave(id);
-        let at = |e| self.failed("Removing", &grave, e);
-        let Some(found) = self.find(root, &grave).map_err(at)? else { return Ok(()) };
+        let removed = self.removed(id);
+        let at = |e| self.failed("Removing", &removed, e);
+        let Some(found) = self.find(root, &removed).map_err(at)? else { return Ok(()) };
         for path in &found.paths {
-            root.unlink(&format!("{grave}/{path}")).map_err(at)?;
+            root.unlink(&format!("{removed}/{path}")).map_err(at)?;
         }
         for name in &found.leftovers {
             root.unlink(name).map_err(at)?;
@@ -342,14 +343,14 @@ impl Bundles {
         Ok(())
     }
 
-    /// What stands of the bundle in this folder of ours; none if that is not there.
+    /// The existing parts of the bundle in this folder; `None` if the folder does not exist.
     fn find(&self, root: &Root, home: &str) -> io::Result<Option<Found>> {
         let mut found = Found::default();
         let mut folders = vec![home.to_owned()];
         while let Some(folder) = folders.pop() {
             let names = match root.names(&folder) {
                 Err(e) if is_nothing(&e) && folder == home => return Ok(None),
-                // Removed meanwhile.
+                // Removed in the meantime.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 other => other?,
             };
@@ -371,7 +372,7 @@ impl Bundles {
                         found.paths.insert(path);
                     }
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                    // A link or something stranger that somebody put there: to be replaced.
+                    // A link or another kind of file that an operator created: it will be replaced.
                     Err(e) if is_in_the_way(&e) || e.kind() == io::ErrorKind::InvalidInput => {
                         found.paths.insert(path);
                     }
@@ -383,22 +384,22 @@ impl Bundles {
         Ok(Some(found))
     }
 
-    /// Our bundles.
+    /// Lists our bundles.
     pub(super) fn list(&self) -> Result<Vec<Listed>> {
         self.listed(|_| true)
     }
 
-    /// One of our bundles.
+    /// Returns one of our bundles.
     pub(super) fn get(&self, id: &ResourceId) -> Result<Option<Listed>> {
         Ok(self.listed(|other| other == id)?.pop())
     }
 
     fn listed(&self, is_wanted: impl Fn(&ResourceId) -> bool) -> Result<Vec<Listed>> {
         let root = self.open()?;
-        let house = self.house();
-        let names = match root.names(&house) {
+        let instance_folder = self.instance_folder();
+        let names = match root.names(&instance_folder) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(|e| self.failed("Reading", &house, e))?,
+            other => other.map_err(|e| self.failed("Reading", &instance_folder, e))?,
         };
         let mut listed = BTreeMap::new();
         for (name, _) in names.iter().filter(|(_, kind)| *kind == FileType::Directory) {
@@ -407,7 +408,7 @@ impl Bundles {
             if !is_wanted(&id) {
                 continue;
             }
-            let home = format!("{house}/{name}");
+            let home = format!("{instance_folder}/{name}");
             let Some(found) = self.find(&root, &home).map_err(|e| self.failed("Reading", &home, e))? else {
                 continue;
             };
@@ -417,7 +418,7 @@ impl Bundles {
             let whole = !half && self.linked(&root, &bundle)?;
             let completeness = if whole { Completeness::Whole } else { Completeness::Partial };
             let one = Listed { digest: whole.then(|| bundle.digest()), id: id.clone(), completeness };
-            // What is left of a namesake goes with the next call for it.
+            // The rest of a removed bundle with the same name is deleted by the next call for it.
             if removed.is_none() || !listed.contains_key(&id) {
                 listed.insert(id, one);
             }
@@ -425,7 +426,7 @@ impl Bundles {
         Ok(listed.into_values().collect())
     }
 
-    /// A file of ours, as a client gets it.
+    /// The content of one of our files, as a client gets it.
     pub(super) fn read(&self, path: &BootPath) -> Result<Bytes> {
         let root = self.open()?;
         let at = |e| self.failed("Reading", path.as_str(), e);
@@ -442,18 +443,20 @@ impl Bundles {
         }
     }
 
-    /// Removes what an earlier process of ours left half-way, makes our folder, and puts our sign of life into it.
+    /// Removes incomplete files of an earlier process of ours, creates our folder, and writes the `.alive` file.
     pub(super) fn clean(&self) -> Result<()> {
         let root = self.open()?;
-        let house = self.house();
-        root.make_dirs(&house).map_err(|e| self.failed("Making", &house, e))?;
-        for (name, kind) in root.names(&house).map_err(|e| self.failed("Reading", &house, e))? {
+        let instance_folder = self.instance_folder();
+        root.make_dirs(&instance_folder).map_err(|e| self.failed("Making", &instance_folder, e))?;
+        for (name, kind) in
+            root.names(&instance_folder).map_err(|e| self.failed("Reading", &instance_folder, e))?
+        {
             if kind == FileType::Symlink {
-                // Nobody of ours made it: the call that it is in the way of will name it.
+                // Not made by GGnet: the call that it blocks will report it.
             } else if let Some(Ok(id)) = name.strip_prefix(REMOVED).map(str::parse) {
                 self.end_removal(&root, &id)?;
             } else if name.starts_with(NEW) {
-                let old = format!("{house}/{name}");
+                let old = format!("{instance_folder}/{name}");
                 root.unlink(&old).map_err(|e| self.failed("Removing", &old, e))?;
             } else if let Ok(id) = name.parse() {
                 self.clean_home(&root, &self.home(&id))?;
@@ -463,7 +466,7 @@ impl Bundles {
         self.show_life()
     }
 
-    /// Half-written files. The mark stays: the bundle is what the next `ensure` has to look at.
+    /// Removes incomplete files. The mark stays, so that the next `ensure` checks the bundle.
     fn clean_home(&self, root: &Root, home: &str) -> Result<()> {
         let at = |e| self.failed("Cleaning", home, e);
         for (name, _) in root.names(home).map_err(at)?.iter().filter(|(name, _)| name.starts_with(NEW)) {
@@ -472,12 +475,12 @@ impl Bundles {
         Ok(())
     }
 
-    /// Links of ours that lead to nothing.
+    /// Removes our dangling links.
     fn clean_links(&self, root: &Root) -> Result<()> {
         let mut folders = vec![(String::new(), 0)];
         while let Some((folder, depth)) = folders.pop() {
             let names = match root.names(&folder) {
-                // An operator's folder that we may not look into holds nothing of ours.
+                // An operator's folder that we cannot read does not contain our links.
                 Err(_) if depth > 0 => continue,
                 other => other.map_err(|e| self.failed("Reading", &folder, e))?,
             };
@@ -501,21 +504,21 @@ impl Bundles {
         Ok(())
     }
 
-    /// Writes the file by which we know who serves the folder: also how we know that we can write.
+    /// Writes the `.alive` file. This also shows that the folder is writable.
     pub(super) fn show_life(&self) -> Result<()> {
         let _one = self.living.lock().unwrap_or_else(PoisonError::into_inner);
         let root = self.open()?;
-        let (alive, new) = (self.alive(), format!("{}/{NEW}alive", self.house()));
+        let (alive, new) = (self.alive(), format!("{}/{NEW}alive", self.instance_folder()));
         root.unlink(&new)
             .and_then(|()| root.write_new(&new, self.alive_text().as_bytes()))
             .and_then(|()| root.rename(&new, &alive))
             .map_err(|e| self.failed("Writing", &alive, e))
     }
 
-    /// A folder that in.tftpd, who runs as a user of its own, may not go through: its path and the line that mends it.
+    /// A folder that in.tftpd, which runs as another user, cannot enter: its path and the command that fixes it.
     pub(super) fn closed_folder(&self) -> Result<Option<String>> {
         let root = self.open()?;
-        for folder in ["", OURS, &self.house(), "machines"] {
+        for folder in ["", OURS, &self.instance_folder(), "machines"] {
             let mode = match root.folder_mode(folder) {
                 Err(e) if is_nothing(&e) => continue,
                 other => other.map_err(|e| self.failed("Looking at", folder, e))?,
@@ -523,7 +526,7 @@ impl Bundles {
             if !mode.contains(rustix::fs::Mode::XOTH) {
                 let full = self.root.join(folder);
                 let full = full.display();
-                return Ok(Some(format!("{full} is closed to in.tftpd's user: sudo chmod o+rx {full}")));
+                return Ok(Some(format!("in.tftpd's user has no access to {full}: sudo chmod o+rx {full}")));
             }
         }
         Ok(None)

@@ -1,4 +1,4 @@
-//! What the boot file store "tftpd-hpa" registers.
+//! The descriptor of the boot file store "tftpd-hpa".
 
 use std::{net::Ipv4Addr, path::Path, sync::Arc};
 
@@ -17,9 +17,9 @@ pub fn descriptor() -> Descriptor<dyn BootFileStore> {
     Descriptor::new(NAME, make)
         .summary("A folder that Debian's tftpd-hpa serves")
         .keys(&[
-            ("root", "The folder, TFTP_DIRECTORY in /etc/default/tftpd-hpa; left out: /srv/tftp"),
-            ("server", "Where in.tftpd answers us; left out: 127.0.0.1:69"),
-            ("ask", "Whether health asks it for a file, not where it is on another host; left out: true"),
+            ("root", "The folder; the same as TFTP_DIRECTORY in /etc/default/tftpd-hpa; default: /srv/tftp"),
+            ("server", "The address and port of in.tftpd; default: 127.0.0.1:69"),
+            ("ask", "Whether the health check requests a file from it; set false if it runs on another host; default: true"),
             loaders::DIR_KEY,
         ])
         .without_mac_paths()
@@ -49,7 +49,7 @@ async fn check(_: Wiring, table: Settings) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// On every address of this host; where it is on another one, nothing is known.
+/// On every address of this host; if in.tftpd runs on another host, nothing is known.
 fn listens(_: &Wiring, table: Settings) -> Result<Vec<Socket>> {
     let config: TftpdHpaConfig = settings(NAME, table)?;
     let at = (Ipv4Addr::UNSPECIFIED, config.server.port()).into();

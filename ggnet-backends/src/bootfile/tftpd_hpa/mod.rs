@@ -1,16 +1,17 @@
-//! The boot file store "tftpd-hpa": a folder that Debian's `in.tftpd` serves; over HTTP the files are served by whoever calls
-//! [`BootFileStore::read`].
+//! The boot file store "tftpd-hpa": a folder that Debian's `in.tftpd` serves. For HTTP, the caller of [`BootFileStore::read`] serves the
+//! files.
 //!
-//! What holds, and where it is argued:
-//! * a client gets a file whole, old or new (`bundles`);
-//! * the names in the folder tell `list` everything, and two GGnets in one folder leave each other alone (`bundles`);
-//! * nothing outside the folder is read or written, whatever links stand in it (`root`);
-//! * health knows whether in.tftpd serves this very folder: it asks for a file (`ask`).
+//! Guarantees, and the modules that explain them:
+//! * a client gets a whole file, old or new (`bundles`);
+//! * the names in the folder contain everything that `list` needs, and two GGnets in one folder do not affect each other (`bundles`);
+//! * nothing outside the folder is read or written, whatever links it contains (`root`);
+//! * health checks whether in.tftpd serves this folder: it requests a file (`ask`).
 //!
-//! Floors: `mod` → `bundles` → `root`; `ask`.
+//! Levels: `mod` → `bundles` → `root`; `ask`.
 //!
-//! Invariants: calls for one bundle run one after the other; file work runs on blocking threads and ends there even when the caller's
-//! future is dropped. in.tftpd is neither started nor stopped here, and it tells nobody what it sent: no boot stage comes from this store.
+//! Invariants: calls for the same bundle run one after the other; file operations run on blocking threads and complete even if the caller's
+//! future is dropped. This store neither starts nor stops in.tftpd, and in.tftpd does not report what it sent: this store reports no boot
+//! stage.
 
 mod ask;
 mod bundles;
@@ -45,13 +46,13 @@ pub const NAME: &str = "tftpd-hpa";
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TftpdHpaConfig {
-    /// The folder that in.tftpd serves (`TFTP_DIRECTORY` in `/etc/default/tftpd-hpa`). It must be there and be ours to write.
+    /// The folder that in.tftpd serves (`TFTP_DIRECTORY` in `/etc/default/tftpd-hpa`). It must exist and be writable for us.
     pub root: PathBuf,
-    /// Where in.tftpd answers us: health asks it for a file of ours.
+    /// The address of in.tftpd: the health check requests a file from it.
     pub server: SocketAddr,
-    /// Whether health asks at all; not where the server is on another host and sees the folder over the network.
+    /// Whether the health check requests a file; false if in.tftpd runs on another host and accesses the folder over the network.
     pub ask: bool,
-    /// Where the loaders are that whoever wires this store puts into it.
+    /// The folder of the loaders that the wiring adds to this store.
     pub loaders_dir: PathBuf,
 }
 
@@ -66,7 +67,7 @@ impl Default for TftpdHpaConfig {
     }
 }
 
-/// The boot file store "tftpd-hpa". See the module. Cheap to clone; all clones are one store.
+/// The boot file store "tftpd-hpa". See the module. Cheap to clone; all clones share one store.
 #[derive(Clone)]
 pub struct TftpdHpa {
     inner: Arc<Inner>,
@@ -76,11 +77,11 @@ struct Inner {
     config: TftpdHpaConfig,
     bundles: Bundles,
     slots: Slots<()>,
-    /// The paths that an `ensure` under way wants, and for which bundle: until its links are there the folder does not say so.
+    /// The paths that a running `ensure` will create, with their bundle: before its links exist, the folder does not show them.
     wanted: Mutex<HashMap<BootPath, ResourceId>>,
 }
 
-/// Gives the paths back.
+/// Releases the paths.
 struct Claim {
     inner: Arc<Inner>,
     paths: Vec<BootPath>,
@@ -100,13 +101,13 @@ impl Inner {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of the bundle's paths, or `Conflict`.
+    /// Reserves all paths of the bundle, or returns `Conflict`.
     fn claim(self: &Arc<Self>, bundle: &BootBundle) -> Result<Claim> {
         let mut wanted = self.wanted();
         if let Some((path, owner)) = bundle.files.keys().find_map(|path| wanted.get_key_value(path)) {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("The boot file {path} is being made for {owner}"),
+                format!("Boot file {path} is being written for {owner}"),
             ));
         }
         let paths: Vec<BootPath> = bundle.files.keys().cloned().collect();
@@ -117,11 +118,11 @@ impl Inner {
 }
 
 impl TftpdHpa {
-    /// Opens the folder: removes what an earlier process of this instance left half-made, and writes a sign of life into it.
-    /// Dropped half-way: the clean-up goes on.
+    /// Opens the folder: removes incomplete files of an earlier process of this instance, and writes the `.alive` file. If the future is
+    /// dropped, the clean-up continues.
     ///
     /// # Errors
-    /// `NotFound` when the folder is not there, `Permission` when it is not ours to write, `Full`; each names the path.
+    /// `NotFound` if the folder does not exist, `Permission` if it is not writable for us, `Full`; each names the path.
     pub async fn open(config: TftpdHpaConfig, instance: InstanceId) -> Result<Self> {
         let bundles = Bundles::new(config.root.clone(), instance);
         let inner = Arc::new(Inner { config, bundles, slots: Slots::new(NAME), wanted: Mutex::default() });
@@ -140,14 +141,14 @@ impl TftpdHpa {
         slots::blocking(NAME, operation, subject, move || work(&inner)).await
     }
 
-    /// Whether in.tftpd answers, and with a file of this folder.
+    /// Whether in.tftpd responds, with a file of this folder.
     async fn served(&self) -> Health {
         let (server, bundles) = (self.inner.config.server, &self.inner.bundles);
         let root = self.inner.config.root.display();
         match ask::ask(server, &bundles.alive()).await {
             Ok(Answer::File(bytes)) if bytes == bundles.alive_text().as_bytes() => Health::Up,
             Ok(Answer::Silence) => Health::Down(format!(
-                "Nobody answers TFTP on {server}: systemctl status tftpd-hpa (sudo apt-get install tftpd-hpa), or set `server`"
+                "No TFTP server answers on {server}: systemctl status tftpd-hpa (sudo apt-get install tftpd-hpa), or set `server`"
             )),
             Ok(Answer::Refused(words)) => Health::Down(format!(
                 "The TFTP server on {server} does not serve {root}: it answers {words:?}; see TFTP_DIRECTORY and --secure in \
@@ -156,7 +157,7 @@ impl TftpdHpa {
             Ok(Answer::File(_)) => {
                 Health::Down(format!("The TFTP server on {server} serves another folder than {root}"))
             }
-            Err(e) => Health::Down(format!("TFTP could not be asked on {server}: {e}")),
+            Err(e) => Health::Down(format!("Cannot send a TFTP request to {server}: {e}")),
         }
     }
 }
@@ -167,10 +168,10 @@ impl BootFileStore for TftpdHpa {
         NAME
     }
 
-    /// in.tftpd reports to nobody: there is nothing to tell.
+    /// in.tftpd does not report transfers, so there is nothing to observe.
     fn attach(&self, _: Arc<dyn Observer>) {}
 
-    /// Dropped half-way: the file work goes on to its end.
+    /// If the future is dropped, the file operations still complete.
     async fn ensure(&self, bundle: &BootBundle) -> Result<()> {
         let slot = self.inner.slots.lock(&bundle.id).await?;
         let wanted = bundle.clone();
@@ -182,7 +183,7 @@ impl BootFileStore for TftpdHpa {
         .await
     }
 
-    /// Dropped half-way: the file work goes on to its end.
+    /// If the future is dropped, the file operations still complete.
     async fn remove(&self, id: &ResourceId) -> Result<()> {
         let slot = self.inner.slots.lock(id).await?;
         let gone = id.clone();
@@ -230,7 +231,7 @@ impl BootFileStore for TftpdHpa {
         }
     }
 
-    /// in.tftpd serves on: its files are as good after our end as before.
+    /// in.tftpd continues to run: its files remain valid after we exit.
     async fn shutdown(&self) {
         for (_, slot) in self.inner.slots.close() {
             drop(slot.lock().await);

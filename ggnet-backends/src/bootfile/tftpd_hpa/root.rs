@@ -1,13 +1,12 @@
-//! The served folder, and file work that cannot leave it.
+//! The served folder, with file operations that cannot leave it.
 //!
-//! Every path is resolved by the kernel below the folder's own descriptor (openat2 with `RESOLVE_BENEATH` and
-//! `RESOLVE_NO_SYMLINKS`, Linux 5.6), so that no `..`, no symbolic link that somebody planted and no race with a rename leads out
-//! of it. The last part of a path is only ever named relative to its opened parent, by calls that do not follow it. Why not the
-//! crate cap-std: it would follow the links within the folder, which we want refused, and bring eight crates for what rustix,
-//! already here, does in one call.
+//! The kernel resolves every path below the folder's own descriptor (openat2 with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`, Linux 5.6),
+//! so that no `..`, no symbolic link and no race with a rename leads outside. The last component of a path is only used relative to its
+//! opened parent, by calls that do not follow links. The crate cap-std is not used, because it follows links within the folder, which must
+//! be rejected here, and adds eight crates for what rustix, already a dependency, does in one call.
 //!
-//! Invariants: no symbolic link is followed, not even one of ours; a new file's name appears when its bytes are on the disk; what
-//! is made here is world-readable whatever our umask is, because in.tftpd serves nothing else.
+//! Invariants: no symbolic link is followed, not even our own; the name of a new file appears only after its bytes are on disk; files and
+//! folders created here are world-readable whatever our umask is, because in.tftpd serves no others.
 
 use std::{
     fs::File,
@@ -23,10 +22,10 @@ use rustix::{
 
 const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
 
-/// The folder, open. Paths given to its methods are relative to it and joined by `/`; the empty one is the folder itself.
+/// The open folder. Paths of its methods are relative to it and separated by `/`; the empty path is the folder itself.
 pub(super) struct Root(OwnedFd);
 
-/// What stands under a name.
+/// What exists under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     /// Nothing.
@@ -37,15 +36,15 @@ pub(super) enum Entry {
     Other,
 }
 
-/// A file's bytes.
+/// The content of a file.
 pub(super) struct Content {
     pub(super) bytes: Vec<u8>,
-    /// Whether in.tftpd may read it.
+    /// Whether in.tftpd can read it.
     pub(super) world_readable: bool,
 }
 
 impl Root {
-    /// Opens the folder; here, and only here, links are followed: the operator may have made one of it.
+    /// Opens the folder. Only here links are followed, because the operator may have replaced the folder with a link.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(rustix::fs::openat(CWD, path, FOLDER, Mode::empty())?))
     }
@@ -55,26 +54,26 @@ impl Root {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         loop {
             match rustix::fs::openat2(&self.0, path, flags, Mode::empty(), resolve) {
-                // The kernel could not tell whether a rename under way led out of the folder.
+                // The kernel could not determine whether a concurrent rename led outside the folder.
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 other => return Ok(other?),
             }
         }
     }
 
-    /// The folder that `path` stands in, open, and its last part.
+    /// The open parent folder of `path`, and its last component.
     fn parent<'a>(&self, path: &'a str) -> io::Result<(OwnedFd, &'a str)> {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.open_at(parent, FOLDER)?, name))
     }
 
-    /// Makes a folder and those above it, mode 0755; those that are there are left as they are.
+    /// Creates a folder and its parents with mode 0755; existing ones are not changed.
     pub(super) fn make_dirs(&self, path: &str) -> io::Result<()> {
         for (at, _) in path.match_indices('/').chain([(path.len(), "")]).filter(|(at, _)| *at > 0) {
             let (parent, name) = self.parent(&path[..at])?;
             match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) => rustix::fs::fchmod(self.open_at(&path[..at], FOLDER)?, Mode::from_raw_mode(0o755))?,
-                // Something else than a folder is found out by whoever goes through it.
+                // If this is not a folder, the next call that enters it reports that.
                 Err(Errno::EXIST) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -84,7 +83,7 @@ impl Root {
 
     /// Reads a regular file.
     pub(super) fn read(&self, path: &str) -> io::Result<Content> {
-        // NONBLOCK: nobody must hold us up with a FIFO of this name.
+        // NONBLOCK: a FIFO of this name must not block us.
         let fd = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC)?;
         let stat = rustix::fs::fstat(&fd)?;
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
@@ -96,7 +95,7 @@ impl Root {
         Ok(Content { bytes, world_readable })
     }
 
-    /// Writes a new file, mode 0644, to the disk itself. On an error nothing is left of it.
+    /// Writes a new file, mode 0644, and syncs it to disk. After an error, no file is left.
     pub(super) fn write_new(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -106,26 +105,26 @@ impl Root {
             .and_then(|()| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?))
             .and_then(|()| file.sync_all());
         if written.is_err() {
-            // What counts is why the write failed; what is left is cleaned up by the next call.
+            // The cause of the failed write matters; the next call removes the rest.
             let _ = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
         }
         written
     }
 
-    /// Renames; a file in the way is replaced.
+    /// Renames; replaces an existing file.
     pub(super) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let ((from_dir, from), (to_dir, to)) = (self.parent(from)?, self.parent(to)?);
         Ok(rustix::fs::renameat(from_dir, from, to_dir, to)?)
     }
 
-    /// What stands under a name; a folder above it that is not there, or is no folder, means nothing.
+    /// What exists under a name; `Absent` also if a parent does not exist or is not a folder.
     pub(super) fn entry(&self, path: &str) -> io::Result<Entry> {
         let (parent, name) = match self.parent(path) {
             Err(e) if is_nothing(&e) => return Ok(Entry::Absent),
             other => other?,
         };
         match rustix::fs::readlinkat(parent, name, Vec::new()) {
-            // A text that is no UTF-8 is not ours: an empty one is of nobody.
+            // A link text that is not UTF-8 is not ours: an empty text has no owner.
             Ok(text) => Ok(Entry::Link(text.into_string().unwrap_or_default())),
             Err(Errno::NOENT) => Ok(Entry::Absent),
             Err(Errno::INVAL) => Ok(Entry::Other),
@@ -133,18 +132,18 @@ impl Root {
         }
     }
 
-    /// Makes a symbolic link under a name that is free.
+    /// Creates a symbolic link under a free name.
     pub(super) fn symlink(&self, text: &str, path: &str) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
         Ok(rustix::fs::symlinkat(text, parent, name)?)
     }
 
-    /// Removes a file or a link; one that is not there is success.
+    /// Removes a file or a link; success if it does not exist.
     pub(super) fn unlink(&self, path: &str) -> io::Result<()> {
         self.remove(path, AtFlags::empty())
     }
 
-    /// Removes an empty folder; one that is not there is success.
+    /// Removes an empty folder; success if it does not exist.
     pub(super) fn rmdir(&self, path: &str) -> io::Result<()> {
         self.remove(path, AtFlags::REMOVEDIR)
     }
@@ -158,7 +157,7 @@ impl Root {
         }
     }
 
-    /// The names in a folder with what they are; those that are no UTF-8 are left out: they are not ours.
+    /// The names in a folder and their kinds; names that are not UTF-8 are skipped, because they are not ours.
     pub(super) fn names(&self, path: &str) -> io::Result<Vec<(String, FileType)>> {
         let mut names = Vec::new();
         let fd = self.open_at(path, FOLDER)?;
@@ -169,7 +168,7 @@ impl Root {
                 continue;
             }
             let kind = match entry.file_type() {
-                // Some file systems leave it to stat.
+                // Some file systems do not report the kind here.
                 FileType::Unknown => match rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) => FileType::from_raw_mode(stat.st_mode),
                     Err(Errno::NOENT) => continue,
@@ -188,12 +187,12 @@ impl Root {
     }
 }
 
-/// Whether an error says that a path leads to nothing: a part of it is not there, or is no folder.
+/// Whether an error means that a path does not exist: a part of it is missing or is not a folder.
 pub(super) fn is_nothing(e: &io::Error) -> bool {
     matches!(Errno::from_io_error(e), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV))
 }
 
-/// Whether an error says that something stands where a folder should be: a file, or a link that is not followed.
+/// Whether an error means that something else is in the place of a folder: a file, or a link, which is not followed.
 pub(super) fn is_in_the_way(e: &io::Error) -> bool {
     matches!(Errno::from_io_error(e), Some(Errno::NOTDIR | Errno::LOOP | Errno::XDEV))
 }

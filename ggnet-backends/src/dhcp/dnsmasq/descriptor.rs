@@ -1,4 +1,4 @@
-//! What the DHCP backend "dnsmasq" registers.
+//! The descriptor of the DHCP backend "dnsmasq".
 
 use std::sync::Arc;
 
@@ -20,16 +20,16 @@ use crate::{
 #[must_use]
 pub fn descriptor() -> Descriptor<dyn DhcpBackend> {
     Descriptor::new(NAME, make)
-        .summary("A dnsmasq of this host, by files that it reads")
+        .summary("dnsmasq on this host, through files that it reads")
         .keys(&[
             (
                 "mode",
-                "\"server\": it gives out addresses; \"proxy\": another server does; left out: \"server\"",
+                "\"server\": it gives out addresses; \"proxy\": another server does; default: \"server\"",
             ),
-            ("hosts_dir", "The folder that dhcp-hostsdir names; left out: /var/lib/ggnet-dhcp/dnsmasq/hosts"),
+            ("hosts_dir", "The folder that dhcp-hostsdir names; default: /var/lib/ggnet-dhcp/dnsmasq/hosts"),
             (
                 "options_dir",
-                "The folder that dhcp-optsdir names; left out: /var/lib/ggnet-dhcp/dnsmasq/options",
+                "The folder that dhcp-optsdir names; default: /var/lib/ggnet-dhcp/dnsmasq/options",
             ),
             daemon::ADVERTISE,
         ])
@@ -47,7 +47,7 @@ async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn DhcpBackend>> {
 async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
     let config: DnsmasqConfig = daemon::read(NAME, &wiring, table)?;
     let service = config.service(Arc::new(SystemRunner::new()?))?;
-    // In proxy mode loaders are named by dnsmasq's own file.
+    // In proxy mode dnsmasq's own file names the loaders.
     let mac_paths = section::mac_paths(&wiring, config.mac_prefix && config.mode == Mode::Server);
     let dirs = vec![config.hosts_dir, config.options_dir];
     let looked = host::look(move || {

@@ -1,23 +1,22 @@
-//! The `dnsmasq` DHCP backend: a file or two per machine in folders that dnsmasq watches.
+//! The `dnsmasq` DHCP backend: one or two files for each machine in folders that dnsmasq watches.
 //!
 //! ```text
 //!   ensure, new machine       options file ─▶ hosts file                                dnsmasq reads both by inotify
-//!   ensure, changed machine   marker ─▶ options file ─▶ hosts file ─▶ restart ─▶ marker away
-//!   remove                    marker ─▶ hosts file away ─▶ options file away ─▶ restart ─▶ marker away
+//!   ensure, changed machine   marker ─▶ options file ─▶ hosts file ─▶ restart ─▶ remove marker
+//!   remove                    marker ─▶ remove hosts file ─▶ remove options file ─▶ restart ─▶ remove marker
 //! ```
-//! dnsmasq takes over a new file as it appears, but keeps what it read from a file that was changed or removed. So whoever takes
-//! something away says so first, by a marker beside the hosts file, and the entry is `Partial` until dnsmasq was told. Why an
-//! addition need not wait: the rename queues the inotify event before it returns, and dnsmasq looks at events before it reads a DHCP
-//! packet.
+//! dnsmasq reads a new file when it appears, but keeps what it read from a file that was changed or removed. So before a change or a
+//! removal the backend creates a marker next to the hosts file, and the entry is `Partial` until dnsmasq was restarted. An addition need
+//! not wait: the rename queues the inotify event before it returns, and dnsmasq processes events before it reads a DHCP packet.
 //!
-//! Why a restart and no SIGHUP: dnsmasq 2.90 (Debian 12) frees the tags of a `dhcp-hostsdir` line at SIGHUP with all that they were
-//! chained to by the last question of that machine, and dies of it at the next. A restart keeps the leases (they are in a file), takes
-//! some hundredths of a second, and is one for all who come within a window.
+//! Why a restart and not SIGHUP: at SIGHUP dnsmasq 2.90 (Debian 12) frees the tags of a `dhcp-hostsdir` line together with everything that
+//! the last request of that machine linked to them, and crashes at the next request. A restart keeps the leases (they are in a file), takes
+//! some hundredths of a second, and one restart serves all changes within a time window.
 //!
-//! dnsmasq's main file is the operator's; ours are only the files named `ggnet-<instance>-<id>`. `render` writes them.
+//! dnsmasq's main file belongs to the operator; GGnet only writes files named `ggnet-<instance>-<id>`. `render` generates their content.
 //!
-//! Invariants: one call at a time works on one machine's files, in a task that ends its work also when the caller goes away; what is
-//! on disk tells everything, there is no other memory.
+//! Invariants: only one call at a time works on the files of one machine, in a task that completes even if the caller is gone; the files on
+//! disk are the only state.
 
 mod descriptor;
 mod render;
@@ -64,39 +63,39 @@ const DAEMON: Daemon = Daemon {
     command: None,
 };
 
-/// How long a restart waits for others: dnsmasq answers nobody meanwhile, and systemd counts.
+/// How long a restart waits for further changes: during a restart dnsmasq does not answer, and systemd counts restarts.
 const WINDOW: Duration = Duration::from_millis(100);
 
-/// Whether dnsmasq gives out addresses.
+/// Whether dnsmasq assigns addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// It does: it knows each machine's address, host name and boot files.
+    /// Yes: it has each machine's address, host name and boot files.
     #[default]
     Server,
-    /// Another server does, and dnsmasq answers beside it, registered machines only; the boot files stand in its main file.
+    /// No, another server does. dnsmasq answers in addition, only for registered machines; its main file has the boot files.
     Proxy,
 }
 
-/// Where dnsmasq reads, and what.
+/// The files that dnsmasq reads, and their content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DnsmasqConfig {
-    /// Whether it gives out addresses; must fit dnsmasq's own `dhcp-range`.
+    /// Whether dnsmasq assigns addresses; must match dnsmasq's own `dhcp-range`.
     pub mode: Mode,
-    /// `dhcp-hostsdir` of dnsmasq's main file; dnsmasq's user must be able to read it.
+    /// `dhcp-hostsdir` in dnsmasq's main file; dnsmasq's user must be able to read it.
     pub hosts_dir: PathBuf,
-    /// `dhcp-optsdir` of dnsmasq's main file.
+    /// `dhcp-optsdir` in dnsmasq's main file.
     pub options_dir: PathBuf,
-    /// The address that machines are told: next-server, and in URLs. Needed in server mode.
+    /// The advertised address: next-server, and the host in URLs. Required in server mode.
     pub advertise: Option<Ipv4Addr>,
     /// The port of our HTTP server, for scripts and HTTP boot.
     pub http_port: u16,
-    /// Where our HTTP server has the boot files.
+    /// The path of the boot files on our HTTP server.
     pub http_files: String,
-    /// Name loaders as `<mac>/<loader>`: the `builtin` boot file store understands it, other TFTP servers do not.
+    /// Use `<mac>/<loader>` as the name of a loader: the `builtin` boot file store supports this, other TFTP servers do not.
     pub mac_prefix: bool,
-    /// Loaders by architecture, added to the default ones.
+    /// Loaders by architecture, in addition to the default ones.
     pub loaders: BTreeMap<Arch, String>,
     /// The daemon.
     pub service: ServiceConfig,
@@ -119,7 +118,7 @@ impl Default for DnsmasqConfig {
 }
 
 impl DnsmasqConfig {
-    /// The daemon that it names.
+    /// The configured daemon.
     ///
     /// # Errors
     /// As [`Service::new`].
@@ -128,7 +127,7 @@ impl DnsmasqConfig {
     }
 }
 
-/// dnsmasq, by its files.
+/// dnsmasq, configured through its files.
 pub struct Dnsmasq {
     inner: Arc<Inner>,
     calls: Calls,
@@ -137,18 +136,18 @@ pub struct Dnsmasq {
 struct Inner {
     config: DnsmasqConfig,
     advertise: Ipv4Addr,
-    /// `ggnet-<instance>-`, before a machine's id.
+    /// `ggnet-<instance>-`, the prefix of a machine's id.
     prefix: String,
     service: Arc<Service>,
     forget: Batch,
 }
 
 impl Dnsmasq {
-    /// Makes the folders if they are not there, removes what a killed GGnet left half-written, and starts dnsmasq if it is ours to
-    /// start (`service.command`). A dnsmasq that does not run is no error here: [`DhcpBackend::health`] and each `ensure` tell.
+    /// Creates missing folders, removes incomplete files of a killed GGnet, and starts dnsmasq if a start command is configured
+    /// (`service.command`). It is not an error here if dnsmasq does not run: [`DhcpBackend::health`] and each `ensure` report it.
     ///
     /// # Errors
-    /// `Invalid` configuration; `Permission` or another kind for a folder, which is named; what starting the daemon said.
+    /// `Invalid` configuration; `Permission` or another kind for a folder, which is named; errors of starting the daemon.
     pub async fn open(
         config: DnsmasqConfig,
         instance: &InstanceId,
@@ -159,7 +158,7 @@ impl Dnsmasq {
         loaders::validate_http_files(&config.http_files).map_err(named)?;
         let advertise = match config.mode {
             Mode::Server => daemon::require_advertise(config.advertise).map_err(named)?,
-            // Boot files stand in dnsmasq's own file.
+            // dnsmasq's own file has the boot files.
             Mode::Proxy => Ipv4Addr::UNSPECIFIED,
         };
         let service = Arc::new(config.service(runner).map_err(named)?);
@@ -169,19 +168,19 @@ impl Dnsmasq {
             .await
             .map_err(named)?;
         if config.service.command.is_some() {
-            // A killed GGnet may have told dnsmasq to end and not started it again: it may be ending as we look.
+            // A killed GGnet may have stopped dnsmasq without starting it again: it may be about to exit.
             let (dir, ours) = (config.hosts_dir.clone(), format!(".{prefix}"));
-            let untold =
+            let unconfirmed =
                 move || Ok(files::names(&dir)?.iter().any(|n| n.starts_with(&ours) && n.ends_with(MARKER)));
-            if files::blocking(untold).await.map_err(named)? {
+            if files::blocking(unconfirmed).await.map_err(named)? {
                 service.restart().await.map_err(named)?;
             } else if matches!(service.state().await.map_err(named)?, State::Stopped(_)) {
                 service.start().await.map_err(named)?;
             }
         }
-        let told = Arc::clone(&service);
+        let for_batch = Arc::clone(&service);
         let forget = Batch::new(WINDOW, move |_: Vec<()>| {
-            let service = Arc::clone(&told);
+            let service = Arc::clone(&for_batch);
             async move { forget(&service).await }
         });
         let inner = Inner { config, advertise, prefix, service, forget };
@@ -189,7 +188,7 @@ impl Dnsmasq {
     }
 }
 
-/// Makes dnsmasq forget what is gone. One that does not run has nothing to forget.
+/// Makes dnsmasq forget removed entries. If it does not run, there is nothing to forget.
 async fn forget(service: &Service) -> Result<()> {
     match service.state().await? {
         State::Running | State::Suspended(_) => service.restart().await,
@@ -197,7 +196,7 @@ async fn forget(service: &Service) -> Result<()> {
     }
 }
 
-/// The folder, without what an `AtomicWriteFile` of a killed process left in it.
+/// Creates the folder and removes the temporary files of an `AtomicWriteFile` of a killed process.
 fn prepare(dir: &Path, leftover: &str) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| files::error("Making", dir, e))?;
     for name in files::names(dir)? {
@@ -208,7 +207,7 @@ fn prepare(dir: &Path, leftover: &str) -> Result<()> {
     Ok(())
 }
 
-/// The end of a marker's name; it begins with a dot, so dnsmasq does not read it.
+/// The suffix of a marker's name; the name starts with a dot, so dnsmasq does not read it.
 const MARKER: &str = ".untold";
 
 impl Inner {
@@ -239,19 +238,19 @@ impl Inner {
         let want = render::render(&host, &self.name(&host.id), &self.config, self.advertise)?;
         self.service.require_running().await?;
         let (this, id) = (Arc::clone(&self), host.id.clone());
-        let untold = files::blocking(move || this.write(&id, &want)).await?;
-        self.tell(&host.id, untold).await
+        let unconfirmed = files::blocking(move || this.write(&id, &want)).await?;
+        self.confirm(&host.id, unconfirmed).await
     }
 
     async fn remove(self: Arc<Self>, id: ResourceId) -> Result<()> {
         let (this, of) = (Arc::clone(&self), id.clone());
-        let untold = files::blocking(move || this.erase(&of)).await?;
-        self.tell(&id, untold).await
+        let unconfirmed = files::blocking(move || this.erase(&of)).await?;
+        self.confirm(&id, unconfirmed).await
     }
 
-    /// Tells dnsmasq, and takes the marker away.
-    async fn tell(self: &Arc<Self>, id: &ResourceId, untold: bool) -> Result<()> {
-        if !untold {
+    /// Makes dnsmasq read the change, and removes the marker.
+    async fn confirm(self: &Arc<Self>, id: &ResourceId, unconfirmed: bool) -> Result<()> {
+        if !unconfirmed {
             return Ok(());
         }
         self.forget.join(()).await?;
@@ -259,18 +258,19 @@ impl Inner {
         files::blocking(move || files::remove(&marker)).await
     }
 
-    /// Makes the files; says whether dnsmasq must be told.
+    /// Writes the files; returns whether dnsmasq must be restarted.
     fn write(&self, id: &ResourceId, want: &render::Files) -> Result<bool> {
         let (hosts, options, marker) = (self.hosts(id), self.options(id), self.marker(id));
         let (old_hosts, old_options) = (files::read(&hosts)?, files::read(&options)?);
         let differs = |old: &Option<String>, new: Option<&String>| old.is_some() && old.as_ref() != new;
-        let mut untold = marker.exists();
-        if !untold && (differs(&old_hosts, Some(&want.hosts)) || differs(&old_options, want.options.as_ref()))
+        let mut unconfirmed = marker.exists();
+        if !unconfirmed
+            && (differs(&old_hosts, Some(&want.hosts)) || differs(&old_options, want.options.as_ref()))
         {
             files::write(&marker, "")?;
-            untold = true;
+            unconfirmed = true;
         }
-        // The options first: a machine that dnsmasq knows has its boot files.
+        // The options first, so that a machine that dnsmasq knows always has its boot files.
         match &want.options {
             Some(text) if old_options.as_ref() != Some(text) => files::write(&options, text)?,
             Some(_) => {}
@@ -279,10 +279,10 @@ impl Inner {
         if old_hosts.as_ref() != Some(&want.hosts) {
             files::write(&hosts, &want.hosts)?;
         }
-        Ok(untold)
+        Ok(unconfirmed)
     }
 
-    /// Removes the files; says whether dnsmasq must be told.
+    /// Removes the files; returns whether dnsmasq must be restarted.
     fn erase(&self, id: &ResourceId) -> Result<bool> {
         let (hosts, options, marker) = (self.hosts(id), self.options(id), self.marker(id));
         if !marker.exists() {
@@ -312,7 +312,7 @@ impl Inner {
         ids.into_iter().map(|id| self.look(id)).collect()
     }
 
-    /// Whole is: dnsmasq was told of everything, and both files are what this configuration makes of the spec in the first.
+    /// Whole means: dnsmasq has read everything, and both files are what this configuration generates for the spec in the hosts file.
     fn look(&self, id: ResourceId) -> Result<Listed> {
         let hosts = files::read(&self.hosts(&id))?;
         let spec = hosts.as_deref().and_then(render::spec).filter(|spec| spec.id == id);
@@ -341,10 +341,10 @@ impl DhcpBackend for Dnsmasq {
         DhcpCapabilities { leases: self.inner.config.mode == Mode::Server, observes: false }
     }
 
-    /// dnsmasq tells nobody what it answers.
+    /// dnsmasq does not report what it answers.
     fn attach(&self, _: Arc<dyn Observer>) {}
 
-    /// Dropped half-way: it goes on to its end.
+    /// If the future is dropped, the call still completes.
     async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
         Ok(self.calls.each(changes, |change| Arc::clone(&self.inner).make(change)).await)
     }
@@ -365,7 +365,7 @@ impl DhcpBackend for Dnsmasq {
         calls::trouble(&inner.service, folders).await.unwrap_or(Health::Up)
     }
 
-    /// dnsmasq goes on: it is not ours, and running machines have leases from it.
+    /// dnsmasq continues to run: it is not ours, and running machines have leases from it.
     async fn shutdown(&self) {
         self.calls.finish().await;
         self.inner.forget.finish().await;

@@ -1,15 +1,15 @@
-//! What dnsmasq reads about one machine: a line in a hosts file, a few in an options file. Pure text.
+//! The text that dnsmasq reads about one machine: one line in a hosts file, a few in an options file. Pure functions.
 //!
 //! ```text
 //! <instance>-<id> in hosts/             # {…the spec, as JSON…}
 //!                                       52:54:00:aa:00:01,set:ggnet,set:ggnet-<instance>-<id>,192.0.2.11,pc-1
 //! <instance>-<id> in options/           tag:ggnet-…,tag:ggnet-bios,tag:!ggnet-ipxe,option:bootfile-name,"undionly.kpxe"
 //! ```
-//! The tags `ggnet-ipxe` and `ggnet-arch-<option 93>` are set by the operator's configuration (`infra/examples/dnsmasq.conf`): dnsmasq
-//! reads matches from its main file only.
+//! The operator's configuration (`infra/examples/dnsmasq.conf`) sets the tags `ggnet-ipxe` and `ggnet-arch-<option 93>`, because dnsmasq
+//! reads matches only from its main file.
 //!
-//! Invariants: dnsmasq cuts lines at 1024 bytes and would take the rest for a line of its own, so no line of ours is that long; every
-//! text stands in quotes, escaped; from the hosts file alone the spec can be read back.
+//! Invariants: dnsmasq cuts lines at 1024 bytes and would read the rest as another line, so none of our lines is that long; every text is
+//! quoted and escaped; the spec can be read back from the hosts file alone.
 
 use std::{fmt::Write as _, net::IpAddr, net::Ipv4Addr};
 
@@ -18,7 +18,7 @@ use ggnet_core::{Error, Result, ports::DhcpHost};
 use super::{DnsmasqConfig, Mode};
 use crate::dhcp::{boot_files::BootFiles, daemon};
 
-/// The first line of every file of ours.
+/// The first line of all our files.
 const HEAD: &str = "# Made by GGnet, which writes and removes it.\n# ";
 /// dnsmasq reads at most 1024 bytes as one line.
 const LONGEST_LINE: usize = 1000;
@@ -27,14 +27,14 @@ const LONGEST_LINE: usize = 1000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Files {
     pub(super) hosts: String,
-    /// None in proxy mode, where dnsmasq takes boot files from its main file alone.
+    /// `None` in proxy mode, in which dnsmasq reads boot files only from its main file.
     pub(super) options: Option<String>,
 }
 
-/// The files of `host`; `name` is its files' name, which is its tag too.
+/// The files of `host`; `name` is the name of its files and also its tag.
 ///
 /// # Errors
-/// `Invalid`: an address that is no IPv4 address, or a text that does not fit.
+/// `Invalid`: an address that is not IPv4, or a text that is too long or has forbidden characters.
 pub(super) fn render(
     host: &DhcpHost,
     name: &str,
@@ -42,7 +42,7 @@ pub(super) fn render(
     advertise: Ipv4Addr,
 ) -> Result<Files> {
     let spec = serde_json::to_string(host)
-        .map_err(|e| Error::internal("A DHCP entry has no JSON").with_source(e))?;
+        .map_err(|e| Error::internal("Cannot encode a DHCP entry as JSON").with_source(e))?;
     let mut hosts = format!("{HEAD}{spec}\n");
     for mac in &host.macs {
         // `write!` to a String cannot fail.
@@ -56,7 +56,7 @@ pub(super) fn render(
             }
             Some(IpAddr::V6(address)) => {
                 let message = format!(
-                    "{address} is no IPv4 address, and dnsmasq gives machines an IPv4 address to boot"
+                    "{address} is not an IPv4 address; machines boot from dnsmasq with an IPv4 address only"
                 );
                 return Err(Error::invalid("fixed_address", message));
             }
@@ -103,18 +103,18 @@ fn options(host: &DhcpHost, name: &str, config: &DnsmasqConfig, advertise: Ipv4A
     Ok(text)
 }
 
-/// The spec that a hosts file of ours was made from.
+/// The spec from which a hosts file of ours was generated.
 pub(super) fn spec(hosts: &str) -> Option<DhcpHost> {
     let json = hosts.strip_prefix(HEAD)?.lines().next()?;
     serde_json::from_str(json).ok()
 }
 
-/// As one value of an option: dnsmasq takes what stands in quotes as it is, but for the backslash.
+/// Quotes one value of an option: within quotes dnsmasq takes everything literally except the backslash.
 fn quoted(text: &str) -> Result<String> {
     if let Some(bad) = text.chars().find(|c| c.is_control()) {
         return Err(Error::invalid(
             "loaders",
-            format!("{text:?} holds {bad:?}, which dnsmasq cannot be told"),
+            format!("{text:?} contains {bad:?}, which cannot be written in a dnsmasq configuration"),
         ));
     }
     Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))

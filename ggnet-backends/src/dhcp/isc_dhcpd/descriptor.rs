@@ -1,4 +1,4 @@
-//! What the DHCP backend "isc-dhcpd" registers.
+//! The descriptor of the DHCP backend "isc-dhcpd".
 
 use std::{path::Path, sync::Arc};
 
@@ -20,15 +20,15 @@ use crate::{
 #[must_use]
 pub fn descriptor() -> Descriptor<dyn DhcpBackend> {
     Descriptor::new(NAME, make)
-        .summary("ISC's dhcpd of this host, by a file that it includes")
+        .summary("ISC dhcpd on this host, through a file that its configuration includes")
         .keys(&[
-            ("main_file", "dhcpd's main file; left out: /etc/dhcp/dhcpd.conf"),
-            ("hosts_file", "The file that it includes; left out: /etc/dhcp/ggnet/hosts.conf"),
+            ("main_file", "dhcpd's main configuration file; default: /etc/dhcp/dhcpd.conf"),
+            ("hosts_file", "The file that the main file includes; default: /etc/dhcp/ggnet/hosts.conf"),
             daemon::ADVERTISE,
-            ("omapi.address", "Where dhcpd's omapi-port is; left out: 127.0.0.1:7911"),
-            ("omapi.key_name", "The name of dhcpd's omapi-key; needed"),
-            ("omapi.key_file", "A file with that key's secret in base64; needed"),
-            ("omapi.algorithm", "\"hmac-sha256\" or \"hmac-md5\"; left out: \"hmac-sha256\""),
+            ("omapi.address", "The address and port of dhcpd's omapi-port; default: 127.0.0.1:7911"),
+            ("omapi.key_name", "The name of dhcpd's omapi-key; required"),
+            ("omapi.key_file", "A file with that key's secret in base64; required"),
+            ("omapi.algorithm", "\"hmac-sha256\" or \"hmac-md5\"; default: \"hmac-sha256\""),
         ])
         .keys(section::KEYS)
         .keys(service::KEYS)
@@ -51,7 +51,7 @@ async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
         let mut findings = daemon::look("dhcpd", "isc-dhcp-server", &dirs);
         findings.extend(host::apparmor(&host::DHCPD, &dirs, Level::Warn));
         findings.push(host::dhcpd_includes(&config.main_file, &config.hosts_file, Level::Fail));
-        // Another one may serve another interface.
+        // Another DHCP server may serve another interface.
         findings.push(host::port_of("dhcpd", Transport::Udp, 67, Level::Warn));
         findings.extend(section::mac_paths(&wiring, config.mac_prefix));
         findings

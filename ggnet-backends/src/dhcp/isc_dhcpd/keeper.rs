@@ -1,23 +1,23 @@
-//! [`Keeper`]: the file that dhcpd includes, the two beside it, and how dhcpd comes to know of a change.
+//! [`Keeper`]: the file that dhcpd includes, the two files next to it, and how dhcpd gets a change.
 //!
 //! ```text
-//!   changes ─▶ hosts ─▶ dhcpd -t ─▶ untold ─▶ checked ─▶ dhcpd is told ─▶ untold away
+//!   changes ─▶ hosts ─▶ dhcpd -t ─▶ untold ─▶ checked ─▶ dhcpd gets the change ─▶ remove untold
 //!                          │                               │ restart
-//!                          │ refused                       │   └─ fails ─▶ hosts, checked as before ─▶ restart
-//!                          ▼                               │ OMAPI: what is untold is removed, and added as it stands in hosts
-//!              hosts as in checked; dhcpd goes on          │   └─ fails ─▶ stays untold; the next change tells it again
+//!                          │ rejected                      │   └─ fails ─▶ restore hosts and checked ─▶ restart
+//!                          ▼                               │ OMAPI: remove what is in untold, add it as in hosts
+//!              restore hosts; dhcpd keeps running          │   └─ fails ─▶ stays in untold; the next change retries
 //! ```
-//! * `hosts`: what dhcpd's main file includes.
-//! * `hosts.checked`: the last text that `dhcpd -t` took; what is restored.
-//! * `hosts.untold`: names of declarations of which nobody knows whether dhcpd has them as they stand in `checked`.
+//! * `hosts`: the file that dhcpd's main file includes.
+//! * `hosts.checked`: the last text that `dhcpd -t` accepted; it is restored after a failure.
+//! * `hosts.untold`: the names of declarations that dhcpd may not have loaded as they are in `checked`.
 //!
-//! Why the file holds the declarations under OMAPI too: dhcpd keeps in its lease file what came by OMAPI, and a lease file may get lost.
-//! At its start it reads its main file, then the lease file's changes over it: a name that both have is as the main file has it, and a
-//! name that OMAPI removed is gone from either. So both agree as long as each change is made in both, and a declaration that OMAPI
-//! removed can come back by OMAPI only. That is why a file that was told by OMAPI once says so, and is refused without it.
+//! Why the file has the declarations with OMAPI too: dhcpd stores changes by OMAPI in its lease file, and a lease file can get lost. At
+//! start it reads its main file, then the changes in the lease file: a name in both is used as in the main file, and a name that OMAPI
+//! removed is removed from both. So both agree as long as each change is made in both, and a declaration that OMAPI removed can only be
+//! added again by OMAPI. That is why a file that was once used with OMAPI is marked, and rejected without OMAPI.
 //!
-//! Invariants: whenever no change is under way, `hosts` is `checked`; killed at any place, everything that dhcpd may not know as it
-//! stands is in `untold`, or differs between `hosts` and `checked`; one change at a time.
+//! Invariants: while no change is in progress, `hosts` equals `checked`; after a kill at any point, everything that dhcpd may not have
+//! loaded is in `untold`, or differs between `hosts` and `checked`; only one change at a time.
 
 use std::{
     collections::BTreeSet,
@@ -37,47 +37,47 @@ use crate::{
     service::{Service, State},
 };
 
-/// The line that installs dhcpd.
+/// The command that installs dhcpd.
 pub(super) const INSTALL: &str = "apt-get install isc-dhcp-server";
-/// In `untold`, for ever: the lease file has, or had, what came by OMAPI.
+/// A permanent line in `untold`: the lease file has, or had, declarations from OMAPI.
 const BY_OMAPI: &str = "# told by OMAPI";
 
-/// A machine's new lines; none: it goes.
+/// A machine's new lines; `None` removes the machine.
 pub(super) struct Change {
     pub(super) id: ResourceId,
     pub(super) block: Option<String>,
 }
 
-/// What stands on disk.
+/// The content of the files.
 pub(super) struct OnDisk {
     text: Option<String>,
     pub(super) hosts: Blocks,
     pub(super) checked: Blocks,
     /// Names of declarations.
-    untold: BTreeSet<String>,
+    unconfirmed: BTreeSet<String>,
     by_omapi: bool,
 }
 
 impl OnDisk {
-    /// The machines that dhcpd may not know as they stand.
-    pub(super) fn untold(&self, text: &Text) -> BTreeSet<ResourceId> {
-        self.untold.iter().filter_map(|name| text.id(name)).collect()
+    /// The machines that dhcpd may not have loaded as they are.
+    pub(super) fn unconfirmed(&self, text: &Text) -> BTreeSet<ResourceId> {
+        self.unconfirmed.iter().filter_map(|name| text.id(name)).collect()
     }
 
-    /// Adds every name of a machine whose lines `a` and `b` do not have alike.
+    /// Adds all names of a machine whose lines differ between `a` and `b`.
     fn differ(&mut self, text: &Text, a: &Blocks, b: &Blocks) {
         let ids: BTreeSet<_> = a.keys().chain(b.keys()).filter(|id| a.get(*id) != b.get(*id)).collect();
         let blocks = ids.into_iter().flat_map(|id| a.get(id).into_iter().chain(b.get(id)));
-        self.untold.extend(blocks.flat_map(|block| text.names(block)));
+        self.unconfirmed.extend(blocks.flat_map(|block| text.names(block)));
     }
 }
 
-/// The files and dhcpd.
+/// The files and the daemon.
 pub(super) struct Keeper {
     pub(super) text: Text,
     hosts: PathBuf,
     checked: PathBuf,
-    untold: PathBuf,
+    unconfirmed: PathBuf,
     main_file: PathBuf,
     pub(super) service: Service,
     pub(super) omapi: Option<Omapi>,
@@ -97,8 +97,8 @@ impl Keeper {
             name.push(end);
             PathBuf::from(name)
         };
-        let (checked, untold) = (beside(".checked"), beside(".untold"));
-        Self { text, checked, untold, hosts, main_file, service, omapi, runner }
+        let (checked, unconfirmed) = (beside(".checked"), beside(".untold"));
+        Self { text, checked, unconfirmed, hosts, main_file, service, omapi, runner }
     }
 
     /// The folder of the files.
@@ -106,11 +106,12 @@ impl Keeper {
         self.hosts.parent().unwrap_or(Path::new("/"))
     }
 
-    /// Makes the folder and the file if they are not there (dhcpd refuses to include what is not there), removes what a killed GGnet
-    /// left half-written, and takes back what it had not checked. Returns whether a restart of then may have been cut short. Blocking.
+    /// Creates the folder and the file if they are missing (dhcpd does not start if an included file is missing), removes incomplete files
+    /// of a killed GGnet, and reverts what was not checked. Returns whether a restart of that process may have been interrupted. Blocking.
     ///
     /// # Errors
-    /// `Conflict` for a file of somebody else; `Invalid` for one that was told by OMAPI, without OMAPI; what the files give.
+    /// `Conflict` for a file that this GGnet did not write; `Invalid` for a file that was used with OMAPI if OMAPI is not configured;
+    /// errors of the files.
     pub(super) fn prepare(&self) -> Result<bool> {
         let dir = self.dir();
         std::fs::create_dir_all(dir).map_err(|e| files::error("Making", dir, e))?;
@@ -120,70 +121,72 @@ impl Keeper {
         }
         let shown = self.hosts.display();
         if files::read(&self.hosts)?.is_some_and(|text| !self.text.is_ours(&text)) {
-            let message = format!("{shown} was not made by this GGnet");
+            let message = format!("{shown} was not written by this GGnet instance");
             return Err(Error::new(ErrorKind::Conflict, message)
-                .with_hint("Move it away, or name another file in hosts_file and in dhcpd's main file"));
+                .with_hint("Move it away, or set another file in hosts_file and in dhcpd's main file"));
         }
         let mut disk = self.look()?;
         if disk.by_omapi && self.omapi.is_none() {
             let message =
-                format!("The machines in {shown} were told to dhcpd by OMAPI, which is not configured");
+                format!("The machines in {shown} were added to dhcpd through OMAPI, which is not configured");
             return Err(Error::invalid("omapi", message).with_hint(format!(
                 "Configure omapi again; or stop dhcpd, remove the blocks \"host ggnet-…\" from its lease file \
                  (/var/lib/dhcp/dhcpd.leases), remove {}, and start dhcpd",
-                self.untold.display()
+                self.unconfirmed.display()
             )));
         }
         let (hosts, checked) = (disk.hosts.clone(), disk.checked.clone());
         disk.differ(&self.text, &hosts, &checked);
         self.note(&disk)?;
         self.put(&disk, &checked)?;
-        Ok(self.omapi.is_none() && !disk.untold.is_empty())
+        Ok(self.omapi.is_none() && !disk.unconfirmed.is_empty())
     }
 
-    /// What stands on disk. Blocking.
+    /// Reads the files. Blocking.
     pub(super) fn look(&self) -> Result<OnDisk> {
         let text = files::read(&self.hosts)?;
         let parsed = |text: Option<&String>| self.text.parse(text.map_or("", String::as_str));
-        let untold = files::read(&self.untold)?.unwrap_or_default();
+        let unconfirmed = files::read(&self.unconfirmed)?.unwrap_or_default();
         Ok(OnDisk {
             hosts: parsed(text.as_ref()),
             checked: parsed(files::read(&self.checked)?.as_ref()),
-            untold: untold.lines().filter(|line| *line != BY_OMAPI).map(str::to_owned).collect(),
-            by_omapi: untold.lines().any(|line| line == BY_OMAPI),
+            unconfirmed: unconfirmed.lines().filter(|line| *line != BY_OMAPI).map(str::to_owned).collect(),
+            by_omapi: unconfirmed.lines().any(|line| line == BY_OMAPI),
             text,
         })
     }
 
-    /// Writes `hosts`, if it is another.
+    /// Writes `hosts`, if its text changes.
     fn put(&self, disk: &OnDisk, blocks: &Blocks) -> Result<()> {
         let text = self.text.file(blocks);
         if disk.text.as_ref() == Some(&text) { Ok(()) } else { files::write(&self.hosts, &text) }
     }
 
-    /// Writes `untold`, or removes it when there is nothing to say.
+    /// Writes `untold`, or removes it if it would be empty.
     fn note(&self, disk: &OnDisk) -> Result<()> {
         let by_omapi = (disk.by_omapi || self.omapi.is_some()).then_some(BY_OMAPI);
-        let lines: Vec<&str> = by_omapi.into_iter().chain(disk.untold.iter().map(String::as_str)).collect();
+        let lines: Vec<&str> =
+            by_omapi.into_iter().chain(disk.unconfirmed.iter().map(String::as_str)).collect();
         match lines.as_slice() {
-            [] => files::remove(&self.untold),
-            lines => files::write(&self.untold, &(lines.join("\n") + "\n")),
+            [] => files::remove(&self.unconfirmed),
+            lines => files::write(&self.unconfirmed, &(lines.join("\n") + "\n")),
         }
     }
 
-    /// Makes the changes, and tells dhcpd of all that it does not know. One at a time; not to be dropped half-way.
+    /// Makes the changes, and passes to dhcpd everything that it may not have loaded. Only one call at a time; the future must not be
+    /// dropped before its end.
     ///
     /// # Errors
-    /// `Invalid` with dhcpd's words when it refuses the text, and nothing has changed; `Unavailable` when it does not run or does not
-    /// come up, `Permission`, and what the files give.
+    /// `Invalid` with dhcpd's message if it rejects the text, and nothing has changed; `Unavailable` if it does not run or does not start
+    /// again, `Permission`, and errors of the files.
     pub(super) async fn apply(self: Arc<Self>, changes: Vec<Change>) -> Result<()> {
         let runs = !matches!(self.service.state().await?, State::Stopped(_));
-        // One that does not run has nothing to forget, but for what its lease file says.
+        // A stopped dhcpd has nothing to forget, except what its lease file has.
         if !runs && (self.omapi.is_some() || changes.iter().any(|change| change.block.is_some())) {
             return self.service.require_running().await;
         }
         let (disk, want) = self.blocking(move |this| this.begin(changes)).await?;
-        if disk.untold.is_empty() && want == disk.checked {
+        if disk.unconfirmed.is_empty() && want == disk.checked {
             return Ok(());
         }
         if runs && let Err(e) = self.check().await {
@@ -193,7 +196,7 @@ impl Keeper {
         let before = disk.checked.clone();
         let disk = self.blocking(move |this| this.accept(disk, want)).await?;
         match (&self.omapi, runs) {
-            (Some(omapi), _) => self.tell(omapi, &disk).await?,
+            (Some(omapi), _) => self.send_changes(omapi, &disk).await?,
             (None, true) => {
                 if let Err(e) = self.service.restart().await {
                     self.take_back(before).await;
@@ -202,10 +205,10 @@ impl Keeper {
             }
             (None, false) => {}
         }
-        self.blocking(|this| this.all_is_told(disk)).await
+        self.blocking(|this| this.all_confirmed(disk)).await
     }
 
-    /// Writes `hosts` as it shall be, and says what dhcpd does not know then.
+    /// Writes the new `hosts`, and returns what dhcpd has not loaded then.
     fn begin(&self, changes: Vec<Change>) -> Result<(OnDisk, Blocks)> {
         let mut disk = self.look()?;
         let (hosts, checked) = (disk.hosts.clone(), disk.checked.clone());
@@ -222,36 +225,36 @@ impl Keeper {
         Ok((disk, want))
     }
 
-    /// What was written is what shall be.
+    /// Makes the written text the checked one.
     fn accept(&self, disk: OnDisk, want: Blocks) -> Result<OnDisk> {
         self.note(&disk)?;
         files::write(&self.checked, &self.text.file(&want))?;
         Ok(OnDisk { checked: want, ..disk })
     }
 
-    fn all_is_told(&self, disk: OnDisk) -> Result<()> {
-        self.note(&OnDisk { untold: BTreeSet::new(), ..disk })
+    fn all_confirmed(&self, disk: OnDisk) -> Result<()> {
+        self.note(&OnDisk { unconfirmed: BTreeSet::new(), ..disk })
     }
 
-    /// Whether dhcpd takes its configuration as it stands.
+    /// Whether dhcpd accepts its current configuration.
     ///
     /// # Errors
-    /// `Invalid` with where dhcpd found what wrong; `Unavailable` where there is no dhcpd.
+    /// `Invalid` with the position and the reason from dhcpd; `Unavailable` if dhcpd is not installed.
     pub(super) async fn check(&self) -> Result<()> {
         let check = Invocation::new("dhcpd", INSTALL).args(["-4", "-t", "-cf"]).arg(&self.main_file);
-        let refused = format!("dhcpd refuses its configuration {}", self.main_file.display());
+        let refused = format!("dhcpd rejects its configuration {}", self.main_file.display());
         let done = self.runner.run(check).await?.require_success(ErrorKind::Invalid, &refused);
         let hint = format!("`dhcpd -4 -t -cf {}` shows the line", self.main_file.display());
         done.map(drop).map_err(|e| without_quotations(e).with_hint(hint))
     }
 
-    /// Makes what is untold as it stands in `checked`, while dhcpd runs.
-    async fn tell(&self, omapi: &Omapi, disk: &OnDisk) -> Result<()> {
+    /// Makes the unconfirmed declarations in the running dhcpd equal to those in `checked`.
+    async fn send_changes(&self, omapi: &Omapi, disk: &OnDisk) -> Result<()> {
         let mut session = omapi.connect().await?;
-        for name in &disk.untold {
+        for name in &disk.unconfirmed {
             session.remove(name).await?;
         }
-        for id in disk.untold(&self.text) {
+        for id in disk.unconfirmed(&self.text) {
             let Some(block) = disk.checked.get(&id) else { continue };
             let Some(host) = self.text.spec(&id, block) else { continue };
             for declaration in self.text.declarations(&host)? {
@@ -261,7 +264,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// dhcpd did not come up again: the text with which it ran, and another try. What fails here is for the next change to mend.
+    /// dhcpd did not start again: restores the text with which it ran and retries. If this fails, the next change repairs it.
     async fn take_back(self: &Arc<Self>, before: Blocks) {
         let restored = self.blocking(move |this| {
             let disk = this.look()?;
@@ -271,10 +274,13 @@ impl Keeper {
         let back = async {
             let disk = restored.await?;
             self.service.restart().await?;
-            self.blocking(|this| this.all_is_told(disk)).await
+            self.blocking(|this| this.all_confirmed(disk)).await
         };
         if let Err(e) = back.await {
-            tracing::error!(error = e.report(), "dhcpd did not come up with its last configuration either");
+            tracing::error!(
+                error = e.report(),
+                "dhcpd does not start with its previous configuration either"
+            );
         }
     }
 
@@ -287,7 +293,7 @@ impl Keeper {
     }
 }
 
-/// dhcpd quotes the line that it does not understand, and that may be its OMAPI key's: only where and why is kept.
+/// dhcpd quotes the line that it cannot parse, which may contain its OMAPI key: keeps only the position and the reason.
 fn without_quotations(error: Error) -> Error {
     let Some(tool) = error.tool() else { return error };
     let said = tool.stderr_tail.lines().filter(|line| line.contains(" line "));

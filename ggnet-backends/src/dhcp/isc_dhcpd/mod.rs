@@ -1,16 +1,16 @@
-//! The `isc-dhcpd` DHCP backend: host declarations in one file that the main file of ISC's dhcpd includes.
+//! The `isc-dhcpd` DHCP backend: host declarations in one file that the main file of ISC dhcpd includes.
 //!
 //! ```text
-//!   ensure, remove ─▶ the machine's turn ─▶ waiting (for others) ─▶ one change of the file, one check, one restart for all
+//!   ensure, remove ─▶ lock of the machine ─▶ wait for further changes ─▶ one change of the file, one check, one restart for all
 //! ```
-//! dhcpd reads its files at its start only, so it is restarted, once for all who come within a window; leases survive that, they are
-//! in a file. Where OMAPI is configured dhcpd is told of each change while it runs. `keeper` is the way of a change, `text` what is
-//! written, `omapi` the protocol.
+//! dhcpd reads its files only at start, so it is restarted, once for all changes within a time window; leases survive a restart, because
+//! they are in a file. If OMAPI is configured, dhcpd gets each change while it runs. `keeper` makes a change, `text` generates the file,
+//! `omapi` is the protocol.
 //!
-//! dhcpd's main file is the operator's; ours is the file that it includes, whole, and two beside it.
+//! dhcpd's main file belongs to the operator; GGnet owns the file that it includes, and two files next to it.
 //!
-//! Invariants: one call at a time for one machine, in a task that ends its work also when the caller goes away; what is on disk tells
-//! everything, there is no other memory.
+//! Invariants: only one call at a time for one machine, in a task that completes even if the caller is gone; the files on disk are the only
+//! state.
 
 mod descriptor;
 mod keeper;
@@ -66,30 +66,30 @@ const DAEMON: Daemon = Daemon {
     command: None,
 };
 
-/// How long a change waits for others: dhcpd answers nobody while it restarts, and systemd counts.
+/// How long a change waits for further changes: during a restart dhcpd does not answer, and systemd counts restarts.
 const WINDOW: Duration = Duration::from_millis(100);
-/// The same where dhcpd goes on: only so that those who come at once share a check.
+/// The same without a restart: only so that concurrent changes share one check.
 const OMAPI_WINDOW: Duration = Duration::from_millis(5);
 
-/// Where dhcpd reads, and what.
+/// The files that dhcpd reads, and their content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IscDhcpdConfig {
-    /// dhcpd's main file, which is checked before anything takes effect; we must be able to read it.
+    /// dhcpd's main file, which is checked before a change takes effect; we must be able to read it.
     pub main_file: PathBuf,
-    /// The file that it includes and that we write; dhcpd must be able to read it.
+    /// The file that the main file includes and that we write; dhcpd must be able to read it.
     pub hosts_file: PathBuf,
-    /// The address that machines are told: next-server, and in URLs. Needed.
+    /// The advertised address: next-server, and the host in URLs. Required.
     pub advertise: Option<Ipv4Addr>,
     /// The port of our HTTP server, for scripts and HTTP boot.
     pub http_port: u16,
-    /// Where our HTTP server has the boot files.
+    /// The path of the boot files on our HTTP server.
     pub http_files: String,
-    /// Name loaders as `<mac>/<loader>`: the `builtin` boot file store understands it, other TFTP servers do not.
+    /// Use `<mac>/<loader>` as the name of a loader: the `builtin` boot file store supports this, other TFTP servers do not.
     pub mac_prefix: bool,
-    /// Loaders by architecture, added to the default ones.
+    /// Loaders by architecture, in addition to the default ones.
     pub loaders: BTreeMap<Arch, String>,
-    /// Tell dhcpd of changes by OMAPI; without it dhcpd is restarted.
+    /// Pass changes to dhcpd by OMAPI; without this, dhcpd is restarted.
     pub omapi: Option<OmapiConfig>,
     /// The daemon.
     pub service: ServiceConfig,
@@ -99,7 +99,7 @@ impl Default for IscDhcpdConfig {
     fn default() -> Self {
         Self {
             main_file: "/etc/dhcp/dhcpd.conf".into(),
-            // Debian's AppArmor profile lets dhcpd read below /etc/dhcp.
+            // Debian's AppArmor profile allows dhcpd to read below /etc/dhcp.
             hosts_file: "/etc/dhcp/ggnet/hosts.conf".into(),
             advertise: None,
             http_port: 8080,
@@ -113,7 +113,7 @@ impl Default for IscDhcpdConfig {
 }
 
 impl IscDhcpdConfig {
-    /// The daemon that it names.
+    /// The configured daemon.
     ///
     /// # Errors
     /// As [`Service::new`].
@@ -122,7 +122,7 @@ impl IscDhcpdConfig {
     }
 }
 
-/// ISC's dhcpd, by the file that it includes.
+/// ISC dhcpd, configured through the file that it includes.
 pub struct IscDhcpd {
     inner: Arc<Inner>,
     calls: Calls,
@@ -134,12 +134,13 @@ struct Inner {
 }
 
 impl IscDhcpd {
-    /// Makes the folder and the file if they are not there, takes back what a killed GGnet left unfinished, and starts dhcpd if it is
-    /// ours to start (`service.command`). A dhcpd that does not run is no error here: [`DhcpBackend::health`] and each `ensure` tell.
+    /// Creates the folder and the file if they are missing, reverts what a killed GGnet left unfinished, and starts dhcpd if a start
+    /// command is configured (`service.command`). It is not an error here if dhcpd does not run: [`DhcpBackend::health`] and each `ensure`
+    /// report it.
     ///
     /// # Errors
-    /// `Invalid` configuration; `Conflict` for a file that another GGnet or somebody else made; `Permission` or another kind for a
-    /// folder or file, which is named; what starting the daemon said.
+    /// `Invalid` configuration; `Conflict` for a file that this GGnet did not write; `Permission` or another kind for a folder or file,
+    /// which is named; errors of starting the daemon.
     pub async fn open(
         config: IscDhcpdConfig,
         instance: &InstanceId,
@@ -169,7 +170,7 @@ impl IscDhcpd {
         });
         let (keeper, cut_short) = prepared.await?;
         if ours_to_start && cut_short {
-            // What looks like a running dhcpd may be one that the restart of then has told to end.
+            // The running dhcpd may be one that the interrupted restart has already asked to stop.
             keeper.service.restart().await?;
         } else if ours_to_start && matches!(keeper.service.state().await?, State::Stopped(_)) {
             keeper.service.start().await?;
@@ -199,13 +200,13 @@ impl Inner {
         self.change(id, None).await
     }
 
-    /// Makes the change with others, unless all is so already.
+    /// Makes the change together with others, unless it is already in effect.
     async fn change(&self, id: ResourceId, block: Option<String>) -> Result<()> {
         let disk = self.look().await?;
-        let untold = disk.untold(&self.keeper.text);
+        let unconfirmed = disk.unconfirmed(&self.keeper.text);
         if disk.hosts.get(&id) == block.as_ref()
             && disk.checked.get(&id) == block.as_ref()
-            && !untold.contains(&id)
+            && !unconfirmed.contains(&id)
         {
             return Ok(());
         }
@@ -217,13 +218,13 @@ impl Inner {
         files::blocking(move || keeper.look()).await
     }
 
-    /// Whole is: dhcpd knows it as both files have it, and that is what this configuration makes of its spec.
+    /// Whole means: dhcpd has loaded the entry as it is in both files, and it is what this configuration generates for its spec.
     async fn list(self: Arc<Self>) -> Result<Vec<Listed>> {
         let keeper = Arc::clone(&self.keeper);
         files::blocking(move || {
             let (disk, text) = (keeper.look()?, &keeper.text);
-            let untold = disk.untold(text);
-            let ids: BTreeSet<_> = disk.hosts.keys().chain(disk.checked.keys()).chain(&untold).collect();
+            let unconfirmed = disk.unconfirmed(text);
+            let ids: BTreeSet<_> = disk.hosts.keys().chain(disk.checked.keys()).chain(&unconfirmed).collect();
             let listed = |id: &ResourceId| {
                 let block = disk.hosts.get(id);
                 let spec = block.and_then(|block| text.spec(id, block));
@@ -231,7 +232,7 @@ impl Inner {
                 let whole = want.is_some()
                     && want.as_ref() == block
                     && block == disk.checked.get(id)
-                    && !untold.contains(id);
+                    && !unconfirmed.contains(id);
                 let completeness = if whole { Completeness::Whole } else { Completeness::Partial };
                 Listed { id: id.clone(), digest: spec.map(|spec| spec.digest()), completeness }
             };
@@ -251,10 +252,10 @@ impl DhcpBackend for IscDhcpd {
         DhcpCapabilities { leases: true, observes: false }
     }
 
-    /// dhcpd tells nobody what it answers.
+    /// dhcpd does not report what it answers.
     fn attach(&self, _: Arc<dyn Observer>) {}
 
-    /// Dropped half-way: it goes on to its end.
+    /// If the future is dropped, the call still completes.
     async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
         Ok(self.calls.each(changes, |change| Arc::clone(&self.inner).make(change)).await)
     }
@@ -275,13 +276,13 @@ impl DhcpBackend for IscDhcpd {
         }
         match keeper.check().await {
             Ok(()) => Health::Up,
-            // It serves those whom it knows.
+            // It serves the machines that it has loaded.
             Err(e) if e.kind() == ErrorKind::Invalid => Health::Degraded(e.report()),
             Err(e) => Health::Down(e.report()),
         }
     }
 
-    /// dhcpd goes on: it is not ours, and running machines have leases from it.
+    /// dhcpd continues to run: it is not ours, and running machines have leases from it.
     async fn shutdown(&self) {
         self.calls.finish().await;
         self.inner.changes.finish().await;

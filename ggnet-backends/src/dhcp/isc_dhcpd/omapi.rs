@@ -1,16 +1,16 @@
-//! OMAPI, dhcpd's protocol for changing its host declarations while it runs: a client of the few requests that we make.
+//! OMAPI, dhcpd's protocol for changing its host declarations while it runs: a client for the few requests that GGnet makes.
 //!
 //! ```text
-//!   connect ─▶ both say version and header size ─▶ OPEN authenticator (by the key's name) ─▶ its handle is our authenticator id
+//!   connect ─▶ both send version and header size ─▶ OPEN authenticator (by the key's name) ─▶ its handle is our authenticator id
 //!     remove: OPEN host by name ─▶ not found: done | its handle ─▶ DELETE ─▶ STATUS
 //!     add:    OPEN host, create and exclusive ─▶ UPDATE
 //! ```
-//! A message is a header of six 32-bit numbers, two lists of named values, each ended by an empty name, and a signature: HMAC with
-//! the shared key over all but the first number. (`common/omapi` of ISC's source is its only description; `omshell`, its own client,
-//! cuts a text after about a thousand bytes, takes the rest for commands, and ends with exit code 0.)
+//! A message consists of a header of six 32-bit numbers, two lists of named values, each terminated by an empty name, and a signature: HMAC
+//! with the shared key over everything except the first number. (`common/omapi` in ISC's source is the only description; ISC's own client
+//! `omshell` cuts a text after about a thousand bytes, interprets the rest as commands, and exits with code 0.)
 //!
-//! Invariants: the key leaves this module as signatures only; an answer counts only if it is signed; nothing that dhcpd sends makes us
-//! read without a bound.
+//! Invariants: the key leaves this module only as signatures; a response is accepted only if it is signed; nothing that dhcpd sends makes
+//! us read without a limit.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -33,11 +33,11 @@ use zeroize::Zeroizing;
 use super::text::Declaration;
 use crate::dhcp::files;
 
-/// How long dhcpd may take for one answer; it writes its lease file before it gives one.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for one response of dhcpd, which writes its lease file first.
+const TIMEOUT: Duration = Duration::from_secs(20);
 const VERSION: u32 = 100;
 const HEADER: u32 = 24;
-/// No answer to our requests is a tenth of this.
+/// No response to our requests is a tenth of this.
 const LARGEST: usize = 1 << 16;
 
 const OPEN: u32 = 1;
@@ -54,20 +54,20 @@ pub enum KeyAlgorithm {
     /// HMAC-SHA256.
     #[default]
     HmacSha256,
-    /// HMAC-MD5, which is all that a dhcpd before 4.4 knows.
+    /// HMAC-MD5, the only algorithm that dhcpd before 4.4 supports.
     HmacMd5,
 }
 
-/// Where dhcpd takes changes, and the key that it asks for.
+/// The OMAPI address of dhcpd, and its key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OmapiConfig {
-    /// `omapi-port` of dhcpd's main file, on this host.
+    /// `omapi-port` in dhcpd's main file, on this host.
     #[serde(default = "local")]
     pub address: SocketAddr,
     /// The name of `omapi-key`.
     pub key_name: String,
-    /// A file that holds the key's secret, in base64, as it stands in dhcpd's main file.
+    /// A file with the key's secret, in base64, as in dhcpd's main file.
     pub key_file: PathBuf,
     /// The key's algorithm.
     #[serde(default)]
@@ -86,7 +86,7 @@ struct Key {
 
 impl Key {
     fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let unusable = |_| Error::internal("HMAC takes a key of any length");
+        let unusable = |_| Error::internal("HMAC rejected the key, although it accepts any length");
         Ok(match self.algorithm {
             KeyAlgorithm::HmacSha256 => {
                 let mac = Hmac::<sha2::Sha256>::new_from_slice(&self.secret).map_err(unusable)?;
@@ -99,7 +99,7 @@ impl Key {
         })
     }
 
-    /// As the protocol calls the algorithm.
+    /// The algorithm's name in the protocol.
     fn algorithm(&self) -> &'static str {
         match self.algorithm {
             KeyAlgorithm::HmacSha256 => "hmac-sha256.SIG-ALG.REG.INT.",
@@ -126,7 +126,7 @@ impl Omapi {
     /// Reads the key. Blocking.
     ///
     /// # Errors
-    /// `Invalid` for a key without a name or one that is not base64; what reading the file gives, naming it.
+    /// `Invalid` for a key without a name or one that is not base64; errors of reading the file, which name it.
     pub(super) fn open(config: &OmapiConfig) -> Result<Self> {
         if config.key_name.is_empty() {
             return Err(Error::invalid("omapi.key_name", "The OMAPI key has no name"));
@@ -136,23 +136,24 @@ impl Omapi {
         let text = text.map_err(|e| files::error("Reading", path, e))?;
         let secret = BASE64_STANDARD.decode(text.trim()).map(Zeroizing::new);
         let secret = secret.ok().filter(|secret| !secret.is_empty()).ok_or_else(|| {
-            let message = format!("{} holds no key in base64", path.display());
+            let message = format!("{} does not contain a key in base64", path.display());
             Error::invalid("omapi.key_file", message)
-                .with_hint("Write the text between the quotes of `secret \"…\"` into it, and nothing else")
+                .with_hint("Write only the text between the quotes of `secret \"…\"` into it")
         })?;
         let key = Key { algorithm: config.algorithm, secret };
         Ok(Self { address: config.address, key_name: config.key_name.clone(), key })
     }
 
-    /// A connection that dhcpd has accepted our key on. Dropped half-way: it is closed.
+    /// A connection on which dhcpd has accepted our key. If the future is dropped, the connection is closed.
     ///
     /// # Errors
-    /// `Unavailable` when nobody answers; `Permission` when dhcpd refuses the key.
+    /// `Unavailable` if nothing responds; `Permission` if dhcpd rejects the key.
     pub(super) async fn connect(&self) -> Result<Session<'_>> {
         let subject = format!("OMAPI of dhcpd at {}", self.address);
         let named = |e: Error| e.with_subject(subject.clone());
         let failed = |e| {
-            let hint = "dhcpd's main file needs omapi-port and omapi-key, and omapi.address the same port";
+            let hint =
+                "Set omapi-port and omapi-key in dhcpd's main file, and the same port in omapi.address";
             named(Error::io(format!("Connecting to {subject}"), e).with_hint(hint))
         };
         let stream = within(TcpStream::connect(self.address)).await.map_err(named)?.map_err(failed)?;
@@ -164,8 +165,8 @@ impl Omapi {
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> Result<T> {
-    timeout(PATIENCE, work).await.map_err(|_| {
-        Error::new(ErrorKind::Timeout, format!("OMAPI of dhcpd did not answer within {PATIENCE:?}"))
+    timeout(TIMEOUT, work).await.map_err(|_| {
+        Error::new(ErrorKind::Timeout, format!("No OMAPI response from dhcpd within {TIMEOUT:?}"))
     })
 }
 
@@ -179,7 +180,7 @@ pub(super) struct Session<'a> {
 
 type Values = Vec<(String, Vec<u8>)>;
 
-/// What dhcpd answered.
+/// A response of dhcpd.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Answer {
     authenticator: u32,
@@ -189,7 +190,7 @@ struct Answer {
     message: Values,
     object: Values,
     signature: Vec<u8>,
-    /// What the signature is over.
+    /// The bytes that the signature covers.
     signed: Vec<u8>,
 }
 
@@ -199,7 +200,7 @@ impl Answer {
         Some(u32::from_be_bytes(value.as_slice().try_into().ok()?))
     }
 
-    /// What dhcpd says went wrong, if it says so.
+    /// The error that dhcpd reports, if any.
     fn failure(&self) -> Option<(u32, String)> {
         let result = self.number("result").filter(|result| *result != 0);
         let result = match (self.operation, result) {
@@ -222,15 +223,17 @@ impl Session<'_> {
         });
         let (version, header) = theirs.await?.map_err(|e| lost(&e))?;
         if (version, header) != (VERSION, HEADER) {
-            let message = format!("It speaks OMAPI version {version} with headers of {header} bytes");
+            let message = format!(
+                "dhcpd uses OMAPI version {version} with headers of {header} bytes, which GGnet does not support"
+            );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let key = &self.omapi.key;
         let object = vec![text("name", &self.omapi.key_name), text("algorithm", key.algorithm())];
         let refused = |why: String| {
-            let message = format!("dhcpd does not take the OMAPI key {:?}: {why}", self.omapi.key_name);
+            let message = format!("dhcpd rejects the OMAPI key {:?}: {why}", self.omapi.key_name);
             Error::new(ErrorKind::Permission, message)
-                .with_hint("omapi.key_name, key_file and algorithm must be as in dhcpd's main file")
+                .with_hint("omapi.key_name, key_file and algorithm must match dhcpd's main file")
         };
         let answer = self.ask(OPEN, 0, vec![text("type", "authenticator")], object).await?;
         match answer.failure() {
@@ -238,7 +241,7 @@ impl Session<'_> {
             None if answer.operation != UPDATE || answer.handle == 0 => Err(unexpected(&answer)),
             None => {
                 self.authenticator = Some(answer.handle);
-                // A wrong secret shows at the first signed question only.
+                // A wrong secret is only reported for the first signed request.
                 match self.find("ggnet").await {
                     Ok(_) => Ok(()),
                     Err(e) if e.kind() == ErrorKind::Timeout => Err(e),
@@ -248,10 +251,10 @@ impl Session<'_> {
         }
     }
 
-    /// Removes a declaration, if it is there.
+    /// Removes a declaration, if it exists.
     ///
     /// # Errors
-    /// What dhcpd says; `Unavailable` when the connection is lost, and then it may have been removed.
+    /// The error that dhcpd reports; `Unavailable` if the connection is lost, and then the declaration may have been removed.
     pub(super) async fn remove(&mut self, name: &str) -> Result<()> {
         let Some(handle) = self.find(name).await? else { return Ok(()) };
         let answer = self.ask(DELETE, handle, vec![], vec![]).await?;
@@ -262,7 +265,7 @@ impl Session<'_> {
         }
     }
 
-    /// Adds a declaration; none of that name may be there.
+    /// Adds a declaration; its name must not exist yet.
     ///
     /// # Errors
     /// As [`Session::remove`].
@@ -276,7 +279,7 @@ impl Session<'_> {
         let mut object = vec![
             text("name", &host.name),
             ("hardware-address".to_owned(), host.mac.octets().to_vec()),
-            // Ethernet.
+            // The hardware type of Ethernet.
             ("hardware-type".to_owned(), one),
             text("statements", &host.statements),
         ];
@@ -291,7 +294,7 @@ impl Session<'_> {
         }
     }
 
-    /// The handle of a declaration, if it is there.
+    /// The handle of a declaration, if it exists.
     async fn find(&mut self, name: &str) -> Result<Option<u32>> {
         let answer = self.ask(OPEN, 0, vec![text("type", "host")], vec![text("name", name)]).await?;
         match answer.failure() {
@@ -302,7 +305,7 @@ impl Session<'_> {
         }
     }
 
-    /// One request and its answer, whose signature is right.
+    /// Sends one request and returns its response after checking the signature.
     async fn ask(&mut self, operation: u32, handle: u32, message: Values, object: Values) -> Result<Answer> {
         self.transaction = self.transaction.wrapping_add(1);
         let (authenticator, length) = match self.authenticator {
@@ -327,7 +330,7 @@ impl Session<'_> {
         if let Some(id) = self.authenticator {
             let signature = self.omapi.key.sign(&answer.signed)?;
             if answer.authenticator != id || !bool::from(answer.signature.ct_eq(&signature)) {
-                let message = "An answer of dhcpd by OMAPI is not signed with our key";
+                let message = "An OMAPI response from dhcpd is not signed with our key";
                 return Err(Error::new(ErrorKind::Permission, message));
             }
         }
@@ -343,7 +346,7 @@ fn text(name: &str, value: &str) -> (String, Vec<u8>) {
     (name.to_owned(), value.as_bytes().to_vec())
 }
 
-/// A list of named values and its end.
+/// A list of named values and its terminator.
 fn put(bytes: &mut Vec<u8>, values: &Values) -> Result<()> {
     let long = |_| Error::internal("A value for OMAPI is too long");
     for (name, value) in values {
@@ -384,7 +387,7 @@ async fn list(stream: &mut (impl AsyncRead + Unpin), all: &mut Vec<u8>) -> Resul
     }
 }
 
-/// The next bytes, which are added to all that came before.
+/// Reads the next bytes and appends them to those before.
 async fn take<'a>(
     stream: &mut (impl AsyncRead + Unpin),
     all: &'a mut Vec<u8>,
@@ -392,7 +395,7 @@ async fn take<'a>(
 ) -> Result<&'a [u8]> {
     let begin = all.len();
     if length > LARGEST - begin.min(LARGEST) {
-        let message = format!("A message of dhcpd by OMAPI is longer than {LARGEST} bytes");
+        let message = format!("An OMAPI message from dhcpd is longer than {LARGEST} bytes");
         return Err(Error::new(ErrorKind::Corrupt, message));
     }
     all.resize(begin + length, 0);
@@ -406,16 +409,16 @@ fn number_of(bytes: &[u8]) -> u32 {
 }
 
 fn lost(e: &std::io::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("dhcpd ended the OMAPI connection: {e}"))
+    Error::new(ErrorKind::Unavailable, format!("dhcpd closed the OMAPI connection: {e}"))
 }
 
 fn declined(doing: &str, name: &str, why: &str) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("dhcpd could not {doing} {name} by OMAPI: {why}"))
+    Error::new(ErrorKind::Unavailable, format!("dhcpd could not {doing} {name} through OMAPI: {why}"))
 }
 
 fn unexpected(answer: &Answer) -> Error {
     let message = format!(
-        "dhcpd gave an answer by OMAPI that was not asked for: operation {}, transaction {}",
+        "dhcpd sent an unexpected OMAPI response: operation {}, transaction {}",
         answer.operation, answer.answers
     );
     Error::new(ErrorKind::Corrupt, message)
@@ -431,7 +434,7 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
     }
 
-    /// As omshell of ISC's 4.4.3 asked dhcpd for a host, and what it answered; the key is "0123456789abcdef".
+    /// The request of omshell from ISC 4.4.3 to dhcpd for a host, and the response; the key is "0123456789abcdef".
     const ASKED: &str = "00000001 00000020 00000001 00000000 6b8b4568 00000000 0004 74797065 00000004 686f7374 0000 \
         0004 6e616d65 00000011 67676e65742d30646462613131652d6d32 0000";
     const SIGNED: &str = "6ab5898413752d25d048e57583a347cb938b4b7376323809689b09bbde5f581d";

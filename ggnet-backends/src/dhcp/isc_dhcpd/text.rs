@@ -1,14 +1,14 @@
-//! The text of the file that dhcpd includes: for each machine a comment with its spec, and a declaration for each of its cards.
+//! The text of the file that dhcpd includes: for each machine a comment with its spec, and one declaration for each of its cards.
 //!
 //! ```text
 //! # ggnet-<instance>-<id> {…the spec, as JSON…}
 //! host ggnet-<instance>-<id> { hardware ethernet …; fixed-address …; option host-name …; if … { filename …; } … }
 //! host ggnet-<instance>-<id>_2 { … }                                              the second card
 //! ```
-//! The declarations are written by the two templates beside this file, in which every value is escaped.
+//! The two templates next to this file generate the declarations and escape every value.
 //!
-//! Invariants: from the file alone every spec can be read back; names are compared whole (`_` occurs in no id, so no name is another's
-//! beginning and a number); whatever a value holds, it stays within its quotes.
+//! Invariants: every spec can be read back from the file alone; names are compared as a whole (`_` does not occur in an id, so no name
+//! equals another name with a number); every value stays within its quotes.
 
 use std::{
     collections::BTreeMap,
@@ -27,33 +27,33 @@ use tera::{Context, Tera};
 use super::IscDhcpdConfig;
 use crate::dhcp::{boot_files::BootFiles, daemon};
 
-/// The packet's field for a boot file has 128 bytes, of which dhcpd cuts what is longer.
+/// The packet's field for a boot file has 128 bytes; dhcpd cuts longer names.
 const LONGEST_FILENAME: usize = 127;
 const HOST: &str = "host.conf.tera";
 const STATEMENTS: &str = "statements.conf.tera";
 
-/// What a file holds: each machine's lines.
+/// The content of a file: each machine's lines.
 pub(super) type Blocks = BTreeMap<ResourceId, String>;
 
-/// One card's declaration, for the file and for OMAPI.
+/// The declaration of one card, for the file and for OMAPI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Declaration {
     pub(super) name: String,
     pub(super) mac: MacAddr,
     pub(super) address: Option<Ipv4Addr>,
-    /// What the machine is told.
+    /// The boot statements for the machine.
     pub(super) statements: String,
     text: String,
 }
 
-/// Writes and reads the text.
+/// Generates and parses the text.
 pub(super) struct Text {
     config: IscDhcpdConfig,
     advertise: Ipv4Addr,
     tera: Tera,
-    /// `# Made by GGnet <instance>,`: how the file of this GGnet begins.
+    /// `# Made by GGnet <instance>,`: the start of this GGnet's file.
     head: String,
-    /// `ggnet-<instance>-`, before a machine's id.
+    /// `ggnet-<instance>-`, the prefix of a machine's id.
     prefix: String,
 }
 
@@ -79,7 +79,7 @@ impl Text {
         Ok(Self { config, advertise, tera, head, prefix: format!("ggnet-{instance}-") })
     }
 
-    /// Whether a file with this text is this GGnet's, or nobody's.
+    /// Whether a file with this text belongs to this GGnet, or to no owner.
     pub(super) fn is_ours(&self, text: &str) -> bool {
         text.trim().is_empty() || text.starts_with(&self.head)
     }
@@ -91,7 +91,7 @@ impl Text {
         text
     }
 
-    /// The machines in a file; lines that belong to none are skipped.
+    /// The machines in a file; other lines are skipped.
     pub(super) fn parse(&self, text: &str) -> Blocks {
         let mut blocks = Blocks::new();
         let mut current = None;
@@ -107,7 +107,7 @@ impl Text {
         blocks
     }
 
-    /// The machine of a declaration's name, if it is one of ours.
+    /// The machine of a declaration's name, if the declaration is ours.
     pub(super) fn id(&self, name: &str) -> Option<ResourceId> {
         let rest = name.strip_prefix(&self.prefix)?;
         let id = match rest.split_once('_') {
@@ -118,7 +118,7 @@ impl Text {
         id.parse().ok()
     }
 
-    /// The spec that a machine's lines were made from.
+    /// The spec from which a machine's lines were generated.
     pub(super) fn spec(&self, id: &ResourceId, block: &str) -> Option<DhcpHost> {
         let json = block.strip_prefix("# ")?.strip_prefix(&self.prefix)?.strip_prefix(id.as_str())?;
         let spec: DhcpHost = serde_json::from_str(json.strip_prefix(' ')?.lines().next()?).ok()?;
@@ -137,7 +137,7 @@ impl Text {
     /// As [`Text::declarations`].
     pub(super) fn block(&self, host: &DhcpHost) -> Result<String> {
         let spec = serde_json::to_string(host)
-            .map_err(|e| Error::internal("A DHCP entry has no JSON").with_source(e))?;
+            .map_err(|e| Error::internal("Cannot encode a DHCP entry as JSON").with_source(e))?;
         let mut block = format!("# {}{} {spec}\n", self.prefix, host.id);
         block.extend(self.declarations(host)?.into_iter().map(|d| d.text));
         Ok(block)
@@ -146,13 +146,14 @@ impl Text {
     /// A machine's declarations.
     ///
     /// # Errors
-    /// `Invalid`: an address that is no IPv4 address.
+    /// `Invalid`: an address that is not IPv4.
     pub(super) fn declarations(&self, host: &DhcpHost) -> Result<Vec<Declaration>> {
         let address = match host.fixed_address {
             Some(IpAddr::V4(address)) => Some(address),
             Some(IpAddr::V6(address)) => {
-                let message =
-                    format!("{address} is no IPv4 address, and dhcpd gives machines an IPv4 address to boot");
+                let message = format!(
+                    "{address} is not an IPv4 address; machines boot from dhcpd with an IPv4 address only"
+                );
                 return Err(Error::invalid("fixed_address", message));
             }
             None => None,
@@ -194,10 +195,10 @@ impl Text {
 }
 
 fn broken(e: &tera::Error) -> Error {
-    Error::internal(format!("dhcpd's text cannot be written: {e}"))
+    Error::internal(format!("Cannot render the dhcpd configuration: {e}"))
 }
 
-/// As it stands within quotes: whatever is not plain becomes three octal digits, which dhcpd reads back as that byte.
+/// Escapes a text within quotes: every special byte becomes three octal digits, which dhcpd converts back to that byte.
 fn escape(text: &str, out: &mut dyn io::Write) -> io::Result<()> {
     for byte in text.bytes() {
         match byte {

@@ -1,4 +1,4 @@
-//! What the DHCP backend "proxy" registers.
+//! The descriptor of the DHCP backend "proxy".
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -18,12 +18,12 @@ use crate::dhcp::section;
 #[must_use]
 pub fn descriptor() -> Descriptor<dyn DhcpBackend> {
     Descriptor::new(NAME, make)
-        .summary("ProxyDHCP beside whatever server gives out addresses")
+        .summary("ProxyDHCP beside any DHCP server that assigns addresses")
         .keys(&[
-            ("interfaces", "The interfaces to answer on; left out: network.interfaces"),
-            ("advertise", "By interface: the IPv4 address that machines are told; left out: network.advertise, or its own"),
-            ("unknown", "What an unregistered machine gets: \"ignore\" or \"answer\"; left out: \"ignore\""),
-            ("relays", "Also take what a DHCP relay sends to the interface's address; left out: false"),
+            ("interfaces", "The interfaces to answer on; default: network.interfaces"),
+            ("advertise", "By interface: the IPv4 address that machines boot from; default: network.advertise, or its own"),
+            ("unknown", "What an unregistered machine gets: \"ignore\" or \"answer\"; default: \"ignore\""),
+            ("relays", "Also accept requests that a DHCP relay sends to the interface's address; default: false"),
         ])
         .keys(section::KEYS)
         .check(check)
@@ -51,7 +51,7 @@ async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
     Ok(section::mac_paths(&wiring, config.mac_prefix).into_iter().collect())
 }
 
-/// A DHCP server of this host may have port 67 as well, on purpose.
+/// A DHCP server of this host may use port 67 too; this is intended.
 fn listens(wiring: &Wiring, table: Settings) -> Result<Vec<Socket>> {
     let socket = |interface: &String, port: u16| {
         let at = (Ipv4Addr::UNSPECIFIED, port).into();

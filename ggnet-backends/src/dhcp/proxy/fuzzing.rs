@@ -1,9 +1,8 @@
-//! What must hold for every datagram that reaches proxyDHCP: run by the fuzz target `dhcp_packet` and by the test
-//! `fuzz_corpus`.
+//! The properties that must hold for every datagram to proxyDHCP. The fuzz target `dhcp_packet` and the test `fuzz_corpus` run them.
 //!
-//! Input: one byte that chooses port, registration and configuration, then the datagram.
+//! Input: one byte that selects port, registration and configuration, then the datagram.
 //!
-//! Asserting is the whole purpose here: a false property ends the run.
+//! The assertions are the purpose of this module: a violated property panics.
 
 use std::net::Ipv4Addr;
 
@@ -13,10 +12,10 @@ use super::packet::{Kind, Offer, Reply, Request};
 use super::policy::{Port, decide};
 use super::{ProxyDhcpConfig, Unknown};
 
-/// What a reply has beside what it echoes: the fixed part, our options, the longest boot file twice.
+/// The content of a reply in addition to what it echoes: the fixed part, our options, and the longest boot file twice.
 const MAX_OWN: usize = 700;
 
-/// Decodes a datagram as a request and as an offer, decides, and reads the reply back.
+/// Decodes a datagram as a request and as an offer, decides, and decodes the reply.
 pub fn packet(input: &[u8]) {
     let Some((&choice, datagram)) = input.split_first() else { return };
     let _ = Offer::decode(datagram);
@@ -63,7 +62,7 @@ fn answer(request: &Request, reply: &Reply, echoed: usize) {
         message.opts().map(|o| (u8::from(o.code()), o.data().to_vec())).collect();
     for (code, echo) in [(97, &request.machine_id), (82, &request.relay_info)] {
         let found: Vec<_> = options.iter().filter(|(c, _)| *c == code).map(|(_, data)| data).collect();
-        // An option without a byte in it may be left out.
+        // An option without data may be omitted.
         let want = echo.as_ref().filter(|e| !e.is_empty());
         assert_eq!(found.into_iter().find(|f| !f.is_empty()), want, "option {code} is not echoed");
     }

@@ -1,11 +1,11 @@
-//! The `proxy` DHCP backend: proxyDHCP (PXE 2.1, section 2.2.5) beside whatever server gives out addresses.
+//! The `proxy` DHCP backend: proxyDHCP (PXE 2.1, section 2.2.5) in addition to the DHCP server that assigns addresses.
 //!
-//! Firmware that asks for an address gets two offers: the address from the network's own server, and from us, without an
-//! address, what to boot. Nothing on the other server changes, and nothing is kept here but the table of registered machines.
+//! Firmware that requests an address gets two offers: the address from the network's own server, and the boot file, without an address,
+//! from us. The other server needs no changes, and the only state here is the table of registered machines.
 //!
 //! `packet` is the codec, `policy` decides, `server` has the sockets.
 //!
-//! Invariants: a machine is answered from the moment its `ensure` returns; the table's lock is never held across an await.
+//! Invariants: a machine is answered as soon as its `ensure` returns; the table's lock is never held across an await.
 
 mod descriptor;
 #[cfg(feature = "fuzzing")]
@@ -39,39 +39,39 @@ use super::{boot_files::BootFiles, loaders};
 /// The backend's name in the configuration and in errors.
 const NAME: &str = "proxy";
 
-/// What to do with machines that nobody registered.
+/// What to do with unregistered machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unknown {
-    /// Observe them and stay silent.
+    /// Observe them and do not answer.
     #[default]
     Ignore,
     /// Give them a loader, and iPXE the script `/boot/first.ipxe`.
     Answer,
 }
 
-/// Where and what proxyDHCP answers.
+/// The configuration of proxyDHCP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxyDhcpConfig {
-    /// The interfaces to answer on; none: no network is answered.
+    /// The interfaces to answer on; if empty, no network is answered.
     pub interfaces: Vec<String>,
-    /// The address of ours that machines should use, by interface; by default the interface's own.
+    /// The address of ours that machines should use, by interface; the default is the interface's own address.
     pub advertise: BTreeMap<String, Ipv4Addr>,
     /// The port of our HTTP server, for scripts and HTTP boot.
     pub http_port: u16,
-    /// Where our HTTP server has the boot files, for HTTP boot: `http://<advertise>:<http_port><http_files>/<loader>`.
+    /// The path of the boot files on our HTTP server, for HTTP boot: `http://<advertise>:<http_port><http_files>/<loader>`.
     pub http_files: String,
-    /// Machines that nobody registered.
+    /// What to do with unregistered machines.
     pub unknown: Unknown,
-    /// Name loaders as `<mac>/<loader>`, so that a transfer tells which machine fetched it (the `builtin` boot file store
-    /// understands it).
+    /// Use `<mac>/<loader>` as the name of a loader, so that a transfer identifies the machine that fetches it (the `builtin` boot file
+    /// store supports this).
     pub mac_prefix: bool,
-    /// Loaders by architecture (`bios`, `efi-x64`, … or option 93's number), added to the default ones: a path among the boot
-    /// files, or a URL; empty takes a default away.
+    /// Loaders by architecture (`bios`, `efi-x64`, … or the number in option 93), in addition to the default ones: a path among the boot
+    /// files, or a URL; an empty text removes a default.
     pub loaders: BTreeMap<Arch, String>,
-    /// Also take requests that a DHCP relay sends to the interface's address. Leave it off where another DHCP server runs on
-    /// this host: the renewals of its clients would come to us instead.
+    /// Also accept requests that a DHCP relay sends to the interface's address. Do not enable it if another DHCP server runs on this host:
+    /// the renewals of its clients would come to us instead.
     pub relays: bool,
 }
 
@@ -91,7 +91,7 @@ impl Default for ProxyDhcpConfig {
 }
 
 impl ProxyDhcpConfig {
-    /// The boot files that machines are told of, at this address of ours.
+    /// The boot files for machines, at this address of ours.
     fn boot_files(&self, advertise: Ipv4Addr) -> BootFiles<'_> {
         BootFiles {
             advertise,
@@ -107,14 +107,11 @@ impl ProxyDhcpConfig {
         loaders::validate_http_files(&self.http_files)?;
         for (i, interface) in self.interfaces.iter().enumerate() {
             if self.interfaces[..i].contains(interface) {
-                return Err(Error::invalid(
-                    "interfaces",
-                    format!("The interface {interface} is named twice"),
-                ));
+                return Err(Error::invalid("interfaces", format!("Interface {interface} is listed twice")));
             }
         }
         if let Some(other) = self.advertise.keys().find(|name| !self.interfaces.contains(name)) {
-            let message = format!("An address is advertised on {other}, which is not among the interfaces");
+            let message = format!("`advertise` has an address for {other}, which is not in `interfaces`");
             return Err(Error::invalid("advertise", message));
         }
         Ok(())
@@ -127,7 +124,7 @@ pub struct ProxyDhcp {
     server: server::Server,
 }
 
-/// The registered machines, and who is told of requests.
+/// The registered machines, and the observer of requests.
 #[derive(Default)]
 struct Table {
     machines: RwLock<Machines>,
@@ -137,7 +134,7 @@ struct Table {
 #[derive(Default)]
 struct Machines {
     hosts: BTreeMap<ResourceId, DhcpHost>,
-    // Two entries may share a card while a machine is being replaced, so they are counted.
+    // Two entries may share a card while a machine is being replaced, so cards are counted.
     macs: HashMap<MacAddr, usize>,
 }
 
@@ -177,12 +174,12 @@ fn listed(host: &DhcpHost) -> Listed {
 }
 
 impl ProxyDhcp {
-    /// Binds ports 67 and 4011 on every configured interface and starts answering. The tasks end with
-    /// [`DhcpBackend::shutdown`] or when this is dropped. Dropped half-way: nothing stays bound.
+    /// Binds ports 67 and 4011 on every configured interface and starts answering. The tasks end with [`DhcpBackend::shutdown`] or when
+    /// this value is dropped. If the future is dropped, nothing stays bound.
     ///
     /// # Errors
-    /// `Invalid` configuration; `NotFound` for an interface that is not there; `Permission` or `Busy` for a port, with the
-    /// address and what to do.
+    /// `Invalid` configuration; `NotFound` if an interface does not exist; `Permission` or `Busy` for a port, with the address and what to
+    /// do.
     #[expect(clippy::unused_async, reason = "proof that a runtime is there to spawn on")]
     pub async fn start(config: ProxyDhcpConfig) -> Result<Self> {
         config.validate().map_err(|e| e.with_backend(NAME).with_operation("start"))?;
@@ -205,11 +202,11 @@ impl DhcpBackend for ProxyDhcp {
 
     fn attach(&self, observer: Arc<dyn Observer>) {
         if self.table.observer.set(observer).is_err() {
-            tracing::warn!("A second observer for proxyDHCP was ignored");
+            tracing::warn!("ignored a second observer for proxyDHCP");
         }
     }
 
-    /// Never waits, so it cannot be dropped half-way.
+    /// Never waits, so dropping the future has no effect.
     async fn apply(&self, changes: &[DhcpChange]) -> Result<Vec<DhcpRefusal>> {
         let mut machines = self.table.machines.write().unwrap_or_else(PoisonError::into_inner);
         for change in changes {

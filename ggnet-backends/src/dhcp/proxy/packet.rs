@@ -1,8 +1,8 @@
-//! DHCP packets to and from `dhcproto`: what the policy needs to know of a request, and a reply's bytes.
+//! Converts DHCP packets to and from `dhcproto`: the parts of a request that the policy needs, and the bytes of a reply.
 //!
-//! Requests are read with the `borrowed` parser, which keeps every option's raw bytes. Invariants: decoding never panics,
-//! whatever the bytes (`borrowed::Message::chaddr` trusts the packet's own length field, so that is checked first); a
-//! malformed option is as good as absent.
+//! Requests are parsed with the `borrowed` parser, which keeps the raw bytes of every option. Invariants: decoding never panics, whatever
+//! the input (`borrowed::Message::chaddr` trusts the packet's own length field, so that is checked first); a malformed option is treated as
+//! absent.
 
 use std::net::Ipv4Addr;
 
@@ -17,19 +17,19 @@ use ggnet_core::{Error, Result, nouns::MacAddr};
 
 use super::arch::Arch;
 
-/// Encapsulated options that end with this are complete.
+/// Encapsulated options are complete if they end with this.
 const END: u8 = 255;
-/// PXE_DISCOVERY_CONTROL = 8 (PXE 2.1, table 2-1): take the boot file named here, ask no boot server and show no menu.
+/// PXE_DISCOVERY_CONTROL = 8 (PXE 2.1, table 2-1): use the boot file of this packet, do not contact a boot server and show no menu.
 const PXE_USE_BOOT_FILE: [u8; 4] = [6, 1, 8, END];
-/// The `file` field holds 128 bytes with the final zero.
+/// The `file` field holds 128 bytes, including the terminating zero.
 const FILE_FIELD: usize = 127;
 /// Relays and old clients drop shorter packets (RFC 1542 section 2.1).
 const MIN_PACKET: usize = 300;
 
-/// Who asks by what protocol (option 60).
+/// The boot protocol of the client (option 60).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::dhcp) enum Class {
-    /// PXE: a file by TFTP.
+    /// PXE: a file over TFTP.
     Pxe,
     /// UEFI HTTP boot: a URL.
     Http,
@@ -44,7 +44,7 @@ impl Class {
     }
 }
 
-/// What a request is.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::dhcp) enum Kind {
     /// DISCOVER.
@@ -57,7 +57,7 @@ pub(in crate::dhcp) enum Kind {
     Other,
 }
 
-/// A request, as far as the policy cares.
+/// The parts of a request that the policy needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::dhcp) struct Request {
     pub(in crate::dhcp) kind: Kind,
@@ -66,21 +66,21 @@ pub(in crate::dhcp) struct Request {
     pub(in crate::dhcp) ciaddr: Ipv4Addr,
     pub(in crate::dhcp) giaddr: Ipv4Addr,
     pub(in crate::dhcp) mac: MacAddr,
-    /// None: an operating system's.
+    /// `None`: the request is from an operating system.
     pub(in crate::dhcp) class: Option<Class>,
-    /// Option 93's list; without it what option 60 says, else BIOS.
+    /// The list in option 93; without it the architecture in option 60, otherwise BIOS.
     pub(in crate::dhcp) archs: Vec<Arch>,
     pub(in crate::dhcp) ipxe: bool,
-    /// The server that it wants to be answered by (option 54).
+    /// The server from which the client wants a reply (option 54).
     pub(in crate::dhcp) server: Option<Ipv4Addr>,
-    /// Option 97, to be echoed.
+    /// Option 97, which is echoed.
     pub(in crate::dhcp) machine_id: Option<Vec<u8>>,
-    /// Option 82 of a relay, to be echoed (RFC 3046 section 2.2).
+    /// Option 82 from a relay, which is echoed (RFC 3046 section 2.2).
     pub(in crate::dhcp) relay_info: Option<Vec<u8>>,
 }
 
 impl Request {
-    /// Reads a request; the error says in plain words why it is none.
+    /// Parses a request; the error describes why it is not one.
     pub(in crate::dhcp) fn decode(bytes: &[u8]) -> std::result::Result<Self, &'static str> {
         let message = Message::new(bytes).map_err(|_| "shorter than a DHCP packet")?;
         if message.opcode() != Opcode::BootRequest {
@@ -96,7 +96,7 @@ impl Request {
             flags: message.flags().into(),
             ciaddr: message.ciaddr(),
             giaddr: message.giaddr(),
-            mac: MacAddr::new(octets).map_err(|_| "not a card's address")?,
+            mac: MacAddr::new(octets).map_err(|_| "not a valid MAC address of a network card")?,
             class: None,
             archs: Vec::new(),
             ipxe: false,
@@ -140,7 +140,7 @@ fn four(data: &[u8]) -> Option<Ipv4Addr> {
     <[u8; 4]>::try_from(data).ok().map(Ipv4Addr::from)
 }
 
-/// `PXEClient:Arch:00007:UNDI:003016` and the like.
+/// `PXEClient:Arch:00007:UNDI:003016` and similar.
 fn class_of(data: &[u8]) -> (Option<Class>, Option<Arch>) {
     let text = String::from_utf8_lossy(data);
     let mut parts = text.split(':');
@@ -156,15 +156,15 @@ fn class_of(data: &[u8]) -> (Option<Class>, Option<Arch>) {
     (class, arch)
 }
 
-/// iPXE sends the bare text; RFC 3004 wants a length before it, and some relays of the class follow that.
+/// iPXE sends only the text; RFC 3004 requires a length before it, which some relays add.
 fn is_ipxe_class(data: &[u8]) -> bool {
     data == b"iPXE" || data == b"\x04iPXE"
 }
 
-/// A reply, before it is bytes.
+/// A reply before it is encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::dhcp) struct Reply {
-    /// ACK to a boot server request, else OFFER.
+    /// ACK for a boot server request, otherwise OFFER.
     pub(in crate::dhcp) ack: bool,
     pub(in crate::dhcp) xid: u32,
     pub(in crate::dhcp) flags: u16,
@@ -172,7 +172,7 @@ pub(in crate::dhcp) struct Reply {
     pub(in crate::dhcp) giaddr: Ipv4Addr,
     pub(in crate::dhcp) mac: MacAddr,
     pub(in crate::dhcp) class: Class,
-    /// We: server identifier and next-server.
+    /// Our address: server identifier and next-server.
     pub(in crate::dhcp) server: Ipv4Addr,
     /// The path or URL.
     pub(in crate::dhcp) boot_file: String,
@@ -201,7 +201,7 @@ impl Reply {
         options.insert(DhcpOption::MessageType(kind));
         options.insert(DhcpOption::ServerIdentifier(self.server));
         options.insert(DhcpOption::ClassIdentifier(self.class.name().as_bytes().to_vec()));
-        // To an HTTP client option 43 would mean something of its own vendor class.
+        // For an HTTP client, option 43 would have a meaning in its own vendor class.
         if self.class == Class::Pxe {
             options.insert(DhcpOption::VendorExtensions(PXE_USE_BOOT_FILE.to_vec()));
         }
@@ -214,7 +214,7 @@ impl Reply {
     }
 }
 
-/// A DISCOVER as firmware of this architecture sends it, asking for an answer by broadcast.
+/// A DISCOVER as firmware of this architecture sends it, requesting a broadcast reply.
 pub(in crate::dhcp) fn discover(xid: u32, mac: MacAddr, arch: u16) -> Result<Vec<u8>> {
     let zero = Ipv4Addr::UNSPECIFIED;
     let mut message = v4::Message::new_with_id(xid, zero, zero, zero, zero, &mac.octets());
@@ -236,8 +236,8 @@ fn raw(options: &mut DhcpOptions, code: u8, data: &[u8]) {
     options.insert(DhcpOption::Unknown(UnknownOption::new(OptionCode::from(code), data.to_vec())));
 }
 
-/// `relay_info` goes behind all other options (RFC 3046 section 2.1). `dhcproto` would write it twice when given as raw bytes,
-/// and parsed it might not come back byte for byte.
+/// `relay_info` is appended after all other options (RFC 3046 section 2.1). `dhcproto` would write it twice if given as raw bytes, and a
+/// parsed version might not be identical byte for byte.
 fn encode(message: &v4::Message, relay_info: Option<&[u8]>) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(MIN_PACKET);
     message
@@ -257,7 +257,7 @@ fn encode(message: &v4::Message, relay_info: Option<&[u8]>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// An OFFER as a client sees it.
+/// An OFFER as a client receives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::dhcp) struct Offer {
     pub(in crate::dhcp) xid: u32,
@@ -269,7 +269,7 @@ pub(in crate::dhcp) struct Offer {
 }
 
 impl Offer {
-    /// Reads an OFFER; none for anything else.
+    /// Parses an OFFER; `None` for anything else.
     pub(in crate::dhcp) fn decode(bytes: &[u8]) -> Option<Self> {
         let message = Message::new(bytes).ok()?;
         if message.opcode() != Opcode::BootReply {

@@ -1,4 +1,4 @@
-//! The codec against packets as firmware sends them, mutated ones and noise.
+//! The codec with packets as firmware sends them, with mutated packets and with noise.
 
 use proptest::prelude::*;
 
@@ -8,7 +8,7 @@ fn mac() -> MacAddr {
     "52:54:00:aa:00:01".parse().unwrap()
 }
 
-/// What the UEFI of a PC sends, with iPXE's marks on demand.
+/// A packet from the UEFI firmware of a PC, optionally with iPXE's options.
 fn firmware(ipxe: bool) -> Vec<u8> {
     let mut bytes = discover(7, mac(), 7).unwrap();
     if ipxe {

@@ -1,14 +1,14 @@
-//! What to answer whom: a pure function of the request, the configuration and whether the machine is registered.
+//! Decides which reply a client gets: a pure function of the request, the configuration and whether the machine is registered.
 //!
-//! Rules, first match decides:
-//! 1. Port 67 hears DISCOVER only; port 4011 REQUEST and INFORM only. Addresses are another server's business.
-//! 2. Without vendor class `PXEClient` or `HTTPClient` it is an operating system: ignored, no observation.
-//! 3. A boot server request that names another server is that server's.
-//! 4. An unregistered machine is observed, and answered only where the configuration says so.
-//! 5. iPXE gets the URL of its script, firmware the loader for its architecture: by TFTP, or as a URL for HTTP boot.
-//! 6. An architecture without a loader gets no answer (a wrong loader would hang it) and an observation that says so.
+//! The first rule that matches decides:
+//! 1. On port 67 only DISCOVER is accepted, on port 4011 only REQUEST and INFORM. Another server assigns addresses.
+//! 2. A request without vendor class `PXEClient` or `HTTPClient` is from an operating system: ignored, without an observation.
+//! 3. A boot server request for another server is ignored.
+//! 4. An unregistered machine is observed, and answered only if the configuration allows it.
+//! 5. iPXE gets the URL of its script, firmware the loader for its architecture: over TFTP, or as a URL for HTTP boot.
+//! 6. An architecture without a loader gets no reply (a wrong loader would make it hang) and an observation that says so.
 //!
-//! Invariant: at most one reply, never with an address in it, and never larger than a few hundred bytes.
+//! Invariant: at most one reply, never with an address for the client, and never larger than a few hundred bytes.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -20,7 +20,7 @@ use super::{
     packet::{Class, Kind, Reply, Request},
 };
 
-/// Where the request came in.
+/// The port on which the request arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Port {
     /// 67.
@@ -29,21 +29,21 @@ pub(super) enum Port {
     BootServer,
 }
 
-/// What to do.
+/// The decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Decision {
-    /// The reply and where it goes.
+    /// The reply and its destination.
     pub(super) reply: std::result::Result<(Reply, To), String>,
-    /// What was seen; told once the reply is sent.
+    /// What was observed; reported after the reply was sent.
     pub(super) seen: Vec<Observation>,
 }
 
-/// Where a reply goes.
+/// The destination of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum To {
     /// To this address.
     Address(SocketAddrV4),
-    /// Back to where the request came from.
+    /// Back to the source of the request.
     Sender,
 }
 
@@ -61,9 +61,9 @@ pub(super) fn decide(
     let ignored = |why: &str| Decision { reply: Err(why.to_owned()), seen: Vec::new() };
     match (port, request.kind) {
         (Port::Dhcp, Kind::Discover) | (Port::BootServer, Kind::Request | Kind::Inform) => {}
-        _ => return ignored("not a question to us"),
+        _ => return ignored("not a request for proxyDHCP"),
     }
-    let Some(class) = request.class else { return ignored("an operating system's, not firmware's") };
+    let Some(class) = request.class else { return ignored("from an operating system, not from firmware") };
     if port == Port::BootServer && request.server.is_some_and(|server| server != advertise) {
         return ignored("for another boot server");
     }
@@ -71,7 +71,7 @@ pub(super) fn decide(
     let served = |arch: &Arch| boot.has_loader(*arch);
     let arch = request.archs.iter().copied().find(served).unwrap_or(request.archs[0]);
     let mut seen = Vec::new();
-    // The boot server request follows a DISCOVER that was observed already.
+    // A boot server request follows a DISCOVER that was already observed.
     let first_sight = port == Port::Dhcp;
     if !registered {
         if first_sight {
@@ -116,7 +116,7 @@ pub(super) fn decide(
     Decision { reply: Ok((reply, destination(request, port))), seen }
 }
 
-/// RFC 2131 section 4.1: to the relay; else to the address the client has; else, having none, to everybody on its link.
+/// RFC 2131 section 4.1: to the relay; otherwise to the client's address; a client without an address gets a broadcast on its link.
 fn destination(request: &Request, port: Port) -> To {
     if port == Port::BootServer {
         To::Sender
@@ -132,7 +132,7 @@ fn destination(request: &Request, port: Port) -> To {
 fn no_loader(archs: &[Arch]) -> String {
     let names: Vec<String> = archs.iter().map(|arch| format!("{arch} ({})", arch.0)).collect();
     format!(
-        "No loader for architecture {}: name one in the proxyDHCP configuration, loaders.{}",
+        "No loader for architecture {}: set one in the proxyDHCP configuration, loaders.{}",
         names.join(", "),
         archs[0]
     )

@@ -1,24 +1,24 @@
-//! Sockets and tasks of proxyDHCP: per interface one for broadcasts to port 67, one for port 4011, and, where relays are
-//! served, one for port 67 of the interface's own address.
+//! Sockets and tasks of proxyDHCP: for each interface, one socket for broadcasts to port 67, one for port 4011, and, if relays are served,
+//! one for port 67 of the interface's own address.
 //!
-//! The socket for port 67 is bound to 255.255.255.255, not to the wildcard. A broadcast is copied to every socket that has
-//! the port, ours and another DHCP server's alike; but a unicast packet goes to one socket only, and of two equal ones the
-//! kernel takes that which was bound last (with SO_REUSEADDR as with SO_REUSEPORT). Bound to the wildcard, we would take the
-//! unicast renewals of a DHCP server that started before us on this host.
+//! The socket for port 67 is bound to 255.255.255.255, not to the wildcard address. A broadcast is copied to every socket on the port, ours
+//! and that of another DHCP server. A unicast packet goes to only one socket, and among equal sockets the kernel selects the one that was
+//! bound last (with SO_REUSEADDR as with SO_REUSEPORT). Bound to the wildcard address, we would receive the unicast renewals of a DHCP
+//! server on this host that started before us.
 //!
-//! Each interface has one task, which looks at it every [`LOOK_EVERY`]:
+//! Each interface has one task, which checks it every [`LOOK_EVERY`]:
 //! ```text
-//!            there, stands for itself, sockets bound
+//!            exists, has no master, sockets bound
 //!   lost ────────────────────────────────────────────▶ served
-//!     ▲   gone, another under its name, a bridge's port    │
+//!     ▲   gone, replaced by another, added to a bridge     │
 //!     └────────────────────────────────────────────────────┘
 //! ```
-//! A socket belongs to the interface that had the name when it was bound, by the interface's number: one that is deleted and made again,
-//! or renamed, would leave it deaf.
+//! A socket belongs to the interface that had the name when it was bound, identified by its index. If that interface is deleted and created
+//! again, or renamed, the socket receives nothing any more.
 //!
-//! Invariants: an interface is lost until its sockets are bound to what has its name now, and health is down and names it until then; one
-//! log line for each change; every task ends with `cancel`; a reply leaves by the interface its request came in by; an observation is
-//! told after its reply was handed to the kernel.
+//! Invariants: an interface is lost until its sockets are bound to the interface that has its name now, and until then health is down and
+//! names it; one log line for each change; every task ends with `cancel`; a reply leaves through the interface on which its request
+//! arrived; an observation is reported after its reply was passed to the kernel.
 
 use std::{
     collections::BTreeMap,
@@ -73,11 +73,11 @@ struct Shared {
     lost: Mutex<BTreeMap<String, String>>,
 }
 
-/// What an interface was when its sockets were bound.
+/// The state of an interface when its sockets were bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Place {
     index: u32,
-    /// Its own address; none where it has none, or where that could not be asked.
+    /// Its own address; `None` if it has none or if it could not be read.
     address: Option<Ipv4Addr>,
     carrier: Carrier,
 }
@@ -85,18 +85,18 @@ struct Place {
 /// An interface's sockets.
 struct Bound {
     place: Place,
-    ears: Vec<Ear>,
+    listeners: Vec<Listener>,
 }
 
-/// One socket and what it is for.
-struct Ear {
+/// One socket and its purpose.
+struct Listener {
     interface: String,
     port: Port,
     socket: PktinfoSocket,
 }
 
 impl Server {
-    /// Binds everything, then starts.
+    /// Binds everything, then starts the tasks.
     pub(super) fn start(config: ProxyDhcpConfig, table: Arc<Table>) -> Result<Self> {
         let cancel = CancellationToken::new();
         let (failing, lost) = (AtomicUsize::new(0), Mutex::default());
@@ -108,11 +108,11 @@ impl Server {
             first.push((shared.bind(&name)?, name));
         }
         if first.is_empty() {
-            tracing::info!(target: "dhcp", "ProxyDHCP answers on no network: no interface is configured");
+            tracing::info!(target: "dhcp", "ProxyDHCP does not answer on any network: no interface is configured");
         }
         let long_lived = Supervisor::new(cancel);
         for (bound, name) in first {
-            tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP listens");
+            tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP is listening");
             let (shared, bound) = (Arc::clone(&shared), Arc::new(Mutex::new(Some(bound))));
             long_lived.keep(format!("proxyDHCP on {name}"), move || {
                 let (shared, name, bound) = (Arc::clone(&shared), name.clone(), take(&bound));
@@ -122,8 +122,8 @@ impl Server {
         Ok(Self { shared, long_lived })
     }
 
-    /// Down when it cannot receive, has lost an interface, or no interface has both an address to tell and a carrier; degraded when some
-    /// have not.
+    /// Down if it cannot receive, has lost an interface, or no interface has both an address to advertise and a carrier; degraded if this
+    /// is true for some interfaces.
     pub(super) fn health(&self) -> Health {
         let config = &self.shared.config;
         if let Some(trouble) = self.long_lived.trouble() {
@@ -149,7 +149,7 @@ impl Server {
     }
 }
 
-/// Whether machines are reached on the interfaces, and told an address.
+/// Whether machines can be reached on the interfaces and have an address to boot from.
 fn reach(config: &ProxyDhcpConfig) -> Health {
     let (mut why, mut out) = (Vec::new(), 0);
     for name in &config.interfaces {
@@ -159,7 +159,7 @@ fn reach(config: &ProxyDhcpConfig) -> Health {
         let (gone, waiting) = match interface::look(name) {
             Ok((_, Carrier::Gone(words))) => (Some(words), None),
             Ok((_, Carrier::Waiting(words))) => (None, Some(words)),
-            // What is no longer there, its task has found or will find.
+            // If an interface no longer exists, its own task reports that.
             Ok((_, Carrier::There)) | Err(_) => (None, None),
         };
         out += usize::from(address.is_some() || gone.is_some());
@@ -178,14 +178,14 @@ fn take(bound: &Mutex<Option<Bound>>) -> Option<Bound> {
 }
 
 impl Shared {
-    /// Binds the sockets of what has this name now.
+    /// Binds the sockets of the interface that has this name now.
     fn bind(&self, name: &str) -> Result<Bound> {
-        // Its watch says how the carrier is.
+        // The interface's task checks the carrier.
         let place = Place { carrier: Carrier::There, ..Place::of(name)? };
-        let mut ears = Vec::new();
+        let mut listeners = Vec::new();
         let mut bind = |port, address: Ipv4Addr, number| -> Result<()> {
             let socket = interface::open(name, SocketAddrV4::new(address, number))?;
-            ears.push(Ear { interface: name.to_owned(), port, socket });
+            listeners.push(Listener { interface: name.to_owned(), port, socket });
             Ok(())
         };
         bind(Port::Dhcp, Ipv4Addr::BROADCAST, 67)?;
@@ -193,14 +193,14 @@ impl Shared {
         if self.config.relays {
             bind(Port::Dhcp, interface::address(name)?, 67)?;
         }
-        // Another may have come under this name meanwhile.
+        // Another interface may have got this name in the meantime.
         if Place::of(name)?.index != place.index {
             return Err(interface::no_such(name));
         }
-        Ok(Bound { place, ears })
+        Ok(Bound { place, listeners })
     }
 
-    /// Serves an interface until the stop, whatever becomes of it. `bound`: its sockets, where they are bound already.
+    /// Serves an interface until shutdown, whatever happens to it. `bound`: its sockets, if they are already bound.
     async fn serve(&self, name: &str, mut bound: Option<Bound>) {
         loop {
             let next = match bound.take() {
@@ -210,21 +210,21 @@ impl Shared {
             match next {
                 Ok(mut bound) => {
                     if lock(&self.lost).remove(name).is_some() {
-                        tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP listens again");
+                        tracing::info!(target: "dhcp", interface = name, address = ?bound.place.address, "ProxyDHCP is listening again");
                     }
-                    let Bound { place, ears } = &mut bound;
+                    let Bound { place, listeners } = &mut bound;
                     tokio::select! {
                         () = self.cancel.cancelled() => return,
                         () = self.watch(name, place) => {}
-                        _ = join_all(ears.iter().map(|ear| self.listen(ear))) => {}
+                        _ = join_all(listeners.iter().map(|listener| self.listen(listener))) => {}
                     }
                 }
                 Err(e) => {
                     let hint = e.hint().map(|hint| format!(": {hint}")).unwrap_or_default();
-                    let why = format!("ProxyDHCP is deaf on {name}: {}{hint}", e.explain());
+                    let why = format!("ProxyDHCP receives nothing on {name}: {}{hint}", e.explain());
                     let before = lock(&self.lost).insert(name.to_owned(), why.clone());
                     if before.as_ref() != Some(&why) {
-                        tracing::warn!(target: "dhcp", interface = name, why, "an interface is not served until it is back");
+                        tracing::warn!(target: "dhcp", interface = name, why, "an interface is not served until it is available again");
                     }
                     tokio::select! {
                         () = self.cancel.cancelled() => return,
@@ -235,18 +235,18 @@ impl Shared {
         }
     }
 
-    /// Returns when the sockets must be bound anew.
+    /// Returns when the sockets must be bound again.
     async fn watch(&self, name: &str, place: &mut Place) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let Ok(now) = Place::of(name) else { return };
             if now.index != place.index {
-                tracing::warn!(target: "dhcp", interface = name, "another interface has this name now");
+                tracing::warn!(target: "dhcp", interface = name, "the name now belongs to another interface");
                 return;
             }
             if now.address != place.address {
-                tracing::info!(target: "dhcp", interface = name, before = ?place.address, now = ?now.address, "another address");
-                // The socket for relays is bound to it.
+                tracing::info!(target: "dhcp", interface = name, before = ?place.address, now = ?now.address, "its address changed");
+                // The socket for relays is bound to this address.
                 if self.config.relays {
                     return;
                 }
@@ -255,7 +255,7 @@ impl Shared {
                 match &now.carrier {
                     Carrier::There => tracing::info!(target: "dhcp", interface = name, "its carrier is back"),
                     Carrier::Waiting(why) | Carrier::Gone(why) => {
-                        tracing::warn!(target: "dhcp", interface = name, why, "no machine is reached on it");
+                        tracing::warn!(target: "dhcp", interface = name, why, "no machine can be reached through this interface");
                     }
                 }
             }
@@ -263,21 +263,21 @@ impl Shared {
         }
     }
 
-    async fn listen(&self, ear: &Ear) {
+    async fn listen(&self, listener: &Listener) {
         let mut buffer = vec![0; RECEIVE_BUFFER];
         let mut failing = None;
         loop {
-            match ear.socket.recv(&mut buffer).await {
+            match listener.socket.recv(&mut buffer).await {
                 Ok(received) => {
                     failing = None;
                     for datagram in received.datagrams(&buffer) {
-                        // The sockets are never full: a reply is one small packet.
-                        self.answer(ear, datagram, received.peer, received.local).await;
+                        // The sockets' buffers never fill up: a reply is one small packet.
+                        self.answer(listener, datagram, received.peer, received.local).await;
                     }
                 }
                 Err(error) => {
                     if failing.is_none() {
-                        tracing::warn!(target: "dhcp", interface = ear.interface, %error, "Receiving failed; trying again");
+                        tracing::warn!(target: "dhcp", interface = listener.interface, %error, "cannot receive DHCP requests; will retry");
                         failing = Some(Failing::new(&self.failing));
                     }
                     tokio::time::sleep(RECEIVE_PAUSE).await;
@@ -286,8 +286,8 @@ impl Shared {
         }
     }
 
-    async fn answer(&self, ear: &Ear, datagram: &[u8], peer: SocketAddr, local: Option<IpAddr>) {
-        let name = ear.interface.as_str();
+    async fn answer(&self, listener: &Listener, datagram: &[u8], peer: SocketAddr, local: Option<IpAddr>) {
+        let name = listener.interface.as_str();
         let request = match Request::decode(datagram) {
             Ok(request) => request,
             Err(why) => {
@@ -298,28 +298,28 @@ impl Shared {
         let advertise = match (self.config.advertise.get(name), &own) {
             (Some(address), _) | (None, Ok(address)) => *address,
             (None, Err(error)) => {
-                return tracing::warn!(target: "dhcp", interface = name, %error, "No address to advertise");
+                return tracing::warn!(target: "dhcp", interface = name, %error, "no address to advertise");
             }
         };
         let registered = self.table.is_registered(request.mac);
-        let decision = decide(&request, ear.port, &self.config, advertise, registered);
+        let decision = decide(&request, listener.port, &self.config, advertise, registered);
         let mac = request.mac;
         match decision.reply {
             Err(why) => tracing::debug!(target: "dhcp", interface = name, %mac, why, "Not answered"),
             Ok((reply, to)) => {
-                // A boot server request was sent to one of our addresses: that is where its answer must come from.
+                // A boot server request was sent to one of our addresses, and its reply must come from that address.
                 let (to, from) = match to {
                     To::Sender => (peer, local),
                     To::Address(address) => (SocketAddr::V4(address), own.ok().map(IpAddr::V4)),
                 };
                 let sent = match reply.encode() {
-                    Ok(bytes) => ear.socket.send(&bytes, to, from).await.map_err(|e| e.to_string()),
+                    Ok(bytes) => listener.socket.send(&bytes, to, from).await.map_err(|e| e.to_string()),
                     Err(error) => Err(error.report()),
                 };
                 if let Err(error) = sent {
-                    return tracing::warn!(target: "dhcp", interface = name, %mac, %to, error, "Could not answer");
+                    return tracing::warn!(target: "dhcp", interface = name, %mac, %to, error, "cannot send the DHCP response");
                 }
-                // Anybody can ask in any machine's name.
+                // Anyone can send a request in the name of any machine.
                 if let Some(left_out) = self.answers.line() {
                     tracing::info!(
                         target: "dhcp",
@@ -337,7 +337,7 @@ impl Shared {
 }
 
 impl Place {
-    /// What has this name now; an error where it cannot be served.
+    /// The interface that has this name now; an error if it cannot be served.
     fn of(name: &str) -> Result<Self> {
         let (index, carrier) = interface::look(name)?;
         Ok(Self { index, address: interface::address(name).ok(), carrier })

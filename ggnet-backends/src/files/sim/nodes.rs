@@ -1,4 +1,5 @@
-//! What a file and a directory of the simulated disk may be after a power cut: their values now, and those since the last sync.
+//! The possible states of a file and a directory on the simulated disk after a power cut: their current values, and those since the last
+//! sync.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,7 +10,7 @@ pub(super) type Sector = [u8; SECTOR];
 pub(super) struct FileNode {
     pub(super) live: HashMap<u64, Sector>,
     pub(super) size: u64,
-    /// Values of each sector since the last sync, the one now left out.
+    /// Values of each sector since the last sync, without the current one.
     pub(super) older: HashMap<u64, Vec<Sector>>,
     pub(super) older_sizes: Vec<u64>,
 }
@@ -73,9 +74,9 @@ pub(super) enum DirChange {
     Add(String, usize),
     Remove(String),
     Rename(String, String),
-    /// It went to another directory; the number of the move.
+    /// Moved to another directory; the number of the move.
     Leave(String, usize),
-    /// It came from another directory; its node and the number of the move.
+    /// Moved from another directory; its node and the number of the move.
     Arrive(String, usize, usize),
 }
 

@@ -4,19 +4,20 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-/// Settings of the `qemu-img` converter; every one has a default.
+/// Settings of the `qemu-img` converter; all of them have a default.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QemuImgConfig {
     /// The program: a path, or a name that is looked up in the system's folders.
     pub program: PathBuf,
-    /// Bytes per second that a conversion may write; none for as fast as the disks allow.
+    /// Write limit of a conversion in bytes per second; `None`: no limit.
     pub rate_limit: Option<u64>,
-    /// The largest disk in bytes that is imported; a header that claims more is refused. The default is 16 TiB, the largest file of ext4.
+    /// The largest disk that can be imported, in bytes; a header with a larger size is rejected. The default is 16 TiB, the largest file of
+    /// ext4.
     pub max_virtual_size: u64,
-    /// Seconds until a probe that does not end is given up (a dead network mount).
+    /// Time limit for a probe in seconds (a dead network mount would block it forever).
     pub probe_timeout_secs: u64,
-    /// Seconds until a conversion that does not end is given up.
+    /// Time limit for a conversion in seconds.
     pub convert_timeout_secs: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The conversion itself: `qemu-img convert` into the sink's file, then a look at it, and its hash.
+//! The conversion: `qemu-img convert` into the sink's file, then a check of the result, and its hash.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -25,20 +25,20 @@ use tokio_util::sync::CancellationToken;
 use super::{QemuImg, blocking, failure::explain, probe::source_options, sink::SinkFile, source::Source};
 use crate::run::{Invocation, Limits, LineSink};
 
-/// Address space of a converting qemu-img: tables of the largest image, eight requests of 2 MiB, threads' stacks and arenas.
+/// Address space of a converting qemu-img: the tables of the largest image, eight requests of 2 MiB, thread stacks and arenas.
 const ADDRESS_SPACE: u64 = 4 << 30;
-/// How many of 1000 are the conversion's; the others are the hash's, which reads what is in memory mostly.
+/// The share of the conversion in the progress, of 1000; the rest is the hash, which mostly reads data in memory.
 const CONVERTED: u16 = 800;
 
 impl QemuImg {
-    /// All of a conversion. Dropped at any point: qemu-img is killed and the sink's file unlinked.
+    /// A whole conversion. If it is dropped at any point, qemu-img is killed and the sink's file is unlinked.
     pub(super) async fn convert_whole(&self, spec: &ConvertSpec, progress: &Progress) -> Result<Converted> {
         let Sink::File(path) = &spec.sink else {
-            return Err(Error::new(ErrorKind::Unsupported, "qemu-img writes to a file alone")
+            return Err(Error::new(ErrorKind::Unsupported, "qemu-img can only write to a file")
                 .with_hint("Choose an image store whose drafts are files"));
         };
         let source = Source::open(&spec.source).await?;
-        // Raw is stated, never concluded: its bytes are copied, whatever they spell.
+        // Raw must be specified, never detected: its bytes are copied, whatever they contain.
         if spec.format != ImageFormat::Raw {
             let found = source.sniff().await?;
             if found != spec.format {
@@ -49,15 +49,18 @@ impl QemuImg {
         }
         let size = self.inspect(&source, spec.format).await?.virtual_size;
         if size != spec.virtual_size {
-            let why = format!("The disk has {size} bytes, and had {} when it was probed", spec.virtual_size);
+            let why = format!(
+                "The disk has {size} bytes now, but had {} bytes when it was probed",
+                spec.virtual_size
+            );
             return Err(Error::new(code::import_source_changed(), why)
-                .with_hint("Wait until nobody writes to the file any more, then import again"));
+                .with_hint("Wait until no program writes to the file, then import it again"));
         }
         let sink = SinkFile::create(path, size).await?;
         let share = Share::new(progress);
         let out = self.runner.run(self.converting(&source, spec.format, &sink, size, &share)).await?;
         if !out.success() {
-            // A copy into the import folder that still runs; the tool's own words would not say so.
+            // A copy into the import folder that is still running; qemu-img's own message would not say so.
             source.require_unchanged().await?;
             return Err(explain(&out, "The conversion failed", ErrorKind::Internal));
         }
@@ -65,7 +68,7 @@ impl QemuImg {
         let file = sink.file()?;
         blocking(move || verify(&file, size)).await?;
         let hashed = sha256_file(&sink.path(), share.of_hash(), CancellationToken::new()).await;
-        // First whose file that was.
+        // Checks the owner of the file first.
         sink.require_ours().await?;
         let sha256 = hashed?;
         sink.keep();
@@ -85,7 +88,7 @@ impl QemuImg {
         if let Some(rate) = self.config.rate_limit {
             run = run.arg("-r").arg(rate.to_string());
         }
-        // Nobody else opens it, and on NFS a lock may hang.
+        // No other process opens it, and on NFS a lock may hang.
         let target = option("driver=raw,file.driver=file,file.locking=off,file.filename=", sink.name());
         run.args(["--image-opts", "--target-image-opts"])
             .arg(source_options(format))
@@ -103,7 +106,7 @@ impl QemuImg {
     }
 }
 
-/// An option of qemu's with a name as its value, in which a comma is written twice.
+/// An option of qemu with a name as its value, in which commas are doubled.
 fn option(key: &str, name: &OsStr) -> OsString {
     let mut bytes = key.as_bytes().to_vec();
     for byte in name.as_bytes() {
@@ -119,7 +122,7 @@ fn option(key: &str, name: &OsStr) -> OsString {
 fn verify(file: &File, size: u64) -> Result<()> {
     let len = file.metadata().map_err(|e| Error::io("looking at the converted file", e))?.len();
     if len != size {
-        return Err(Error::internal(format!("qemu-img made {len} bytes of a disk of {size}")));
+        return Err(Error::internal(format!("qemu-img wrote {len} bytes for a disk of {size} bytes")));
     }
     let mut sector = [0; 512];
     for offset in [0, size - 512] {
@@ -128,7 +131,7 @@ fn verify(file: &File, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// The progress of the two parts of a conversion as one: only what is more than before, and 1000 only when all is done.
+/// Combines the progress of both parts of a conversion: reports only increases, and 1000 only at the end.
 struct Share {
     progress: Progress,
     last: Arc<AtomicU16>,
@@ -139,7 +142,7 @@ impl Share {
         Self { progress: progress.clone(), last: Arc::default() }
     }
 
-    /// Who is told of `from` to `from + of` per mille, in per mille of its own.
+    /// The observer of one part: maps its progress of 0 to 1000 to `from` to `from + of`.
     fn part(&self, from: u16, of: u16) -> impl Fn(u16) + Send + Sync + use<> {
         let (progress, last) = (self.progress.clone(), Arc::clone(&self.last));
         move |done| {
@@ -151,7 +154,7 @@ impl Share {
         }
     }
 
-    /// Who turns qemu-img's `    (12.34/100%)` into our own.
+    /// Converts qemu-img's `    (12.34/100%)` to our progress.
     fn of_conversion(&self) -> LineSink {
         let part = self.part(0, CONVERTED);
         Arc::new(move |line| {

@@ -1,4 +1,4 @@
-//! What the converter "qemu-img" registers.
+//! The descriptor of the converter "qemu-img".
 
 use std::sync::Arc;
 
@@ -17,11 +17,14 @@ pub fn descriptor() -> Descriptor<dyn ImageConverter> {
     Descriptor::new(NAME, make)
         .summary("Converts disk images with the program qemu-img")
         .keys(&[
-            ("program", "A path, or a name that is looked up in the system's folders; left out: qemu-img"),
-            ("rate_limit", "Bytes per second that a conversion may write; left out: no limit"),
-            ("max_virtual_size", "The largest disk in bytes that is imported; left out: 16 TiB"),
-            ("probe_timeout_secs", "Seconds until a probe is given up; left out: 600"),
-            ("convert_timeout_secs", "Seconds until a conversion is given up; left out: 86400"),
+            (
+                "program",
+                "The path, or a name that is looked up in the system's program folders; default: qemu-img",
+            ),
+            ("rate_limit", "Write limit of a conversion, in bytes per second; default: no limit"),
+            ("max_virtual_size", "The largest disk that can be imported, in bytes; default: 16 TiB"),
+            ("probe_timeout_secs", "Time limit for a probe, in seconds; default: 600"),
+            ("convert_timeout_secs", "Time limit for a conversion, in seconds; default: 86400"),
         ])
         .check(check)
 }

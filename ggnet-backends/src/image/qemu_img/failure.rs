@@ -1,4 +1,4 @@
-//! What a failed qemu-img means: from how it ended and what it said, the kind that a caller can act on.
+//! Interprets a failed qemu-img: from its exit status and its output to an error kind that a caller can act on.
 
 use ggnet_core::error::{Error, ErrorKind, code};
 
@@ -13,20 +13,20 @@ const SIGSEGV: i32 = 11;
 const SIGXCPU: i32 = 24;
 const SIGXFSZ: i32 = 25;
 
-/// The error of a qemu-img that did not succeed; `otherwise` is the kind when nothing it said is known.
+/// The error of a failed qemu-img; `otherwise` is the kind if its output is not recognized.
 pub(super) fn explain(out: &Output, what: &str, otherwise: ErrorKind) -> Error {
     let damaged = |why: &str| out.failure(code::image_damaged(why), format!("{what}: {why}"));
     match out.signal {
         Some(SIGXCPU | SIGXFSZ) => {
-            return damaged("the image needs more than any sane one does");
+            return damaged("the image exceeds limits that no valid image exceeds");
         }
-        // Out of its address space, glib aborts or traps; the others are crashes on a crafted file.
+        // If its address space is exhausted, glib aborts or traps; the other signals are crashes on a crafted file.
         Some(SIGILL | SIGTRAP | SIGABRT | SIGBUS | SIGFPE | SIGSEGV) => {
-            return damaged("qemu-img broke on the image");
+            return damaged("qemu-img crashed on the image");
         }
         Some(_) => {
             return out
-                .failure(ErrorKind::Unavailable, format!("{what}: somebody killed qemu-img"))
+                .failure(ErrorKind::Unavailable, format!("{what}: qemu-img was killed"))
                 .with_hint("Look for the kernel's out-of-memory killer in `journalctl -k`, then try again");
         }
         None => {}
@@ -44,14 +44,15 @@ pub(super) fn explain(out: &Output, what: &str, otherwise: ErrorKind) -> Error {
             .with_hint("Stop the virtual machine that uses it, then import again");
     }
     if has("Permission denied") {
-        return out.failure(ErrorKind::Permission, format!("{what}: the file may not be read"));
+        return out.failure(ErrorKind::Permission, format!("{what}: no permission to read the file"));
     }
     if has("log that needs to be replayed") {
-        return damaged("the image was not closed properly")
-            .with_hint("Attach it once where it came from, or run `qemu-img check -r all` on a copy");
+        return damaged("the image was not closed properly").with_hint(
+            "Attach it once on the system where it was made, or run `qemu-img check -r all` on a copy",
+        );
     }
     if has("error while writing") {
-        return out.failure(ErrorKind::Unavailable, format!("{what}: the destination cannot be written"));
+        return out.failure(ErrorKind::Unavailable, format!("{what}: cannot write to the destination"));
     }
     if has("error while reading") {
         return damaged("the source cannot be read to its end");

@@ -1,7 +1,7 @@
-//! What a disk image's first and last bytes say, read by us so that qemu-img never has to guess.
+//! Reads the first and last bytes of a disk image, so that qemu-img never has to guess the format.
 //!
-//! Only what decides is read: the magic, and the fields by which an image refers to another file, is encrypted, or claims data
-//! that the file does not hold. Everything else is qemu-img's to parse, in its limited child. A file without any known magic is
+//! Only the decisive parts are read: the magic number, and the fields by which an image refers to another file, is encrypted, or claims
+//! data that the file does not have. qemu-img parses everything else, in its limited child process. A file without a known magic number is
 //! raw. Layouts: QEMU docs/interop/qcow2.txt; VHD specification 1.0; MS-VHDX 2.2.1; VMware Virtual Disk Format 5.0; VirtualBox VDICore.h.
 
 use ggnet_core::{
@@ -9,14 +9,14 @@ use ggnet_core::{
     nouns::ImageFormat,
 };
 
-/// How many bytes of the beginning [`sniff`] looks at.
+/// Number of bytes at the beginning that [`sniff`] reads.
 pub(super) const HEAD: usize = 4096;
-/// How many bytes of the end [`sniff`] looks at.
+/// Number of bytes at the end that [`sniff`] reads.
 pub(super) const TAIL: usize = 512;
 
 /// The format of a file of `len` bytes with this beginning and end.
 ///
-/// `Invalid` (field `path`) for what cannot be imported, `Corrupt` for what contradicts itself.
+/// `Invalid` (field `path`) if it cannot be imported, `Corrupt` if it contradicts itself.
 pub(super) fn sniff(head: &[u8], tail: &[u8], len: u64) -> Result<ImageFormat> {
     if len == 0 {
         return refuse("the file is empty");
@@ -46,12 +46,12 @@ pub(super) fn sniff(head: &[u8], tail: &[u8], len: u64) -> Result<ImageFormat> {
     Ok(ImageFormat::Raw)
 }
 
-/// The size of the disk by the image's own header, in bytes; none where there is no header, or it is no single field (VHDX).
+/// The size of the disk in the image's own header, in bytes; `None` if there is no header, or if it is not a single field (VHDX).
 pub(super) fn stated_size(format: ImageFormat, head: &[u8], tail: &[u8]) -> Option<u64> {
     let head = Header(head);
     match format {
         ImageFormat::Qcow2 => head.u64_be(24),
-        // "Current Size". The footer's geometry is less: the largest product of cylinders, heads and sectors below it.
+        // "Current Size". The geometry in the footer is smaller: the largest product of cylinders, heads and sectors below the size.
         ImageFormat::Vhd if head.starts(b"conectix") => head.u64_be(48),
         ImageFormat::Vhd => Header(tail).u64_be(48),
         ImageFormat::Vmdk => head.u64_le(12)?.checked_mul(512),
@@ -64,7 +64,7 @@ fn refuse<T>(why: &str) -> Result<T> {
     Err(refused(why))
 }
 
-/// Of an image that is whole and that is not imported.
+/// The error for a valid image that cannot be imported.
 pub(super) fn refused(why: &str) -> Error {
     Error::invalid("path", format!("The image cannot be imported: {why}")).with_code(code::image_refused(why))
 }
@@ -78,16 +78,16 @@ fn qcow2(h: Header<'_>) -> Result<ImageFormat> {
     let (Some(version), Some(backing), Some(encryption)) = (h.u32_be(4), h.u64_be(8), h.u32_be(32)) else {
         return corrupt("The qcow2 header is cut off");
     };
-    // Feature bits exist from version 3 on; before, the bytes are whatever follows a shorter header.
+    // Feature bits exist from version 3 on; in older versions these bytes are whatever follows a shorter header.
     let features = if version >= 3 { h.u64_be(72).unwrap_or(0) } else { 0 };
     match version {
         1 => {
             return refuse(
-                "it has qcow's old version 1; convert it with `qemu-img convert -f qcow -O qcow2`",
+                "it uses the old qcow version 1; convert it with `qemu-img convert -f qcow -O qcow2`",
             );
         }
         2 | 3 => {}
-        other => return refuse(&format!("it has qcow2 version {other}, which is unknown")),
+        other => return refuse(&format!("it uses qcow2 version {other}, which is unknown")),
     }
     if backing != 0 {
         return refuse("it has a backing file; flatten it with `qemu-img convert -O qcow2`");
@@ -104,7 +104,7 @@ fn qcow2(h: Header<'_>) -> Result<ImageFormat> {
     Ok(ImageFormat::Qcow2)
 }
 
-/// A dynamic VHD begins with a copy of its footer (VHD specification, "Hard Disk Footer Format").
+/// A dynamic VHD starts with a copy of its footer (VHD specification, "Hard Disk Footer Format").
 fn vhd(h: Header<'_>) -> Result<ImageFormat> {
     match h.u32_be(60) {
         Some(4) => refuse("it is a differencing VHD, which needs its parent; merge it first"),
@@ -114,7 +114,7 @@ fn vhd(h: Header<'_>) -> Result<ImageFormat> {
     }
 }
 
-/// A fixed VHD is the plain disk with a footer behind it; without this it would pass for raw, with the footer as a last sector.
+/// A fixed VHD is the plain disk followed by a footer; without this check it would count as raw, with the footer as its last sector.
 fn fixed_vhd(tail: Header<'_>, len: u64) -> bool {
     tail.0.len() == TAIL
         && tail.starts(b"conectix")
@@ -126,13 +126,13 @@ fn vmdk(h: Header<'_>) -> Result<ImageFormat> {
     let (Some(capacity), Some(descriptor)) = (h.u64_le(12), h.u64_le(28)) else {
         return corrupt("The VMDK header is cut off");
     };
-    // With a capacity of 0 the embedded descriptor rules, and it may name any file of this host.
+    // With a capacity of 0 the embedded descriptor is used, and it may refer to any file of this host.
     if capacity == 0 {
         return refuse("it is a VMDK whose data is in other files");
     }
     if descriptor == 0 {
         return refuse(
-            "it is one part of a split VMDK; make it one file with `vmware-vdiskmanager -t 0` or qemu-img",
+            "it is one part of a split VMDK; join the parts with `vmware-vdiskmanager -t 0` or qemu-img",
         );
     }
     Ok(ImageFormat::Vmdk)
@@ -146,7 +146,7 @@ fn vdi(h: Header<'_>, len: u64) -> Result<ImageFormat> {
     if kind == 4 {
         return refuse("it is a differencing VDI, which needs its parent; clone it first");
     }
-    // qemu-img reads what is missing at the end as zeros and says nothing.
+    // qemu-img reads missing data at the end as zeros without an error.
     let needed = u64::from(data).saturating_add(u64::from(block).saturating_mul(u64::from(allocated)));
     if needed > len {
         return corrupt(format!("The VDI image is truncated: it needs {needed} bytes and has {len}"));
@@ -154,7 +154,7 @@ fn vdi(h: Header<'_>, len: u64) -> Result<ImageFormat> {
     Ok(ImageFormat::Vdi)
 }
 
-/// What is certainly no raw disk: importing it as one would give a disk that never boots.
+/// Formats that are certainly not a raw disk: importing them as raw would give a disk that never boots.
 fn foreign(h: Header<'_>, tail: &[u8]) -> Option<String> {
     const MAGICS: [(&[u8], &str); 9] = [
         (b"COWD", "a VMware ESX sparse extent"),
@@ -180,7 +180,7 @@ fn foreign(h: Header<'_>, tail: &[u8]) -> Option<String> {
         return Some(format!("it is {what}, which is not supported"));
     }
     if let Some((_, what)) = PACKED.iter().find(|(magic, _)| h.starts(magic)) {
-        return Some(format!("it is packed by {what}; unpack it first"));
+        return Some(format!("it is compressed with {what}; decompress it first"));
     }
     if tail.len() == TAIL && tail.starts_with(b"koly") {
         return Some("it is an Apple DMG image, which is not supported".to_owned());
@@ -191,7 +191,7 @@ fn foreign(h: Header<'_>, tail: &[u8]) -> Option<String> {
     None
 }
 
-/// Reads fields by offset; none where the file is too short.
+/// Reads fields by offset; `None` if the file is too short.
 #[derive(Clone, Copy)]
 struct Header<'a>(&'a [u8]);
 
@@ -220,7 +220,7 @@ impl Header<'_> {
         self.array(at).map(u64::from_le_bytes)
     }
 
-    /// Text whose first line that is neither empty nor a comment sets `version`, or that says it is a descriptor.
+    /// Text whose first line (except empty lines and comments) sets `version`, or that says it is a descriptor.
     fn is_vmdk_descriptor(self) -> bool {
         if self.starts(b"# Disk DescriptorFile") {
             return true;

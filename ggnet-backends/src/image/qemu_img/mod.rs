@@ -5,20 +5,20 @@
 //!                                  └ ours      └──── qemu-img, limited ───┘        ours
 //! ```
 //! Invariants:
-//! * qemu-img never guesses: the format comes from the file's magic, read by us, and is always named to it as the driver. An
-//!   image that would make qemu-img open a second file (backing file, external data file, separate extents) is refused from its
-//!   header, before qemu-img sees it, and once more from what `qemu-img info` says.
-//! * qemu-img never sees the source's name. The file that was opened and checked is its stdin, named `/proc/self/fd/0`: no name,
-//!   however hostile, is parsed as a protocol or as options, and nobody can swap the file between check and use.
-//! * The source is opened for reading only.
-//! * The raw bytes go straight into the file that the image store names. Every way out that is not success removes it; making it safe
-//!   from a power cut is the store's, when it seals it.
+//! * qemu-img never guesses: the format comes from the file's magic number, which we read, and is always passed to qemu-img as the driver.
+//!   An image that would make qemu-img open a second file (backing file, external data file, separate extents) is rejected because of its
+//!   header, before qemu-img opens it, and again because of the output of `qemu-img info`.
+//! * qemu-img never gets the source's name. The opened and checked file is its stdin, passed as `/proc/self/fd/0`: no name, however
+//!   hostile, is parsed as a protocol or as options, and the file cannot be replaced between check and use.
+//! * The source is opened read-only.
+//! * The raw bytes are written directly into the file that the image store specifies. Every outcome except success removes it. The store
+//!   makes it durable when it seals it.
 //!
-//! What a caller must know: a *raw* file that begins with another format's magic is what an attacker makes who controls a guest's
-//! raw disk. `probe` reports what the bytes say; a caller who knows better states the format, and `convert` with
-//! [`ImageFormat::Raw`] copies bytes and interprets none.
+//! Callers must know: a *raw* file that starts with the magic number of another format is what an attacker creates who controls the raw
+//! disk of a guest. `probe` reports what the bytes say; a caller that knows the format specifies it, and `convert` with
+//! [`ImageFormat::Raw`] copies bytes and does not interpret them.
 //!
-//! Internal snapshots do not matter: the disk's current state is imported, as a guest would see it, and the rest is left out.
+//! Internal snapshots are ignored: the current state of the disk is imported, as a guest would see it.
 
 mod config;
 mod convert;
@@ -52,7 +52,7 @@ use source::Source;
 /// This backend's name in the configuration.
 pub const NAME: &str = "qemu-img";
 
-/// What installs the program.
+/// The command that installs the program.
 const INSTALL: &str = "apt-get install qemu-utils";
 
 /// Converts disk images with `qemu-img`.
@@ -62,15 +62,15 @@ pub struct QemuImg {
 }
 
 impl QemuImg {
-    /// A converter that runs `config.program` by `runner`.
+    /// A converter that runs `config.program` with `runner`.
     pub fn new(config: QemuImgConfig, runner: Arc<dyn CommandRunner>) -> Self {
         Self { config, runner }
     }
 
-    /// The installed version, as the program says it: `7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`.
+    /// The installed version, as the program reports it: `7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`.
     ///
     /// # Errors
-    /// `Unavailable` when it is missing or does not answer as qemu-img does.
+    /// `Unavailable` if it is missing or its output is not that of qemu-img.
     pub async fn version(&self) -> Result<String> {
         let limits = Limits { address_space: Some(2 << 30), cpu_seconds: Some(10), file_size: Some(0) };
         let out = self.runner.run(self.invocation().arg("--version").limits(limits)).await?;
@@ -79,7 +79,7 @@ impl QemuImg {
         match version {
             Some(version) if out.success() => Ok(version.trim().to_owned()),
             _ => Err(out
-                .failure(ErrorKind::Unavailable, format!("{} is no qemu-img", self.config.program.display()))
+                .failure(ErrorKind::Unavailable, format!("{} is not qemu-img", self.config.program.display()))
                 .with_hint(INSTALL)),
         }
     }
@@ -88,10 +88,10 @@ impl QemuImg {
         Invocation::new(&self.config.program, INSTALL)
     }
 
-    /// What `source` is as `format`, or why it cannot be imported.
+    /// The properties of `source` in the format `format`, or why it cannot be imported.
     async fn inspect(&self, source: &Source, format: ImageFormat) -> Result<ImageProbe> {
         let probe = self.info(source, format).await?;
-        // A tool that reads another size than the image names would cut the disk short, or lengthen it, and say nothing.
+        // If qemu-img reads another size than the one in the image, it would truncate or extend the disk without an error.
         let stated = source.stated_size(format).await?;
         if let Some(stated) =
             stated.filter(|s| s.checked_next_multiple_of(SECTOR) != Some(probe.virtual_size))
@@ -159,9 +159,9 @@ fn in_context(e: Error, operation: &'static str, path: &Path) -> Error {
     e.with_backend(NAME).with_operation(operation).with_subject(subject)
 }
 
-/// Runs file-system calls where they may block.
+/// Runs file system calls on a thread that may block.
 ///
-/// Dropped half-way: `work` runs on to its end, and its result is dropped there.
+/// If the future is dropped, `work` still completes, and its result is dropped.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,

@@ -1,4 +1,4 @@
-//! `qemu-img info` and `qemu-img check`, in a child that can take little memory and time and write nothing.
+//! `qemu-img info` and `qemu-img check`, in a child process with limited memory and time that cannot write.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ use serde::Deserialize;
 use super::{QemuImg, failure::explain, header::refused, source::Source};
 use crate::run::{Invocation, Limits, Output};
 
-/// What qemu-img calls the file that it got as stdin.
+/// The name that qemu-img uses for the file that it gets as stdin.
 pub(super) const STDIN: &str = "/proc/self/fd/0";
 
-/// A disk is made of whole sectors of this size.
+/// A disk consists of whole sectors of this size.
 pub(super) const SECTOR: u64 = 512;
 
-/// What a probe may take: 2 GiB holds the tables of the largest image that we import (64 MiB for 16 TiB) beside qemu-img's own
-/// stacks and arenas, and 30 s of processor time check the tables of tens of TiB. A lying header gets no more.
+/// The limits of a probe: 2 GiB are enough for the tables of the largest image that can be imported (64 MiB for 16 TiB) plus qemu-img's
+/// stacks and arenas, and 30 s of CPU time are enough to check the tables of tens of TiB. A lying header cannot use more.
 const LIMITS: Limits = Limits { address_space: Some(2 << 30), cpu_seconds: Some(30), file_size: Some(0) };
 
-/// The answer of `qemu-img info --output=json` as far as we need it.
+/// The part of the output of `qemu-img info --output=json` that we need.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Info {
@@ -58,9 +58,9 @@ struct Extent {
     filename: String,
 }
 
-/// The options by which qemu-img opens its stdin as `format`: nothing is probed, no name is parsed.
+/// The options with which qemu-img opens its stdin as `format`: it probes nothing and parses no name.
 pub(super) fn source_options(format: ImageFormat) -> String {
-    // By itself qemu-img takes the geometry of a VHD for its size unless it knows the tool that made it, and cuts the disk short.
+    // By default qemu-img uses the geometry of a VHD as its size unless it knows the tool that created it, which truncates the disk.
     let size = if format == ImageFormat::Vhd { ",force_size_calc=current_size" } else { "" };
     format!("driver={}{size},file.driver=file,file.filename={STDIN}", format.qemu_name())
 }
@@ -75,15 +75,15 @@ impl QemuImg {
             .time_limit(Duration::from_secs(self.config.probe_timeout_secs))
     }
 
-    /// What qemu-img says of `source`, refused where it refers to anything outside itself.
+    /// The output of qemu-img about `source`, rejected if the image refers to anything outside itself.
     pub(super) async fn info(&self, source: &Source, format: ImageFormat) -> Result<ImageProbe> {
         let out = self.runner.run(self.probing(source, "info", format)).await?;
         if !out.success() {
-            let what = format!("The image does not open as {}", format.qemu_name());
+            let what = format!("Cannot open the image as {}", format.qemu_name());
             return Err(explain(&out, &what, ErrorKind::Corrupt));
         }
         let info: Info = serde_json::from_slice(&out.stdout).map_err(|e| {
-            out.failure(ErrorKind::Corrupt, "qemu-img describes the image in a way that we cannot read")
+            out.failure(ErrorKind::Corrupt, "Cannot read the output of qemu-img about the image")
                 .with_source(e)
         })?;
         self.judge(&info, format, &out)
@@ -115,7 +115,7 @@ impl QemuImg {
             let why = "The image is marked as corrupt";
             return Err(out.failure(code::image_damaged(why), why));
         }
-        // A raw file may end within a sector: qemu-img fills the last one with zeros, and so is the disk.
+        // A raw file may end inside a sector: qemu-img fills the last one with zeros, which becomes part of the disk.
         let virtual_size = info.virtual_size.next_multiple_of(SECTOR);
         if virtual_size == 0 {
             return refuse("its disk has a size of 0");
@@ -127,20 +127,20 @@ impl QemuImg {
         Ok(ImageProbe { format, virtual_size, actual_size: info.actual_size })
     }
 
-    /// Finds a truncated or damaged image. qemu-img reads what lies behind a file's end as zeros, so that a conversion alone would
-    /// succeed with a disk that is silently wrong. (A VHD is held against its length by `info` already; raw has nothing to check.)
+    /// Detects a truncated or damaged image. qemu-img reads data after the end of a file as zeros, so a conversion alone would succeed with
+    /// a silently wrong disk. (`info` already compares a VHD with its length; for raw there is nothing to check.)
     pub(super) async fn check(&self, source: &Source, format: ImageFormat) -> Result<()> {
         if matches!(format, ImageFormat::Raw | ImageFormat::Vhd) {
             return Ok(());
         }
         let out = self.runner.run(self.probing(source, "check", format)).await?;
         match out.code {
-            // 3: clusters that nobody uses. They waste space and harm nothing.
+            // 3: leaked clusters. They waste space but do no harm.
             Some(0 | 3) => Ok(()),
             Some(2) => Err(out
                 .failure(code::image_damaged("truncated"), "The image is truncated or damaged")
-                .with_hint("Copy it again from where it came; its checksum tells whether the copy is whole")),
-            _ => Err(explain(&out, "The image cannot be checked", ErrorKind::Corrupt)),
+                .with_hint("Copy it again from its source; compare the checksums to make sure that the copy is complete")),
+            _ => Err(explain(&out, "Cannot check the image", ErrorKind::Corrupt)),
         }
     }
 }

@@ -1,11 +1,11 @@
-//! [`SinkFile`]: the file that a conversion writes, the sink of an image store.
+//! [`SinkFile`]: the output file of a conversion, the sink of an image store.
 //!
 //! ```text
-//!   create (what was there is unlinked, O_EXCL) ──▶ written, and its name is still its own ──▶ kept
-//!            └────────────────────────────────────┴──▶ dropped: unlinked, if it still has its name
+//!   create (an existing file is unlinked, O_EXCL) ──▶ written, and still has its name ──▶ kept
+//!            └─────────────────────────────────────┴──▶ dropped: unlinked, if it still has its name
 //! ```
-//! A conversion begins with a file of its own, never with an earlier one's: a qemu-img that was killed a moment ago may still be in its last
-//! write, and writes into a file without a name.
+//! A conversion always starts with a new file: a qemu-img that was just killed may still be in its last write, which then goes to a file
+//! without a name.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -33,7 +33,7 @@ pub(super) struct SinkFile {
 }
 
 impl SinkFile {
-    /// Makes the file with `size` bytes, all of them a hole, mode 0600.
+    /// Creates the file with `size` bytes as one hole, mode 0600.
     pub(super) async fn create(path: &Path, size: u64) -> Result<Self> {
         let path = path.to_owned();
         blocking(move || Self::create_now(&path, size)).await
@@ -42,13 +42,13 @@ impl SinkFile {
     fn create_now(path: &Path, size: u64) -> Result<Self> {
         let shown = path.display();
         let Some(name) = path.file_name() else {
-            return Err(Error::invalid("sink", format!("{shown} names no file")));
+            return Err(Error::invalid("sink", format!("{shown} is not a path of a file")));
         };
         let dir_path = match path.parent() {
             Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
             _ => PathBuf::from("."),
         };
-        // qemu-img runs in this folder, so the name must hold wherever we stand.
+        // qemu-img runs in this folder, so the path must be valid in any working folder.
         let dir_path =
             std::path::absolute(&dir_path).map_err(|e| Error::io("finding the current folder", e))?;
         let dir = open_dir(&dir_path)?;
@@ -60,7 +60,7 @@ impl SinkFile {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = match rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR) {
             Err(Errno::EXIST) => {
-                let what = format!("Another conversion writes to {shown}");
+                let what = format!("Another conversion is writing to {shown}");
                 return Err(Error::new(ErrorKind::Busy, what).with_hint("Try again when it has ended"));
             }
             other => other.map_err(doing)?,
@@ -78,7 +78,7 @@ impl SinkFile {
         Ok(made)
     }
 
-    /// The folder that it is in.
+    /// The folder of the file.
     pub(super) fn dir_path(&self) -> &Path {
         &self.dir_path
     }
@@ -98,28 +98,28 @@ impl SinkFile {
         self.file.clone().ok_or_else(|| Error::internal("A sink without its handle"))
     }
 
-    /// That the name is still this file's; else `Conflict`, and worth another try: a conversion that was dropped may still have been on
-    /// its way to this name.
+    /// Checks that the name still belongs to this file; otherwise `Conflict`, which can be retried: a dropped conversion may still have
+    /// been writing to this name.
     pub(super) async fn require_ours(&self) -> Result<()> {
         let (dir, name, file, shown) = (Arc::clone(&self.dir), self.name.clone(), self.file()?, self.path());
         blocking(move || match is_named(&dir, &name, &file) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let what = format!("Something else was put in the place of {} meanwhile", shown.display());
+                let what = format!("{} was replaced while the conversion ran", shown.display());
                 Err(Error::new(ErrorKind::Conflict, what).retryable(true))
             }
-            Err(e) => Err(Error::io(format_args!("looking at {}", shown.display()), e.into())),
+            Err(e) => Err(Error::io(format_args!("inspecting {}", shown.display()), e.into())),
         })
         .await
     }
 
-    /// Leaves it where it is.
+    /// Keeps the file.
     pub(super) fn keep(mut self) {
         self.finished = true;
     }
 }
 
-/// Whether a name is this file's.
+/// Whether a name belongs to this file.
 fn is_named(dir: &OwnedFd, name: &OsStr, file: &File) -> Result<bool, Errno> {
     let ours = rustix::fs::fstat(file)?;
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -133,15 +133,17 @@ impl Drop for SinkFile {
     fn drop(&mut self) {
         let file = self.file.take();
         if let Some(file) = file.as_deref().filter(|_| !self.finished) {
-            // The name goes at once, and the space with the last process that has it open. A failure leaves a file that means nothing.
+            // The name is removed at once, the space is freed when the last process closes the file. If this fails, a file without a
+            // meaning is left.
             let removed = is_named(&self.dir, &self.name, file).and_then(|ours| {
                 if ours { rustix::fs::unlinkat(&*self.dir, &self.name, AtFlags::empty()) } else { Ok(()) }
             });
             if let Err(e) = removed {
-                tracing::warn!(file = ?self.path(), error = %e, "could not remove half an image");
+                tracing::warn!(file = ?self.path(), error = %e, "cannot remove an incomplete image");
             }
         }
-        // The last close of an unlinked file frees all its blocks, which takes long for a large one: not on a runtime thread.
+        // The last close of an unlinked file frees all its blocks, which takes long for a large file, so it must not run on a runtime
+        // thread.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || drop(file));
         }

@@ -1,4 +1,4 @@
-//! [`Source`]: an opened source file, the only thing that is ever handed to qemu-img.
+//! [`Source`]: an opened source file, the only thing that is ever passed to qemu-img.
 
 use std::{
     fs::File,
@@ -25,7 +25,7 @@ pub(super) struct Source {
     stamp: Stamp,
 }
 
-/// What changes when a file is written.
+/// The attributes that change when a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     len: u64,
@@ -40,7 +40,7 @@ impl Stamp {
 }
 
 impl Source {
-    /// Opens `path`, which must be a regular file and no symbolic link.
+    /// Opens `path`, which must be a regular file and not a symbolic link.
     pub(super) async fn open(path: &Path) -> Result<Self> {
         let path = path.to_owned();
         blocking(move || Self::open_now(&path)).await
@@ -50,7 +50,7 @@ impl Source {
         let shown = crate::run::Arg::plain(path).shown();
         let refuse =
             |what: &str| Err(Error::invalid("path", format!("{shown} is {what}, not a regular file")));
-        // NONBLOCK: opening a FIFO that nobody writes must not hang. NOCTTY: a terminal must not become ours.
+        // NONBLOCK: opening a FIFO without a writer must not hang. NOCTTY: a terminal must not become our controlling terminal.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file: File = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(fd) => fd.into(),
@@ -58,7 +58,7 @@ impl Source {
             Err(Errno::NXIO) => return refuse("a socket or a device"),
             Err(e) => return Err(Error::io(format_args!("opening {shown}"), e.into())),
         };
-        let meta = file.metadata().map_err(|e| Error::io(format_args!("looking at {shown}"), e))?;
+        let meta = file.metadata().map_err(|e| Error::io(format_args!("inspecting {shown}"), e))?;
         if meta.is_dir() {
             return refuse("a folder");
         }
@@ -74,17 +74,17 @@ impl Source {
         Stdin::File(self.file.clone())
     }
 
-    /// The format that the file's own bytes name.
+    /// The format according to the file's own bytes.
     pub(super) async fn sniff(&self) -> Result<ImageFormat> {
         self.look(header::sniff).await
     }
 
-    /// The size of the disk that the file's own bytes name, if `format` has such a field.
+    /// The size of the disk according to the file's own bytes, if `format` has such a field.
     pub(super) async fn stated_size(&self, format: ImageFormat) -> Result<Option<u64>> {
         self.look(move |head, tail, _| Ok(header::stated_size(format, head, tail))).await
     }
 
-    /// Looks at the file's first and last bytes and its length.
+    /// Reads the file's first and last bytes and its length.
     async fn look<T: Send + 'static>(
         &self,
         f: impl FnOnce(&[u8], &[u8], u64) -> Result<T> + Send + 'static,
@@ -98,7 +98,7 @@ impl Source {
         .await
     }
 
-    /// `Conflict` when somebody wrote to the file since it was opened.
+    /// `Conflict` if the file was written to since it was opened.
     pub(super) async fn require_unchanged(&self) -> Result<()> {
         let (file, before) = (self.file.clone(), self.stamp);
         let now = blocking(move || Stamp::of(&file)).await?;
@@ -110,7 +110,7 @@ impl Source {
     }
 }
 
-/// Up to `len` bytes at `offset`; fewer where the file ends.
+/// Up to `len` bytes at `offset`; fewer at the end of the file.
 fn read(file: &File, mut offset: u64, len: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     let mut done = 0;

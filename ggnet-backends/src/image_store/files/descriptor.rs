@@ -1,4 +1,4 @@
-//! What the image store "files" registers.
+//! The descriptor of the image store "files".
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -11,7 +11,7 @@ use ggnet_core::{
 use super::{ImageFiles, ImageFilesConfig, NAME};
 use crate::{files::opened, host};
 
-/// What an import needs at the least, in bytes.
+/// The minimum free space for an import, in bytes.
 const WANTED: u64 = 10 << 30;
 
 /// The image store "files".
@@ -23,8 +23,8 @@ pub fn descriptor() -> Descriptor<dyn ImageStore> {
         .check(check)
 }
 
-/// Always in the data folder, which is locked: names of versions do not say whose they are, and two servers on one folder would remove
-/// each other's.
+/// Always in the data folder, which is locked: the names of versions do not contain an instance, so two servers on one folder would remove
+/// each other's versions.
 fn dir(wiring: &Wiring) -> PathBuf {
     wiring.data_dir.join("images")
 }
@@ -38,7 +38,7 @@ async fn check(wiring: Wiring, _: Settings) -> Result<Vec<Finding>> {
     let dir = dir(&wiring);
     host::look(move || {
         let mut findings = vec![host::free_space(&dir, WANTED)];
-        // One that is not there yet is made at the start.
+        // A missing folder is created at start.
         if dir.exists() {
             findings.push(host::writable_folder(&dir, Level::Fail));
         }

@@ -1,19 +1,19 @@
-//! The image store "files": the bytes of each version in a folder of ours, on a local file system.
+//! The image store "files": the bytes of each version in a folder of its own, on a local file system.
 //!
-//! A version that was imported is a raw file, sparse; one that was made of a machine's writes is what the writeback store had, taken over
-//! by a rename: a layer over the version it was written on, or a raw file of its own. Nothing is copied, and nothing is ever written to
-//! again.
+//! An imported version is a sparse raw file. A version made from a machine's writes is what the writeback store had, adopted by a rename: a
+//! layer over the version that it was written on, or a raw file. Nothing is copied, and a version is never written to again.
 //!
 //! ```text
 //!   (nothing) ── draft ──▶ .draft-<id>.raw ── seal ──▶ <id>.raw
 //!   <writebacks>/<instance>-<writeback>/ ── adopt ──▶ <id>/          the same folder, under another name
 //! ```
-//! Floors: `mod` → `versions` → `names`, [`crate::layers`] (reading through a chain of layers) → `files`.
+//! Levels: `mod` → `versions` → `names`, [`crate::layers`] (reading through a chain of layers) → `files`.
 //!
-//! A link in a version's place is served, as a writeback's is: somebody moved a large image to another disk. What it points at is never
-//! removed. A draft that is a link is refused.
+//! A link in the place of a version is served, like one in the place of a writeback, because an operator may have moved a large image to
+//! another disk. The target of the link is never removed. A draft that is a link is rejected.
 //!
-//! Invariants: all file work runs on blocking threads and ends there even when the caller's future is dropped; see `versions` for the rest.
+//! Invariants: all file operations run on blocking threads and complete even if the caller's future is dropped; see `versions` for the
+//! rest.
 
 mod descriptor;
 mod names;
@@ -52,14 +52,14 @@ use crate::{
 /// The store's name in the configuration and in errors.
 pub const NAME: &str = "files";
 
-/// Where the store stands.
+/// The settings of the store.
 #[derive(Clone, Debug)]
 pub struct ImageFilesConfig {
-    /// Its folder; made with mode 0700 if it is not there. Writebacks can be adopted from the same file system only.
+    /// Its folder; created with mode 0700 if it does not exist. Only writebacks on the same file system can be adopted.
     pub dir: PathBuf,
 }
 
-/// The image store "files". See the module. Cheap to clone; all clones are one store.
+/// The image store "files". See the module. Cheap to clone; all clones share one store.
 #[derive(Clone)]
 pub struct ImageFiles {
     inner: Arc<Inner>,
@@ -71,12 +71,12 @@ struct Inner {
 }
 
 impl ImageFiles {
-    /// Opens the store. Writes a little, so not for a runtime thread when the disk may be slow.
+    /// Opens the store. Writes a little, so it must not run on a runtime thread if the disk may be slow.
     ///
     /// # Errors
-    /// What the operating system says of the folder.
+    /// Those of the operating system for the folder.
     pub fn open(config: &ImageFilesConfig) -> Result<Self> {
-        // Targets elsewhere in the system open the files: our working folder means nothing to them.
+        // Targets outside this process open the files, so paths must not depend on our working folder.
         let dir = absolute(&config.dir).and_then(|dir| make_folder(&dir).map(|()| dir));
         let in_context = |e: Error| e.with_backend(NAME).with_operation("open");
         let images = Self::open_over(Arc::new(OsFiles), dir.map_err(in_context)?);
@@ -84,7 +84,7 @@ impl ImageFiles {
         Ok(images)
     }
 
-    /// As [`ImageFiles::open`], over any files.
+    /// Like [`ImageFiles::open`], with any implementation of files.
     fn open_over(files: Arc<dyn Files>, dir: PathBuf) -> Self {
         let versions = Versions::new(files, dir);
         Self { inner: Arc::new(Inner { versions, closed: AtomicBool::new(false) }) }
@@ -99,7 +99,7 @@ impl ImageFiles {
         Ok(())
     }
 
-    /// Runs file work on a blocking thread; it ends there even when this future is dropped.
+    /// Runs a file operation on a blocking thread. It completes even if this future is dropped.
     async fn blocking<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -110,7 +110,7 @@ impl ImageFiles {
         slots::blocking(NAME, operation, subject, move || work(&inner.versions)).await
     }
 
-    /// As [`blocking`](Self::blocking), of a version, and not after the end.
+    /// Like [`blocking`](Self::blocking), for one version, and not after the shutdown.
     async fn on<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -145,7 +145,7 @@ impl ImageStore for ImageFiles {
         self.on("seal", spec.id, move |versions| versions.seal(&wanted)).await
     }
 
-    /// Dropped half-way: the file work goes on to its end, and keeps the writeback frozen until then.
+    /// If the future is dropped, the file operations still complete, and keep the writeback frozen until then.
     async fn adopt(&self, spec: &ImageSpec, from: &Frozen) -> Result<ImageListed> {
         let (wanted, from) = (spec.clone(), from.clone());
         self.on("adopt", spec.id, move |versions| versions.adopt(&wanted, &from)).await
@@ -174,7 +174,7 @@ impl ImageStore for ImageFiles {
             .unwrap_or_else(|e| Health::Down(e.to_string()))
     }
 
-    /// Waits for calls under way. Who has a version open has it until it lets go.
+    /// Waits for calls in flight. An open version stays open until its holder closes it.
     async fn shutdown(&self) {
         self.inner.closed.store(true, Ordering::Release);
         let waited = self.blocking("shutdown", "", |versions| {
@@ -182,7 +182,7 @@ impl ImageStore for ImageFiles {
             Ok(())
         });
         if let Err(e) = waited.await {
-            tracing::error!(error = %e.report(), "calls under way at shutdown were not waited for");
+            tracing::error!(error = %e.report(), "shutdown did not wait for all calls in flight");
         }
     }
 }

@@ -1,12 +1,12 @@
-//! The names in the folder of the versions, and what stands there of one version.
+//! The names in the folder of the versions, and what exists of one version.
 //!
 //! ```text
-//!   <dir>/<version>.raw             a raw version, sparse; so they have been called since the first data folder
+//!   <dir>/<version>.raw             a raw version, sparse; this name is unchanged since the first data folders
 //!         <version>/                a version that is a layer over another: `data` and `durable` of a writeback in layers
 //!         .draft-<version>.raw      a raw version that is not sealed
 //!         .removed-<version>/       a layer that is being removed
 //! ```
-//! `<version>` is the id as people read it, with hyphens. Every other name is somebody else's: never listed, never touched.
+//! `<version>` is the id in its usual form, with hyphens. All other names are not ours: never listed, never changed.
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,11 @@ use ggnet_core::nouns::ImageVersionId;
 const RAW: &str = ".raw";
 const DRAFT: &str = ".draft-";
 const REMOVED: &str = ".removed-";
-/// What the converters of earlier versions left in the folder when they were killed: `.<version>.raw.partial-<16 hexadecimal digits>`.
+/// Files that the converters of earlier versions left in the folder when they were killed: `.<version>.raw.partial-<16 hexadecimal
+/// digits>`.
 const PARTIAL: &str = ".raw.partial-";
 
-/// Where the parts of versions are.
+/// The paths of the parts of versions.
 pub(super) struct Names(pub(super) PathBuf);
 
 impl Names {
@@ -45,31 +46,31 @@ impl Names {
         self.0.join(format!("{REMOVED}{id}"))
     }
 
-    /// The folder of them all.
+    /// The folder of all versions.
     pub(super) fn dir(&self) -> &Path {
         &self.0
     }
 }
 
-/// What stands there of one version.
+/// What exists of one version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) raw: bool,
     pub(super) layer: bool,
     pub(super) draft: bool,
     pub(super) removed: bool,
-    /// Of earlier versions of GGnet.
+    /// Leftovers of earlier versions of GGnet.
     pub(super) partial: Vec<String>,
 }
 
 impl Found {
-    /// Whether a version was finished here, whatever became of it.
+    /// Whether a version was completed here, even if it is damaged now.
     pub(super) const fn is_sealed(&self) -> bool {
         self.raw || self.layer
     }
 }
 
-/// What the names in the folder say is there.
+/// What exists according to the names in the folder.
 pub(super) fn found(names: &[String]) -> BTreeMap<ImageVersionId, Found> {
     let mut all = BTreeMap::<_, Found>::new();
     for name in names {
@@ -89,7 +90,7 @@ pub(super) fn found(names: &[String]) -> BTreeMap<ImageVersionId, Found> {
     all
 }
 
-/// An id as it is in names, and in no other form: `open` must find what `list` shows.
+/// An id in the exact form of names, because `open` must find what `list` shows.
 fn version(text: &str) -> Option<ImageVersionId> {
     text.parse::<ImageVersionId>().ok().filter(|id| id.to_string() == text)
 }
@@ -128,7 +129,7 @@ mod tests {
             "lost+found".to_owned(),
             ".probe".to_owned(),
         ];
-        // An id of digits alone has no upper case.
+        // An id of digits only has no upper case.
         let expected = usize::from(text.to_uppercase() == text);
         assert_eq!(found(&foreign).len(), expected);
     }

@@ -1,12 +1,13 @@
-//! The versions in their folder: drafts, sealing, opening, adoption, removal. What the names are: `names`.
+//! The versions in their folder: drafts, sealing, opening, adoption, removal. `names` describes the names.
 //!
-//! * A draft is sealed by a rename, after its bytes are on the disk; then the folder is synced. Cut short, it is a draft or a version.
-//! * A frozen writeback is adopted by a rename from its own place into this folder; then both folders are synced. Cut short, it is that
-//!   writeback or this version, whole in both: a rename across folders is one change on XFS, ext4 and btrfs.
-//! * A layer is removed as a writeback is: renamed, the folder synced, then emptied. Cut short, it is listed as partial.
+//! * A draft is sealed by a rename after its bytes are on disk; then the folder is synced. If interrupted, it is either a draft or a
+//!   version.
+//! * A frozen writeback is adopted by a rename into this folder; then both folders are synced. If interrupted, it is either that writeback
+//!   or this version, complete in both cases: a rename across folders is one change on XFS, ext4 and btrfs.
+//! * A layer is removed like a writeback: renamed, the folder synced, then its content deleted. If interrupted, it is listed as partial.
 //!
-//! Invariants: a version that is open is one device, shared by all who hold it or stand on it; while a version stands on another, that one
-//! stays; who works on a version holds its lock, and takes that of the version below it after its own, so nobody waits in a circle.
+//! Invariants: an open version is one device, shared by all who hold it or have a layer over it; a version with a layer over it is not
+//! removed; a call holds the lock of its version and takes that of the version below only after its own, so there is no deadlock.
 
 use std::{
     collections::HashMap,
@@ -45,7 +46,7 @@ pub(super) struct Versions {
     cells: Mutex<HashMap<ImageVersionId, Arc<Mutex<Cell>>>>,
 }
 
-/// A version that was asked for; its lock is what makes calls for one version wait for each other.
+/// A version that was requested; its lock serializes the calls for one version.
 #[derive(Default)]
 struct Cell {
     open: Option<Weak<dyn BlockDevice>>,
@@ -57,21 +58,21 @@ impl Cell {
     }
 }
 
-/// What a poisoned lock guards is right at any instant: whether a version is open.
+/// The state behind a poisoned lock is valid at any time: whether a version is open.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn conflict(id: ImageVersionId, what: &str) -> Error {
     Error::new(ErrorKind::Conflict, format!("Image version {id} {what}"))
-        .with_hint("A version is never written again: make a new one")
+        .with_hint("A version never changes: create a new one")
 }
 
 impl Versions {
-    /// Over the folder `dir`, an absolute path to one that is there.
+    /// Opens the folder `dir`, an absolute path of an existing folder.
     pub(super) fn new(files: Arc<dyn Files>, dir: PathBuf) -> Self {
         let words = Words {
-            when_full: "no image can be imported",
+            when_full: "so no image can be imported",
             before_full: "an import fails",
             before_no_inodes: "an import fails",
         };
@@ -83,7 +84,7 @@ impl Versions {
         Arc::clone(locked(&self.cells).entry(id).or_default())
     }
 
-    /// Waits for all calls under way.
+    /// Waits for all calls in flight.
     pub(super) fn wait_for_calls(&self) {
         let cells: Vec<_> = locked(&self.cells).values().cloned().collect();
         for cell in cells {
@@ -91,13 +92,12 @@ impl Versions {
         }
     }
 
-    /// Makes the names in the folder safe: a process that was killed between a rename and its sync left them, and who finds a version here
-    /// records it as ready.
+    /// Syncs the folder: a killed process may have left a rename unsynced, and a caller that finds a version here records it as ready.
     pub(super) fn settle_names(&self) -> Result<()> {
         self.sync(self.names.dir()).map_err(self.at("Syncing"))
     }
 
-    /// The error of work in the folder.
+    /// The error of an operation in the folder.
     fn at(&self, doing: &'static str) -> impl Fn(io::Error) -> Error {
         move |e| Error::io(format!("{doing} {}", self.names.dir().display()), e)
     }
@@ -106,7 +106,7 @@ impl Versions {
         self.files.names(self.names.dir()).map_err(self.at("Reading"))
     }
 
-    /// What stands there of a version, without a look at all names.
+    /// What exists of one version, without reading all names.
     fn found(&self, id: ImageVersionId) -> Result<Found> {
         let there = |path: PathBuf| gone_is_none(self.files.is_link(&path)).map(|link| link.is_some());
         let (raw, layer) = (there(self.names.raw(id)), there(self.names.layer(id)));
@@ -121,7 +121,7 @@ impl Versions {
         })
     }
 
-    /// As [`found`](Self::found), with what earlier versions of GGnet left.
+    /// Like [`found`](Self::found), including leftovers of earlier versions of GGnet.
     fn found_with_leftovers(&self, id: ImageVersionId) -> Result<Found> {
         Ok(found(&self.names_there()?).remove(&id).unwrap_or_default())
     }
@@ -140,7 +140,7 @@ impl Versions {
         self.describe(id, &self.found(id)?)
     }
 
-    /// What is there of a version; none: nothing, or it went meanwhile.
+    /// What exists of a version; `None`: nothing, or it was removed in the meantime.
     fn describe(&self, id: ImageVersionId, found: &Found) -> Result<Option<ImageListed>> {
         let described = if found.raw {
             self.describe_raw(id)
@@ -159,7 +159,7 @@ impl Versions {
         let path = self.names.raw(id);
         let bytes = self.files.allocated(&path)?;
         let len = match self.files.open(&path, Open::Read).and_then(|file| file.size()) {
-            // No file: not made by us, and no reason to know nothing of the others.
+            // Not a file: not made by us, but not a reason to fail the list of the others.
             Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) => 0,
             len => len?,
         };
@@ -171,7 +171,7 @@ impl Versions {
     fn describe_layer(&self, id: ImageVersionId) -> io::Result<ImageListed> {
         let home = self.names.layer(id);
         let names = match self.files.names(&home) {
-            // No folder: as above.
+            // Not a folder: as above.
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => return Ok(ImageListed::partial(id)),
             names => names?,
         };
@@ -188,7 +188,7 @@ impl Versions {
         })
     }
 
-    /// A version that can be opened; else `NotFound`, or `Corrupt` and why.
+    /// A version that can be opened; otherwise `NotFound`, or `Corrupt` with the reason.
     fn whole(&self, id: ImageVersionId) -> Result<ImageListed> {
         let found = self.found(id)?;
         match self.describe(id, &found)? {
@@ -206,30 +206,30 @@ impl Versions {
             }
             _ => Err(Error::new(
                 ErrorKind::NotFound,
-                format!("There are no bytes of image version {id} in {}", self.names.dir().display()),
+                format!("There is no file of image version {id} in {}", self.names.dir().display()),
             )
-            .with_hint("Mount the disk of that folder, or put the file back")),
+            .with_hint("Mount the disk that holds this folder, or restore the file")),
         }
     }
 
-    /// Begins a version.
+    /// Creates a draft of a version.
     pub(super) fn draft(&self, spec: &ImageSpec) -> Result<Sink> {
         check_size(spec.size_bytes)?;
         let cell = self.cell(spec.id);
         let _held = locked(&cell);
         let found = self.found_with_leftovers(spec.id)?;
         if found.is_sealed() {
-            return Err(conflict(spec.id, "is there already"));
+            return Err(conflict(spec.id, "already exists"));
         }
         self.clean(spec.id, &found).map_err(self.at("Cleaning"))?;
         let path = self.names.draft(spec.id);
         if !found.draft {
-            self.files.open(&path, Open::Create).map_err(self.at("Making a file in"))?;
+            self.files.open(&path, Open::Create).map_err(self.at("Creating a file in"))?;
         }
         Ok(Sink::File(path))
     }
 
-    /// Makes a draft a version.
+    /// Seals a draft as a version.
     pub(super) fn seal(&self, spec: &ImageSpec) -> Result<ImageListed> {
         check_size(spec.size_bytes)?;
         let cell = self.cell(spec.id);
@@ -237,9 +237,9 @@ impl Versions {
         if self.found(spec.id)?.is_sealed() {
             let listed = self.whole(spec.id)?;
             if listed.size_bytes != spec.size_bytes || listed.parent.is_some() {
-                return Err(conflict(spec.id, "is there already, with other bytes"));
+                return Err(conflict(spec.id, "already exists with different content"));
             }
-            // The call that renamed it may have been cut short.
+            // The call that renamed it may have been interrupted.
             self.sync(self.names.dir()).map_err(self.at("Syncing"))?;
             return Ok(listed);
         }
@@ -251,7 +251,7 @@ impl Versions {
                     format!("There is no draft of image version {}", spec.id),
                 ));
             }
-            Some(true) => return Err(damaged(&draft, "a link stands there")),
+            Some(true) => return Err(damaged(&draft, "it is a symbolic link")),
             Some(false) => {}
         }
         let file = self.files.open(&draft, Open::Read).map_err(|e| match e.kind() {
@@ -270,23 +270,26 @@ impl Versions {
         self.files.open_dir(dir)?.sync_all()
     }
 
-    /// Takes over a frozen writeback.
+    /// Adopts a frozen writeback.
     pub(super) fn adopt(&self, spec: &ImageSpec, from: &Frozen) -> Result<ImageListed> {
         check_size(spec.size_bytes)?;
         if spec.size_bytes != from.size_bytes {
             let (want, have) = (spec.size_bytes, from.size_bytes);
-            let why = format!("Writeback {} is a disk of {have} bytes, and not of {want}", from.writeback);
+            let why = format!("Writeback {} is a disk of {have} bytes, not of {want}", from.writeback);
             return Err(Error::invalid("size_bytes", why));
         }
         if spec.id == from.base {
-            return Err(Error::invalid("id", format!("Image version {} cannot stand on itself", spec.id)));
+            return Err(Error::invalid(
+                "id",
+                format!("Image version {} cannot be a layer over itself", spec.id),
+            ));
         }
         let source = Path::new(&from.native.locator);
         let cell = self.cell(spec.id);
         let _held = locked(&cell);
         match from.native.family.as_str() {
             FAMILY => {
-                // Looked at before its lock is waited for: two that name each other must not wait for each other.
+                // Checked before its lock is taken: two versions that refer to each other must not wait for each other.
                 self.whole(from.base).map_err(|e| below(spec.id, e))?;
                 let parent = self.cell(from.base);
                 let _stays = locked(&parent);
@@ -296,9 +299,9 @@ impl Versions {
             RAW_FILE => self.adopt_raw(spec, source),
             other => Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("The image store files cannot take over {other}"),
+                format!("The image store `files` cannot adopt {other}"),
             )
-            .with_hint(format!("It takes {FAMILY} and {RAW_FILE}"))),
+            .with_hint(format!("It adopts {FAMILY} and {RAW_FILE}"))),
         }
     }
 
@@ -309,11 +312,11 @@ impl Versions {
         };
         if self.is_there(source)? {
             if found.is_sealed() {
-                return Err(conflict(spec.id, "is there already"));
+                return Err(conflict(spec.id, "already exists"));
             }
             let header = frozen_header(&*self.files, source).map_err(|e| unreadable(source, e))?;
             if !is_it(&header) {
-                return Err(damaged(source, format!("it holds writeback {}", header.id)));
+                return Err(damaged(source, format!("it contains writeback {}", header.id)));
             }
             self.clean(spec.id, &found).map_err(self.at("Cleaning"))?;
             self.take(source, &home)?;
@@ -323,13 +326,13 @@ impl Versions {
         } else if !found.layer {
             return Err(gone(source));
         } else if !frozen_header(&*self.files, &home).is_ok_and(|header| is_it(&header)) {
-            return Err(conflict(spec.id, "is there already, with other bytes"));
+            return Err(conflict(spec.id, "already exists with different content"));
         }
         self.settle(source)?;
-        // What only a mutable layer has. The flush that froze it put all of that into the durable map.
+        // Files that only a mutable layer has. The flush that froze the layer wrote all their information to the durable map.
         for name in [HOT, DURABLE_NEW] {
             if let Err(e) = gone_is_none(self.files.remove_file(&home.join(name))) {
-                tracing::warn!(version = %spec.id, name, error = %e, "takes space, and is not needed");
+                tracing::warn!(version = %spec.id, name, error = %e, "cannot remove a file that is no longer needed");
             }
         }
         self.whole(spec.id)
@@ -339,7 +342,7 @@ impl Versions {
         let (found, file) = (self.found(spec.id)?, self.names.raw(spec.id));
         if self.is_there(source)? {
             if found.is_sealed() {
-                return Err(conflict(spec.id, "is there already"));
+                return Err(conflict(spec.id, "already exists"));
             }
             let at = |e| Error::io(format!("Opening {}", source.display()), e);
             let len = self.files.open(source, Open::Read).and_then(|file| file.size()).map_err(at)?;
@@ -358,18 +361,18 @@ impl Versions {
         Ok(listed)
     }
 
-    /// Whether something that is to be taken over is still in its own place.
+    /// Whether the object to adopt is still in its own place.
     fn is_there(&self, source: &Path) -> Result<bool> {
         let link = gone_is_none(self.files.is_link(source));
         match link.map_err(|e| Error::io(format!("Reading {}", source.display()), e))? {
             None => Ok(false),
             Some(false) => Ok(true),
-            // What it points at is not ours, and may lie anywhere.
+            // The target of the link is not ours and can be anywhere.
             Some(true) => Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("{} is a link, so it cannot be taken over by a rename", source.display()),
+                format!("{} is a symbolic link, so it cannot be adopted by a rename", source.display()),
             )
-            .with_hint("Put what it points at in its place")),
+            .with_hint("Replace it with what it points to")),
         }
     }
 
@@ -378,16 +381,17 @@ impl Versions {
         self.files.rename(source, to).map_err(|e| {
             if e.kind() == io::ErrorKind::CrossesDevices {
                 let dir = self.names.dir().display();
-                let what = format!("{} is on another file system than {dir}", source.display());
-                Error::new(ErrorKind::Unsupported, what)
-                    .with_hint("Put writebacks and images on one file system: the data folder has both")
+                let what = format!("{} and {dir} are on different file systems", source.display());
+                Error::new(ErrorKind::Unsupported, what).with_hint(
+                    "Put writebacks and images on the same file system; in the data folder they are",
+                )
             } else {
                 Error::io(format!("Moving {} to {}", source.display(), to.display()), e)
             }
         })
     }
 
-    /// Makes a move safe. Where it arrived comes first: until then the other folder may still have it.
+    /// Makes a move durable. Syncs the destination first: until then the other folder may still have it.
     fn settle(&self, source: &Path) -> Result<()> {
         self.sync(self.names.dir()).map_err(self.at("Syncing"))?;
         match source.parent().map(|dir| gone_is_none(self.sync(dir))) {
@@ -396,13 +400,13 @@ impl Versions {
         }
     }
 
-    /// Removes what is there of a version that is not one.
+    /// Removes the parts of an incomplete version.
     fn clean(&self, id: ImageVersionId, found: &Found) -> io::Result<()> {
         for name in &found.partial {
             gone_is_none(self.files.remove_file(&self.names.dir().join(name)))?;
         }
         if found.removed {
-            // The rename must not come back after a power cut, with half of the files.
+            // The rename must not be reverted by a power cut after half of the files were deleted.
             self.sync(self.names.dir())?;
             gone_is_none(remove_folder(&*self.files, &self.names.removed(id)))?;
         }
@@ -421,24 +425,24 @@ impl Versions {
             DiskForm::File => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
-                    format!("Image version {id} is a layer over another version, and no file of its own"),
+                    format!("Image version {id} is a layer over another version, not a file of its own"),
                 )
-                .with_hint("Serve it by the built-in target with the writebacks `layers`"));
+                .with_hint("Serve it with the target `builtin` and the writebacks `layers`"));
             }
             DiskForm::Device => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
-                    "The image store files opens blocks and files, no devices",
+                    "The image store `files` opens blocks and files, not devices",
                 ));
             }
         };
         Ok(OpenImage { id, size_bytes, disk, hold })
     }
 
-    /// The device of a version, and of those below it; `above` are those that stand on it.
+    /// The device of a version, and of those below it; `above` are the layers over it.
     fn device(&self, id: ImageVersionId, above: &mut Vec<ImageVersionId>) -> Result<Arc<dyn BlockDevice>> {
         if above.contains(&id) {
-            return Err(damaged(&self.names.layer(id), "it stands on itself"));
+            return Err(damaged(&self.names.layer(id), "it is a layer over itself"));
         }
         above.push(id);
         let cell = self.cell(id);
@@ -460,7 +464,7 @@ impl Versions {
         Ok(device)
     }
 
-    /// Removes a version, whatever is there of it.
+    /// Removes a version, including an incomplete one.
     pub(super) fn remove(&self, id: ImageVersionId, how: Removal) -> Result<()> {
         let cell = self.cell(id);
         let mut held = locked(&cell);
@@ -468,7 +472,7 @@ impl Versions {
         if let Some(child) = self.list()?.into_iter().find(|listed| listed.parent == Some(id)) {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("Image version {} stands on version {id}", child.id),
+                format!("Image version {} is a layer over version {id}", child.id),
             )
             .with_hint("Remove that one first"));
         }
@@ -477,7 +481,7 @@ impl Versions {
         }
         self.remove_parts(id, &found)
             .map_err(|e| Error::io(format!("Removing {}", self.names.raw(id).display()), e))?;
-        // Who still has it open has it until it lets go; a new one under this id is another.
+        // A holder keeps the open version until it closes it; a new one with this id is a different object.
         held.open = None;
         drop(held);
         drop(cell);
@@ -503,7 +507,7 @@ impl Versions {
         Ok(())
     }
 
-    /// How the folder is; waits for the disk. A full one stops imports and no machine.
+    /// The health of the folder; blocks on disk I/O. A full folder prevents imports, but no machine from booting.
     pub(super) fn health(&self) -> Health {
         match self.place.health() {
             Health::Blocked(why) => Health::Degraded(why),
@@ -512,12 +516,12 @@ impl Versions {
     }
 }
 
-/// What is wrong with the version that another one stands on.
+/// Adds to an error that it is about the version below another one.
 fn below(id: ImageVersionId, e: Error) -> Error {
-    e.with_context("above", format!("image version {id}, which stands on it"))
+    e.with_context("above", format!("image version {id}, which is a layer over it"))
 }
 
-/// A layer that cannot be read: damaged, or its disk does not answer.
+/// The error for a layer that cannot be read: it is damaged, or its disk has errors.
 fn unreadable(home: &Path, e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
@@ -527,7 +531,7 @@ fn unreadable(home: &Path, e: io::Error) -> Error {
     }
 }
 
-/// Nothing is there to be taken over.
+/// There is nothing to adopt.
 fn gone(source: &Path) -> Error {
-    Error::new(ErrorKind::NotFound, format!("There is nothing at {} to take over", source.display()))
+    Error::new(ErrorKind::NotFound, format!("There is nothing to adopt at {}", source.display()))
 }

@@ -17,8 +17,8 @@ pub fn descriptor() -> Descriptor<dyn Store> {
     Descriptor::new(BACKEND, make)
         .summary("One SQLite file")
         .keys(&[
-            ("path", "The database; left out: ggnet.db in the data folder"),
-            ("key_file", "The key that seals CHAP secrets; left out: ggnet.key in the data folder"),
+            ("path", "The database; default: ggnet.db in the data folder"),
+            ("key_file", "The key that seals CHAP secrets; default: ggnet.key in the data folder"),
         ])
         .check(check)
         .resets_key(reset_key)

@@ -1,4 +1,4 @@
-//! What the target backend "builtin" registers.
+//! The descriptor of the target backend "builtin".
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::{BuiltinTargetConfig, BuiltinTargets, NAME};
 pub fn descriptor() -> Descriptor<dyn TargetBackend> {
     Descriptor::new(NAME, make)
         .summary("GGnet's own iSCSI target, in the server's process")
-        .keys(&[("listen", "Addresses and ports of the portals; left out: port 3260 where HTTP listens")])
+        .keys(&[("listen", "Addresses and ports of the portals; default: port 3260 on the address of HTTP")])
         .listens(listens)
 }
 
@@ -31,7 +31,7 @@ fn listens(wiring: &Wiring, table: Settings) -> Result<Vec<Socket>> {
     Ok(listen.into_iter().map(|at| Socket::tcp(at, "iSCSI")).collect())
 }
 
-/// Where HTTP serves both families by one socket, this target needs two.
+/// HTTP serves both address families with one socket, this target needs two.
 fn read(wiring: &Wiring, table: Settings) -> Result<BuiltinTargetConfig> {
     let usual: Vec<_> = both_families(wiring.iscsi()).collect();
     settings(NAME, or_decided(table, "listen", json!(usual)))

@@ -1,6 +1,6 @@
-//! A core block device as the target's own: one call handed through for one, and trouble told to the observer.
+//! Adapts a core block device to `ggnet-iscsi`: passes each call through, and reports errors to the observer.
 //!
-//! The size is asked of the device each time, so that the target follows its growth without being notified.
+//! The size is read from the device each time, so that the target follows its growth without a notification.
 
 use std::{
     io,
@@ -18,46 +18,47 @@ use ggnet_core::{
 };
 use ggnet_iscsi::{BlockDevice, BlockInfo, BlockRun};
 
-/// How often it is told that a disk is busy: its initiator asks again many times a second.
-const BUSY_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// How often a busy disk is reported: its initiator retries many times per second.
+const BUSY_REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A disk that is served, and whose errors an operator hears of.
-pub(super) struct Served {
+/// A served disk whose errors are reported to the operator.
+pub(super) struct ObservedDevice {
     device: Arc<dyn block::BlockDevice>,
     target: ResourceId,
     observer: Arc<dyn Observer>,
-    /// Whether the last call failed: a disk in trouble is told once, not for every request, and again after it had recovered.
+    /// Whether the last call failed: a failing disk is reported once, not for every request, and again after it had recovered.
     trouble: AtomicBool,
-    /// When it was last told that the disk is busy.
-    busy_told: Mutex<Option<Instant>>,
+    /// When it was last reported that the disk is busy.
+    busy_reported: Mutex<Option<Instant>>,
 }
 
-impl Served {
+impl ObservedDevice {
     pub(super) fn new(
         device: Arc<dyn block::BlockDevice>,
         target: ResourceId,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        Self { device, target, observer, trouble: AtomicBool::new(false), busy_told: Mutex::default() }
+        Self { device, target, observer, trouble: AtomicBool::new(false), busy_reported: Mutex::default() }
     }
 
-    fn told<T>(&self, doing: &str, result: io::Result<T>) -> io::Result<T> {
+    fn report_failure<T>(&self, doing: &str, result: io::Result<T>) -> io::Result<T> {
         match &result {
-            // A plain load on the way that every request takes.
+            // A plain load, because every request passes here.
             Ok(_) if self.trouble.load(Ordering::Relaxed) => self.trouble.store(false, Ordering::Relaxed),
             Ok(_) => {}
-            // No trouble of the disk: what succeeds beside it does not end it, and it does not hide trouble that comes after it.
+            // Not a disk error: a success in between does not clear it, and it does not hide a later disk error.
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => self.busy(doing, e),
             Err(e) => {
                 if !self.trouble.swap(true, Ordering::Relaxed) {
                     let what = match e.kind() {
                         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                            "the server's disk is full; free some space, and the machine goes on".to_owned()
+                            "the server's disk is full; free some space, then the machine continues"
+                                .to_owned()
                         }
                         _ => e.to_string(),
                     };
                     let message = format!("{doing}: {what}");
-                    tracing::error!(target = %self.target, %message, "disk trouble");
+                    tracing::error!(target = %self.target, %message, "disk error");
                     self.observer.observe(Observation::DiskTrouble { target: self.target.clone(), message });
                 }
             }
@@ -66,18 +67,18 @@ impl Served {
     }
 
     fn busy(&self, doing: &str, e: &io::Error) {
-        let mut told = self.busy_told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_some_and(|at| at.elapsed() < BUSY_TOLD_EVERY) {
+        let mut last = self.busy_reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|at| at.elapsed() < BUSY_REPORT_INTERVAL) {
             return;
         }
-        *told = Some(Instant::now());
-        let message = format!("{doing}: not possible now ({e}); the machine tries again");
+        *last = Some(Instant::now());
+        let message = format!("{doing}: not possible now ({e}); the machine will retry");
         tracing::warn!(target = %self.target, %message, "disk busy");
         self.observer.observe(Observation::DiskTrouble { target: self.target.clone(), message });
     }
 }
 
-impl BlockDevice for Served {
+impl BlockDevice for ObservedDevice {
     fn info(&self) -> BlockInfo {
         let info = self.device.info();
         BlockInfo {
@@ -91,31 +92,31 @@ impl BlockDevice for Served {
     }
 
     fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
-        self.told("reading", self.device.try_read_at(buf, offset))
+        self.report_failure("reading", self.device.try_read_at(buf, offset))
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.told("reading", self.device.read_at(buf, offset))
+        self.report_failure("reading", self.device.read_at(buf, offset))
     }
 
     fn try_write_at(&self, buf: &[u8], offset: u64) -> io::Result<bool> {
-        self.told("writing", self.device.try_write_at(buf, offset))
+        self.report_failure("writing", self.device.try_write_at(buf, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.told("writing", self.device.write_at(buf, offset))
+        self.report_failure("writing", self.device.write_at(buf, offset))
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.told("flushing", self.device.flush())
+        self.report_failure("flushing", self.device.flush())
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.told("discarding", self.device.discard(offset, len))
+        self.report_failure("discarding", self.device.discard(offset, len))
     }
 
     fn block_status(&self, offset: u64, len: u64) -> io::Result<BlockRun> {
-        let runs = self.told("asking for block status", self.device.block_status(offset, len, 1))?;
+        let runs = self.report_failure("reading block status", self.device.block_status(offset, len, 1))?;
         let first = runs
             .first()
             .map_or(BlockRun { len, mapped: true }, |r| BlockRun { len: r.len, mapped: r.mapped });
@@ -140,10 +141,10 @@ mod tests {
         }
     }
 
-    fn served(disk: &Arc<RamDisk>) -> (Served, Arc<Heard>) {
+    fn served(disk: &Arc<RamDisk>) -> (ObservedDevice, Arc<Heard>) {
         let heard = Arc::new(Heard::default());
         let device: Arc<dyn block::BlockDevice> = disk.clone();
-        (Served::new(device, "pc-1".parse().unwrap(), heard.clone()), heard)
+        (ObservedDevice::new(device, "pc-1".parse().unwrap(), heard.clone()), heard)
     }
 
     #[test]
@@ -156,11 +157,11 @@ mod tests {
             assert_eq!(e.kind(), io::ErrorKind::ResourceBusy);
             served.write_at(&[1; 512], 0).unwrap();
         }
-        // Other trouble is told all the same.
+        // Other errors are still reported.
         assert!(served.read_at(&mut [0; 512], 4096).is_err());
         let heard = heard.0.lock().unwrap();
         assert_eq!(heard.len(), 2, "{heard:?}");
-        assert!(heard[0].contains("the machine tries again"), "{heard:?}");
+        assert!(heard[0].contains("the machine will retry"), "{heard:?}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Targets that were removed of late: whoever still asks for one runs, or thinks so, on a disk that is no longer its own.
+//! Targets that were removed recently: an initiator that still requests one runs, or tries to run, on a disk that is no longer its own.
 //!
-//! Invariants: at most [`MOST`] are remembered, those that were removed last; each is told of at most once in [`TOLD_EVERY`], however
-//! often an initiator asks (they do every two seconds, for hours).
+//! Invariants: at most [`MOST`] are remembered, the most recently removed ones; each is reported at most once in [`REPORT_INTERVAL`],
+//! however often an initiator retries (every two seconds, for hours).
 
 use std::{
     collections::VecDeque,
@@ -11,10 +11,10 @@ use std::{
 
 use ggnet_core::nouns::ResourceId;
 
-/// How many are remembered: the disks of a large room, a few boots of each.
+/// The maximum number of remembered targets: the disks of a large room, several boots of each.
 const MOST: usize = 2048;
-/// How often one of them is told of.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// How often one of them is reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -24,39 +24,39 @@ pub(super) struct Gone(Mutex<VecDeque<Target>>);
 struct Target {
     name: String,
     id: ResourceId,
-    /// The initiator whose it was; none: anybody's.
+    /// The initiator that could use it; `None`: any.
     initiator: Option<String>,
-    told: Option<Instant>,
+    reported: Option<Instant>,
 }
 
 impl Gone {
-    /// It was removed.
+    /// Records a removed target.
     pub(super) fn add(&self, name: &str, id: ResourceId, initiator: Option<String>) {
         // Every step under the lock leaves a valid list.
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MOST {
             all.pop_front();
         }
-        all.push_back(Target { name: name.to_owned(), id, initiator, told: None });
+        all.push_back(Target { name: name.to_owned(), id, initiator, reported: None });
     }
 
-    /// It is there again.
+    /// Forgets a target that exists again.
     pub(super) fn forget(&self, name: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|t| t.name != name);
     }
 
-    /// This initiator asks for a target that is not there: its id, when it is one of these and was its own, and it is time to tell of it.
-    /// Nothing is proved by a name: whoever knows it can cause the line.
+    /// Called when this initiator requests a target that does not exist: returns the target's id if it is a remembered one that the
+    /// initiator could use, and if it is time to report it. A name proves nothing: anyone who knows it can cause the report.
     pub(super) fn asked_for(&self, name: &str, initiator: &str) -> Option<ResourceId> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let target = all.iter_mut().rev().find(|t| t.name == name)?;
         if target.initiator.as_ref().is_some_and(|own| own != initiator) {
             return None;
         }
-        if target.told.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
+        if target.reported.is_some_and(|at| at.elapsed() < REPORT_INTERVAL) {
             return None;
         }
-        target.told = Some(Instant::now());
+        target.reported = Some(Instant::now());
         Some(target.id.clone())
     }
 }

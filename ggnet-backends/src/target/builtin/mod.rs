@@ -1,8 +1,8 @@
 //! The target backend "builtin": the userspace iSCSI target as a `TargetBackend`.
 //!
-//! Targets live in this process: a restart of the server ends them, and the reconciler makes them again before any login is served (until
-//! then a login gets 0301, which initiators retry). Invariants: what `list` says is what the server serves; calls for one target wait for
-//! each other; the old devices are free when `remove` has returned.
+//! Targets live in this process: a restart of the server ends them, and the reconciler creates them again before any login is served (until
+//! then a login gets 0301, which initiators retry). Invariants: `list` returns what the server serves; calls for the same target wait for
+//! each other; the old devices are closed when `remove` has returned.
 
 mod descriptor;
 mod device;
@@ -31,8 +31,8 @@ use ggnet_iscsi::{
 
 pub use self::descriptor::descriptor;
 use self::{
-    device::Served,
-    policy::{Served as ServedTarget, Targets},
+    device::ObservedDevice,
+    policy::{ServedTarget, Targets},
     pressure::Pressure,
 };
 use crate::addresses::Addresses;
@@ -41,11 +41,11 @@ const NAME: &str = "builtin";
 /// How long a shutdown waits for requests in flight and the last flush.
 const GRACE: Duration = Duration::from_secs(4);
 
-/// What an operator can set.
+/// The settings.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BuiltinTargetConfig {
-    /// Where it listens; port 0 lets the system choose.
+    /// The addresses to listen on; port 0 lets the system choose a port.
     pub listen: Vec<SocketAddr>,
 }
 
@@ -69,7 +69,7 @@ pub struct BuiltinTargets {
 }
 
 impl BuiltinTargets {
-    /// Binds the portal. Must be called within a tokio runtime. Errors: `Busy` or `Permission` naming the address.
+    /// Binds the portal. Must be called within a tokio runtime. Errors: `Busy` or `Permission`, with the address.
     pub fn start(
         config: BuiltinTargetConfig,
         prefix: Iqn,
@@ -79,7 +79,7 @@ impl BuiltinTargets {
         if config.listen.is_empty() {
             return Err(Error::invalid("listen", "The iSCSI target needs at least one address to listen on")
                 .with_backend(NAME)
-                .with_hint("Leave target.listen out for the usual one"));
+                .with_hint("Omit target.listen to use the default address"));
         }
         let targets = Arc::new(Targets::default());
         let server_config = ServerConfig { listen: config.listen, ..ServerConfig::default() };
@@ -87,7 +87,7 @@ impl BuiltinTargets {
             Error::io(format!("Binding the iSCSI portal to {}", e.address), e.source)
                 .with_backend(NAME)
                 .with_subject(e.address.to_string())
-                .with_hint("Stop the program that has this port (`ss -ltnp` names it), or set another with --iscsi-listen")
+                .with_hint("Stop the program that uses this port (`ss -ltnp` shows it), or set another port with --iscsi-listen")
         })?;
         let long_lived = Supervisor::new(server.stopping());
         for (listener, address) in accepting.into_iter().zip(server.local_addrs()) {
@@ -107,7 +107,7 @@ impl BuiltinTargets {
         })
     }
 
-    /// Where it listens, with the ports that the system chose.
+    /// The addresses that it listens on, with the ports that the system chose.
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
         self.server.local_addrs()
@@ -121,20 +121,20 @@ impl BuiltinTargets {
         let Disk::Blocks(device) = disk else {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("The built-in target serves blocks of our own process, not {:?}", disk.form()),
+                format!("The built-in target serves blocks of its own process, not {:?}", disk.form()),
             )
             .with_backend(NAME));
         };
         Ok(Lun {
             number: spec.number.into(),
-            device: Arc::new(Served::new(device.clone(), target.clone(), self.targets.observer())),
+            device: Arc::new(ObservedDevice::new(device.clone(), target.clone(), self.targets.observer())),
             identity: identity(&spec.serial),
             read_only: spec.read_only,
             removable: false,
         })
     }
 
-    /// A target as it is served now.
+    /// A target as it is currently served.
     fn served(&self, id: &ResourceId) -> Result<Option<ServedTarget>> {
         let iqn = self.iqn(id)?;
         Ok(self.targets.get(&iqn).filter(|_| self.server.has_target(iqn.as_str())))
@@ -158,7 +158,7 @@ impl BuiltinTargets {
                 Error::new(code::target_in_use(iqn), format!("Target {iqn} has {sessions} live session(s)"))
             }
             RemoveError::Flush { lun, source } => {
-                // A disk that cannot flush now has lost nothing.
+                // A disk that cannot flush now has not lost data.
                 let kind = match source.kind() {
                     std::io::ErrorKind::ResourceBusy => ErrorKind::Unavailable,
                     _ => ErrorKind::Corrupt,
@@ -173,7 +173,7 @@ impl BuiltinTargets {
     async fn replace(&self, spec: &TargetSpec, disks: &[(&LunSpec, &Disk)]) -> Result<()> {
         self.close(&spec.iqn, Removal::IfIdle).await?;
         let luns = disks.iter().map(|lun| self.lun(*lun, &spec.id)).collect::<Result<Vec<_>>>()?;
-        // Known before it can be logged in to: a login finds its access rules.
+        // Registered before logins are possible, so that a login finds its access rules.
         self.targets.set(
             &spec.iqn,
             ServedTarget { digest: spec.digest(), disks: disks_digest(spec), spec: spec.clone() },
@@ -183,15 +183,17 @@ impl BuiltinTargets {
             self.targets.forget(&spec.iqn);
             match e {
                 AddError::BadLun(_) | AddError::BadDevice(_) | AddError::BadName(_) => {
-                    Error::new(ErrorKind::Invalid, format!("Target {} was refused", spec.iqn)).with_reason(e)
+                    Error::new(ErrorKind::Invalid, format!("Target {} was rejected", spec.iqn)).with_reason(e)
                 }
-                other => Error::internal(format!("Target {} could not be made", spec.iqn)).with_reason(other),
+                other => {
+                    Error::internal(format!("Target {} could not be created", spec.iqn)).with_reason(other)
+                }
             }
         })
     }
 }
 
-/// The module's counters in the port's words.
+/// Converts the crate's counters to the port's type.
 fn io(c: &ggnet_iscsi::CountersSnapshot) -> IoCounters {
     IoCounters {
         reads: c.reads,
@@ -205,12 +207,12 @@ fn io(c: &ggnet_iscsi::CountersSnapshot) -> IoCounters {
     }
 }
 
-/// What a LUN says of itself: from the serial alone, so that it is the same at every boot.
+/// The identity of a LUN, derived only from the serial, so that it is the same at every boot.
 fn identity(serial: &str) -> Identity {
     let digest = SpecDigest::of([serial.as_bytes()]).short();
     Identity {
         serial: serial.to_owned(),
-        // 60 bits; the top four say "locally assigned".
+        // 60 bits; the top four mean "locally assigned".
         naa: u64::from_str_radix(&digest, 16).unwrap_or(0) & 0x0fff_ffff_ffff_ffff,
         vendor: "GGNET".to_owned(),
         product: "DISKLESS".to_owned(),
@@ -218,7 +220,7 @@ fn identity(serial: &str) -> Identity {
     }
 }
 
-/// Of everything that a live initiator must not have changed under it.
+/// A digest of everything that must not change under a live initiator.
 fn disks_digest(spec: &TargetSpec) -> SpecDigest {
     SpecDigest::of(spec.luns.iter().flat_map(|l| [l.disk_key.as_bytes(), l.serial.as_bytes()]))
 }
@@ -246,7 +248,7 @@ impl TargetBackend for BuiltinTargets {
     }
 
     async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint> {
-        // Held across awaits: an ensure and a remove of one target are one after the other.
+        // Held across awaits, so that an ensure and a remove of one target run one after the other.
         let _turn = self.turns.lock(&spec.id).await;
         let done = async {
             if self.iqn(&spec.id)? != spec.iqn {
@@ -280,12 +282,12 @@ impl TargetBackend for BuiltinTargets {
     }
 
     async fn remove(&self, id: &ResourceId, how: Removal) -> Result<()> {
-        // Held across awaits, as in `ensure`.
+        // Held across awaits, like in `ensure`.
         let _turn = self.turns.lock(id).await;
         let done = async {
             let iqn = self.iqn(id)?;
             let closed = self.close(&iqn, how).await;
-            // Also after a failed flush the target is gone.
+            // The target is removed even after a failed flush.
             if !self.server.has_target(iqn.as_str()) {
                 self.targets.forget(&iqn);
             }
@@ -341,7 +343,7 @@ impl TargetBackend for BuiltinTargets {
 
     async fn shutdown(&self) {
         if !self.server.shutdown(GRACE).await {
-            tracing::warn!(grace = ?GRACE, "the iSCSI target did not finish everything in time");
+            tracing::warn!(grace = ?GRACE, "the iSCSI target did not finish all requests in time");
         }
         self.long_lived.stop().await;
     }

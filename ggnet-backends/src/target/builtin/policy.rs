@@ -1,4 +1,5 @@
-//! Who may log in to which target: the specs' access rules, then the gate's verdict; and whose a login is that stopped before it said so.
+//! Decides who may log in to which target: the access rules of the spec, then the verdict of the gate. Also finds the target of an
+//! initiator that disconnected before it sent a name.
 
 use std::{
     collections::HashMap,
@@ -20,29 +21,29 @@ use ggnet_iscsi::{
 
 use super::gone::Gone;
 
-/// A target as it is served.
+/// A served target.
 #[derive(Clone)]
-pub(super) struct Served {
+pub(super) struct ServedTarget {
     pub(super) spec: TargetSpec,
-    /// Of the whole spec.
+    /// The digest of the whole spec.
     pub(super) digest: SpecDigest,
-    /// Of the disks alone.
+    /// The digest of the disks only.
     pub(super) disks: SpecDigest,
 }
 
-/// Who was last logged in to a target.
+/// The last session of a target.
 #[derive(Clone, Copy)]
 struct Last {
     address: IpAddr,
-    /// How many sessions there are now.
+    /// The number of current sessions.
     sessions: usize,
 }
 
-/// The access rules of every target that is served, by name.
+/// The access rules of all served targets, by name.
 #[derive(Default)]
 pub(super) struct Targets {
-    served: RwLock<HashMap<String, Served>>,
-    /// Of targets that are served, those that somebody was logged in to.
+    served: RwLock<HashMap<String, ServedTarget>>,
+    /// Served targets that had a session.
     last: Mutex<HashMap<String, Last>>,
     gone: Gone,
     gate: OnceLock<Arc<dyn LoginGate>>,
@@ -51,7 +52,7 @@ pub(super) struct Targets {
 
 impl Targets {
     pub(super) fn attach(&self, gate: Arc<dyn LoginGate>, observer: Arc<dyn Observer>) {
-        // The port's contract: once.
+        // Only once, according to the port's contract.
         let _ = self.gate.set(gate);
         let _ = self.observer.set(observer);
     }
@@ -60,11 +61,11 @@ impl Targets {
         self.observer.get().cloned().unwrap_or_else(|| Arc::new(NullObserver))
     }
 
-    pub(super) fn get(&self, iqn: &Iqn) -> Option<Served> {
+    pub(super) fn get(&self, iqn: &Iqn) -> Option<ServedTarget> {
         self.named(iqn.as_str())
     }
 
-    pub(super) fn set(&self, iqn: &Iqn, served: Served) {
+    pub(super) fn set(&self, iqn: &Iqn, served: ServedTarget) {
         self.gone.forget(iqn.as_str());
         self.served.write().unwrap_or_else(PoisonError::into_inner).insert(iqn.to_string(), served);
     }
@@ -81,7 +82,7 @@ impl Targets {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(iqn.as_str());
     }
 
-    /// Remembers who is logged in. A target that is no longer served has nothing remembered.
+    /// Remembers a session. Nothing is remembered for a target that is no longer served.
     fn remember(&self, session: &SessionInfo, begins: bool) {
         let Some(target) = session.target.as_deref() else { return };
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +96,7 @@ impl Targets {
         }
     }
 
-    /// The target that this address was logged in to and no longer is; none when there are several (machines behind one router).
+    /// The target to which this address was logged in and no longer is; `None` if there are several (machines behind one router).
     fn lost_by(&self, address: IpAddr) -> Option<String> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lost = last.iter().filter(|(_, l)| l.address == address && l.sessions == 0);
@@ -103,7 +104,7 @@ impl Targets {
         lost.next().is_none().then(|| target.clone())
     }
 
-    fn named(&self, iqn: &str) -> Option<Served> {
+    fn named(&self, iqn: &str) -> Option<ServedTarget> {
         self.served.read().unwrap_or_else(PoisonError::into_inner).get(iqn).cloned()
     }
 }
@@ -119,7 +120,7 @@ impl LoginPolicy for Targets {
             return LoginDecision::NotReady;
         }
         let Some(target) = &request.target else {
-            // Discovery: what is told depends on the name alone and is worth nothing without the secret.
+            // Discovery: the response depends only on the name and is of no use without the secret.
             return LoginDecision::Accept { chap: Chap::None, exclusivity: Exclusivity::Shared };
         };
         match self.named(target).map(|t| t.spec.access) {
@@ -141,7 +142,7 @@ impl LoginPolicy for Targets {
                 chap: match (chap.as_ref().map(pair), mutual.as_ref().map(pair)) {
                     (Some(initiator), Some(target)) => Chap::Mutual { initiator, target },
                     (Some(initiator), None) => Chap::OneWay(initiator),
-                    // What has no secret of the initiator has none of the target: `Access::check`.
+                    // Without a secret of the initiator there is no secret of the target: see `Access::check`.
                     (None, _) => Chap::None,
                 },
                 exclusivity: Exclusivity::ByInitiatorName,
@@ -169,7 +170,7 @@ impl LoginPolicy for Targets {
 
     async fn discover(&self, request: &LoginRequest) -> Vec<String> {
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
-        let may = |t: &Served| match &t.spec.access {
+        let may = |t: &ServedTarget| match &t.spec.access {
             Access::Shared => true,
             Access::Initiator { name, .. } => name.as_str() == request.initiator,
         };
@@ -195,12 +196,12 @@ impl SessionObserver for Targets {
                 .map(|(target, initiator)| Observation::LoggedIn { target, initiator, peer: s.peer }),
             SessionEvent::FirstRead(s) => id(s).map(|target| Observation::FirstRead { target }),
             SessionEvent::FirstWrite(s) => id(s).map(|target| Observation::FirstWrite { target }),
-            // The machine is on: its own newer login took the place.
+            // The machine is running: its own newer login replaced the session.
             SessionEvent::Disconnected { reason: CloseReason::Replaced, .. } => None,
             SessionEvent::Disconnected { session, reason } => {
                 id(session).map(|target| Observation::Disconnected { target, reason: format!("{reason:?}") })
             }
-            // iscsid stops before its first word: then only the address says whose it is.
+            // iscsid disconnects before it sends anything: then only the address identifies the target.
             SessionEvent::LoginStalled { peer, target } => target
                 .clone()
                 .or_else(|| self.lost_by(peer.ip()))
@@ -272,7 +273,7 @@ mod tests {
         targets.attach(Arc::new(Open), Arc::clone(&heard) as _);
         let digest = SpecDigest::of(std::iter::empty());
         let id: ResourceId = "t1".parse().unwrap();
-        targets.set(&name(1), Served { spec: shared(&id, name(1)), digest, disks: digest });
+        targets.set(&name(1), ServedTarget { spec: shared(&id, name(1)), digest, disks: digest });
         let peer: SocketAddr = "192.0.2.1:4000".parse().unwrap();
         let asks = async |n: u8| {
             let target = Some(name(n).to_string());
@@ -297,7 +298,7 @@ mod tests {
         let digest = SpecDigest::of(std::iter::empty());
         for n in 1..=3 {
             let id = format!("t{n}").parse().unwrap();
-            targets.set(&name(n), Served { spec: shared(&id, name(n)), digest, disks: digest });
+            targets.set(&name(n), ServedTarget { spec: shared(&id, name(n)), digest, disks: digest });
         }
         let (here, there) = (session(1, "192.0.2.1"), session(2, "192.0.2.2"));
         let begins = |s: &SessionInfo| targets.observe(SessionEvent::LoggedIn(s.clone()));
@@ -308,14 +309,14 @@ mod tests {
         begins(&here);
         begins(&there);
         assert_eq!(lost_by("192.0.2.1"), None, "it is logged in");
-        // The newer login takes the place before the older one ends.
+        // The newer login replaces the session before the older one ends.
         begins(&here);
         ends(&here, CloseReason::Replaced);
         assert_eq!(lost_by("192.0.2.1"), None);
         ends(&here, CloseReason::ConnectionLost);
         assert_eq!(lost_by("192.0.2.1"), Some(name(1).to_string()));
         assert_eq!(lost_by("192.0.2.3"), None);
-        // Behind one router nobody knows which of two it is.
+        // Behind one router it is unknown which of the two machines it is.
         let neighbour = session(3, "192.0.2.1");
         begins(&neighbour);
         ends(&neighbour, CloseReason::ConnectionLost);
@@ -323,7 +324,7 @@ mod tests {
         targets.forget(&name(3));
         assert_eq!(lost_by("192.0.2.1"), Some(name(1).to_string()));
         targets.forget(&name(1));
-        // What ends after its target was removed is not remembered again.
+        // A session that ends after its target was removed is not remembered again.
         ends(&here, CloseReason::TargetRemoved);
         begins(&here);
         assert_eq!(lost_by("192.0.2.1"), None);

@@ -1,4 +1,4 @@
-//! Whether connections were turned away lately, for an operator to hear of.
+//! Reports connections that were rejected recently to the operator.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -8,10 +8,10 @@ use std::{
 use ggnet_core::ports::Health;
 use ggnet_iscsi::Occupancy;
 
-/// How long it is said after the last one.
+/// How long it is reported after the last rejected connection.
 const SAID_FOR: Duration = Duration::from_secs(60);
 
-/// What was seen of the connections turned away.
+/// The observed state of rejected connections.
 #[derive(Debug, Default)]
 pub(super) struct Pressure(Mutex<Seen>);
 
@@ -22,9 +22,9 @@ struct Seen {
 }
 
 impl Pressure {
-    /// Degraded for a minute after a connection was turned away: somebody floods the portal, or there are more machines than places.
+    /// Degraded for a minute after a connection was rejected: the portal is flooded, or there are more machines than places.
     pub(super) fn health(&self, now: Occupancy) -> Health {
-        // Every step under it leaves valid data.
+        // Every step under the lock leaves valid data.
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if now.turned_away > seen.turned_away {
             (seen.turned_away, seen.last) = (now.turned_away, Some(Instant::now()));
@@ -33,8 +33,8 @@ impl Pressure {
             return Health::Up;
         }
         Health::Degraded(format!(
-            "The iSCSI portal turns connections away: {} wait to log in, {} are logged in without and {} with a secret, {} were turned \
-             away since the start",
+            "The iSCSI portal rejects connections: {} wait to log in, {} are logged in without a secret and {} with one, {} were \
+             rejected since the start",
             now.waiting, now.open, now.proven, now.turned_away
         ))
     }

@@ -1,4 +1,4 @@
-//! What the target backend "lio-configfs" registers.
+//! The descriptor of the target backend "lio-configfs".
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use serde_json::json;
 use super::{LioConfig, LioConfigfs, NAME};
 use crate::host;
 
-/// Keys of every backend that drives the kernel's target.
+/// Keys of every backend that controls the kernel's target.
 pub(crate) const KEYS: &[Key] = &[
-    ("listen", "Addresses and ports of the portals; left out: port 3260 where HTTP listens"),
-    ("buffered", "Whether a write is acknowledged once it is in the host's page cache; left out: true"),
-    ("root", "Where the kernel shows its tree; left out: /sys/kernel/config/target"),
+    ("listen", "Addresses and ports of the portals; default: port 3260 on the address of HTTP"),
+    ("buffered", "Whether a write is acknowledged as soon as it is in the host's page cache; default: true"),
+    ("root", "The configfs folder of the kernel target; default: /sys/kernel/config/target"),
 ];
 
 /// The target backend "lio-configfs".
@@ -28,12 +28,12 @@ pub fn descriptor() -> Descriptor<dyn TargetBackend> {
     Descriptor::new(NAME, make)
         .summary("The kernel's own iSCSI target (LIO), through configfs")
         .keys(KEYS)
-        .keys(&[("helper", "The helper's socket, for a server that is not root")])
+        .keys(&[("helper", "The helper's socket, for a server that does not run as root")])
         .check(check)
         .listens(|wiring, table| Ok(portals(read::<LioConfig>(NAME, wiring, table)?.listen)))
 }
 
-/// Reads the section of a backend that drives the kernel's target.
+/// Reads the section of a backend that controls the kernel's target.
 pub(crate) fn read<T: serde::de::DeserializeOwned>(
     name: &str,
     wiring: &Wiring,
@@ -42,7 +42,7 @@ pub(crate) fn read<T: serde::de::DeserializeOwned>(
     settings(name, or_decided(table, "listen", json!([wiring.iscsi()])))
 }
 
-/// The kernel binds them, perhaps already for somebody else's targets; one on `[::]` serves both families.
+/// The kernel binds them, possibly already for targets of another program; a socket on `[::]` serves both address families.
 pub(crate) fn portals(listen: Vec<std::net::SocketAddr>) -> Vec<Socket> {
     let all = listen.into_iter().flat_map(both_families);
     all.map(|at| Socket::tcp(at, "iSCSI").bound_by(BoundBy::Other)).collect()
@@ -52,20 +52,20 @@ async fn make(wiring: Wiring, table: Settings) -> Result<Arc<dyn TargetBackend>>
     let config = read(NAME, &wiring, table)?;
     let start = move || LioConfigfs::start(config, wiring.iqn_prefix, wiring.instance);
     let started = tokio::task::spawn_blocking(start).await;
-    Ok(Arc::new(started.map_err(|e| Error::internal("Starting LIO died").with_source(e))??))
+    Ok(Arc::new(started.map_err(|e| Error::internal("The task that starts LIO panicked").with_source(e))??))
 }
 
 async fn check(wiring: Wiring, table: Settings) -> Result<Vec<Finding>> {
     let config: LioConfig = read(NAME, &wiring, table)?;
     host::look(move || {
-        // The helper's unit has the modules loaded.
+        // The helper's unit loads the modules.
         let missing = if config.helper.is_some() { Level::Warn } else { Level::Fail };
         let mut findings = vec![host::kernel_target(&config.root, missing)];
         #[cfg(feature = "helper")]
         findings.extend(config.helper.map(|socket| {
             let what = format!("helper on {}", socket.display());
             match crate::helper::Helper::at(socket).reach() {
-                Ok(()) => Finding::ok(what, "It may be asked"),
+                Ok(()) => Finding::ok(what, "It responds"),
                 Err(e) => Finding::failed(Level::Fail, what, &e),
             }
         }));

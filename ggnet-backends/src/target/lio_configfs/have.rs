@@ -1,4 +1,4 @@
-//! [`Have`]: what is there of a target, read from the tree. Reads only; blocking.
+//! [`Have`]: the current state of a target, read from the tree. Read-only; blocking.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -21,18 +21,18 @@ pub struct Device {
     pub path: String,
     /// VPD page 80.
     pub serial: String,
-    /// Size and mode, where the kernel tells (for a file).
+    /// Size and mode, if the kernel reports them (for a file).
     pub size: Option<u64>,
-    /// Whether writes go to the page cache, where the kernel tells.
+    /// Whether writes go to the page cache, if the kernel reports it.
     pub buffered: Option<bool>,
 }
 
 /// A LUN of the portal group, or one that is mapped to an initiator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lun {
-    /// The names of its links, each with the last two names of what it points to.
+    /// The names of its links, each with the last two components of its target.
     pub links: BTreeMap<String, String>,
-    /// Whether writes are refused; only of a mapped one.
+    /// Whether writes are rejected; only for a mapped LUN.
     pub write_protect: bool,
 }
 
@@ -41,27 +41,27 @@ pub struct Lun {
 pub struct Acl {
     /// Its LUNs.
     pub luns: BTreeMap<u64, Lun>,
-    /// Its attribute `authentication`; none in kernels that lack it.
+    /// Its attribute `authentication`; `None` if the kernel does not have it.
     pub authentication: Option<String>,
-    /// What it must give; none where we may not know.
+    /// What it must prove; `None` if we have no permission to read it.
     pub auth: Option<Auth>,
     /// Whether it is logged in.
     pub live: bool,
 }
 
-/// What both sides of an initiator's login must prove.
+/// The credentials of both sides of a login.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Auth {
-    /// What it proves.
+    /// The credentials of the initiator.
     pub initiator: Known,
-    /// What the target proves to it.
+    /// The credentials of the target.
     pub target: Known,
 }
 
-/// A name and a secret, as far as they are set.
+/// A name and a secret, if they are set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// The user name; empty for none.
+    /// The user name; empty if not set.
     pub user: String,
     /// The secret.
     pub secret: Option<Secret>,
@@ -72,24 +72,24 @@ pub struct Known {
 pub enum Shown {
     /// All of it.
     All,
-    /// What the kernel shows to everybody.
+    /// What every user can read.
     WithoutSecrets,
 }
 
 /// The portal group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
-    /// Whether logins are served.
+    /// Whether it accepts logins.
     pub enabled: bool,
-    /// The attributes of [`GROUP_ATTRIBUTES`].
+    /// The attributes in [`GROUP_ATTRIBUTES`].
     pub attributes: BTreeMap<String, String>,
     /// Its LUNs.
     pub luns: BTreeMap<u64, Lun>,
     /// Its portals.
     pub portals: Vec<String>,
-    /// Who is allowed by name.
+    /// The initiators that are allowed by name.
     pub acls: BTreeMap<String, Acl>,
-    /// Whether somebody is logged in who is not.
+    /// Whether an initiator is logged in that is not allowed by name.
     pub dynamic: bool,
 }
 
@@ -100,20 +100,20 @@ impl Group {
     }
 }
 
-/// What is there of a target.
+/// The current state of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Have {
-    /// Whether the target's folder is there.
+    /// Whether the target's folder exists.
     pub target: bool,
     /// Its portal group.
     pub group: Option<Group>,
-    /// Its backstores' adapters (`fileio_7`), each with its devices; also those that are not linked.
+    /// The adapters of its backstores (`fileio_7`), each with its devices, including those that are not linked.
     pub adapters: BTreeMap<String, BTreeMap<String, Device>>,
 }
 
 impl Have {
-    /// Reads it. Backstores are looked for in the adapters that we give to this target and in those that its LUNs lead to (targetcli's
-    /// `restoreconfig` gives others); with `everywhere` in all.
+    /// Reads the state. Looks for backstores in the adapters that we give to this target and in those that its LUNs link to (targetcli's
+    /// `restoreconfig` uses others); with `everywhere` in all adapters.
     pub fn of(tree: &Tree, names: &Names, shown: Shown, everywhere: bool) -> Result<Self> {
         let root = tree.root();
         let mut have = Self { target: root.join(names.target()).is_dir(), ..Self::default() };
@@ -146,7 +146,7 @@ impl Have {
         self.group.as_ref().is_some_and(Group::is_live)
     }
 
-    /// Whether nothing is there.
+    /// Whether nothing exists.
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
@@ -202,12 +202,12 @@ fn acl(at: &Path, shown: Shown) -> Result<Acl> {
     })
 }
 
-/// Whether an initiator's `info` tells of a session that is served. One whose connection broke is not.
+/// Whether an initiator's `info` shows a session that is served. A session with a broken connection is not served.
 pub fn is_logged_in(info: &str) -> bool {
     info.contains("TARG_SESS_STATE_LOGGED_IN")
 }
 
-/// The LUNs in a folder, the portal group's or an initiator's.
+/// The LUNs in a folder, of the portal group or of an initiator.
 fn luns(at: &Path) -> Result<BTreeMap<u64, Lun>> {
     let mut luns = BTreeMap::new();
     for name in folders_in(at)? {
@@ -231,14 +231,14 @@ fn last_two(path: &Path) -> String {
     names.join("/")
 }
 
-/// An attribute without the newline that the kernel shows; what cannot be read is not set.
+/// An attribute without the newline that the kernel adds; an unreadable one counts as not set.
 pub fn read(path: &Path) -> String {
     let mut text = fs::read_to_string(path).unwrap_or_default();
     text.truncate(text.trim_end_matches(['\n', '\0']).len());
     text
 }
 
-/// The names in a folder, sorted; none if it is not there.
+/// The names in a folder, sorted; empty if it does not exist.
 pub fn names_in(path: &Path) -> Result<Vec<String>> {
     entries(path, |_| true)
 }

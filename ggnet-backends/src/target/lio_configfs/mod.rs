@@ -1,19 +1,19 @@
-//! The target backend "lio-configfs": the kernel's own iSCSI target (LIO), driven by writing its tree in configfs.
+//! The target backend "lio-configfs": the kernel's own iSCSI target (LIO), controlled by writing to its tree in configfs.
 //!
 //! ```text
 //!  TargetSpec ─ want ─▶ Want ┐
 //!                            ├─ plan ─▶ [Op] ─ tree ─▶ configfs
 //!    configfs ─ have ─▶ Have ┘
 //! ```
-//! Targets live in the kernel: they outlive our process and are found again by their names, which carry the instance's id. There is no
-//! record beside the tree. Whoever is not root reads the tree and has the helper write it; the backend "lio-targetcli" has a program
-//! write it ([`Hands`]). LIO cannot ask us at a login, so logins are polled, and it lets one initiator name in twice: the older session
-//! goes when its connection does (the kernel pings after 15 s and gives up 30 s later). Before Linux 6.4 (commit "target: iscsi: fix hang in
-//! the iSCSI login code") it never gives up a login whose machine loses its power half-way: all other logins, and the removal of that
-//! target, wait until the connection ends, and nothing in its tree ends it.
+//! Targets live in the kernel: they outlive our process and are found again by their names, which contain the instance's id. The tree is
+//! the only record. A server that is not root reads the tree and lets the helper write it; the backend "lio-targetcli" lets a program write
+//! it ([`Hands`]). LIO cannot call us at a login, so logins are polled, and it allows one initiator name to log in twice: the older session
+//! ends when its connection does (the kernel pings after 15 s and gives up 30 s later). Before Linux 6.4 (commit "target: iscsi: fix hang
+//! in the iSCSI login code") it never aborts a login whose machine loses power half-way: all other logins, and the removal of that target,
+//! wait until the connection ends, and nothing in its tree can end it.
 //!
-//! Invariants: nothing of the tree is changed that does not bear a name of ours; calls for one target wait for each other, also when
-//! their futures are dropped (a call that has begun ends); a target of ours that is not enabled is listed as partial.
+//! Invariants: only objects with our names are changed in the tree; calls for the same target wait for each other, even if their futures
+//! are dropped (a call that has started completes); a target of ours that is not enabled is listed as partial.
 
 pub(crate) mod descriptor;
 pub(crate) mod have;
@@ -54,7 +54,7 @@ use crate::lio::{Op, names::Names, tree::Tree};
 /// The backend's name.
 pub const NAME: &str = "lio-configfs";
 
-/// What an operator can set.
+/// The settings.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LioConfig {
@@ -62,10 +62,10 @@ pub struct LioConfig {
     pub listen: Vec<SocketAddr>,
     /// The kernel's tree.
     pub root: PathBuf,
-    /// Whether a write to a file is acknowledged once it is in the page cache: as fast as the built-in target, and a flush is a flush.
-    /// Without it every write waits for the disk.
+    /// Whether a write to a file is acknowledged once it is in the page cache: as fast as the built-in target, and a flush still reaches
+    /// the disk. Without it every write waits for the disk.
     pub buffered: bool,
-    /// The helper's socket, for a server that is not root; none: we change the tree ourselves.
+    /// The helper's socket, for a server that is not root; `None`: we change the tree ourselves.
     pub helper: Option<PathBuf>,
 }
 
@@ -86,21 +86,21 @@ pub struct LioConfigfs {
     turns: KeyedLocks<ResourceId>,
 }
 
-/// Somebody else who changes the tree for us, and may stop half-way without saying so: what came of it is read from the tree. Blocking.
+/// Changes the tree for us, and may stop half-way without reporting it: the result is read from the tree. Blocking.
 pub trait Hands: Send + Sync + 'static {
-    /// Applies operations, but for flushes; `before` is asked about each change that is made, and its error ends it.
+    /// Applies operations except flushes; `before` is called for each change, and its error stops the list.
     ///
     /// # Errors
-    /// It could not begin, or was ended.
+    /// It could not start, or was stopped.
     fn apply(&self, ops: &[Op], before: &(dyn Fn(&Op) -> Result<()> + Sync)) -> Result<()>;
 
-    /// Whether it could begin; if the kernel's iSCSI target is not `loaded`, has it loaded.
+    /// Whether it can start; loads the kernel's iSCSI target if it is not `loaded`.
     ///
     /// # Errors
-    /// It could not.
+    /// It cannot.
     fn ready(&self, loaded: bool) -> Result<()>;
 
-    /// The error of operations that were applied and not done, with what is known about why.
+    /// The error for operations that were applied but are not visible in the tree, with the known reason.
     fn not_done(&self, message: String) -> Error;
 }
 
@@ -110,22 +110,22 @@ struct Inner {
     prefix: Iqn,
     instance: InstanceId,
     tree: Tree,
-    /// Who changes the tree; none: we do.
+    /// What changes the tree; `None`: we do.
     #[cfg(feature = "helper")]
     helper: Option<Helper>,
     hands: Option<Box<dyn Hands>>,
 }
 
 impl LioConfigfs {
-    /// Looks whether the kernel's tree is there, and has the kernel load its iSCSI target. Blocking.
+    /// Checks that the kernel's tree exists, and makes the kernel load its iSCSI target. Blocking.
     ///
-    /// Errors: `Unavailable` without LIO or its helper, `Permission` without the right to change it, `Invalid` for a portal without a
-    /// port, `Unsupported` for a helper that was not compiled in.
+    /// Errors: `Unavailable` without LIO or its helper, `Permission` if we cannot change it, `Invalid` for a portal without a port,
+    /// `Unsupported` if support for the helper was not compiled in.
     pub fn start(config: LioConfig, prefix: Iqn, instance: InstanceId) -> Result<Self> {
         Self::start_hooked(config, prefix, instance, None)
     }
 
-    /// [`start`](Self::start) with a function that is called before each change of the tree: for tests.
+    /// [`start`](Self::start) with a hook that is called before each change of the tree: for tests.
     #[doc(hidden)]
     pub fn start_hooked(
         config: LioConfig,
@@ -136,7 +136,7 @@ impl LioConfigfs {
         Self::start_with(config, prefix, instance, hook, NAME, None)
     }
 
-    /// The same for a sister with a name and hands of its own.
+    /// The same for a related backend with its own name and its own hands.
     #[cfg(feature = "target-lio-targetcli")]
     pub(crate) fn start_by(
         config: LioConfig,
@@ -157,12 +157,15 @@ impl LioConfigfs {
         hands: Option<Box<dyn Hands>>,
     ) -> Result<Self> {
         if let Some(at) = config.listen.iter().find(|at| at.port() == 0) {
-            let message = format!("{at} has no port, and the kernel target cannot choose one");
+            let message = format!("{at} has no port, and the kernel target cannot choose a port");
             return Err(Error::invalid("listen", message));
         }
         #[cfg(not(feature = "helper"))]
         if let Some(socket) = &config.helper {
-            let message = format!("The helper on {} cannot be used: this build has none", socket.display());
+            let message = format!(
+                "The helper on {} cannot be used: this build has no support for it",
+                socket.display()
+            );
             return Err(Error::new(ErrorKind::Unsupported, message).with_backend(NAME));
         }
         let inner = Inner {
@@ -179,7 +182,7 @@ impl LioConfigfs {
         Ok(Self { inner: Arc::new(inner), turns: KeyedLocks::default() })
     }
 
-    /// Runs blocking work that goes on to its end when the caller goes away.
+    /// Runs blocking work, which completes even if the caller is gone.
     async fn run<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -187,14 +190,14 @@ impl LioConfigfs {
     ) -> Result<T> {
         let (inner, name) = (Arc::clone(&self.inner), self.inner.name);
         let done = tokio::task::spawn_blocking(move || work(&inner)).await;
-        done.map_err(|e| Error::internal("Work on the kernel's tree died").with_source(e))
+        done.map_err(|e| Error::internal("A task that changes the kernel target panicked").with_source(e))
             .flatten()
             .map_err(|e| e.with_backend(name).with_operation(operation))
     }
 }
 
 impl Inner {
-    /// Makes sure that LIO is there and can be changed.
+    /// Checks that LIO is loaded and can be changed.
     fn ready(&self) -> Result<()> {
         let fabric = self.tree.root().join("iscsi");
         if let Some(hands) = &self.hands {
@@ -206,17 +209,17 @@ impl Inner {
             let asked = if fabric.is_dir() { Ok(()) } else { helper.load_target() };
             return asked.map_err(|e| e.with_backend(NAME));
         }
-        // The kernel loads iscsi_target_mod when this folder is made.
+        // The kernel loads iscsi_target_mod when this folder is created.
         match std::fs::create_dir(&fabric) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 Err(Error::io(format!("Making {}", fabric.display()), e)
-                    .with_hint("The kernel target can be changed by root only: set helper in [target], or run the server as root"))
+                    .with_hint("Only root can change the kernel target: set helper in [target], or run the server as root"))
             }
             Err(e) => Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("The kernel target is not there: {} cannot be made", fabric.display()),
+                format!("The kernel target is not loaded: cannot create {}", fabric.display()),
             )
             .with_reason(e)
             .with_hint(
@@ -230,13 +233,14 @@ impl Inner {
         Names::of(&self.prefix, &self.instance, id)
     }
 
-    /// Where the kernel's targets are. A tree that is not there (configfs was unmounted) is not one without targets.
+    /// The folder of the kernel's targets. If the tree does not exist (configfs was unmounted), that does not mean that there are no
+    /// targets.
     fn fabric(&self) -> Result<PathBuf> {
         let fabric = self.tree.root().join("iscsi");
         match std::fs::metadata(&fabric) {
             Ok(_) => Ok(fabric),
             Err(e) => {
-                let message = format!("The kernel target is not there: {}", fabric.display());
+                let message = format!("The kernel target is not loaded: {} does not exist", fabric.display());
                 Err(Error::new(ErrorKind::Unavailable, message).with_source(e))
             }
         }
@@ -247,12 +251,12 @@ impl Inner {
         Have::of(&self.tree, names, self.shows(), self.hands.is_some())
     }
 
-    /// What the kernel shows us: CHAP's attributes to root alone.
+    /// What we can read: the CHAP attributes are only readable for root.
     fn shows(&self) -> Shown {
         if self.config.helper.is_some() { Shown::WithoutSecrets } else { Shown::All }
     }
 
-    /// Has the tree changed.
+    /// Applies changes to the tree.
     fn apply(&self, id: &ResourceId, ops: &[Op]) -> Result<()> {
         if let Some(hands) = &self.hands {
             hands.apply(ops, &|op| self.tree.before(op))?;
@@ -264,13 +268,13 @@ impl Inner {
             ops.iter().try_for_each(|op| self.tree.before(op))?;
             return helper.apply(id, ops);
         }
-        // The id is what the helper tells names by.
+        // The helper derives the names from the id.
         let _ = id;
         self.tree.apply(ops)
     }
 
-    /// Has the tree changed by `ops`. Where that was not by us, looks what is `left` to do then; a portal group is enabled when nothing
-    /// else is.
+    /// Applies `ops` to the tree. If another process makes the changes, checks what is `left` to do then; a portal group is enabled only
+    /// when nothing else is left.
     fn apply_all(&self, id: &ResourceId, ops: Vec<Op>, left: impl Fn() -> Result<Vec<Op>>) -> Result<()> {
         let Some(hands) = &self.hands else { return self.apply(id, &ops) };
         if ops.is_empty() {
@@ -295,14 +299,15 @@ impl Inner {
         let names = self.names(&spec.id)?;
         let want = Want::of(spec, disks, names, &self.config)?;
         let left = || {
-            plan::converge(&want, &self.have(&want.names)?)
-                .map_err(|plan::Busy| in_use(spec.iqn.as_str(), "has a live session: its disks stay"))
+            plan::converge(&want, &self.have(&want.names)?).map_err(|plan::Busy| {
+                in_use(spec.iqn.as_str(), "has a live session, so its disks cannot change")
+            })
         };
         self.apply_all(&spec.id, left()?, left).inspect_err(|_| self.undo(&spec.id, &want.names))
     }
 
-    /// After an `ensure` that failed: what nobody can have logged in to goes. A group that was enabled stays, whatever of its access
-    /// has changed: an initiator may live on it.
+    /// Cleans up after a failed `ensure`: removes the target if no initiator can have logged in. A group that was enabled stays, even if
+    /// its access has changed, because an initiator may be using it.
     fn undo(&self, id: &ResourceId, names: &Names) {
         let undone = self.have(names).and_then(|have| {
             if have.group.as_ref().is_some_and(|g| g.enabled) {
@@ -311,7 +316,7 @@ impl Inner {
             self.apply(id, &plan::take_down(&names.target(), &have))
         });
         if let Err(e) = undone {
-            tracing::warn!(target = %names.iqn, error = %e.report(), "a half-made target of the kernel could not be undone");
+            tracing::warn!(target = %names.iqn, error = %e.report(), "cannot remove an incomplete kernel target");
         }
     }
 
@@ -325,7 +330,7 @@ impl Inner {
         self.apply_all(id, plan::take_down(&names.target(), &have), left)
     }
 
-    /// Our targets that are there, whole or in part.
+    /// Our existing targets, whole or partial.
     fn targets(&self) -> Result<Vec<(ResourceId, PathBuf)>> {
         let fabric = self.fabric()?;
         let ours = |name: String| {
@@ -335,7 +340,7 @@ impl Inner {
         Ok(folders_in(&fabric)?.into_iter().filter_map(ours).collect())
     }
 
-    /// The portal group of a target that is there, whole or in part.
+    /// The portal group of an existing target, whole or partial.
     fn group(&self, id: &ResourceId) -> Result<Option<PathBuf>> {
         let target = self.fabric()?.join(self.names(id)?.iqn);
         Ok(target.is_dir().then(|| target.join("tpgt_1")))
@@ -369,7 +374,7 @@ impl Inner {
     }
 }
 
-/// Whether a portal group serves: it is enabled last and disabled first.
+/// Whether a portal group accepts logins: it is enabled last and disabled first.
 fn is_enabled(group: &Path) -> bool {
     read(&group.join("enable")) == "1"
 }
@@ -383,7 +388,7 @@ fn in_use(iqn: &str, why: &str) -> Error {
     Error::new(code::target_in_use(iqn), format!("Target {iqn} {why}"))
 }
 
-/// Whether it lets initiators log in.
+/// Whether it allows initiators to log in.
 fn is_enabling(op: &Op) -> bool {
     matches!(op, Op::Write(path, value) if path.ends_with("/tpgt_1/enable") && value.expose() == "1")
 }
@@ -402,16 +407,16 @@ impl TargetBackend for LioConfigfs {
             logins: LoginVisibility::Polled,
             max_luns: 255,
             survives_restart: true,
-            // The kernel keeps the size that a file had when its backstore was made.
+            // The kernel keeps the size that a file had when its backstore was created.
             follows_growth: false,
         }
     }
 
-    /// The kernel asks nobody and tells nobody.
+    /// The kernel neither asks us at a login nor reports events.
     fn attach(&self, _: Arc<dyn LoginGate>, _: Arc<dyn Observer>) {}
 
     async fn ensure(&self, spec: &TargetSpec, disks: &LunDisks) -> Result<TargetEndpoint> {
-        // Goes into the work: an ensure and a remove of one target are one after the other, also when this future is dropped.
+        // Moved into the task, so that an ensure and a remove of one target run one after the other, even if this future is dropped.
         let turn = self.turns.lock(&spec.id).await;
         let (wanted, disks) = (spec.clone(), disks.clone());
         let done = self.run("ensure", move |inner| {
@@ -465,6 +470,6 @@ impl TargetBackend for LioConfigfs {
         }
     }
 
-    /// Nothing to do: the kernel serves on.
+    /// Nothing to do: the kernel continues to serve.
     async fn shutdown(&self) {}
 }

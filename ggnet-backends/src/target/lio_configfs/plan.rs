@@ -1,14 +1,15 @@
-//! The plan: a pure function of what should be ([`Want`]) and what is there ([`Have`]) to the ordered list of operations between them.
+//! The plan: a pure function from the wanted state ([`Want`]) and the current state ([`Have`]) to the ordered list of operations between
+//! them.
 //!
-//! Setting up, in this order: the target's folder (from here on `list` shows it), backstores, portal group, attributes, LUNs, portals,
-//! initiators, and the portal group enabled last. Taking down, in the opposite one: disabled first (that closes the sessions),
-//! initiators before LUNs (the kernel lets a LUN go from under a mapped one), and the target's folder last. So whatever a plan was cut
-//! short after, the target is listed, nobody can log in to a half of it, and the next plan begins with what is there.
+//! Creating, in this order: the target's folder (from then on `list` shows it), backstores, portal group, attributes, LUNs, portals,
+//! initiators; the portal group is enabled last. Removing, in the opposite order: disable first (which closes the sessions), initiators
+//! before LUNs (the kernel would remove a LUN even if it is mapped), and the target's folder last. So wherever a plan is interrupted, the
+//! target is listed, no initiator can log in to an incomplete target, and the next plan starts from what exists.
 //!
-//! Under a live initiator the disks stay as they are. A changed access is not enough to cut it off: while somebody is logged in, an
-//! initiator that is no longer allowed keeps its session, if it has one, and is locked out of the next login; a plan that finds nobody
-//! logged in removes it. The kernel waits, and lets no target be changed, until the last session of an initiator that is removed has
-//! ended, and a login that it is just answering is a session that it does not show yet: so the portal group is disabled for that.
+//! With a live initiator the disks do not change. A changed access rule is not enough to disconnect it: while an initiator is logged in,
+//! one that is no longer allowed keeps its session, if it has one, and cannot log in again; a plan that finds no session removes it. The
+//! kernel waits, and blocks changes to all targets, until the last session of a removed initiator has ended, and a login that it is just
+//! answering is a session that it does not show yet: so the portal group is disabled for the removal.
 
 use ggnet_core::nouns::ChapPair;
 
@@ -21,15 +22,15 @@ use crate::lio::{
     names::{LINK, NOTHING},
 };
 
-/// The value of an initiator's `authentication`: as the portal group says, or demanded.
+/// The value of an initiator's `authentication`: as in the portal group, or required.
 const INHERITED: &str = "-1";
 const DEMANDED: &str = "1";
 
-/// The LUNs would have to change, and an initiator is logged in.
+/// The LUNs would have to change, but an initiator is logged in.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Busy;
 
-/// What leads from `have` to `want`; nothing where they are the same.
+/// The operations from `have` to `want`; empty if they are equal.
 pub fn converge(want: &Want, have: &Have) -> Result<Vec<Op>, Busy> {
     let mut ops = Vec::new();
     let nothing = Have::default();
@@ -55,7 +56,7 @@ pub fn converge(want: &Want, have: &Have) -> Result<Vec<Op>, Busy> {
         want.luns.iter().for_each(|lun| backstore(&mut ops, want, lun));
         ops.push(Op::Mkdir(at.clone()));
     }
-    // Demo mode ends before the first initiator is named, and begins after the last.
+    // Demo mode is disabled before the first initiator is added, and enabled after the last is removed.
     attributes(&mut ops, want, group, |name, value| name == "generate_node_acls" && value == "0");
     if have.group.is_none() {
         for lun in &want.luns {
@@ -79,7 +80,7 @@ pub fn converge(want: &Want, have: &Have) -> Result<Vec<Op>, Busy> {
     Ok(ops)
 }
 
-/// What leads from `have` to nothing; `target` is the target's folder.
+/// The operations from `have` to nothing; `target` is the target's folder.
 pub fn take_down(target: &str, have: &Have) -> Vec<Op> {
     let mut ops = Vec::new();
     let at = format!("{target}/tpgt_1");
@@ -144,7 +145,7 @@ fn backstore(ops: &mut Vec<Op>, want: &Want, lun: &Lun) {
     ops.push(plain(format!("{at}/enable"), "1"));
 }
 
-/// Whether the group's LUNs and their backstores are the wanted ones, all of them whole; a group without LUNs is, if none is wanted.
+/// Whether the group's LUNs and their backstores are the wanted ones and complete; a group without LUNs matches if none is wanted.
 fn same_disks(want: &Want, have: &Have) -> bool {
     let Some(group) = &have.group else { return have.is_nothing() };
     let devices: usize = have.adapters.values().map(|d| d.len()).sum();
@@ -160,7 +161,7 @@ fn same_disk(want: &Want, lun: &Lun, group: &Group, have: &Have) -> bool {
     let (Some((adapter, device)), Some(linked)) = (devices, group.luns.get(&u64::from(lun.number))) else {
         return false;
     };
-    // The adapter's number is whoever made it's own: targetcli gives other ones than we.
+    // The program that created the adapter chose its number: targetcli uses other numbers than we do.
     adapter.starts_with(lun.store.plugin())
         && linked.links.len() == 1
         && linked.links.values().all(|to| *to == format!("{adapter}/{name}"))
@@ -168,16 +169,16 @@ fn same_disk(want: &Want, lun: &Lun, group: &Group, have: &Have) -> bool {
 }
 
 fn same_store(lun: &Lun, device: &Device) -> bool {
-    let told = match &lun.store {
+    let same_kind = match &lun.store {
         Store::File { size, buffered, .. } => {
             device.size.is_none_or(|s| s == *size) && device.buffered.is_none_or(|b| b == *buffered)
         }
         Store::Block { .. } => true,
     };
-    told && device.enabled && device.path == lun.store.path() && device.serial == lun.serial
+    same_kind && device.enabled && device.path == lun.store.path() && device.serial == lun.serial
 }
 
-/// Sets those of the portal group's attributes that differ and that `now` picks.
+/// Sets the portal group's attributes that differ and for which `now` returns true.
 fn attributes(ops: &mut Vec<Op>, want: &Want, group: &Group, now: impl Fn(&str, &str) -> bool) {
     let (chap, all) = match &want.who {
         Who::One { chap, .. } => (chap.is_some(), false),
@@ -185,13 +186,13 @@ fn attributes(ops: &mut Vec<Op>, want: &Want, group: &Group, now: impl Fn(&str, 
     };
     let bit = |so: bool| if so { "1" } else { "0" };
     let values = [
-        // The kernel demands it unless told otherwise.
+        // The kernel requires it by default.
         ("authentication", bit(chap)),
         ("generate_node_acls", bit(all)),
-        // The kernel sets it with the one before, and takes no 0 while that one is set.
+        // The kernel sets it together with the previous one, and rejects 0 while that one is set.
         ("cache_dynamic_acls", bit(all)),
         ("demo_mode_write_protect", "1"),
-        // Who may not log in does not learn the name.
+        // An initiator that may not log in does not learn the name.
         ("demo_mode_discovery", bit(all)),
     ];
     for (name, value) in values {
@@ -201,13 +202,13 @@ fn attributes(ops: &mut Vec<Op>, want: &Want, group: &Group, now: impl Fn(&str, 
     }
 }
 
-/// The initiators that are there and not allowed.
+/// The existing initiators that are not allowed.
 fn locked_out<'a>(want: &'a Want, group: &'a Group) -> impl Iterator<Item = (&'a String, &'a Acl)> {
     let allowed = |name: &String| matches!(&want.who, Who::One { name: one, .. } if one == name);
     group.acls.iter().filter(move |(name, _)| !allowed(name))
 }
 
-/// Locks out or removes those who are no longer allowed, then lets in the one who is.
+/// Locks out or removes the initiators that are no longer allowed, then adds the allowed one.
 fn initiators(ops: &mut Vec<Op>, want: &Want, group: &Group) {
     let at = |name: &str| format!("{}/acls/{name}", want.names.group());
     for (name, acl) in locked_out(want, group) {
@@ -218,7 +219,7 @@ fn initiators(ops: &mut Vec<Op>, want: &Want, group: &Group) {
     let have = group.acls.get(name);
     if have.is_none() {
         ops.push(Op::Mkdir(at.clone()));
-        // Not before its LUNs are what they should be.
+        // Not before its LUNs are correct.
         if group.enabled {
             ops.push(plain(format!("{at}/attrib/authentication"), DEMANDED));
         }
@@ -239,13 +240,14 @@ fn initiators(ops: &mut Vec<Op>, want: &Want, group: &Group) {
             ops.push(plain(format!("{folder}/write_protect"), if lun.read_only { "1" } else { "0" }));
         }
     }
-    // Of one that is new we know that nothing is set, and that it may not log in yet.
+    // For a new initiator we know that nothing is set, and that it cannot log in yet.
     let nothing = Auth::default();
     let auth = if have.is_none() { Some(&nothing) } else { acl.auth.as_ref() };
     credentials(ops, &at, auth, chap.as_ref(), mutual.as_ref());
 }
 
-/// Sets what both sides prove. The target's own goes first and comes last: without CHAP of the initiator there is none of the target.
+/// Sets the credentials of both sides. Those of the target are removed first and added last: without CHAP of the initiator there is none of
+/// the target.
 fn credentials(
     ops: &mut Vec<Op>,
     at: &str,
@@ -265,8 +267,8 @@ fn credentials(
     }
 }
 
-/// Sets user name and secret where they differ, or where we cannot know whether they do. The secret first when they are taken away, the
-/// user name first when they come: between the two writes nobody passes who would not pass before or after.
+/// Sets user name and secret if they differ, or if we cannot read them. When removing, the secret first; when adding, the user name first:
+/// between the two writes no login succeeds that would not succeed before or after.
 fn pair(
     ops: &mut Vec<Op>,
     (user_at, secret_at): (String, String),
@@ -293,7 +295,7 @@ fn pair(
     }
 }
 
-/// Keeps a session and refuses the next login: CHAP is demanded, and there is no secret that would do.
+/// Keeps the session and rejects the next login: CHAP is required, and no secret would match.
 fn lock(ops: &mut Vec<Op>, at: &str, acl: &Acl) {
     if acl.authentication.as_deref() != Some(DEMANDED) {
         ops.push(plain(format!("{at}/attrib/authentication"), DEMANDED));
@@ -301,7 +303,7 @@ fn lock(ops: &mut Vec<Op>, at: &str, acl: &Acl) {
     credentials(ops, at, acl.auth.as_ref(), None, None);
 }
 
-/// Lets the allowed initiator in, if it was locked out before or while its LUNs were mapped.
+/// Allows the initiator to log in, if it was locked out before or while its LUNs were mapped.
 fn unlock(ops: &mut Vec<Op>, want: &Want, group: &Group) {
     let Who::One { name, .. } = &want.who else { return };
     let locked = match group.acls.get(name) {

@@ -1,8 +1,9 @@
-//! Who is logged in, read from the tree. An initiator that is allowed by name shows in its `info` and its counters; one of a shared
-//! target only by its name in `dynamic_sessions`.
+//! Reads the logged-in initiators from the tree. An initiator that is allowed by name is visible in its `info` and its counters; an
+//! initiator of a shared target only by its name in `dynamic_sessions`.
 //!
-//! Bytes read are the session's, to the byte. Of bytes written the session's counter leaves out what came with its command, which is
-//! most of it; the mapped LUN counts all, but of all sessions of that name on this target, and in whole MiB. The larger one is told.
+//! The bytes read are exactly those of the session. The session's counter of written bytes excludes immediate data, which is most of it;
+//! the counter of the mapped LUN includes everything, but for all sessions of that name on this target, and in whole MiB. The larger one is
+//! reported.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -29,7 +30,7 @@ pub fn of_group(group: &Path, target: &ResourceId) -> Result<Vec<Connection>> {
             initiator,
             peer: peer(&info),
             since: None,
-            // Named from the target's side.
+            // Named from the target's point of view.
             bytes_read: counter("txdata_octs"),
             bytes_written: counter("rxdata_octs").max(mapped_written(&at)?),
             commands: counter("cmd_pdus"),
@@ -51,7 +52,7 @@ pub fn of_group(group: &Path, target: &ResourceId) -> Result<Vec<Connection>> {
     Ok(found)
 }
 
-/// What was written to an initiator's LUNs, in bytes.
+/// The bytes written to an initiator's LUNs.
 fn mapped_written(acl: &Path) -> Result<u64> {
     let mut mib = 0;
     for lun in folders_in(acl)?.iter().filter(|name| name.starts_with("lun_")) {
@@ -61,7 +62,7 @@ fn mapped_written(acl: &Path) -> Result<u64> {
     Ok(mib << 20)
 }
 
-/// The address in `Address 192.0.2.7 TCP  StatSN: …`. The kernel does not tell the port: it is 0.
+/// The address in `Address 192.0.2.7 TCP  StatSN: …`. The kernel does not report the port, so it is 0.
 fn peer(info: &str) -> Option<SocketAddr> {
     let word = info.split_once("Address ")?.1.split_whitespace().next()?;
     let address: IpAddr = word.trim_matches(['[', ']']).parse().ok()?;

@@ -1,5 +1,5 @@
-//! [`Want`]: what a target's part of the tree should be. Made from a [`TargetSpec`] that was checked: a `Want` holds nothing that the
-//! kernel would take for something else.
+//! [`Want`]: the wanted state of a target's part of the tree. Created from a checked [`TargetSpec`]: a `Want` contains nothing that the
+//! kernel would interpret differently.
 
 use ggnet_core::{
     block::{Disk, DiskForm},
@@ -11,16 +11,16 @@ use ggnet_core::{
 use super::{LioConfig, NAME};
 use crate::lio::names::{MAX_TEXT, Names, is_credential, is_text, plain_path};
 
-/// Where a LUN's bytes are.
+/// The storage of a LUN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// A file, through the page cache or not.
+    /// A file, with or without the page cache.
     File {
         /// Its path.
         path: String,
         /// Its size in bytes.
         size: u64,
-        /// Whether writes are acknowledged once they are in the page cache (a flush is a flush either way).
+        /// Whether writes are acknowledged once they are in the page cache (a flush reaches the disk in either case).
         buffered: bool,
     },
     /// A block device of the kernel.
@@ -52,31 +52,31 @@ impl Store {
 pub struct Lun {
     /// Its number.
     pub number: u8,
-    /// Its bytes.
+    /// Its storage.
     pub store: Store,
     /// VPD page 80, and the digits of page 83.
     pub serial: String,
-    /// Whether writes are refused.
+    /// Whether writes are rejected.
     pub read_only: bool,
 }
 
-/// Who may log in.
+/// The initiators that may log in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Who {
     /// One initiator.
     One {
         /// Its name.
         name: String,
-        /// What it must know.
+        /// The credentials that it must prove.
         chap: Option<ChapPair>,
-        /// What the target proves to know.
+        /// The credentials that the target proves.
         mutual: Option<ChapPair>,
     },
-    /// Everybody; nobody may write.
+    /// Any initiator; none may write.
     All,
 }
 
-/// A target as it should be.
+/// The wanted state of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Want {
     /// Its names.
@@ -85,12 +85,12 @@ pub struct Want {
     pub luns: Vec<Lun>,
     /// Its portals, as configfs writes them.
     pub portals: Vec<String>,
-    /// Who may log in.
+    /// The initiators that may log in.
     pub who: Who,
 }
 
 impl Want {
-    /// Checks a spec and turns it into what the tree should be. Looks at the files' sizes: blocking.
+    /// Checks a spec and converts it to the wanted state. Reads the files' sizes: blocking.
     pub fn of(spec: &TargetSpec, disks: &LunDisks, names: Names, config: &LioConfig) -> Result<Self> {
         if names.iqn != spec.iqn.as_str() {
             return Err(Error::invalid("iqn", format!("{} is not the name of target {}", spec.iqn, spec.id)));
@@ -117,13 +117,13 @@ impl Want {
     }
 }
 
-/// A text that the kernel keeps as it is: it has no way to quote, takes a newline for a part of it, and `NULL` for nothing.
+/// Checks a text that the kernel stores as it is: it has no quoting, includes a newline in the value, and treats `NULL` as not set.
 fn credential(field: &'static str, text: &str) -> Result<()> {
     if !is_credential(text) {
         return Err(Error::invalid(
             field,
             format!(
-                "The kernel target takes 1 to {MAX_TEXT} printable ASCII characters that do not begin with \"NULL\""
+                "The kernel target accepts 1 to {MAX_TEXT} printable ASCII characters that do not start with \"NULL\""
             ),
         ));
     }
@@ -132,13 +132,16 @@ fn credential(field: &'static str, text: &str) -> Result<()> {
 
 fn lun((spec, disk): (&LunSpec, &Disk), config: &LioConfig) -> Result<Lun> {
     if !is_text(&spec.serial) {
-        return Err(Error::invalid("serial", format!("{:?} cannot be a unit's serial number", spec.serial)));
+        return Err(Error::invalid(
+            "serial",
+            format!("{:?} is not a valid serial number of a unit", spec.serial),
+        ));
     }
     let store = match disk {
         Disk::File { path, format: ImageFormat::Raw } => {
             let path = plain_path(path)?;
-            // Looked at first: the kernel would make a file that is not there, and an empty one.
-            let meta = std::fs::metadata(&path).map_err(|e| Error::io(format!("Looking at {path}"), e))?;
+            // Checked first, because the kernel would create a missing file, and an empty one.
+            let meta = std::fs::metadata(&path).map_err(|e| Error::io(format!("Inspecting {path}"), e))?;
             Store::File { path, size: meta.len(), buffered: config.buffered }
         }
         Disk::Device { .. } if config.helper.is_some() => {
@@ -146,7 +149,7 @@ fn lun((spec, disk): (&LunSpec, &Disk), config: &LioConfig) -> Result<Lun> {
         }
         Disk::Device { path } => Store::Block { path: plain_path(path)? },
         Disk::File { format, .. } => {
-            return Err(unsupported(format!("The kernel target serves raw files, not {format:?} ones")));
+            return Err(unsupported(format!("The kernel target serves raw files, not {format:?} files")));
         }
         other => return Err(unsupported(format!("The kernel target cannot serve {:?}", other.form()))),
     };
@@ -159,7 +162,7 @@ fn unsupported(message: String) -> Error {
         .with_hint("Choose a writeback store whose disks are files or devices")
 }
 
-/// The forms of disk that can be served; by the helper files only.
+/// The forms of disk that can be served; through the helper only files.
 pub fn accepts(helped: bool) -> Vec<DiskForm> {
     if helped { vec![DiskForm::File] } else { vec![DiskForm::File, DiskForm::Device] }
 }

@@ -1,15 +1,15 @@
-//! The target backend "lio-targetcli": the kernel's own iSCSI target, changed by the program `targetcli` alone, for hosts where policy
-//! wants the tool.
+//! The target backend "lio-targetcli": the kernel's own iSCSI target, changed only through the program `targetcli`, for hosts whose policy
+//! requires it.
 //!
 //! ```text
 //!  TargetSpec, configfs ─ lio_configfs ─▶ [Op] ─ words ─▶ commands ─ tool ─▶ targetcli's stdin ─▶ configfs, read again
 //! ```
-//! What should be, what is there and what lies between them is the sister's; only the hands differ. The kernel's tree says whether the
-//! tool did what it was told: its exit code does not, and it goes on with the next command after one that failed. So a portal group is
-//! enabled after a look at the rest.
+//! `lio_configfs` computes the wanted state, the current state and the operations; only the code that applies them differs. The kernel's
+//! tree shows whether the tool did what it was asked to: its exit code does not, and after a failed command it continues with the next one.
+//! So a portal group is enabled after a check of the rest.
 //!
-//! Invariants: nothing but a program's name and its own folder is ever in its argv; what it says on stdout repeats secrets and is not
-//! kept. One user of the tool at a time, by its own lock: an operator's own targetcli makes ours wait, and ours theirs.
+//! Invariants: only a program's name and its own folder are in its argv; its stdout, which repeats secrets, is not kept. Only one user of
+//! the tool at a time, by its own lock: an operator's targetcli makes ours wait, and vice versa.
 
 mod descriptor;
 mod tool;
@@ -36,17 +36,17 @@ use crate::run::SystemRunner;
 /// The backend's name.
 pub const NAME: &str = "lio-targetcli";
 
-/// What an operator can set.
+/// The settings.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TargetcliConfig {
     /// The portals.
     pub listen: Vec<SocketAddr>,
-    /// The kernel's tree, which is only read.
+    /// The kernel's tree, which is only read here.
     pub root: PathBuf,
-    /// As `lio-configfs` has it.
+    /// As in `lio-configfs`.
     pub buffered: bool,
-    /// How long the tool may take for one step of a target's way, its wait for somebody else's targetcli included, in seconds.
+    /// Time limit for one step of a change, including the wait for another targetcli, in seconds.
     pub time_limit_s: u64,
 }
 
@@ -57,16 +57,16 @@ impl Default for TargetcliConfig {
     }
 }
 
-/// The backend: the sister, with the tool for hands. `home` is a folder for the tool's own settings, made if it is not there, so that
-/// those of an operator stay as they are. Blocking; within a runtime, from a thread that may block.
+/// The backend: `lio_configfs` with the tool to apply changes. `home` is a folder for the tool's own settings, created if it does not
+/// exist, so that those of an operator do not change. Blocking; must be called within a runtime, from a thread that may block.
 ///
 /// # Errors
-/// `Unavailable` without LIO or without the tool, `Invalid` for a portal without a port, what making the folder said.
+/// `Unavailable` without LIO or without the tool, `Invalid` for a portal without a port, errors of creating the folder.
 pub fn start(config: TargetcliConfig, prefix: Iqn, instance: InstanceId, home: &Path) -> Result<LioConfigfs> {
     start_hooked(config, prefix, instance, home, None)
 }
 
-/// [`start`] with a function that is called before each change of the tree: for tests.
+/// [`start`] with a hook that is called before each change of the tree: for tests.
 #[doc(hidden)]
 pub fn start_hooked(
     config: TargetcliConfig,
@@ -99,7 +99,7 @@ impl Hands for Targetcli {
     fn ready(&self, loaded: bool) -> Result<()> {
         self.runtime.block_on(async {
             self.tool.is_there().await?;
-            // It loads the kernel's modules as it starts.
+            // It loads the kernel's modules when it starts.
             if loaded { Ok(()) } else { self.tool.say(&[], &|_| Ok(())).await }
         })
     }

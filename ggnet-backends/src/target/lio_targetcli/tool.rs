@@ -1,4 +1,4 @@
-//! [`Tool`]: the program targetcli, started when there is something to say to it, and ended when there has been nothing for a while.
+//! [`Tool`]: the program targetcli, started when there is a command for it, and stopped when it has been idle for some time.
 //!
 //! ```text
 //!            ┌──────────── LINGER without a command ────────────┐
@@ -7,11 +7,11 @@
 //!            ▲              │ (waits for the lock of another)  │
 //!            └──────────────┴── it ended, or its time is up ───┘
 //! ```
-//! A start costs the tool several times what a command does (it loads its libraries and reads the whole tree), and a target's way takes
-//! a dozen commands. It holds its lock while it runs; so it does not stay.
+//! A start of the tool takes several times as long as a command (it loads its libraries and reads the whole tree), and a change of a target
+//! takes a dozen commands. It holds its lock while it runs, so it is stopped when idle.
 //!
-//! Invariants: one command at a time, the next only after the prompt that follows the last; of what it says on stdout nothing is kept but
-//! whether the prompt is there, because it repeats the secrets that it was told; a command that was cut short leaves no program behind.
+//! Invariants: one command at a time, the next only after the prompt; of its stdout only the presence of the prompt is used, because it
+//! repeats the secrets in commands; an interrupted command leaves no program running.
 
 use std::{
     fs, io,
@@ -34,14 +34,14 @@ use crate::run::{Coprocess, Invocation, Pipes, SystemRunner};
 
 const PROGRAM: &str = "targetcli";
 const INSTALL: &str = "apt-get install targetcli-fb";
-/// What it says when it waits for a command and stands at the root of its tree, where we leave it.
+/// Its prompt at the root of its tree, where we leave it.
 const PROMPT: &[u8] = b"/> ";
-/// How long it waits for the next command before it goes, and its lock with it.
+/// How long it waits for the next command before it is stopped and its lock is released.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long it may take to end when it was told to.
+/// Time limit for it to exit on request.
 const LEAVING: Duration = Duration::from_secs(5);
-/// Said first. Nothing is made that was not asked for; nothing is saved, because after a restart of the host GGnet makes its targets
-/// again; and nothing is logged: by default every command with its secrets goes into a file that everybody may read.
+/// The first commands. They prevent automatic changes that were not requested, saving (after a restart of the host GGnet creates its
+/// targets again), and logging (by default every command, including its secrets, goes into a file that everyone can read).
 const SETTINGS: &str = "set global loglevel_file=critical auto_save_on_exit=false auto_add_mapped_luns=false \
     auto_add_default_portal=false auto_enable_tpgt=false auto_cd_after_create=false export_backstore_name_as_model=false \
     color_mode=false";
@@ -52,7 +52,7 @@ pub(super) struct Tool {
     time_limit: Duration,
     runner: SystemRunner,
     running: Arc<Turn<Option<Running>>>,
-    /// Ends it when it has been idle; a new one takes the place of the last.
+    /// Stops it when it has been idle; a new timer replaces the previous one.
     leaving: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -62,9 +62,9 @@ struct Running {
 }
 
 impl Tool {
-    /// One with its own folder `home`, which is made.
+    /// A tool with its own folder `home`, which is created.
     pub(super) fn new(home: &Path, time_limit: Duration, runner: SystemRunner) -> Result<Self> {
-        // What is in it is the tool's: its settings, and a log that we switch off.
+        // The tool's own files: its settings, and a log that we disable.
         match fs::DirBuilder::new().mode(0o700).create(home) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -84,19 +84,19 @@ impl Tool {
         self.runner.resolve(Path::new(PROGRAM), INSTALL).await.map(drop)
     }
 
-    /// Says the commands, each after `before` was asked about its number. An error is one of saying: whether the tool did what it was
-    /// told, the kernel's tree tells.
+    /// Sends the commands; before each, `before` is called with its number. An error means that a command could not be sent: whether the
+    /// tool did what it was asked to is visible in the kernel's tree.
     ///
     /// # Cancellation
-    /// When the future is dropped, or its time is up, the program is killed within a command or between two.
+    /// If the future is dropped, or its time is up, the program is killed during a command or between two.
     pub(super) async fn say(
         &self,
         commands: &[Command],
         before: &(dyn Fn(usize) -> Result<()> + Sync),
     ) -> Result<()> {
-        // Held across awaits: it is the turn at the tool.
+        // Held across awaits: it serializes the users of the tool.
         let mut running = self.running.lock().await;
-        // Taken out: whatever ends this half-way ends the program.
+        // Taken out, so that an interruption ends the program.
         let mut now = running.take();
         let saying = async {
             let tool = match &mut now {
@@ -114,7 +114,7 @@ impl Tool {
         let said = timeout(self.time_limit, saying).await.unwrap_or_else(|_elapsed| {
             let message = format!("targetcli took longer than {:?} and was killed", self.time_limit);
             Err(Error::new(ErrorKind::Timeout, message)
-                .with_hint("Somebody's own targetcli may be open: it holds /var/run/targetcli.lock"))
+                .with_hint("Another targetcli may be open: it holds /var/run/targetcli.lock"))
         });
         if said.is_ok() {
             *running = now;
@@ -123,7 +123,7 @@ impl Tool {
         said
     }
 
-    /// Ends it, and makes an error of its last words: the tree is not what it was told to make it.
+    /// Ends it, and creates an error from its last output: the tree is not in the requested state.
     pub(super) async fn blamed(&self, message: String) -> Error {
         let ended = match self.running.lock().await.take() {
             Some(running) => Some(running.end().await),
@@ -152,7 +152,7 @@ impl Tool {
         }
     }
 
-    /// Ends it later, unless something is said meanwhile.
+    /// Stops it later, unless another command is sent first.
     fn linger(&self) {
         let running = Arc::clone(&self.running);
         #[expect(clippy::disallowed_methods, reason = "ends by itself after LINGER")]
@@ -162,18 +162,18 @@ impl Tool {
                 running.end().await;
             }
         });
-        // Ends the one before, which would be too early.
+        // Cancels the previous timer, which would stop it too early.
         *self.leaving.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(leaving));
     }
 }
 
-/// It does not answer any more.
+/// It does not respond any more.
 struct Lost(Option<io::Error>);
 
 impl Lost {
     async fn error(self, running: &mut Running) -> Error {
         let (how, tool) = running.program.end(LEAVING).await;
-        let error = Error::new(ErrorKind::Unavailable, format!("Program targetcli is gone: {how}"));
+        let error = Error::new(ErrorKind::Unavailable, format!("Program targetcli ended: {how}"));
         let error = match self.0 {
             Some(e) => error.with_source(e),
             None => error,
@@ -183,7 +183,7 @@ impl Lost {
 }
 
 impl Running {
-    /// One command, to its end.
+    /// Sends one command and waits for its end.
     async fn command(&mut self, text: &str) -> std::result::Result<(), Lost> {
         let line = zeroize::Zeroizing::new(format!("{text}\n"));
         let stdin = &mut self.pipes.stdin;
@@ -192,7 +192,7 @@ impl Running {
         self.prompt().await
     }
 
-    /// Reads up to the prompt: the last that it says before it waits.
+    /// Reads up to the prompt, the last output before it waits for input.
     async fn prompt(&mut self) -> std::result::Result<(), Lost> {
         let mut end: Vec<u8> = Vec::new();
         let mut buffer = zeroize::Zeroizing::new([0_u8; 4096]);
@@ -208,20 +208,20 @@ impl Running {
         Ok(())
     }
 
-    /// Tells it to go, and waits until it has gone, and its lock with it.
+    /// Asks it to exit, and waits until it has exited and released its lock.
     async fn end(mut self) -> (String, ggnet_core::error::ToolFailure) {
-        // A program that does not take it is ended in another way.
+        // A program that does not accept it is killed.
         let _ = self.pipes.stdin.write_all(b"exit\n").await;
         let Pipes { stdin, mut stdout } = self.pipes;
         drop(stdin);
-        // It stops for ever at a full pipe.
+        // It would block forever on a full pipe.
         let _ = timeout(LEAVING, tokio::io::copy(&mut stdout, &mut tokio::io::sink())).await;
         self.program.end(LEAVING).await
     }
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a program that is thrown away")]
+#[expect(clippy::disallowed_methods, reason = "a program that is discarded")]
 mod tests {
     use std::{os::unix::fs::PermissionsExt as _, process};
 
@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
 
-    /// Speaks as the real one does, and writes down what it is told; the real one is in `--test native`.
+    /// Behaves like the real tool, and records its input; the real one runs in `--test native`.
     const SPEAKER: &str = r#"#!/bin/sh
 echo "started $$" >>"$TARGETCLI_HOME/heard"
 printf 'targetcli shell\n\n/> '
@@ -280,11 +280,11 @@ done
         }
     }
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIME_LIMIT: Duration = Duration::from_secs(60);
 
     #[tokio::test]
     async fn one_program_is_told_what_many_calls_say_and_goes_when_nobody_has_more() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         lab.say(&["one", "two"]).await.unwrap();
         lab.say(&["three"]).await.unwrap();
         assert_eq!(lab.heard()[1..], [SETTINGS, "one", "two", "three"]);
@@ -298,16 +298,16 @@ done
 
     #[tokio::test]
     async fn its_folder_is_nobody_elses() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         let mode = fs::metadata(lab.dir.path().join("home")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         // Again, as after a restart.
-        Tool::new(&lab.dir.path().join("home"), PATIENCE, SystemRunner::new().unwrap()).unwrap();
+        Tool::new(&lab.dir.path().join("home"), TIME_LIMIT, SystemRunner::new().unwrap()).unwrap();
     }
 
     #[tokio::test]
     async fn without_the_program_the_line_that_installs_it() {
-        let lab = Lab::with(None, PATIENCE);
+        let lab = Lab::with(None, TIME_LIMIT);
         for e in [lab.tool.is_there().await.unwrap_err(), lab.say(&["one"]).await.unwrap_err()] {
             assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
             assert_eq!(e.hint(), Some(INSTALL));
@@ -332,7 +332,7 @@ done
 
     #[tokio::test]
     async fn one_that_ended_is_named_with_its_last_words() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         let e = lab.say(&["die"]).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
         assert!(e.to_string().contains("exit code 1") && e.report().contains("a reason"), "{}", e.report());
@@ -342,7 +342,7 @@ done
 
     #[tokio::test]
     async fn what_it_complained_of_is_the_reason_of_what_was_not_done() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         lab.say(&["complain"]).await.unwrap();
         let e = lab.tool.blamed("1 changes were not made".to_owned()).await;
         assert!(e.to_string().contains("not made: Error: not that"), "{e}");
@@ -351,7 +351,7 @@ done
 
     #[tokio::test]
     async fn who_is_asked_before_a_command_can_end_it() {
-        let lab = Lab::with(Some(SPEAKER), PATIENCE);
+        let lab = Lab::with(Some(SPEAKER), TIME_LIMIT);
         let commands = ["one", "two"].map(|line| Command { text: Secret::new(line), op: line.len() });
         let e = lab.tool.say(&commands, &|op| Err(Error::internal(format!("at {op}")))).await.unwrap_err();
         assert!(e.to_string().contains("at 3"), "{e}");

@@ -1,10 +1,10 @@
-//! The sister's operations in targetcli's words: a pure function.
+//! Converts the operations of `lio_configfs` to targetcli's commands: a pure function.
 //!
-//! The tool's objects are coarser than the kernel's: making a backstore is one command and seven operations, and what goes takes with it
-//! what hangs under it. What belongs together stands together in a plan, so a command is said where the operation comes that completes
-//! it; settings of one object that follow each other are one command.
+//! The tool's objects are larger than the kernel's: creating a backstore is one command and seven operations, and removing an object
+//! removes the objects below it. Related operations are adjacent in a plan, so a command is sent for the operation that completes it;
+//! adjacent settings of one object become one command.
 //!
-//! Invariant: every word that comes from outside is of characters that the tool's grammar takes for themselves; else nothing is said.
+//! Invariant: every word from outside consists of characters without a special meaning in the tool's grammar; otherwise nothing is sent.
 
 use ggnet_core::{
     error::{Error, Result},
@@ -15,17 +15,17 @@ use crate::lio::{Op, names::NOTHING};
 
 /// One line for the tool.
 pub(super) struct Command {
-    /// The line. It may hold a secret.
+    /// The line. It may contain a secret.
     pub(super) text: Secret,
     /// The number of the operation that it completes.
     pub(super) op: usize,
 }
 
-/// What is said for an operation.
+/// The output for an operation.
 enum Said {
     Nothing,
     Lines(Vec<String>),
-    /// A setting of an object: joined to the line before if that is about the same.
+    /// A setting of an object: appended to the previous line if that is for the same object.
     Setting {
         object: String,
         setting: String,
@@ -38,7 +38,7 @@ impl Said {
     }
 }
 
-/// What a backstore that is being made is made of.
+/// The parts of a backstore that is being created.
 #[derive(Default)]
 struct Backstore<'a> {
     control: &'a str,
@@ -46,7 +46,7 @@ struct Backstore<'a> {
     attributes: Vec<String>,
 }
 
-/// The commands for these operations, in their order. Flushes are left out: they are no matter of the tool's.
+/// The commands for these operations, in order. Flushes are skipped: they do not concern the tool.
 pub(super) fn commands(ops: &[Op]) -> Result<Vec<Command>> {
     ops.iter().try_for_each(check)?;
     let mut lines: Vec<(String, Option<String>, usize)> = Vec::new();
@@ -56,7 +56,7 @@ pub(super) fn commands(ops: &[Op]) -> Result<Vec<Command>> {
             Said::Nothing => {}
             Said::Lines(said) => lines.extend(said.into_iter().map(|line| (line, None, n))),
             Said::Setting { object, setting } => match lines.last_mut() {
-                // After an empty value the tool would take the next setting for it.
+                // After an empty value the tool would parse the next setting as the value.
                 Some((line, Some(about), at)) if *about == object && !line.ends_with('=') => {
                     line.push(' ');
                     line.push_str(&setting);
@@ -79,12 +79,12 @@ fn words<'a>(op: &'a Op, ops: &[Op], n: usize, making: &mut Backstore<'a>) -> Sa
             Said::line(format!("/iscsi {} {target}", if is_making(op) { "create" } else { "delete" }))
         }
         ["iscsi", target, "tpgt_1"] if is_making(op) => {
-            // With the target it came by itself; half of a target may have been there.
+            // The tool creates it together with the target; an incomplete target may have existed.
             let came = before.contains(&Op::Mkdir(format!("iscsi/{target}")));
             if came { Said::Nothing } else { Said::line(format!("/iscsi/{target} create 1")) }
         }
         ["iscsi", target, "tpgt_1"] => Said::line(format!("/iscsi/{target} delete 1")),
-        // It goes with its portal group, which the tool disables first.
+        // It is removed with its portal group, which the tool disables first.
         ["iscsi", target, "tpgt_1", ..] if after.contains(&Op::Rmdir(format!("iscsi/{target}/tpgt_1"))) => {
             Said::Nothing
         }
@@ -106,7 +106,7 @@ fn is_making(op: &Op) -> bool {
     matches!(op, Op::Mkdir(_))
 }
 
-/// Whether every word of it is of characters of the tool's grammar that mean nothing but themselves.
+/// Whether every word consists of characters without a special meaning in the tool's grammar.
 fn check(op: &Op) -> Result<()> {
     let fits = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "_+/.:,@%-=~[]".contains(c));
     let plain = match op {
@@ -115,12 +115,12 @@ fn check(op: &Op) -> Result<()> {
         Op::Link(path, to) => fits(path) && fits(to),
         Op::Flush(_) => true,
     };
-    // Without the word: it may be a secret.
-    let message = "targetcli takes letters, digits and _+/.:,@%-=~[] in names, paths and CHAP pairs alone";
+    // Without the word, because it may be a secret.
+    let message = "targetcli accepts only letters, digits and _+/.:,@%-=~[] in names, paths and CHAP pairs";
     if plain { Ok(()) } else { Err(Error::invalid("target", message)) }
 }
 
-/// `fileio_7` → `fileio`, as the tool calls it.
+/// `fileio_7` → `fileio`, the tool's name.
 fn kind(adapter: &str) -> &'static str {
     if adapter.starts_with("fileio_") { "fileio" } else { "block" }
 }
@@ -198,7 +198,7 @@ fn initiator(acls: &str, name: &str, rest: &[&str], op: &Op, ops: &[Op]) -> Said
             setting(format!("{at} set attribute"), attribute, value(op))
         }
         (Op::Write(..), ["auth", field]) => {
-            // No value is the tool's word for none.
+            // The tool's syntax for no value is an empty one.
             let value = Some(value(op)).filter(|v| *v != NOTHING).unwrap_or_default();
             let name = match *field {
                 "userid_mutual" => "mutual_userid",
@@ -215,7 +215,7 @@ fn initiator(acls: &str, name: &str, rest: &[&str], op: &Op, ops: &[Op]) -> Said
             Said::line(format!("{at} create {0} {0} {1}", number(lun), u8::from(protected)))
         }
         (Op::Rmdir(_), [lun]) => Said::line(format!("{at} delete {}", number(lun))),
-        // With its mapping, if that is new; else the mapping is made anew.
+        // With its mapping, if that is new; otherwise the mapping is created again.
         (Op::Write(path, _), [lun, "write_protect"]) => {
             let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
             let is_new = ops
@@ -297,7 +297,7 @@ mod tests {
                 format!("{tpg} enable"),
             ]
         );
-        // Each is asked about by the last operation that it does.
+        // `before` is called for the last operation of each command.
         assert_eq!(commands(&ops).unwrap().iter().map(|c| c.op).collect::<Vec<_>>()[..4], [0, 7, 7, 9]);
     }
 

@@ -1,4 +1,4 @@
-//! What the writeback store "layers" registers.
+//! The descriptor of the writeback store "layers".
 
 use std::sync::Arc;
 
@@ -14,7 +14,9 @@ use crate::files::opened;
 /// The writeback store "layers".
 #[must_use]
 pub fn descriptor() -> Descriptor<dyn WritebackStore> {
-    Descriptor::new(NAME, make).summary("Layers over the image, served by the server's process").keys(&[])
+    Descriptor::new(NAME, make)
+        .summary("Layers over the image version, served by the server's process")
+        .keys(&[])
 }
 
 async fn make(wiring: Wiring, _: Settings) -> Result<Arc<dyn WritebackStore>> {

@@ -1,24 +1,24 @@
-//! The writeback store "layers": a mutable layer of our own over an immutable version, served by our own process.
+//! The writeback store "layers": a mutable layer over an immutable version, served by our own process.
 //!
-//! A layer is a sparse data file as large as the disk and a map of two bits per 4-KiB block (absent, present, zero). Making one
-//! is two small files and no fsync, whatever the size of the image. What holds, and where it is argued:
+//! A layer is a sparse data file as large as the disk and a map of two bits per 4-KiB block (absent, present, zero). Creating one means
+//! creating two small files without an fsync, whatever the size of the image. Guarantees, and the modules that explain them:
 //! * every acknowledged write survives the death of our process (`layers::device`);
 //! * every flushed write survives a power cut (`layers::device`, `layers::flush`);
-//! * what is in the folder tells `list` everything (`shelf`, `layers::format`).
+//! * the folder contains everything that `list` needs (`layer_folder`, `layers::format`).
 //!
-//! Floors: `mod` → `shelf` → [`crate::layers`], the library → the folder and files that all stores share.
+//! Levels: `mod` → `layer_folder` → [`crate::layers`], the library → the folder and files that all stores share.
 //!
 //! ```text
-//!   free ── ensure ──▶ open, as long as somebody holds its disk ──▶ free
-//!     └──── freeze ──▶ frozen, as long as somebody holds that ──▶ free, or an image store has taken it
+//!   free ── ensure ──▶ open, as long as a caller holds its disk ──▶ free
+//!     └──── freeze ──▶ frozen, as long as a caller holds that ──▶ free, or adopted by an image store
 //! ```
 //!
-//! Invariants: at most one `Device` per writeback exists in the process, so nobody else writes its files; it lives as long as
-//! somebody holds the disk that was handed out, and is opened again after that; file work of the port's methods runs on blocking
-//! threads and ends there even when the caller's future is dropped.
+//! Invariants: at most one `Device` per writeback exists in the process, so there is only one writer of its files; it lives as long as a
+//! caller holds the returned disk, and is opened again after that; file operations of the port's methods run on blocking threads and
+//! complete even if the caller's future is dropped.
 
 mod descriptor;
-mod shelf;
+mod layer_folder;
 #[cfg(test)]
 mod tests;
 
@@ -39,7 +39,7 @@ use ggnet_core::{
 };
 
 pub use self::descriptor::descriptor;
-use self::shelf::Shelf;
+use self::layer_folder::LayerFolder;
 use super::folder;
 use crate::{
     files::{Files, OsFiles, make_folder},
@@ -50,13 +50,13 @@ use crate::{
 const NAME: &str = "layers";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Where the store stands.
+/// The settings of the store.
 #[derive(Clone, Debug)]
 pub struct LayersConfig {
-    /// Its folder; made with mode 0700 if it is not there. On a file system with sparse files; one that can punch holes gives
-    /// discarded space back.
+    /// Its folder; created with mode 0700 if it does not exist. The file system must support sparse files; if it can punch holes, discarded
+    /// space is freed.
     pub dir: PathBuf,
-    /// Whose writebacks are seen and touched in it.
+    /// The instance whose writebacks are listed and changed.
     pub instance: InstanceId,
 }
 
@@ -67,11 +67,11 @@ pub struct Layers {
 }
 
 struct Inner {
-    shelf: Shelf,
+    layer_folder: LayerFolder,
     slots: Slots<Slot>,
 }
 
-/// One writeback that was asked for; its lock is what makes calls for one id wait for each other.
+/// A writeback that was requested; its lock serializes the calls for one id.
 #[derive(Default)]
 struct Slot {
     device: Weak<Device>,
@@ -85,15 +85,15 @@ impl Slot {
         if self.frozen.strong_count() > 0 { Err(folder::frozen(id)) } else { Ok(()) }
     }
 
-    /// Whether somebody holds its disk, or it is frozen: a later call must find that.
+    /// Whether its disk is held, or it is frozen: a later call must know that.
     fn in_use(&self) -> bool {
         self.device.strong_count() > 0 || self.frozen.strong_count() > 0
     }
 }
 
 impl Layers {
-    /// Opens the store. Reads and writes a little, so not for a runtime thread when the disk may be slow. Errors: what the
-    /// operating system says of the folder.
+    /// Opens the store. Reads and writes a little, so it must not run on a runtime thread if the disk may be slow. Errors: those of the
+    /// operating system for the folder.
     pub fn open(config: LayersConfig) -> Result<Self> {
         make_folder(&config.dir).map_err(|e| e.with_backend(NAME))?;
         let boot = std::fs::read_to_string(BOOT_ID)
@@ -101,14 +101,14 @@ impl Layers {
         Self::open_over(Arc::new(OsFiles), config, boot.trim())
     }
 
-    /// As [`Layers::open`], over any files and under any kernel.
+    /// Like [`Layers::open`], with any implementation of files and any boot id.
     pub(crate) fn open_over(files: Arc<dyn Files>, config: LayersConfig, boot: &str) -> Result<Self> {
-        let shelf = Shelf::open(files, config.dir, config.instance, boot.to_owned())
+        let layer_folder = LayerFolder::open(files, config.dir, config.instance, boot.to_owned())
             .map_err(|e| e.with_backend(NAME).with_operation("open"))?;
-        Ok(Self { inner: Arc::new(Inner { shelf, slots: Slots::new(NAME) }) })
+        Ok(Self { inner: Arc::new(Inner { layer_folder, slots: Slots::new(NAME) }) })
     }
 
-    /// Runs file work on a blocking thread; it ends there even when this future is dropped.
+    /// Runs a file operation on a blocking thread. It completes even if this future is dropped.
     async fn blocking<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -126,7 +126,7 @@ impl Inner {
         slot.check_not_frozen(&spec.id)?;
         if let Some(device) = slot.device.upgrade() {
             if slot.status.failed() {
-                return Err(shelf::failed(&spec.id));
+                return Err(layer_folder::failed(&spec.id));
             }
             if device.version() == spec.version && device.info().size_bytes == spec.size_bytes {
                 return Ok(device);
@@ -136,7 +136,7 @@ impl Inner {
                 format!("Writeback {} is in use over image version {}", spec.id, device.version()),
             ));
         }
-        let device = self.shelf.ensure(&spec.id, base)?;
+        let device = self.layer_folder.ensure(&spec.id, base)?;
         *slot = Slot {
             device: Arc::downgrade(&device),
             status: device.layer.status.clone(),
@@ -151,7 +151,7 @@ impl Inner {
             return Err(Error::new(ErrorKind::Busy, format!("Writeback {id} is in use"))
                 .with_hint("Stop the session that has it as a disk"));
         }
-        let still = self.shelf.freeze(id)?;
+        let still = self.layer_folder.freeze(id)?;
         let locator = folder::locator(&still.home)?;
         let held = Arc::new(());
         slot.frozen = Arc::downgrade(&held);
@@ -174,18 +174,18 @@ impl Inner {
                 }
                 Removal::Force => {
                     device.layer.status.remove();
-                    // A flush under way names files by their paths: it must not meet those of a successor.
+                    // A running flush uses paths of files: it must not access those of a successor.
                     drop(device.flusher.hold());
                 }
             }
         }
-        self.shelf.remove(id)?;
+        self.layer_folder.remove(id)?;
         *slot = Slot::default();
         Ok(())
     }
 
     fn health(&self) -> Health {
-        let health = self.shelf.health();
+        let health = self.layer_folder.health();
         let failed = self.slots.which(|s| s.status.failed() && s.device.strong_count() > 0);
         let failed: Vec<&str> = failed.iter().map(ResourceId::as_str).collect();
         match health {
@@ -211,15 +211,15 @@ impl WritebackStore for Layers {
             freezes: Some(FAMILY.to_owned()),
             kill_safe: true,
             power_safe: true,
-            discard: self.inner.shelf.punches(),
+            discard: self.inner.layer_folder.punches(),
         }
     }
 
     async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
         let mut slot = self.inner.slots.lock(&spec.id).await?;
         let (wanted, base) = (spec.clone(), base.clone());
-        // Disk before lock, in this order: a caller who drops this future must not meet, in a `remove` right after it, the disk
-        // that nobody will ever get.
+        // Disk before lock, in this order: if a caller drops this future, a following `remove` must not find a disk that no caller will
+        // ever get.
         let (device, _slot) = self
             .blocking("ensure", spec.id.as_str(), move |inner| {
                 inner.ensure(&mut slot, &wanted, &base).map(|device| (device, slot))
@@ -231,7 +231,7 @@ impl WritebackStore for Layers {
     async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
         let mut slot = self.inner.slots.lock(id).await?;
         let wanted = id.clone();
-        // What is frozen before the lock, as in `ensure`: nobody must meet a freeze that its caller has given up.
+        // The frozen state before the lock, as in `ensure`: no call must find a freeze that its caller has abandoned.
         let (frozen, _slot) = self
             .blocking("freeze", id.as_str(), move |inner| {
                 inner.freeze(&mut slot, &wanted).map(|frozen| (frozen, slot))
@@ -246,7 +246,7 @@ impl WritebackStore for Layers {
         self.blocking("remove", id.as_str(), move |inner| {
             let removed = inner.remove(&mut slot, &gone, how);
             drop(slot);
-            // A disk that somebody still holds is the one that a later `ensure` must find, and a frozen one no call may change.
+            // A later `ensure` must return a disk that is still held, and no call may change a frozen one.
             inner.slots.sweep(Slot::in_use);
             removed
         })
@@ -255,13 +255,13 @@ impl WritebackStore for Layers {
 
     async fn list(&self) -> Result<Vec<WritebackListed>> {
         self.inner.slots.check_open()?;
-        self.blocking("list", "", |inner| inner.shelf.list()).await
+        self.blocking("list", "", |inner| inner.layer_folder.list()).await
     }
 
     async fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
         self.inner.slots.check_open()?;
         let wanted = id.clone();
-        self.blocking("get", id.as_str(), move |inner| inner.shelf.get(&wanted)).await
+        self.blocking("get", id.as_str(), move |inner| inner.layer_folder.get(&wanted)).await
     }
 
     async fn health(&self) -> Health {
@@ -273,7 +273,7 @@ impl WritebackStore for Layers {
     async fn shutdown(&self) {
         let mut flushes = tokio::task::JoinSet::new();
         for (id, slot) in self.inner.slots.close() {
-            // Waits for a call for this id that is under way.
+            // Waits for a call in flight for this id.
             let device = slot.lock().await.device.upgrade();
             if let Some(device) = device {
                 flushes.spawn_blocking(move || (id, device.flush()));

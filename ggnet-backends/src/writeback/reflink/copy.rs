@@ -1,4 +1,4 @@
-//! A raw copy of a version: its blocks shared, or where that cannot be and is wanted, copied without the holes.
+//! A raw copy of a version: with shared blocks, or, if that is impossible and configured, a full copy without the holes.
 
 use std::{
     fs::{File, OpenOptions},
@@ -14,7 +14,7 @@ use crate::{cloning, files::check_len};
 
 const PIECE: usize = 1 << 20;
 
-/// Opens a version's file for reading. Errors: `NotFound`, `Corrupt` when it has another length.
+/// Opens a version's file for reading. Errors: `NotFound`, `Corrupt` if it has another length.
 pub(super) fn open_base(path: &Path, size_bytes: u64) -> Result<File> {
     let at = |e| Error::io(format!("Opening {}", path.display()), e);
     let file = File::open(path).map_err(at)?;
@@ -22,8 +22,9 @@ pub(super) fn open_base(path: &Path, size_bytes: u64) -> Result<File> {
     Ok(file)
 }
 
-/// Makes a new file of mode 0600 a copy of `base`, on the disk when this returns; whether it shares its blocks. Errors: those for which
-/// [`cloning::cannot`] holds where blocks cannot be shared and `full` does not allow another copy. What was made is left to the caller.
+/// Makes a new file of mode 0600 a copy of `base`, synced to disk; returns whether it shares its blocks. Errors: those for which
+/// [`cloning::cannot`] returns true if blocks cannot be shared and `full` does not allow a full copy. The caller removes the incomplete
+/// file.
 pub(super) fn make(base: &File, new: &Path, full: bool) -> io::Result<bool> {
     let copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new)?;
     let shared = match cloning::clone_file(&copy, base) {
@@ -37,7 +38,7 @@ pub(super) fn make(base: &File, new: &Path, full: bool) -> io::Result<bool> {
     Ok(shared)
 }
 
-/// Copies what is no hole.
+/// Copies everything except holes.
 fn copy_data(from: &File, to: &File) -> io::Result<()> {
     let end = from.metadata()?.len();
     to.set_len(end)?;
@@ -54,7 +55,7 @@ fn copy_data(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the next data at or after `at` begins and ends.
+/// The start and the end of the next data at or after `at`.
 fn data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
     if at >= end {
         return Ok(None);
@@ -62,9 +63,9 @@ fn data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
     match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(start) if start >= end => Ok(None),
         Ok(start) => Ok(Some((start, rustix::fs::seek(file, SeekFrom::Hole(start))?.min(end)))),
-        // Nothing but a hole follows.
+        // Only a hole follows.
         Err(Errno::NXIO) => Ok(None),
-        // This file system does not tell.
+        // This file system does not report holes.
         Err(Errno::INVAL) => Ok(Some((at, end))),
         Err(e) => Err(e.into()),
     }

@@ -1,4 +1,4 @@
-//! What the writeback store "reflink" registers.
+//! The descriptor of the writeback store "reflink".
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -17,8 +17,8 @@ pub fn descriptor() -> Descriptor<dyn WritebackStore> {
     Descriptor::new(NAME, make)
         .summary("A private raw file for each session, for a target that takes files")
         .keys(&[
-            ("dir", "Where the files stand; left out: disks in the data folder"),
-            ("copy", "\"reflink\", or \"full\": copy the image where its blocks cannot be shared; left out: \"reflink\""),
+            ("dir", "The folder for the files; default: disks in the data folder"),
+            ("copy", "\"reflink\", or \"full\": copy the image if its blocks cannot be shared; default: \"reflink\""),
         ])
         .check(check)
 }
@@ -26,9 +26,9 @@ pub fn descriptor() -> Descriptor<dyn WritebackStore> {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
-    /// Where the raw files stand.
+    /// The folder of the raw files.
     dir: Option<PathBuf>,
-    /// What to do where the file system cannot share blocks.
+    /// What to do if the file system cannot share blocks.
     #[serde(default)]
     copy: CopyMode,
 }

@@ -1,25 +1,26 @@
-//! The writeback store "reflink": a private raw file for each session, for targets that take files (the kernel's).
+//! The writeback store "reflink": a private raw file for each session, for targets that accept files (the kernel's).
 //!
-//! The file is a copy of the image version that shares its blocks (FICLONE on XFS and btrfs): made in less than a millisecond whatever the
-//! size of the image, and it takes space only for what is written. A version is raw as it is stored, so it serves as it is.
+//! The file is a copy of the image version that shares its blocks (FICLONE on XFS and btrfs): created in less than a millisecond whatever
+//! the size of the image, and it uses space only for changes. A version is stored as a raw file, so it needs no conversion.
 //!
 //! ```text
-//!   <dir>/<instance>-<id>/<version>.raw         the writeback; its name says what it was made from
-//!                         <version>.raw.new     a copy that is not whole yet
+//!   <dir>/<instance>-<id>/<version>.raw         the writeback; its name shows the version that it was made from
+//!                         <version>.raw.new     a copy that is not complete yet
 //! ```
-//! * Made: folder, copy under `.new`, fsync, rename, fsync of both folders. A folder without a `.raw` is *partial*: nothing was ever
-//!   handed out of it, so `ensure` begins anew. A copy that failed is removed.
-//! * Removed: see `folder`.
-//! * Kept or discarded: whoever calls decides; what was written is in the file, whether anybody has it open or not.
-//! * Frozen: synced. It is the whole disk and needs no version below it.
+//! * Create: folder, copy under `.new`, fsync, rename, fsync of both folders. A folder without a `.raw` is *partial*: it was never handed
+//!   out, so `ensure` starts again. A failed copy is removed.
+//! * Remove: see `folder`.
+//! * Keep or discard: the caller decides; all writes are in the file, whether it is open or not.
+//! * Freeze: synced. It is the whole disk and needs no version below it.
 //!
-//! Invariants: whoever finds a `.raw` finds a whole copy; a file is handed out only over the version that it was made from; the
-//! versions are opened for reading only. Calls for one id run one after the other; file work runs on blocking threads and ends there even when
-//! the caller's future is dropped.
+//! Invariants: an existing `.raw` is a complete copy; a file is only handed out over the version that it was made from; versions are opened
+//! read-only. Calls for the same id run one after the other; file operations run on blocking threads and complete even if the caller's
+//! future is dropped.
 //!
-//! What this store cannot know: who has a file open (the kernel's target does not show in `/proc`). So `remove` says `Busy` only of a frozen
-//! disk, and `freeze` never of one in use: whoever calls them takes the target away first, as the orchestrator does. And `bytes` of a listing are what the file system counts for the
-//! file, blocks that it shares with the version included: at most that much is given back by a `remove`.
+//! This store cannot know whether a file is open (the kernel's target is not visible in `/proc`). So `remove` returns `Busy` only for a
+//! frozen disk, and `freeze` never for a disk in use: the caller must remove the target first, as the orchestrator does. And `bytes` of a
+//! listing is the disk usage that the file system reports for the file, including blocks shared with the version: a `remove` frees at most
+//! that much.
 
 mod copy;
 mod descriptor;
@@ -57,31 +58,32 @@ pub const NAME: &str = "reflink";
 const RAW: &str = ".raw";
 const NEW: &str = ".raw.new";
 
-/// What to do where the file system cannot share blocks.
+/// What to do if the file system cannot share blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CopyMode {
-    /// Refuse: a start that copies a whole image takes minutes, and nobody asked for that.
+    /// Fail: a start that copies a whole image takes minutes, which must be configured explicitly.
     #[default]
     Reflink,
-    /// Copy what the version holds; its holes stay holes.
+    /// Copy the data of the version; its holes stay holes.
     Full,
 }
 
-/// Where the store stands.
+/// The settings of the store.
 #[derive(Clone, Debug)]
 pub struct ReflinkConfig {
-    /// Its folder; made with mode 0700 if it is not there. On the same file system as the versions.
+    /// Its folder; created with mode 0700 if it does not exist. It must be on the same file system as the versions.
     pub dir: PathBuf,
-    /// The folder of the versions, to find out at the start whether they can be reflinked. None, or not there: at the first session.
+    /// The folder of the versions, to check at start whether they can be reflinked. If `None` or missing, this is checked for the first
+    /// session.
     pub images: Option<PathBuf>,
-    /// Whose writebacks are seen and touched in it.
+    /// The instance whose writebacks are listed and changed.
     pub instance: InstanceId,
-    /// What to do where the file system cannot share blocks.
+    /// What to do if the file system cannot share blocks.
     pub copy: CopyMode,
 }
 
-/// The writeback store "reflink". See the module. Cheap to clone; all clones are one store.
+/// The writeback store "reflink". See the module. Cheap to clone; all clones share one store.
 #[derive(Clone)]
 pub struct Reflink {
     inner: Arc<Inner>,
@@ -94,14 +96,14 @@ struct Inner {
     slots: Slots<Slot>,
 }
 
-/// One writeback that was asked for; its lock is what makes calls for one id wait for each other.
+/// A writeback that was requested; its lock serializes the calls for one id.
 #[derive(Default)]
 struct Slot {
     /// Alive while it is frozen.
     frozen: Weak<Thaw>,
 }
 
-/// A frozen disk. When that ends, the file may have become an image version; then its folder goes, too.
+/// A frozen disk. When it is released, the file may have become an image version; then its folder is removed, too.
 struct Thaw {
     files: Arc<dyn Files>,
     home: PathBuf,
@@ -109,7 +111,7 @@ struct Thaw {
 
 impl Drop for Thaw {
     fn drop(&mut self) {
-        // Only an empty one can be removed. One that stays, for whatever reason, is listed as partial.
+        // Only an empty folder can be removed. If it stays, for whatever reason, it is listed as partial.
         let _ = self.files.remove_dir(&self.home);
     }
 }
@@ -120,7 +122,7 @@ impl Slot {
     }
 }
 
-/// What stands in a writeback's folder.
+/// The content of a writeback's folder.
 #[derive(Default)]
 struct Found {
     whole: Option<ImageVersionId>,
@@ -128,17 +130,17 @@ struct Found {
 }
 
 impl Reflink {
-    /// Opens the store. Reads and writes a little, so not for a runtime thread when the disk may be slow.
+    /// Opens the store. Reads and writes a little, so it must not run on a runtime thread if the disk may be slow.
     ///
     /// # Errors
-    /// `Unsupported` where versions cannot be reflinked and a full copy is not configured; else what the operating system says of the
-    /// folder.
+    /// `Unsupported` if versions cannot be reflinked and a full copy is not configured; otherwise the errors of the operating system for
+    /// the folder.
     pub fn open(config: ReflinkConfig) -> Result<Self> {
         Self::open_folder(config).map_err(|e| e.with_backend(NAME).with_operation("open"))
     }
 
     fn open_folder(config: ReflinkConfig) -> Result<Self> {
-        // A target elsewhere in the system opens the files: our working folder means nothing to it.
+        // A target outside this process opens the files, so paths must not depend on our working folder.
         let dir = absolute(&config.dir)?;
         make_folder(&dir)?;
         let at = |e| Error::io(format!("Writing to {}", dir.display()), e);
@@ -168,22 +170,22 @@ fn file_of(base: &OpenImage) -> Result<&Path> {
         Disk::File { path, format: ImageFormat::Raw } => Ok(path),
         other => Err(Error::new(
             ErrorKind::Unsupported,
-            format!("A copy is made of a raw file, and image version {} is open as {other:?}", base.id),
+            format!("The image version must be a raw file, but version {} is open as {other:?}", base.id),
         )),
     }
 }
 
-/// No clone of what is at `from` can be made in the folder `to`.
+/// The error if `from` cannot be cloned into the folder `to`.
 fn unsupported(from: &Path, to: &Path) -> Error {
     let (of, on) = (cloning::file_system(from), cloning::file_system(to));
     let what = if of == on && !matches!(on.as_str(), "XFS" | "btrfs") {
-        format!("{} is on {on}, which makes no reflinks", to.display())
+        format!("{} is on {on}, which does not support reflinks", to.display())
     } else {
         format!("{} ({of}) cannot be reflinked to {} ({on})", from.display(), to.display())
     };
     Error::new(ErrorKind::Unsupported, what).with_hint(
-        "put images and writebacks on one XFS (mkfs.xfs makes it with reflinks) or btrfs; or set copy = \"full\" in [writeback], and \
-         every session begins with a copy of the whole image",
+        "put images and writebacks on the same XFS (mkfs.xfs enables reflinks) or btrfs; or set copy = \"full\" in [writeback], \
+         then every session starts with a copy of the whole image",
     )
 }
 
@@ -198,7 +200,7 @@ impl Inner {
                 (None, Some(_)) => found.half.push(home.join(name)),
                 _ => {
                     return Err(damaged(home, format!("{name} does not belong there"))
-                        .with_hint("a file was put there by hand: move it away, or remove the writeback"));
+                        .with_hint("a file was added by hand: move it away, or remove the writeback"));
                 }
             }
         }
@@ -215,7 +217,7 @@ impl Inner {
         let version = file_of(base)?;
         let (id, home) = (&spec.id, self.folder.home(&spec.id));
         let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
-        self.folder.end_removal(id).map_err(|e| at("Removing what was left of", e))?;
+        self.folder.end_removal(id).map_err(|e| at("Removing the rest of", e))?;
         let names = gone_is_none(self.folder.files.names(&home)).map_err(|e| at("Reading", e))?;
         let found = self.found(&home, &names.unwrap_or_default())?;
         let file = self.file(id, spec.version);
@@ -231,7 +233,7 @@ impl Inner {
         }
         self.make(spec, version, &home, &file).inspect_err(|e| {
             if let Err(left) = self.folder.remove(id) {
-                tracing::warn!(writeback = %id, error = %left.report(), after = %e.report(), "not undone");
+                tracing::warn!(writeback = %id, error = %left.report(), after = %e.report(), "cannot undo a failed change");
             }
         })?;
         Ok(file)
@@ -258,7 +260,7 @@ impl Inner {
         self.sync_names(home).map_err(at)
     }
 
-    /// Makes the names in a writeback's folder, and the folder's own, safe.
+    /// Syncs the names in a writeback's folder and the name of the folder.
     fn sync_names(&self, home: &Path) -> std::io::Result<()> {
         let sync = |dir: &Path| self.folder.files.open_dir(dir).and_then(|dir| dir.sync_all());
         sync(home).and_then(|()| sync(&self.folder.dir))
@@ -323,7 +325,7 @@ impl WritebackStore for Reflink {
         NAME
     }
 
-    /// A file of the kernel's page cache: an acknowledged write is in it whatever becomes of us, and a flushed one is on the disk.
+    /// A file in the kernel's page cache: an acknowledged write survives our death, and a flushed one is on disk.
     fn capabilities(&self) -> WritebackCapabilities {
         WritebackCapabilities {
             provides: DiskForm::File,
@@ -335,7 +337,7 @@ impl WritebackStore for Reflink {
         }
     }
 
-    /// Dropped half-way: the file work goes on to its end.
+    /// If the future is dropped, the file operations still complete.
     async fn ensure(&self, spec: &WritebackSpec, base: &OpenImage) -> Result<Disk> {
         let slot = self.inner.slots.lock(&spec.id).await?;
         let (wanted, base) = (spec.clone(), base.clone());
@@ -349,7 +351,7 @@ impl WritebackStore for Reflink {
     async fn freeze(&self, id: &ResourceId) -> Result<Frozen> {
         let mut slot = self.inner.slots.lock(id).await?;
         let wanted = id.clone();
-        // What is frozen before the lock: nobody must meet a freeze that its caller has given up.
+        // The frozen state before the lock: no call must find a freeze that its caller has abandoned.
         let (frozen, _slot) = self
             .blocking("freeze", id.as_str(), move |inner| {
                 inner.freeze(&mut slot, &wanted).map(|frozen| (frozen, slot))
@@ -358,7 +360,7 @@ impl WritebackStore for Reflink {
         Ok(frozen)
     }
 
-    /// Dropped half-way: the file work goes on to its end. Both ways are the same here, see the module.
+    /// If the future is dropped, the file operations still complete. Both ways of removal are the same here, see the module.
     async fn remove(&self, id: &ResourceId, _how: Removal) -> Result<()> {
         let slot = self.inner.slots.lock(id).await?;
         let gone = id.clone();
@@ -366,7 +368,7 @@ impl WritebackStore for Reflink {
             slot.check_not_frozen(&gone)?;
             let removed = inner.folder.remove(&gone);
             drop(slot);
-            // A later call must find that one is frozen.
+            // A later call must know that it is frozen.
             inner.slots.sweep(|slot| slot.frozen.strong_count() > 0);
             removed
         })
@@ -396,7 +398,7 @@ impl WritebackStore for Reflink {
             .unwrap_or_else(|e| Health::Down(e.to_string()))
     }
 
-    /// Waits for calls under way. What was written is the kernel's to keep.
+    /// Waits for calls in flight. The kernel keeps what was written.
     async fn shutdown(&self) {
         for (_, slot) in self.inner.slots.close() {
             drop(slot.lock().await);

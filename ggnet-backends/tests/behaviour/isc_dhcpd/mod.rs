@@ -1,5 +1,5 @@
-//! The DHCP backend "isc-dhcpd" on a link with the real dhcpd, which runs the example configuration, and machines that ask it: with
-//! restarts, and over OMAPI. Here the fixture, the port's suite for both, and what both are held to.
+//! The DHCP backend "isc-dhcpd" on a link with the real dhcpd, which runs the example configuration, and machines that send requests: with
+//! restarts, and over OMAPI. This file has the fixture, the port's suite for both, and the tests that apply to both.
 
 mod omapi;
 mod restart;
@@ -36,7 +36,7 @@ use crate::{
     process::Process,
 };
 
-/// The lines of the example that name files: a test has its own.
+/// The lines of the example with file names: a test has its own files.
 const HOSTS: &str = "\ninclude \"/etc/dhcp/ggnet/hosts.conf\";";
 const OMAPI: &str = "\n#include \"/etc/dhcp/ggnet-omapi.conf\";";
 
@@ -44,14 +44,14 @@ fn include(path: &Path) -> String {
     format!("include \"{}\";", path.display())
 }
 
-/// How dhcpd is told.
+/// How dhcpd gets changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     Restart,
     Omapi,
 }
 
-/// Counts what it runs.
+/// Counts the programs that it runs.
 struct Counting {
     runner: Arc<SystemRunner>,
     checks: AtomicUsize,
@@ -67,7 +67,7 @@ impl CommandRunner for Counting {
     }
 }
 
-/// A link with dhcpd on it, in an empty world.
+/// A link with dhcpd on it, in an empty state.
 struct OnLink {
     link: Link,
     dir: TempDir,
@@ -90,7 +90,7 @@ impl OnLink {
         self.dir.path().join(name)
     }
 
-    /// dhcpd's main file, with something at its end.
+    /// dhcpd's main file, with an addition at its end.
     fn write_main(&self, end: &str) {
         let text = std::fs::read_to_string(native_dhcp::example_path("dhcpd.conf")).unwrap();
         let omapi = native_dhcp::example_path("ggnet-omapi.conf");
@@ -107,7 +107,7 @@ impl OnLink {
 
     fn config(&self) -> IscDhcpdConfig {
         let leases = self.at("leases");
-        // dhcpd makes none.
+        // dhcpd does not create it.
         std::fs::File::options().append(true).create(true).open(&leases).unwrap();
         let command = vec![
             "dhcpd".to_owned(),
@@ -164,7 +164,7 @@ impl OnLink {
         opened.map(|backend| InProcess { backend: Arc::new(backend), process: handle })
     }
 
-    /// Checks and starts since the last time.
+    /// Checks and starts since the last call.
     fn counted(&self) -> (usize, usize) {
         let runner = self.runner.lock().unwrap().clone().unwrap();
         (runner.checks.swap(0, Ordering::Relaxed), runner.starts.swap(0, Ordering::Relaxed))
@@ -206,12 +206,12 @@ impl Fixture<dyn DhcpBackend> for OnLink {
         self.reopen().await
     }
 
-    /// dhcpd outlives our crash.
+    /// dhcpd survives our crash.
     async fn reopen(&self) -> Arc<dyn DhcpBackend> {
         Arc::new(self.open(self.config()).await.unwrap())
     }
 
-    /// Files beside ours, with names like ours, and dhcpd's own.
+    /// Files next to ours, with names similar to ours, and dhcpd's own.
     async fn foreign(&self) -> Option<Box<dyn Foreign>> {
         let text = "host ggnet-0ddba11f-m1 { hardware ethernet 52:54:00:bb:00:01; }\n";
         let mut kept = Vec::new();
@@ -234,7 +234,7 @@ impl DhcpFixture for OnLink {
         true
     }
 
-    /// It gives everybody an address, so an answer always comes.
+    /// It assigns an address to every client, so a response always arrives.
     async fn ask(&self, mac: MacAddr) -> DhcpAnswer {
         answer(&self.link, mac)
     }
@@ -264,7 +264,7 @@ fn on_link(test: &str, by: By, body: impl AsyncFnOnce(&OnLink, InProcess<IscDhcp
 
 async fn each_kind_of_firmware(on_link: &OnLink, backend: InProcess<IscDhcpd>) {
     let (one, mut two) = (host(11), host(12));
-    // Words of dhcpd's own language, and pieces that look like numbers.
+    // Words of dhcpd's own language, and texts that look like numbers.
     two.id = "0.host.subnet-1.9e9".parse().unwrap();
     backend.ensure(&one).await.unwrap();
     backend.ensure(&two).await.unwrap();
@@ -276,13 +276,13 @@ async fn each_kind_of_firmware(on_link: &OnLink, backend: InProcess<IscDhcpd>) {
     tokio::task::block_in_place(|| {
         assert_does_not_boot(&on_link.link, one.macs[0]);
         assert_boots(&on_link.link, &two);
-        // An operating system's client, over the whole exchange.
+        // A client of an operating system, over the whole exchange.
         let leased = native_dhcp::lease(&on_link.link, two.macs[0], on_link.dir.path());
         assert_eq!(Some(leased.into()), two.fixed_address);
     });
 }
 
-/// Their addresses lie outside of the example's range.
+/// Their addresses are outside the example's range.
 fn a_hundred() -> Vec<DhcpHost> {
     (2..=99).chain(200..=201).map(host).collect()
 }
@@ -292,7 +292,7 @@ async fn ensure_all(backend: &InProcess<IscDhcpd>, hosts: &[DhcpHost]) {
     made.into_iter().for_each(Result::unwrap);
 }
 
-/// Puts the files as a kill after each write leaves them, and has the next process mend it.
+/// Sets the files as a kill after each write leaves them, and lets the next process repair them.
 async fn killed_between_any_two_writes(on_link: &OnLink, backend: InProcess<IscDhcpd>) {
     let (bystander, old, mut new) = (host(10), host(11), host(11));
     new.macs = host(21).macs;
@@ -309,7 +309,7 @@ async fn killed_between_any_two_writes(on_link: &OnLink, backend: InProcess<IscD
     let names: String = ["m11", "m11_2"].map(|name| format!("ggnet-0ddba11e-{name}\n")).concat();
     let by = if on_link.by == By::Omapi { "# told by OMAPI\n" } else { "" };
     let mut backend = backend;
-    // From `old` to `new`, and from `old` to nothing: hosts; untold; checked; told. And from nothing to `new`.
+    // From `old` to `new`, and from `old` to nothing: hosts; untold; checked; the change in dhcpd. And from nothing to `new`.
     for (from, to) in [(Some(&old), Some(&new)), (Some(&old), None), (None, Some(&new))] {
         let text = if to.is_some() { &texts[0] } else { &texts[2] };
         for steps in 1..=3 {
@@ -346,7 +346,7 @@ async fn killed_between_any_two_writes(on_link: &OnLink, backend: InProcess<IscD
             });
         }
     }
-    // Half a write that nobody renamed is swept up by the next process.
+    // The next process removes an incomplete file that was never renamed.
     let half = native_dhcp::write(&on_link.at("hosts/.hosts.conf.Xy12z"), "host ");
     on_link.open(on_link.config()).await.unwrap();
     assert!(!half.exists());

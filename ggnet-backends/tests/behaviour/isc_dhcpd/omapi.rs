@@ -1,4 +1,4 @@
-//! What dhcpd does when it is told over OMAPI.
+//! The behaviour of dhcpd with changes over OMAPI.
 
 use super::*;
 
@@ -49,7 +49,7 @@ fn by_omapi_a_hundred_at_once_are_no_restart_and_a_restart_forgets_none() {
                 let listed = backend.list().await.unwrap();
                 assert!(listed.iter().all(|l| l.completeness == Completeness::Whole), "{listed:?}");
                 assert_eq!(listed.len(), 99);
-                // What the main file declares and the lease file does not is changed by OMAPI all the same.
+                // A declaration in the main file that is not in the lease file can still be changed by OMAPI.
                 let mut elsewhere = hosts[3].clone();
                 elsewhere.fixed_address = Some("192.0.2.241".parse().unwrap());
                 backend.ensure(&elsewhere).await.unwrap();

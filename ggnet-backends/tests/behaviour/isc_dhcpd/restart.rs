@@ -1,4 +1,4 @@
-//! What dhcpd does when it is told by restarts, and what it does not take.
+//! The behaviour of dhcpd with restarts, and the configurations that it rejects.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ fn a_refused_configuration_leaves_the_others_served_and_dhcpd_untouched() {
                 panic!("an operator's mistake shows before it bites")
             };
             assert!(why.contains("dhcpd.conf line "), "{why}");
-            // The line may be a key's, and everybody may ask for our health.
+            // The line may contain a key, and health is public.
             assert!(!why.contains("nonsense"), "{why}");
             for call in ["ensure", "change", "remove"] {
                 let done = match call {
@@ -102,7 +102,7 @@ fn a_restart_that_fails_is_taken_back() {
     on_link("restart::a_restart_that_fails_is_taken_back", By::Restart, async |on_link, backend| {
         backend.ensure(&host(11)).await.unwrap();
         let text = on_link.hosts();
-        // dhcpd -t says nothing about a lease file, and without one dhcpd does not start.
+        // dhcpd -t does not check for a lease file, and without one dhcpd does not start.
         let leases = on_link.at("leases");
         std::fs::remove_file(&leases).unwrap();
         let e = backend.ensure(&host(12)).await.unwrap_err();
@@ -163,7 +163,7 @@ fn a_missing_program_and_files_that_are_not_ours_are_named() {
         By::Restart,
         async |on_link, backend| {
             drop(backend);
-            // Where root may write anything, /proc still lets nobody make a folder.
+            // If root can write anywhere, /proc still does not allow creating a folder.
             let config = IscDhcpdConfig { hosts_file: "/proc/ggnet/hosts.conf".into(), ..on_link.config() };
             let e = on_link.open(config).await.err().unwrap();
             assert!(e.to_string().contains("/proc/ggnet"), "{e}");

@@ -1,34 +1,34 @@
-//! What a transfer sends: a file's bytes or their netascii form (RFC 764), made one block at a time from the file itself.
+//! The data of a transfer: a file's bytes or their netascii form (RFC 764), produced one block at a time from the file.
 //!
-//! Invariant: the same block from the same [`Place`] is the same bytes, so a retransmission repeats what was sent.
+//! Invariant: the same block from the same [`Place`] has the same bytes, so a retransmission repeats what was sent.
 
 use bytes::Bytes;
 
 use super::packet::Mode;
 
-/// The bytes of a file, and how they travel.
+/// The bytes of a file and their transfer mode.
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     bytes: Bytes,
     mode: Mode,
 }
 
-/// Where a block begins.
+/// The start of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
-    /// The byte of the file.
+    /// The offset in the file.
     at: usize,
-    /// The byte at `at` becomes two, and the block before ended with the first of them.
+    /// The byte at `at` is sent as two bytes, and the previous block ended with the first of them.
     second_half: bool,
 }
 
 impl Content {
-    /// A file that is sent in `mode`.
+    /// A file in transfer mode `mode`.
     pub(super) const fn new(bytes: Bytes, mode: Mode) -> Self {
         Self { bytes, mode }
     }
 
-    /// How many bytes travel, where that is known without a look at each of them.
+    /// The number of bytes to send, if it is known without reading the file.
     pub(super) fn size(&self) -> Option<u64> {
         match self.mode {
             Mode::Octet => Some(self.bytes.len() as u64),
@@ -36,7 +36,7 @@ impl Content {
         }
     }
 
-    /// Appends the block that begins at `from`: `size` bytes, fewer only where the file ends. Returns where the next one begins.
+    /// Appends the block that starts at `from`: `size` bytes, or fewer at the end of the file. Returns the start of the next block.
     pub(super) fn append_block(&self, from: Place, size: u16, out: &mut Vec<u8>) -> Place {
         match self.mode {
             Mode::Octet => {
@@ -74,7 +74,7 @@ impl Content {
         place
     }
 
-    /// At most `most` bytes of the file from `place` on.
+    /// At most `most` bytes of the file, starting at `place`.
     fn rest(&self, place: Place, most: usize) -> &[u8] {
         let start = place.at.min(self.bytes.len());
         &self.bytes[start..start.saturating_add(most).min(self.bytes.len())]

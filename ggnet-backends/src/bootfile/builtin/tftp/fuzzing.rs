@@ -1,9 +1,8 @@
-//! What must hold for every datagram that reaches the TFTP server: run by the fuzz target `tftp_packet` and by the test
-//! `fuzz_corpus`.
+//! The properties that must hold for every datagram to the TFTP server. The fuzz target `tftp_packet` and the test `fuzz_corpus` run them.
 //!
-//! Input: one byte that chooses file size and link, then the datagram.
+//! Input: one byte that selects file size and link, then the datagram.
 //!
-//! Asserting is the whole purpose here: a false property ends the run.
+//! The assertions are the purpose of this module: a violated property panics.
 
 use bytes::Bytes;
 
@@ -15,7 +14,7 @@ use super::packet::{ErrorCode, MAX_REQUEST, Mode, Packet, Request, begin_data, e
 const MAX_OACK: usize =
     2 + "blksize\x0065464\0windowsize\x0064\0timeout\x0030\0tsize\x0018446744073709551615\0".len();
 
-/// Decodes a datagram, and takes a request as far as its first answer.
+/// Decodes a datagram and processes a request up to its first response.
 pub fn packet(input: &[u8]) {
     let Some((&choice, datagram)) = input.split_first() else { return };
     netascii(datagram, choice);
@@ -85,7 +84,7 @@ fn read(request: &Request<'_>, choice: u8) {
     assert_eq!(Packet::decode(&oack), Ok(Packet::ServersOwn));
 }
 
-/// A refusal that quotes the client is one string with one zero, at its end.
+/// An error that quotes the client is one string with exactly one zero, at its end.
 fn refuse(quoted: &[u8]) {
     let mut error = Vec::new();
     encode_error(&mut error, ErrorCode::NotFound, &String::from_utf8_lossy(quoted));
@@ -93,7 +92,7 @@ fn refuse(quoted: &[u8]) {
     assert!(matches!(Packet::decode(&error), Ok(Packet::Error(1, _))));
 }
 
-/// What a client makes of netascii is the file.
+/// A client decodes netascii to the original file.
 fn netascii(file: &[u8], choice: u8) {
     let size = u16::from(choice).max(1);
     let blocks = blocks(&Content::new(Bytes::copy_from_slice(file), Mode::Netascii), size);

@@ -1,7 +1,7 @@
 //! A read-only TFTP server (RFC 1350, 2347, 2348, 2349, 7440) over the files of [`super::BuiltinBootFiles`].
 //!
-//! `packet` is the codec, `options` the negotiation, `content` what a transfer sends, `transfer` its state machine, `server` the
-//! sockets and tasks around it. Every request is logged under the target `tftp` with peer, path, options and outcome.
+//! `packet` is the codec, `options` the negotiation, `content` the data of a transfer, `transfer` its state machine, `server` the sockets
+//! and tasks. Every request is logged under the target `tftp` with peer, path, options and outcome.
 
 mod content;
 #[cfg(feature = "fuzzing")]
@@ -18,23 +18,23 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use server::Server;
 
-/// Where and how TFTP is served.
+/// The addresses and limits of TFTP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TftpConfig {
-    /// The addresses to listen on. An IPv6 address takes IPv6 only, so both families may use one port.
+    /// The addresses to listen on. An IPv6 address accepts only IPv6, so both families can use the same port.
     pub listen: Vec<SocketAddr>,
-    /// Transfers at once to clients that have acknowledged something, in all; one more is ended.
+    /// Maximum number of concurrent transfers to clients that have acknowledged a block; a transfer over the limit is ended.
     pub max_transfers: usize,
-    /// Transfers at once to clients that have acknowledged nothing yet: anybody can ask in anybody's name. For one more the oldest of
-    /// them is given up.
+    /// Maximum number of concurrent transfers to clients that have not acknowledged a block yet, because anyone can send a request with a
+    /// forged address. Over the limit, the oldest of them is aborted.
     pub max_unanswered: usize,
-    /// Transfers at once to one client address.
+    /// Maximum number of concurrent transfers to one client address.
     pub max_transfers_per_client: usize,
-    /// Pause before the first retransmission, in milliseconds; it doubles with each one up to 8 s. A client's `timeout` option
-    /// takes its place.
+    /// Time before the first retransmission, in milliseconds; it doubles with each retransmission, up to 8 s. A client's `timeout` option
+    /// replaces it.
     pub retransmit_ms: u64,
-    /// Retransmissions without an answer before a transfer is given up.
+    /// Retransmissions without a response before a transfer is aborted.
     pub retries: u32,
 }
 

@@ -1,34 +1,34 @@
 //! Option negotiation (RFC 2347): block size (2348), transfer size and timeout (2349), window size (7440).
 //!
-//! Invariants: the acknowledgement names only options that the client asked for and that we accept, each at most once and
-//! never above what it asked; with none accepted there is no acknowledgement, and the transfer begins as in RFC 1350.
+//! Invariants: the acknowledgement contains only options that the client requested and that we accept, each at most once and never with a
+//! higher value than requested. If none is accepted, there is no acknowledgement, and the transfer starts as in RFC 1350.
 
 use std::time::Duration;
 
-/// RFC 1350's block size.
+/// The block size of RFC 1350.
 const DEFAULT_BLOCK: u16 = 512;
-/// RFC 2348's bounds.
+/// The limits of RFC 2348.
 const BLOCK_BOUNDS: std::ops::RangeInclusive<u64> = 8..=65464;
-/// More blocks in flight than this overrun the receive buffer of firmware, and win nothing on a LAN.
+/// More blocks in flight would overrun the receive buffer of firmware and bring nothing on a LAN.
 const MAX_WINDOW: u16 = 64;
-/// A longer retransmission timeout than this would hold our memory for a client that is gone.
+/// A longer retransmission timeout would keep memory for a client that no longer exists.
 const MAX_TIMEOUT: u64 = 30;
 
-/// What a transfer runs with.
+/// The negotiated parameters of a transfer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Negotiated {
-    /// Payload bytes of every DATA but the last.
+    /// Payload size of every DATA packet except the last, in bytes.
     pub(super) block_size: u16,
-    /// DATA packets in flight; 1 is RFC 1350's lock step.
+    /// Number of DATA packets in flight; 1 is the lock step of RFC 1350.
     pub(super) window: u16,
-    /// The retransmission timeout that the client asked for.
+    /// The retransmission timeout that the client requested.
     pub(super) timeout: Option<Duration>,
-    /// What is acknowledged, in the client's order.
+    /// The acknowledged options, in the client's order.
     pub(super) acknowledged: Vec<(&'static str, u64)>,
 }
 
-/// Decides the options. `size` is the number of bytes that will travel, where it is known: else `tsize` is left out; `max_block` is the largest payload that fits one
-/// packet on the way to the client (the interface's MTU less the headers).
+/// Negotiates the options. `size` is the number of bytes to send, if known; otherwise `tsize` is omitted. `max_block` is the largest
+/// payload that fits into one packet to the client (the interface's MTU minus the headers).
 pub(super) fn negotiate(options: &[(&[u8], &[u8])], size: Option<u64>, max_block: u16) -> Negotiated {
     let mut result =
         Negotiated { block_size: DEFAULT_BLOCK, window: 1, timeout: None, acknowledged: Vec::new() };

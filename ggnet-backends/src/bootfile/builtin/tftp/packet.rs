@@ -1,16 +1,16 @@
 //! TFTP packets on the wire (RFC 1350, options RFC 2347): what a read-only server reads and writes.
 //!
-//! Invariants: [`Packet::decode`] never panics, whatever the bytes; what it returns borrows from them. Encoders write into a
-//! buffer of the caller's, which they clear first.
+//! Invariants: [`Packet::decode`] never panics, whatever the input; its result borrows from the input. Encoders write into the caller's
+//! buffer, which they clear first.
 
-/// The largest request we look at. RFC 2347 allows 512 octets; firmware with long paths and every option stays far below this.
+/// The largest request that is accepted. RFC 2347 allows 512 octets; firmware with long paths and all options stays far below this.
 pub(super) const MAX_REQUEST: usize = 1500;
 
 /// Error codes of RFC 1350 section 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum ErrorCode {
-    /// See the message.
+    /// Not defined; see the message.
     Undefined = 0,
     /// File not found.
     NotFound = 1,
@@ -20,23 +20,23 @@ pub(super) enum ErrorCode {
     Illegal = 4,
 }
 
-/// How the bytes travel.
+/// The transfer mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// As they are.
+    /// Unchanged bytes.
     Octet,
-    /// Lines end in CR LF, a bare CR is CR NUL (RFC 764).
+    /// Lines end with CR LF, a bare CR is CR NUL (RFC 764).
     Netascii,
 }
 
 /// A read request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Request<'a> {
-    /// The path as it was sent, not yet judged.
+    /// The path as sent, not validated.
     pub(super) path: &'a [u8],
-    /// The mode as it was sent.
+    /// The mode as sent.
     pub(super) mode: &'a [u8],
-    /// The options in order, names not yet folded.
+    /// The options in order; names are not lowercased.
     pub(super) options: Vec<(&'a [u8], &'a [u8])>,
 }
 
@@ -45,24 +45,24 @@ pub(super) struct Request<'a> {
 pub(super) enum Packet<'a> {
     /// RRQ.
     Read(Request<'a>),
-    /// WRQ; its path is only for the log.
+    /// WRQ; its path is only used for the log.
     Write(&'a [u8]),
     /// ACK of a block.
     Ack(u16),
-    /// ERROR: code and message. It ends a transfer and is never answered.
+    /// ERROR: code and message. It ends a transfer and never gets a response.
     Error(u16, &'a [u8]),
-    /// DATA or OACK, which only a server of ours sends.
+    /// DATA or OACK, which only a server sends.
     ServersOwn,
 }
 
-/// Why bytes are no packet.
+/// Why the bytes are not a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Malformed {
-    /// Shorter than its kind needs, or longer than any request.
+    /// Shorter than its kind requires, or longer than any request.
     Length,
-    /// No such operation.
+    /// An unknown operation code.
     Opcode(u16),
-    /// A string without its final zero.
+    /// A string without its terminating zero.
     Unterminated,
 }
 
@@ -71,13 +71,13 @@ impl std::fmt::Display for Malformed {
         match self {
             Self::Length => f.write_str("wrong length"),
             Self::Opcode(code) => write!(f, "unknown operation {code}"),
-            Self::Unterminated => f.write_str("a string without its final zero"),
+            Self::Unterminated => f.write_str("a string without its terminating zero"),
         }
     }
 }
 
 impl<'a> Packet<'a> {
-    /// Reads one packet.
+    /// Decodes one packet.
     pub(super) fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let (&[high, low], rest) = bytes.split_first_chunk::<2>().ok_or(Malformed::Length)?;
         match u16::from_be_bytes([high, low]) {
@@ -90,7 +90,7 @@ impl<'a> Packet<'a> {
             }
             5 => {
                 let (code, message) = rest.split_first_chunk::<2>().ok_or(Malformed::Length)?;
-                // Some firmware leaves the message or its zero out; the code alone says enough.
+                // Some firmware omits the message or its zero; the code is enough.
                 let end = message.iter().position(|&b| b == 0).unwrap_or(message.len());
                 Ok(Packet::Error(u16::from_be_bytes(*code), &message[..end]))
             }
@@ -105,7 +105,7 @@ impl<'a> Request<'a> {
         let path = take_string(&mut rest).ok_or(Malformed::Unterminated)?;
         let mode = take_string(&mut rest).ok_or(Malformed::Unterminated)?;
         let mut options = Vec::new();
-        // A name without a value ends the options but not the request: firmware pads its requests.
+        // A name without a value ends the options but does not invalidate the request, because firmware pads its requests.
         while let Some(name) = take_string(&mut rest).filter(|name| !name.is_empty()) {
             let Some(value) = take_string(&mut rest) else { break };
             options.push((name, value));
@@ -113,7 +113,7 @@ impl<'a> Request<'a> {
         Ok(Self { path, mode, options })
     }
 
-    /// The transfer mode; none for `mail` and nonsense.
+    /// The transfer mode; `None` for `mail` and unknown modes.
     pub(super) fn transfer_mode(&self) -> Option<Mode> {
         if self.mode.eq_ignore_ascii_case(b"octet") {
             Some(Mode::Octet)
@@ -124,8 +124,8 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The path in our spelling: `/` between parts, none in front. Some firmware reads DHCP option 67 one byte too far and
-    /// appends its end mark, 255.
+    /// The normalized path: `/` between components, none at the start. Some firmware reads DHCP option 67 one byte too far and appends its
+    /// end mark, 255.
     pub(super) fn clean_path(&self) -> String {
         let end = self.path.iter().rposition(|&b| b != 0xff).map_or(0, |last| last + 1);
         let text = String::from_utf8_lossy(&self.path[..end]).replace('\\', "/");
@@ -140,10 +140,10 @@ fn take_string<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(string)
 }
 
-/// What comes before the payload of DATA.
+/// The length of the header of DATA.
 pub(super) const DATA_HEADER: usize = 4;
 
-/// Writes the header of DATA; the payload is appended to it.
+/// Writes the header of DATA; the caller appends the payload.
 pub(super) fn begin_data(out: &mut Vec<u8>, block: u16) {
     out.clear();
     out.extend_from_slice(&3u16.to_be_bytes());

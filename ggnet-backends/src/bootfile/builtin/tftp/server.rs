@@ -1,16 +1,17 @@
-//! Sockets and tasks of the TFTP server: one long-lived task per listening address, one task and one socket per transfer.
+//! Sockets and tasks of the TFTP server: one long-lived task for each listening address, one task and one socket for each transfer.
 //!
-//! Each transfer has a socket of its own (RFC 1350 section 4), bound to the address that the request was sent to and connected
-//! to the client: firmware drops answers from an address it did not ask, a stranger's packet never reaches the transfer, and a
-//! client that closed its port is noticed by the kernel's ECONNREFUSED.
+//! Each transfer has its own socket (RFC 1350 section 4), bound to the address to which the request was sent and connected to the client:
+//! firmware drops responses from an address that it did not contact, packets from other senders never reach the transfer, and the kernel
+//! reports a closed client port with ECONNREFUSED.
 //!
 //! Invariants:
-//! * Every task is in `long_lived` or, a transfer, in `tracker`, and ends with `cancel`; [`Server::stop`] returns when all have ended.
-//! * The table holds exactly the transfers that run; an entry is removed by its own transfer alone (it is known by a number).
-//! * A new request from a client's port takes the place of the old transfer, unless it is the same request sent again
-//!   before any answer of ours arrived: then the old one sends its first packet again, from the port that the client may know; or, when
-//!   it has ended meanwhile (firmware probes a file's size, sends ERROR and asks again at once), it begins anew.
-//! * A transfer that nobody has acknowledged takes no place of one that somebody has; of those the oldest goes first.
+//! * Every task is in `long_lived` or, for a transfer, in `tracker`, and ends with `cancel`; [`Server::stop`] returns when all have ended.
+//! * The table contains exactly the running transfers; an entry is removed only by its own transfer (identified by a number).
+//! * A new request from a client's port replaces the old transfer, unless it repeats the same request before any response of ours arrived.
+//!   Then the old transfer sends its first packet again, from the port that the client may already know. If the old transfer has ended in
+//!   the meantime (firmware queries a file's size, sends ERROR and repeats its request at once), it starts again.
+//! * A transfer without any acknowledgement never takes the place of one that has been acknowledged; among the former, the oldest is
+//!   removed first.
 //! * The table's lock is never held across an await.
 
 use std::{
@@ -40,7 +41,7 @@ use super::{
     options::{Negotiated, negotiate},
     packet::{self, ErrorCode, Packet, Request},
     quoted::quoted,
-    transfer::{Outcome, Patience, Transfer},
+    transfer::{Outcome, RetryPolicy, Transfer},
 };
 use crate::{
     addresses::Addresses,
@@ -48,10 +49,10 @@ use crate::{
     udp::{Failing, PktinfoSocket, RECEIVE_BUFFER},
 };
 
-/// IPv4, UDP and TFTP headers; and the same for IPv6.
+/// Length of the IPv4, UDP and TFTP headers; and the same for IPv6.
 const HEADERS_V4: u32 = 20 + 8 + 4;
 const HEADERS_V6: u32 = 40 + 8 + 4;
-/// Lines of the log a second about requests that were refused, and about transfers: a room that boots at once fits.
+/// Log lines per second about rejected requests, and about transfers: enough for a room that boots at once.
 const REFUSALS_A_SECOND: u32 = 10;
 const READS_A_SECOND: u32 = 200;
 /// Pause after a failed receive, so that a broken interface does not spin a core.
@@ -69,7 +70,7 @@ struct Shared {
     files: BuiltinBootFiles,
     config: TftpConfig,
     table: Mutex<Table>,
-    /// Lines of the log about requests that were refused, and about transfers.
+    /// Log lines about rejected requests, and about transfers.
     refusals: LogBudget,
     reads: LogBudget,
     /// Transfers.
@@ -82,7 +83,7 @@ struct Shared {
 #[derive(Default)]
 struct Table {
     by_peer: HashMap<SocketAddr, Entry>,
-    /// Transfers that nobody has acknowledged, the oldest first.
+    /// Transfers without any acknowledgement, the oldest first.
     unanswered: BTreeMap<u64, SocketAddr>,
     per_client: HashMap<IpAddr, usize>,
     last_number: u64,
@@ -94,16 +95,16 @@ struct Entry {
     control: Arc<Control>,
 }
 
-/// How the listening task talks to a transfer.
+/// How the listening task controls a transfer.
 struct Control {
     cancel: CancellationToken,
     repeat: Notify,
-    /// The client has sent its request again, and the transfer has not heard of it. Set under the table's lock.
+    /// The client repeated its request and the transfer has not processed that yet. Set under the table's lock.
     asked_again: AtomicBool,
     answered: AtomicBool,
 }
 
-/// One accepted request: what its task needs.
+/// One accepted request: the input of its task.
 struct Job {
     number: u64,
     control: Arc<Control>,
@@ -111,14 +112,14 @@ struct Job {
     path: String,
     mac: Option<MacAddr>,
     stored: BootPath,
-    /// The file's.
+    /// The size of the file.
     size: usize,
     negotiated: Negotiated,
     content: Content,
 }
 
 impl Server {
-    /// Binds and starts.
+    /// Binds the sockets and starts the tasks.
     pub(in crate::bootfile::builtin) fn start(config: TftpConfig, files: BuiltinBootFiles) -> Result<Self> {
         if config.listen.is_empty() {
             return Err(Error::invalid("listen", "TFTP needs at least one address to listen on"));
@@ -137,7 +138,7 @@ impl Server {
             .iter()
             .map(PktinfoSocket::local_addr)
             .collect::<std::io::Result<Vec<_>>>()
-            .map_err(|e| Error::io("Asking for the TFTP server's address", e))?;
+            .map_err(|e| Error::io("Reading the TFTP server's local address", e))?;
         let shared = Arc::new(Shared {
             files,
             config,
@@ -156,17 +157,17 @@ impl Server {
         }
         let addresses = Addresses::watch("TFTP", &bound, &long_lived);
         for address in &bound {
-            tracing::info!(target: "tftp", %address, "TFTP server listens");
+            tracing::info!(target: "tftp", %address, "TFTP server is listening");
         }
         Ok(Self { shared, long_lived, addresses, bound })
     }
 
-    /// The addresses it listens on.
+    /// The addresses that it listens on.
     pub(in crate::bootfile::builtin) fn bound(&self) -> &[SocketAddr] {
         &self.bound
     }
 
-    /// What is wrong, if anything.
+    /// The current problem, if any.
     pub(in crate::bootfile::builtin) fn trouble(&self) -> Option<String> {
         let failing = self.shared.failing.load(Ordering::Relaxed);
         let failing = (failing > 0).then(|| {
@@ -175,7 +176,7 @@ impl Server {
         self.long_lived.trouble().or(failing).or_else(|| self.addresses.trouble())
     }
 
-    /// Cuts every transfer and waits until all tasks have ended.
+    /// Cancels every transfer and waits until all tasks have ended.
     pub(in crate::bootfile::builtin) async fn stop(&self) {
         self.shared.cancel.cancel();
         self.shared.tracker.close();
@@ -207,10 +208,10 @@ fn bind_error(address: SocketAddr, source: std::io::Error) -> Error {
                 .to_owned(),
         ),
         std::io::ErrorKind::AddrInUse => Some(format!(
-            "Another TFTP server has the port (ss -ulpn 'sport = :{}' names it); stop it or choose another address",
+            "Another TFTP server uses this port (ss -ulpn 'sport = :{}' shows which); stop it or choose another address",
             address.port()
         )),
-        std::io::ErrorKind::AddrNotAvailable => Some("The host has no such address (ip address)".to_owned()),
+        std::io::ErrorKind::AddrNotAvailable => Some("No interface of this host has this address (ip address lists them)".to_owned()),
         _ => None,
     };
     let error = Error::io(format!("Binding the TFTP server to {address}"), source)
@@ -241,7 +242,7 @@ impl Shared {
                 }
                 Err(error) => {
                     if failing.is_none() {
-                        tracing::warn!(target: "tftp", %error, "Receiving TFTP requests failed; trying again");
+                        tracing::warn!(target: "tftp", %error, "cannot receive TFTP requests; will retry");
                         failing = Some(Failing::new(&self.failing));
                     }
                     tokio::select! {
@@ -254,7 +255,7 @@ impl Shared {
     }
 
     fn request(self: &Arc<Self>, datagram: &[u8], peer: SocketAddr, local: Option<IpAddr>) {
-        // RFC 1123 section 4.2.3.4: a request to everybody is nobody's.
+        // RFC 1123 section 4.2.3.4: a request to a broadcast address is ignored.
         if local.is_some_and(|ip| ip.is_multicast() || ip == IpAddr::V4(std::net::Ipv4Addr::BROADCAST)) {
             return;
         }
@@ -264,13 +265,13 @@ impl Shared {
                 let path = String::from_utf8_lossy(path);
                 self.refuse(peer, local, &path, ErrorCode::Access, "This server is read-only");
             }
-            // Late packets of an ended transfer, or noise; an answer could only start a loop.
+            // Late packets of an ended transfer, or noise; a response could start a loop.
             Ok(_) => {}
             Err(why) => tracing::debug!(target: "tftp", %peer, %why, "Not a TFTP request"),
         }
     }
 
-    /// Answers ERROR from a port of its own, as RFC 1350 has it, and logs the request.
+    /// Sends ERROR from a new port, as RFC 1350 requires, and logs the request.
     fn refuse(&self, peer: SocketAddr, local: Option<IpAddr>, path: &str, code: ErrorCode, message: &str) {
         if let Some(left_out) = self.refusals.line() {
             let outcome = format!("refused: {message}");
@@ -278,9 +279,9 @@ impl Shared {
         }
         let mut out = Vec::new();
         packet::encode_error(&mut out, code, message);
-        // A fresh UDP socket has room for one packet, so this does not wait.
+        // A new UDP socket has space for one packet, so this does not wait.
         if let Err(error) = transfer_socket(peer, local).and_then(|socket| socket.send(&out)) {
-            tracing::debug!(target: "tftp", %peer, %error, "Could not send the refusal");
+            tracing::debug!(target: "tftp", %peer, %error, "cannot send the TFTP error");
         }
     }
 
@@ -293,17 +294,23 @@ impl Shared {
     ) {
         let path = request.clean_path();
         if self.was_repeated(datagram, peer) {
-            tracing::debug!(target: "tftp", %peer, path, "Request repeated");
+            tracing::debug!(target: "tftp", %peer, path, "duplicate TFTP request");
             return;
         }
         let Ok(parsed) = path.parse::<BootPath>() else {
-            return self.refuse(peer, local, &path, ErrorCode::Access, "Not a path of this server");
+            return self.refuse(peer, local, &path, ErrorCode::Access, "Not a valid path on this server");
         };
         let Some(found) = self.files.resolve(&parsed) else {
             return self.refuse(peer, local, &path, ErrorCode::NotFound, "File not found");
         };
         let Some(mode) = request.transfer_mode() else {
-            return self.refuse(peer, local, &path, ErrorCode::Illegal, "Only octet and netascii are served");
+            return self.refuse(
+                peer,
+                local,
+                &path,
+                ErrorCode::Illegal,
+                "Only octet and netascii are supported",
+            );
         };
         let socket = match transfer_socket(peer, local).and_then(UdpSocket::from_std) {
             Ok(socket) => socket,
@@ -317,7 +324,7 @@ impl Shared {
         let negotiated = negotiate(&request.options, content.size(), largest_block(&socket, peer));
         let Some((number, control)) = self.enter(datagram, peer) else {
             if let Some(left_out) = self.refusals.line() {
-                let outcome = "dropped: too many transfers of this client";
+                let outcome = "dropped: too many transfers to this client";
                 tracing::warn!(target: "tftp", %peer, path = quoted(&path), outcome, left_out, "TFTP read");
             }
             return;
@@ -327,7 +334,7 @@ impl Shared {
         self.tracker.spawn(Arc::clone(self).transfer(job, socket));
     }
 
-    /// Whether this is the same request again, before the client had any answer; then its transfer is told.
+    /// Whether this repeats the same request before the client got a response; if so, the transfer is notified.
     fn was_repeated(&self, datagram: &[u8], peer: SocketAddr) -> bool {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = table.by_peer.get(&peer) else { return false };
@@ -339,13 +346,14 @@ impl Shared {
         same
     }
 
-    /// Enters a transfer into the table, in the place of an old one to the same port; none when there are too many.
+    /// Adds a transfer to the table and replaces an old one to the same port; `None` if there are too many.
     fn enter(&self, datagram: &[u8], peer: SocketAddr) -> Option<(u64, Arc<Control>)> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.give_up(peer);
         let of_client = table.per_client.get(&peer.ip()).copied().unwrap_or(0);
         if of_client >= self.config.max_transfers_per_client {
-            // Somebody else may have asked in its name: what it never acknowledged makes room, the oldest first.
+            // Others may have sent requests with a forged address: transfers without any acknowledgement are removed first, the oldest one
+            // first.
             let oldest = table.unanswered.values().find(|other| other.ip() == peer.ip()).copied()?;
             table.give_up(oldest);
         }
@@ -369,17 +377,17 @@ impl Shared {
         Some((number, control))
     }
 
-    /// The client has acknowledged something. False: there are too many transfers as it is.
+    /// Records the client's first acknowledgement. Returns false if there are too many transfers.
     fn answered(&self, number: u64) -> bool {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that was given up meanwhile ends by itself.
+        // A transfer that was aborted in the meantime ends by itself.
         if table.unanswered.remove(&number).is_none() {
             return true;
         }
         table.by_peer.len() - table.unanswered.len() <= self.config.max_transfers
     }
 
-    /// The end of a transfer. True: the client has asked for the same once more meanwhile, and the entry stays for that.
+    /// Ends a transfer. Returns true if the client repeated its request in the meantime; the entry then stays in the table.
     fn leave(&self, job: &Job, cut: bool) -> bool {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.by_peer.get(&job.peer).is_none_or(|entry| entry.number != job.number) {
@@ -393,20 +401,20 @@ impl Shared {
     }
 
     async fn transfer(self: Arc<Self>, job: Job, socket: UdpSocket) {
-        let patience = Patience {
+        let retry_policy = RetryPolicy {
             first: Duration::from_millis(self.config.retransmit_ms),
             retries: self.config.retries,
         };
         loop {
             let now = Instant::now();
-            let mut transfer = Transfer::new(job.content.clone(), job.negotiated.clone(), patience, now);
+            let mut transfer = Transfer::new(job.content.clone(), job.negotiated.clone(), retry_policy, now);
             let cut = self.drive(&mut transfer, &socket, &job).await;
             let again = self.leave(&job, cut);
             if cut && self.cancel.is_cancelled() {
                 let mut out = Vec::new();
                 packet::encode_error(&mut out, ErrorCode::Undefined, "The server is stopping");
                 if let Err(error) = socket.send(&out).await {
-                    tracing::debug!(target: "tftp", peer = %job.peer, %error, "Could not tell the client");
+                    tracing::debug!(target: "tftp", peer = %job.peer, %error, "cannot send the TFTP error to the client");
                 }
             }
             self.ended(&transfer, &socket, &job);
@@ -424,7 +432,7 @@ impl Shared {
             Some(Outcome::Gone) => "client closed its port".to_owned(),
             Some(Outcome::Violation) => "client broke the protocol".to_owned(),
             None if self.cancel.is_cancelled() => "server stopping".to_owned(),
-            None => "given up for a new request".to_owned(),
+            None => "aborted because the client sent a new request".to_owned(),
         };
         if let Some(left_out) = self.reads.line() {
             tracing::info!(
@@ -451,7 +459,7 @@ impl Shared {
         }
     }
 
-    /// Runs the state machine to its end; true when it was cut from outside instead.
+    /// Runs the state machine to its end; returns true if it was cancelled instead.
     async fn drive(&self, transfer: &mut Transfer, socket: &UdpSocket, job: &Job) -> bool {
         let control = &job.control;
         let mut incoming = [0; 600];
@@ -462,7 +470,7 @@ impl Shared {
                     if error.kind() == std::io::ErrorKind::ConnectionRefused {
                         transfer.gone();
                     } else {
-                        // As good as lost on the way: the retransmission or its limit takes care.
+                        // Treated like a lost packet: a retransmission or the retry limit handles it.
                         tracing::debug!(target: "tftp", %error, "Sending failed");
                         break;
                     }
@@ -483,11 +491,11 @@ impl Shared {
                 },
                 () = tokio::time::sleep_until(transfer.deadline().into()) => transfer.timeout(Instant::now()),
                 () = control.repeat.notified() => {
-                    // What the client sent before it asked again comes first: an ERROR, which ends this transfer.
+                    // Datagrams that the client sent before it repeated its request come first: an ERROR among them ends this transfer.
                     while let Some(length) = received_now(socket, &mut incoming) {
                         transfer.receive(&incoming[..length], Instant::now());
                     }
-                    // Not so where that made this transfer begin anew: it has sent its first packet.
+                    // This does not apply if the repeated request restarted this transfer: it has sent its first packet.
                     if transfer.outcome().is_none() && control.asked_again.swap(false, Ordering::AcqRel) {
                         transfer.request_repeated(Instant::now());
                     }
@@ -498,7 +506,7 @@ impl Shared {
                 && !self.answered(job.number)
             {
                 if let Some(left_out) = self.refusals.line() {
-                    tracing::warn!(target: "tftp", peer = %job.peer, left_out, "Too many transfers");
+                    tracing::warn!(target: "tftp", peer = %job.peer, left_out, "too many TFTP transfers");
                 }
                 return true;
             }
@@ -506,13 +514,13 @@ impl Shared {
     }
 }
 
-/// A datagram that is there already. Asked of the kernel: tokio may not have heard of it yet.
+/// A datagram that has already arrived. Reads from the kernel, because tokio may not have been notified yet.
 fn received_now(socket: &UdpSocket, into: &mut [u8]) -> Option<usize> {
     rustix::net::recv(socket, into, rustix::net::RecvFlags::DONTWAIT).ok().map(|(length, _)| length)
 }
 
 impl Table {
-    /// Takes a client's entry out and cuts its transfer.
+    /// Removes a client's entry and cancels its transfer.
     fn give_up(&mut self, peer: SocketAddr) {
         if let Some(entry) = self.by_peer.remove(&peer) {
             entry.control.cancel.cancel();
@@ -531,11 +539,11 @@ impl Table {
     }
 }
 
-/// A socket on the address that the client asked, connected to the client.
+/// A socket with the address that the client contacted, connected to the client.
 fn transfer_socket(peer: SocketAddr, local: Option<IpAddr>) -> std::io::Result<std::net::UdpSocket> {
     let from = match (local, peer) {
         (Some(IpAddr::V6(ip)), SocketAddr::V6(peer)) => {
-            // A link-local address means something on its link only; the peer's scope names it.
+            // A link-local address is only valid on its link; the peer's scope identifies the link.
             SocketAddr::V6(std::net::SocketAddrV6::new(ip, 0, 0, peer.scope_id()))
         }
         (Some(ip), _) => SocketAddr::new(ip, 0),
@@ -549,7 +557,7 @@ fn transfer_socket(peer: SocketAddr, local: Option<IpAddr>) -> std::io::Result<s
     Ok(socket.into())
 }
 
-/// The largest block that fits one packet to this client; RFC 1350's 512 where the kernel does not say.
+/// The largest block that fits into one packet to this client; the 512 bytes of RFC 1350 if the kernel does not report the MTU.
 fn largest_block(socket: &UdpSocket, peer: SocketAddr) -> u16 {
     use rustix::net::sockopt;
     let room = if peer.is_ipv4() {

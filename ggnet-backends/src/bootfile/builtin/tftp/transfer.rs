@@ -1,4 +1,4 @@
-//! One read transfer as a state machine: no sockets, no clock of its own.
+//! One read transfer as a state machine, without sockets and without a clock.
 //!
 //! ```text
 //!              options accepted          ACK 0
@@ -10,15 +10,15 @@
 //! ```
 //!
 //! Invariants:
-//! * The last block is the first short one: how many there are is known once that was made.
-//! * `acked < next`; `starts` has where the blocks after `acked` up to `next` begin.
-//! * At most `window` blocks beyond `acked` are in flight, so a 16-bit block number names one block, also after it rolled over from
-//!   65535 to 0 (RFC 1350 is silent; every client in use counts so).
-//! * In lock step only an ACK of the block in flight sends the next one: a duplicate ACK sends nothing (Sorcerer's Apprentice,
-//!   RFC 1123 section 4.2.3.1). With a window (RFC 7440) a duplicate ACK asks for the window again, which is granted once
-//!   between two signs of progress or timeouts.
-//! * A transfer always ends: every timeout counts, and only progress sets the count back. Until the client's first answer the pauses are
-//!   ours, whatever timeout it asked for, and few: until then nobody knows that it is there.
+//! * The last block is the first short one: the number of blocks is known only after that block was made.
+//! * `acked < next`; `starts` has the start of each block after `acked` up to `next`.
+//! * At most `window` blocks after `acked` are in flight, so a 16-bit block number identifies one block, even after it wrapped from 65535
+//!   to 0 (RFC 1350 does not define this; all clients in use count this way).
+//! * In lock step, only an ACK of the block in flight sends the next one: a duplicate ACK sends nothing (Sorcerer's Apprentice, RFC 1123
+//!   section 4.2.3.1). With a window (RFC 7440) a duplicate ACK requests the window again, which is granted once between two events of
+//!   progress or timeout.
+//! * A transfer always ends: every timeout counts, and only progress resets the count. Before the client's first response our own timeouts
+//!   apply, whatever timeout it requested, and there are few of them, because the client may not exist.
 
 use std::{
     collections::VecDeque,
@@ -31,9 +31,9 @@ use super::{
     packet::{self, Packet},
 };
 
-/// Retransmissions to a client that has acknowledged nothing, with pauses of our own: it may not exist.
+/// Retransmissions to a client that has not acknowledged anything, with our own timeouts: it may not exist.
 const UNANSWERED_RETRIES: u32 = 3;
-/// The longest pause between two retransmissions when the client set none.
+/// The longest time between two retransmissions if the client set none.
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 
 /// How a transfer ended.
@@ -41,13 +41,13 @@ const MAX_BACKOFF: Duration = Duration::from_secs(8);
 pub(super) enum Outcome {
     /// The client acknowledged the last block.
     Complete,
-    /// The client sent ERROR; firmware does so after it has learnt a file's size.
+    /// The client sent ERROR; firmware does this after it has queried a file's size.
     ClientError(u16, String),
-    /// The client fell silent.
+    /// The client stopped responding.
     TimedOut,
-    /// The client's host says that nobody listens on that port any more.
+    /// The client's host reports that the port is closed.
     Gone,
-    /// The client sent what no client may send.
+    /// The client sent a packet that clients must not send.
     Violation,
 }
 
@@ -57,16 +57,16 @@ enum Phase {
     Data,
 }
 
-/// Retransmission: the first pause, and how many times before giving up.
+/// Retransmission: the first timeout, and the number of retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Patience {
-    /// Pause before the first retransmission; it doubles with each one, unless the client set the timeout.
+pub(super) struct RetryPolicy {
+    /// Time before the first retransmission; it doubles with each one, unless the client set the timeout.
     pub(super) first: Duration,
-    /// Retransmissions without progress before the transfer is given up.
+    /// Retransmissions without progress before the transfer is aborted.
     pub(super) retries: u32,
 }
 
-/// How much travels in all.
+/// The total number of bytes to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct End {
     blocks: u64,
@@ -78,9 +78,9 @@ struct End {
 pub(super) struct Transfer {
     content: Content,
     options: Negotiated,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     phase: Phase,
-    /// Known once the last block was made.
+    /// Known after the last block was made.
     end: Option<End>,
     acked: u64,
     next: u64,
@@ -93,13 +93,18 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    /// Begins: the first packets are due at once.
-    pub(super) fn new(content: Content, options: Negotiated, patience: Patience, now: Instant) -> Self {
+    /// Starts the transfer: the first packets are due at once.
+    pub(super) fn new(
+        content: Content,
+        options: Negotiated,
+        retry_policy: RetryPolicy,
+        now: Instant,
+    ) -> Self {
         let phase = if options.acknowledged.is_empty() { Phase::Data } else { Phase::Options { due: true } };
         let mut transfer = Self {
             content,
             options,
-            patience,
+            retry_policy,
             phase,
             end: None,
             acked: 0,
@@ -115,7 +120,7 @@ impl Transfer {
         transfer
     }
 
-    /// Writes the next packet that is due into `out`; false when none is.
+    /// Writes the next due packet into `out`; returns false if none is due.
     pub(super) fn transmit(&mut self, out: &mut Vec<u8>) -> bool {
         if self.outcome.is_some() {
             return false;
@@ -138,7 +143,7 @@ impl Transfer {
         }
     }
 
-    /// A datagram of the client arrived.
+    /// Processes a datagram from the client.
     pub(super) fn receive(&mut self, bytes: &[u8], now: Instant) {
         if self.outcome.is_some() {
             return;
@@ -150,20 +155,20 @@ impl Transfer {
                 self.outcome = Some(Outcome::ClientError(code, message));
             }
             Ok(Packet::Write(_) | Packet::ServersOwn) => self.outcome = Some(Outcome::Violation),
-            // A second request belongs to the listening port; noise is no reason to give a client up.
+            // A second request belongs to the listening port; noise is not a reason to abort.
             Ok(Packet::Read(_)) | Err(_) => {}
         }
     }
 
-    /// The deadline passed.
+    /// Processes a timeout.
     pub(super) fn timeout(&mut self, now: Instant) {
         if self.outcome.is_some() || now < self.deadline {
             return;
         }
         let retries = if self.progressed() {
-            self.patience.retries
+            self.retry_policy.retries
         } else {
-            self.patience.retries.min(UNANSWERED_RETRIES)
+            self.retry_policy.retries.min(UNANSWERED_RETRIES)
         };
         if self.tries >= retries {
             self.outcome = Some(Outcome::TimedOut);
@@ -175,7 +180,7 @@ impl Transfer {
         self.arm(now);
     }
 
-    /// The client repeated its request because our first packet was lost or is late: send that again, from the same port.
+    /// The client repeated its request because our first packet was lost or late: sends that packet again, from the same port.
     pub(super) fn request_repeated(&mut self, now: Instant) {
         if self.outcome.is_none() && !self.progressed() {
             self.send_again();
@@ -193,22 +198,22 @@ impl Transfer {
         self.deadline
     }
 
-    /// How it ended, once it has.
+    /// The outcome, after it has ended.
     pub(super) const fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
     }
 
-    /// Whether the client answered at all.
+    /// Whether the client responded at all.
     pub(super) fn progressed(&self) -> bool {
         self.acked > 0 || (matches!(self.phase, Phase::Data) && !self.options.acknowledged.is_empty())
     }
 
-    /// How often something was sent again.
+    /// The number of retransmissions.
     pub(super) const fn retransmits(&self) -> u64 {
         self.retransmits
     }
 
-    /// Bytes that the client acknowledged.
+    /// The number of bytes that the client acknowledged.
     pub(super) fn bytes_acked(&self) -> u64 {
         let full = self.acked * u64::from(self.options.block_size);
         self.end.map_or(full, |end| full.min(end.bytes))
@@ -233,7 +238,7 @@ impl Transfer {
         } else if ahead <= in_flight {
             self.acked += ahead;
             if ahead < in_flight {
-                // RFC 7440 section 4: the client missed what came after; the window starts again behind what it has.
+                // RFC 7440 section 4: the client missed the blocks after this one; the window restarts after the last block it received.
                 self.retransmits += 1;
             }
             self.starts.drain(..usize::try_from(ahead).unwrap_or(usize::MAX).min(self.starts.len()));
@@ -259,19 +264,19 @@ impl Transfer {
         }
     }
 
-    /// The block after what is acknowledged is due.
+    /// Makes the block after the acknowledged one due.
     fn back_to_acked(&mut self) {
         self.next = self.acked + 1;
         self.starts.truncate(1);
     }
 
-    /// Writes the block that is next.
+    /// Writes the next block.
     fn make_block(&mut self, out: &mut Vec<u8>) {
         let (from, size) = (self.starts.back().copied().unwrap_or_default(), self.options.block_size);
         packet::begin_data(out, wire_number(self.next));
         self.starts.push_back(self.content.append_block(from, size, out));
         let length = out.len() - packet::DATA_HEADER;
-        // The last block is shorter than the others; a file of an exact multiple ends with an empty one.
+        // The last block is shorter than the others; a file with an exact multiple of the block size ends with an empty block.
         if length < usize::from(size) {
             let bytes = (self.next - 1) * u64::from(size) + length as u64;
             self.end = Some(End { blocks: self.next, bytes });
@@ -283,15 +288,15 @@ impl Transfer {
         let pause = match self.options.timeout.filter(|_| self.progressed()) {
             Some(fixed) => fixed,
             None => {
-                let doubled = self.patience.first.saturating_mul(1 << self.tries.min(16));
-                doubled.min(MAX_BACKOFF.max(self.patience.first))
+                let doubled = self.retry_policy.first.saturating_mul(1 << self.tries.min(16));
+                doubled.min(MAX_BACKOFF.max(self.retry_policy.first))
             }
         };
         self.deadline = now + pause;
     }
 }
 
-/// The number of a block on the wire.
+/// The block number on the wire.
 #[expect(clippy::cast_possible_truncation, reason = "block numbers roll over at 16 bits")]
 const fn wire_number(block: u64) -> u16 {
     block as u16

@@ -1,4 +1,4 @@
-//! The transfer's state machine against a client in memory, with losses, duplicates and roll-over.
+//! The transfer's state machine against a client in memory, with lost and duplicate packets and wrap-around of block numbers.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bootfile::builtin::tftp::{options::negotiate, packet::Mode};
 
-const PATIENCE: Patience = Patience { first: Duration::from_secs(1), retries: 5 };
+const RETRY_POLICY: RetryPolicy = RetryPolicy { first: Duration::from_secs(1), retries: 5 };
 
 fn start(data: Vec<u8>, options: &[(&[u8], &[u8])], now: Instant) -> Transfer {
     start_in(Mode::Octet, data, options, now)
@@ -15,7 +15,7 @@ fn start(data: Vec<u8>, options: &[(&[u8], &[u8])], now: Instant) -> Transfer {
 fn start_in(mode: Mode, data: Vec<u8>, options: &[(&[u8], &[u8])], now: Instant) -> Transfer {
     let content = Content::new(Bytes::from(data), mode);
     let options = negotiate(options, content.size(), 65464);
-    Transfer::new(content, options, PATIENCE, now)
+    Transfer::new(content, options, RETRY_POLICY, now)
 }
 
 fn drain(t: &mut Transfer) -> Vec<Vec<u8>> {
@@ -183,7 +183,7 @@ fn a_block_of_netascii_that_is_sent_again_is_the_same_also_where_a_pair_is_split
     assert_eq!((t.outcome(), t.bytes_acked()), (Some(&Outcome::Complete), 28));
 }
 
-/// A client that keeps what comes in order and ACKs it; `fate` decides for each packet in both directions.
+/// A client that keeps blocks in order and acknowledges them; `fate` decides about each packet in both directions.
 fn run(
     data: &[u8],
     options: &[(&[u8], &[u8])],
@@ -269,7 +269,7 @@ proptest! {
         let data: Vec<u8> = (0u8..253).cycle().take(len).collect();
         let w = window.to_string();
         let mut i = 0;
-        // After the recorded fates the network is sound, so that every run ends.
+        // After the recorded fates no packet is lost, so that every run ends.
         let fate = || { i += 1; fates.get(i).copied().unwrap_or(9) };
         let (got, outcome, _) = run(&data, &[(b"blksize", b"128"), (b"windowsize", w.as_bytes())], 128, u64::from(window), fate);
         if outcome == Outcome::Complete {

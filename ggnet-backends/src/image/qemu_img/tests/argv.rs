@@ -1,4 +1,4 @@
-//! The exact command lines, by a mock of the runner; and the configuration.
+//! The exact command lines, with a mock of the runner; and the configuration.
 
 use std::{fs, sync::Arc};
 
@@ -87,7 +87,7 @@ async fn a_conversion_is_three_exact_calls() {
     assert_eq!(fs::metadata(&out).unwrap().len(), Lab::SIZE);
 }
 
-/// Probes a real qcow2 file while qemu-img's answer to `info` is `json`.
+/// Probes a real qcow2 file with `json` as qemu-img's output of `info`.
 async fn told(json: &str) -> Error {
     let lab = Lab::new();
     let image = lab.make("image", "qcow2", &[]);
@@ -118,7 +118,7 @@ async fn what_the_header_hid_is_refused_from_what_info_says() {
     assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
     assert_eq!(told("no json").await.kind(), ErrorKind::Corrupt);
     assert_eq!(told(r#"{"virtual-size":-1,"format":"qcow2"}"#).await.kind(), ErrorKind::Corrupt);
-    // Another size than the image names: it would be cut short.
+    // Another size than the one in the image: the disk would be truncated.
     let short = told(r#"{"virtual-size":1048576,"format":"qcow2"}"#).await;
     assert_eq!(short.kind(), ErrorKind::Corrupt);
     assert!(short.message().contains("25165824 bytes, and qemu-img reads 1048576"), "{short}");
@@ -126,7 +126,7 @@ async fn what_the_header_hid_is_refused_from_what_info_says() {
 
 #[tokio::test]
 async fn a_signal_says_whether_trying_again_helps() {
-    // 9: somebody else's kill. 24: its processor time. 6: out of its memory. 11: it crashed.
+    // 9: killed by another process. 24: CPU time limit. 6: out of memory. 11: crashed.
     for (signal, kind) in [
         (9, ErrorKind::Unavailable),
         (15, ErrorKind::Unavailable),

@@ -1,4 +1,4 @@
-//! Truncated, lying and foreign images: a clear error, and nothing half-made.
+//! Truncated, lying and foreign images: a clear error, and no incomplete file.
 
 use std::{
     fs::{self, File},
@@ -62,7 +62,7 @@ async fn damaged_data_is_found_at_the_latest_while_converting() {
     patch(&lab.path("disk.raw"), 0, text.as_bytes());
     let image = lab.make("image", "qcow2", &["-c"]);
     converter().probe(&image).await.unwrap();
-    // Compressed clusters follow the metadata; one full of ones is no deflate stream.
+    // Compressed clusters follow the metadata; a cluster full of ones is not a deflate stream.
     patch(&image, 700_000, &[0xff; 200_000]);
     let e = convert(&image, ImageFormat::Qcow2, &lab.path("out.raw")).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
@@ -77,10 +77,10 @@ async fn an_image_marked_corrupt_is_corrupt() {
     assert_eq!(both_fail(&lab, &image, ImageFormat::Qcow2).await.kind(), ErrorKind::Corrupt);
 }
 
-/// Bytes to write, and where.
+/// Bytes to write, and their offset.
 type Changes<'a> = &'a [(u64, &'a [u8])];
 
-/// A qcow2 file whose header claims what `change` sets, sparse and 64 MiB long so that its tables "exist".
+/// A qcow2 file whose header has what `change` sets, sparse and 64 MiB long so that its tables "exist".
 fn lying(lab: &Lab, name: &str, change: Changes<'_>) -> std::path::PathBuf {
     qemu_img(lab.dir.path(), &["create", "-f", "qcow2", name, "1M"]);
     let image = lab.path(name);

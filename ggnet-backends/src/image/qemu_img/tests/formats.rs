@@ -1,4 +1,4 @@
-//! Every format comes in whole: the bytes are equal, the file is sparse, the source is as it was.
+//! Every format is imported completely: the bytes are equal, the file is sparse, the source is unchanged.
 
 use std::{
     fs, io,
@@ -28,7 +28,7 @@ async fn comes_in_whole(qemu: &str, options: &[&str], format: ImageFormat) {
 
     let probe = converter().probe(&source).await.unwrap();
     assert_eq!(probe.format, format, "{what}");
-    // VHD's geometry may round a disk up by less than a cylinder (16 heads x 255 sectors), and by nothing else.
+    // VHD's geometry may round a disk up by less than a cylinder (16 heads x 255 sectors), and by no more.
     let slack = if format == ImageFormat::Vhd { 16 * 255 * 512 } else { 0 };
     assert!((Lab::SIZE..=Lab::SIZE + slack).contains(&probe.virtual_size), "{what}: {probe:?}");
     assert_eq!(probe.actual_size, allocated(&source), "{what}");
@@ -73,7 +73,7 @@ async fn vhd() {
     comes_in_whole("vpc", &["-o", "subformat=fixed,force_size=on"], ImageFormat::Vhd).await;
 }
 
-/// A VHD footer by the specification, as VirtualBox and others write it: the geometry is less than the size.
+/// A VHD footer according to the specification, as VirtualBox and others write it: the geometry is smaller than the size.
 fn footer(creator: &[u8; 4], kind: u32, data_offset: u64) -> [u8; 512] {
     let mut f = [0; 512];
     let mut put = |at: usize, bytes: &[u8]| f[at..at + bytes.len()].copy_from_slice(bytes);
@@ -110,7 +110,7 @@ async fn a_vhd_of_another_tool_keeps_the_end_of_its_disk() {
         put(&fixed, &plain);
         let mut bytes = fs::read(&dynamic).unwrap();
         let end = bytes.len() - 512;
-        // The first dynamic header stands behind the copy of the footer.
+        // The first dynamic header follows the copy of the footer.
         let both = footer(creator, 3, 512);
         bytes[..512].copy_from_slice(&both);
         bytes[end..].copy_from_slice(&both);
@@ -192,7 +192,7 @@ async fn a_wrongly_stated_format_is_refused_and_names_both() {
 async fn what_an_earlier_conversion_left_in_the_sink_is_not_in_the_image() {
     let lab = Lab::new();
     let out = lab.path("out.raw");
-    // Longer than the disk, and where the disk has holes.
+    // Longer than the disk, and with data where the disk has holes.
     super::dense(&out, Lab::SIZE + 4096);
     let earlier = fs::File::options().write(true).open(&out).unwrap();
     convert(&lab.path("disk.raw"), ImageFormat::Raw, &out).await.unwrap();
@@ -219,7 +219,7 @@ async fn what_takes_the_sinks_place_meanwhile_stays_and_is_no_image() {
     let lab = Lab::new();
     let out = lab.path("out.raw");
     let rival = out.clone();
-    // The first progress comes while qemu-img runs.
+    // The first progress is reported while qemu-img runs.
     let progress: ggnet_core::ports::Progress = Arc::new(move |p| {
         if p < 1000 && fs::metadata(&rival).unwrap().len() == Lab::SIZE {
             fs::remove_file(&rival).unwrap();
@@ -232,7 +232,7 @@ async fn what_takes_the_sinks_place_meanwhile_stays_and_is_no_image() {
     assert_eq!(fs::read(&out).unwrap(), fs::read("/etc/hostname").unwrap());
 }
 
-/// A sink that is no file.
+/// A sink that is not a file.
 struct Nowhere;
 
 impl BlockDevice for Nowhere {

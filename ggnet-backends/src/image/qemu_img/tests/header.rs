@@ -1,4 +1,4 @@
-//! The header reader on bytes from anywhere: it never panics, and magic decides.
+//! The header reader with arbitrary bytes: it never panics, and the magic number decides.
 
 use ggnet_core::{error::ErrorKind, nouns::ImageFormat};
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! What an attacker uploads, or an operator calls a file: nothing outside the image is ever opened, and no name is ever parsed.
+//! Files from an attacker, or unusual files from an operator: nothing outside the image is ever opened, and no name is ever parsed.
 
 use std::{
     ffi::OsStr,
@@ -14,12 +14,12 @@ use rustix::fs::Mode;
 use super::{Lab, MIB, QemuImg, QemuImgConfig, both_fail, convert, converter, qemu_img, tool};
 use crate::run::MockCommandRunner;
 
-/// A converter that may start nothing: a refusal that needs qemu-img panics.
+/// A converter that must not start a program: a rejection that needs qemu-img panics.
 fn idle() -> QemuImg {
     QemuImg::new(QemuImgConfig::default(), Arc::new(MockCommandRunner::new()))
 }
 
-/// Refused from the header alone, naming the reason, by probe and by convert.
+/// Rejected because of the header alone, with the reason, by probe and by convert.
 async fn refused(lab: &Lab, path: &Path, format: ImageFormat, why: &str) {
     let early = idle().probe(path).await.unwrap_err();
     let late = both_fail(lab, path, format).await;
@@ -67,8 +67,8 @@ async fn a_vmdk_with_a_parent_is_refused_by_what_qemu_img_says() {
     assert!(e.message().contains("backing file"), "{e}");
 }
 
-/// The first 4 KiB of images of 1 MiB that qemu-img 7.2 made, and how long those were. They are kept because qemu-img measures the
-/// processor before it encrypts with LUKS, and gives up ("Unable to get accurate CPU usage") on one that does other work.
+/// The first 4 KiB of images of 1 MiB from qemu-img 7.2, and their lengths. They are kept as fixtures because qemu-img measures the CPU
+/// before it encrypts with LUKS, and fails ("Unable to get accurate CPU usage") on a busy one.
 ///
 /// ```text
 /// qemu-img create --object secret,id=s,data=hunter2 -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 … 1M
@@ -89,7 +89,7 @@ async fn encrypted_images_are_refused() {
     refused(&lab, &made("crypt", LUKS_IN_QCOW2), ImageFormat::Qcow2, "encrypted").await;
     let e = idle().probe(&made("luks", LUKS)).await.unwrap_err();
     assert!(e.kind() == ErrorKind::Invalid && e.message().contains("LUKS"), "{e}");
-    // The older encryption measures nothing, so qemu-img makes this one here.
+    // The older encryption measures nothing, so qemu-img creates this one here.
     let secret = ["--object", "secret,id=s,data=hunter2", "-f", "qcow2"];
     let aes = ["-o", "encrypt.format=aes,encrypt.key-secret=s", "aes", "1M"];
     qemu_img(lab.dir.path(), &[&["create"], &secret[..], &aes[..]].concat());
@@ -153,7 +153,7 @@ async fn hostile_names_are_only_names() {
     ];
     for name in names {
         let name = OsStr::from_bytes(name);
-        // As a folder and as a file, as the source's and as the destination's.
+        // As a folder and as a file, for the source and for the destination.
         let folder = lab.dir.path().join("in").join(name);
         fs::create_dir_all(&folder).unwrap();
         let (source, out) = (folder.join(name), folder.join("out").join(name));
@@ -171,7 +171,7 @@ async fn hostile_names_are_only_names() {
 
 #[tokio::test]
 async fn a_relative_path_means_our_own_folder() {
-    // Not where qemu-img runs: the file is opened by us.
+    // Not in qemu-img's working folder: we open the file.
     let here = tempfile::tempdir_in(".").unwrap();
     let name = here.path().file_name().unwrap();
     let source = Path::new(name).join("s.raw");

@@ -1,4 +1,4 @@
-//! Cancelled, dropped, killed, disk full, source in use: no half image, the source intact.
+//! Cancelled, dropped, killed, disk full, source in use: no incomplete image is left, the source is intact.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,7 @@ use super::{
     Lab, MIB, QemuImgConfig, convert, converter, converter_with, dense, leftovers, listening, quiet, spec,
 };
 
-/// A conversion that takes half a minute when nobody ends it, caught in its middle.
+/// A conversion that takes half a minute if it is not stopped, in progress.
 struct Slow {
     lab: Lab,
     out: PathBuf,
@@ -161,7 +161,7 @@ async fn an_image_in_use_is_busy() {
         .expect("apt-get install qemu-utils");
     let e = {
         let mut found = None;
-        // Until the other has taken its lock.
+        // Until the other process has taken its lock.
         for _ in 0..600 {
             if let Err(e) = converter().probe(&image).await {
                 found = Some(e);
@@ -176,10 +176,10 @@ async fn an_image_in_use_is_busy() {
     converter().probe(&image).await.unwrap();
 }
 
-/// Names the folder in which the inner process converts until it is killed.
+/// The folder in which the child process converts until it is killed.
 const DOOMED: &str = "GGNET_TEST_DOOMED_CONVERSION";
 
-/// Starts itself again as the process that is killed.
+/// Starts this program again as the process that is killed.
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "starts this test again as the process that is killed")]
 async fn our_own_process_killed() {
@@ -203,17 +203,17 @@ async fn our_own_process_killed() {
     doomed.kill().await.unwrap();
     until("qemu-img is gone", || process_with("file.filename=doomed.raw").is_none().then_some(pid)).await;
     assert!(leftovers(dir.path()).is_empty(), "nothing is left outside the sink");
-    // What is in the sink means nothing, and the next conversion to it begins anew.
+    // The content of the sink has no meaning, and the next conversion to it starts again.
     let sink = dir.path().join("doomed.raw");
     let before = fs::read(&source).unwrap();
     convert(&source, ImageFormat::Raw, &sink).await.unwrap();
     assert!(fs::read(&sink).unwrap() == before);
 }
 
-/// Names the folder where the inner process mounts its small disk.
+/// The folder where the child process mounts its small disk.
 const SMALL: &str = "GGNET_TEST_SMALL_DISK";
 
-/// Starts itself again in a user and mount namespace, where no root is needed to mount a small disk.
+/// Starts this program again in a user and mount namespace, where mounting a small disk needs no root.
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "starts this test again in a namespace")]
 async fn a_full_disk() {
@@ -247,7 +247,7 @@ async fn full_disk_inside(dir: &Path) {
     assert!(!e.is_retryable() && e.hint().is_some(), "{e}");
     assert!(!out.exists() && leftovers(dir).is_empty(), "nothing is left");
     assert!(fs::read(&source).unwrap() == before);
-    // The space is free again: the sparse disk, which is larger than the file system but holds little, fits.
+    // The space is free again: the sparse disk, which is larger than the file system but has little data, fits.
     convert(&lab.path("disk.raw"), ImageFormat::Raw, &out).await.unwrap();
     assert!(fs::read(&out).unwrap() == lab.content);
 }

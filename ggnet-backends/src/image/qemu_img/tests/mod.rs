@@ -36,7 +36,7 @@ fn converter_with(config: QemuImgConfig) -> QemuImg {
     QemuImg::new(config, Arc::new(SystemRunner::new().unwrap()))
 }
 
-/// Runs a tool that prepares a test; without it the test fails and says what installs it.
+/// Runs a tool that prepares a test; if it is missing, the test fails and prints the command that installs it.
 #[expect(clippy::disallowed_methods, reason = "prepares files; what is tested is the runner's own user")]
 fn tool(program: &str, dir: &Path, args: &[&str]) {
     let out = std::process::Command::new(program).args(args).current_dir(dir).output();
@@ -53,7 +53,7 @@ fn qemu_img(dir: &Path, args: &[&str]) {
     tool("qemu-img", dir, args);
 }
 
-/// A folder with `disk.raw`: 24 MiB, random at the beginning, in the middle and at the very end, holes between.
+/// A folder with `disk.raw`: 24 MiB, random data at the beginning, in the middle and at the very end, with holes between.
 struct Lab {
     dir: TempDir,
     content: Vec<u8>,
@@ -90,7 +90,7 @@ impl Lab {
         self.path(name)
     }
 
-    /// What begins with a dot: a conversion leaves nothing beside its sink.
+    /// Hidden files: a conversion leaves nothing next to its sink.
     fn leftovers(&self) -> Vec<PathBuf> {
         leftovers(self.dir.path())
     }
@@ -101,7 +101,7 @@ fn leftovers(dir: &Path) -> Vec<PathBuf> {
     entries.filter(|p| p.file_name().unwrap().to_string_lossy().starts_with('.')).collect()
 }
 
-/// Random bytes that no format makes smaller, so that a slowed conversion lasts.
+/// Random bytes that no format can compress, so that a slowed conversion takes long.
 fn dense(path: &Path, len: u64) {
     let mut bytes = vec![0; usize::try_from(len).unwrap()];
     rand::rngs::StdRng::seed_from_u64(11).fill_bytes(&mut bytes);
@@ -121,7 +121,7 @@ fn quiet() -> Progress {
     Arc::new(|_| {})
 }
 
-/// Converts as a caller does, who has probed before. A stated raw is not probed: its bytes may spell something else.
+/// Converts as a caller does that has probed first. A specified raw is not probed: its bytes may look like another format.
 async fn convert(source: &Path, format: ImageFormat, sink: &Path) -> Result<Converted> {
     let mut job = spec(source, format, sink);
     if format != ImageFormat::Raw
@@ -132,12 +132,12 @@ async fn convert(source: &Path, format: ImageFormat, sink: &Path) -> Result<Conv
     converter().convert(&job, quiet(), CancellationToken::new()).await
 }
 
-/// What a conversion of these bytes says of them.
+/// The result of converting these bytes.
 fn hash(bytes: &[u8]) -> String {
     ggnet_core::checksum::sha256_bytes(bytes)
 }
 
-/// Probes and converts, and expects both to fail alike; returns what the probe said.
+/// Probes and converts, and expects the same error from both; returns the error of the probe.
 async fn both_fail(lab: &Lab, source: &Path, format: ImageFormat) -> Error {
     let probed = converter().probe(source).await.expect_err(&format!("probe of {}", source.display()));
     let out = lab.path("never.raw");
@@ -148,7 +148,7 @@ async fn both_fail(lab: &Lab, source: &Path, format: ImageFormat) -> Error {
     probed
 }
 
-/// A progress sink and what it heard.
+/// A progress sink and its reports.
 fn listening() -> (Progress, Arc<Mutex<Vec<u16>>>) {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let sink = heard.clone();

@@ -1,4 +1,4 @@
-//! Death and power cuts at every step: a version is sealed or not, and an adopted disk is in one place, whole.
+//! Kills and power cuts at every step: a version is sealed or not, and an adopted disk is complete in exactly one place.
 
 use std::{io::IoSlice, path::Path};
 
@@ -36,7 +36,7 @@ fn layers(sim: &Sim, boot: &str) -> Layers {
     Layers::open_over(Arc::new(sim.clone()), config, boot).unwrap()
 }
 
-/// A version that is there, as in a data folder of today.
+/// An existing version, as in a current data folder.
 fn imported(sim: &Sim) -> ImageVersionId {
     let id = ImageVersionId::generate();
     let path = Path::new(IMAGES).join(format!("{id}.raw"));
@@ -44,7 +44,7 @@ fn imported(sim: &Sim) -> ImageVersionId {
     id
 }
 
-/// Ends the life of a process, by its death or by a power cut.
+/// Ends a process, by a kill or by a power cut.
 fn end(sim: &Sim, power: bool) -> &'static str {
     if power {
         sim.cut();
@@ -54,7 +54,7 @@ fn end(sim: &Sim, power: bool) -> &'static str {
     "boot-1"
 }
 
-/// What a converter does.
+/// The work of a converter.
 fn convert(sim: &Sim, sink: &Sink, salt: u64) -> std::io::Result<()> {
     let Sink::File(path) = sink else { panic!("no file but {sink:?}") };
     let file = sim.open(path, Open::Create)?;
@@ -158,7 +158,7 @@ async fn an_adoption_that_was_cut_short_after_its_rename_is_ended_by_a_second_on
     let (images, store) = (images(&sim), layers(&sim, "boot-1"));
     written(&store, &images.open(below, DiskForm::Blocks).await.unwrap()).await;
     let (spec, frozen) = (image(), store.freeze(&id("a")).await.unwrap());
-    // The rename is the first change; the sync that follows it fails.
+    // The rename is the first change; the following sync fails.
     sim.die_after(1);
     images.adopt(&spec, &frozen).await.unwrap_err();
     sim.restart();
@@ -186,7 +186,7 @@ async fn an_adoption_that_the_next_process_finds_survives_a_power_cut_after_that
         let found = images(&sim);
         found.inner.versions.settle_names().unwrap();
         assert_eq!(found.get(spec.id).await.unwrap().unwrap().completeness, Completeness::Whole);
-        // Somebody has recorded by now that it is ready.
+        // Another part may have recorded it as ready by now.
         sim.cut();
         assert!(bytes(&images(&sim), spec.id).await == with_write(numbered(SECTORS, 1)), "seed {seed}");
     }

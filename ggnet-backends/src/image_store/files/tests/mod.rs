@@ -1,5 +1,5 @@
-//! Tests of the image store, by what they prove: `store` the port's contract over real files, `cut` death and power cuts at every step of a
-//! seal and of an adoption, over the simulated disk.
+//! Tests of the image store: `store` tests the port's contract on real files, `cut` kills and power cuts at every step of sealing and
+//! adoption, on the simulated disk.
 
 mod cut;
 mod store;
@@ -49,13 +49,13 @@ fn over(name: &str, base: &OpenImage) -> WritebackSpec {
     WritebackSpec { id: id(name), version: base.id, size_bytes: base.size_bytes }
 }
 
-/// A writeback `a` over `base` with a sector of 7 at 1024, and nobody who holds its disk.
+/// A writeback `a` over `base` with a sector of 7 at 1024; its disk is not held.
 async fn written(store: &dyn WritebackStore, base: &OpenImage) {
     let disk = blocks(store.ensure(&over("a", base), base).await.unwrap());
     disk.write_at(&[7; 512], 1024).unwrap();
 }
 
-/// What it reads as over these bytes.
+/// The expected content over these bytes.
 fn with_write(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes[1024..1536].fill(7);
     bytes

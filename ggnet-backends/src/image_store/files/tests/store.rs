@@ -1,4 +1,5 @@
-//! The port's contract over real files: drafts, seals, opening, chains, adoption from both writeback stores, removal, and what is not ours.
+//! The port's contract on real files: drafts, seals, opening, chains, adoption from both writeback stores, removal, and files that are not
+//! ours.
 
 use std::{
     fs::File,
@@ -48,7 +49,7 @@ impl Room {
         self.dir().join(format!("{id}.raw"))
     }
 
-    /// A version as a data folder of today has it.
+    /// A version in the current format of the data folder.
     fn imported(&self, salt: u64) -> ImageVersionId {
         let id = ImageVersionId::generate();
         put(&self.raw(id), &numbered(SECTORS, salt));
@@ -190,7 +191,7 @@ async fn what_somebody_removed_or_cut_short_is_not_opened_also_while_it_is_open(
     assert_eq!(room.images.list().await.unwrap().len(), 1);
 }
 
-/// Somebody moved a large image to another disk, and put a link in its place.
+/// An operator moved a large image to another disk, and put a link in its place.
 #[tokio::test]
 async fn what_a_link_points_at_is_served_and_never_removed() {
     let room = Room::new();
@@ -243,7 +244,7 @@ async fn a_layer_becomes_a_version_without_a_copy_and_chains_are_read_from_the_t
     drop(frozen);
     assert!(store.list().await.unwrap().is_empty(), "it is no writeback any more");
 
-    // One more on top of it, and a writeback over that.
+    // One more layer over it, and a writeback over that.
     let top = room.adopted(spec.id).await;
     assert_eq!(room.images.get(top).await.unwrap().unwrap().parent, Some(spec.id));
     let base = room.reopened().open(top, DiskForm::Blocks).await.unwrap();
@@ -254,7 +255,7 @@ async fn a_layer_becomes_a_version_without_a_copy_and_chains_are_read_from_the_t
 
     let e = room.images.open(top, DiskForm::File).await.unwrap_err();
     assert!(e.kind() == ErrorKind::Unsupported && e.hint().is_some(), "{}", e.report());
-    // All that stand on a version share what is below them.
+    // All disks over a version share the layers below them.
     let (a, b) = (room.base(lower).await, room.base(lower).await);
     assert!(Arc::ptr_eq(&blocks(a.disk), &blocks(b.disk)));
 }
@@ -365,7 +366,7 @@ async fn a_file_keeps_its_version_open_too() {
     room.images.remove(id, Removal::IfIdle).await.unwrap();
 }
 
-/// A layer's folder with nothing written in it.
+/// A layer's folder without any writes.
 fn layer(home: &Path, base: ImageVersionId) {
     std::fs::create_dir(home).unwrap();
     let header = Header {
@@ -387,7 +388,7 @@ async fn a_broken_chain_is_named_and_never_served() {
     layer(&room.dir().join(a.to_string()), b);
     let e = room.images.open(a, DiskForm::Blocks).await.unwrap_err();
     assert!(e.kind() == ErrorKind::NotFound && e.message().contains(&b.to_string()), "{}", e.report());
-    // Two that stand on each other: nobody waits for ever.
+    // Two layers over each other: no call waits forever.
     layer(&room.dir().join(b.to_string()), a);
     for id in [a, b] {
         assert_eq!(room.kind(id).await, ErrorKind::Corrupt);

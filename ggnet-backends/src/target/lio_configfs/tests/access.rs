@@ -1,8 +1,8 @@
-//! A changed access, and changed disks.
+//! Changes of access rules and of disks.
 
 use super::*;
 
-/// What is written when `new` follows `old`, with somebody logged in or not.
+/// The writes when `new` follows `old`, with an initiator logged in or not.
 fn change(lab: &Lab, old: Access, new: Access, live: Option<u32>) -> Vec<String> {
     let spec = lab.spec(old);
     lab.ensure(&spec);
@@ -13,7 +13,7 @@ fn change(lab: &Lab, old: Access, new: Access, live: Option<u32>) -> Vec<String>
     lines(&lab.ensure(&lab.spec(want_access(&want))), &want)
 }
 
-/// Back from what was wanted to what asks for it.
+/// Converts a wanted state back to a spec that requests it.
 fn want_access(want: &Want) -> Access {
     match &want.who {
         super::super::want::Who::All => Access::Shared,
@@ -26,7 +26,7 @@ fn want_access(want: &Want) -> Access {
 #[test]
 fn another_initiator_replaces_one_that_is_not_there() {
     let lab = Lab::new();
-    // Disabled first, for a login may be under way: the kernel would wait for the end of its session, and all targets with it.
+    // Disabled first, because a login may be in progress: the kernel would wait for the end of its session, and block all targets.
     let expected = [
         "write TPG/enable \"0\"",
         "unlink TPG/acls/iqn.2026-11.local.ggnet:pc-1/lun_0/ggnet",

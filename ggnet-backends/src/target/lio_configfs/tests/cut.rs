@@ -1,8 +1,8 @@
-//! A plan that was cut short after each of its operations.
+//! A plan that is interrupted after each of its operations.
 
 use super::*;
 
-/// Another target, whole, that nothing may touch.
+/// Another complete target that must not change.
 fn bystander(lab: &Lab) -> Wanted {
     let mut spec = lab.spec(only(9));
     spec.id = "t-bystander".parse().unwrap();
@@ -10,7 +10,7 @@ fn bystander(lab: &Lab) -> Wanted {
     spec
 }
 
-/// Applies the first `n` operations that lead from `old` (or nothing) to `new` (or nothing), for every `n`; then ensures or removes.
+/// Applies the first `n` operations from `old` (or nothing) to `new` (or nothing), for every `n`; then ensures or removes.
 fn cut_everywhere(old: Option<&Access>, new: Option<&Access>) {
     let mut n = 0;
     loop {

@@ -1,5 +1,5 @@
-//! The plan on a plain folder that stands for configfs: order, exact values, differences. What the kernel says to it is proved in a
-//! guest with LIO (`--test native`).
+//! The plan on a plain folder in the place of configfs: order, exact values, differences. The behaviour of the kernel is tested in a guest
+//! with LIO (`--test native`).
 
 mod access;
 mod cut;
@@ -25,7 +25,7 @@ use crate::lio::{Op, Value, names::Names, tree::Tree};
 const INFO: &str = "info";
 const LIVE: &str = "InitiatorName: x\nSession State: TARG_SESS_STATE_LOGGED_IN\n";
 
-/// What applies an operation for a target.
+/// Applies an operation for a target.
 pub(crate) type Apply = Box<dyn Fn(&ResourceId, &Op) -> ggnet_core::Result<()>>;
 
 /// A folder as the root of the tree, with a disk beside it.
@@ -35,7 +35,7 @@ pub(crate) struct Lab {
     pub(crate) prefix: Iqn,
     pub(crate) instance: InstanceId,
     config: LioConfig,
-    /// Who changes the tree; none: we do.
+    /// What changes the tree; `None`: we do.
     pub(crate) apply: Option<Apply>,
     pub(crate) shown: Shown,
 }
@@ -99,7 +99,7 @@ impl Lab {
         plan::converge(want, &self.have(want)).unwrap()
     }
 
-    /// Applies, and does to the folder what the kernel does by itself: attributes are there, and go with their folder.
+    /// Applies operations, and imitates the kernel: attributes exist with their folder, and disappear with it.
     pub(crate) fn apply(&self, ops: &[Op]) {
         for op in ops {
             match op {
@@ -137,7 +137,7 @@ impl Lab {
         all
     }
 
-    /// Says that an initiator is logged in, as the kernel would.
+    /// Makes an initiator appear logged in, as the kernel would.
     pub(crate) fn log_in(&self, want: &Want, initiator: &str) {
         let at = self.tree.root().join(want.names.group()).join("acls").join(initiator).join(INFO);
         fs::File::create(&at).unwrap();
@@ -150,7 +150,7 @@ impl Lab {
     }
 }
 
-/// The attributes and default groups of an object; links and objects that were made in it stay, and keep it.
+/// The attributes and default groups of an object; links and objects that were created in it stay, and prevent its removal.
 fn clear(at: &Path) {
     for entry in fs::read_dir(at).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -159,7 +159,7 @@ fn clear(at: &Path) {
             fs::remove_file(entry.path()).unwrap();
         } else if ["attrib", "auth", "wwn", "np", "lun", "acls", "param"].contains(&name.as_str()) {
             clear(&entry.path());
-            // Refused while an object is in it.
+            // Rejected while it contains an object.
             let _ = fs::remove_dir(entry.path());
         }
     }
@@ -193,7 +193,7 @@ pub(crate) fn chap(n: u32, secret: &str) -> Access {
     Access::Initiator { name: initiator(n).parse().unwrap(), chap: Some(pair), mutual: None }
 }
 
-/// The operations as lines, without what is the same in all of them.
+/// The operations as lines, without their common parts.
 pub(crate) fn lines(ops: &[Op], want: &Want) -> Vec<String> {
     let group = want.names.group();
     let line = |op: &Op| {

@@ -1,4 +1,4 @@
-//! What is written, and in which order.
+//! The writes and their order.
 
 use ggnet_core::error::ErrorKind;
 

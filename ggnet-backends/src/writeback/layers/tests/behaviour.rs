@@ -34,8 +34,7 @@ impl Fixture<dyn WritebackStore> for Writebacks {
 
     async fn reopen(&self) -> Arc<dyn WritebackStore> {
         let (dir, last) = self.now.lock().unwrap().clone();
-        // File work that a crash would have ended ends by itself here; two processes on one folder are not the store's to
-        // survive.
+        // File operations that a crash would have ended complete here; the store does not have to support two processes on one folder.
         while last.strong_count() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

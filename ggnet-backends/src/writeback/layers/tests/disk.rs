@@ -1,4 +1,4 @@
-//! The device against a plain array, through chains, and under many threads; over real files.
+//! The device compared with a plain array, through chains, and with many threads; on real files.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use super::*;
 use crate::layers::device::Device;
 
 fn open(room: &Room, name: &str, frozen: &[PathBuf]) -> Arc<Device> {
-    room.shelf("boot").ensure(&id(name), &over(&OsFiles, &room.base, frozen).unwrap()).unwrap()
+    room.layer_folder("boot").ensure(&id(name), &over(&OsFiles, &room.base, frozen).unwrap()).unwrap()
 }
 
 #[derive(Clone, Debug)]
@@ -27,11 +27,11 @@ enum Op {
     TryRead(u64, u64),
     Flush,
     Reopen,
-    /// What is there becomes a frozen layer below a new, empty one.
+    /// Turns the current content into a frozen layer below a new, empty one.
     Freeze,
 }
 
-/// An odd number of sectors: the last block is a part of one.
+/// An odd number of sectors: the last block is a partial one.
 const SECTORS: u64 = 600 * 8 + 3;
 
 fn range() -> impl Strategy<Value = (u64, u64)> {
@@ -103,14 +103,14 @@ proptest! {
                 }
                 Op::Freeze => {
                     drop(device);
-                    let still = room.shelf("boot").freeze(&id(&format!("l{}", frozen.len()))).unwrap();
+                    let still = room.layer_folder("boot").freeze(&id(&format!("l{}", frozen.len()))).unwrap();
                     frozen.insert(0, still.home);
                     device = open(&room, &format!("l{}", frozen.len()), &frozen);
                 }
             }
         }
         prop_assert_eq!(read(&*device, 0, model.len()), model.clone());
-        // What block_status calls unmapped reads as zeros, and it covers the whole disk.
+        // Ranges that block_status reports as unmapped read as zeros, and the ranges cover the whole disk.
         let runs = device.block_status(0, SECTORS * 512, usize::MAX).unwrap();
         let mut at = 0;
         for run in runs {
@@ -185,7 +185,7 @@ fn a_chain_is_read_from_the_top() {
     assert_eq!(read(&*top, 0, 64 * 512), expected([3; 512]));
     let runs = top.block_status(0, 16384, 9).unwrap();
     assert_eq!(runs[0], BlockRun { len: 4096, mapped: false });
-    // A layer of another size is not one of this chain.
+    // A layer of another size does not belong to this chain.
     let other = Room::new(&numbered(32, 1));
     open(&other, "x", &[]).flush().unwrap();
     let refused = over(&OsFiles, &room.base, &[other.home("x")]);
@@ -215,8 +215,8 @@ fn a_frozen_layer_takes_no_writes_and_is_read_without_a_wait() {
     }
 }
 
-/// Many threads, each with sectors of its own inside blocks that they all share, so that first writes, rewrites and discards of
-/// one block meet: whatever the order, no thread loses what it wrote.
+/// Many threads, each with its own sectors inside blocks that they all share, so that first writes, rewrites and discards of one block
+/// collide: in any order, no thread loses what it wrote.
 #[test]
 fn neighbours_in_a_block_do_not_lose_each_others_writes() {
     const THREADS: u64 = 8;
@@ -266,11 +266,11 @@ fn neighbours_in_a_block_do_not_lose_each_others_writes() {
     device.flush().unwrap();
     drop(device);
     check(&open(&room, "a", &[]));
-    check(&room.shelf("another boot").ensure(&id("a"), &room.base).unwrap());
+    check(&room.layer_folder("another boot").ensure(&id("a"), &room.base).unwrap());
 }
 
-/// Whole-block writes and discards of the same blocks from many threads: each block ends as one of them, whole, in memory, after
-/// a kill and after a flush and a power cut alike.
+/// Whole-block writes and discards of the same blocks from many threads: the final content of each block is one of them as a whole, in
+/// memory, after a kill, and after a flush and a power cut.
 #[test]
 fn writes_and_discards_of_one_block_leave_one_of_them() {
     const BLOCKS: u64 = 64;
@@ -301,6 +301,6 @@ fn writes_and_discards_of_one_block_leave_one_of_them() {
     }
     drop(device);
     assert_eq!(read(&*open(&room, "a", &[]), 0, all.len()), all);
-    let device = room.shelf("another boot").ensure(&id("a"), &room.base).unwrap();
+    let device = room.layer_folder("another boot").ensure(&id("a"), &room.base).unwrap();
     assert_eq!(read(&*device, 0, all.len()), all);
 }

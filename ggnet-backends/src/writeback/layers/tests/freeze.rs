@@ -1,5 +1,5 @@
-//! The end of a disk's writing: all that was acknowledged is in the frozen layer, also after a power cut; nobody changes it meanwhile; and a
-//! freeze that ends, or is cut short at any step, leaves the writeback as it was.
+//! The end of a disk's writes: all acknowledged writes are in the frozen layer, even after a power cut; the layer does not change while
+//! frozen; and a freeze that ends, or is interrupted at any step, leaves the writeback as it was.
 
 use ggnet_core::{
     error::ErrorKind,
@@ -33,7 +33,7 @@ async fn a_frozen_disk_is_busy_until_the_freeze_ends_and_loses_nothing() {
     for how in [Removal::IfIdle, Removal::Force] {
         assert_eq!(store.remove(&spec.id, how).await.unwrap_err().kind(), ErrorKind::Busy);
     }
-    // A removal of another one forgets what it need not remember, and not that this one is frozen.
+    // Removing another writeback forgets state that is not needed, but not that this one is frozen.
     store.remove(&id("other"), Removal::Force).await.unwrap();
     assert_eq!(store.ensure(&spec, &room.base).await.unwrap_err().kind(), ErrorKind::Busy);
     let listed = store.get(&spec.id).await.unwrap().unwrap();
@@ -51,7 +51,7 @@ async fn nothing_is_frozen_where_nothing_is() {
     let room = Room::new(&numbered(64, 1));
     let store = room.store();
     assert_eq!(store.freeze(&id("a")).await.unwrap_err().kind(), ErrorKind::NotFound);
-    // What a cut-short `ensure` leaves.
+    // What an interrupted `ensure` leaves.
     std::fs::create_dir(room.home("b")).unwrap();
     assert_eq!(store.freeze(&id("b")).await.unwrap_err().kind(), ErrorKind::NotFound);
     store.remove(&id("b"), Removal::IfIdle).await.unwrap();
@@ -69,8 +69,8 @@ fn expected() -> Vec<u8> {
 }
 
 /// A disk with flushed writes and others.
-fn written(shelf: &Shelf, base: &OpenImage) {
-    let disk = shelf.ensure(&id("a"), base).unwrap();
+fn written(layer_folder: &LayerFolder, base: &OpenImage) {
+    let disk = layer_folder.ensure(&id("a"), base).unwrap();
     disk.write_at(&[5; 4096], 4096).unwrap();
     disk.flush().unwrap();
     disk.discard(8192, 4096).unwrap();
@@ -83,11 +83,12 @@ fn a_frozen_layer_has_all_that_was_acknowledged_and_survives_a_power_cut() {
         let sim = Sim::new(seed);
         let base = sim.base(64, 1);
         let open = |boot: &str| {
-            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into()).unwrap()
+            LayerFolder::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into())
+                .unwrap()
         };
-        let shelf = open("boot-1");
-        written(&shelf, &base);
-        let home = shelf.freeze(&id("a")).unwrap().home;
+        let layer_folder = open("boot-1");
+        written(&layer_folder, &base);
+        let home = layer_folder.freeze(&id("a")).unwrap().home;
         sim.cut();
         let version = blocks(over(&sim, &base, &[home]).unwrap().disk);
         assert_eq!(read(&*version, 0, 64 * 512), expected(), "seed {seed}: as a layer");
@@ -103,13 +104,13 @@ fn a_freeze_cut_short_anywhere_loses_nothing() {
         let sim = Sim::new(steps);
         let base = sim.base(64, 1);
         let open = || {
-            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "boot".into())
+            LayerFolder::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "boot".into())
                 .unwrap()
         };
-        let shelf = open();
-        written(&shelf, &base);
+        let layer_folder = open();
+        written(&layer_folder, &base);
         sim.die_after(steps);
-        let lived = shelf.freeze(&id("a")).is_ok();
+        let lived = layer_folder.freeze(&id("a")).is_ok();
         sim.restart();
         let disk = open().ensure(&id("a"), &base).unwrap();
         assert_eq!(read(&*disk, 0, 64 * 512), expected(), "killed after {steps} steps");
@@ -127,11 +128,12 @@ fn a_freeze_cut_short_anywhere_loses_nothing() {
 fn a_disk_that_failed_a_sync_is_not_frozen() {
     let sim = Sim::new(3);
     let base = sim.base(64, 1);
-    let shelf =
-        Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "boot".into()).unwrap();
-    written(&shelf, &base);
+    let layer_folder =
+        LayerFolder::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "boot".into())
+            .unwrap();
+    written(&layer_folder, &base);
     sim.fail_next_sync("data", rustix::io::Errno::IO);
-    assert!(shelf.freeze(&id("a")).is_err());
-    let e = shelf.freeze(&id("a")).err().unwrap();
+    assert!(layer_folder.freeze(&id("a")).is_err());
+    let e = layer_folder.freeze(&id("a")).err().unwrap();
     assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
 }

@@ -1,8 +1,8 @@
-//! The death of a real process: a child writes, discards and flushes on real files, tells each acknowledged request through a
-//! pipe, and is killed with SIGKILL in the midst of it; what it was told is there, what was in flight is old or new by sector.
+//! Kills a real process: a child writes, discards and flushes on real files, reports each acknowledged request through a pipe, and is
+//! killed with SIGKILL during its work. All acknowledged writes must be there; a sector of a request in flight is old or new.
 //!
-//! The child is this test binary again, told by an environment variable to be the writer. Its requests follow from the round's
-//! seed, so that parent and child need not talk about them.
+//! The child is this test binary again; an environment variable makes it the writer. Its requests follow from the round's seed, so that
+//! parent and child need no communication about them.
 
 use std::{
     io::{Read as _, Write as _},
@@ -16,11 +16,11 @@ use super::*;
 
 const ROUNDS_PER_DISK: u64 = 50;
 const SECTORS: u64 = 900 * 8 + 5;
-/// Stands for a request that is done; the test harness prints only text.
+/// Marks a completed request; the test harness prints only text.
 const DONE: u8 = 1;
 const SETUP: &str = "GGNET_TEST_LAYERS_WRITER";
 
-/// The requests of a round, endless; a value of zero is a discard, `None` a flush.
+/// The requests of a round, without an end; a value of zero is a discard, `None` a flush.
 struct Requests {
     rng: StdRng,
     round: u64,
@@ -49,7 +49,7 @@ impl Iterator for Requests {
     }
 }
 
-/// The child's part; in a usual run of the tests there is nothing to do.
+/// The child's part; in a normal test run it does nothing.
 #[test]
 fn writer() {
     let Ok(setup) = std::env::var(SETUP) else { return };
@@ -59,12 +59,13 @@ fn writer() {
     let instance: InstanceId = word().parse().unwrap();
     let version: ImageVersionId = word().parse().unwrap();
     let round: u64 = word().parse().unwrap();
-    // Past the buffer of `std::io::stdout`: what was told must be in the pipe when a request is done.
+    // Bypasses the buffer of `std::io::stdout`: the mark must be in the pipe when a request is complete.
     let mut pipe = std::fs::OpenOptions::new().write(true).open("/proc/self/fd/1").unwrap();
 
     let base = open_raw(version, &room_dir.join("base.raw")).unwrap();
-    let shelf = Shelf::open(Arc::new(OsFiles), room_dir.join("writebacks"), instance, "boot".into()).unwrap();
-    let device = shelf.ensure(&id("a"), &base).unwrap();
+    let layer_folder =
+        LayerFolder::open(Arc::new(OsFiles), room_dir.join("writebacks"), instance, "boot".into()).unwrap();
+    let device = layer_folder.ensure(&id("a"), &base).unwrap();
     for request in Requests::new(round) {
         match request {
             None => device.flush().unwrap(),
@@ -79,7 +80,7 @@ fn writer() {
     }
 }
 
-/// Kills the child also when the test fails.
+/// Kills the child even if the test fails.
 struct Reaped(Child);
 
 impl Drop for Reaped {
@@ -89,11 +90,11 @@ impl Drop for Reaped {
     }
 }
 
-fn done(told: &[u8]) -> usize {
-    told.iter().filter(|b| **b == DONE).count()
+fn done(acknowledged: &[u8]) -> usize {
+    acknowledged.iter().filter(|b| **b == DONE).count()
 }
 
-/// Starts a writer, kills it at some moment, and returns how many requests it was told were done.
+/// Starts a writer, kills it at a random time, and returns the number of requests that it acknowledged.
 fn run_and_kill(room: &Room, round: u64, rng: &mut StdRng) -> usize {
     let setup = format!("{} {} {} {round}", room.tmp.path().display(), room.instance, room.base.id);
     #[expect(
@@ -109,15 +110,15 @@ fn run_and_kill(room: &Room, round: u64, rng: &mut StdRng) -> usize {
         .unwrap();
     let mut child = Reaped(child);
     let mut pipe = child.0.stdout.take().unwrap();
-    let mut told = 0;
+    let mut acknowledged = 0;
     let wanted = rng.random_range(0..60);
     let mut buf = [0; 64];
-    while told < wanted {
+    while acknowledged < wanted {
         let n = pipe.read(&mut buf).unwrap();
         assert!(n > 0, "round {round}: the writer ended by itself");
-        told += done(&buf[..n]);
+        acknowledged += done(&buf[..n]);
     }
-    // Not always right after a request was told.
+    // Not always right after an acknowledged request.
     for _ in 0..rng.random_range(0..2000) {
         std::hint::spin_loop();
     }
@@ -125,8 +126,8 @@ fn run_and_kill(room: &Room, round: u64, rng: &mut StdRng) -> usize {
     child.0.wait().unwrap();
     loop {
         match pipe.read(&mut buf).unwrap() {
-            0 => return told,
-            n => told += done(&buf[..n]),
+            0 => return acknowledged,
+            n => acknowledged += done(&buf[..n]),
         }
     }
 }
@@ -140,18 +141,18 @@ fn rounds(numbers: std::ops::Range<u64>) {
         if round % ROUNDS_PER_DISK == 0 {
             room = Room::new(&base);
             model = (0..SECTORS).map(tag).collect();
-            room.shelf("boot");
+            room.layer_folder("boot");
         }
         let mut rng = StdRng::seed_from_u64(!round);
-        let told = run_and_kill(&room, round, &mut rng);
+        let acknowledged = run_and_kill(&room, round, &mut rng);
         let mut requests = Requests::new(round);
-        for (range, value) in requests.by_ref().take(told).flatten() {
+        for (range, value) in requests.by_ref().take(acknowledged).flatten() {
             for s in range {
                 model[usize::try_from(s).unwrap()] = value;
             }
         }
         let in_flight = requests.next().unwrap();
-        let device = room.shelf("boot").ensure(&id("a"), &room.base).unwrap();
+        let device = room.layer_folder("boot").ensure(&id("a"), &room.base).unwrap();
         let disk = read(&*device, 0, usize::try_from(SECTORS * 512).unwrap());
         for ((sector, bytes), model) in (0..).zip(disk.as_chunks::<512>().0).zip(&mut model) {
             let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
@@ -162,7 +163,7 @@ fn rounds(numbers: std::ops::Range<u64>) {
             let maybe = in_flight.as_ref().filter(|(range, _)| range.contains(&sector)).map(|(_, v)| *v);
             assert!(
                 value == *model || Some(value) == maybe,
-                "round {round}: sector {sector} reads {value:#x}, told was {model:#x}, in flight {maybe:x?}"
+                "round {round}: sector {sector} reads {value:#x}, acknowledged was {model:#x}, in flight {maybe:x?}"
             );
             *model = value;
         }

@@ -1,5 +1,6 @@
-//! Tests of the layers, by what they prove: `behaviour` the port's suite, `store` what the suite does not ask, `disk` the device against a plain array and under many
-//! threads, `power` power cuts over a simulated disk, `kill` the death of a real process, `freeze` the end of a disk's writing.
+//! Tests of the layers: `behaviour` runs the port's suite, `store` tests what the suite does not cover, `disk` compares the device with a
+//! plain array and uses many threads, `power` tests power cuts on a simulated disk, `kill` kills a real process, `freeze` tests the end of
+//! a disk's writes.
 
 mod behaviour;
 mod disk;
@@ -20,13 +21,13 @@ use ggnet_core::{
     ports::{OpenImage, WritebackSpec},
 };
 
-use super::{Layers, LayersConfig, shelf::Shelf};
+use super::{Layers, LayersConfig, layer_folder::LayerFolder};
 use crate::{
     files::{Files, Open, OsFiles, sim::numbered},
     layers::{chain::FrozenLayer, open_raw, raw::bytes_of},
 };
 
-/// A folder of its own with a base image in it.
+/// A folder with a base image in it.
 struct Room {
     tmp: tempfile::TempDir,
     instance: InstanceId,
@@ -60,10 +61,10 @@ impl Room {
         Layers::open(self.config()).unwrap()
     }
 
-    /// The shelf as a kernel of that boot id sees it.
-    fn shelf(&self, boot: &str) -> Shelf {
+    /// The layer folder as a kernel with that boot id sees it.
+    fn layer_folder(&self, boot: &str) -> LayerFolder {
         OsFiles.create_dir(&self.dir()).unwrap();
-        Shelf::open(Arc::new(OsFiles), self.dir(), self.instance.clone(), boot.to_owned()).unwrap()
+        LayerFolder::open(Arc::new(OsFiles), self.dir(), self.instance.clone(), boot.to_owned()).unwrap()
     }
 
     fn spec(&self, id: &str) -> WritebackSpec {
@@ -79,7 +80,7 @@ fn spec(id: &str, base: &OpenImage) -> WritebackSpec {
     WritebackSpec { id: id.parse().unwrap(), version: base.id, size_bytes: base.size_bytes }
 }
 
-/// A version with these layers over it, from the topmost down. It keeps its id: what a version is called is not a layer's matter.
+/// A version with these layers over it, from the topmost down. It keeps its id, because the name of a version does not concern a layer.
 fn over(files: &dyn Files, base: &OpenImage, frozen: &[PathBuf]) -> std::io::Result<OpenImage> {
     let mut disk = bytes_of(base).unwrap();
     for dir in frozen.iter().rev() {
@@ -100,7 +101,7 @@ fn blocks(disk: Disk) -> Arc<dyn BlockDevice> {
 }
 
 fn read(device: &dyn BlockDevice, offset: u64, len: usize) -> Vec<u8> {
-    // Not zeros: a read that leaves a byte alone must show.
+    // Not zeros, so that a read that does not fill a byte is visible.
     let mut buf = vec![0xEE; len];
     device.read_at(&mut buf, offset).unwrap();
     buf

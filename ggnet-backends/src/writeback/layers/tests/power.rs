@@ -1,7 +1,7 @@
-//! Power cuts and kills over the simulated disk, against a model that knows which values each sector may have.
+//! Power cuts and kills on the simulated disk, compared with a model that knows the possible values of each sector.
 //!
-//! After a power cut a sector may be what it was at the last flush that succeeded or anything written since; after a kill it must
-//! be what was acknowledged last, or what was in flight. Every round is made from a seed that a failure prints.
+//! After a power cut a sector has its value of the last successful flush or any value written since; after a kill it has the last
+//! acknowledged value or one in flight. Every round is generated from a seed, which a failure prints.
 
 use std::{
     collections::BTreeMap,
@@ -19,9 +19,9 @@ use crate::{files::sim::Sim, layers::device::Device};
 /// The values that one sector may have; a value stands for a sector filled with it.
 #[derive(Debug)]
 struct Values {
-    /// From the last flush on, the last one is what a read must give.
+    /// Since the last flush; a read must return the last one.
     legal: Vec<u64>,
-    /// Of requests that failed: they may be there or not.
+    /// Of failed requests: they may have taken effect or not.
     unacknowledged: Vec<u64>,
 }
 
@@ -30,11 +30,11 @@ fn filled(value: u64, len: usize) -> Vec<u8> {
     value.to_le_bytes().repeat(len / 8)
 }
 
-/// What the guest knows.
+/// The guest's knowledge.
 struct Model {
     rng: StdRng,
     next: u64,
-    /// The sectors that are looked at: all of a small disk, the interesting ones of a large one.
+    /// The sectors that are checked: all of a small disk, selected ones of a large disk.
     windows: Vec<std::ops::Range<u64>>,
     sectors: BTreeMap<u64, Values>,
 }
@@ -62,7 +62,7 @@ impl Model {
         let from = self.rng.random_range(window.clone());
         let most = (window.end - from).min(if self.rng.random_bool(0.1) { 700 } else { 30 });
         let len = self.rng.random_range(1..=most);
-        // Often whole blocks, so that not every request copies up.
+        // Often whole blocks, so that not every request copies from below.
         let (from, to) = if self.rng.random_bool(0.4) {
             ((from & !7).max(window.start), ((from + len).next_multiple_of(8)).min(window.end))
         } else {
@@ -83,7 +83,7 @@ impl Model {
         }
     }
 
-    /// Where each sector's values stand at the start of a flush.
+    /// The position of each sector's values at the start of a flush.
     fn mark(&self) -> Vec<usize> {
         self.sectors.values().map(|v| v.legal.len() - 1).collect()
     }
@@ -91,11 +91,11 @@ impl Model {
     fn flushed(&mut self, marks: &[usize]) {
         for (v, mark) in self.sectors.values_mut().zip(marks) {
             v.legal.drain(..mark);
-            // What failed before the flush and is not there by now cannot come any more; what is there was read since.
+            // A request that failed before the flush and has not taken effect by now cannot do so any more; one that has was read since.
         }
     }
 
-    /// Compares the disk with what may be on it and takes what is there for true.
+    /// Compares the disk with its possible values, and records the actual ones.
     fn verify(&mut self, device: &Device, after_cut: bool, when: &str) {
         for window in &self.windows {
             let bytes =
@@ -112,7 +112,7 @@ impl Model {
                 if after_cut {
                     *v = Values { legal: vec![value], unacknowledged: Vec::new() };
                 } else {
-                    // The older ones, and what was in flight, may still come back in a power cut before the next flush.
+                    // The older values, and those in flight, may still return in a power cut before the next flush.
                     let in_flight = std::mem::take(&mut v.unacknowledged);
                     v.legal.extend(in_flight);
                     v.legal.push(value);
@@ -128,7 +128,7 @@ fn lock(model: &Mutex<Model>) -> MutexGuard<'_, Model> {
 
 /// One write, discard or read.
 fn act(device: &Device, model: &Mutex<Model>, sim: &Sim, when: &str) {
-    // What is in memory could still be read, but a dead process reads nothing.
+    // Data in memory could still be read, but a dead process reads nothing.
     if sim.is_dead() {
         return;
     }
@@ -166,7 +166,7 @@ fn act(device: &Device, model: &Mutex<Model>, sim: &Sim, when: &str) {
     model.note(&request, done.is_ok());
 }
 
-/// A flush, during whose sync the guest goes on.
+/// A flush; the guest continues during its sync.
 fn flush(device: &Arc<Device>, model: &Arc<Mutex<Model>>, sim: &Sim, when: &str) {
     let marks = lock(model).mark();
     let (d, m, s, w) = (device.clone(), model.clone(), sim.clone(), when.to_owned());
@@ -187,7 +187,7 @@ fn flush(device: &Arc<Device>, model: &Arc<Mutex<Model>>, sim: &Sim, when: &str)
 fn round(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let sim = Sim::new(seed);
-    // Mostly small disks that are looked at whole; sometimes one with several pages of map.
+    // Mostly small disks that are checked completely; sometimes one with several pages of map.
     let (sectors, windows) = if rng.random_bool(0.2) {
         let sectors = 2 * 16384 * 8 + rng.random_range(1..900);
         (
@@ -205,9 +205,9 @@ fn round(seed: u64) {
         .collect();
     let base = sim.sparse_base(sectors, &content);
     let model = Arc::new(Mutex::new(Model::new(seed, windows, tag)));
-    let shelf = |boot: u64| {
+    let layer_folder = |boot: u64| {
         let instance = "0123abcd".parse().unwrap();
-        Shelf::open(Arc::new(sim.clone()), "/w".into(), instance, format!("boot-{boot}")).unwrap()
+        LayerFolder::open(Arc::new(sim.clone()), "/w".into(), instance, format!("boot-{boot}")).unwrap()
     };
     let mut frozen: Vec<PathBuf> = Vec::new();
     let mut boot = 0;
@@ -215,20 +215,20 @@ fn round(seed: u64) {
         let when = format!("seed {seed}, life {life}");
         let name = id(&format!("w{}", frozen.len()));
         let version = over(&sim, &base, &frozen).unwrap();
-        let Ok(device) = shelf(boot).ensure(&name, &version) else { panic!("{when}: no disk") };
+        let Ok(device) = layer_folder(boot).ensure(&name, &version) else { panic!("{when}: no disk") };
         lock(&model).verify(&device, true, &when);
         if rng.random_bool(0.2) {
-            // Freeze: what was flushed and let go is a layer.
+            // Freeze: the flushed and released content becomes a layer.
             for _ in 0..5 {
                 act(&device, &model, &sim, &when);
             }
             flush(&device, &model, &sim, &when);
             let marks = lock(&model).mark();
             drop(device);
-            frozen.insert(0, shelf(boot).freeze(&name).unwrap().home);
+            frozen.insert(0, layer_folder(boot).freeze(&name).unwrap().home);
             lock(&model).flushed(&marks);
             if rng.random() {
-                // A frozen layer is whole without its hot map, and after a power cut.
+                // A frozen layer is complete without its hot map, and after a power cut.
                 sim.cut();
                 boot += 1;
             }
@@ -243,11 +243,11 @@ fn round(seed: u64) {
             }
         }
         drop(device);
-        // Killed a few times under the same kernel, and then the power goes.
+        // Several kills under the same kernel, then a power cut.
         for _ in 0..rng.random_range(0..3) {
             sim.restart();
             let when = format!("{when}, killed");
-            let device = shelf(boot).ensure(&name, &version).unwrap();
+            let device = layer_folder(boot).ensure(&name, &version).unwrap();
             lock(&model).verify(&device, false, &when);
             sim.die_after(rng.random_range(0..40));
             while !sim.is_dead() {
@@ -274,7 +274,7 @@ fn a_flushed_write_survives_a_power_cut_and_nothing_is_invented() {
     }
 }
 
-/// A disk of 64 numbered sectors with its shelf.
+/// A disk of 64 numbered sectors with its layer folder.
 fn small() -> (Sim, OpenImage) {
     let sim = Sim::new(7);
     let base = sim.base(64, 1);
@@ -282,7 +282,7 @@ fn small() -> (Sim, OpenImage) {
 }
 
 fn open(sim: &Sim, base: &OpenImage, boot: &str) -> Arc<Device> {
-    Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into())
+    LayerFolder::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into())
         .unwrap()
         .ensure(&id("a"), base)
         .unwrap()
@@ -291,7 +291,7 @@ fn open(sim: &Sim, base: &OpenImage, boot: &str) -> Arc<Device> {
 #[test]
 fn a_failed_sync_is_an_error_of_the_medium_for_good() {
     let files = ["data", "durable.new", "durable"];
-    // Whatever it names as the reason: also what could be tried again had it been another call.
+    // For any reported reason, including those that could be retried for another call.
     for (file, errno) in
         files.into_iter().flat_map(|f| [Errno::NOSPC, Errno::MFILE, Errno::NOMEM].map(|e| (f, e)))
     {
@@ -313,9 +313,9 @@ fn a_failed_sync_is_an_error_of_the_medium_for_good() {
         assert!(device.read_at(&mut [0; 512], 0).is_err());
         assert!(device.try_write_at(&[0; 512], 0).is_err());
         drop(device);
-        let shelf =
-            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "boot".into());
-        let again = shelf.unwrap().ensure(&id("a"), &base);
+        let layer_folder =
+            LayerFolder::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "boot".into());
+        let again = layer_folder.unwrap().ensure(&id("a"), &base);
         assert!(again.is_err(), "{file}: nor by the next process under this kernel");
         sim.cut();
         let mut sector = [0; 512];
@@ -355,7 +355,7 @@ fn a_call_that_is_short_of_memory_is_tried_again() {
         sim.fail_next_io(Errno::NOMEM);
         assert_eq!(call().unwrap_err().kind(), io::ErrorKind::ResourceBusy, "{n}");
         call().unwrap();
-        // What the medium says is handed on as it is.
+        // The error of the disk is returned unchanged.
         sim.fail_next_io(Errno::IO);
         assert_ne!(call().map_err(|e| e.kind()), Err(io::ErrorKind::ResourceBusy), "{n}");
     }
@@ -421,11 +421,15 @@ fn a_hot_map_made_anew_after_a_power_cut_is_whole_or_made_again() {
         device.flush().unwrap();
         drop(device);
         sim.cut();
-        let shelf =
-            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), "after".into());
-        let shelf = shelf.unwrap();
+        let layer_folder = LayerFolder::open(
+            Arc::new(sim.clone()),
+            "/w".into(),
+            "0123abcd".parse().unwrap(),
+            "after".into(),
+        );
+        let layer_folder = layer_folder.unwrap();
         sim.die_after(steps);
-        let lived = shelf.ensure(&id("a"), &base).is_ok();
+        let lived = layer_folder.ensure(&id("a"), &base).is_ok();
         sim.restart();
         assert_eq!(read(&*open(&sim, &base, "after"), 4096, 8192), [5; 8192], "killed after {steps} steps");
         if lived {

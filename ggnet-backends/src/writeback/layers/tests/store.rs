@@ -1,5 +1,5 @@
-//! The port's contract over real files: idempotence, Busy, list, removal, boot ids, damage; and over the simulated disk: every
-//! `ensure` and `remove` cut short at every step.
+//! The port's contract on real files: idempotence, Busy, list, removal, boot ids, damage; and on the simulated disk: every `ensure` and
+//! `remove` interrupted at every step.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -29,7 +29,7 @@ async fn ensure_twice_is_the_same_disk_and_a_dropped_one_keeps_what_was_written(
     assert_eq!(read(&*disk, 0, 1024), numbered(2, 1));
     assert_eq!(disk.info().size_bytes, 64 * 512);
     assert!(!disk.info().read_only);
-    // A second store over the same folder, as after our death.
+    // A second store on the same folder, as after our death.
     drop(disk);
     drop(store);
     let disk = blocks(room.store().ensure(&spec, &room.base).await.unwrap());
@@ -61,7 +61,7 @@ async fn another_base_is_busy_and_a_wrong_one_leaves_nothing() {
     assert_eq!(e.kind(), ErrorKind::Busy, "{e}");
     assert_eq!(e.backend(), Some("layers"));
 
-    // Another one than the spec is about, or another size of it.
+    // Another base than the spec has, or another size of it.
     for wrong in [other_base, OpenImage { size_bytes: room.base.size_bytes + 512, ..room.base.clone() }] {
         let e = store.ensure(&room.spec("b"), &wrong).await.unwrap_err();
         assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("base")), "{e}");
@@ -130,7 +130,7 @@ async fn list_tells_base_digest_and_bytes_without_a_database() {
     let store = room.store();
     let disk = blocks(store.ensure(&spec, &room.base).await.unwrap());
     store.ensure(&room.spec("t-b"), &room.base).await.unwrap();
-    // Another GGnet's, and what is nobody's.
+    // Files of another GGnet, and files without an owner.
     let other = LayersConfig { dir: room.dir(), instance: InstanceId::generate() };
     Layers::open(other).unwrap().ensure(&room.spec("c"), &room.base).await.unwrap();
     std::fs::create_dir(room.dir().join("lost+found")).unwrap();
@@ -153,7 +153,7 @@ async fn list_tells_base_digest_and_bytes_without_a_database() {
     assert_eq!(read(&*disk, 0, 1 << 20), vec![0; 1 << 20]);
 }
 
-/// Somebody moved a large disk to another file system, and put a link in its place.
+/// An operator moved a large disk to another file system, and put a link in its place.
 #[tokio::test]
 async fn what_a_link_points_at_is_served_and_never_removed() {
     let room = Room::new(&numbered(64, 1));
@@ -232,7 +232,7 @@ async fn nobody_else_may_read_a_guests_disk() {
 #[test]
 fn under_the_same_kernel_the_hot_map_holds_and_under_another_the_durable_one() {
     let room = Room::new(&numbered(64, 1));
-    let open = |boot: &str| room.shelf(boot).ensure(&id("a"), &room.base).unwrap();
+    let open = |boot: &str| room.layer_folder(boot).ensure(&id("a"), &room.base).unwrap();
     let disk = open("boot-1");
     disk.write_at(&[1; 512], 0).unwrap();
     disk.flush().unwrap();
@@ -254,10 +254,10 @@ fn under_the_same_kernel_the_hot_map_holds_and_under_another_the_durable_one() {
     drop(disk);
     assert_eq!(read(&*open("boot-2"), 4608, 512), [3; 512]);
     // Never flushed at all: empty again.
-    let fresh = || room.shelf("boot-3").ensure(&id("b"), &room.base).unwrap();
+    let fresh = || room.layer_folder("boot-3").ensure(&id("b"), &room.base).unwrap();
     fresh().write_at(&[4; 512], 0).unwrap();
     assert_eq!(read(&*fresh(), 0, 512), [4; 512]);
-    let disk = room.shelf("boot-4").ensure(&id("b"), &room.base).unwrap();
+    let disk = room.layer_folder("boot-4").ensure(&id("b"), &room.base).unwrap();
     assert_eq!(read(&*disk, 0, 512), numbered(1, 1));
 }
 
@@ -265,12 +265,12 @@ fn under_the_same_kernel_the_hot_map_holds_and_under_another_the_durable_one() {
 async fn damage_is_told_and_never_served() {
     let room = Room::new(&numbered(64, 1));
     let prepare = |name: &str| {
-        let disk = room.shelf("boot").ensure(&id(name), &room.base).unwrap();
+        let disk = room.layer_folder("boot").ensure(&id(name), &room.base).unwrap();
         disk.write_at(&[1; 4096], 0).unwrap();
         disk.flush().unwrap();
         room.home(name)
     };
-    let ensure = |name: &str| room.shelf("boot").ensure(&id(name), &room.base).map(|_| ());
+    let ensure = |name: &str| room.layer_folder("boot").ensure(&id(name), &room.base).map(|_| ());
     let poke = |path: PathBuf, at: u64, bytes: &[u8]| {
         OsFiles.open(&path, Open::Write).unwrap().write_at(&mut [IoSlice::new(bytes)], at).unwrap();
     };
@@ -289,7 +289,7 @@ async fn damage_is_told_and_never_served() {
     let home = prepare("moved");
     std::fs::rename(home, room.home("other")).unwrap();
     corrupt("other");
-    // A lost hot map is as after a power cut.
+    // A lost hot map is treated like a power cut.
     std::fs::remove_file(prepare("hot").join(HOT)).unwrap();
     ensure("hot").unwrap();
 
@@ -311,7 +311,7 @@ async fn shutdown_flushes_and_ends_the_store() {
     store.shutdown().await;
     assert_eq!(store.ensure(&room.spec("b"), &room.base).await.unwrap_err().kind(), ErrorKind::Unavailable);
     drop(disk);
-    let disk = room.shelf("another boot").ensure(&id("a"), &room.base).unwrap();
+    let disk = room.layer_folder("another boot").ensure(&id("a"), &room.base).unwrap();
     assert_eq!(read(&*disk, 0, 512), [1; 512]);
 }
 
@@ -337,10 +337,10 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     let store = Layers::open_over(Arc::new(sim.clone()), config, "boot").unwrap();
     sim.set_free_files(Some(499));
     assert!(matches!(store.health().await, Health::Degraded(why) if why.contains("499 free")));
-    // The probe file still finds one; a machine's folder with its files does not.
+    // The probe file still gets one inode; a machine's folder with its files does not.
     sim.set_free_files(Some(1));
     assert!(
-        matches!(store.health().await, Health::Blocked(why) if why.contains("no inodes to spare (1 free)"))
+        matches!(store.health().await, Health::Blocked(why) if why.contains("almost no inodes left (1 free)"))
     );
     sim.set_free_files(None);
     assert_eq!(store.health().await, Health::Up, "btrfs counts none");
@@ -349,27 +349,32 @@ async fn health_names_the_folder_when_it_is_gone_and_the_disk_when_it_failed() {
     let store = room.store();
     std::fs::remove_dir_all(room.dir()).unwrap();
     assert!(matches!(store.health().await, Health::Down(why) if why.contains("writebacks")));
-    // Not `NotFound`, which says that the version's bytes are gone.
+    // Not `NotFound`, which means that the version's bytes are missing.
     let e = store.ensure(&room.spec("a"), &room.base).await.unwrap_err();
     assert!(e.kind() == ErrorKind::Unavailable && e.hint().is_some(), "{}", e.report());
 }
 
-/// Runs `call` with death after each number of file operations, until it lives; then `check` what is left.
+/// Runs `call` and kills it after each number of file operations, until it survives; then runs `check` on the result.
 fn cut_at_every_step(
-    prepare: impl Fn(&Shelf, &OpenImage),
-    call: impl Fn(&Shelf, &OpenImage) -> bool,
-    check: impl Fn(&Shelf, &OpenImage, &str),
+    prepare: impl Fn(&LayerFolder, &OpenImage),
+    call: impl Fn(&LayerFolder, &OpenImage) -> bool,
+    check: impl Fn(&LayerFolder, &OpenImage, &str),
 ) {
     for power in [false, true] {
         let mut steps = 0;
         loop {
             let sim = Sim::new(steps);
             let base = sim.base(64, 1);
-            let shelf = |boot: &str| {
-                Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into())
-                    .unwrap()
+            let layer_folder = |boot: &str| {
+                LayerFolder::open(
+                    Arc::new(sim.clone()),
+                    "/w".into(),
+                    "0123abcd".parse().unwrap(),
+                    boot.into(),
+                )
+                .unwrap()
             };
-            let first = shelf("boot-1");
+            let first = layer_folder("boot-1");
             prepare(&first, &base);
             sim.die_after(steps);
             let lived = call(&first, &base);
@@ -379,7 +384,7 @@ fn cut_at_every_step(
             } else {
                 sim.restart();
             }
-            check(&shelf(boot), &base, &format!("died after {steps} steps, power cut: {power}"));
+            check(&layer_folder(boot), &base, &format!("died after {steps} steps, power cut: {power}"));
             if lived {
                 assert!(steps > 2, "an ensure or remove has steps");
                 break;
@@ -389,49 +394,49 @@ fn cut_at_every_step(
     }
 }
 
-fn end_well(shelf: &Shelf, base: &OpenImage, when: &str) {
-    let list = shelf.list().unwrap();
+fn end_well(layer_folder: &LayerFolder, base: &OpenImage, when: &str) {
+    let list = layer_folder.list().unwrap();
     assert!(list.len() <= 1, "{when}: {list:?}");
     if let Some(listed) = list.first() {
         assert_eq!(listed.id, id("a"), "{when}");
         assert!(listed.base.is_some() || listed.completeness == Completeness::Partial, "{when}: {listed:?}");
     }
-    let disk = shelf.ensure(&id("a"), base).unwrap();
-    assert!(!shelf.list().unwrap().is_empty(), "{when}");
-    assert_eq!(shelf.list().unwrap()[0].completeness, Completeness::Whole, "{when}");
+    let disk = layer_folder.ensure(&id("a"), base).unwrap();
+    assert!(!layer_folder.list().unwrap().is_empty(), "{when}");
+    assert_eq!(layer_folder.list().unwrap()[0].completeness, Completeness::Whole, "{when}");
     read(&*disk, 0, 64 * 512);
     drop(disk);
-    shelf.remove(&id("a")).unwrap();
-    assert!(shelf.list().unwrap().is_empty(), "{when}");
+    layer_folder.remove(&id("a")).unwrap();
+    assert!(layer_folder.list().unwrap().is_empty(), "{when}");
 }
 
 #[test]
 fn an_ensure_cut_short_anywhere_is_completed_or_removed() {
-    cut_at_every_step(|_, _| (), |shelf, base| shelf.ensure(&id("a"), base).is_ok(), end_well);
+    cut_at_every_step(|_, _| (), |layer_folder, base| layer_folder.ensure(&id("a"), base).is_ok(), end_well);
     cut_at_every_step(
         |_, _| (),
-        |shelf, base| shelf.ensure(&id("a"), base).is_ok(),
-        |shelf, _, when| {
-            shelf.remove(&id("a")).unwrap();
-            assert!(shelf.list().unwrap().is_empty(), "{when}");
+        |layer_folder, base| layer_folder.ensure(&id("a"), base).is_ok(),
+        |layer_folder, _, when| {
+            layer_folder.remove(&id("a")).unwrap();
+            assert!(layer_folder.list().unwrap().is_empty(), "{when}");
         },
     );
 }
 
 #[test]
 fn a_remove_cut_short_anywhere_is_ended_by_the_next_call() {
-    let prepare = |shelf: &Shelf, base: &OpenImage| {
-        let disk = shelf.ensure(&id("a"), base).unwrap();
+    let prepare = |layer_folder: &LayerFolder, base: &OpenImage| {
+        let disk = layer_folder.ensure(&id("a"), base).unwrap();
         disk.write_at(&[1; 512], 0).unwrap();
         disk.flush().unwrap();
     };
-    cut_at_every_step(prepare, |shelf, _| shelf.remove(&id("a")).is_ok(), end_well);
+    cut_at_every_step(prepare, |layer_folder, _| layer_folder.remove(&id("a")).is_ok(), end_well);
     cut_at_every_step(
         prepare,
-        |shelf, _| shelf.remove(&id("a")).is_ok(),
-        |shelf, _, when| {
-            shelf.remove(&id("a")).unwrap();
-            assert!(shelf.list().unwrap().is_empty(), "{when}");
+        |layer_folder, _| layer_folder.remove(&id("a")).is_ok(),
+        |layer_folder, _, when| {
+            layer_folder.remove(&id("a")).unwrap();
+            assert!(layer_folder.list().unwrap().is_empty(), "{when}");
         },
     );
 }
@@ -441,10 +446,11 @@ fn a_removed_disk_does_not_come_back_under_the_name_of_a_new_one() {
     for seed in 0..50 {
         let sim = Sim::new(seed);
         let base = sim.base(64, 1);
-        let shelf = |boot: &str| {
-            Shelf::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into()).unwrap()
+        let layer_folder = |boot: &str| {
+            LayerFolder::open(Arc::new(sim.clone()), "/w".into(), "0123abcd".parse().unwrap(), boot.into())
+                .unwrap()
         };
-        let first = shelf("boot-1");
+        let first = layer_folder("boot-1");
         let disk = first.ensure(&id("a"), &base).unwrap();
         disk.write_at(&[1; 512], 0).unwrap();
         disk.flush().unwrap();
@@ -452,7 +458,7 @@ fn a_removed_disk_does_not_come_back_under_the_name_of_a_new_one() {
         first.remove(&id("a")).unwrap();
         drop(first.ensure(&id("a"), &base).unwrap());
         sim.cut();
-        let disk = shelf("boot-2").ensure(&id("a"), &base).unwrap();
+        let disk = layer_folder("boot-2").ensure(&id("a"), &base).unwrap();
         assert_eq!(read(&*disk, 0, 512), numbered(1, 1), "seed {seed}");
     }
 }

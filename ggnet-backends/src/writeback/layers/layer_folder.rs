@@ -1,22 +1,22 @@
-//! The layers in their folder: how they are made, found again and counted. Names, removal and health are `folder`'s.
+//! The layers in their folder: how they are created, found, listed and frozen. `folder` handles names, removal and health.
 //!
 //! ```text
 //!   <dir>/<instance>-<id>/             one writeback
 //!        data                         as long as the disk, sparse
 //!        hot                          header and map, follows every write
-//!        durable                      header and map, follows every flush; not there before the first
-//!        durable.new                  the first durable map, not synced yet; as good as not there
+//!        durable                      header and map, follows every flush; does not exist before the first
+//!        durable.new                  the first durable map, not synced yet; treated as missing
 //! ```
-//! * Made: folder, `data`, `hot` with its header last. A folder without a readable header is *partial*: nothing was ever
-//!   acknowledged in it, so `ensure` begins anew.
-//! * Found: by the same kernel that wrote the hot map (its boot id is in the header), the hot map holds; by another, the durable
-//!   map, and if there is none nothing was ever flushed and the writeback is empty again. A hot map made from the durable one
-//!   gets its header last, too: cut short, it is made again.
-//! * Frozen: found as above and flushed, so that `data` and the durable map say all there is to know; nothing else changes.
+//! * Create: folder, `data`, then `hot`, its header last. A folder without a readable header is *partial*: nothing was ever acknowledged in
+//!   it, so `ensure` starts again.
+//! * Open: under the same kernel that wrote the hot map (its boot id is in the header), the hot map is valid; under another, the durable
+//!   map, and if there is none, nothing was ever flushed and the writeback is empty again. A hot map that is created from the durable one
+//!   gets its header last, too: if interrupted, it is created again.
+//! * Freeze: opened as above and flushed, so that `data` and the durable map are complete; nothing else changes.
 //!
-//! Invariants: what stands under a name of ours is absent, whole or partial; see `folder` for the rest. The boot id speaks for the
-//! kernel, not for a file system that loses what it had not written while the kernel lives on (a disk pulled out, a network mount): such
-//! a folder must not be used again before a reboot.
+//! Invariants: under each of our names there is nothing, a whole or a partial writeback; see `folder` for the rest. The boot id identifies
+//! the kernel, but a file system can lose unwritten data while the kernel keeps running (a removed disk, a network mount): such a folder
+//! must not be used again before a reboot.
 
 use std::{
     io::{self, IoSlice},
@@ -46,31 +46,31 @@ use crate::{
 };
 
 /// See the module.
-pub(super) struct Shelf {
+pub(super) struct LayerFolder {
     folder: Folder,
     boot: String,
     punches: bool,
     inline: Arc<Inline>,
 }
 
-/// A layer whose writing has ended.
+/// A frozen layer.
 pub(super) struct Still {
     /// Its folder.
     pub(super) home: PathBuf,
-    /// The version that it stands on.
+    /// The version below it.
     pub(super) base: ImageVersionId,
     /// The disk's size in bytes.
     pub(super) size_bytes: u64,
 }
 
-/// A map file that is there.
+/// An existing map file.
 struct MapFile {
     header: Header,
     file: Arc<dyn RawFile>,
 }
 
-impl Shelf {
-    /// Opens the folder, which must be there, and finds out whether its file system can punch holes.
+impl LayerFolder {
+    /// Opens the folder, which must exist, and checks whether its file system can punch holes.
     pub(super) fn open(
         files: Arc<dyn Files>,
         dir: PathBuf,
@@ -83,18 +83,18 @@ impl Shelf {
         Ok(Self { folder, boot, punches, inline: Arc::new(Inline::new()) })
     }
 
-    /// Whether discarded blocks go back to the host.
+    /// Whether discarded blocks are freed on the host.
     pub(super) const fn punches(&self) -> bool {
         self.punches
     }
 
-    /// Makes the writeback or finds it again, over `base`.
+    /// Creates the writeback or opens it again, over `base`.
     pub(super) fn ensure(&self, id: &ResourceId, base: &OpenImage) -> Result<Arc<Device>> {
         check_size(base.size_bytes)?;
         let below = bytes_of(base)?;
         let home = self.folder.home(id);
         let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
-        self.folder.end_removal(id).map_err(|e| at("Removing what was left of", e))?;
+        self.folder.end_removal(id).map_err(|e| at("Removing the rest of", e))?;
         let durable = self.durable(&home).map_err(|e| at("Reading", e))?;
         let hot = self.hot(&home).map_err(|e| at("Reading", e))?;
         for map in [&durable, &hot].into_iter().flatten() {
@@ -124,7 +124,7 @@ impl Shelf {
         })))
     }
 
-    /// Brings everything that was written to a writeback to the disk; nobody has it open.
+    /// Flushes a writeback that is not open.
     pub(super) fn freeze(&self, id: &ResourceId) -> Result<Still> {
         let home = self.folder.home(id);
         let at = |what: &str, e| Error::io(format!("{what} {}", home.display()), e);
@@ -143,7 +143,7 @@ impl Shelf {
         Ok(Still { home, base, size_bytes })
     }
 
-    /// Opens the files of a writeback by whichever map holds, or makes them.
+    /// Opens the files of a writeback with the valid map, or creates them.
     fn layer(
         &self,
         home: &Path,
@@ -175,14 +175,14 @@ impl Shelf {
         }
     }
 
-    /// A header must be of this writeback.
+    /// Checks that a header belongs to this writeback.
     fn check(&self, id: &ResourceId, header: &Header) -> Result<()> {
         if header.id != *id || header.instance != self.folder.instance {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("The folder of writeback {id} holds {}-{}", header.instance, header.id),
+                format!("The folder of writeback {id} contains writeback {}-{}", header.instance, header.id),
             )
-            .with_hint("a folder was renamed or copied by hand: put it back or remove it"));
+            .with_hint("a folder was renamed or copied by hand: restore its name or remove it"));
         }
         Ok(())
     }
@@ -196,7 +196,7 @@ impl Shelf {
         }
     }
 
-    /// The durable map if it is there; one that is there and does not check is an error.
+    /// The durable map if it exists; an invalid one is an error.
     fn durable(&self, home: &Path) -> io::Result<Option<MapFile>> {
         match self.folder.files.open(&home.join(DURABLE), Open::Write) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -208,7 +208,7 @@ impl Shelf {
         }
     }
 
-    /// The hot map if it is there with its header: one without was never finished, or not written out before a power cut.
+    /// The hot map if it exists with its header: without a header it was never completed, or not written before a power cut.
     fn hot(&self, home: &Path) -> io::Result<Option<MapFile>> {
         let file = match self.folder.files.open(&home.join(HOT), Open::Write) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -241,7 +241,7 @@ impl Shelf {
         Ok(Layer::new(header.id.clone(), data, hot, map))
     }
 
-    /// Makes the hot map file anew, with what is in `map`; its header last.
+    /// Creates the hot map file again from `map`, its header last.
     fn new_hot(&self, home: &Path, header: &Header, map: &BlockMap) -> io::Result<Arc<dyn RawFile>> {
         let hot = self.folder.files.open(&home.join(HOT), Open::Create)?;
         hot.set_size(BlockMap::file_len(header.size))?;
@@ -252,22 +252,22 @@ impl Shelf {
         Ok(hot)
     }
 
-    /// Removes the writeback, whatever is there of it.
+    /// Removes the writeback, including an incomplete one.
     pub(super) fn remove(&self, id: &ResourceId) -> Result<()> {
         self.folder.remove(id)
     }
 
-    /// What stands in the folder.
+    /// Lists the folder.
     pub(super) fn list(&self) -> Result<Vec<WritebackListed>> {
         self.folder.list(|home, id, names, removed| self.describe(home, id, names, removed).map(Some))
     }
 
-    /// One that stands there.
+    /// Returns one writeback.
     pub(super) fn get(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
         self.folder.get(id, |home, id, names, removed| self.describe(home, id, names, removed).map(Some))
     }
 
-    /// How the folder is; waits for the disk.
+    /// The health of the folder; blocks on disk I/O.
     pub(super) fn health(&self) -> Health {
         self.folder.health()
     }
@@ -310,6 +310,6 @@ impl Shelf {
 
 /// The error for a disk that failed an fsync.
 pub(super) fn failed(id: &ResourceId) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("Writeback {id} failed to reach its disk and cannot be trusted"))
-        .with_hint("look for disk errors in the kernel log; remove the writeback, or reboot the host to get what was flushed")
+    Error::new(ErrorKind::Corrupt, format!("Writeback {id} could not be written to its disk and cannot be used"))
+        .with_hint("look for disk errors in the kernel log; remove the writeback, or reboot the host to get the flushed data back")
 }

@@ -23,29 +23,35 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-mod answers;
+mod actions;
+mod attached;
 mod block;
 mod bytes;
 mod chap;
-mod closing;
 mod conn;
 mod connection;
 mod digest;
+mod flow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod jobs;
 mod log_budget;
 mod login;
 mod memory;
 mod negotiate;
+mod outbox;
 mod pdu;
+mod ping;
 mod places;
 mod reads;
 mod scsi;
 mod server;
 mod session;
+mod shared;
 mod stats;
 mod target;
+mod task;
 mod tasks;
 mod text;
 mod text_requests;

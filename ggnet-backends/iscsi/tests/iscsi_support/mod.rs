@@ -15,7 +15,6 @@ use ggnet_iscsi::{
 
 pub use self::mem_disk::MemDisk;
 
-pub mod file_disk;
 pub mod initiator;
 pub mod mem_disk;
 

@@ -14,9 +14,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ggnet_benches::contender::{Contender, noise_file};
-use ggnet_benches::initiator::Connection;
-use ggnet_benches::initiator::Direction::{self, Read, Write};
 use ggnet_benches::load::{self, Load, Order, Place};
+use ggnet_benches::wire::Connection;
+use ggnet_benches::wire::Direction::{self, Read, Write};
 use ggnet_benches::{INITIATOR, busy_time, cpu_time_of_us, heading, interval, spread};
 use ggnet_tests::{Process, process, wait};
 

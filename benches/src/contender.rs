@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use ggnet_tests::{Process, Tgt, process, wait};
 
-use crate::initiator::Connection;
+use crate::wire::Connection;
 use crate::{INITIATOR, Memory, cpu_time, memory};
 
 /// A running target server.

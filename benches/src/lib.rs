@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 
 pub mod bench_server;
 pub mod contender;
-pub mod initiator;
 pub mod load;
+pub mod wire;
 
 /// The name under which the load generators log in.
 pub const INITIATOR: &str = "iqn.2024-01.org.example:load";

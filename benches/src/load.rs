@@ -4,9 +4,10 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use ggnet_iscsi::initiator::Transfer;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
-use crate::initiator::{Connection, Direction, Transfer};
+use crate::wire::{Connection, Direction};
 
 /// What each client does.
 #[derive(Debug, Clone, Copy)]

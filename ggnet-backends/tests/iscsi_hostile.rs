@@ -17,9 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use ggnet_core::testkit::tier::rounds;
+use ggnet_iscsi::initiator::{Account, Bhs, Connection, Error, NO_TAG};
 use ggnet_iscsi::{BlockDevice, BlockInfo, BlockRun, Chap, Exclusivity};
-use iscsi_support::initiator::{Initiator, Login, write_cdb};
-use iscsi_support::{Policy, Rig, pattern};
+use iscsi_support::{Policy, Rig, Say as _, pattern, write_cdb};
 use layer_disk::LayerDisk;
 
 /// What the process's anonymous memory stays below, in bytes: docs/threat-model.md states it.
@@ -52,23 +52,23 @@ struct Deed {
     name: &'static str,
     keys: Keys,
     /// Sends one round of it. It reads nothing, unless it must to go on.
-    act: for<'a> fn(&'a mut Initiator, u64) -> Act<'a>,
+    act: for<'a> fn(&'a mut Connection, u64) -> Act<'a>,
 }
 
-type Act<'a> = std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
+type Act<'a> = std::pin::Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>;
 
 /// A header of a SCSI command.
-fn command(i: &mut Initiator, immediate: u8, flags: u8, cdb: &[u8], expected: u32) -> [u8; 48] {
+fn command(i: &mut Connection, immediate: u8, flags: u8, cdb: &[u8], expected: u32) -> Bhs {
     let mut bhs = i.request(0x01 | immediate, flags);
-    bhs[20..24].copy_from_slice(&expected.to_be_bytes());
-    bhs[32..32 + cdb.len()].copy_from_slice(cdb);
+    bhs.set_word(20, expected);
+    bhs.set(32, cdb);
     bhs
 }
 
 /// The place of a transfer tag that was never told: the first of its slot.
 const FIRST_TAG: u32 = 1 << 16;
 
-fn immediate_writes(i: &mut Initiator, _: u64) -> Act<'_> {
+fn immediate_writes(i: &mut Connection, _: u64) -> Act<'_> {
     Box::pin(async move {
         for _ in 0..64 {
             let bhs = command(i, 0x40, 0xa1, &write_cdb(0, 8, false), 4096);
@@ -78,19 +78,19 @@ fn immediate_writes(i: &mut Initiator, _: u64) -> Act<'_> {
     })
 }
 
-fn odd_pieces(i: &mut Initiator, _: u64) -> Act<'_> {
+fn odd_pieces(i: &mut Connection, _: u64) -> Act<'_> {
     Box::pin(async move {
         let bhs = command(i, 0, 0xa1, &write_cdb(0, 512, false), 256 << 10);
-        let (itt, piece) = (i.itt, [9; 8191]);
+        let (itt, piece) = (i.numbers.itt, [9; 8191]);
         i.send(bhs, &[]).await?;
         for n in 0..8 {
-            i.try_data_out(itt, FIRST_TAG, n, n * 8191, false, &piece).await?;
+            i.data_out(itt, FIRST_TAG, n, n * 8191, false, &piece).await?;
         }
         Ok(())
     })
 }
 
-fn reads_unread(i: &mut Initiator, round: u64) -> Act<'_> {
+fn reads_unread(i: &mut Connection, round: u64) -> Act<'_> {
     Box::pin(async move {
         let mut cdb = [0x28, 0, 0, 0, 0, 0, 0, 0x80, 0, 0];
         cdb[4] = round.to_le_bytes()[0] & 0x3f;
@@ -99,7 +99,7 @@ fn reads_unread(i: &mut Initiator, round: u64) -> Act<'_> {
     })
 }
 
-fn half_pdus(i: &mut Initiator, round: u64) -> Act<'_> {
+fn half_pdus(i: &mut Connection, round: u64) -> Act<'_> {
     Box::pin(async move {
         if round == 0 {
             for _ in 0..100 {
@@ -107,8 +107,8 @@ fn half_pdus(i: &mut Initiator, round: u64) -> Act<'_> {
                 i.send(bhs, &[]).await?;
             }
             let mut bhs = command(i, 0, 0xa1, &write_cdb(0, 512, false), 256 << 10);
-            bhs[5..8].copy_from_slice(&(256_u32 << 10).to_be_bytes()[1..]);
-            i.send_raw(&bhs).await?;
+            bhs.set_data_len(256 << 10);
+            i.send_raw(&bhs.0).await?;
         }
         // All of the data but its end, as slowly as it may be.
         if round < 255 {
@@ -119,7 +119,7 @@ fn half_pdus(i: &mut Initiator, round: u64) -> Act<'_> {
     })
 }
 
-fn copies(i: &mut Initiator, _: u64) -> Act<'_> {
+fn copies(i: &mut Connection, _: u64) -> Act<'_> {
     Box::pin(async move {
         // As in SPC-4 section 6.3: one target by its NAA designator, four segments of 32 MiB.
         let mut list = vec![0; 16 + 32 + 4 * 28];
@@ -141,7 +141,7 @@ fn copies(i: &mut Initiator, _: u64) -> Act<'_> {
     })
 }
 
-fn verifies(i: &mut Initiator, _: u64) -> Act<'_> {
+fn verifies(i: &mut Connection, _: u64) -> Act<'_> {
     Box::pin(async move {
         let mut cdb = [0; 16];
         (cdb[0], cdb[1]) = (0x8f, 6);
@@ -152,7 +152,7 @@ fn verifies(i: &mut Initiator, _: u64) -> Act<'_> {
     })
 }
 
-fn or_writes(i: &mut Initiator, round: u64) -> Act<'_> {
+fn or_writes(i: &mut Connection, round: u64) -> Act<'_> {
     Box::pin(async move {
         let mut cdb = [0; 16];
         cdb[0] = 0x8b;
@@ -167,7 +167,7 @@ fn or_writes(i: &mut Initiator, round: u64) -> Act<'_> {
         if let Ok(n @ 0..63) = u32::try_from(round) {
             for slot in 0..4 {
                 let itt = 2 + slot;
-                i.try_data_out(itt, FIRST_TAG | slot, 0, n << 18, true, &vec![1; 256 << 10]).await?;
+                i.data_out(itt, FIRST_TAG | slot, 0, n << 18, true, &vec![1; 256 << 10]).await?;
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -175,7 +175,7 @@ fn or_writes(i: &mut Initiator, round: u64) -> Act<'_> {
     })
 }
 
-fn flushes(i: &mut Initiator, _: u64) -> Act<'_> {
+fn flushes(i: &mut Connection, _: u64) -> Act<'_> {
     Box::pin(async move {
         for _ in 0..32 {
             let bhs = command(i, 0, 0x81, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0);
@@ -188,27 +188,27 @@ fn flushes(i: &mut Initiator, _: u64) -> Act<'_> {
     })
 }
 
-fn resets(i: &mut Initiator, _: u64) -> Act<'_> {
+fn resets(i: &mut Connection, _: u64) -> Act<'_> {
     Box::pin(async move {
         for _ in 0..16 {
             let bhs = i.request(0x42, 0x85);
             i.send(bhs, &[]).await?;
             let mut bhs = i.request(0x44, 0x00);
-            bhs[1] = 0x40;
-            bhs[20..24].fill(0xff);
+            bhs.0[1] = 0x40;
+            bhs.set_word(20, NO_TAG);
             i.send(bhs, &[b'x'; 512]).await?;
         }
         i.receive().await.map(|_| ())
     })
 }
 
-fn noise(i: &mut Initiator, round: u64) -> Act<'_> {
+fn noise(i: &mut Connection, round: u64) -> Act<'_> {
     Box::pin(async move {
         let bytes = pattern(48 + 512, round + 1);
-        let mut bhs: [u8; 48] = bytes[..48].try_into().unwrap();
+        let mut bhs = Bhs(bytes[..48].try_into().unwrap());
         // Something that the session knows, with arbitrary fields.
-        bhs[0] = [0x41, 0x05, 0x42, 0x40, 0x44, 0x10][usize::from(bhs[0]) % 6];
-        bhs[4] = 0;
+        bhs.0[0] = [0x41, 0x05, 0x42, 0x40, 0x44, 0x10][usize::from(bhs.0[0]) % 6];
+        bhs.0[4] = 0;
         i.send(bhs, &bytes[48..]).await?;
         tokio::time::sleep(Duration::from_millis(1)).await;
         Ok(())
@@ -261,8 +261,9 @@ fn anonymous() -> usize {
 }
 
 /// One good machine: writes, flushes, reads back. Fails on any error, and on a command that takes more than 30 s.
-async fn good(address: std::net::SocketAddr, iqn: String, count: usize) -> Duration {
-    let mut i = Initiator::login(address, Login { target: Some(&iqn), ..Login::default() }).await.unwrap();
+async fn good(account: Account, count: usize) -> Duration {
+    let mut i = Connection::login(&account).await.unwrap();
+    i.patience = Duration::from_secs(30);
     let mut worst = Duration::ZERO;
     for n in 0..count {
         let data = pattern(64 << 10, n as u64);
@@ -270,7 +271,7 @@ async fn good(address: std::net::SocketAddr, iqn: String, count: usize) -> Durat
         let from = Instant::now();
         assert_eq!(i.write(lba, false, &data).await.status(), 0);
         if n % 8 == 7 {
-            i.command(0x81, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0, &[]).await;
+            i.command(0x81, &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0, &[]).await.unwrap();
             assert_eq!(i.receive().await.unwrap().status(), 0);
         }
         let (back, end) = i.read(lba, 128, 512).await;
@@ -290,15 +291,15 @@ async fn ten_good_machines_are_served_beside_two_hundred_hostile_ones() {
         (Arc::new(AtomicBool::new(false)), Arc::new([const { AtomicU64::new(0) }; DEEDS.len()]));
     for n in 0..HOSTILE {
         let iqn = machine(&rig, dir.path(), &format!("hostile-{n}")).await;
-        let (address, over, done) = (rig.address, Arc::clone(&over), Arc::clone(&done));
+        let (over, done) = (Arc::clone(&over), Arc::clone(&done));
         let (kind, deed) = (n % DEEDS.len(), DEEDS[n % DEEDS.len()]);
+        let account = Account { target: Some(iqn), ..rig.account() }.say(deed.keys);
         hostile.push(tokio::spawn(async move {
             let mut round = 0;
             let mut session = None;
             while !over.load(Relaxed) {
                 if session.is_none() {
-                    let login = Login { target: Some(&iqn), keys: deed.keys, ..Login::default() };
-                    session = Initiator::login(address, login).await.ok();
+                    session = Connection::login(&account).await.ok();
                     round = 0;
                 }
                 let Some(i) = &mut session else { continue };
@@ -332,7 +333,8 @@ async fn ten_good_machines_are_served_beside_two_hundred_hostile_ones() {
     let mut machines = Vec::new();
     for n in 0..GOOD {
         let iqn = machine(&rig, dir.path(), &format!("good-{n}")).await;
-        machines.push(tokio::spawn(good(rig.address, iqn, count)));
+        let account = Account { target: Some(iqn), ..rig.account() };
+        machines.push(tokio::spawn(good(account, count)));
     }
     let mut worst = Duration::ZERO;
     for m in machines {

@@ -1,19 +1,20 @@
 //! A registered machine that boots by our own initiator: its script over HTTP, a login, reads and a write, a logout.
 //!
-//! What a firmware or an operating system would report as an error is one here, as it is for [`Initiator`]. A script that is answered
-//! 503 is asked for again, as iPXE does.
+//! What a firmware or an operating system would report as an error is one here, as it is for [`account::log_in`]. A script that is
+//! answered 503 is asked for again, as iPXE does.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ggnet_core::nouns::MacAddr;
+use ggnet_iscsi::initiator::Account;
 use reqwest::StatusCode;
 
-use crate::initiator::{Account, Initiator, PATIENCE, SECTOR};
+use crate::account::{self, PATIENCE, SECTOR};
 use crate::server::script_path;
 
 /// Where a boot writes. The image has another content there.
-const LBA: u32 = 64;
+const LBA: u64 = 64;
 
 /// A machine and what it knows before it boots: its MAC address, and who gives it its script.
 #[derive(Debug)]
@@ -50,7 +51,7 @@ impl Machine {
             match response.status() {
                 StatusCode::OK => {
                     let [.., a, b, c] = self.mac.octets();
-                    return Account::from_script(&response.text().await?, [0x80, 0, 0, a, b, c]);
+                    return account::from_script(&response.text().await?, [0x80, 0, 0, a, b, c]);
                 }
                 StatusCode::SERVICE_UNAVAILABLE if since.elapsed() < PATIENCE => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -75,7 +76,7 @@ impl Machine {
         let mark = format!("boot {} of {}", self.boots, self.mac);
         let mut sector = [0; SECTOR];
         sector[..mark.len()].copy_from_slice(mark.as_bytes());
-        let mut disk = Initiator::login(self.account().await?).await?;
+        let mut disk = account::log_in(self.account().await?).await?;
         disk.read(0, 1).await?;
         let before = disk.read(LBA, 1).await?;
         ensure!(
@@ -85,7 +86,8 @@ impl Machine {
         );
         disk.write(LBA, &sector).await?;
         ensure!(disk.read(LBA, 1).await? == sector, "not what was written");
-        disk.logout().await;
+        // A connection that is lost meanwhile is closed as well.
+        let _ = disk.logout().await;
         Ok(())
     }
 }

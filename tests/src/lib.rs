@@ -21,6 +21,7 @@
 //! A missing tool is an error that carries the `apt-get install` line, never a skipped test.
 
 pub mod accel;
+pub mod account;
 pub mod api;
 pub mod boot_line;
 pub mod boots;
@@ -32,7 +33,6 @@ pub mod guest;
 pub mod hostile;
 pub mod http;
 pub mod image;
-pub mod initiator;
 pub mod kernel;
 pub mod lan;
 pub mod native_room;
@@ -50,10 +50,10 @@ pub use boot_line::BootLine;
 pub use boots::Machine;
 pub use checksum::sha256_file;
 pub use crowd::Crowd;
+pub use ggnet_iscsi::initiator::{Account, Initiator};
 pub use guest::{Answer, Firmware, Guest, GuestBuilder, Nic};
 pub use http::Http;
 pub use image::{GuestImage, RootFs};
-pub use initiator::{Account, Initiator};
 pub use lan::Lan;
 pub use native_room::NativeRoom;
 pub use netns::Netns;

@@ -17,8 +17,8 @@ use zeroize::Zeroizing;
 use super::text;
 
 /// Longest challenge and response we take, in bytes.
-const MAX_BINARY: usize = 1024;
-const CHALLENGE_LEN: usize = 16;
+pub(crate) const MAX_BINARY: usize = 1024;
+pub(crate) const CHALLENGE_LEN: usize = 16;
 const RESPONSE_LEN: usize = 16;
 
 /// A CHAP secret.
@@ -173,7 +173,7 @@ impl Exchange {
 }
 
 /// MD5 over identifier, secret and challenge (RFC 1994 section 4.1).
-pub(super) fn md5_response(id: u8, secret: &Secret, challenge: &[u8]) -> [u8; RESPONSE_LEN] {
+pub(crate) fn md5_response(id: u8, secret: &Secret, challenge: &[u8]) -> [u8; RESPONSE_LEN] {
     let mut md5 = Md5::new();
     md5.update([id]);
     md5.update(secret.0.as_slice());

@@ -49,6 +49,8 @@ mod flow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "initiator")]
+pub mod initiator;
 mod jobs;
 mod log_budget;
 mod login;

@@ -43,12 +43,12 @@ impl Status {
 }
 
 impl Status {
-    /// In words, for the log.
+    /// In words, for logs and for an initiator's errors.
     pub(crate) const fn words(self) -> &'static str {
         match self {
             Self::SUCCESS => "success",
             Self::INITIATOR_ERROR => "the initiator broke the protocol",
-            Self::AUTHENTICATION => "it has not proved who it is",
+            Self::AUTHENTICATION => "the initiator has not proved who it is",
             Self::AUTHORIZATION => "this initiator may not use the target",
             Self::NOT_FOUND => "there is no such target",
             Self::VERSION => "unknown protocol version",
@@ -56,8 +56,8 @@ impl Status {
             Self::MISSING_PARAMETER => "a name is missing",
             Self::SESSION_TYPE => "unknown session type",
             Self::NO_SESSION => "no such session",
-            Self::INVALID_REQUEST => "this is no time for such a request",
-            Self::TARGET_ERROR => "an error of ours",
+            Self::INVALID_REQUEST => "not allowed at this point of a login",
+            Self::TARGET_ERROR => "an error of the target",
             Self::UNAVAILABLE => "not yet: it may try again",
             Self::OUT_OF_RESOURCES => "all places are taken",
             Self(..) => "refused",
@@ -102,10 +102,12 @@ pub(crate) struct Established {
     pub(crate) cid: u16,
 }
 
-const SECURITY: u8 = 0;
-const OPERATIONAL: u8 = 1;
-const FULL_FEATURE: u8 = 3;
-const CONTINUE: u8 = 0x40;
+/// Stages of a login, as the flags have them (RFC 7143 section 11.12.3).
+pub(crate) const SECURITY: u8 = 0;
+pub(crate) const OPERATIONAL: u8 = 1;
+pub(crate) const FULL_FEATURE: u8 = 3;
+/// The text goes on in the next PDU (section 11.12.2).
+pub(crate) const CONTINUE: u8 = 0x40;
 /// Requests one login may take: an initiator that never comes to an end is cut off.
 const MAX_REQUESTS: u32 = 64;
 

@@ -6,21 +6,21 @@
 use super::pdu::Digests;
 use super::text;
 
-/// What the two sides agreed on.
+/// What the two sides of a login agreed on (RFC 7143 chapter 13).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Params {
+pub struct Params {
     /// Digests from the full feature phase on.
-    pub(crate) digests: Digests,
+    pub digests: Digests,
     /// No unsolicited Data-Out PDUs.
-    pub(crate) initial_r2t: bool,
+    pub initial_r2t: bool,
     /// Data may ride with the command.
-    pub(crate) immediate_data: bool,
-    /// The longest data segment the initiator takes.
-    pub(crate) peer_max_data: u32,
+    pub immediate_data: bool,
+    /// The longest data segment the other side takes.
+    pub peer_max_data: u32,
     /// Longest sequence of Data-In, or of Data-Out for one R2T.
-    pub(crate) max_burst: u32,
+    pub max_burst: u32,
     /// Longest unsolicited data of a command.
-    pub(crate) first_burst: u32,
+    pub first_burst: u32,
 }
 
 impl Default for Params {
@@ -194,7 +194,7 @@ fn digest(value: &str, on: &mut bool) -> Option<Answer> {
     Some(Answer::Value(pick.into()))
 }
 
-fn boolean(value: &str) -> Option<bool> {
+pub(crate) fn boolean(value: &str) -> Option<bool> {
     match value {
         "Yes" => Some(true),
         "No" => Some(false),
@@ -206,7 +206,7 @@ fn yes(value: bool) -> String {
     if value { "Yes" } else { "No" }.into()
 }
 
-fn range(value: &str, low: u32, high: u32) -> Option<u32> {
+pub(crate) fn range(value: &str, low: u32, high: u32) -> Option<u32> {
     text::number(value).filter(|n| (low..=high).contains(n))
 }
 

@@ -16,29 +16,51 @@ use super::digest::{DIGEST_LEN, digest};
 /// Length of the basic header segment.
 pub(crate) const BHS_LEN: usize = 48;
 /// "No tag": the reserved initiator or target task tag.
-pub(crate) const NO_TAG: u32 = 0xffff_ffff;
+pub const NO_TAG: u32 = 0xffff_ffff;
+/// Bit of the first byte: for immediate delivery, outside of the command window.
+pub const IMMEDIATE: u8 = 0x40;
 /// Final (or transit) bit of the flags byte.
-pub(crate) const FINAL: u8 = 0x80;
+pub const FINAL: u8 = 0x80;
 
-/// Operation codes.
-pub(crate) mod opcode {
-    pub(crate) const NOP_OUT: u8 = 0x00;
-    pub(crate) const SCSI_COMMAND: u8 = 0x01;
-    pub(crate) const TASK_MANAGEMENT: u8 = 0x02;
-    pub(crate) const LOGIN: u8 = 0x03;
-    pub(crate) const TEXT: u8 = 0x04;
-    pub(crate) const DATA_OUT: u8 = 0x05;
-    pub(crate) const LOGOUT: u8 = 0x06;
-    pub(crate) const SNACK: u8 = 0x10;
-    pub(crate) const NOP_IN: u8 = 0x20;
-    pub(crate) const SCSI_RESPONSE: u8 = 0x21;
-    pub(crate) const TASK_MANAGEMENT_RESPONSE: u8 = 0x22;
-    pub(crate) const LOGIN_RESPONSE: u8 = 0x23;
-    pub(crate) const TEXT_RESPONSE: u8 = 0x24;
-    pub(crate) const DATA_IN: u8 = 0x25;
-    pub(crate) const LOGOUT_RESPONSE: u8 = 0x26;
-    pub(crate) const R2T: u8 = 0x31;
-    pub(crate) const REJECT: u8 = 0x3f;
+/// Operation codes (RFC 7143 section 11.2.1.2).
+pub mod opcode {
+    /// A ping of the initiator, or its answer to one (section 11.18).
+    pub const NOP_OUT: u8 = 0x00;
+    /// A SCSI command (section 11.3).
+    pub const SCSI_COMMAND: u8 = 0x01;
+    /// A task management function request (section 11.5).
+    pub const TASK_MANAGEMENT: u8 = 0x02;
+    /// A login request (section 11.12).
+    pub const LOGIN: u8 = 0x03;
+    /// A text request (section 11.10).
+    pub const TEXT: u8 = 0x04;
+    /// Data for the target (section 11.7).
+    pub const DATA_OUT: u8 = 0x05;
+    /// A logout request (section 11.14).
+    pub const LOGOUT: u8 = 0x06;
+    /// A request for what was lost (section 11.16).
+    pub const SNACK: u8 = 0x10;
+    /// A ping of the target, or its answer to one (section 11.19).
+    pub const NOP_IN: u8 = 0x20;
+    /// The status of a SCSI command (section 11.4).
+    pub const SCSI_RESPONSE: u8 = 0x21;
+    /// The outcome of a task management function (section 11.6).
+    pub const TASK_MANAGEMENT_RESPONSE: u8 = 0x22;
+    /// The answer to a login request (section 11.13).
+    pub const LOGIN_RESPONSE: u8 = 0x23;
+    /// The answer to a text request (section 11.11).
+    pub const TEXT_RESPONSE: u8 = 0x24;
+    /// Data for the initiator (section 11.7).
+    pub const DATA_IN: u8 = 0x25;
+    /// The answer to a logout request (section 11.15).
+    pub const LOGOUT_RESPONSE: u8 = 0x26;
+    /// The target is ready for data (section 11.8).
+    pub const R2T: u8 = 0x31;
+    /// An asynchronous message of the target (section 11.9).
+    #[cfg(feature = "initiator")]
+    pub const ASYNC_MESSAGE: u8 = 0x32;
+    /// A PDU was refused (section 11.17).
+    pub const REJECT: u8 = 0x3f;
 }
 
 /// Why a PDU is rejected (RFC 7143 section 11.17.1).
@@ -50,13 +72,13 @@ pub(crate) mod reject {
     pub(crate) const INVALID_PDU_FIELD: u8 = 0x09;
 }
 
-/// A basic header segment.
+/// A basic header segment (RFC 7143 section 11.2.1), as its bytes and by the names of its fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bhs(pub(crate) [u8; BHS_LEN]);
+pub struct Bhs(pub [u8; BHS_LEN]);
 
 impl Bhs {
     /// An empty header with its opcode and flags.
-    pub(crate) fn new(op: u8, flags: u8) -> Self {
+    pub fn new(op: u8, flags: u8) -> Self {
         let mut b = [0; BHS_LEN];
         b[0] = op;
         b[1] = flags;
@@ -64,92 +86,92 @@ impl Bhs {
     }
 
     /// The operation code, without the immediate bit.
-    pub(crate) fn opcode(&self) -> u8 {
+    pub fn opcode(&self) -> u8 {
         self.0[0] & 0x3f
     }
 
     /// Marked for immediate delivery.
-    pub(crate) fn immediate(&self) -> bool {
-        self.0[0] & 0x40 != 0
+    pub fn immediate(&self) -> bool {
+        self.0[0] & IMMEDIATE != 0
     }
 
     /// The opcode's flags.
-    pub(crate) fn flags(&self) -> u8 {
+    pub fn flags(&self) -> u8 {
         self.0[1]
     }
 
     /// The final bit.
-    pub(crate) fn is_final(&self) -> bool {
+    pub fn is_final(&self) -> bool {
         self.0[1] & FINAL != 0
     }
 
     /// Bytes of additional header segments.
-    pub(crate) fn ahs_len(&self) -> usize {
+    pub fn ahs_len(&self) -> usize {
         usize::from(self.0[4]) * 4
     }
 
     /// Bytes in the data segment, without padding.
-    pub(crate) fn data_len(&self) -> usize {
+    pub fn data_len(&self) -> usize {
         be24(&self.0, 5) as usize
     }
 
     /// The 32-bit word at `at`.
-    pub(crate) fn word(&self, at: usize) -> u32 {
+    pub fn word(&self, at: usize) -> u32 {
         be32(&self.0, at)
     }
 
     /// The logical unit number as SAM writes it.
-    pub(crate) fn lun(&self) -> [u8; 8] {
+    pub fn lun(&self) -> [u8; 8] {
         let mut lun = [0; 8];
         lun.copy_from_slice(&self.0[8..16]);
         lun
     }
 
     /// Initiator task tag.
-    pub(crate) fn itt(&self) -> u32 {
+    pub fn itt(&self) -> u32 {
         self.word(16)
     }
 
     /// Target transfer tag, where the opcode has one.
-    pub(crate) fn ttt(&self) -> u32 {
+    pub fn ttt(&self) -> u32 {
         self.word(20)
     }
 
     /// Command sequence number of a request.
-    pub(crate) fn cmd_sn(&self) -> u32 {
+    pub fn cmd_sn(&self) -> u32 {
         self.word(24)
     }
 
     /// The command descriptor block of a SCSI command.
-    pub(crate) fn cdb(&self) -> [u8; 16] {
+    pub fn cdb(&self) -> [u8; 16] {
         let mut cdb = [0; 16];
         cdb.copy_from_slice(&self.0[32..48]);
         cdb
     }
 
     /// Sets the 32-bit word at `at`.
-    pub(crate) fn set_word(&mut self, at: usize, value: u32) {
+    pub fn set_word(&mut self, at: usize, value: u32) {
         put(&mut self.0, at, &value.to_be_bytes());
     }
 
     /// Copies bytes to `at`.
-    pub(crate) fn set(&mut self, at: usize, value: &[u8]) {
+    pub fn set(&mut self, at: usize, value: &[u8]) {
         put(&mut self.0, at, value);
     }
 
     /// Sets the length of the data segment.
-    pub(crate) fn set_data_len(&mut self, len: usize) {
+    pub fn set_data_len(&mut self, len: usize) {
         put(&mut self.0, 5, &sat32(len).to_be_bytes()[1..]);
     }
 }
 
 /// Which digests a connection uses, per direction alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Digests {
+pub struct Digests {
     /// CRC32C after the headers.
-    pub(crate) header: bool,
+    pub header: bool,
     /// CRC32C after the data.
-    pub(crate) data: bool,
+    pub data: bool,
 }
 
 /// The data segment's length with its padding.

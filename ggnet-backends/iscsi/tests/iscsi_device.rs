@@ -6,16 +6,15 @@ mod iscsi_support;
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use ggnet_iscsi::initiator::{Account, Connection, Pdu, cdb};
 use ggnet_iscsi::{Chap, Exclusivity, Removal, RemoveError, TargetConfig};
-use iscsi_support::initiator::{Initiator, Login, Pdu};
-use iscsi_support::{IQN, MemDisk, Policy, Rig, lun, pattern};
+use iscsi_support::{IQN, MemDisk, Policy, Rig, Say as _, lun, pattern};
 
 const MIB: usize = 1 << 20;
 const BUSY: u8 = 0x08;
-const TEST_UNIT_READY: [u8; 6] = [0; 6];
 
-async fn login(rig: &Rig) -> Initiator {
-    Initiator::login(rig.address, Login::default()).await.unwrap()
+async fn login(rig: &Rig) -> Connection {
+    Connection::login(&rig.account()).await.unwrap()
 }
 
 /// A SCSI command; `wants` is how much it reads.
@@ -31,27 +30,26 @@ impl Command {
         Self { name, cdb: cdb.to_vec(), wants, data: data.to_vec() }
     }
 
-    async fn send(&self, i: &mut Initiator) -> (Vec<u8>, Pdu) {
+    async fn send(&self, i: &mut Connection) -> (Vec<u8>, Pdu) {
         let flags = match (self.wants, self.data.len()) {
             (0, 0) => 0x81,
             (0, _) => 0xa1,
             _ => 0xc1,
         };
         let expected = u32::try_from(self.wants.max(self.data.len())).unwrap();
-        i.command(flags, &self.cdb, expected, &self.data).await;
-        i.collect().await
+        i.command(flags, &self.cdb, expected, &self.data).await.unwrap();
+        i.collect().await.unwrap()
     }
 }
 
 /// The ten bytes of a block command.
 fn ten(op: u8, flags: u8, lba: u32, count: u16) -> Vec<u8> {
-    let ([a, b, c, d], [high, low]) = (lba.to_be_bytes(), count.to_be_bytes());
-    vec![op, flags, a, b, c, d, 0, high, low, 0]
+    cdb::ten(op, flags, lba, count).to_vec()
 }
 
 /// The sixteen.
 fn sixteen(op: u8, flags: u8, lba: u64, count: u32) -> Vec<u8> {
-    [&[op, flags][..], &lba.to_be_bytes(), &count.to_be_bytes(), &[0, 0]].concat()
+    cdb::sixteen(op, flags, lba, count).to_vec()
 }
 
 /// EXTENDED COPY of blocks within LUN 0, in segments of (from, to, blocks).
@@ -110,7 +108,7 @@ async fn a_busy_disk_is_busy_at_each_step_of_each_command_and_the_command_can_be
         let rig = Rig::open(disk.clone());
         // As large as a device call may be.
         let keys = [("MaxRecvDataSegmentLength", "262144")];
-        let mut i = Initiator::login(rig.address, Login { keys: &keys, ..Login::default() }).await.unwrap();
+        let mut i = Connection::login(&rig.account().say(&keys)).await.unwrap();
         let reset = || disk.data.write().unwrap().copy_from_slice(&image);
         for command in commands(&image) {
             let name = command.name;
@@ -195,17 +193,15 @@ async fn the_last_flush_of_a_target_is_tried_again_while_the_disk_is_busy() {
 }
 
 /// READ CAPACITY(16); the last block, or the sense.
-async fn last_block(i: &mut Initiator) -> Result<u64, (u8, u8, u8)> {
-    i.command(0xc1, &sixteen(0x9e, 0x10, 0, 32), 32, &[]).await;
-    let (data, end) = i.collect().await;
+async fn last_block(i: &mut Connection) -> Result<u64, (u8, u8, u8)> {
+    i.command(0xc1, &sixteen(0x9e, 0x10, 0, 32), 32, &[]).await.unwrap();
+    let (data, end) = i.collect().await.unwrap();
     if end.status() == 0 { Ok(u64::from_be_bytes(data[..8].try_into().unwrap())) } else { Err(end.sense()) }
 }
 
 /// TEST UNIT READY to this unit: its status.
-async fn ready(i: &mut Initiator, lun: u8) -> Pdu {
-    let mut bhs = i.request(0x01, 0x81);
-    bhs[9] = lun;
-    bhs[32..38].copy_from_slice(&TEST_UNIT_READY);
+async fn ready(i: &mut Connection, lun: u8) -> Pdu {
+    let bhs = i.numbers.command(lun, 0x81, &cdb::TEST_UNIT_READY, 0);
     i.send(bhs, &[]).await.unwrap();
     i.receive().await.unwrap()
 }
@@ -218,19 +214,19 @@ async fn growth_is_said_once_to_each_session_that_saw_the_old_size() {
     let luns = vec![lun(0, disk.clone()), lun(1, other)];
     rig.server.add_target(TargetConfig { iqn: IQN.into(), luns }).unwrap();
     let mut i = login(&rig).await;
-    let second = Login { isid: [0x80, 2, 2, 2, 2, 2], ..Login::default() };
-    let mut j = Initiator::login(rig.address, second).await.unwrap();
+    let second = Account { isid: [0x80, 2, 2, 2, 2, 2], ..rig.account() };
+    let mut j = Connection::login(&second).await.unwrap();
     assert_eq!(last_block(&mut i).await, Ok(2047));
     let (_, end) = i.read(2048, 1, 512).await;
     assert_eq!(end.sense(), (5, 0x21, 0), "beyond the end");
 
     disk.data.write().unwrap().resize(3 * MIB, 5);
     // INQUIRY is answered whatever is pending, and takes nothing away.
-    i.command(0xc1, &[0x12, 0, 0, 0, 36, 0], 36, &[]).await;
-    assert_eq!(i.collect().await.1.status(), 0);
+    i.command(0xc1, &[0x12, 0, 0, 0, 36, 0], 36, &[]).await.unwrap();
+    assert_eq!(i.collect().await.unwrap().1.status(), 0);
     // Whoever logs in now has never seen another size.
-    let third = Login { isid: [0x80, 3, 3, 3, 3, 3], ..Login::default() };
-    let mut k = Initiator::login(rig.address, third).await.unwrap();
+    let third = Account { isid: [0x80, 3, 3, 3, 3, 3], ..rig.account() };
+    let mut k = Connection::login(&third).await.unwrap();
     assert_eq!(ready(&mut k, 0).await.status(), 0);
     for who in [&mut i, &mut j] {
         assert_eq!(ready(who, 1).await.status(), 0, "the other unit has not grown");
@@ -247,6 +243,6 @@ async fn growth_is_said_once_to_each_session_that_saw_the_old_size() {
     // READ CAPACITY(10) has it, too; here the command itself finds out.
     disk.data.write().unwrap().resize(4 * MIB, 0);
     assert_eq!(last_block(&mut i).await, Err(CHANGED));
-    i.command(0xc1, &ten(0x25, 0, 0, 0), 8, &[]).await;
-    assert_eq!(i.collect().await.0, [0, 0, 0x1f, 0xff, 0, 0, 2, 0]);
+    i.command(0xc1, &ten(0x25, 0, 0, 0), 8, &[]).await.unwrap();
+    assert_eq!(i.collect().await.unwrap().0, [0, 0, 0x1f, 0xff, 0, 0, 2, 0]);
 }

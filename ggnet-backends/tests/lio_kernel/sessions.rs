@@ -4,16 +4,14 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use ggnet_core::{
     block::Disk,
-    ports::{Connection, TargetBackend, TargetEndpoint},
+    ports::{self, TargetBackend, TargetEndpoint},
     testkit::suite::{Fixture as _, TargetFixture as _},
 };
+use ggnet_iscsi::initiator::Connection;
 
-use crate::{
-    iscsi_support::initiator::Initiator,
-    kernel::{Kernel, ROOT, block_on, spec},
-};
+use crate::kernel::{Kernel, ROOT, block_on, spec};
 
-async fn only_one(port: &dyn TargetBackend) -> Connection {
+async fn only_one(port: &dyn TargetBackend) -> ports::Connection {
     let mut all = port.connections().await.unwrap();
     assert_eq!(all.len(), 1, "{all:?}");
     all.remove(0)
@@ -73,15 +71,9 @@ fn who(n: u32, endpoint: &TargetEndpoint) -> String {
 }
 
 /// One request of a login in the operational stage; whether it was granted.
-async fn login_step(wire: &mut Initiator, flags: u8, keys: &str) -> bool {
-    let mut bhs = [0; 48];
-    (bhs[0], bhs[1], bhs[8], bhs[13]) = (0x43, flags, 0x80, 1);
-    bhs[24..28].copy_from_slice(&wire.cmd_sn.to_be_bytes());
-    bhs[28..32].copy_from_slice(&wire.exp_stat_sn.to_be_bytes());
-    let sent = wire.send(bhs, keys.as_bytes()).await;
-    let Ok(answer) = sent.and(wire.receive().await) else { return false };
-    wire.exp_stat_sn = answer.word(24).wrapping_add(1);
-    (answer.bhs[36], answer.bhs[1]) == (0, flags)
+async fn login_step(wire: &mut Connection, flags: u8, keys: &str) -> bool {
+    let answer = wire.login_request([0x80, 0, 0, 0, 0, 1], flags, keys.as_bytes()).await;
+    answer.is_ok_and(|(answer, _)| answer == flags)
 }
 
 #[test]
@@ -93,7 +85,7 @@ fn a_login_under_way_does_not_outlive_the_rule_that_it_came_by() {
         let (old, mut new) = (spec(&path, 1, None), spec(&path, 2, None));
         (new.id, new.iqn, new.luns) = (old.id.clone(), old.iqn.clone(), old.luns.clone());
         let endpoint = port.ensure(&old, &old.disks).await.unwrap();
-        let mut wire = Initiator::connect(endpoint.listen[0]).await.unwrap();
+        let mut wire = Connection::connect(endpoint.listen[0]).await.unwrap();
         assert!(login_step(&mut wire, 0x04, &who(1, &endpoint)).await, "the first half of a login");
         assert!(port.connections().await.unwrap().is_empty(), "the kernel shows no session yet");
 

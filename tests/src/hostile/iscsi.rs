@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use ggnet_iscsi::initiator::{Account, Connection, Error, Initiator, Transfer, cdb};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{HEARD, Round, SERVER, UNHEARD, all, connect, source};
 use crate::boots::Machine;
-use crate::initiator::{Link, Lost, Transfer};
 
 const PORT: u16 = 3260;
 /// From each of four sources.
@@ -17,7 +17,12 @@ const FROM_EACH: u32 = 1024;
 const COMMANDS: usize = 128;
 /// After a login that was put off or cut short because places are few, which is as it should be.
 const AGAIN: Duration = Duration::from_secs(1);
-const ISID: [u8; 6] = [0x80, 0, 0, 0, 0, 1];
+
+/// A stranger's login to a target, or to none, with nothing said beyond names and these keys.
+fn stranger(target: Option<&str>, keys: &[(&str, &str)]) -> Account {
+    let account = Account::new((SERVER, PORT).into(), "", "iqn.2024-01.org.example:stranger");
+    Account { target: target.map(str::to_owned), ..account }.say(keys)
+}
 
 /// Four sources with 1,024 each.
 fn crowd() -> impl Iterator<Item = (u8, u32)> {
@@ -29,11 +34,11 @@ pub(super) async fn discovery_sessions() -> Result<Round> {
     let open = all(
         HEARD,
         crowd().map(|(from, n)| async move {
-            let mut link = Link::over(connect(source(from), PORT).await.ok()?);
+            let mut connection = Connection::over(connect(source(from), PORT).await.ok()?);
             let [_, a, b, c] = n.to_be_bytes();
-            let words = "InitiatorName=iqn.2024-01.org.example:nobody\0SessionType=Discovery\0";
-            link.login_step([0x80, 0, 0, a, b, c], 0x87, words).await.ok()?;
-            Some(link)
+            let account = Account { isid: [0x80, 0, 0, a, b, c], ..stranger(None, &[]) };
+            connection.log_in(&account).await.ok()?;
+            Some(connection)
         }),
     )
     .await;
@@ -59,59 +64,56 @@ pub(super) async fn half_logins() -> Result<Round> {
 /// 128 EXTENDED COPY by a guest on its own disk, each of as much as one may copy.
 pub(super) async fn copies(mac: &str) -> Result<Round> {
     let account = Machine::new(&format!("http://{SERVER}:8080"), mac)?.account().await?;
-    let mut link = loop {
-        match Link::login(&account).await {
-            Err(Lost::Connection) => tokio::time::sleep(AGAIN).await,
+    let mut guest = loop {
+        match Initiator::login(account.clone()).await {
+            Err(e) if e.is_lost() => tokio::time::sleep(AGAIN).await,
             other => break other?,
         }
     };
     // INQUIRY, page 83: whom a copy names is said there.
-    let page = link.command(account.lun, &[0x12, 1, 0x83, 0, 255, 0, 0, 0, 0, 0], &Transfer::In(255)).await?;
+    let page = guest.execute(&[0x12, 1, 0x83, 0, 255, 0], Transfer::In(255)).await?;
     let naa = naa_of(&page).context("the disk has no NAA name")?;
     let list = copy_list(naa);
     let length = u32::try_from(list.len())?;
     let mut cdb = [0; 16];
     cdb[0] = 0x83;
     cdb[10..14].copy_from_slice(&length.to_be_bytes());
-    send_all(&mut link, &cdb, &list).await?;
-    Ok(Round::new(format!("{COMMANDS} EXTENDED COPY of 64 MiB"), vec![link]))
+    let mut connection = guest.into_connection();
+    send_all(&mut connection, &cdb, &list).await?;
+    Ok(Round::new(format!("{COMMANDS} EXTENDED COPY of 64 MiB"), vec![connection]))
 }
 
 /// 128 VERIFY(16) of a whole disk, by a stranger on a target that asks for no credential.
 pub(super) async fn verifies(target: &str) -> Result<Round> {
-    let mut link = loop {
+    let mut connection = loop {
         match log_in_to(target).await {
-            Err(Lost::Connection) => tokio::time::sleep(AGAIN).await,
+            Err(e) if e.is_lost() => tokio::time::sleep(AGAIN).await,
             other => break other?,
         }
     };
-    let capacity = link.command(0, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], &Transfer::In(8)).await?;
+    connection.command(0xc1, &cdb::READ_CAPACITY, 8, &[]).await?;
+    let (capacity, end) = connection.collect().await?;
+    ensure!(end.status() == 0, "READ CAPACITY: {end:02x?}");
     // The last block's address is the number of those behind the first, which alone is not zero.
     let blocks = capacity.get(..4).context("a capacity")?;
     let mut cdb = [0; 16];
     (cdb[0], cdb[1], cdb[9]) = (0x8f, 6, 1);
     cdb[10..14].copy_from_slice(blocks);
-    send_all(&mut link, &cdb, &[0; 512]).await?;
-    Ok(Round::new(format!("{COMMANDS} VERIFY of a whole disk"), vec![link]))
+    send_all(&mut connection, &cdb, &[0; 512]).await?;
+    Ok(Round::new(format!("{COMMANDS} VERIFY of a whole disk"), vec![connection]))
 }
 
 /// A login to a target that asks for no credential.
-async fn log_in_to(target: &str) -> Result<Link, Lost> {
-    let mut link = Link::over(connect(source(31), PORT).await?);
-    let words = format!(
-        "InitiatorName=iqn.2024-01.org.example:stranger\0TargetName={target}\0SessionType=Normal\0ImmediateData=Yes\0"
-    );
-    link.login_step(ISID, 0x87, &words).await?;
-    Ok(link)
+async fn log_in_to(target: &str) -> Result<Connection, Error> {
+    let mut connection = Connection::over(connect(source(31), PORT).await?);
+    connection.log_in(&stranger(Some(target), &[("ImmediateData", "Yes")])).await?;
+    Ok(connection)
 }
 
 /// Sends the command with its data as often as the window has room for, and reads no answer.
-async fn send_all(link: &mut Link, cdb: &[u8; 16], data: &[u8]) -> Result<()> {
+async fn send_all(connection: &mut Connection, cdb: &[u8; 16], data: &[u8]) -> Result<()> {
     for _ in 0..COMMANDS {
-        let mut bhs = link.request(0x01, 0xa1);
-        bhs[20..24].copy_from_slice(&u32::try_from(data.len())?.to_be_bytes());
-        bhs[32..48].copy_from_slice(cdb);
-        link.send(bhs, data).await?;
+        connection.command(0xa1, cdb, u32::try_from(data.len())?, data).await?;
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! `session.chap = "off"`: a boot script has no CHAP pair in it, and who logs in as it says has the disk without one.
 
 use ggnet_core::nouns::WritebackPolicy;
-use ggnet_tests::{GgnetServer, Initiator, ServerOptions};
+use ggnet_tests::account::log_in;
+use ggnet_tests::{GgnetServer, ServerOptions};
 
 use crate::load::account;
 
@@ -23,13 +24,13 @@ fn with_chap_off_a_boot_script_has_no_pair_and_an_initiator_logs_in_without_one(
     let script = &started.boot_script;
     assert!(!script.contains("set username") && !script.contains("set password"), "{script}");
     let account = account(&started, 1);
-    assert_eq!(account.chap, None);
+    assert!(account.chap.is_none());
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let mut disk = Initiator::login(account.clone()).await.unwrap();
+        let mut disk = log_in(account.clone()).await.unwrap();
         disk.write(8, &[7; 512]).await.unwrap();
-        disk.logout().await;
-        let mut disk = Initiator::login(account).await.unwrap();
+        disk.logout().await.unwrap();
+        let mut disk = log_in(account).await.unwrap();
         assert_eq!(disk.read(7, 2).await.unwrap(), [[1; 512], [7; 512]].concat());
-        disk.logout().await;
+        disk.logout().await.unwrap();
     });
 }

@@ -21,10 +21,10 @@ use ggnet_core::api::{ImageResponse, SessionResponse};
 use ggnet_core::nouns::{
     AuditRow, BootStage, Firmware, ImageVersionId, MachineState, SessionState, StopReason, WritebackPolicy,
 };
-use ggnet_tests::initiator::{MAX_SECTORS, SECTOR};
+use ggnet_tests::account::{self, MAX_SECTORS, SECTOR};
 use ggnet_tests::server::script_path;
 use ggnet_tests::{
-    Account, Api, GgnetServer, Guest, GuestImage, Initiator, Machine, ServerOptions, process, sha256_file,
+    Account, Api, GgnetServer, Guest, GuestImage, Machine, ServerOptions, process, sha256_file,
 };
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
@@ -160,7 +160,7 @@ impl Folder {
     fn running(&self, machine: &str, server: &GgnetServer) -> Account {
         let last = machine.bytes().last().unwrap();
         let script = self.note(&format!("{machine}.ipxe"));
-        let account = Account::from_script(&script, [0x80, 0, 0, 0, 1, last]).unwrap();
+        let account = account::from_script(&script, [0x80, 0, 0, 0, 1, last]).unwrap();
         Account { portal: ([127, 0, 0, 1], server.iscsi_port()).into(), ..account }
     }
 
@@ -343,27 +343,22 @@ fn manual_target_is_there(server: &GgnetServer) -> Account {
     let api: Api = server.api().unwrap();
     let targets = api.targets().unwrap();
     let tools = targets.iter().find(|t| t.manual.is_some()).expect("the target made by hand");
-    Account {
-        portal: ([127, 0, 0, 1], server.iscsi_port()).into(),
-        target: tools.iqn.to_string(),
-        initiator: "iqn.2026-11.org.example:anybody".into(),
-        chap: None,
-        lun: 0,
-        isid: [0x80, 0, 0, 0, 2, 0],
-    }
+    let portal = ([127, 0, 0, 1], server.iscsi_port()).into();
+    let account = Account::new(portal, tools.iqn.to_string(), "iqn.2026-11.org.example:anybody");
+    Account { isid: [0x80, 0, 0, 0, 2, 0], ..account }
 }
 
 /// Logs in, compares every sector, and logs out.
 async fn holds(account: Account, content: Content) {
-    let name = account.target.clone();
+    let name = account.target.clone().unwrap();
     let (what, sectors) = match content {
         Content::Clean("tools:1") => ("tools:1", 2048),
         Content::Clean(what) => (what, 4096),
         Content::Written(..) => ("gold:1", 4096),
     };
-    let mut disk = Initiator::login(account).await.unwrap();
+    let mut disk = account::log_in(account).await.unwrap();
     for at in (0..sectors).step_by(usize::from(MAX_SECTORS)) {
-        let got = disk.read(u32::try_from(at).unwrap(), MAX_SECTORS).await.unwrap();
+        let got = disk.read(at as u64, u32::from(MAX_SECTORS)).await.unwrap();
         for (sector, got) in (at..).zip(got.chunks(SECTOR)) {
             let mut right = written(content, sector).map_or_else(
                 || format!("{:<511}\n", format!("{what} sector {sector}")).into_bytes(),
@@ -378,7 +373,7 @@ async fn holds(account: Account, content: Content) {
             );
         }
     }
-    disk.logout().await;
+    disk.logout().await.unwrap();
 }
 
 /// The byte that `make` filled a sector with; none where it did not write, or where that was lost.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use ggnet_core::api::SessionStartResponse;
 use ggnet_core::nouns::{SessionId, WritebackPolicy};
-use ggnet_tests::initiator::{MAX_SECTORS, SECTOR};
+use ggnet_tests::account::{self, MAX_SECTORS, SECTOR};
 use ggnet_tests::{Account, Api, GgnetServer, Initiator, ServerOptions, refusal, wait};
 use tokio::task::JoinHandle;
 
@@ -203,7 +203,7 @@ impl<'r> Load<'r> {
 
 /// What the boot script tells the `n`th machine.
 pub fn account(session: &SessionStartResponse, n: usize) -> Account {
-    Account::from_script(&session.boot_script, [0x80, 0, 0, 0, 0, u8::try_from(n).unwrap()]).unwrap()
+    account::from_script(&session.boot_script, [0x80, 0, 0, 0, 0, u8::try_from(n).unwrap()]).unwrap()
 }
 
 /// One machine.
@@ -225,7 +225,7 @@ impl Worker {
     async fn work(&self) -> Result<()> {
         let sectors = self.image.len() / SECTOR;
         let mut model = vec![0_u64; sectors];
-        let mut disk = Initiator::login(self.account.clone()).await?;
+        let mut disk = account::log_in(self.account.clone()).await?;
         let mut dice = self.number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut stamp = 0;
         while !self.stop.load(SeqCst) {
@@ -237,7 +237,7 @@ impl Worker {
                     stamp += 1;
                     let data: Vec<u8> =
                         (at..at + count).flat_map(|s| stamped(self.number, s, stamp)).collect();
-                    disk.write(u32::try_from(at)?, &data).await?;
+                    disk.write(at as u64, &data).await?;
                     model[at..at + count].fill(stamp);
                 }
                 _ => self.check(&mut disk, &model, at, count).await?,
@@ -253,13 +253,14 @@ impl Worker {
             self.check(&mut disk, &model, at, count).await?;
             at += count;
         }
-        disk.logout().await;
+        // The server may be dead just now.
+        let _ = disk.logout().await;
         Ok(())
     }
 
     /// Reads, and compares with what must be there.
     async fn check(&self, disk: &mut Initiator, model: &[u64], at: usize, count: usize) -> Result<()> {
-        let got = disk.read(u32::try_from(at)?, u16::try_from(count)?).await?;
+        let got = disk.read(at as u64, u32::try_from(count)?).await?;
         for (sector, got) in (at..at + count).zip(got.chunks(SECTOR)) {
             let image = &self.image[sector * SECTOR..(sector + 1) * SECTOR];
             let right = match model[sector] {

@@ -1,9 +1,25 @@
 //! A machine that has its disk, connects again and stops in its login: its timeline says what that most often is.
 
 use ggnet_core::nouns::{EventKind, Machine, WritebackPolicy};
-use ggnet_tests::{GgnetServer, Initiator, ServerOptions, wait};
+use ggnet_iscsi::initiator::{Connection, Error};
+use ggnet_tests::account::log_in;
+use ggnet_tests::{Account, GgnetServer, ServerOptions, wait};
 
 use crate::load::account;
+
+/// Begins a login, and waits after the target's challenge, or before its own first word, until the target closes the connection.
+async fn stall(account: &Account, after_challenge: bool) {
+    let mut connection = Connection::connect(account.portal).await.unwrap();
+    if after_challenge {
+        let (initiator, target) = (&account.initiator, account.target.as_ref().unwrap());
+        let names =
+            format!("InitiatorName={initiator}\0TargetName={target}\0SessionType=Normal\0AuthMethod=CHAP\0");
+        connection.login_request(account.isid, 0x81, names.as_bytes()).await.unwrap();
+        connection.login_request(account.isid, 0x00, b"CHAP_A=5\0").await.unwrap();
+    }
+    let end = connection.receive().await;
+    assert!(matches!(end, Err(Error::Closed | Error::Io(_))), "to a login that waits: {end:?}");
+}
 
 #[test]
 fn a_login_that_stalls_before_its_first_word_or_after_the_challenge_is_explained_once() {
@@ -31,13 +47,10 @@ fn a_login_that_stalls_before_its_first_word_or_after_the_challenge_is_explained
 
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         // One has its disk; the other had it and is, of all at this address, the only one that lost it.
-        let mut kept = Initiator::login(of_speaks.clone()).await.unwrap();
-        let mut lost = Initiator::login(of_silent.clone()).await.unwrap();
+        let mut kept = log_in(of_speaks.clone()).await.unwrap();
+        let mut lost = log_in(of_silent.clone()).await.unwrap();
         lost.read(0, 1).await.unwrap();
-        lost.logout().await;
-        let stall = async |account, after_challenge| {
-            Initiator::stall(account, after_challenge).await.unwrap().closed().await.unwrap();
-        };
+        lost.logout().await.unwrap();
         tokio::join!(
             stall(&of_silent, false),
             stall(&of_silent, false),
@@ -45,7 +58,7 @@ fn a_login_that_stalls_before_its_first_word_or_after_the_challenge_is_explained
             stall(&of_speaks, true),
         );
         kept.read(0, 1).await.unwrap();
-        kept.logout().await;
+        kept.logout().await.unwrap();
     });
     wait::until("both timelines to explain it", wait::SHORT, || {
         Ok((explained(&silent) > 0 && explained(&speaks) > 0).then_some(()))

@@ -1,5 +1,5 @@
 //! What the tests of the iSCSI target share: disks, a policy that can be told what to say, a server around them, external
-//! tools, and a small initiator of our own.
+//! tools, and what the tests say over a raw connection again and again.
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ggnet_iscsi::initiator::{Account, Connection, Error, Pdu, cdb};
 use ggnet_iscsi::{
     BlockDevice, Chap, Exclusivity, Identity, IscsiServer, LoginAbort, LoginDecision, LoginInfo, LoginPolicy,
     LoginRequest, Lun, ServerConfig, SessionEvent, SessionObserver, TargetConfig,
@@ -15,7 +16,6 @@ use ggnet_iscsi::{
 
 pub use self::mem_disk::MemDisk;
 
-pub mod initiator;
 pub mod mem_disk;
 
 pub const IQN: &str = "iqn.2024-01.org.example:disk";
@@ -146,8 +146,48 @@ impl Rig {
         self.server.add_target(TargetConfig { iqn: iqn.into(), luns: vec![lun(0, device)] }).unwrap();
     }
 
+    /// LUN 0 of the target. Nothing but names is said at a login, so that the RFC's defaults hold.
+    pub fn account(&self) -> Account {
+        Account::new(self.address, IQN, "iqn.2024-01.org.example:pc").say(&[])
+    }
+
     pub fn url(&self) -> String {
         format!("iscsi://{}/{IQN}/0", self.address)
+    }
+}
+
+/// WRITE(10).
+pub fn write_cdb(lba: u32, blocks: u16, fua: bool) -> [u8; 10] {
+    cdb::ten(0x2a, if fua { 8 } else { 0 }, lba, blocks)
+}
+
+/// What tests do with a connection; its failures fail the test.
+pub trait Say {
+    /// READ(10); the data and the PDU with the status.
+    async fn read(&mut self, lba: u32, blocks: u16, block: u32) -> (Vec<u8>, Pdu);
+
+    /// WRITE(10) of blocks of 512 bytes with all data immediate; the answer.
+    async fn write(&mut self, lba: u32, fua: bool, data: &[u8]) -> Pdu;
+
+    /// Whether the target ends the connection, and says nothing before.
+    async fn has_ended(&mut self) -> bool;
+}
+
+impl Say for Connection {
+    async fn read(&mut self, lba: u32, blocks: u16, block: u32) -> (Vec<u8>, Pdu) {
+        let cdb = cdb::ten(0x28, 0, lba, blocks);
+        self.command(0xc1, &cdb, u32::from(blocks) * block, &[]).await.unwrap();
+        self.collect().await.unwrap()
+    }
+
+    async fn write(&mut self, lba: u32, fua: bool, data: &[u8]) -> Pdu {
+        let cdb = write_cdb(lba, u16::try_from(data.len() / 512).unwrap(), fua);
+        self.command(0xa1, &cdb, u32::try_from(data.len()).unwrap(), data).await.unwrap();
+        self.receive().await.unwrap()
+    }
+
+    async fn has_ended(&mut self) -> bool {
+        matches!(self.receive().await, Err(Error::Closed | Error::Io(_)))
     }
 }
 

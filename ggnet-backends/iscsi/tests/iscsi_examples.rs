@@ -22,7 +22,10 @@ impl Example {
     async fn start(name: &str, args: &[&str]) -> Self {
         let me = std::env::current_exe().unwrap();
         let program = me.parent().unwrap().parent().unwrap().join("examples").join(name);
-        assert!(program.is_file(), "there is no {name}. Run: cargo build -p ggnet-iscsi --examples");
+        assert!(
+            program.is_file(),
+            "there is no {name}. Run: cargo build -p ggnet-iscsi --all-features --examples"
+        );
         #[expect(clippy::disallowed_methods, reason = "a program of the test, killed with it")]
         let mut command = Command::new(program);
         let mut child = command.args(args).kill_on_drop(true).stdout(Stdio::piped()).spawn().unwrap();

@@ -14,14 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ggnet_iscsi::{
-    Chap, ChapPair, Exclusivity, Identity, IscsiServer, LoginDecision, LoginPolicy, LoginRequest, Lun,
-    Secret, ServerConfig, SessionEvent, SessionObserver, TargetConfig,
+    BlockInfo, Chap, ChapPair, Exclusivity, FileDevice, Identity, IscsiServer, LoginDecision, LoginPolicy,
+    LoginRequest, Lun, Secret, ServerConfig, SessionEvent, SessionObserver, TargetConfig,
 };
-
-use crate::file_disk::FileDisk;
-
-#[path = "../tests/iscsi_support/file_disk.rs"]
-mod file_disk;
 
 struct Policy {
     iqn: String,
@@ -96,7 +91,14 @@ async fn main() -> io::Result<()> {
         }
         Err(_) => File::options().read(true).write(true).open(&disk)?,
     };
-    let size = file.metadata()?.len() / u64::from(block) * u64::from(block);
+    let info = BlockInfo {
+        size_bytes: file.metadata()?.len() / u64::from(block) * u64::from(block),
+        logical_block: block,
+        physical_block: physical,
+        read_only: false,
+        volatile_cache: true,
+        discard: true,
+    };
     let chap = match (one_way, mutual) {
         (None, _) => Chap::None,
         (Some(initiator), None) => Chap::OneWay(initiator),
@@ -104,14 +106,8 @@ async fn main() -> io::Result<()> {
     };
     let policy = Policy { iqn: iqn.clone(), chap, exclusivity };
     let server = IscsiServer::bind(config, Arc::new(policy), Arc::new(Print)).map_err(io::Error::other)?;
-    let identity = Identity {
-        serial: "0001".into(),
-        naa: 1,
-        vendor: "GGnet".into(),
-        product: "DISK".into(),
-        revision: "1".into(),
-    };
-    let device = Arc::new(FileDisk { file, size, block, physical });
+    let identity = Identity::new("0001", 1);
+    let device = Arc::new(FileDevice::new(file, info));
     server
         .add_target(TargetConfig {
             iqn,

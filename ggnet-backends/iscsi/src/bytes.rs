@@ -1,4 +1,4 @@
-//! Big-endian fields of wire structures, and comparing and joining blocks.
+//! Fields of wire structures, big-endian numbers and text, and comparing and joining blocks.
 //!
 //! Invariant: nothing here panics. A read outside the slice yields zero and a write outside is dropped, so that a
 //! length check forgotten elsewhere is a wrong answer to one initiator and never the end of a room.
@@ -58,6 +58,15 @@ pub(crate) fn index(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
+/// Text in a fixed field, as SPC-4 section 4.3.1 wants it: printable ASCII, padded with spaces.
+pub(crate) fn ascii<const N: usize>(text: &str) -> [u8; N] {
+    let mut out = [b' '; N];
+    for (to, from) in out.iter_mut().zip(text.bytes()) {
+        *to = if (0x20..0x7f).contains(&from) { from } else { b'?' };
+    }
+    out
+}
+
 /// Where two slices first differ, as far as both go.
 pub(crate) fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     // A slice at once is one memcmp; only the one that differs is looked at byte by byte.
@@ -96,6 +105,13 @@ mod tests {
         put(&mut b, 6, &[9; 4]);
         assert_eq!(b, [0, 0, 1, 2, 3, 4, 0, 0]);
         assert_eq!((be16(&b, 7), be24(&b, 6), be32(&b, 5), be64(&b, 1), u8at(&b, 8)), (0, 0, 0, 0, 0));
+    }
+
+    #[test]
+    fn text_fills_a_fixed_field() {
+        assert_eq!(&ascii::<6>("ab"), b"ab    ");
+        assert_eq!(&ascii::<4>("abcdefg"), b"abcd");
+        assert_eq!(&ascii::<4>("a\nb"), b"a?b ");
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub struct ChapPair {
     pub secret: Secret,
 }
 
-/// What an initiator must prove before it may use a target.
+/// What an initiator must prove before it may use a target (RFC 7143 section 12.1.3).
 #[derive(Clone, Debug, Default)]
 pub enum Chap {
     /// Nothing.

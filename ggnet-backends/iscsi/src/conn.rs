@@ -4,6 +4,12 @@
 //! and give it back when idle. Memory once written is never cleared again: the buffers' length is their high-water mark
 //! and cursors say what is valid, so that a read from a device lands in the socket's buffer without being zeroed first.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+
+use tokio::io::AsyncWrite;
+
 use super::digest::{DIGEST_LEN, digest};
 use super::pdu::{BHS_LEN, Bhs, Digests, padded};
 
@@ -180,6 +186,21 @@ impl OutBuf {
             self.buf[padded_end..padded_end + DIGEST_LEN].copy_from_slice(&sum);
             self.end += DIGEST_LEN;
         }
+    }
+
+    /// Sends all of it and closes the connection's direction, as far as the peer takes it.
+    pub(crate) async fn flush<S: AsyncWrite + Unpin>(&mut self, stream: &mut S) {
+        poll_fn(|cx| {
+            while !self.is_empty() {
+                match Pin::new(&mut *stream).poll_write(cx, self.pending()) {
+                    Poll::Ready(Ok(n)) if n > 0 => self.sent(n),
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Pin::new(&mut *stream).poll_shutdown(cx).map(|_| ())
+        })
+        .await;
     }
 
     /// Queues a PDU.

@@ -10,7 +10,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,12 +22,11 @@ use super::login::{LoginMachine, Names, Status, Step};
 use super::negotiate::Wishes;
 use super::pdu::{BHS_LEN, Bhs, Digests, Framing, frame, opcode, padded};
 use super::places::{Place, Standing};
-use super::server::{Inner, lock};
 use super::session::{Session, Surroundings};
+use super::shared::Shared;
 use super::target::{Control, SessionParts, SessionShared, Target};
 use super::{
     CloseReason, Exclusivity, LoginAbort, LoginDecision, LoginInfo, LoginRequest, ServerConfig, SessionEvent,
-    SessionId,
 };
 
 /// Longest data segment in the login phase (RFC 7143: 8192 until declared otherwise).
@@ -39,14 +37,14 @@ const FIRST_BURST: u32 = 256 << 10;
 
 /// A listed session; unlisted, and marked done, when dropped.
 struct Listed {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
     target: Option<Arc<Target>>,
     session: Arc<SessionShared>,
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        lock(&self.inner.sessions).remove(&self.session.id);
+        self.shared.sessions().remove(&self.session.id);
         // Let go of before `done`: who waits for that counts on the devices being free.
         if let Some(target) = self.target.take() {
             target.detach(&self.session);
@@ -86,19 +84,24 @@ impl Progress {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: SocketAddr, mut place: Place) {
+pub(super) async fn connection(
+    shared: Arc<Shared>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    mut place: Place,
+) {
     let Ok(local) = stream.local_addr() else { return };
-    if let Err(error) = prepare(&stream, &inner.config) {
+    if let Err(error) = prepare(&stream, &shared.config) {
         tracing::debug!(%peer, %error, "socket options");
     }
     let mut input = InBuf::default();
     let go = place.go();
     let mut progress = Progress::default();
-    let login = login(&inner, &mut stream, &mut input, (peer, local), &mut place, &mut progress);
+    let login = login(&shared, &mut stream, &mut input, (peer, local), &mut place, &mut progress);
     let logged_in = tokio::select! {
-        () = inner.stop.cancelled() => return,
+        () = shared.stop.cancelled() => return,
         () = go.cancelled() => return tracing::debug!(%peer, "closed before its login: others wait, too"),
-        logged_in = tokio::time::timeout(inner.config.limits.login_timeout, login) => logged_in,
+        logged_in = tokio::time::timeout(shared.config.limits.login_timeout, login) => logged_in,
     };
     let LoggedIn { listed, control, machine, request } = match logged_in {
         Ok(Ok(Some(logged_in))) => logged_in,
@@ -106,40 +109,40 @@ pub(super) async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: S
         // Ours, not one of the socket: those bear the system's number.
         Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() => {
             tracing::debug!(%peer, "login proved nothing in time");
-            progress.stalled(peer).into_iter().for_each(|event| inner.observer.observe(event));
+            progress.stalled(peer).into_iter().for_each(|event| shared.observer.observe(event));
             return;
         }
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "login broke off"),
         Err(_) => {
-            if let Some(left_out) = inner.refusals.line() {
+            if let Some(left_out) = shared.refusals.line() {
                 tracing::info!(%peer, left_out, "login took too long");
             }
-            progress.stalled(peer).into_iter().for_each(|event| inner.observer.observe(event));
+            progress.stalled(peer).into_iter().for_each(|event| shared.observer.observe(event));
             return;
         }
     };
     let me = Arc::clone(&listed.session);
     let around = Surroundings {
-        limits: inner.config.limits,
-        nop_interval: inner.config.nop_interval,
-        workers: inner.workers.share(),
-        memory: Arc::clone(&inner.memory),
-        observer: Arc::clone(&inner.observer),
-        policy: Arc::clone(&inner.policy),
+        limits: shared.config.limits,
+        nop_interval: shared.config.nop_interval,
+        workers: shared.workers.share(),
+        memory: Arc::clone(&shared.memory),
+        observer: Arc::clone(&shared.observer),
+        policy: Arc::clone(&shared.policy),
         address: format!(
             "{},{}",
-            inner.config.advertise.clone().unwrap_or_else(|| local.to_string()),
-            inner.config.portal_group
+            shared.config.advertise.clone().unwrap_or_else(|| local.to_string()),
+            shared.config.portal_group
         ),
         request,
         target: listed.target.clone(),
     };
     let normal = me.target.is_some();
     if normal {
-        if let Some(left_out) = inner.logins.line() {
+        if let Some(left_out) = shared.logins.line() {
             tracing::info!(session = me.id.0, initiator = %me.initiator, target = me.target.as_deref(), %peer, left_out, "logged in");
         }
-        inner.observer.observe(SessionEvent::LoggedIn(me.info()));
+        shared.observer.observe(SessionEvent::LoggedIn(me.info()));
     }
     let session = Session::new(Arc::clone(&me), around, machine.established());
     let run = session.run(&mut stream, &mut input, control);
@@ -147,14 +150,14 @@ pub(super) async fn connection(inner: Arc<Inner>, mut stream: TcpStream, peer: S
         run.await
     } else {
         // A discovery is a question and its answer; dropped half-way it touches no device.
-        tokio::time::timeout(inner.config.limits.discovery_timeout, run).await.unwrap_or(CloseReason::Silent)
+        tokio::time::timeout(shared.config.limits.discovery_timeout, run).await.unwrap_or(CloseReason::Silent)
     };
     drop(listed);
     if normal {
-        if let Some(left_out) = inner.ends.line() {
+        if let Some(left_out) = shared.ends.line() {
             tracing::info!(session = me.id.0, ?reason, left_out, "disconnected");
         }
-        inner.observer.observe(SessionEvent::Disconnected { session: me.info(), reason });
+        shared.observer.observe(SessionEvent::Disconnected { session: me.info(), reason });
     }
 }
 
@@ -167,17 +170,17 @@ fn prepare(stream: &TcpStream, config: &ServerConfig) -> io::Result<()> {
 
 /// Drives the login machine; `None` when the login was refused.
 async fn login(
-    inner: &Arc<Inner>,
+    shared: &Arc<Shared>,
     stream: &mut TcpStream,
     input: &mut InBuf,
     (peer, local): (SocketAddr, SocketAddr),
     place: &mut Place,
     progress: &mut Progress,
 ) -> io::Result<Option<LoggedIn>> {
-    let limits = &inner.config.limits;
+    let limits = &shared.config.limits;
     let wishes = Wishes { max_data: limits.max_data_segment, max_burst: MAX_BURST, first_burst: FIRST_BURST };
     let mut machine =
-        LoginMachine::new(wishes, inner.config.portal_group, limits.queue_depth, limits.max_text);
+        LoginMachine::new(wishes, shared.config.portal_group, limits.queue_depth, limits.max_text);
     let mut admitted: Option<Admitted> = None;
     let mut listed = None;
     let mut step = None;
@@ -200,7 +203,7 @@ async fn login(
             Step::Reply(bhs, data) => send(stream, &bhs, &data).await?,
             Step::Fail(bhs) => {
                 let names = machine.names();
-                if let Some(left_out) = inner.refusals.line() {
+                if let Some(left_out) = shared.refusals.line() {
                     tracing::info!(%peer, initiator = names.map(|n| n.initiator.as_str()), target = names.and_then(|n| n.target.as_deref()),
                         why = Status(bhs.0[36], bhs.0[37]).words(), left_out, "login refused");
                 }
@@ -209,7 +212,7 @@ async fn login(
                 return Ok(None);
             }
             Step::Decide => {
-                let decided = decide(inner, &machine, peer, local).await;
+                let decided = decide(shared, &machine, peer, local).await;
                 step = Some(match decided {
                     Ok(admission) => {
                         let chap = admission.chap.clone();
@@ -225,13 +228,13 @@ async fn login(
                 let Some(admission) = &admitted else { return Ok(None) };
                 let proven = matches!(admission.chap, Chap::OneWay(_) | Chap::Mutual { .. });
                 if !place.stand(if proven { Standing::Proven } else { Standing::Open }) {
-                    if let Some(left_out) = inner.refusals.line() {
+                    if let Some(left_out) = shared.refusals.line() {
                         tracing::warn!(%peer, initiator = %admission.request.initiator, left_out, "login put off: too many sessions");
                     }
                     step = Some(machine.committed(Err(Status::UNAVAILABLE)));
                     continue;
                 }
-                step = Some(match admission.commit(inner, &machine).await {
+                step = Some(match admission.commit(shared, &machine).await {
                     Ok(done) => {
                         let tsih = done.0.session.tsih;
                         listed = Some(done);
@@ -253,26 +256,29 @@ async fn login(
 
 /// Asks the policy, and finds the target.
 async fn decide(
-    inner: &Inner,
+    shared: &Shared,
     machine: &LoginMachine,
     peer: SocketAddr,
     local: SocketAddr,
 ) -> Result<Admitted, Status> {
     let names = machine.names().ok_or(Status::TARGET_ERROR)?.clone();
     let request = LoginRequest { target: names.target, initiator: names.initiator, peer, local };
-    match inner.policy.decide(&request).await {
+    match shared.policy.decide(&request).await {
         LoginDecision::NotReady => Err(Status::UNAVAILABLE),
         LoginDecision::NotFound => Err(Status::NOT_FOUND),
         LoginDecision::Refused => Err(Status::AUTHORIZATION),
         LoginDecision::Accept { chap, exclusivity } => {
             let target = match &request.target {
                 None => None,
-                Some(iqn) => Some(inner.target(iqn).ok_or(Status::NOT_FOUND)?),
+                Some(iqn) => Some(shared.target(iqn).ok_or(Status::NOT_FOUND)?),
             };
             // One connection per session: a second one cannot join.
             if machine.asked_tsih() != 0 {
-                let known = lock(&inner.sessions).values().any(|s| s.tsih == machine.asked_tsih());
-                return Err(if known { Status::TOO_MANY_CONNECTIONS } else { Status::NO_SESSION });
+                return Err(if shared.has_tsih(machine.asked_tsih()) {
+                    Status::TOO_MANY_CONNECTIONS
+                } else {
+                    Status::NO_SESSION
+                });
             }
             Ok(Admitted { request, chap, exclusivity, target })
         }
@@ -291,10 +297,10 @@ impl Admitted {
     /// The last step of a login: everything is proved.
     async fn commit(
         &self,
-        inner: &Arc<Inner>,
+        shared: &Arc<Shared>,
         machine: &LoginMachine,
     ) -> Result<(Listed, UnboundedReceiver<Control>), Status> {
-        let id = SessionId(inner.next_session.fetch_add(1, Ordering::Relaxed));
+        let id = shared.next_session();
         if self.target.is_some() {
             let chap_user = match &self.chap {
                 Chap::None => None,
@@ -302,14 +308,14 @@ impl Admitted {
             };
             let info =
                 LoginInfo { session: id, request: self.request.clone(), isid: machine.isid(), chap_user };
-            inner.policy.authenticated(&info).await.map_err(|abort| match abort {
+            shared.policy.authenticated(&info).await.map_err(|abort| match abort {
                 LoginAbort::Retry => Status::UNAVAILABLE,
                 LoginAbort::Refuse => Status::AUTHORIZATION,
             })?;
         }
         let (session, control) = SessionShared::new(SessionParts {
             id,
-            tsih: inner.next_tsih(),
+            tsih: shared.next_tsih(),
             target: self.target.as_ref().map(|t| Arc::clone(&t.iqn)),
             initiator: self.request.initiator.as_str().into(),
             isid: machine.isid(),
@@ -321,9 +327,9 @@ impl Admitted {
             // Removed since the decision.
             Some(target) => target.attach(&session, self.exclusivity).map_err(|_| Status::UNAVAILABLE)?,
         };
-        lock(&inner.sessions).insert(id, Arc::clone(&session));
-        let listed = Listed { inner: Arc::clone(inner), target: self.target.clone(), session };
-        if inner.stop.is_cancelled() {
+        shared.sessions().insert(id, Arc::clone(&session));
+        let listed = Listed { shared: Arc::clone(shared), target: self.target.clone(), session };
+        if shared.stop.is_cancelled() {
             // Listed too late to be asked by `shutdown`.
             listed.session.ask_close(CloseReason::Shutdown);
         }

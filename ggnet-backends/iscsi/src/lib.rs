@@ -1,5 +1,12 @@
-//! A userspace iSCSI target (RFC 7143, SPC-4, SBC-3) as a library: it takes block devices and a login policy, and knows
-//! nothing of who gives them.
+//! A userspace iSCSI target ([RFC 7143](https://www.rfc-editor.org/rfc/rfc7143), SPC-4, SBC-3) as a library: you give it block devices and
+//! a login policy.
+//!
+//! * [`IscsiServer`] listens, and targets are added to it and removed from it while it runs;
+//! * a [`BlockDevice`] is a disk; [`FileDevice`] is one, on a file;
+//! * a [`LoginPolicy`] says who may log in to what, and what must be proved ([`Chap`]);
+//! * a [`SessionObserver`] hears of sessions.
+//!
+//! The examples `serve_file` and `own_device` are whole servers.
 //!
 //! ```text
 //!  server  ──▶ connection (a task for each) ──▶ login ──▶ session ──▶ scsi/* ──▶ BlockDevice
@@ -12,8 +19,13 @@
 //!   and allocates nothing;
 //! * a read goes from the device into the socket's buffer, a write from the socket's buffer into the device; the blocking
 //!   pool is used only where the device says that it would wait;
-//! * one connection per session and error recovery level 0: whatever breaks a connection ends its session, and the
-//!   initiator logs in again.
+//! * one connection per session (MaxConnections=1, section 13.2) and error recovery level 0 (sections 7.1.5 and 13.20): whatever breaks a
+//!   connection ends its session, and the initiator logs in again.
+//!
+//! Where the standard is which code's subject: login (chapter 6, sections 11.12 and 11.13) in `login`, CHAP (section 12.1.3, RFC 1994) in
+//! `chap`, text keys (chapter 13) in `negotiate`, command and status numbers (section 4.2.2) in `outbox`, data (sections 11.7 and 11.8) in
+//! `reads` and `writes`, task management (sections 11.5 and 11.6) in `tmf`, text requests (sections 11.10 and 11.11) in `text_requests`,
+//! NOP (sections 11.18 and 11.19) in `ping`, logout (sections 11.14 and 11.15) in `session`, SCSI in `scsi`.
 //!
 //! Invariants: a session's end waits for its requests in flight, so that nobody writes after
 //! [`IscsiServer::remove_target`] has returned; a connection that merely died touches neither target nor device; no
@@ -23,31 +35,39 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-mod answers;
+mod actions;
+mod attached;
 mod block;
 mod bytes;
 mod chap;
-mod closing;
 mod conn;
 mod connection;
 mod digest;
+#[cfg(target_os = "linux")]
+mod file;
+mod flow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(feature = "initiator")]
 pub mod initiator;
+mod jobs;
 mod log_budget;
 mod login;
 mod memory;
 mod negotiate;
+mod outbox;
 mod pdu;
+mod ping;
 mod places;
 mod reads;
 mod scsi;
 mod server;
 mod session;
+mod shared;
 mod stats;
 mod target;
+mod task;
 mod tasks;
 mod text;
 mod text_requests;
@@ -57,6 +77,8 @@ mod writes;
 
 pub use block::{BlockDevice, BlockInfo, BlockRun};
 pub use chap::{Chap, ChapPair, Secret};
+#[cfg(target_os = "linux")]
+pub use file::FileDevice;
 pub use log_budget::LogBudget;
 pub use places::Occupancy;
 pub use server::{Accepting, AddError, BindError, IscsiServer, Removal, RemoveError};
@@ -67,13 +89,13 @@ pub use stats::{CountersSnapshot, LATENCY_BUCKETS};
 pub struct ServerConfig {
     /// Addresses to listen on. Port 0 lets the system choose; see [`IscsiServer::local_addrs`].
     pub listen: Vec<SocketAddr>,
-    /// The address that discovery tells (`host:port`); none: the connection's own local address.
+    /// The address that discovery tells (`host:port`; TargetAddress, RFC 7143 section 13.8); none: the connection's own local address.
     pub advertise: Option<String>,
-    /// The portal group tag, the same for all targets.
+    /// The portal group tag, the same for all targets (TargetPortalGroupTag, RFC 7143 section 13.9).
     pub portal_group: u16,
     /// When TCP looks for a silent peer.
     pub keepalive: Keepalive,
-    /// Ask a silent initiator for a sign of life (NOP-In) after this long. A missing answer closes nothing by itself,
+    /// Ask a silent initiator for a sign of life (NOP-In, RFC 7143 section 11.19) after this long. A missing answer closes nothing by itself,
     /// because some boot firmware never answers and pauses for minutes; but an initiator that has answered before and
     /// then misses [`NOP_MISSES`] in a row is taken for dead. None: never ask.
     pub nop_interval: Option<Duration>,
@@ -129,13 +151,13 @@ pub struct Limits {
     pub login_timeout: Duration,
     /// How long a discovery session may last.
     pub discovery_timeout: Duration,
-    /// Longest data segment we take, in bytes (MaxRecvDataSegmentLength).
+    /// Longest data segment we take, in bytes (MaxRecvDataSegmentLength, RFC 7143 section 13.12).
     pub max_data_segment: u32,
     /// Longest text of one login or text request, in bytes.
     pub max_text: usize,
-    /// Commands a session may have open (the command window).
+    /// Commands a session may have open (the command window, RFC 7143 section 4.2.2.1).
     pub queue_depth: u32,
-    /// Immediate commands, which stand outside the window, that a session may have open; one more is rejected.
+    /// Immediate commands, which stand outside the window, that a session may have open; one more is rejected (RFC 7143 section 4.2.2.1).
     pub immediate_commands: u32,
     /// Bytes of collected command data a session may hold before it is told TASK SET FULL.
     pub max_staged: usize,
@@ -170,7 +192,7 @@ impl Default for Limits {
 /// A target: a name and its disks.
 #[derive(Clone)]
 pub struct TargetConfig {
-    /// Its iSCSI name.
+    /// Its iSCSI name (RFC 7143 section 4.2.7).
     pub iqn: String,
     /// Its logical units; each number once.
     pub luns: Vec<Lun>,
@@ -194,9 +216,9 @@ pub struct Lun {
 /// What a logical unit says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Unit serial number (VPD page 80), printable ASCII.
+    /// Unit serial number (VPD page 80 of SPC-4), printable ASCII.
     pub serial: String,
-    /// A locally assigned NAA identifier (VPD page 83): 60 bits, the top four are ours.
+    /// A locally assigned NAA identifier (VPD page 83 of SPC-4): 60 bits, the top four are ours.
     pub naa: u64,
     /// Vendor, at most 8 characters.
     pub vendor: String,
@@ -204,6 +226,14 @@ pub struct Identity {
     pub product: String,
     /// Revision, at most 4 characters.
     pub revision: String,
+}
+
+impl Identity {
+    /// A disk of the vendor "GGNET"; all its fields can be set.
+    pub fn new(serial: impl Into<String>, naa: u64) -> Self {
+        let (vendor, product, revision) = ("GGNET".to_owned(), "DISK".to_owned(), "1".to_owned());
+        Self { serial: serial.into(), naa, vendor, product, revision }
+    }
 }
 
 /// Who wants to log in.
@@ -219,7 +249,7 @@ pub struct LoginRequest {
     pub local: SocketAddr,
 }
 
-/// The policy's answer.
+/// The policy's answer. The statuses are those of RFC 7143 section 11.13.5.
 #[derive(Clone, Debug)]
 pub enum LoginDecision {
     /// Not yet able to say (status 0301: the initiator tries again). The right answer to every login, also to an unknown
@@ -244,7 +274,7 @@ pub enum Exclusivity {
     /// One session per initiator name: the newest authenticated login closes the older ones of that name, whatever their
     /// session id, after their requests in flight have ended. Other names are the policy's to refuse.
     ByInitiatorName,
-    /// Any number; only a login with the same name *and* session id replaces (session reinstatement).
+    /// Any number; only a login with the same name *and* session id replaces (session reinstatement, RFC 7143 section 6.3.5).
     Shared,
 }
 
@@ -255,7 +285,7 @@ pub struct LoginInfo {
     pub session: SessionId,
     /// The request.
     pub request: LoginRequest,
-    /// The initiator's session id.
+    /// The initiator's session id (ISID, RFC 7143 section 11.12.5).
     pub isid: [u8; 6],
     /// The CHAP user that was proved.
     pub chap_user: Option<String>,
@@ -306,7 +336,7 @@ pub struct SessionInfo {
     pub target: Option<String>,
     /// The initiator's name.
     pub initiator: String,
-    /// The initiator's session id.
+    /// The initiator's session id (ISID, RFC 7143 section 11.12.5).
     pub isid: [u8; 6],
     /// Where it comes from.
     pub peer: SocketAddr,
@@ -321,7 +351,7 @@ pub struct SessionInfo {
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The initiator logged out.
+    /// The initiator logged out (RFC 7143 section 11.14).
     Logout,
     /// The connection ended or broke.
     ConnectionLost,
@@ -375,3 +405,8 @@ pub struct NoObserver;
 impl SessionObserver for NoObserver {
     fn observe(&self, _: SessionEvent) {}
 }
+
+/// The code in README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -7,39 +7,29 @@
 //! Invariants: the registry is looked up at login only; its locks are never held across an await; every connection's
 //! task is tracked, and [`IscsiServer::shutdown`] returns only after all of them have ended (or the grace is over).
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::connection::connection;
 use super::login::valid_name;
-use super::memory::Pool;
-use super::places::{Occupancy, Places};
+use super::places::Occupancy;
 use super::scsi::lu::LogicalUnit;
 use super::scsi::{Units, is_busy};
-use super::target::{SessionShared, Target};
-use super::workers::Workers;
-use super::{CloseReason, LoginPolicy, ServerConfig, SessionId, SessionInfo, SessionObserver, TargetConfig};
-use crate::LogBudget;
-
-/// Lines of the log a second about logins that were refused or put off; more are counted and not written.
-const REFUSALS_A_SECOND: u32 = 10;
-/// Of sessions that began, and of those that ended: a room that boots at once fits.
-const SESSIONS_A_SECOND: u32 = 100;
+use super::shared::Shared;
+use super::target::Target;
+use super::{CloseReason, LoginPolicy, ServerConfig, SessionInfo, SessionObserver, TargetConfig};
 
 /// Connections that wait for `accept`.
 const BACKLOG: i32 = 1024;
 /// Pause after an `accept` that failed for lack of resources.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often a last flush is tried on a device that is busy, and the pause between two tries. No initiator is left that would.
+/// How often a last flush is tried on a device that is busy, and the pause between two tries.
 const FLUSH_TRIES: u32 = 20;
 const FLUSH_PAUSE: Duration = Duration::from_millis(100);
 
@@ -103,36 +93,7 @@ pub enum RemoveError {
 /// A running iSCSI target server. Clones are handles to the same one; dropping the last handle stops nothing, see
 /// [`shutdown`](IscsiServer::shutdown).
 #[derive(Clone)]
-pub struct IscsiServer(Arc<Inner>);
-
-/// What all connections of a server share.
-pub(super) struct Inner {
-    pub(super) config: ServerConfig,
-    pub(super) policy: Arc<dyn LoginPolicy>,
-    pub(super) observer: Arc<dyn SessionObserver>,
-    local: Vec<SocketAddr>,
-    targets: RwLock<HashMap<Arc<str>, Arc<Target>>>,
-    pub(super) sessions: Mutex<HashMap<SessionId, Arc<SessionShared>>>,
-    pub(super) places: Arc<Places>,
-    pub(super) next_session: AtomicU64,
-    next_tsih: AtomicU16,
-    pub(super) workers: Workers,
-    pub(super) memory: Arc<Pool>,
-    /// Lines of the log about logins that were refused or put off.
-    pub(super) refusals: LogBudget,
-    /// Lines about sessions that began, and about those that ended.
-    pub(super) logins: LogBudget,
-    pub(super) ends: LogBudget,
-    /// Lines of the log about connections that could not be accepted.
-    not_accepted: LogBudget,
-    tasks: TaskTracker,
-    pub(super) stop: CancellationToken,
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every step under these locks leaves valid data.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub struct IscsiServer(Arc<Shared>);
 
 impl IscsiServer {
     /// Opens all listeners and begins to accept; must be called inside a tokio runtime.
@@ -166,31 +127,10 @@ impl IscsiServer {
             listeners.push(listen(address).map_err(|source| BindError { address, source })?);
         }
         let local = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-        let workers = Workers::new(config.limits.blocking_jobs);
-        let places = Places::new(&config.limits);
-        let memory = Pool::new(config.limits.memory);
-        let inner = Arc::new(Inner {
-            config,
-            policy,
-            observer,
-            local,
-            targets: RwLock::default(),
-            sessions: Mutex::default(),
-            places,
-            next_session: AtomicU64::new(1),
-            next_tsih: AtomicU16::new(1),
-            workers,
-            memory,
-            refusals: LogBudget::new(REFUSALS_A_SECOND),
-            logins: LogBudget::new(SESSIONS_A_SECOND),
-            ends: LogBudget::new(SESSIONS_A_SECOND),
-            not_accepted: LogBudget::new(1),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-        });
-        let accepting = |listener| Accepting { inner: Arc::clone(&inner), listener: Arc::new(listener) };
+        let shared = Arc::new(Shared::new(config, policy, observer, local));
+        let accepting = |listener| Accepting { shared: Arc::clone(&shared), listener: Arc::new(listener) };
         let accepting = listeners.into_iter().map(accepting).collect();
-        Ok((Self(inner), accepting))
+        Ok((Self(shared), accepting))
     }
 
     /// Cancelled when the server stops.
@@ -261,7 +201,7 @@ impl IscsiServer {
         for session in &sessions {
             session.done.cancelled().await;
         }
-        if removal == Removal::Force { self.0.flush(&target).await } else { Ok(()) }
+        if removal == Removal::Force { flush(&target).await } else { Ok(()) }
     }
 
     /// The names of all targets, sorted.
@@ -279,7 +219,7 @@ impl IscsiServer {
 
     /// All live sessions, oldest first.
     pub fn sessions(&self) -> Vec<SessionInfo> {
-        let mut sessions: Vec<SessionInfo> = lock(&self.0.sessions).values().map(|s| s.info()).collect();
+        let mut sessions: Vec<SessionInfo> = self.0.sessions().values().map(|s| s.info()).collect();
         sessions.sort_unstable_by_key(|s| s.id);
         sessions
     }
@@ -300,7 +240,7 @@ impl IscsiServer {
     pub async fn shutdown(&self, grace: Duration) -> bool {
         self.0.stop.cancel();
         self.0.tasks.close();
-        for session in lock(&self.0.sessions).values() {
+        for session in self.0.sessions().values() {
             session.ask_close(CloseReason::Shutdown);
         }
         let stop = async {
@@ -309,7 +249,7 @@ impl IscsiServer {
                 self.0.targets.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
             let mut clean = true;
             for target in targets {
-                if let Err(error) = self.0.flush(&target).await {
+                if let Err(error) = flush(&target).await {
                     tracing::error!(target = %target.iqn, %error, "flush at shutdown failed");
                     clean = false;
                 }
@@ -320,40 +260,25 @@ impl IscsiServer {
     }
 }
 
-impl Inner {
-    pub(super) fn target(&self, iqn: &str) -> Option<Arc<Target>> {
-        self.targets.read().unwrap_or_else(PoisonError::into_inner).get(iqn).cloned()
-    }
-
-    async fn flush(&self, target: &Target) -> Result<(), RemoveError> {
-        for unit in target.units.iter().filter(|u| !u.read_only()) {
-            let lun = unit.number;
-            let mut tries = 0;
-            loop {
-                let unit = Arc::clone(unit);
-                let flushed = tokio::task::spawn_blocking(move || unit.device.flush()).await;
-                match flushed.unwrap_or_else(|e| Err(io::Error::other(e))) {
-                    Ok(()) => break,
-                    Err(e) if is_busy(&e) && tries < FLUSH_TRIES => {
-                        tries += 1;
-                        tokio::time::sleep(FLUSH_PAUSE).await;
-                    }
-                    Err(source) => return Err(RemoveError::Flush { lun, source }),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn next_tsih(&self) -> u16 {
+/// Flushes all of a target's devices. No initiator is left to send a flush again that found its device busy: it is tried again here.
+async fn flush(target: &Target) -> Result<(), RemoveError> {
+    for unit in target.units.iter().filter(|u| !u.read_only()) {
+        let lun = unit.number;
+        let mut tries = 0;
         loop {
-            let tsih = self.next_tsih.fetch_add(1, Ordering::Relaxed);
-            // Zero means "new session"; a handle in use is not given twice.
-            if tsih != 0 && !lock(&self.sessions).values().any(|s| s.tsih == tsih) {
-                return tsih;
+            let unit = Arc::clone(unit);
+            let flushed = tokio::task::spawn_blocking(move || unit.device.flush()).await;
+            match flushed.unwrap_or_else(|e| Err(io::Error::other(e))) {
+                Ok(()) => break,
+                Err(e) if is_busy(&e) && tries < FLUSH_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(FLUSH_PAUSE).await;
+                }
+                Err(source) => return Err(RemoveError::Flush { lun, source }),
             }
         }
     }
+    Ok(())
 }
 
 /// Opens a listener with SO_REUSEADDR, so that a restart need not wait for old connections to expire.
@@ -371,31 +296,31 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// A listener whose connections are to be accepted. It is open until this is dropped.
 pub struct Accepting {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
     listener: Arc<TcpListener>,
 }
 
 impl Accepting {
     /// Accepts until the server stops. Dropped or panicked half-way: the listener stays open, and connections wait for the next run.
     pub fn run(&self) -> impl Future<Output = ()> + Send + use<> {
-        accept(Arc::clone(&self.inner), Arc::clone(&self.listener))
+        accept(Arc::clone(&self.shared), Arc::clone(&self.listener))
     }
 }
 
-async fn accept(inner: Arc<Inner>, listener: Arc<TcpListener>) {
+async fn accept(shared: Arc<Shared>, listener: Arc<TcpListener>) {
     loop {
         let accepted = tokio::select! {
-            () = inner.stop.cancelled() => return,
+            () = shared.stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let place = inner.places.take(peer.ip());
+                let place = shared.places.take(peer.ip());
                 #[expect(clippy::disallowed_methods, reason = "one connection, tracked")]
-                inner.tasks.spawn(connection(Arc::clone(&inner), stream, peer, place));
+                shared.tasks.spawn(connection(Arc::clone(&shared), stream, peer, place));
             }
             Err(error) => {
-                if let Some(left_out) = inner.not_accepted.line() {
+                if let Some(left_out) = shared.not_accepted.line() {
                     tracing::warn!(%error, left_out, "accept failed");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -1,61 +1,57 @@
 //! The full feature phase of one session on its one connection.
 //!
 //! ```text
-//!            bytes ──▶ frame ──▶ CmdSN check ──▶ opcode ──▶ tasks (SCSI), tmf, text, NOP, logout
+//!            bytes ──▶ frame ──▶ CmdSN check ──▶ opcode ──▶ tasks (SCSI), tmf, text, ping, logout
 //!                                                            │
 //!   device inline, or a job on the blocking pool ◀───────────┘──▶ output buffer ──▶ one write for many PDUs
 //!
-//!  Running ── logout, EOF, error, asked to close ──▶ its end (`closing`)
+//!  Running ── logout, EOF, error, asked to close ──▶ Draining (jobs end) ──▶ Leaving (no unit knows it any more)
+//!                                                ──▶ Flushing (answers out, the logout's last) ──▶ closed
 //! ```
 //!
 //! Invariants:
-//! * StatSN grows by one with every PDU that carries status; ExpCmdSN by one with every non-immediate command accepted;
-//!   MaxCmdSN never shrinks, because open commands and the free window add up to the same number;
 //! * input is parsed only while there is room for the answers: a peer that does not read stops being heard;
-//! * the task ends only after every job it started has ended, whatever became of the connection.
+//! * the task ends only after every job it started has ended, whatever became of the connection: then nothing of the session is in
+//!   flight;
+//! * whoever reads the answer to a logout finds nothing of the session in the units (RFC 7143 section 11.15.1: the session was closed).
 
-use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::conn::{InBuf, OutBuf};
+use super::attached::Attached;
+use super::bytes::index;
+use super::conn::InBuf;
+use super::flow::Flow;
+use super::jobs::Jobs;
 use super::login::Established;
-use super::memory::{Lease, Pool};
-use super::negotiate::Params;
-use super::pdu::{BHS_LEN, Bhs, FINAL, FrameError, Framing, NO_TAG, frame, opcode, reject};
-use super::reads::ReadTask;
-use super::scsi::Units;
-use super::scsi::lu::{Nexus, Port};
-use super::stats::Counters;
-use super::target::{Control, SessionShared};
-use super::tasks::{Done, Running};
-use super::text_requests::Texts;
-use super::tmf::PendingTmf;
+use super::memory::Pool;
+use super::outbox::Outbox;
+use super::pdu::{BHS_LEN, Bhs, FINAL, FrameError, Framing, frame, opcode, reject};
+use super::ping::Ping;
+use super::scsi::nexus::Port;
+use super::target::{Control, SessionShared, Target};
+use super::task::Done;
+use super::tasks::Tasks;
+use super::text_requests::{Asked, Texts};
+use super::tmf::Functions;
 use super::workers::Share;
-use super::writes::WriteTable;
-use super::{CloseReason, Limits, LoginPolicy, LoginRequest, NOP_MISSES, SessionEvent, SessionObserver};
+use super::{CloseReason, Limits, LoginPolicy, LoginRequest, SessionObserver};
 
-/// Output beyond which no more input is handled and no more data is fetched.
-pub(super) const OUT_HIGH: usize = 512 << 10;
-/// Bytes copied for jobs beyond which no more input is handled.
-const JOB_BYTES_HIGH: usize = 8 << 20;
 /// How often timers are looked at.
 const TICK: Duration = Duration::from_secs(5);
-/// A device call, a wait for another session, or a question to the policy.
-pub(super) type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
+/// How long the last answers of a closing session may take to leave.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// What the server gives every session.
-#[derive(Clone)]
 pub(super) struct Surroundings {
     pub(super) limits: Limits,
     pub(super) nop_interval: Option<Duration>,
@@ -67,97 +63,57 @@ pub(super) struct Surroundings {
     pub(super) address: String,
     /// The login request, for discovery.
     pub(super) request: LoginRequest,
-    /// The session's target, for task management that reaches other sessions.
-    pub(super) target: Option<Arc<super::target::Target>>,
+    /// The session's target; none for discovery.
+    pub(super) target: Option<Arc<Target>>,
 }
 
-/// The end of a session, as far as parsing goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// Close for this reason.
-    Close(CloseReason),
-}
-
-/// One session's state.
+/// One session's parts.
 pub(super) struct Session {
-    pub(super) me: Arc<SessionShared>,
-    pub(super) around: Surroundings,
-    pub(super) units: Units,
-    pub(super) nexuses: Vec<Option<Arc<Nexus>>>,
-    pub(super) params: Params,
-    pub(super) cid: u16,
-    pub(super) out: OutBuf,
-    pub(super) exp_cmd_sn: u32,
-    pub(super) stat_sn: u32,
-    /// Commands in the window, and immediate ones beside it.
-    pub(super) open: u32,
-    open_immediate: u32,
-    pub(super) writes: WriteTable,
-    pub(super) reads: VecDeque<ReadTask>,
-    pub(super) jobs: FuturesUnordered<Job>,
-    pub(super) running: Vec<Running>,
-    pub(super) job_bytes: usize,
-    pub(super) staged: usize,
-    /// For what the output, jobs and collected data hold together.
-    lease: Lease,
-    pub(super) next_ticket: u64,
-    pub(super) tmf: Vec<PendingTmf>,
-    /// When the input now being handled arrived: one look at the clock for many commands.
-    pub(super) now: Instant,
-    pub(super) texts: Texts,
-    pub(super) logout: Option<Bhs>,
+    me: Arc<SessionShared>,
+    /// For task management that reaches other sessions.
+    target: Option<Arc<Target>>,
+    tasks: Tasks,
+    functions: Functions,
+    texts: Texts,
     ping: Ping,
-}
-
-/// Signs of life.
-#[derive(Debug)]
-struct Ping {
-    heard: Instant,
-    asked: Option<Instant>,
-    answered_once: bool,
-    missed: u32,
+    /// The answer to a logout, which waits until everything under way has ended.
+    pub(super) logout: Option<Bhs>,
+    cid: u16,
+    /// Longest data segment that we take.
+    max_data: usize,
 }
 
 impl Session {
     /// A session after its login; attaches to the target's units.
     pub(super) fn new(me: Arc<SessionShared>, around: Surroundings, established: Established) -> Self {
-        let units = around.target.as_ref().map(|t| t.units.clone()).unwrap_or_default();
+        let Surroundings {
+            limits,
+            nop_interval,
+            workers,
+            memory,
+            observer,
+            policy,
+            address,
+            request,
+            target,
+        } = around;
+        let units = target.as_ref().map(|t| t.units.clone()).unwrap_or_default();
         let port = Port { name: Arc::clone(&me.initiator), isid: me.isid };
-        let mut nexuses: Vec<Option<Arc<Nexus>>> = vec![None; units.slots()];
-        for unit in units.iter() {
-            let nexus = Arc::new(Nexus::new(port.clone()));
-            unit.attach(&nexus);
-            nexuses[usize::from(unit.number)] = Some(nexus);
-        }
-        let mut out = OutBuf::default();
-        out.set_digests(established.params.digests);
-        let now = Instant::now();
-        let lease = Lease::new(&around.memory);
+        let attached = Attached::new(units.clone(), &port);
+        let cid = established.cid;
+        let out = Outbox::new(Arc::clone(&me), units, &limits, established);
+        let ping = Ping::new(nop_interval, out.now);
+        let flow = Flow::new(out, Jobs::new(workers), &memory, limits.max_staged);
         Self {
             me,
-            around,
-            units,
-            nexuses,
-            out,
-            cid: established.cid,
-            exp_cmd_sn: established.exp_cmd_sn,
-            stat_sn: established.stat_sn,
-            params: established.params,
-            open: 0,
-            open_immediate: 0,
-            writes: WriteTable::default(),
-            reads: VecDeque::new(),
-            jobs: FuturesUnordered::new(),
-            running: Vec::new(),
-            job_bytes: 0,
-            staged: 0,
-            lease,
-            next_ticket: 0,
-            tmf: Vec::new(),
-            now,
-            texts: Texts::default(),
+            target,
+            tasks: Tasks::new(attached, flow, observer),
+            functions: Functions::default(),
+            texts: Texts::new(Asked { policy, request, address, max_text: limits.max_text }),
+            ping,
             logout: None,
-            ping: Ping { heard: now, asked: None, answered_once: false, missed: 0 },
+            cid,
+            max_data: index(u64::from(limits.max_data_segment)),
         }
     }
 
@@ -175,11 +131,11 @@ impl Session {
         let reason = loop {
             let need = match self.handle_input(input) {
                 Ok(need) => need,
-                Err(Stop::Close(reason)) => break reason,
+                Err(reason) => break reason,
             };
-            self.pump_reads();
-            self.lease.settle(self.held());
-            if self.logout.is_some() && self.idle() {
+            self.tasks.pump();
+            self.tasks.flow.settle();
+            if self.logout.is_some() && self.tasks.idle() {
                 break CloseReason::Logout;
             }
             let can_read = self.may_read();
@@ -187,22 +143,21 @@ impl Session {
                 if asked.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Wake::Asked);
                 }
-                self.poll_io(cx, stream, input, &mut control, need, can_read)
-                    .map(|wake| match wake {
-                        Ok(true) => Wake::Progress,
-                        Ok(false) | Err(_) => Wake::Lost,
-                    })
-                    .map_pending(|| tick.poll_tick(cx).is_ready().then_some(Wake::Tick))
+                match self.poll_io(cx, stream, input, &mut control, need, can_read) {
+                    Poll::Ready(Ok(true)) => Poll::Ready(Wake::Progress),
+                    Poll::Ready(Ok(false) | Err(_)) => Poll::Ready(Wake::Lost),
+                    Poll::Pending => tick.poll_tick(cx).map(|_| Wake::Tick),
+                }
             })
             .await;
             match wake {
                 Wake::Progress => {}
                 Wake::Tick => {
-                    if let Some(reason) = self.on_tick() {
+                    if let Some(reason) = self.ping.tick(&mut self.tasks.flow.out) {
                         break reason;
                     }
                     input.shrink();
-                    self.out.shrink();
+                    self.tasks.flow.out.buf.shrink();
                 }
                 Wake::Lost => break CloseReason::ConnectionLost,
                 Wake::Asked => break me.reason().unwrap_or(CloseReason::Shutdown),
@@ -212,49 +167,20 @@ impl Session {
         reason
     }
 
-    /// Whether nothing is under way.
-    fn idle(&self) -> bool {
-        self.reads.is_empty() && self.jobs.is_empty()
-    }
-
     fn may_read(&mut self) -> bool {
-        self.out.len() < OUT_HIGH
-            && self.job_bytes < JOB_BYTES_HIGH
-            && self.logout.is_none()
-            && self.has_room(0)
-    }
-
-    /// Bytes of data under way.
-    fn held(&self) -> usize {
-        self.out.held() + self.job_bytes + self.staged
-    }
-
-    /// Whether the session may hold so many bytes more.
-    pub(super) fn covers(&mut self, more: usize) -> bool {
-        self.lease.covers(self.held() + more)
-    }
-
-    /// Whether it may go on with so many bytes more: they are covered, or nothing waits.
-    pub(super) fn has_room(&mut self, more: usize) -> bool {
-        self.covers(more) || self.nothing_waits()
-    }
-
-    /// Whether all that was fetched or heard has gone on its way: one more step is right then, whatever others hold.
-    pub(super) fn nothing_waits(&mut self) -> bool {
-        if self.out.is_empty() {
-            self.out.shrink();
-        }
-        self.out.is_empty() && self.job_bytes == 0
+        self.logout.is_none() && self.tasks.flow.may_read()
     }
 
     /// Handles every whole PDU in the buffer; returns how many bytes the next one needs.
-    fn handle_input(&mut self, input: &mut InBuf) -> Result<usize, Stop> {
-        let max_data = usize::try_from(self.around.limits.max_data_segment).unwrap_or(usize::MAX);
+    ///
+    /// # Errors
+    /// The session has to end.
+    fn handle_input(&mut self, input: &mut InBuf) -> Result<usize, CloseReason> {
         loop {
             if !self.may_read() {
                 return Ok(BHS_LEN);
             }
-            match frame(input.filled(), self.params.digests, max_data) {
+            match frame(input.filled(), self.tasks.flow.out.params.digests, self.max_data) {
                 Ok(Framing::Need(need)) => return Ok(need),
                 Ok(Framing::Pdu(f)) => {
                     let step = self.handle(&f.bhs, &input.filled()[f.data.clone()]);
@@ -264,123 +190,33 @@ impl Session {
                 Err(error) => {
                     tracing::debug!(session = self.me.id.0, %error, "closing: the stream cannot be followed");
                     if let FrameError::DataDigest(bhs) = error {
-                        self.reject(&bhs, reject::DATA_DIGEST);
+                        self.tasks.flow.out.reject(&bhs, reject::DATA_DIGEST);
                     }
-                    return Err(Stop::Close(CloseReason::ProtocolError));
+                    return Err(CloseReason::ProtocolError);
                 }
             }
         }
     }
 
-    fn handle(&mut self, bhs: &Bhs, data: &[u8]) -> Result<(), Stop> {
-        let op = bhs.opcode();
-        if !matches!(op, opcode::DATA_OUT | opcode::SNACK) {
-            let ahead = bhs.cmd_sn().wrapping_sub(self.exp_cmd_sn);
-            if !bhs.immediate() {
-                if ahead >= self.window() {
-                    // Outside the window: silently ignored (RFC 7143 section 4.2.2.1).
-                    return Ok(());
-                }
-                if ahead > 0 {
-                    // A gap on the only connection never closes at error recovery level 0.
-                    return Err(Stop::Close(CloseReason::ProtocolError));
-                }
-                self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
-                self.open += 1;
-                self.me.counters.depth(self.open);
-            }
+    fn handle(&mut self, bhs: &Bhs, data: &[u8]) -> Result<(), CloseReason> {
+        let Self { target, tasks, functions, texts, ping, .. } = self;
+        if !tasks.flow.out.accept(bhs)? {
+            return Ok(());
         }
-        match op {
-            opcode::SCSI_COMMAND if self.around.target.is_some() => {
-                if bhs.immediate() {
-                    if self.open_immediate >= self.around.limits.immediate_commands {
-                        self.reject(bhs, reject::TOO_MANY_IMMEDIATE);
-                        return Ok(());
-                    }
-                    self.open_immediate += 1;
-                }
-                self.scsi_command(bhs, data);
-            }
-            opcode::DATA_OUT if self.around.target.is_some() => self.data_out(bhs, data),
-            opcode::TASK_MANAGEMENT if self.around.target.is_some() => self.task_management(bhs)?,
-            opcode::NOP_OUT => self.nop_out(bhs, data),
-            opcode::TEXT => self.text_request(bhs, data),
-            opcode::LOGOUT => self.logout_request(bhs),
-            opcode::SNACK => self.reject(bhs, reject::NOT_SUPPORTED),
+        match (bhs.opcode(), target) {
+            (opcode::SCSI_COMMAND, Some(_)) => tasks.command(bhs, data),
+            (opcode::DATA_OUT, Some(_)) => tasks.data_out(bhs, data),
+            (opcode::TASK_MANAGEMENT, Some(target)) => functions.request(tasks, target, bhs)?,
+            (opcode::NOP_OUT, _) => ping.nop_out(&mut tasks.flow.out, bhs, data),
+            (opcode::TEXT, _) => texts.request(&mut tasks.flow, bhs, data),
+            (opcode::LOGOUT, _) => self.logout_request(bhs),
+            (opcode::SNACK, _) => tasks.flow.out.reject(bhs, reject::NOT_SUPPORTED),
             _ => {
-                self.reject(bhs, reject::NOT_SUPPORTED);
-                self.request_ended(bhs);
+                tasks.flow.out.reject(bhs, reject::NOT_SUPPORTED);
+                tasks.flow.out.request_ended(bhs);
             }
         }
         Ok(())
-    }
-
-    /// Free places in the command window.
-    fn window(&self) -> u32 {
-        self.around.limits.queue_depth.saturating_sub(self.open)
-    }
-
-    /// A SCSI command has ended: its place in the window, or beside it, is free.
-    pub(super) fn command_ended(&mut self, immediate: bool) {
-        if immediate {
-            self.open_immediate = self.open_immediate.saturating_sub(1);
-        } else {
-            self.open = self.open.saturating_sub(1);
-            self.me.counters.depth(self.open);
-        }
-    }
-
-    /// A request that is no SCSI command is dealt with. Immediate ones are not counted: they are answered at once, or have limits of
-    /// their own.
-    pub(super) fn request_ended(&mut self, bhs: &Bhs) {
-        if !bhs.immediate() {
-            self.command_ended(false);
-        }
-    }
-
-    /// Fills in StatSN (advancing it when the PDU carries status), ExpCmdSN and MaxCmdSN.
-    pub(super) fn number(&mut self, bhs: &mut Bhs, carries_status: bool) {
-        bhs.set_word(24, self.stat_sn);
-        if carries_status {
-            self.stat_sn = self.stat_sn.wrapping_add(1);
-        }
-        bhs.set_word(28, self.exp_cmd_sn);
-        bhs.set_word(32, self.exp_cmd_sn.wrapping_add(self.window()).wrapping_sub(1));
-    }
-
-    pub(super) fn counters(&self) -> &Counters {
-        &self.me.counters
-    }
-
-    pub(super) fn observe(&self, event: fn(super::SessionInfo) -> SessionEvent) {
-        self.around.observer.observe(event(self.me.info()));
-    }
-
-    /// Rejects a PDU, sending its header back.
-    pub(super) fn reject(&mut self, bhs: &Bhs, reason: u8) {
-        let mut r = Bhs::new(opcode::REJECT, FINAL);
-        r.0[2] = reason;
-        r.set_word(16, NO_TAG);
-        self.number(&mut r, true);
-        self.out.push(r, &bhs.0);
-    }
-
-    fn nop_out(&mut self, bhs: &Bhs, data: &[u8]) {
-        self.ping.asked = None;
-        if bhs.itt() == NO_TAG {
-            // The answer to our own question (or a ping that wants none).
-            self.ping.answered_once = true;
-            self.ping.missed = 0;
-        } else {
-            self.request_ended(bhs);
-            let mut r = Bhs::new(opcode::NOP_IN, FINAL);
-            r.set(8, &bhs.lun());
-            r.set_word(16, bhs.itt());
-            r.set_word(20, NO_TAG);
-            self.number(&mut r, true);
-            let most = usize::try_from(self.params.peer_max_data).unwrap_or(usize::MAX);
-            self.out.push(r, &data[..data.len().min(most)]);
-        }
     }
 
     fn logout_request(&mut self, bhs: &Bhs) {
@@ -393,43 +229,35 @@ impl Session {
             // Connection recovery is not supported.
             _ => 2,
         };
-        self.request_ended(bhs);
+        let out = &mut self.tasks.flow.out;
+        out.request_ended(bhs);
         let mut r = Bhs::new(opcode::LOGOUT_RESPONSE, FINAL);
         r.0[2] = response;
         r.set_word(16, bhs.itt());
         if response == 0 {
-            // Answered when everything under way has ended.
             self.logout = Some(r);
         } else {
-            self.number(&mut r, true);
-            self.out.push(r, &[]);
+            out.respond(r, &[]);
         }
     }
 
-    /// Timers. A reason ends the session.
-    fn on_tick(&mut self) -> Option<CloseReason> {
-        let interval = self.around.nop_interval?;
-        let now = Instant::now();
-        let silent_since = self.ping.asked.unwrap_or(self.ping.heard).max(self.ping.heard);
-        if now.duration_since(silent_since) < interval || !self.out.is_empty() {
-            return None;
-        }
-        if self.ping.asked.is_some() && self.ping.answered_once {
-            self.ping.missed += 1;
-            if self.ping.missed >= NOP_MISSES {
-                return Some(CloseReason::Silent);
+    /// Collects the end of a job.
+    fn on_done(&mut self, done: Done) {
+        let Tasks { attached, flow, reads, writes, .. } = &mut self.tasks;
+        match done {
+            Done::Read { ticket, task, result } => reads.fetched(flow, ticket, *task, result),
+            Done::Piece { ticket, tag, offset, bytes, result } => {
+                writes.piece_done(flow, &attached.units, (ticket, tag), (offset, bytes), result);
             }
-        } else if self.ping.asked.is_some() {
-            // It has never answered a ping: it is not held to this one, and not flooded either.
-            return None;
+            Done::Replied { ticket, command, asked, staged, reply } => {
+                self.tasks.replied(ticket, &command, (asked, staged), reply);
+            }
+            Done::Acknowledged { function } => self.functions.acknowledged(function),
+            Done::Discovered { itt, answer, targets } => {
+                self.texts.discovered(&mut flow.out, itt, answer, &targets);
+            }
         }
-        self.ping.asked = Some(now);
-        let mut nop = Bhs::new(opcode::NOP_IN, FINAL);
-        nop.set_word(16, NO_TAG);
-        nop.set_word(20, 1);
-        self.number(&mut nop, false);
-        self.out.push(nop, &[]);
-        None
+        self.functions.settle(&mut self.tasks.flow);
     }
 
     /// Moves bytes and collects what has ended. `Ok(true)`: something moved; `Ok(false)`: the peer has closed.
@@ -443,23 +271,23 @@ impl Session {
         can_read: bool,
     ) -> Poll<io::Result<bool>> {
         let mut progress = false;
-        while !self.out.is_empty() {
-            match Pin::new(&mut *stream).poll_write(cx, self.out.pending()) {
+        let out = &mut self.tasks.flow.out;
+        while !out.buf.is_empty() {
+            match Pin::new(&mut *stream).poll_write(cx, out.buf.pending()) {
                 Poll::Ready(Ok(n)) => {
-                    self.out.sent(n);
+                    out.buf.sent(n);
                     progress = true;
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => break,
             }
         }
-        while !self.jobs.is_empty() {
-            let Poll::Ready(Some(done)) = self.jobs.poll_next_unpin(cx) else { break };
+        while let Poll::Ready(done) = self.tasks.flow.jobs.poll_ended(cx) {
             self.on_done(done);
             progress = true;
         }
         while let Poll::Ready(Some(Control::Abort(lun, ack))) = control.poll_recv(cx) {
-            self.abort_from_outside(lun, ack);
+            self.functions.abort_from_outside(&mut self.tasks, lun, ack);
             progress = true;
         }
         if can_read {
@@ -475,8 +303,9 @@ impl Session {
                         return Poll::Ready(Ok(false));
                     }
                     input.filled_by(n);
-                    self.now = Instant::now();
-                    self.ping.heard = self.now;
+                    let now = Instant::now();
+                    self.tasks.flow.out.now = now;
+                    self.ping.heard(now);
                     progress = true;
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
@@ -484,6 +313,48 @@ impl Session {
             }
         }
         if progress { Poll::Ready(Ok(true)) } else { Poll::Pending }
+    }
+
+    /// The end, all of it.
+    pub(super) async fn finish<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        control: &mut mpsc::UnboundedReceiver<Control>,
+        reason: CloseReason,
+    ) {
+        self.drain(control, reason).await;
+        self.tasks.attached.leave();
+        let out = &mut self.tasks.flow.out;
+        if let Some(r) = self.logout.take() {
+            out.respond(r, &[]);
+        }
+        if reason != CloseReason::ConnectionLost {
+            // A peer that does not read its last answers does not keep the session alive.
+            let _ = tokio::time::timeout(LAST_ANSWERS, out.buf.flush(stream)).await;
+        }
+    }
+
+    async fn drain(&mut self, control: &mut mpsc::UnboundedReceiver<Control>, reason: CloseReason) {
+        self.tasks.reads.clear();
+        self.tasks.writes.keep_complete();
+        if reason == CloseReason::ConnectionLost {
+            // Nobody will read what they find. Writes that have all their data go on. In every other end answers still go out, and
+            // a command that was cut short would be answered with an error.
+            self.tasks.flow.jobs.cancel_all();
+        }
+        // Another session that closes too may wait for our tasks to end, as we may for its: it is heard to the last.
+        let mut heard = true;
+        while !self.tasks.flow.jobs.is_empty() {
+            tokio::select! {
+                Some(done) = self.tasks.flow.jobs.ended() => self.on_done(done),
+                asked = control.recv(), if heard => match asked {
+                    Some(Control::Abort(lun, ack)) => {
+                        self.functions.abort_from_outside(&mut self.tasks, lun, ack);
+                    }
+                    None => heard = false,
+                },
+            }
+        }
     }
 }
 
@@ -493,18 +364,4 @@ enum Wake {
     Tick,
     Lost,
     Asked,
-}
-
-/// `Poll` that may be replaced when pending.
-trait MapPending<T> {
-    fn map_pending(self, f: impl FnOnce() -> Option<T>) -> Poll<T>;
-}
-
-impl<T> MapPending<T> for Poll<T> {
-    fn map_pending(self, f: impl FnOnce() -> Option<T>) -> Poll<T> {
-        match self {
-            Poll::Ready(t) => Poll::Ready(t),
-            Poll::Pending => f().map_or(Poll::Pending, Poll::Ready),
-        }
-    }
 }

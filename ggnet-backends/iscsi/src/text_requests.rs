@@ -4,20 +4,33 @@
 
 use std::sync::Arc;
 
+use super::flow::Flow;
+use super::outbox::Outbox;
 use super::pdu::{Bhs, FINAL, NO_TAG, opcode, reject};
-use super::session::Session;
-use super::tasks::Done;
+use super::task::Done;
 use super::text;
+use super::{LoginPolicy, LoginRequest};
 
 /// A session's negotiation.
-#[derive(Debug, Default)]
 pub(super) struct Texts {
+    asked: Asked,
     /// Of a request that comes in pieces.
     collected: Vec<u8>,
     /// Of an answer that did not fit into one PDU.
     rest: Option<Rest>,
     /// A discovery waits for the policy.
     discovering: bool,
+}
+
+/// Whom a discovery asks, and what it may say.
+pub(super) struct Asked {
+    pub(super) policy: Arc<dyn LoginPolicy>,
+    /// The login request.
+    pub(super) request: LoginRequest,
+    /// What discovery tells as address of every target.
+    pub(super) address: String,
+    /// Longest text of one request, in bytes.
+    pub(super) max_text: usize,
 }
 
 /// A text answer, and how much of it has been sent.
@@ -28,37 +41,47 @@ struct Rest {
     at: usize,
 }
 
-impl Session {
+impl Rest {
+    fn new(data: Vec<u8>) -> Self {
+        Self { ttt: 1, data, at: 0 }
+    }
+}
+
+impl Texts {
+    pub(super) fn new(asked: Asked) -> Self {
+        Self { asked, collected: Vec::new(), rest: None, discovering: false }
+    }
+
     /// A Text Request: collected, understood and answered.
-    pub(super) fn text_request(&mut self, bhs: &Bhs, data: &[u8]) {
-        self.request_ended(bhs);
+    pub(super) fn request(&mut self, flow: &mut Flow, bhs: &Bhs, data: &[u8]) {
+        let out = &mut flow.out;
+        out.request_ended(bhs);
         let more = bhs.flags() & 0x40 != 0;
-        if self.texts.discovering {
+        if self.discovering {
             // One negotiation at a time (RFC 7143 section 11.10.3).
-            return self.reject(bhs, reject::PROTOCOL_ERROR);
+            return out.reject(bhs, reject::PROTOCOL_ERROR);
         }
         if bhs.ttt() != NO_TAG {
-            match self.texts.rest.take() {
+            match self.rest.take() {
                 Some(rest) if rest.ttt == bhs.ttt() && data.is_empty() && !more => {
-                    return self.send_text(bhs.itt(), rest);
+                    return self.send(out, bhs.itt(), rest);
                 }
                 _ => {}
             }
         }
-        if self.texts.collected.len() + data.len() > self.around.limits.max_text {
-            self.texts.collected.clear();
-            return self.reject(bhs, reject::INVALID_PDU_FIELD);
+        if self.collected.len() + data.len() > self.asked.max_text {
+            self.collected.clear();
+            return out.reject(bhs, reject::INVALID_PDU_FIELD);
         }
-        self.texts.collected.extend_from_slice(data);
+        self.collected.extend_from_slice(data);
         if more {
             let mut r = Bhs::new(opcode::TEXT_RESPONSE, 0);
             r.set_word(16, bhs.itt());
             r.set_word(20, 1);
-            self.number(&mut r, true);
-            return self.out.push(r, &[]);
+            return out.respond(r, &[]);
         }
-        let collected = std::mem::take(&mut self.texts.collected);
-        let Ok(pairs) = text::parse(&collected) else { return self.reject(bhs, reject::PROTOCOL_ERROR) };
+        let collected = std::mem::take(&mut self.collected);
+        let Ok(pairs) = text::parse(&collected) else { return out.reject(bhs, reject::PROTOCOL_ERROR) };
         let mut answer = Vec::new();
         let mut send_targets = None;
         for (key, value) in pairs {
@@ -66,7 +89,7 @@ impl Session {
                 "SendTargets" => send_targets = Some(value.to_lowercase()),
                 _ if matches!(value, "NotUnderstood" | "Reject" | "Irrelevant") => {}
                 "MaxRecvDataSegmentLength" => match text::number(value) {
-                    Some(n @ 512..=0xff_ffff) => self.params.peer_max_data = n,
+                    Some(n @ 512..=0xff_ffff) => out.params.peer_max_data = n,
                     _ => text::push(&mut answer, key, "Reject"),
                 },
                 "InitiatorAlias" => {}
@@ -74,57 +97,55 @@ impl Session {
             }
         }
         let itt = bhs.itt();
-        match (send_targets, &self.around.target) {
-            (None, _) => self.send_text(itt, Rest { ttt: 1, data: answer, at: 0 }),
+        match (send_targets, &out.me.target) {
+            (None, _) => self.send(out, itt, Rest::new(answer)),
             // In a normal session an initiator learns of the target it is at, by its name or by an empty value.
             (Some(name), Some(target)) => {
-                if name.is_empty() || name == *target.iqn {
-                    self.push_target(&mut answer, &Arc::clone(&target.iqn));
+                if name.is_empty() || name == **target {
+                    self.push_target(&mut answer, target);
                 }
-                self.send_text(itt, Rest { ttt: 1, data: answer, at: 0 });
+                self.send(out, itt, Rest::new(answer));
             }
             (Some(name), None) => {
-                self.texts.discovering = true;
-                let (policy, request) = (Arc::clone(&self.around.policy), self.around.request.clone());
-                self.jobs.push(Box::pin(async move {
+                self.discovering = true;
+                let (policy, request) = (Arc::clone(&self.asked.policy), self.asked.request.clone());
+                flow.jobs.push(async move {
                     let mut targets = policy.discover(&request).await;
                     if name != "all" {
                         targets.retain(|t| *t == name);
                     }
                     Done::Discovered { itt, answer, targets }
-                }));
+                });
             }
         }
     }
 
     /// The policy has said what discovery may tell.
-    pub(super) fn discovered(&mut self, itt: u32, mut answer: Vec<u8>, targets: &[String]) {
-        self.texts.discovering = false;
+    pub(super) fn discovered(&mut self, out: &mut Outbox, itt: u32, mut answer: Vec<u8>, targets: &[String]) {
+        self.discovering = false;
         for target in targets {
             self.push_target(&mut answer, target);
         }
-        self.send_text(itt, Rest { ttt: 1, data: answer, at: 0 });
+        self.send(out, itt, Rest::new(answer));
     }
 
     fn push_target(&self, answer: &mut Vec<u8>, iqn: &str) {
         text::push(answer, "TargetName", iqn);
-        text::push(answer, "TargetAddress", &self.around.address);
+        text::push(answer, "TargetAddress", &self.asked.address);
     }
 
     /// Sends a text answer, or the next piece of one.
-    fn send_text(&mut self, itt: u32, mut text: Rest) {
-        let most = usize::try_from(self.params.peer_max_data).unwrap_or(usize::MAX);
+    fn send(&mut self, out: &mut Outbox, itt: u32, mut text: Rest) {
         let rest = &text.data[text.at..];
-        let piece = rest[..rest.len().min(most)].to_vec();
+        let piece = &rest[..rest.len().min(out.peer_max_data())];
         let whole = piece.len() == rest.len();
         let mut r = Bhs::new(opcode::TEXT_RESPONSE, if whole { FINAL } else { 0x40 });
         r.set_word(16, itt);
         r.set_word(20, if whole { NO_TAG } else { text.ttt });
-        self.number(&mut r, true);
-        self.out.push(r, &piece);
+        out.respond(r, piece);
         if !whole {
             text.at += piece.len();
-            self.texts.rest = Some(text);
+            self.rest = Some(text);
         }
     }
 }

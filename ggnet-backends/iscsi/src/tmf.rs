@@ -12,12 +12,13 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::CloseReason;
+use super::flow::Flow;
 use super::pdu::{Bhs, FINAL, opcode, reject};
-use super::scsi::lu::Attention;
 use super::scsi::lun_number;
-use super::session::{Session, Stop};
-use super::target::Control;
-use super::tasks::Done;
+use super::scsi::nexus::Attention;
+use super::target::{Control, SessionShared, Target};
+use super::task::Done;
+use super::tasks::Tasks;
 
 /// Functions that may wait at once; one more is rejected.
 const MAX_PENDING: usize = 16;
@@ -43,7 +44,7 @@ mod response {
 }
 
 /// A function whose response waits.
-pub(super) struct PendingTmf {
+struct Pending {
     id: u64,
     response: Option<Bhs>,
     /// Jobs of aborted tasks of this session.
@@ -53,16 +54,32 @@ pub(super) struct PendingTmf {
     ack: Option<oneshot::Sender<()>>,
 }
 
-impl Session {
-    pub(super) fn task_management(&mut self, bhs: &Bhs) -> Result<(), Stop> {
-        self.request_ended(bhs);
-        if self.tmf.len() >= MAX_PENDING {
-            self.reject(bhs, reject::TOO_MANY_IMMEDIATE);
+/// The functions of a session that wait.
+#[derive(Default)]
+pub(super) struct Functions {
+    pending: Vec<Pending>,
+    last_id: u64,
+}
+
+impl Functions {
+    /// Takes a task management request.
+    ///
+    /// # Errors
+    /// The session has to end.
+    pub(super) fn request(
+        &mut self,
+        tasks: &mut Tasks,
+        target: &Target,
+        bhs: &Bhs,
+    ) -> Result<(), CloseReason> {
+        tasks.flow.out.request_ended(bhs);
+        if self.pending.len() >= MAX_PENDING {
+            tasks.flow.out.reject(bhs, reject::TOO_MANY_IMMEDIATE);
             return Ok(());
         }
         let (what, itt) = (bhs.flags() & 0x7f, bhs.itt());
         let lun = lun_number(&bhs.lun())
-            .filter(|n| self.units.get(*n).is_some())
+            .filter(|n| tasks.attached.units.get(*n).is_some())
             .and_then(|n| u16::try_from(n).ok());
         let answer = |code: u8| {
             let mut r = Bhs::new(opcode::TASK_MANAGEMENT_RESPONSE, FINAL);
@@ -75,126 +92,117 @@ impl Session {
             _ if needs_lun && lun.is_none() => response::NO_LUN,
             function::ABORT_TASK => {
                 let referenced = bhs.ttt();
-                let (found, tickets) = self.abort(|i, l| i == referenced && Some(l) == lun);
+                let (found, tickets) = tasks.abort(|i, l| i == referenced && Some(l) == lun);
                 if found > 0 {
-                    self.wait_for(answer(response::COMPLETE), tickets, 0);
+                    self.wait_for(&mut tasks.flow, answer(response::COMPLETE), tickets, 0);
                     return Ok(());
                 }
                 response::NO_TASK
             }
             function::ABORT_TASK_SET => {
-                let (_, tickets) = self.abort(|_, l| Some(l) == lun);
-                self.wait_for(answer(response::COMPLETE), tickets, 0);
+                let (_, tickets) = tasks.abort(|_, l| Some(l) == lun);
+                self.wait_for(&mut tasks.flow, answer(response::COMPLETE), tickets, 0);
                 return Ok(());
             }
             function::CLEAR_TASK_SET | function::LUN_RESET | function::WARM_RESET => {
-                self.reset(what, lun, answer(response::COMPLETE));
+                self.reset(tasks, target, what, lun, answer(response::COMPLETE));
                 return Ok(());
             }
             function::COLD_RESET => {
                 // Everybody logs in anew and is told of the reset then.
-                self.units.iter().for_each(|u| u.reset(Attention::PowerOn));
-                self.send_tmf(answer(response::COMPLETE));
-                self.close_others();
-                return Err(Stop::Close(CloseReason::TargetRemoved));
+                tasks.attached.units.iter().for_each(|u| u.reset(Attention::PowerOn));
+                let out = &mut tasks.flow.out;
+                out.respond(answer(response::COMPLETE), &[]);
+                others(target, &out.me).iter().for_each(|s| s.ask_close(CloseReason::TargetRemoved));
+                return Err(CloseReason::TargetRemoved);
             }
             function::TASK_REASSIGN => response::NO_REASSIGN,
             function::CLEAR_ACA => response::NOT_SUPPORTED,
             _ => response::REJECTED,
         };
-        self.send_tmf(answer(code));
+        tasks.flow.out.respond(answer(code), &[]);
         Ok(())
     }
 
-    fn send_tmf(&mut self, mut r: Bhs) {
-        self.number(&mut r, true);
-        self.out.push(r, &[]);
-    }
-
     /// Ends all tasks of a unit (or of all), here and in every other session of the target.
-    fn reset(&mut self, what: u8, lun: Option<u16>, answer: Bhs) {
+    fn reset(&mut self, tasks: &mut Tasks, target: &Target, what: u8, lun: Option<u16>, answer: Bhs) {
         let lun = lun.filter(|_| what != function::WARM_RESET);
-        let (_, tickets) = self.abort(|_, l| lun.is_none_or(|lun| l == lun));
-        for unit in self.units.iter().filter(|u| lun.is_none_or(|lun| u.number == lun)) {
+        let (_, tickets) = tasks.abort(|_, l| lun.is_none_or(|lun| l == lun));
+        let attached = &tasks.attached;
+        for unit in attached.units.iter().filter(|u| lun.is_none_or(|lun| u.number == lun)) {
             if what == function::CLEAR_TASK_SET {
-                let me = self.nexuses.get(usize::from(unit.number)).cloned().flatten();
+                let me = attached.nexus(usize::from(unit.number));
                 unit.raise_where(Attention::CommandsCleared, |n| {
-                    me.as_ref().is_none_or(|me| !std::ptr::eq(n, Arc::as_ptr(me)))
+                    me.is_none_or(|me| !std::ptr::eq(n, Arc::as_ptr(me)))
                 });
             } else {
                 unit.reset(Attention::Reset);
             }
         }
-        let others = self.others();
-        let id = self.wait_for(answer, tickets, others.len());
+        let others = others(target, &tasks.flow.out.me);
+        let id = self.wait_for(&mut tasks.flow, answer, tickets, others.len());
         for other in others {
             let (ack, acked) = oneshot::channel();
             // A session that is gone drops the sender, and that is an answer too.
             let _ = other.control.send(Control::Abort(lun, ack));
-            self.jobs.push(Box::pin(async move {
+            tasks.flow.jobs.push(async move {
                 let _ = acked.await;
-                Done::Acknowledged { tmf: id }
-            }));
+                Done::Acknowledged { function: id }
+            });
         }
-        self.settle_tmf();
-    }
-
-    fn others(&self) -> Vec<Arc<super::target::SessionShared>> {
-        let sessions = self.around.target.as_ref().map(|t| t.sessions()).unwrap_or_default();
-        sessions.into_iter().filter(|s| !Arc::ptr_eq(s, &self.me)).collect()
-    }
-
-    fn close_others(&self) {
-        self.others().iter().for_each(|s| s.ask_close(CloseReason::TargetRemoved));
+        self.settle(&mut tasks.flow);
     }
 
     /// Another session wants our tasks ended.
-    pub(super) fn abort_from_outside(&mut self, lun: Option<u16>, ack: oneshot::Sender<()>) {
-        let (_, tickets) = self.abort(|_, l| lun.is_none_or(|lun| l == lun));
-        self.next_ticket += 1;
-        self.tmf.push(PendingTmf {
-            id: self.next_ticket,
-            response: None,
-            tickets,
-            sessions: 0,
-            ack: Some(ack),
-        });
-        self.settle_tmf();
+    pub(super) fn abort_from_outside(
+        &mut self,
+        tasks: &mut Tasks,
+        lun: Option<u16>,
+        ack: oneshot::Sender<()>,
+    ) {
+        let (_, tickets) = tasks.abort(|_, l| lun.is_none_or(|lun| l == lun));
+        self.add(Pending { id: 0, response: None, tickets, sessions: 0, ack: Some(ack) });
+        self.settle(&mut tasks.flow);
     }
 
-    fn wait_for(&mut self, response: Bhs, tickets: Vec<u64>, sessions: usize) -> u64 {
-        self.next_ticket += 1;
-        let id = self.next_ticket;
-        self.tmf.push(PendingTmf { id, response: Some(response), tickets, sessions, ack: None });
-        self.settle_tmf();
+    fn wait_for(&mut self, flow: &mut Flow, response: Bhs, tickets: Vec<u64>, sessions: usize) -> u64 {
+        let id = self.add(Pending { id: 0, response: Some(response), tickets, sessions, ack: None });
+        self.settle(flow);
         id
     }
 
-    pub(super) fn tmf_acknowledged(&mut self, id: u64) {
-        if let Some(pending) = self.tmf.iter_mut().find(|p| p.id == id) {
+    fn add(&mut self, pending: Pending) -> u64 {
+        self.last_id += 1;
+        self.pending.push(Pending { id: self.last_id, ..pending });
+        self.last_id
+    }
+
+    /// Another session has ended its tasks for us.
+    pub(super) fn acknowledged(&mut self, id: u64) {
+        if let Some(pending) = self.pending.iter_mut().find(|p| p.id == id) {
             pending.sessions = pending.sessions.saturating_sub(1);
         }
     }
 
     /// Answers the functions that nothing keeps waiting any more.
-    pub(super) fn settle_tmf(&mut self) {
-        if self.tmf.is_empty() {
-            return;
+    pub(super) fn settle(&mut self, flow: &mut Flow) {
+        for pending in &mut self.pending {
+            pending.tickets.retain(|t| flow.jobs.runs(*t));
         }
-        let mut waiting = std::mem::take(&mut self.tmf);
-        for pending in &mut waiting {
-            pending.tickets.retain(|t| self.running.iter().any(|r| r.ticket == *t));
-        }
-        let (settled, waiting): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|p| p.tickets.is_empty() && p.sessions == 0);
-        self.tmf = waiting;
-        for pending in settled {
-            if let Some(response) = pending.response {
-                self.send_tmf(response);
+        for settled in self.pending.extract_if(.., |p| p.tickets.is_empty() && p.sessions == 0) {
+            if let Some(response) = settled.response {
+                flow.out.respond(response, &[]);
             }
-            if let Some(ack) = pending.ack {
+            if let Some(ack) = settled.ack {
                 let _ = ack.send(());
             }
         }
     }
+}
+
+/// The other sessions of the target.
+fn others(target: &Target, me: &Arc<SessionShared>) -> Vec<Arc<SessionShared>> {
+    let mut sessions = target.sessions();
+    sessions.retain(|s| !Arc::ptr_eq(s, me));
+    sessions
 }

@@ -1,5 +1,11 @@
 //! Writes, and actions that need data: from the input buffer into the device.
 //!
+//! ```text
+//!  write:  immediate, unsolicited, R2T by R2T ─▶ each piece to the device as it comes ─▶ (flush) ─▶ status
+//!                └─ device would wait ─▶ a job for the piece
+//!  action: collect the data ─▶ run it
+//! ```
+//!
 //! Invariants: data arrives in order (DataPDUInOrder and DataSequenceInOrder are always Yes), and a PDU out of order ends
 //! its command; at most one R2T is open per command; of a stream no more than a part of one block is ever kept: whole
 //! blocks go to the device as they come; what is staged is counted.
@@ -7,15 +13,17 @@
 use std::io;
 use std::sync::{Arc, PoisonError, TryLockError};
 
+use super::actions::{self, Collected};
 use super::bytes::{index, sat16, sat32};
+use super::flow::Flow;
 use super::pdu::{Bhs, FINAL, NO_TAG, opcode};
-use super::scsi::lu::{LogicalUnit, Nexus};
-use super::scsi::reserve::Access;
+use super::scsi::lu::LogicalUnit;
+use super::scsi::nexus::Nexus;
+use super::scsi::reservations::Access;
 use super::scsi::sense::Sense;
-use super::scsi::{Action, Reply};
-use super::session::Session;
-use super::tasks::{Command, Done, log_failed};
-use super::workers::{Cancel, Queue};
+use super::scsi::{Action, Reply, Units};
+use super::task::{Command, Done, log_failed};
+use super::workers::Queue;
 
 /// What becomes of a write's data.
 pub(super) enum Sink {
@@ -27,101 +35,41 @@ pub(super) enum Sink {
 
 /// A command that waits for data.
 pub(super) struct WriteTask {
-    pub(super) command: Command,
-    pub(super) unit: Arc<LogicalUnit>,
-    pub(super) nexus: Arc<Nexus>,
-    pub(super) sink: Sink,
+    command: Command,
+    unit: Arc<LogicalUnit>,
+    nexus: Arc<Nexus>,
+    sink: Sink,
     /// Bytes we need.
-    pub(super) want: usize,
+    want: usize,
     /// Bytes the CDB asked for, for the residual.
-    pub(super) asked: u64,
+    asked: u64,
     /// Bytes that have come.
-    pub(super) received: usize,
+    received: usize,
     /// Unsolicited data is still to come.
-    pub(super) unsolicited: bool,
+    unsolicited: bool,
     /// End of the burst asked for by the open R2T.
-    pub(super) r2t_end: Option<usize>,
-    pub(super) r2t_sn: u32,
-    pub(super) data_sn: u32,
+    r2t_end: Option<usize>,
+    r2t_sn: u32,
+    data_sn: u32,
     /// Collected data; for a stream: the part of a block that came last, and always less than a block.
-    pub(super) buf: Vec<u8>,
+    buf: Vec<u8>,
     /// Pieces on the blocking pool.
-    pub(super) jobs: u32,
-    pub(super) failed: Option<Reply>,
+    jobs: u32,
+    failed: Option<Reply>,
 }
 
 impl WriteTask {
-    pub(super) fn complete(&self) -> bool {
-        self.received >= self.want && !self.unsolicited && self.r2t_end.is_none()
-    }
-}
-
-/// The write tasks by target transfer tag.
-#[derive(Default)]
-pub(super) struct WriteTable {
-    pub(super) slots: Vec<(u16, Option<WriteTask>)>,
-    pub(super) free: Vec<usize>,
-}
-
-impl WriteTable {
-    pub(super) fn insert(&mut self, task: WriteTask) -> u32 {
-        let at = self.free.pop().unwrap_or_else(|| {
-            self.slots.push((0, None));
-            self.slots.len() - 1
-        });
-        let slot = &mut self.slots[at];
-        // The upper half tells one use of a slot from the next and is never all ones, so that no tag is "no tag".
-        slot.0 = (slot.0 + 1) % 0x7fff;
-        slot.1 = Some(task);
-        u32::from(slot.0) << 16 | u32::from(sat16(at))
-    }
-
-    pub(super) fn at(tag: u32) -> (usize, u16) {
-        (usize::from(u16::try_from(tag & 0xffff).unwrap_or(0)), u16::try_from(tag >> 16).unwrap_or(0))
-    }
-
-    pub(super) fn get(&mut self, tag: u32) -> Option<&mut WriteTask> {
-        let (at, generation) = Self::at(tag);
-        self.slots.get_mut(at).filter(|s| s.0 == generation)?.1.as_mut()
-    }
-
-    pub(super) fn remove(&mut self, tag: u32) -> Option<WriteTask> {
-        let (at, generation) = Self::at(tag);
-        let task = self.slots.get_mut(at).filter(|s| s.0 == generation)?.1.take()?;
-        self.free.push(at);
-        Some(task)
-    }
-
-    pub(super) fn tag_where(&self, f: impl Fn(&WriteTask) -> bool) -> Option<u32> {
-        self.slots.iter().enumerate().find_map(|(at, (generation, task))| {
-            task.as_ref().filter(|t| f(t)).map(|_| u32::from(*generation) << 16 | u32::from(sat16(at)))
-        })
-    }
-
-    /// Forgets the tasks whose data will never come: the session ends. Those that have all of it go on to their answer.
-    pub(super) fn keep_complete(&mut self) {
-        for (at, (_, task)) in self.slots.iter_mut().enumerate() {
-            if task.take_if(|t| !t.complete()).is_some() {
-                self.free.push(at);
-            }
-        }
-    }
-}
-
-impl Session {
-    #[expect(clippy::too_many_arguments, reason = "the parts of one command, taken apart by the caller once")]
-    pub(super) fn start_write(
-        &mut self,
-        bhs: &Bhs,
-        data: &[u8],
+    /// For a command whose CDB asks for so many bytes; `unsolicited`: more than what comes with it is on its way.
+    pub(super) fn new(
         command: Command,
         unit: Arc<LogicalUnit>,
         nexus: Arc<Nexus>,
         sink: Sink,
         asked: u64,
-    ) {
+        unsolicited: bool,
+    ) -> Self {
         let want = index(asked.min(u64::from(command.expect_out)));
-        let mut task = WriteTask {
+        Self {
             command,
             unit,
             nexus,
@@ -129,153 +77,137 @@ impl Session {
             want,
             asked,
             received: 0,
-            unsolicited: !bhs.is_final(),
+            unsolicited,
             r2t_end: None,
             r2t_sn: 0,
             data_sn: 0,
             buf: Vec::new(),
             jobs: 0,
             failed: None,
-        };
-        // The common small write comes whole with its command and is done with it.
-        if data.len() >= want && !task.unsolicited && self.write_inline(&task, &data[..want]) {
-            return;
         }
-        if matches!(task.sink, Sink::Collect(_)) {
-            task.buf.reserve_exact(want);
-        }
-        let tag = self.writes.insert(task);
-        self.take_data(tag, data);
-        self.advance(tag);
+    }
+
+    fn complete(&self) -> bool {
+        self.received >= self.want && !self.unsolicited && self.r2t_end.is_none()
+    }
+
+    /// Bytes that count as staged for it.
+    fn staged(&self) -> usize {
+        if matches!(self.sink, Sink::Collect(_)) { self.want } else { 0 }
     }
 
     /// Writes all of a command's data and answers, where that needs no job. False: nothing was done.
-    pub(super) fn write_inline(&mut self, task: &WriteTask, data: &[u8]) -> bool {
-        let Sink::Stream { offset, flush: false } = task.sink else { return false };
-        if !data.len().is_multiple_of(task.unit.block_len()) {
+    fn write_inline(&self, flow: &mut Flow, data: &[u8]) -> bool {
+        let Sink::Stream { offset, flush: false } = self.sink else { return false };
+        if !data.len().is_multiple_of(self.unit.block_len()) {
             return false;
         }
         if !data.is_empty() {
-            let Ok(gate) = task.unit.gate.try_read() else { return false };
-            let written = task.unit.device.try_write_at(data, offset);
+            let Ok(gate) = self.unit.gate.try_read() else { return false };
+            let written = self.unit.device.try_write_at(data, offset);
             drop(gate);
             match written {
                 Ok(true) => {}
                 Ok(false) => return false,
                 Err(e) => {
-                    let reply = self.write_error(task.command.lun, offset, &e);
-                    self.answer(&task.command, reply, Some(0));
+                    let reply = write_failed(flow, self.command.lun, offset, &e);
+                    flow.out.answer(&self.command, reply, Some(0));
                     return true;
                 }
             }
         }
-        self.counters().taken(data.len());
-        self.answer(&task.command, Reply::good(), Some(task.asked));
+        flow.out.counters().taken(data.len());
+        flow.out.answer(&self.command, Reply::good(), Some(self.asked));
         true
     }
 
-    pub(super) fn write_error(&self, lun: u16, offset: u64, error: &io::Error) -> Reply {
-        log_failed(self.me.id, lun, offset, "write", error);
-        Reply::write_failed(error)
-    }
-
-    /// Takes a Data-Out PDU.
-    pub(super) fn data_out(&mut self, bhs: &Bhs, data: &[u8]) {
-        let (itt, ttt) = (bhs.itt(), bhs.ttt());
-        let tag = if ttt == NO_TAG {
-            self.writes.tag_where(|t| t.command.itt == itt && t.unsolicited)
-        } else {
-            Some(ttt)
-        };
-        // Data of a command that was answered or aborted meanwhile is dropped.
-        let Some(tag) = tag else { return };
-        let Some(task) = self.writes.get(tag).filter(|t| t.command.itt == itt) else { return };
+    /// Takes the data of a Data-Out PDU, or notices that it is not what was asked for. False: it is to be dropped.
+    fn data_out(&mut self, flow: &mut Flow, tag: u32, bhs: &Bhs, data: &[u8]) -> bool {
+        let solicited = bhs.ttt() != NO_TAG;
         let (data_sn, offset) = (bhs.word(36), index(u64::from(bhs.word(40))));
         let end = offset.saturating_add(data.len());
-        let limit = match task.r2t_end {
-            Some(end) if ttt != NO_TAG => end,
-            None if ttt == NO_TAG => index(u64::from(task.command.expect_out)),
+        let limit = match self.r2t_end {
+            Some(end) if solicited => end,
+            None if !solicited => index(u64::from(self.command.expect_out)),
             // Solicited data that nobody asked for.
-            _ => return,
+            _ => return false,
         };
-        if data_sn != task.data_sn || offset != task.received || end > limit {
-            task.failed = Some(Reply::check(Sense::PROTOCOL_CRC));
-            return self.advance(tag);
+        if data_sn != self.data_sn || offset != self.received || end > limit {
+            self.failed = Some(Reply::check(Sense::PROTOCOL_CRC));
+            return true;
         }
-        task.data_sn = task.data_sn.wrapping_add(1);
+        self.data_sn = self.data_sn.wrapping_add(1);
         if bhs.is_final() {
-            task.data_sn = 0;
-            if ttt == NO_TAG {
-                task.unsolicited = false;
+            self.data_sn = 0;
+            if solicited {
+                self.r2t_end = None;
             } else {
-                task.r2t_end = None;
+                self.unsolicited = false;
             }
         }
-        self.take_data(tag, data);
-        self.advance(tag);
+        self.take(flow, tag, data);
+        true
     }
 
     /// Puts data where it belongs.
-    pub(super) fn take_data(&mut self, tag: u32, data: &[u8]) {
-        let Some(task) = self.writes.get(tag) else { return };
-        let at = task.received;
-        task.received += data.len();
-        let useful = &data[..data.len().min(task.want.saturating_sub(at))];
-        if useful.is_empty() || task.failed.is_some() {
+    fn take(&mut self, flow: &mut Flow, tag: u32, data: &[u8]) {
+        let at = self.received;
+        self.received += data.len();
+        let useful = &data[..data.len().min(self.want.saturating_sub(at))];
+        if useful.is_empty() || self.failed.is_some() {
             return;
         }
-        let Sink::Stream { offset, .. } = task.sink else {
-            task.buf.extend_from_slice(useful);
+        let Sink::Stream { offset, .. } = self.sink else {
+            self.buf.extend_from_slice(useful);
             return;
         };
         if at > 0
-            && task.unit.is_reserved()
-            && task.unit.with_reservations(|r| r.conflicts(&task.nexus.port, Access::Write))
+            && self.unit.is_reserved()
+            && self.unit.with_reservations(|r| r.conflicts(&self.nexus.port, Access::Write))
         {
             // Somebody has reserved the unit since the command came.
-            task.failed = Some(Reply::conflict());
+            self.failed = Some(Reply::conflict());
             return;
         }
-        let block = task.unit.block_len();
-        let mut to = offset + (at - task.buf.len()) as u64;
+        let block = self.unit.block_len();
+        let mut to = offset + (at - self.buf.len()) as u64;
         let mut rest = useful;
-        if !task.buf.is_empty() {
+        if !self.buf.is_empty() {
             // The block that the last piece ended in is put together first.
-            let (head, others) = rest.split_at(rest.len().min(block - task.buf.len()));
-            task.buf.extend_from_slice(head);
-            if task.buf.len() < block {
+            let (head, others) = rest.split_at(rest.len().min(block - self.buf.len()));
+            self.buf.extend_from_slice(head);
+            if self.buf.len() < block {
                 return;
             }
-            let whole = std::mem::take(&mut task.buf);
-            self.put(tag, to, &whole);
+            let whole = std::mem::take(&mut self.buf);
+            self.put(flow, tag, to, &whole);
             to += block as u64;
             rest = others;
         }
         let (blocks, tail) = rest.split_at(rest.len() - rest.len() % block);
         if !blocks.is_empty() {
-            self.put(tag, to, blocks);
+            self.put(flow, tag, to, blocks);
         }
-        if let Some(task) = self.writes.get(tag).filter(|_| !tail.is_empty()) {
-            task.buf.extend_from_slice(tail);
-        }
+        self.buf.extend_from_slice(tail);
     }
 
     /// Writes whole blocks of a stream to the device: at once, or by a job where the device would wait.
-    fn put(&mut self, tag: u32, to: u64, blocks: &[u8]) {
-        let Some(task) = self.writes.get(tag).filter(|t| t.failed.is_none()) else { return };
-        let written = match task.unit.gate.try_read() {
-            Ok(_gate) => task.unit.device.try_write_at(blocks, to),
-            Err(TryLockError::Poisoned(_)) | Err(TryLockError::WouldBlock) => Ok(false),
+    fn put(&mut self, flow: &mut Flow, tag: u32, to: u64, blocks: &[u8]) {
+        if self.failed.is_some() {
+            return;
+        }
+        let written = match self.unit.gate.try_read() {
+            Ok(_gate) => self.unit.device.try_write_at(blocks, to),
+            Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => Ok(false),
         };
         match written {
-            Ok(true) => self.me.counters.taken(blocks.len()),
+            Ok(true) => flow.out.counters().taken(blocks.len()),
             Ok(false) => {
-                task.jobs += 1;
-                let (unit, command, piece) = (Arc::clone(&task.unit), task.command, blocks.to_vec());
-                let (ticket, _) = self.ticket(&command);
-                let bytes = piece.len();
-                self.job_bytes += bytes;
-                self.spawn(
+                self.jobs += 1;
+                let (unit, piece, bytes) = (Arc::clone(&self.unit), blocks.to_vec(), blocks.len());
+                let (ticket, _) = flow.jobs.ticket(&self.command);
+                flow.jobs.bytes += bytes;
+                flow.jobs.spawn(
                     Queue::Data,
                     None,
                     move || {
@@ -285,67 +217,55 @@ impl Session {
                     move |result| Done::Piece { ticket, tag, offset: to, bytes, result },
                 );
             }
-            Err(e) => {
-                let lun = task.command.lun;
-                let reply = self.write_error(lun, to, &e);
-                if let Some(task) = self.writes.get(tag) {
-                    task.failed = Some(reply);
-                }
-            }
+            Err(e) => self.failed = Some(write_failed(flow, self.command.lun, to, &e)),
         }
     }
 
-    /// Asks for more data, or ends the command when it has all.
-    pub(super) fn advance(&mut self, tag: u32) {
-        let Some(task) = self.writes.get(tag) else { return };
-        if task.failed.is_some() || task.complete() {
-            if task.jobs == 0 {
-                self.end_write(tag);
-            }
-            return;
+    /// Asks for more data where some is missing. True: nothing is missing any more (or the command failed), and nothing is under way.
+    fn has_ended(&mut self, flow: &mut Flow, tag: u32) -> bool {
+        if self.failed.is_some() || self.complete() {
+            return self.jobs == 0;
         }
-        if task.unsolicited || task.r2t_end.is_some() {
-            return;
+        if self.unsolicited || self.r2t_end.is_some() {
+            return false;
         }
-        let (offset, command) = (task.received, task.command);
-        let max_burst = index(u64::from(self.params.max_burst));
-        let Some(task) = self.writes.get(tag) else { return };
-        let len = (task.want - offset).min(max_burst);
-        task.r2t_end = Some(offset + len);
-        task.data_sn = 0;
-        let r2t_sn = task.r2t_sn;
-        task.r2t_sn += 1;
+        let (offset, max_burst) = (self.received, index(u64::from(flow.out.params.max_burst)));
+        let len = (self.want - offset).min(max_burst);
+        self.r2t_end = Some(offset + len);
+        self.data_sn = 0;
         let mut r = Bhs::new(opcode::R2T, FINAL);
-        r.set(8, &lun_field(command.lun));
-        r.set_word(16, command.itt);
+        r.set(8, &lun_field(self.command.lun));
+        r.set_word(16, self.command.itt);
         r.set_word(20, tag);
-        r.set_word(36, r2t_sn);
+        r.set_word(36, self.r2t_sn);
         r.set_word(40, sat32(offset));
         r.set_word(44, sat32(len));
-        self.number(&mut r, false);
-        self.out.push(r, &[]);
+        self.r2t_sn += 1;
+        flow.out.ask(r);
+        false
     }
 
     /// All data is there (or the command failed): the last step.
-    pub(super) fn end_write(&mut self, tag: u32) {
-        let Some(task) = self.writes.remove(tag) else { return };
-        let WriteTask { command, unit, nexus, sink, asked, buf, failed, want, .. } = task;
+    fn end(self, flow: &mut Flow, units: &Units) {
+        let staged = self.staged();
+        let Self { command, unit, nexus, sink, asked, buf, failed, want, .. } = self;
         if let Some(reply) = failed {
-            if matches!(sink, Sink::Collect(_)) {
-                self.staged -= want;
-            }
-            return self.answer(&command, reply, Some(0));
+            flow.staged -= staged;
+            return flow.out.answer(&command, reply, Some(0));
         }
         match sink {
-            Sink::Collect(action) => self.run_action(command, unit, nexus, action, buf, Some((asked, want))),
+            Sink::Collect(action) => {
+                let collected = Collected { data: buf, asked, staged };
+                actions::run(flow, units, (unit, nexus), command, action, Some(collected));
+            }
             Sink::Stream { flush: false, .. } if buf.is_empty() => {
-                self.answer(&command, Reply::good(), Some(asked));
+                flow.out.answer(&command, Reply::good(), Some(asked));
             }
             Sink::Stream { offset, flush } => {
-                let (ticket, _) = self.ticket(&command);
-                self.counters().taken(buf.len());
-                let session = self.me.id;
-                self.spawn(
+                let (ticket, _) = flow.jobs.ticket(&command);
+                flow.out.counters().taken(buf.len());
+                let session = flow.out.me.id;
+                flow.jobs.spawn(
                     if flush { Queue::Flush } else { Queue::Data },
                     None,
                     move || match finish_stream(&unit, &buf, offset + (want - buf.len()) as u64, flush) {
@@ -360,36 +280,147 @@ impl Session {
             }
         }
     }
+}
 
-    /// Runs an action; `collected` is what the CDB asked for and how much of it is staged.
-    pub(super) fn run_action(
-        &mut self,
-        command: Command,
-        unit: Arc<LogicalUnit>,
-        nexus: Arc<Nexus>,
-        action: Action,
-        data: Vec<u8>,
-        collected: Option<(u64, usize)>,
-    ) {
-        let (asked, staged) = collected.unwrap_or((0, 0));
-        if action.quick() {
-            self.staged -= staged;
-            let reply = action.run(&unit, &nexus, &self.units, &data, &Cancel::default());
-            return self.answer(&command, reply, collected.map(|(asked, _)| asked));
+/// The commands that wait for data, by target transfer tag.
+#[derive(Default)]
+pub(super) struct Writes {
+    slots: Vec<(u16, Option<WriteTask>)>,
+    free: Vec<usize>,
+}
+
+impl Writes {
+    /// Takes a command with the data that came with it.
+    pub(super) fn begin(&mut self, flow: &mut Flow, units: &Units, mut task: WriteTask, data: &[u8]) {
+        // The common small write comes whole with its command and is done with it.
+        if data.len() >= task.want && !task.unsolicited && task.write_inline(flow, &data[..task.want]) {
+            return;
         }
-        let ((ticket, cancel), units) = (self.ticket(&command), self.units.clone());
-        let queue = match action {
-            Action::Flush => Queue::Flush,
-            Action::Verify { .. } | Action::WriteSame { .. } | Action::ExtendedCopy => Queue::Long,
-            _ => Queue::Data,
-        };
-        self.spawn(
-            queue,
-            Some(cancel.clone()),
-            move || action.run(&unit, &nexus, &units, &data, &cancel),
-            move |reply| Done::Replied { ticket, command, asked, staged, reply },
-        );
+        if matches!(task.sink, Sink::Collect(_)) {
+            task.buf.reserve_exact(task.want);
+        }
+        let tag = self.insert(task);
+        if let Some(task) = self.get(tag) {
+            task.take(flow, tag, data);
+        }
+        self.advance(flow, units, tag);
     }
+
+    /// Takes a Data-Out PDU.
+    pub(super) fn data_out(&mut self, flow: &mut Flow, units: &Units, bhs: &Bhs, data: &[u8]) {
+        let (itt, ttt) = (bhs.itt(), bhs.ttt());
+        let tag =
+            if ttt == NO_TAG { self.tag_where(|t| t.command.itt == itt && t.unsolicited) } else { Some(ttt) };
+        // Data of a command that was answered or aborted meanwhile is dropped.
+        let Some(tag) = tag else { return };
+        let Some(task) = self.get(tag).filter(|t| t.command.itt == itt) else { return };
+        if task.data_out(flow, tag, bhs, data) {
+            self.advance(flow, units, tag);
+        }
+    }
+
+    /// A piece's job has ended.
+    pub(super) fn piece_done(
+        &mut self,
+        flow: &mut Flow,
+        units: &Units,
+        (ticket, tag): (u64, u32),
+        (offset, bytes): (u64, usize),
+        result: io::Result<()>,
+    ) {
+        flow.jobs.bytes = flow.jobs.bytes.saturating_sub(bytes);
+        if !flow.jobs.still_wanted(ticket) {
+            return;
+        }
+        let task = self.get(tag);
+        let failed = match result {
+            Ok(()) => {
+                flow.out.counters().taken(bytes);
+                None
+            }
+            Err(e) => {
+                let lun = task.as_ref().map_or(u16::MAX, |t| t.command.lun);
+                Some(write_failed(flow, lun, offset, &e))
+            }
+        };
+        let Some(task) = task else { return };
+        task.jobs -= 1;
+        if task.failed.is_none() {
+            task.failed = failed;
+        }
+        self.advance(flow, units, tag);
+    }
+
+    /// Asks for more data, or ends the command when it has all.
+    fn advance(&mut self, flow: &mut Flow, units: &Units, tag: u32) {
+        if self.get(tag).is_some_and(|task| task.has_ended(flow, tag))
+            && let Some(task) = self.remove(tag)
+        {
+            task.end(flow, units);
+        }
+    }
+
+    /// Forgets the commands for which `f` holds; adds them (tag, immediate) to `hit`.
+    pub(super) fn abort(
+        &mut self,
+        flow: &mut Flow,
+        f: impl Fn(u32, u16) -> bool,
+        hit: &mut Vec<(u32, bool)>,
+    ) {
+        while let Some(tag) = self.tag_where(|t| f(t.command.itt, t.command.lun)) {
+            let Some(task) = self.remove(tag) else { break };
+            flow.staged -= task.staged();
+            hit.push((task.command.itt, task.command.immediate));
+        }
+    }
+
+    /// Forgets the tasks whose data will never come: the session ends. Those that have all of it go on to their answer.
+    pub(super) fn keep_complete(&mut self) {
+        for (at, (_, task)) in self.slots.iter_mut().enumerate() {
+            if task.take_if(|t| !t.complete()).is_some() {
+                self.free.push(at);
+            }
+        }
+    }
+
+    fn insert(&mut self, task: WriteTask) -> u32 {
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            self.slots.len() - 1
+        });
+        let slot = &mut self.slots[at];
+        // The upper half tells one use of a slot from the next and is never all ones, so that no tag is "no tag".
+        slot.0 = (slot.0 + 1) % 0x7fff;
+        slot.1 = Some(task);
+        u32::from(slot.0) << 16 | u32::from(sat16(at))
+    }
+
+    fn at(tag: u32) -> (usize, u16) {
+        (usize::from(u16::try_from(tag & 0xffff).unwrap_or(0)), u16::try_from(tag >> 16).unwrap_or(0))
+    }
+
+    fn get(&mut self, tag: u32) -> Option<&mut WriteTask> {
+        let (at, generation) = Self::at(tag);
+        self.slots.get_mut(at).filter(|s| s.0 == generation)?.1.as_mut()
+    }
+
+    fn remove(&mut self, tag: u32) -> Option<WriteTask> {
+        let (at, generation) = Self::at(tag);
+        let task = self.slots.get_mut(at).filter(|s| s.0 == generation)?.1.take()?;
+        self.free.push(at);
+        Some(task)
+    }
+
+    fn tag_where(&self, f: impl Fn(&WriteTask) -> bool) -> Option<u32> {
+        self.slots.iter().enumerate().find_map(|(at, (generation, task))| {
+            task.as_ref().filter(|t| f(t)).map(|_| u32::from(*generation) << 16 | u32::from(sat16(at)))
+        })
+    }
+}
+
+fn write_failed(flow: &Flow, lun: u16, offset: u64, error: &io::Error) -> Reply {
+    log_failed(flow.out.me.id, lun, offset, "write", error);
+    Reply::write_failed(error)
 }
 
 /// Writes the part of a block that a stream ends with (the rest of that block is kept) and flushes. `offset` is the block's.

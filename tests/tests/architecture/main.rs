@@ -32,34 +32,6 @@ use std::{
 use circles::circles;
 use modules::uses;
 
-/// A known circle that stays for now. The test fails when it has gone or has other members.
-struct Exception {
-    /// Below which module.
-    inside: &'static str,
-    /// What is in it, in the order of the alphabet.
-    members: &'static [&'static str],
-    /// Why it is still there.
-    why: &'static str,
-}
-
-const EXCEPTIONS: [Exception; 3] = [
-    Exception {
-        inside: "ggnet-backends/iscsi",
-        members: &["answers", "reads", "session", "tasks", "text_requests", "tmf", "writes"],
-        why: "Session is one type over these files; its parts become types of their own when the target becomes a crate",
-    },
-    Exception {
-        inside: "ggnet-backends/iscsi",
-        members: &["connection", "server"],
-        why: "the server starts connections, which reach back into its state; likewise",
-    },
-    Exception {
-        inside: "ggnet-backends/iscsi::scsi",
-        members: &["copy", "inquiry", "lu", "provision", "read_write", "reserve", "vpd"],
-        why: "a logical unit owns reservations and copy results, whose commands take a logical unit; likewise",
-    },
-];
-
 /// The most lines of a file that need no reason.
 const LONG: usize = 600;
 /// What the header of a longer one says before its reason.
@@ -68,21 +40,7 @@ const REASON: &str = "over 600 lines because";
 #[test]
 fn no_circle_stands_between_modules_folders_or_crates() {
     let found = circles(&uses(&sources()).unwrap());
-    let is = |exception: &Exception, circle: &circles::Circle| {
-        exception.inside == circle.inside && circle.members.iter().eq(exception.members.iter())
-    };
-    let mut wrong: Vec<String> = Vec::new();
-    for circle in found.iter().filter(|c| !EXCEPTIONS.iter().any(|e| is(e, c))) {
-        wrong.push(circle.to_string());
-    }
-    for exception in EXCEPTIONS.iter().filter(|e| !found.iter().any(|c| is(e, c))) {
-        wrong.push(format!(
-            "no circle of {} in {}: change or remove the exception ({})\n",
-            exception.members.join(", "),
-            exception.inside,
-            exception.why
-        ));
-    }
+    let wrong: Vec<String> = found.iter().map(ToString::to_string).collect();
     assert!(
         wrong.is_empty(),
         "{}\nMove what both sides need into a file below both of them, or have the upper one hand it down.",

@@ -11,7 +11,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::super::bytes::{be16, be24, be32, be64, index};
-use super::super::scsi::lu::{Attention, LogicalUnit, Nexus, Port};
+use super::super::scsi::lu::LogicalUnit;
+use super::super::scsi::nexus::{Attention, Nexus, Port};
 use super::super::scsi::read_write::{MAX_COLLECTED, MAX_COMPARE_BLOCKS};
 use super::super::scsi::sense::{Sense, status};
 use super::super::scsi::{Action, Plan, Reply, Units, decode, no_unit};

@@ -295,7 +295,7 @@ mod tests {
 
     use tokio::io::AsyncWrite;
 
-    use super::super::super::scsi::lu::Attention;
+    use super::super::super::scsi::nexus::Attention;
     use super::*;
 
     /// A connection on which nothing may leave while a unit still knows a session.

@@ -8,9 +8,10 @@ use std::sync::{Arc, PoisonError};
 
 use super::super::bytes::{be16, be32, be64, index, put, sat32, u8at};
 use super::super::workers::Cancel;
-use super::lu::{LogicalUnit, Nexus};
+use super::lu::LogicalUnit;
+use super::nexus::{CopyResult, Nexus};
 use super::read_write::check_range;
-use super::reserve::Access;
+use super::reservations::Access;
 use super::sense::{Sense, status};
 use super::{Action, Plan, Reply, Units, allocation32};
 
@@ -26,9 +27,6 @@ const SEGMENT_LEN: usize = 28;
 
 /// EXTENDED COPY's CDB.
 pub(crate) fn decode(cdb: &[u8; 16]) -> Result<Plan, Reply> {
-    if cdb[1] & 0x1f != 0 {
-        return Err(Sense::cdb_bit(1, 4).into());
-    }
     match allocation32(cdb, 10) {
         0 => Ok(Plan::Reply(Reply::good())),
         len if len < 16 => Err(Sense::PARAMETER_LIST_LENGTH.into()),
@@ -41,13 +39,11 @@ pub(crate) fn receive(nexus: &Nexus, cdb: &[u8; 16]) -> Result<Reply, Reply> {
     match cdb[1] & 0x1f {
         3 => Ok(Reply::data(operating_parameters(), allocation32(cdb, 10))),
         0 => {
-            let mut copies = nexus.copies.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = copies.take(cdb[2]).ok_or_else(|| Reply::check(Sense::cdb(2)))?;
-            Ok(Reply::data(result.status(), allocation32(cdb, 10)))
+            let result = nexus.copies().take(cdb[2]).ok_or_else(|| Reply::check(Sense::cdb(2)))?;
+            Ok(Reply::data(copy_status(result), allocation32(cdb, 10)))
         }
-        // Failed segments are told by the command itself.
-        4 => Err(Sense::cdb(2).into()),
-        _ => Err(Sense::cdb_bit(1, 4).into()),
+        // FAILED SEGMENT DETAILS: the command itself says them. The table of commands knows no other.
+        _ => Err(Sense::cdb(2).into()),
     }
 }
 
@@ -78,47 +74,14 @@ struct Segment {
     bytes: u64,
 }
 
-/// What became of a copy.
-#[derive(Clone, Copy, Debug)]
-struct CopyResult {
-    list: u8,
-    failed: bool,
-    segments: u16,
-    bytes: u64,
-}
-
-impl CopyResult {
-    /// The parameter data of COPY STATUS.
-    fn status(self) -> Vec<u8> {
-        let mut out = vec![0, 0, 0, 8, if self.failed { 2 } else { 1 }];
-        out.extend(self.segments.to_be_bytes());
-        // Counted in KiB.
-        out.push(1);
-        out.extend(sat32(index(self.bytes >> 10)).to_be_bytes());
-        out
-    }
-}
-
-/// Results that were not fetched yet.
-#[derive(Debug, Default)]
-pub(crate) struct CopyResults(Vec<CopyResult>);
-
-/// Most results kept: the oldest goes first.
-const MAX_RESULTS: usize = 16;
-
-impl CopyResults {
-    fn take(&mut self, list: u8) -> Option<CopyResult> {
-        let at = self.0.iter().position(|r| r.list == list)?;
-        Some(self.0.remove(at))
-    }
-
-    fn keep(&mut self, result: CopyResult) {
-        self.take(result.list);
-        if self.0.len() == MAX_RESULTS {
-            self.0.remove(0);
-        }
-        self.0.push(result);
-    }
+/// The parameter data of COPY STATUS.
+fn copy_status(result: CopyResult) -> Vec<u8> {
+    let mut out = vec![0, 0, 0, 8, if result.failed { 2 } else { 1 }];
+    out.extend(result.segments.to_be_bytes());
+    // Counted in KiB.
+    out.push(1);
+    out.extend(sat32(index(result.bytes >> 10)).to_be_bytes());
+    out
 }
 
 /// Executes EXTENDED COPY.
@@ -148,7 +111,7 @@ pub(crate) fn extended_copy(nexus: &Nexus, units: &Units, data: &[u8], cancel: &
     }
     // LIST ID USAGE 1xb: the initiator does not want to ask.
     if u8at(data, 1) >> 4 & 1 == 0 {
-        nexus.copies.lock().unwrap_or_else(PoisonError::into_inner).keep(result);
+        nexus.copies().keep(result);
     }
     reply
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: strings are padded with spaces and hold printable ASCII only, whatever the owner configured.
 
-use super::super::bytes::{be16, put};
+use super::super::bytes::{ascii, be16, put};
 use super::lu::LogicalUnit;
 use super::sense::Sense;
 use super::{Reply, allocation32, vpd};
@@ -59,29 +59,8 @@ pub(crate) fn no_unit(cdb: &[u8; 16]) -> Reply {
     Reply::data(out, usize::from(be16(cdb, 3)))
 }
 
-/// Text in a fixed field, as SPC-4 section 4.3.1 wants it.
-pub(crate) fn ascii<const N: usize>(text: &str) -> [u8; N] {
-    let mut out = [b' '; N];
-    for (to, from) in out.iter_mut().zip(text.bytes()) {
-        *to = if (0x20..0x7f).contains(&from) { from } else { b'?' };
-    }
-    out
-}
-
 /// REPORT TARGET PORT GROUPS: one group, one port, always active.
 pub(crate) fn report_target_port_groups(cdb: &[u8; 16]) -> Reply {
     let out = vec![0, 0, 0, 12, 0, 0x01, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1];
     Reply::data(out, allocation32(cdb, 6))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fixed_fields() {
-        assert_eq!(&ascii::<6>("ab"), b"ab    ");
-        assert_eq!(&ascii::<4>("abcdefg"), b"abcd");
-        assert_eq!(&ascii::<4>("a\nb"), b"a?b ");
-    }
 }

@@ -8,94 +8,13 @@
 //! * the size only grows. It is looked at when a command or a session comes, because an initiator hears of an attention with its
 //!   next command and not before: a notification by the owner would have to reach the same place, and could be forgotten.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::super::block::{BlockDevice, BlockInfo};
 use super::super::{Identity, Lun};
-use super::copy::CopyResults;
-use super::reserve::Reservations;
-use super::sense::Sense;
-
-/// An initiator port: who reserves and registers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Port {
-    /// The initiator's name.
-    pub(crate) name: Arc<str>,
-    /// Its session id.
-    pub(crate) isid: [u8; 6],
-}
-
-/// Conditions that a nexus has to be told of, most important first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Attention {
-    /// TARGET COLD RESET.
-    PowerOn = 1,
-    /// LOGICAL UNIT RESET or TARGET WARM RESET.
-    Reset = 1 << 1,
-    /// Tasks were ended by another initiator.
-    CommandsCleared = 1 << 2,
-    /// PERSISTENT RESERVE OUT with PREEMPT took the registration.
-    RegistrationsPreempted = 1 << 3,
-    /// ... with CLEAR took everything.
-    ReservationsPreempted = 1 << 4,
-    /// ... released a reservation this nexus had a part in.
-    ReservationsReleased = 1 << 5,
-    /// MODE SELECT by another initiator.
-    ModeChanged = 1 << 6,
-    /// The size has grown.
-    CapacityChanged = 1 << 7,
-    /// The medium was taken out and put back.
-    MediumChanged = 1 << 8,
-}
-
-const ATTENTIONS: [(Attention, Sense); 9] = [
-    (Attention::PowerOn, Sense::attention(0x29, 0x01)),
-    (Attention::Reset, Sense::attention(0x29, 0x03)),
-    (Attention::CommandsCleared, Sense::attention(0x2f, 0x00)),
-    (Attention::RegistrationsPreempted, Sense::attention(0x2a, 0x05)),
-    (Attention::ReservationsPreempted, Sense::attention(0x2a, 0x03)),
-    (Attention::ReservationsReleased, Sense::attention(0x2a, 0x04)),
-    (Attention::ModeChanged, Sense::attention(0x2a, 0x01)),
-    (Attention::CapacityChanged, Sense::attention(0x2a, 0x09)),
-    (Attention::MediumChanged, Sense::attention(0x28, 0x00)),
-];
-
-/// One session's relation to one logical unit (an I_T_L nexus).
-#[derive(Debug)]
-pub(crate) struct Nexus {
-    /// Who it is.
-    pub(crate) port: Port,
-    pending: AtomicU32,
-    /// Wants the medium kept in (PREVENT ALLOW MEDIUM REMOVAL).
-    pub(crate) prevents: AtomicBool,
-    /// Results of finished copies that were not fetched yet.
-    pub(crate) copies: Mutex<CopyResults>,
-}
-
-impl Nexus {
-    pub(crate) fn new(port: Port) -> Self {
-        Self { port, pending: AtomicU32::new(0), prevents: AtomicBool::new(false), copies: Mutex::default() }
-    }
-
-    pub(crate) fn raise(&self, what: Attention) {
-        self.pending.fetch_or(what as u32, Ordering::AcqRel);
-    }
-
-    /// Whether anything is pending: the hot path's question.
-    pub(crate) fn has_attention(&self) -> bool {
-        self.pending.load(Ordering::Acquire) != 0
-    }
-
-    /// Takes the most important pending condition.
-    pub(crate) fn take_attention(&self) -> Option<Sense> {
-        let pending = self.pending.load(Ordering::Acquire);
-        let (what, sense) = ATTENTIONS.iter().find(|(a, _)| pending & *a as u32 != 0)?;
-        self.pending.fetch_and(!(*what as u32), Ordering::AcqRel);
-        Some(*sense)
-    }
-}
+use super::nexus::{Attention, Nexus};
+use super::reservations::Reservations;
 
 /// A logical unit of one target.
 pub(crate) struct LogicalUnit {
@@ -204,7 +123,7 @@ impl LogicalUnit {
     /// The session has ended: its RESERVE is gone with it, its registration stays.
     pub(crate) fn detach(&self, nexus: &Arc<Nexus>) {
         lock(&self.nexuses).retain(|n| !Arc::ptr_eq(n, nexus));
-        self.with_reservations(|r| r.nexus_lost(nexus));
+        self.with_reservations(|r| r.release_simple(&nexus.port));
     }
 
     pub(crate) fn raise_all(&self, what: Attention) {

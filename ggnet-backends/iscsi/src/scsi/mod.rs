@@ -16,8 +16,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use self::lu::{LogicalUnit, Nexus};
-use self::reserve::Access;
+use self::lu::LogicalUnit;
+use self::nexus::Nexus;
+use self::opcodes::{Command, Opcode};
 use self::sense::{Sense, status};
 use super::bytes::{be16, be32, index, u8at};
 use super::workers::Cancel;
@@ -27,12 +28,15 @@ pub(crate) mod copy;
 pub(crate) mod inquiry;
 pub(crate) mod lu;
 pub(crate) mod mode;
+pub(crate) mod nexus;
 pub(crate) mod opcodes;
 pub(crate) mod provision;
 pub(crate) mod read_write;
 pub(crate) mod removable;
+pub(crate) mod reservations;
 pub(crate) mod reserve;
 pub(crate) mod sense;
+pub(crate) mod supported;
 pub(crate) mod vpd;
 
 /// The end of a command: status, sense where it failed, data where it has some.
@@ -161,7 +165,7 @@ impl Action {
     pub(crate) fn run(
         self,
         lu: &LogicalUnit,
-        nexus: &Arc<Nexus>,
+        nexus: &Nexus,
         units: &Units,
         data: &[u8],
         cancel: &Cancel,
@@ -234,117 +238,89 @@ pub(crate) fn lun_number(lun: &[u8; 8]) -> Option<usize> {
 
 /// Answers a command to a unit that does not exist (SPC-4 sections 6.6.1 and 6.33).
 pub(crate) fn no_unit(units: &Units, cdb: &[u8; 16]) -> Reply {
-    match cdb[0] {
-        0x12 => inquiry::no_unit(cdb),
-        0xa0 => capacity::report_luns(units, cdb),
-        0x03 => request_sense(cdb, Sense::LUN_NOT_SUPPORTED),
+    match opcodes::find(cdb).0.command {
+        Command::Inquiry => inquiry::no_unit(cdb),
+        Command::ReportLuns => capacity::report_luns(units, cdb),
+        Command::RequestSense => request_sense(cdb, Sense::LUN_NOT_SUPPORTED),
         _ => Reply::check(Sense::LUN_NOT_SUPPORTED),
     }
 }
 
 /// Finds out what a CDB wants of this unit. Attention and reservations come first.
-pub(crate) fn decode(lu: &LogicalUnit, nexus: &Arc<Nexus>, units: &Units, cdb: &[u8; 16]) -> Plan {
-    let op = cdb[0];
+pub(crate) fn decode(lu: &LogicalUnit, nexus: &Nexus, units: &Units, cdb: &[u8; 16]) -> Plan {
+    let (opcode, refused) = opcodes::find(cdb);
     lu.notice_growth();
     if nexus.has_attention()
-        && !matches!(op, 0x12 | 0xa0 | 0x03)
+        && !opcode.before_attention
         && let Some(sense) = nexus.take_attention()
     {
         return Plan::Reply(Reply::check(sense));
     }
-    if lu.is_reserved() && lu.with_reservations(|r| r.conflicts(&nexus.port, access(cdb))) {
+    if lu.is_reserved() && lu.with_reservations(|r| r.conflicts(&nexus.port, opcode.access(cdb))) {
         return Plan::Reply(Reply::conflict());
     }
-    if lu.ejected.load(Relaxed) && needs_medium(cdb) {
+    if lu.ejected.load(Relaxed) && opcode.medium {
         return Plan::Reply(Reply::check(Sense::NO_MEDIUM));
     }
-    match op {
-        0x28 | 0x88 | 0x08 | 0xa8 => read_write::decode_read(lu, cdb),
-        0x2a | 0x8a | 0x0a | 0xaa | 0x2e | 0x8e | 0xae => read_write::decode_write(lu, cdb),
-        0x35 | 0x91 => read_write::decode_flush(lu, cdb),
-        _ => decode_rest(lu, nexus, units, cdb).unwrap_or_else(Plan::Reply),
+    if let Some(sense) = refused {
+        return Plan::Reply(Reply::check(sense));
+    }
+    match opcode.command {
+        Command::Read => read_write::decode_read(lu, opcode, cdb),
+        Command::Write | Command::WriteAndVerify => read_write::decode_write(lu, opcode, cdb),
+        Command::SynchronizeCache => read_write::decode_flush(lu, opcode, cdb),
+        _ => decode_rest(lu, nexus, units, opcode, cdb).unwrap_or_else(Plan::Reply),
     }
 }
 
-fn decode_rest(lu: &LogicalUnit, nexus: &Arc<Nexus>, units: &Units, cdb: &[u8; 16]) -> Result<Plan, Reply> {
-    Ok(match cdb[0] {
-        0x00 => Plan::Reply(Reply::good()),
-        0x03 => Plan::Reply(request_sense(cdb, nexus.take_attention().unwrap_or(Sense::NONE))),
-        0x12 => Plan::Reply(inquiry::inquiry(lu, cdb)?),
-        0x15 => mode::decode_select(cdb, false)?,
-        0x55 => mode::decode_select(cdb, true)?,
-        0x1a => Plan::Reply(mode::sense(lu, cdb, false)?),
-        0x5a => Plan::Reply(mode::sense(lu, cdb, true)?),
-        0x16 | 0x56 => Plan::Reply(reserve::reserve(lu, nexus)),
-        0x17 | 0x57 => Plan::Reply(reserve::release(lu, nexus)),
-        0x1b => removable::start_stop(lu, nexus, cdb)?,
-        0x1e if lu.removable => Plan::Reply(removable::prevent_allow(nexus, cdb)?),
-        0x37 => Plan::Reply(capacity::read_defect_data(cdb, false)),
-        0xb7 => Plan::Reply(capacity::read_defect_data(cdb, true)),
-        0x25 => Plan::Reply(capacity::read_capacity_10(lu, cdb)?),
-        0x2f | 0x8f | 0xaf => read_write::decode_verify(lu, cdb)?,
-        0x34 | 0x90 => Plan::Reply(read_write::prefetch(lu, cdb)?),
-        0x41 => provision::decode_write_same(lu, cdb, false)?,
-        0x93 => provision::decode_write_same(lu, cdb, true)?,
-        0x42 => provision::decode_unmap(lu, cdb)?,
-        0x5e => Plan::Reply(reserve::read(lu, nexus, cdb)),
-        0x5f => reserve::decode_out(lu, nexus, cdb),
-        0x83 => copy::decode(cdb)?,
-        0x84 => Plan::Reply(copy::receive(nexus, cdb)?),
-        0x89 => read_write::decode_compare_and_write(lu, cdb)?,
-        0x8b => read_write::decode_or_write(lu, cdb)?,
-        0x9e => match cdb[1] & 0x1f {
-            0x10 => Plan::Reply(capacity::read_capacity_16(lu, cdb)),
-            0x12 => capacity::decode_lba_status(lu, cdb)?,
-            _ => return Err(Reply::check(Sense::cdb_bit(1, 4))),
-        },
-        0xa0 => Plan::Reply(capacity::report_luns(units, cdb)),
-        0xa3 => match cdb[1] & 0x1f {
-            0x0c => Plan::Reply(opcodes::report(lu, cdb)?),
-            0x0d => Plan::Reply(opcodes::report_task_management(cdb)),
-            0x0a => Plan::Reply(inquiry::report_target_port_groups(cdb)),
-            _ => return Err(Reply::check(Sense::cdb_bit(1, 4))),
-        },
-        _ => return Err(Reply::check(Sense::INVALID_OPCODE)),
+fn decode_rest(
+    lu: &LogicalUnit,
+    nexus: &Nexus,
+    units: &Units,
+    opcode: &Opcode,
+    cdb: &[u8; 16],
+) -> Result<Plan, Reply> {
+    if !opcode.offered(lu) {
+        return Err(Reply::check(Sense::INVALID_OPCODE));
+    }
+    let len = opcode.cdb_len();
+    Ok(match opcode.command {
+        Command::TestUnitReady => Plan::Reply(Reply::good()),
+        Command::RequestSense => {
+            Plan::Reply(request_sense(cdb, nexus.take_attention().unwrap_or(Sense::NONE)))
+        }
+        Command::Inquiry => Plan::Reply(inquiry::inquiry(lu, cdb)?),
+        Command::ModeSelect => mode::decode_select(cdb, len == 10)?,
+        Command::ModeSense => Plan::Reply(mode::sense(lu, cdb, len == 10)?),
+        Command::Reserve => Plan::Reply(reserve::reserve(lu, nexus)),
+        Command::Release => Plan::Reply(reserve::release(lu, nexus)),
+        Command::PersistentReserveIn => Plan::Reply(reserve::read(lu, nexus, cdb)),
+        Command::PersistentReserveOut => reserve::decode_out(lu, nexus, cdb),
+        Command::StartStop => removable::start_stop(lu, nexus, cdb)?,
+        Command::PreventAllow => Plan::Reply(removable::prevent_allow(nexus, cdb)?),
+        Command::ReadDefectData => Plan::Reply(capacity::read_defect_data(cdb, len == 12)),
+        Command::ReadCapacity10 => Plan::Reply(capacity::read_capacity_10(lu, cdb)?),
+        Command::ReadCapacity16 => Plan::Reply(capacity::read_capacity_16(lu, cdb)),
+        Command::LbaStatus => capacity::decode_lba_status(lu, cdb)?,
+        Command::Verify => read_write::decode_verify(lu, opcode, cdb)?,
+        Command::Prefetch => Plan::Reply(read_write::prefetch(lu, opcode, cdb)?),
+        Command::CompareAndWrite => read_write::decode_compare_and_write(lu, cdb)?,
+        Command::OrWrite => read_write::decode_or_write(lu, opcode, cdb)?,
+        Command::WriteSame => provision::decode_write_same(lu, cdb, len == 16)?,
+        Command::Unmap => provision::decode_unmap(lu, cdb)?,
+        Command::ExtendedCopy => copy::decode(cdb)?,
+        Command::ReceiveCopyResults => Plan::Reply(copy::receive(nexus, cdb)?),
+        Command::ReportLuns => Plan::Reply(capacity::report_luns(units, cdb)),
+        Command::ReportTargetPortGroups => Plan::Reply(inquiry::report_target_port_groups(cdb)),
+        Command::ReportOpcodes => Plan::Reply(supported::report(lu, cdb)?),
+        Command::ReportTaskManagement => Plan::Reply(supported::report_task_management(cdb)),
+        // Decoded before, or refused.
+        Command::Read
+        | Command::Write
+        | Command::WriteAndVerify
+        | Command::SynchronizeCache
+        | Command::Unknown => return Err(Reply::check(Sense::INVALID_OPCODE)),
     })
-}
-
-/// Whether a command means the medium, as opposed to the unit.
-fn needs_medium(cdb: &[u8; 16]) -> bool {
-    !matches!(
-        cdb[0],
-        0x03 | 0x12
-            | 0x15
-            | 0x55
-            | 0x1a
-            | 0x5a
-            | 0x16
-            | 0x56
-            | 0x17
-            | 0x57
-            | 0x1b
-            | 0x1e
-            | 0x5e
-            | 0x5f
-            | 0x84
-            | 0xa0
-            | 0xa3
-    )
-}
-
-/// How a command stands to reservations (SPC-4 table 63, SBC-3 table 17).
-fn access(cdb: &[u8; 16]) -> Access {
-    match cdb[0] {
-        0x12 | 0xa0 | 0x03 | 0x17 | 0x57 | 0x16 | 0x56 | 0x5e | 0x5f => Access::Free,
-        0x00 | 0x25 | 0xa3 => Access::Query,
-        0x9e if cdb[1] & 0x1f == 0x10 => Access::Query,
-        // START with or without the medium's end: starting is harmless.
-        0x1b if cdb[4] & 1 == 1 && cdb[4] >> 4 == 0 => Access::Query,
-        0x1e if cdb[4] & 3 == 0 => Access::Query,
-        0x28 | 0x88 | 0x08 | 0xa8 | 0x2f | 0x8f | 0xaf | 0x34 | 0x90 | 0x9e | 0x84 | 0x1a | 0x5a | 0x37
-        | 0xb7 => Access::Read,
-        _ => Access::Write,
-    }
 }
 
 /// REQUEST SENSE with the given condition.

@@ -4,11 +4,11 @@
 //! Invariants: WCE tells the truth (acknowledged writes may be volatile until a flush), and clearing it makes every
 //! write flush; a MODE SELECT is checked whole before anything changes; every other nexus is told of a change.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::super::bytes::{be16, put, sat8, sat16, sat32, u8at};
-use super::lu::{Attention, LogicalUnit, Nexus};
+use super::super::bytes::{be16, be24, put, sat8, sat16, sat32, u8at};
+use super::lu::LogicalUnit;
+use super::nexus::{Attention, Nexus};
 use super::sense::Sense;
 use super::{Action, Plan, Reply, allocation16};
 
@@ -122,13 +122,7 @@ pub(crate) fn decode_select(cdb: &[u8; 16], ten: bool) -> Result<Plan, Reply> {
 }
 
 /// Executes MODE SELECT.
-pub(crate) fn select(
-    lu: &LogicalUnit,
-    nexus: &Arc<Nexus>,
-    ten: bool,
-    page_format: bool,
-    data: &[u8],
-) -> Reply {
+pub(crate) fn select(lu: &LogicalUnit, nexus: &Nexus, ten: bool, page_format: bool, data: &[u8]) -> Reply {
     if !page_format {
         return Reply::check(Sense::cdb_bit(1, 4));
     }
@@ -140,7 +134,7 @@ pub(crate) fn select(
     if descriptor != 0 {
         // The block length cannot be changed; the count is taken as it is.
         let at = if descriptor == 16 { header + 13 } else { header + 5 };
-        if super::super::bytes::be24(data, at) != sat32(lu.block_len()) || !matches!(descriptor, 8 | 16) {
+        if be24(data, at) != sat32(lu.block_len()) || !matches!(descriptor, 8 | 16) {
             return Reply::check(Sense::parameter(sat16(at)));
         }
     }
@@ -177,7 +171,7 @@ pub(crate) fn select(
         }
     }
     if !changes.is_empty() {
-        lu.raise_where(Attention::ModeChanged, |n| !std::ptr::eq(n, Arc::as_ptr(nexus)));
+        lu.raise_where(Attention::ModeChanged, |n| !std::ptr::eq(n, nexus));
     }
     Reply::good()
 }

@@ -1,33 +1,153 @@
-//! REPORT SUPPORTED OPERATION CODES and REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS, from one table of all commands.
+//! The one table of all SCSI commands: operation code, service action, length of the CDB, how a command stands to reservations and to
+//! the medium, and what REPORT SUPPORTED OPERATION CODES says of it.
 //!
-//! Invariant: a command stands in the table exactly when `decode` executes it; the usage bits are those that it looks at.
+//! Invariants: a command is executed exactly when it stands here; the usage bits are those that its decoder looks at, and their number
+//! is the CDB's length; what else depends on an operation code asks this table.
 
-use super::super::bytes::{be16, sat16, sat32};
 use super::lu::LogicalUnit;
+use super::reservations::Access;
 use super::sense::Sense;
-use super::{Reply, allocation32};
 
-/// A command: operation code, service action where it has one, and the bits of its CDB that mean something.
-struct Command {
-    op: u8,
-    action: Option<u16>,
-    usage: &'static [u8],
+use self::Command::*;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    TestUnitReady,
+    RequestSense,
+    Read,
+    Write,
+    WriteAndVerify,
+    OrWrite,
+    CompareAndWrite,
+    Verify,
+    Prefetch,
+    SynchronizeCache,
+    WriteSame,
+    Unmap,
+    Inquiry,
+    ModeSelect,
+    ModeSense,
+    Reserve,
+    Release,
+    PersistentReserveIn,
+    PersistentReserveOut,
+    StartStop,
+    PreventAllow,
+    ReadCapacity10,
+    ReadCapacity16,
+    LbaStatus,
+    ReadDefectData,
+    ExtendedCopy,
+    ReceiveCopyResults,
+    ReportLuns,
+    ReportTargetPortGroups,
+    ReportOpcodes,
+    ReportTaskManagement,
+    /// No command of ours.
+    Unknown,
 }
 
-const fn plain(op: u8, usage: &'static [u8]) -> Command {
-    Command { op, action: None, usage }
+/// What a command does, as far as reservations care (SPC-4 table 63, SBC-3 table 17).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Conflict {
+    /// The same whatever else the CDB says.
+    As(Access),
+    /// START STOP UNIT: starting without a power condition is harmless.
+    Starts,
+    /// PREVENT ALLOW MEDIUM REMOVAL: allowing is harmless.
+    Allows,
 }
 
-const fn with_action(op: u8, action: u16, usage: &'static [u8]) -> Command {
-    Command { op, action: Some(action), usage }
+const FREE: Conflict = Conflict::As(Access::Free);
+const QUERY: Conflict = Conflict::As(Access::Query);
+const READ: Conflict = Conflict::As(Access::Read);
+const WRITE: Conflict = Conflict::As(Access::Write);
+
+/// Which units have a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Only {
+    All,
+    /// Those whose device can discard.
+    Discarding,
+    /// Those with a removable medium.
+    Removable,
 }
 
-const CDB10_LBA: [u8; 10] = [0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0];
+/// A command.
+#[derive(Debug)]
+pub(crate) struct Opcode {
+    /// Operation code.
+    pub(crate) op: u8,
+    /// Service action, of the commands that have one.
+    pub(crate) action: Option<u8>,
+    pub(crate) command: Command,
+    /// Means the medium, as opposed to the unit: not without one.
+    pub(crate) medium: bool,
+    /// Is executed although the initiator has yet to be told of a condition (unit attention, SAM-5).
+    pub(crate) before_attention: bool,
+    /// The bits of its CDB that mean something, a byte for each of the CDB.
+    pub(crate) usage: &'static [u8],
+    conflict: Conflict,
+    only: Only,
+}
+
+impl Opcode {
+    /// How this CDB of it stands to reservations.
+    pub(crate) fn access(&self, cdb: &[u8; 16]) -> Access {
+        match self.conflict {
+            Conflict::As(access) => access,
+            Conflict::Starts if cdb[4] & 1 == 1 && cdb[4] >> 4 == 0 => Access::Query,
+            Conflict::Allows if cdb[4] & 3 == 0 => Access::Query,
+            Conflict::Starts | Conflict::Allows => Access::Write,
+        }
+    }
+
+    /// Whether this unit has it.
+    pub(crate) fn offered(&self, lu: &LogicalUnit) -> bool {
+        match self.only {
+            Only::All => true,
+            Only::Discarding => lu.info().discard,
+            Only::Removable => lu.removable,
+        }
+    }
+
+    /// Length of the CDB.
+    pub(crate) fn cdb_len(&self) -> usize {
+        self.usage.len()
+    }
+
+    const fn action(mut self, action: u8) -> Self {
+        self.action = Some(action);
+        self
+    }
+
+    const fn before_attention(mut self) -> Self {
+        self.before_attention = true;
+        self
+    }
+
+    const fn only(mut self, only: Only) -> Self {
+        self.only = only;
+        self
+    }
+}
+
+/// A command that means the medium.
+const fn medium(command: Command, conflict: Conflict, usage: &'static [u8]) -> Opcode {
+    let (op, action, only) = (usage[0], None, Only::All);
+    Opcode { op, action, command, medium: true, before_attention: false, usage, conflict, only }
+}
+
+/// A command that means the unit.
+const fn unit(command: Command, conflict: Conflict, usage: &'static [u8]) -> Opcode {
+    let (op, action, only) = (usage[0], None, Only::All);
+    Opcode { op, action, command, medium: false, before_attention: false, usage, conflict, only }
+}
+
+/// The CDBs of 10, 12 and 16 bytes with flags, an address and a count.
 const fn cdb10(op: u8, flags: u8) -> [u8; 10] {
-    let mut u = CDB10_LBA;
-    u[0] = op;
-    u[1] = flags;
-    u
+    [op, flags, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]
 }
 
 const fn cdb12(op: u8, flags: u8) -> [u8; 12] {
@@ -38,144 +158,160 @@ const fn cdb16(op: u8, flags: u8) -> [u8; 16] {
     [op, flags, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]
 }
 
-const RECEIVE_COPY: [u8; 16] = [0x84, 0x1f, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
-const PR_IN: [u8; 10] = [0x5e, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0];
-const PR_OUT: [u8; 10] = [0x5f, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0];
-const MAINTENANCE: [u8; 12] = [0xa3, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
-const CAPACITY_16: [u8; 16] = [0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
-const LBA_STATUS: [u8; 16] =
-    [0x9e, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const PR_IN: &[u8] = &[0x5e, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0];
+const PR_OUT: &[u8] = &[0x5f, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0];
+const COPY: &[u8] = &[0x83, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const COPY_RESULTS: &[u8] = &[0x84, 0x1f, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const COMPARE: &[u8] = &[0x89, 0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, 0, 0];
+const CAPACITY_16: &[u8] = &[0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const PORT_GROUPS: &[u8] = &[0xa3, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const OPCODES: &[u8] = &[0xa3, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const TASK_MANAGEMENT: &[u8] = &[0xa3, 0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
 
-static COMMANDS: &[Command] = &[
-    plain(0x00, &[0x00, 0, 0, 0, 0, 0]),
-    plain(0x03, &[0x03, 0x01, 0, 0, 0xff, 0]),
-    plain(0x08, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0]),
-    plain(0x0a, &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0]),
-    plain(0x12, &[0x12, 0x01, 0xff, 0xff, 0xff, 0]),
-    plain(0x15, &[0x15, 0x11, 0, 0, 0xff, 0]),
-    plain(0x16, &[0x16, 0, 0, 0, 0, 0]),
-    plain(0x17, &[0x17, 0, 0, 0, 0, 0]),
-    plain(0x1a, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0]),
-    plain(0x1b, &[0x1b, 0x01, 0, 0x0f, 0xf7, 0]),
-    plain(0x1e, &[0x1e, 0, 0, 0, 0x03, 0]),
-    plain(0x25, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-    plain(0x28, &cdb10(0x28, 0xf8)),
-    plain(0x2a, &cdb10(0x2a, 0xf8)),
-    plain(0x2e, &cdb10(0x2e, 0xf6)),
-    plain(0x2f, &cdb10(0x2f, 0xf6)),
-    plain(0x34, &cdb10(0x34, 0x02)),
-    plain(0x35, &cdb10(0x35, 0x02)),
-    plain(0x37, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    plain(0x41, &cdb10(0x41, 0xf8)),
-    plain(0x42, &[0x42, 0x01, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    plain(0x55, &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
-    plain(0x56, &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-    plain(0x57, &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-    plain(0x5a, &[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0]),
-    with_action(0x5e, 0, &PR_IN),
-    with_action(0x5e, 1, &PR_IN),
-    with_action(0x5e, 2, &PR_IN),
-    with_action(0x5e, 3, &PR_IN),
-    with_action(0x5f, 0, &PR_OUT),
-    with_action(0x5f, 1, &PR_OUT),
-    with_action(0x5f, 2, &PR_OUT),
-    with_action(0x5f, 3, &PR_OUT),
-    with_action(0x5f, 4, &PR_OUT),
-    with_action(0x5f, 5, &PR_OUT),
-    with_action(0x5f, 6, &PR_OUT),
-    with_action(0x83, 0, &[0x83, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
-    with_action(0x84, 0, &RECEIVE_COPY),
-    with_action(0x84, 3, &RECEIVE_COPY),
-    with_action(0x84, 4, &RECEIVE_COPY),
-    plain(0x88, &cdb16(0x88, 0xf8)),
-    plain(0x89, &[0x89, 0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, 0, 0]),
-    plain(0x8a, &cdb16(0x8a, 0xf8)),
-    plain(0x8b, &cdb16(0x8b, 0xf8)),
-    plain(0x8e, &cdb16(0x8e, 0xf6)),
-    plain(0x8f, &cdb16(0x8f, 0xf6)),
-    plain(0x90, &cdb16(0x90, 0x02)),
-    plain(0x91, &cdb16(0x91, 0x02)),
-    plain(0x93, &cdb16(0x93, 0xf9)),
-    with_action(0x9e, 0x10, &CAPACITY_16),
-    with_action(0x9e, 0x12, &LBA_STATUS),
-    plain(0xa0, &[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
-    with_action(0xa3, 0x0a, &[0xa3, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
-    with_action(0xa3, 0x0c, &MAINTENANCE),
-    with_action(0xa3, 0x0d, &[0xa3, 0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
-    plain(0xa8, &cdb12(0xa8, 0xf8)),
-    plain(0xaa, &cdb12(0xaa, 0xf8)),
-    plain(0xae, &cdb12(0xae, 0xf6)),
-    plain(0xaf, &cdb12(0xaf, 0xf6)),
-    plain(0xb7, &[0xb7, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
+/// By operation code, and by service action.
+static TABLE: &[Opcode] = &[
+    medium(TestUnitReady, QUERY, &[0x00, 0, 0, 0, 0, 0]),
+    unit(RequestSense, FREE, &[0x03, 0x01, 0, 0, 0xff, 0]).before_attention(),
+    medium(Read, READ, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0]),
+    medium(Write, WRITE, &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0]),
+    unit(Inquiry, FREE, &[0x12, 0x01, 0xff, 0xff, 0xff, 0]).before_attention(),
+    unit(ModeSelect, WRITE, &[0x15, 0x11, 0, 0, 0xff, 0]),
+    unit(Reserve, FREE, &[0x16, 0, 0, 0, 0, 0]),
+    unit(Release, FREE, &[0x17, 0, 0, 0, 0, 0]),
+    unit(ModeSense, READ, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0]),
+    unit(StartStop, Conflict::Starts, &[0x1b, 0x01, 0, 0x0f, 0xf7, 0]),
+    unit(PreventAllow, Conflict::Allows, &[0x1e, 0, 0, 0, 0x03, 0]).only(Only::Removable),
+    medium(ReadCapacity10, QUERY, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    medium(Read, READ, &cdb10(0x28, 0xf8)),
+    medium(Write, WRITE, &cdb10(0x2a, 0xf8)),
+    medium(WriteAndVerify, WRITE, &cdb10(0x2e, 0xf6)),
+    medium(Verify, READ, &cdb10(0x2f, 0xf6)),
+    medium(Prefetch, READ, &cdb10(0x34, 0x02)),
+    medium(SynchronizeCache, WRITE, &cdb10(0x35, 0x02)),
+    medium(ReadDefectData, READ, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    medium(WriteSame, WRITE, &cdb10(0x41, 0xf8)),
+    medium(Unmap, WRITE, &[0x42, 0x01, 0, 0, 0, 0, 0, 0xff, 0xff, 0]).only(Only::Discarding),
+    unit(ModeSelect, WRITE, &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    unit(Reserve, FREE, &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    unit(Release, FREE, &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    unit(ModeSense, READ, &[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0]),
+    unit(PersistentReserveIn, FREE, PR_IN).action(0),
+    unit(PersistentReserveIn, FREE, PR_IN).action(1),
+    unit(PersistentReserveIn, FREE, PR_IN).action(2),
+    unit(PersistentReserveIn, FREE, PR_IN).action(3),
+    unit(PersistentReserveOut, FREE, PR_OUT).action(0),
+    unit(PersistentReserveOut, FREE, PR_OUT).action(1),
+    unit(PersistentReserveOut, FREE, PR_OUT).action(2),
+    unit(PersistentReserveOut, FREE, PR_OUT).action(3),
+    unit(PersistentReserveOut, FREE, PR_OUT).action(4),
+    unit(PersistentReserveOut, FREE, PR_OUT).action(5),
+    unit(PersistentReserveOut, FREE, PR_OUT).action(6),
+    medium(ExtendedCopy, WRITE, COPY).action(0),
+    unit(ReceiveCopyResults, READ, COPY_RESULTS).action(0),
+    unit(ReceiveCopyResults, READ, COPY_RESULTS).action(3),
+    unit(ReceiveCopyResults, READ, COPY_RESULTS).action(4),
+    medium(Read, READ, &cdb16(0x88, 0xf8)),
+    medium(CompareAndWrite, WRITE, COMPARE),
+    medium(Write, WRITE, &cdb16(0x8a, 0xf8)),
+    medium(OrWrite, WRITE, &cdb16(0x8b, 0xf8)),
+    medium(WriteAndVerify, WRITE, &cdb16(0x8e, 0xf6)),
+    medium(Verify, READ, &cdb16(0x8f, 0xf6)),
+    medium(Prefetch, READ, &cdb16(0x90, 0x02)),
+    medium(SynchronizeCache, WRITE, &cdb16(0x91, 0x02)),
+    medium(WriteSame, WRITE, &cdb16(0x93, 0xf9)),
+    medium(ReadCapacity16, QUERY, CAPACITY_16).action(0x10),
+    medium(LbaStatus, READ, &cdb16(0x9e, 0x1f)).action(0x12),
+    unit(ReportLuns, FREE, &[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]).before_attention(),
+    unit(ReportTargetPortGroups, QUERY, PORT_GROUPS).action(0x0a),
+    unit(ReportOpcodes, QUERY, OPCODES).action(0x0c),
+    unit(ReportTaskManagement, QUERY, TASK_MANAGEMENT).action(0x0d),
+    medium(Read, READ, &cdb12(0xa8, 0xf8)),
+    medium(Write, WRITE, &cdb12(0xaa, 0xf8)),
+    medium(WriteAndVerify, WRITE, &cdb12(0xae, 0xf6)),
+    medium(Verify, READ, &cdb12(0xaf, 0xf6)),
+    medium(ReadDefectData, READ, &[0xb7, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
 ];
 
-/// The commands of this unit: UNMAP only where the device can discard, PREVENT ALLOW where there is something to prevent.
-fn commands(lu: &LogicalUnit) -> impl Iterator<Item = &'static Command> {
-    let (discard, removable) = (lu.info().discard, lu.removable);
-    COMMANDS.iter().filter(move |c| (discard || c.op != 0x42) && (removable || c.op != 0x1e))
+/// What is not in the table counts as the worst that it could be.
+static UNKNOWN: Opcode = medium(Unknown, WRITE, &[0; 6]);
+
+/// The first command of each operation code, so that a read or a write is found without a search.
+static FIRST: [Option<&Opcode>; 256] = {
+    let mut first = [None; 256];
+    let mut at = TABLE.len();
+    while at > 0 {
+        at -= 1;
+        first[TABLE[at].op as usize] = Some(&TABLE[at]);
+    }
+    first
+};
+
+/// The command of a CDB. Where it is none of ours: why not, and what counts of it all the same (of an unknown service action that of the
+/// first one).
+pub(crate) fn find(cdb: &[u8; 16]) -> (&'static Opcode, Option<Sense>) {
+    let Some(first) = FIRST[usize::from(cdb[0])] else { return (&UNKNOWN, Some(Sense::INVALID_OPCODE)) };
+    if first.action.is_none() {
+        return (first, None);
+    }
+    let action = cdb[1] & 0x1f;
+    match TABLE.iter().find(|o| o.op == first.op && o.action == Some(action)) {
+        Some(found) => (found, None),
+        None => (first, Some(Sense::cdb_bit(1, 4))),
+    }
 }
 
-/// The timeouts descriptor: nothing promised.
-const TIMEOUTS: [u8; 12] = [0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// The commands of this unit.
+pub(crate) fn all(lu: &LogicalUnit) -> impl Iterator<Item = &'static Opcode> {
+    TABLE.iter().filter(|o| o.offered(lu))
+}
 
-/// REPORT SUPPORTED OPERATION CODES.
-pub(crate) fn report(lu: &LogicalUnit, cdb: &[u8; 16]) -> Result<Reply, Reply> {
-    let (timeouts, options, op, action) = (cdb[2] & 0x80 != 0, cdb[2] & 7, cdb[3], be16(cdb, 4));
-    let out = match options {
-        0 => all(lu, timeouts),
-        1 => {
-            // A command with service actions cannot be asked for without one.
-            if commands(lu).any(|c| c.op == op && c.action.is_some()) {
-                return Err(Sense::cdb_bit(2, 2).into());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_names_no_command_twice_and_every_cdb_has_its_groups_length() {
+        assert!(TABLE.is_sorted_by_key(|o| (o.op, o.action)));
+        for pair in TABLE.windows(2) {
+            assert!((pair[0].op, pair[0].action) != (pair[1].op, pair[1].action), "{:02x} twice", pair[0].op);
+            assert!(
+                pair[0].op != pair[1].op || (pair[0].action.is_some() && pair[1].action.is_some()),
+                "{:02x} with and without a service action",
+                pair[0].op
+            );
+        }
+        for o in TABLE {
+            // SPC-4 section 4.2.5.1: the group code is in the upper three bits.
+            let len = [6, 10, 10, 0, 16, 12, 0, 0][usize::from(o.op >> 5)];
+            assert_eq!(o.cdb_len(), len, "{:02x}", o.op);
+            assert_eq!(o.usage[0], o.op);
+            assert!(
+                o.action.is_none() || o.usage[1] & 0x1f == 0x1f,
+                "{:02x} ignores its service action",
+                o.op
+            );
+        }
+    }
+
+    #[test]
+    fn every_command_is_found_and_nothing_else_is() {
+        let mut known = 0;
+        for op in 0..=u8::MAX {
+            for action in 0..32 {
+                let mut cdb = [0; 16];
+                (cdb[0], cdb[1]) = (op, action);
+                let here = TABLE.iter().find(|o| o.op == op && o.action.is_none_or(|a| a == action));
+                let (found, refused) = find(&cdb);
+                match here {
+                    Some(here) => assert!(std::ptr::eq(here, found) && refused.is_none()),
+                    None if TABLE.iter().any(|o| o.op == op) => {
+                        assert_eq!((found.op, refused), (op, Some(Sense::cdb_bit(1, 4))));
+                    }
+                    None => assert_eq!((found.command, refused), (Unknown, Some(Sense::INVALID_OPCODE))),
+                }
+                known += usize::from(here.is_some_and(|o| o.action.is_some() || action == 0));
             }
-            one(commands(lu).find(|c| c.op == op), timeouts)
         }
-        2 => {
-            if commands(lu).any(|c| c.op == op && c.action.is_none()) {
-                return Err(Sense::cdb_bit(2, 2).into());
-            }
-            one(commands(lu).find(|c| c.op == op && c.action == Some(action)), timeouts)
-        }
-        3 => one(commands(lu).find(|c| c.op == op && c.action.unwrap_or(0) == action), timeouts),
-        _ => return Err(Sense::cdb_bit(2, 2).into()),
-    };
-    Ok(Reply::data(out, allocation32(cdb, 6)))
-}
-
-fn all(lu: &LogicalUnit, timeouts: bool) -> Vec<u8> {
-    let mut body = Vec::new();
-    for c in commands(lu) {
-        let [ah, al] = c.action.unwrap_or(0).to_be_bytes();
-        let [lh, ll] = sat16(c.usage.len()).to_be_bytes();
-        let flags = u8::from(c.action.is_some()) | if timeouts { 2 } else { 0 };
-        body.extend([c.op, 0, ah, al, 0, flags, lh, ll]);
-        if timeouts {
-            body.extend(TIMEOUTS);
-        }
+        assert_eq!(known, TABLE.len());
     }
-    let mut out = sat32(body.len()).to_be_bytes().to_vec();
-    out.extend(body);
-    out
-}
-
-fn one(command: Option<&Command>, timeouts: bool) -> Vec<u8> {
-    let Some(c) = command else { return vec![0, 1, 0, 0] };
-    let [high, low] = sat16(c.usage.len()).to_be_bytes();
-    let mut out = vec![0, 3 | if timeouts { 0x80 } else { 0 }, high, low];
-    out.extend_from_slice(c.usage);
-    if timeouts {
-        out.extend(TIMEOUTS);
-    }
-    out
-}
-
-/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS: abort task, abort task set, clear task set, LUN reset, target reset.
-pub(crate) fn report_task_management(cdb: &[u8; 16]) -> Reply {
-    let repd = cdb[2] & 0x80 != 0;
-    let mut out = vec![0xda, 0, 0, 0];
-    if repd {
-        out[3] = 12;
-        out.extend([0; 12]);
-    }
-    Reply::data(out, allocation32(cdb, 6))
 }

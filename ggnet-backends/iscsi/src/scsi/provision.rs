@@ -23,9 +23,6 @@ pub(crate) const MAX_SAME_BLOCKS: u64 = 0x0010_0000;
 
 /// UNMAP's CDB.
 pub(crate) fn decode_unmap(lu: &LogicalUnit, cdb: &[u8; 16]) -> Result<Plan, Reply> {
-    if !lu.info().discard {
-        return Err(Sense::INVALID_OPCODE.into());
-    }
     if cdb[1] & 1 != 0 {
         // ANCHOR: there are no anchored blocks.
         return Err(Sense::cdb_bit(1, 0).into());

@@ -10,6 +10,7 @@ use std::sync::PoisonError;
 use super::super::bytes::{be16, be24, be32, be64, first_difference, index, or_into};
 use super::super::workers::Cancel;
 use super::lu::LogicalUnit;
+use super::opcodes::{Command, Opcode};
 use super::sense::Sense;
 use super::{Action, Plan, Reply, is_busy};
 
@@ -30,21 +31,21 @@ struct Extent {
 }
 
 impl Extent {
-    fn parse(cdb: &[u8; 16]) -> Self {
-        match cdb[0] >> 5 {
-            0 => {
+    fn parse(opcode: &Opcode, cdb: &[u8; 16]) -> Self {
+        match opcode.cdb_len() {
+            6 => {
                 let count = u64::from(cdb[4]);
                 Self { lba: u64::from(be24(cdb, 1) & 0x1f_ffff), count: if count == 0 { 256 } else { count } }
             }
-            1 | 2 => Self { lba: u64::from(be32(cdb, 2)), count: u64::from(be16(cdb, 7)) },
-            5 => Self { lba: u64::from(be32(cdb, 2)), count: u64::from(be32(cdb, 6)) },
+            10 => Self { lba: u64::from(be32(cdb, 2)), count: u64::from(be16(cdb, 7)) },
+            12 => Self { lba: u64::from(be32(cdb, 2)), count: u64::from(be32(cdb, 6)) },
             _ => Self { lba: be64(cdb, 2), count: u64::from(be32(cdb, 10)) },
         }
     }
 
     /// No longer than page B0 allows (SBC-3 section 6.5.3); else the field of the CDB that holds the count.
-    fn check_length(&self, cdb: &[u8; 16]) -> Result<(), Sense> {
-        let field = if cdb[0] >> 5 == 5 { 6 } else { 10 };
+    fn check_length(&self, opcode: &Opcode) -> Result<(), Sense> {
+        let field = if opcode.cdb_len() == 12 { 6 } else { 10 };
         if self.count > u64::from(MAX_TRANSFER_BLOCKS) { Err(Sense::cdb(field)) } else { Ok(()) }
     }
 
@@ -64,12 +65,12 @@ pub(crate) fn check_range(lu: &LogicalUnit, lba: u64, count: u64) -> Result<(), 
 }
 
 /// READ(6), (10), (12), (16).
-pub(crate) fn decode_read(lu: &LogicalUnit, cdb: &[u8; 16]) -> Plan {
-    if cdb[0] != 0x08 && cdb[1] >> 5 != 0 {
+pub(crate) fn decode_read(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16]) -> Plan {
+    if opcode.cdb_len() != 6 && cdb[1] >> 5 != 0 {
         return Plan::Reply(Reply::check(Sense::cdb_bit(1, 7)));
     }
-    let extent = Extent::parse(cdb);
-    match extent.check(lu).and_then(|()| extent.check_length(cdb)) {
+    let extent = Extent::parse(opcode, cdb);
+    match extent.check(lu).and_then(|()| extent.check_length(opcode)) {
         Ok(()) => Plan::Read { offset: extent.lba << lu.shift(), len: extent.count << lu.shift() },
         Err(sense) => Plan::Reply(Reply::check(sense)),
     }
@@ -79,29 +80,29 @@ pub(crate) fn decode_read(lu: &LogicalUnit, cdb: &[u8; 16]) -> Plan {
 ///
 /// WRITE AND VERIFY is a write that is flushed: that is as near to the medium as a look at it through the page cache
 /// would come, and stronger than a compare with what was just cached.
-pub(crate) fn decode_write(lu: &LogicalUnit, cdb: &[u8; 16]) -> Plan {
-    let verify = matches!(cdb[0], 0x2e | 0x8e | 0xae);
-    if cdb[0] != 0x0a && cdb[1] >> 5 != 0 {
+pub(crate) fn decode_write(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16]) -> Plan {
+    let (verify, has_flags) = (opcode.command == Command::WriteAndVerify, opcode.cdb_len() != 6);
+    if has_flags && cdb[1] >> 5 != 0 {
         return Plan::Reply(Reply::check(Sense::cdb_bit(1, 7)));
     }
-    let extent = Extent::parse(cdb);
+    let extent = Extent::parse(opcode, cdb);
     if let Err(sense) = extent.check(lu) {
         return Plan::Reply(Reply::check(sense));
     }
     if lu.write_protected() {
         return Plan::Reply(Reply::check(Sense::WRITE_PROTECTED));
     }
-    if let Err(sense) = extent.check_length(cdb) {
+    if let Err(sense) = extent.check_length(opcode) {
         return Plan::Reply(Reply::check(sense));
     }
-    let fua = cdb[0] != 0x0a && !verify && cdb[1] & 0x08 != 0;
+    let fua = has_flags && !verify && cdb[1] & 0x08 != 0;
     let flush = fua || verify || lu.write_through();
     Plan::Write { offset: extent.lba << lu.shift(), len: extent.count << lu.shift(), flush }
 }
 
 /// SYNCHRONIZE CACHE(10), (16).
-pub(crate) fn decode_flush(lu: &LogicalUnit, cdb: &[u8; 16]) -> Plan {
-    match Extent::parse(cdb).check(lu) {
+pub(crate) fn decode_flush(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16]) -> Plan {
+    match Extent::parse(opcode, cdb).check(lu) {
         // The whole device is flushed whatever the range: never less than asked. IMMED is not used to answer early.
         Ok(()) => Plan::Run(Action::Flush),
         Err(sense) => Plan::Reply(Reply::check(sense)),
@@ -117,17 +118,17 @@ pub(crate) fn flush(lu: &LogicalUnit) -> Reply {
 }
 
 /// PRE-FETCH(10), (16): the page cache knows better what to keep; a valid range is enough.
-pub(crate) fn prefetch(lu: &LogicalUnit, cdb: &[u8; 16]) -> Result<Reply, Reply> {
-    Extent::parse(cdb).check(lu)?;
+pub(crate) fn prefetch(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16]) -> Result<Reply, Reply> {
+    Extent::parse(opcode, cdb).check(lu)?;
     Ok(Reply::good())
 }
 
 /// VERIFY(10), (12), (16).
-pub(crate) fn decode_verify(lu: &LogicalUnit, cdb: &[u8; 16]) -> Result<Plan, Reply> {
+pub(crate) fn decode_verify(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16]) -> Result<Plan, Reply> {
     if cdb[1] >> 5 != 0 {
         return Err(Sense::cdb_bit(1, 7).into());
     }
-    let extent = Extent::parse(cdb);
+    let extent = Extent::parse(opcode, cdb);
     extent.check(lu)?;
     let bytes = extent.count << lu.shift();
     match cdb[1] >> 1 & 3 {
@@ -229,11 +230,11 @@ pub(crate) fn compare_and_write(lu: &LogicalUnit, lba: u64, count: u64, flush: b
 }
 
 /// ORWRITE(16).
-pub(crate) fn decode_or_write(lu: &LogicalUnit, cdb: &[u8; 16]) -> Result<Plan, Reply> {
+pub(crate) fn decode_or_write(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16]) -> Result<Plan, Reply> {
     if cdb[1] >> 5 != 0 {
         return Err(Sense::cdb_bit(1, 7).into());
     }
-    let extent = Extent::parse(cdb);
+    let extent = Extent::parse(opcode, cdb);
     extent.check(lu)?;
     if lu.write_protected() {
         return Err(Sense::WRITE_PROTECTED.into());

@@ -4,15 +4,15 @@
 //! stopping only flushes; a medium can be ejected only where the owner said so, and only while no initiator prevents it;
 //! the wish to prevent ends with its session.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::lu::{Attention, LogicalUnit, Nexus};
+use super::lu::LogicalUnit;
+use super::nexus::{Attention, Nexus};
 use super::sense::Sense;
 use super::{Action, Plan, Reply};
 
 /// START STOP UNIT.
-pub(crate) fn start_stop(lu: &LogicalUnit, nexus: &Arc<Nexus>, cdb: &[u8; 16]) -> Result<Plan, Reply> {
+pub(crate) fn start_stop(lu: &LogicalUnit, nexus: &Nexus, cdb: &[u8; 16]) -> Result<Plan, Reply> {
     let (condition, no_flush, loej, start) = (cdb[4] >> 4, cdb[4] & 4 != 0, cdb[4] & 2 != 0, cdb[4] & 1 != 0);
     if condition != 0 {
         // A power condition outranks START and LOEJ, and there is none that would change anything here.
@@ -27,7 +27,7 @@ pub(crate) fn start_stop(lu: &LogicalUnit, nexus: &Arc<Nexus>, cdb: &[u8; 16]) -
         }
         let was_out = lu.ejected.swap(!start, Relaxed);
         if start && was_out {
-            lu.raise_where(Attention::MediumChanged, |n| !std::ptr::eq(n, Arc::as_ptr(nexus)));
+            lu.raise_where(Attention::MediumChanged, |n| !std::ptr::eq(n, nexus));
         }
     }
     if start || no_flush { Ok(Plan::Reply(Reply::good())) } else { Ok(Plan::Run(Action::Flush)) }

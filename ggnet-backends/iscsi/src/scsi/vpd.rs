@@ -3,8 +3,7 @@
 //! Invariant: pages 80 and 83 hold nothing but what the owner configured, so that an operating system recognises its
 //! disk after every boot.
 
-use super::super::bytes::{put, sat8, sat16, sat32};
-use super::inquiry::ascii;
+use super::super::bytes::{ascii, index, put, sat8, sat16, sat32};
 use super::lu::LogicalUnit;
 use super::provision::{MAX_SAME_BLOCKS, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS};
 use super::read_write::{MAX_COMPARE_BLOCKS, MAX_TRANSFER_BLOCKS};
@@ -74,7 +73,7 @@ fn extended() -> Vec<u8> {
 
 fn block_limits(lu: &LogicalUnit) -> Vec<u8> {
     let info = lu.info();
-    let blocks = |bytes: u64| sat32(super::index(bytes >> lu.shift()));
+    let blocks = |bytes: u64| sat32(index(bytes >> lu.shift()));
     let grain = info.physical_block.max(info.logical_block) >> lu.shift();
     // Offsets are those of the page, four bytes of header included.
     let mut out = vec![0; 64];

@@ -16,7 +16,6 @@ use ggnet_iscsi::{
 
 pub use self::mem_disk::MemDisk;
 
-pub mod file_disk;
 pub mod mem_disk;
 
 pub const IQN: &str = "iqn.2024-01.org.example:disk";

@@ -1,0 +1,128 @@
+//! A file, or a disk of the host, as a [`BlockDevice`], through the page cache.
+//!
+//! Invariants: what the page cache has is read without a wait, and all else declined to the blocking pool; a discarded range is a hole
+//! of the file, which reads as zeros.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+use super::block::{BlockDevice, BlockInfo, BlockRun};
+
+/// A file as a disk, on Linux.
+///
+/// Writes go to the page cache on the caller's thread: where the host has more dirty pages than it likes, such a write waits for a disk.
+#[derive(Debug)]
+pub struct FileDevice {
+    file: File,
+    info: BlockInfo,
+}
+
+impl FileDevice {
+    /// Opens a file: all of it that is whole blocks of 512 bytes.
+    ///
+    /// # Errors
+    /// It cannot be opened, or its size cannot be asked.
+    pub fn open(path: impl AsRef<Path>, read_only: bool) -> io::Result<Self> {
+        let file = File::options().read(true).write(!read_only).open(path)?;
+        let size_bytes = file.metadata()?.len() / 512 * 512;
+        let info = BlockInfo {
+            size_bytes,
+            logical_block: 512,
+            physical_block: 4096,
+            read_only,
+            volatile_cache: true,
+            discard: !read_only,
+        };
+        Ok(Self { file, info })
+    }
+
+    /// A file that is open already. It must stay as large as `info` says, and be able to make holes where `info` has `discard`.
+    #[must_use]
+    pub fn new(file: File, info: BlockInfo) -> Self {
+        Self { file, info }
+    }
+}
+
+impl BlockDevice for FileDevice {
+    fn info(&self) -> BlockInfo {
+        self.info
+    }
+
+    fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        let len = buf.len();
+        let mut vec = [io::IoSliceMut::new(buf)];
+        match preadv2(&self.file, &mut vec, offset, ReadWriteFlags::NOWAIT) {
+            Ok(n) => Ok(n == len),
+            Err(Errno::AGAIN | Errno::OPNOTSUPP) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn try_write_at(&self, buf: &[u8], offset: u64) -> io::Result<bool> {
+        self.file.write_all_at(buf, offset).map(|()| true)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?;
+        Ok(())
+    }
+
+    fn block_status(&self, offset: u64, len: u64) -> io::Result<BlockRun> {
+        let end = offset + len;
+        let block = u64::from(self.info.logical_block);
+        let data = match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(at) => at.min(end),
+            Err(Errno::NXIO) => end,
+            Err(e) => return Err(e.into()),
+        };
+        if data > offset {
+            return Ok(BlockRun { len: (data - offset).next_multiple_of(block).min(len), mapped: false });
+        }
+        let hole = seek(&self.file, SeekFrom::Hole(offset))?.min(end);
+        Ok(BlockRun { len: (hole - offset).next_multiple_of(block).min(len), mapped: true })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_written_and_punched_and_says_what_is_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        File::create_new(&path).unwrap().set_len((1 << 20) + 100).unwrap();
+        let disk = FileDevice::open(&path, false).unwrap();
+        assert_eq!(disk.info().size_bytes, 1 << 20, "whole blocks");
+        assert_eq!(disk.block_status(0, 1 << 20).unwrap(), BlockRun { len: 1 << 20, mapped: false });
+        disk.write_at(&[7; 8192], 64 << 10).unwrap();
+        disk.flush().unwrap();
+        assert_eq!(disk.block_status(0, 1 << 20).unwrap(), BlockRun { len: 64 << 10, mapped: false });
+        assert!(disk.block_status(64 << 10, 1 << 20).unwrap().mapped);
+        let mut buf = [0; 8192];
+        disk.read_at(&mut buf, 64 << 10).unwrap();
+        assert_eq!(buf, [7; 8192]);
+        disk.discard(64 << 10, 4096).unwrap();
+        disk.read_at(&mut buf, 64 << 10).unwrap();
+        assert_eq!((&buf[..4096], &buf[4096..]), ([0; 4096].as_slice(), [7; 4096].as_slice()));
+        let read_only = FileDevice::open(&path, true).unwrap();
+        assert!(read_only.info().read_only && read_only.write_at(&[1; 512], 0).is_err());
+    }
+}

@@ -205,7 +205,10 @@ fn a_folder_that_never_answers_stops_neither_the_api_nor_the_shutdown() {
         for backend in health["backends"].as_array().unwrap() {
             let writeback = backend["port"] == "writeback";
             assert_eq!(backend["status"], if writeback { "down" } else { "up" }, "{health}");
-            assert!(!writeback || backend["reason"].as_str().unwrap().contains("Check the daemon"), "{health}");
+            assert!(
+                !writeback || backend["reason"].as_str().unwrap().contains("Check the daemon"),
+                "{health}"
+            );
         }
         let metrics = get(http, "/metrics", &token).await;
         let ports = "port=\"writeback\",backend=\"layers\"";

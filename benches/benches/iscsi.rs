@@ -8,9 +8,10 @@
 //! What has an interval is measured in pairs (`ggnet_benches::pairs`): our target beside the floor (`ggnet_benches::floor`), beside tgtd
 //! with the initiators of others, one worker thread beside many, and this version beside the `bench-target` of another one.
 //!
-//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [--only TEXT] [--against FILE] [PART…]]`, parts: shared,
-//! own-cores, floor, others, scale, threads. With `--only` there are the workloads that have the text in their name; with `--against`
-//! there is one part: this version beside the other one.
+//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [--only TEXT] [--server-cpu N] [--against FILE] [PART…]]`,
+//! parts: shared, floor, others, scale, threads, own-cores. With `--only` there are the workloads that have the text in their name; with
+//! `--against` there is one part: this version beside the other one. With `--server-cpu` clients are bound to core 0 and servers to that
+//! one: otherwise the scheduler decides whether a request at depth 1 wakes an idle core, which nearly doubles its cost.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "programs of others run here, beside no runtime")]
 
@@ -45,16 +46,26 @@ struct Options {
     parts: Vec<String>,
     /// What the names of the workloads must have in them.
     only: String,
+    /// Where servers run, while clients run on core 0.
+    server_cpu: Option<usize>,
     /// The program `bench-target` of another version.
     against: Option<String>,
 }
 
 fn main() {
     let options = options();
+    let cores = options.server_cpu.map_or_else(
+        || "shared, unless a heading says otherwise".to_owned(),
+        |cpu| format!("clients on 0, servers on {cpu}"),
+    );
+    if options.server_cpu.is_some() {
+        pin_us();
+    }
     println!("{}", heading("make bench-iscsi"));
     println!(
         "rounds:   {}, interleaved; {} s each; median (least to most) of the rounds; a ratio is of two measurements of the same round\n\
          disks:    {} MiB of random data, preallocated, in the page cache; ext4 or what the temporary folder is on\n\
+         cores:    {cores}\n\
          tgtd:     {}\n",
         options.rounds,
         options.time.as_secs_f64(),
@@ -69,12 +80,7 @@ fn main() {
     let part = |name: &str| options.parts.is_empty() || options.parts.iter().any(|p| p == name);
     if part("shared") {
         println!("## Client and server share all cores\n");
-        loads(&options, &WORKLOADS, None);
-    }
-    if part("own-cores") {
-        println!("## The client on core 0, the server on core 1\n");
-        pin_us();
-        loads(&options, &WORKLOADS[..8], Some(1));
+        loads(&options, &WORKLOADS, options.server_cpu);
     }
     if part("floor") {
         println!("## Beside the floor\n");
@@ -92,6 +98,12 @@ fn main() {
         println!("## One thread for all connections, or one for each core\n");
         threads(&options);
     }
+    // Last: this process stays bound to a core, and so do the programs that it starts.
+    if part("own-cores") {
+        println!("## The client on core 0, the server on core 1\n");
+        pin_us();
+        loads(&options, &WORKLOADS[..8], Some(1));
+    }
 }
 
 fn options() -> Options {
@@ -100,6 +112,7 @@ fn options() -> Options {
         time: Duration::from_secs(1),
         parts: Vec::new(),
         only: String::new(),
+        server_cpu: None,
         against: None,
     };
     let mut args = std::env::args().skip(1);
@@ -109,6 +122,7 @@ fn options() -> Options {
             "--rounds" => options.rounds = number() as usize,
             "--seconds" => options.time = Duration::from_secs(number().into()),
             "--only" => options.only = args.next().expect("a text"),
+            "--server-cpu" => options.server_cpu = Some(number() as usize),
             "--against" => options.against = Some(args.next().expect("a program")),
             // Cargo's own.
             "--bench" => {}
@@ -310,7 +324,7 @@ fn ours(
 fn versions(options: &Options, other: &str) {
     let setup = Setup::new(|at| {
         let [other, this] = [(other, "-other"), (PROGRAM, "-this")]
-            .map(|(program, which)| ours(program, which, options, None, at));
+            .map(|(program, which)| ours(program, which, options, options.server_cpu, at));
         other.into_iter().chain(this).collect()
     });
     let disks = [("raw file", [0, 2]), ("layers", [1, 3])];
@@ -322,10 +336,12 @@ fn versions(options: &Options, other: &str) {
 /// Ours beside the floor, and the floor on the runtime that ours uses beside the floor.
 fn beside_floor(options: &Options) {
     let setup = Setup::new(|at| {
+        let cpu = options.server_cpu;
         let floor = |on_tokio: bool, name: &str| {
-            Contender::floor(FLOOR, on_tokio, &noise(at(name)), MANY, &at(&format!("{name}.log"))).unwrap()
+            let (file, log) = (noise(at(name)), at(&format!("{name}.log")));
+            Contender::floor(FLOOR, on_tokio, &file, MANY, cpu, &log).unwrap()
         };
-        let [raw, layers] = ours(PROGRAM, "", options, None, at);
+        let [raw, layers] = ours(PROGRAM, "", options, cpu, at);
         vec![floor(false, "floor"), raw, layers, floor(true, "floor-tokio")]
     });
     let disks = [("raw file", [0, 1]), ("layers", [0, 2])];
@@ -412,7 +428,7 @@ fn scale(options: &Options) {
     let base = noise_file(dir.path().join("base.raw"), DISK).unwrap();
     let [few, many] = [BUSY, 10 * BUSY].map(|count| {
         let at = |what: &str| dir.path().join(format!("{what}-{count}"));
-        Contender::layers(PROGRAM, &base, &at("layers"), count, None, &at("log")).unwrap()
+        Contender::layers(PROGRAM, &base, &at("layers"), count, options.server_cpu, &at("log")).unwrap()
     });
     let measure = |side: usize, round: usize| {
         let c: &Contender = [&few, &many][side];
@@ -452,7 +468,7 @@ fn threads(options: &Options) {
         let file = noise(at("raw"));
         let contender = |workers: Option<usize>| {
             let log = at(&format!("log-{workers:?}"));
-            Contender::raw_with_workers(PROGRAM, &file, MANY, workers, &log).unwrap()
+            Contender::raw_with_workers(PROGRAM, &file, MANY, workers, options.server_cpu, &log).unwrap()
         };
         vec![contender(None), contender(Some(1))]
     });
@@ -476,7 +492,7 @@ const ISCSI_PERF: usize = 3;
 
 /// Ours beside tgtd, for the initiators of others.
 fn others(options: &Options) {
-    let setup = Setup::beside_tgtd(options, None);
+    let setup = Setup::beside_tgtd(options, options.server_cpu);
     let lines = tool_lines(options, &setup, &TOOLS, &[("raw file", [0, 1]), ("layers", [0, 2])]);
     println!("{}", pairs::table(options.rounds, ["tgtd", "ggnet"], &lines));
 }

@@ -77,13 +77,14 @@ impl Contender {
         file: &Path,
         count: usize,
         workers: Option<usize>,
+        cpu: Option<usize>,
         log: &Path,
     ) -> Result<Self> {
         let mut command = process::command(program);
         if let Some(workers) = workers {
             command.env("TOKIO_WORKER_THREADS", workers.to_string());
         }
-        Self::ours("ggnet, raw file", command, count, None, &["raw".as_ref(), file], log)
+        Self::ours("ggnet, raw file", command, count, cpu, &["raw".as_ref(), file], log)
     }
 
     /// Our target on `count` layers over one base, in this folder.
@@ -112,9 +113,16 @@ impl Contender {
     ///
     /// # Errors
     /// It does not come up.
-    pub fn floor(program: &str, on_tokio: bool, file: &Path, count: usize, log: &Path) -> Result<Self> {
+    pub fn floor(
+        program: &str,
+        on_tokio: bool,
+        file: &Path,
+        count: usize,
+        cpu: Option<usize>,
+        log: &Path,
+    ) -> Result<Self> {
         let (name, how) = if on_tokio { ("floor, tokio", "tokio") } else { ("floor", "threads") };
-        Self::ours(name, process::command(program), count, None, &[how.as_ref(), file], log)
+        Self::ours(name, process::command(program), count, cpu, &[how.as_ref(), file], log)
     }
 
     fn ours(

@@ -28,8 +28,9 @@ impl FileDevice {
     /// # Errors
     /// It cannot be opened, or its size cannot be asked.
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> io::Result<Self> {
-        let file = File::options().read(true).write(!read_only).open(path)?;
-        let size_bytes = file.metadata()?.len() / 512 * 512;
+        let mut file = File::options().read(true).write(!read_only).open(path)?;
+        // The metadata of a block device has no size.
+        let size_bytes = io::Seek::seek(&mut file, io::SeekFrom::End(0))? / 512 * 512;
         let info = BlockInfo {
             size_bytes,
             logical_block: 512,

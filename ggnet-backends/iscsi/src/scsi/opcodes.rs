@@ -262,7 +262,7 @@ pub(crate) fn find(cdb: &[u8; 16]) -> (&'static Opcode, Option<Sense>) {
 
 /// The commands of this unit.
 pub(crate) fn all(lu: &LogicalUnit) -> impl Iterator<Item = &'static Opcode> {
-    TABLE.iter().filter(|o| o.offered(lu))
+    TABLE.iter().filter(move |o| o.offered(lu))
 }
 
 #[cfg(test)]

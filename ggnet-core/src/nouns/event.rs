@@ -1,4 +1,4 @@
-//! [`Event`]: what happened, in an order that never changes; what `subscribe()` and the events API deliver.
+//! [`Event`]: what happened. The order of cursors never changes; the events API returns events in it, and `subscribe()` sends them roughly in it.
 
 use serde::{Deserialize, Serialize};
 

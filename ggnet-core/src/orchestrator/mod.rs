@@ -66,7 +66,10 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// The orchestrator. Cheap to clone; the last [`Orchestrator::shutdown`] ends its tasks.
+/// The orchestrator. Cheap to clone. [`Orchestrator::shutdown`] ends its tasks and closes the backends.
+///
+/// Keep one as long as you use one of its services: when the last is dropped without a shutdown, its services take no new work, its tasks end,
+/// and the backends stay open.
 #[derive(Clone)]
 pub struct Orchestrator {
     inner: Arc<Inner>,
@@ -210,8 +213,9 @@ impl Orchestrator {
         &self.inner.services.diagnoses
     }
 
-    /// Events as they are recorded. A subscriber that lags is notified by the channel, and continues from its last cursor with
-    /// [`Reads::events`].
+    /// Events as they are recorded. Events of changes that were recorded at the same moment may arrive in another order than their cursors',
+    /// and a subscriber that lags loses some, which the channel reports. Who must miss nothing takes an event as a notification, and reads
+    /// [`Reads::events`] after the last cursor that it has *read*.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.shared().events.subscribe()

@@ -60,6 +60,19 @@ async fn after_shutdown_nothing_keeps_it_alive() {
 }
 
 #[tokio::test]
+async fn a_service_that_outlives_the_last_orchestrator_takes_no_new_work() {
+    let p = House::new().open().await;
+    let (image, _) = p.image("debian").await;
+    let machine = p.machine(1, image, |m| m.auto_start = false).await.id;
+    let sessions = std::sync::Arc::clone(p.o.sessions());
+    let by = Principal::embedder();
+    drop(p);
+    let request = StartRequest { machine, image: None, data_disks: vec![], by };
+    let e = sessions.start(request).await.unwrap_err();
+    assert_eq!(e.code().name(), "shutting_down", "{e}");
+}
+
+#[tokio::test]
 async fn an_import_under_way_is_cancelled() {
     let site = Site::new();
     let p = site.open().await;

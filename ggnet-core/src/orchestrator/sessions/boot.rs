@@ -163,9 +163,9 @@ impl Sessions {
         }
     }
 
-    /// The event that a machine has read its script, if it may be recorded.
-    fn script_read(&self, machine: MachineId, generation: &Generation) -> Option<EventKind> {
-        let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation.number) };
+    /// That a machine has read its script, as long as it may be written.
+    fn script_read(&self, machine: MachineId, generation: u32) -> Option<EventKind> {
+        let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation) };
         self.diagnoses.may_record_of(machine).then_some(kind)
     }
 
@@ -307,8 +307,9 @@ impl LockedMachine<'_> {
             }
             Err(e) => return Err(e),
         };
-        // The machine has its script as soon as the session is active: one synced write records both.
-        let read = self.script_read(id, prepared.generation());
+        // It has its script as soon as the session is active: one synced write for both.
+        let generation = prepared.generation().number;
+        let read = || self.script_read(id, generation);
         let started = match self.perform_start(prepared, &by, read).await {
             Ok(started) => {
                 self.failed_starts.forget(id);
@@ -348,7 +349,7 @@ impl LockedMachine<'_> {
             None => self.endpoint_of(&session, &generation).await?,
         };
         if request.prepare
-            && let Some(read) = self.script_read(session.machine, &generation)
+            && let Some(read) = self.script_read(session.machine, generation.number)
         {
             let event = self.shared.session_event(&session, read);
             self.shared.record(Batch::new().event(event)).await?;

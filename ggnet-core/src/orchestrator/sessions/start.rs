@@ -85,7 +85,7 @@ impl Sessions {
                 let locked = this.lock_machine(request.machine).await;
                 let machine = locked.startable().await?;
                 let prepared = locked.prepare_start(machine, request.image, request.data_disks).await?;
-                locked.perform_start(prepared, &request.by, None).await
+                locked.perform_start(prepared, &request.by, || None).await
             })
             .await
     }
@@ -168,12 +168,12 @@ impl LockedMachine<'_> {
         Ok(Prepared { machine, session, image, version, data, kept, image_guard })
     }
 
-    /// Does the steps. `besides`: an event to record when the session becomes active.
+    /// Does the steps. `besides` is asked once they are done: one more event of the session, recorded when it becomes active.
     pub(super) async fn perform_start(
         &self,
         prepared: Prepared<'_>,
         by: &Principal,
-        besides: Option<EventKind>,
+        besides: impl FnOnce() -> Option<EventKind> + Send,
     ) -> Result<Started> {
         let Prepared { machine, mut session, image, version, data, kept, image_guard } = prepared;
         let row = self.shared.audit(by, AuditAction::SessionStart, AuditSubject::Session(session.id));
@@ -189,7 +189,7 @@ impl LockedMachine<'_> {
                 session.state = SessionState::Active;
                 session.active_at = Some(self.shared.now());
                 let active = EventKind::SessionActive;
-                let recorded = self.shared.record_session_and(&mut session, active, None, besides).await;
+                let recorded = self.shared.record_session_and(&mut session, active, None, besides()).await;
                 match recorded {
                     Ok(()) => return Ok(Started { session, machine, image, version, endpoint }),
                     Err(e) => {

@@ -93,7 +93,7 @@ fn synced(api: &Api) -> u64 {
 
 fn stop_all(api: &Api) {
     for session in api.live_sessions().unwrap().items {
-        api.stop_session(session.id, true).unwrap();
+        api.stop_session(session.session.id, true).unwrap();
     }
 }
 

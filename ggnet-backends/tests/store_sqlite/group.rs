@@ -223,7 +223,7 @@ fn if_the_writers_task_dies_only_the_callers_of_its_group_get_an_error() {
     // Their task takes the first turn with both batches, and waits for the lock.
     let of_theirs = theirs.block_on(queue(&store, [add(1)]));
     let of_ours = ours.block_on(queue(&store, [add(2)]));
-    theirs.block_on(tokio::time::sleep(Duration::from_millis(200)));
+    theirs.block_on(async { tokio::time::sleep(Duration::from_millis(200)).await });
     drop(of_theirs);
     drop(theirs);
     ours.block_on(async {
@@ -427,13 +427,13 @@ async fn a_power_cut_in_a_groups_sync_leaves_all_of_the_group_or_none() {
     for at in (before..after).step_by(step).chain([after - 1]) {
         let cut = left(&|log| fs::File::options().write(true).open(log).unwrap().set_len(at).unwrap()).await;
         assert_eq!(cut, 1, "cut at {at} of {after}");
-        let torn = left(&|log| {
+        let tear = |log: &Path| {
             let mut log = fs::File::options().write(true).open(log).unwrap();
             let sector = at / 512 * 512;
             log.seek(SeekFrom::Start(sector.max(before))).unwrap();
             log.write_all(&[0x5a; 512]).unwrap();
-        });
-        assert_eq!(torn.await, 1, "torn at {at} of {after}");
+        };
+        assert_eq!(left(&tear).await, 1, "torn at {at} of {after}");
     }
     store.shutdown().await;
 }

@@ -61,9 +61,9 @@ bench: toolchain ## The benchmarks: reported, never asserted
 	@tests/install-deps all
 	cargo bench -p ggnet-benches
 
-bench-iscsi: toolchain ## The built-in iSCSI target beside tgtd, in interleaved rounds of one run; [AGAINST=file]: beside another bench-target of ours
+bench-iscsi: toolchain ## The built-in iSCSI target beside tgtd and the floor, in rounds of one run: [PARTS=…] [ONLY=text] [ROUNDS=n]; [AGAINST=file]: beside another bench-target of ours
 	@tests/install-deps all
-	cargo bench --quiet -p ggnet-benches --bench iscsi -- $(if $(AGAINST),--against "$(AGAINST)")
+	cargo bench --quiet -p ggnet-benches --bench iscsi -- $(if $(ROUNDS),--rounds "$(ROUNDS)") $(if $(ONLY),--only "$(ONLY)") $(if $(AGAINST),--against "$(AGAINST)") $(PARTS)
 
 fuzz: toolchain ## Fuzz every parser of network input: make fuzz TIME=60 (seconds for each target)
 	@tests/parts/fuzz "$(TIME)"

@@ -1,26 +1,31 @@
-//! The built-in iSCSI target beside Debian's `tgtd`, on the loopback, in interleaved rounds of one run.
+//! The built-in iSCSI target beside Debian's `tgtd` and beside the floor, on the loopback, in interleaved rounds of one run.
 //!
 //! Contenders: `tgtd` on a raw file, our target on a raw file, our target on a layer over a base. Every round measures every
 //! contender once, so that a machine that gets slower or busier does so for all of them; a ratio is taken inside of a round.
 //! The server's CPU time is told twice: as its process's own, and as the machine's busy time less the client's, which also
 //! has what the kernel does for it elsewhere (and what else runs on the machine: keep it quiet). Nothing is asserted.
 //!
-//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [--against FILE] [PART…]]`, parts: shared, own-cores,
-//! others, scale, threads. With `--against` there is one part: this version beside the `bench-target` of another one, in pairs.
+//! What has an interval is measured in pairs (`ggnet_benches::pairs`): our target beside the floor (`ggnet_benches::floor`), beside tgtd
+//! with the initiators of others, one worker thread beside many, and this version beside the `bench-target` of another one.
+//!
+//! `cargo bench -p ggnet-benches --bench iscsi [-- [--rounds N] [--seconds S] [--only TEXT] [--against FILE] [PART…]]`, parts: shared,
+//! own-cores, floor, others, scale, threads. With `--only` there are the workloads that have the text in their name; with `--against`
+//! there is one part: this version beside the other one.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "programs of others run here, beside no runtime")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ggnet_benches::contender::{Contender, noise_file};
 use ggnet_benches::load::{self, Load, Order, Place};
-use ggnet_benches::wire::Connection;
+use ggnet_benches::pairs::{self, Line};
 use ggnet_benches::wire::Direction::{self, Read, Write};
-use ggnet_benches::{INITIATOR, busy_time, cpu_time_of_us, heading, interval, spread};
+use ggnet_benches::{INITIATOR, busy_time, cpu_time_of_us, heading, spread};
 use ggnet_tests::{Process, process, wait};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_bench-target");
+const FLOOR: &str = env!("CARGO_BIN_EXE_bench-floor");
 const DISK: usize = 512 << 20;
 const MIB: u64 = 1 << 20;
 /// Clients at once in the workloads with many.
@@ -31,11 +36,15 @@ const SPAN: u64 = 16 * MIB;
 const WRITTEN: usize = MANY;
 /// From this number on: targets whose layers are new.
 const FRESH: usize = MANY + 1;
+/// So many of them are used in a round.
+const NEW_LAYERS: usize = 2;
 
 struct Options {
     rounds: usize,
     time: Duration,
     parts: Vec<String>,
+    /// What the names of the workloads must have in them.
+    only: String,
     /// The program `bench-target` of another version.
     against: Option<String>,
 }
@@ -44,7 +53,7 @@ fn main() {
     let options = options();
     println!("{}", heading("make bench-iscsi"));
     println!(
-        "rounds:   {}, interleaved; {} s each; median (least to most) of the rounds; a ratio is ours / tgtd of the same round\n\
+        "rounds:   {}, interleaved; {} s each; median (least to most) of the rounds; a ratio is of two measurements of the same round\n\
          disks:    {} MiB of random data, preallocated, in the page cache; ext4 or what the temporary folder is on\n\
          tgtd:     {}\n",
         options.rounds,
@@ -67,6 +76,10 @@ fn main() {
         pin_us();
         loads(&options, &WORKLOADS[..8], Some(1));
     }
+    if part("floor") {
+        println!("## Beside the floor\n");
+        beside_floor(&options);
+    }
     if part("others") {
         println!("## Other initiators\n");
         others(&options);
@@ -82,13 +95,20 @@ fn main() {
 }
 
 fn options() -> Options {
-    let mut options = Options { rounds: 7, time: Duration::from_secs(1), parts: Vec::new(), against: None };
+    let mut options = Options {
+        rounds: 7,
+        time: Duration::from_secs(1),
+        parts: Vec::new(),
+        only: String::new(),
+        against: None,
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|v| v.parse::<u32>().ok()).expect("a number");
         match arg.as_str() {
             "--rounds" => options.rounds = number() as usize,
             "--seconds" => options.time = Duration::from_secs(number().into()),
+            "--only" => options.only = args.next().expect("a text"),
             "--against" => options.against = Some(args.next().expect("a program")),
             // Cargo's own.
             "--bench" => {}
@@ -96,6 +116,12 @@ fn options() -> Options {
         }
     }
     options
+}
+
+impl Options {
+    fn wants(&self, workload: &str) -> bool {
+        workload.contains(&self.only)
+    }
 }
 
 /// What is measured.
@@ -119,8 +145,24 @@ const fn workload(
     Workload { name, direction, bytes, depth, order, clients }
 }
 
+impl Workload {
+    fn is_large(&self) -> bool {
+        self.bytes > 64 * KIB
+    }
+
+    /// Which of the new layers it takes in a round: two workloads want one, and differ in their depth.
+    fn turn(&self, round: usize) -> usize {
+        round * NEW_LAYERS + usize::from(self.depth > 1)
+    }
+
+    /// The names of its CPU time and its rate.
+    fn figures(&self) -> [&'static str; 2] {
+        if self.is_large() { ["CPU s per GiB", "MiB/s"] } else { ["CPU µs per request", "IOPS"] }
+    }
+}
+
 const KIB: usize = 1 << 10;
-const WORKLOADS: [Workload; 12] = [
+static WORKLOADS: [Workload; 12] = [
     workload("read, sequential, 128 KiB, depth 32", Read, 128 * KIB, 32, Order::Sequential, 1),
     workload("write, sequential, 128 KiB, depth 32", Write, 128 * KIB, 32, Order::Sequential, 1),
     workload("read, random, 4 KiB, depth 1", Read, 4 * KIB, 1, Order::Random, 1),
@@ -135,6 +177,11 @@ const WORKLOADS: [Workload; 12] = [
     workload("16 clients: write, random, 4 KiB, depth 8", Write, 4 * KIB, 8, Order::Random, MANY),
 ];
 
+/// Random reads, by one client and by many.
+fn random_reads() -> impl Iterator<Item = &'static Workload> {
+    WORKLOADS.iter().filter(|w| w.name.contains("read, random"))
+}
+
 /// One measurement.
 #[derive(Clone, Copy)]
 struct Sample {
@@ -148,53 +195,36 @@ struct Sample {
     p99: f64,
 }
 
-/// One figure of a sample.
-type Figure = fn(&Sample) -> f64;
-
-struct House {
+/// Contenders that run side by side.
+struct Setup {
     /// Files; gone with it.
     dir: tempfile::TempDir,
     contenders: Vec<Contender>,
 }
 
-impl House {
-    fn open(options: &Options, cpu: Option<usize>) -> Self {
+impl Setup {
+    /// Contenders whose files are in one folder; `make` gets a function that puts a name into it.
+    fn new(make: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> Vec<Contender>) -> Self {
         let dir = tempfile::Builder::new().prefix("ggnet-bench-iscsi-").tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        let noise = |name: &str| noise_file(at(name), DISK).unwrap();
-        let count = FRESH + options.rounds * 2;
-        let contenders = vec![
-            Contender::tgtd(&noise("tgtd.raw"), MANY, cpu).unwrap(),
-            Contender::raw(PROGRAM, &noise("raw.raw"), MANY, cpu, &at("raw.log")).unwrap(),
-            Contender::layers(PROGRAM, &noise("base.raw"), &at("layers"), count, cpu, &at("layers.log"))
-                .unwrap(),
-        ];
-        let house = Self { dir, contenders };
-        house.contenders.iter().filter(|c| c.layered).for_each(fill);
-        house
-    }
-
-    /// Another version of ours and this one, each on a raw file and on layers.
-    fn of_versions(options: &Options, other: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("ggnet-bench-iscsi-").tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        let count = FRESH + options.rounds * 2;
-        let mut contenders = Vec::new();
-        for (n, program) in [other, PROGRAM].into_iter().enumerate() {
-            let raw = noise_file(at(&format!("raw-{n}")), DISK).unwrap();
-            let base = noise_file(at(&format!("base-{n}")), DISK).unwrap();
-            contenders.push(Contender::raw(program, &raw, MANY, None, &at(&format!("raw-{n}.log"))).unwrap());
-            let (folder, log) = (at(&format!("layers-{n}")), at(&format!("layers-{n}.log")));
-            contenders.push(Contender::layers(program, &base, &folder, count, None, &log).unwrap());
-        }
+        let contenders = make(&|name: &str| dir.path().join(name));
         contenders.iter().filter(|c| c.layered).for_each(fill);
         Self { dir, contenders }
+    }
+
+    /// tgtd, and ours on a raw file and on layers.
+    fn beside_tgtd(options: &Options, cpu: Option<usize>) -> Self {
+        Self::new(|at| {
+            let tgtd = Contender::tgtd(&noise(at("tgtd.raw")), MANY, cpu).unwrap();
+            let [raw, layers] = ours(PROGRAM, "", options, cpu, at);
+            vec![tgtd, raw, layers]
+        })
     }
 
     /// One workload on one contender, once. `turn` tells fresh layers apart.
     fn measure(&self, w: &Workload, contender: usize, turn: usize, time: Duration) -> Sample {
         let c = &self.contenders[contender];
         let layers = c.layered;
+        let large = w.is_large();
         let first = w.order == Order::Once;
         if first && !layers {
             // A new sparse file of the same size: its first writes are what a layer's are compared with.
@@ -221,13 +251,17 @@ impl House {
         let client = cpu_time_of_us().unwrap() - before.2;
         let machine = (busy_time().unwrap() - before.1).saturating_sub(client);
         // Per request in microseconds, or per GiB in seconds.
-        let unit = if w.bytes > 64 * KIB {
+        let unit = if large {
             outcome.commands as f64 * w.bytes as f64 / (1u64 << 30) as f64
         } else {
             outcome.commands as f64 / 1e6
         };
-        let rate =
-            if w.bytes > 64 * KIB { outcome.rate() * w.bytes as f64 / MIB as f64 } else { outcome.rate() };
+        let rate = if large { outcome.rate() * w.bytes as f64 / MIB as f64 } else { outcome.rate() };
+        if first && !layers {
+            // What was not written is a hole now and not in the page cache: without this the next round's reads would wait for it.
+            let mut file = std::fs::File::open(&c.file).unwrap();
+            std::io::copy(&mut file, &mut std::io::sink()).unwrap();
+        }
         Sample {
             process: process.as_secs_f64() / unit,
             machine: machine.as_secs_f64() / unit,
@@ -251,66 +285,93 @@ fn fill(c: &Contender) {
     load::run(vec![(connection, Place { start: 0, seed: 0 })], all).unwrap();
 }
 
-/// This version beside another one: every round measures both, one right after the other, and which is first changes.
+fn noise(file: PathBuf) -> PathBuf {
+    noise_file(file, DISK).unwrap()
+}
+
+/// Ours on a raw file and on layers; `which` tells two versions apart.
+fn ours(
+    program: &str,
+    which: &str,
+    options: &Options,
+    cpu: Option<usize>,
+    at: &dyn Fn(&str) -> PathBuf,
+) -> [Contender; 2] {
+    let at = |name: &str| at(&format!("{name}{which}"));
+    let count = FRESH + options.rounds * NEW_LAYERS;
+    let (raw, base) = (noise(at("raw")), noise(at("base")));
+    [
+        Contender::raw(program, &raw, MANY, cpu, &at("raw.log")).unwrap(),
+        Contender::layers(program, &base, &at("layers"), count, cpu, &at("layers.log")).unwrap(),
+    ]
+}
+
+/// This version beside another one.
 fn versions(options: &Options, other: &str) {
-    let house = House::of_versions(options, other);
-    // By workload and kind of disk: the pairs (other, this).
-    let mut tables: Vec<[Vec<[Sample; 2]>; 2]> = WORKLOADS.iter().map(|_| Default::default()).collect();
-    let mut fresh = 0;
-    for round in 0..options.rounds {
-        for (w, table) in WORKLOADS.iter().zip(&mut tables) {
-            let turn = fresh;
-            fresh += usize::from(w.order == Order::Once);
-            for (kind, pairs) in table.iter_mut().enumerate() {
-                let measure = |version: usize| house.measure(w, version * 2 + kind, turn, options.time);
-                pairs.push(if round % 2 == 0 {
-                    let other = measure(0);
-                    [other, measure(1)]
-                } else {
-                    let this = measure(1);
-                    [measure(0), this]
-                });
-            }
+    let setup = Setup::new(|at| {
+        let [other, this] = [(other, "-other"), (PROGRAM, "-this")]
+            .map(|(program, which)| ours(program, which, options, None, at));
+        other.into_iter().chain(this).collect()
+    });
+    let disks = [("raw file", [0, 2]), ("layers", [1, 3])];
+    let mut lines = workload_lines(options, &setup, &WORKLOADS, &disks);
+    lines.extend(tool_lines(options, &setup, &TOOLS[..ISCSI_PERF], &disks));
+    println!("{}", pairs::table(options.rounds, ["other", "this"], &lines));
+}
+
+/// Ours beside the floor, and the floor on the runtime that ours uses beside the floor.
+fn beside_floor(options: &Options) {
+    let setup = Setup::new(|at| {
+        let floor = |on_tokio: bool, name: &str| {
+            Contender::floor(FLOOR, on_tokio, &noise(at(name)), MANY, &at(&format!("{name}.log"))).unwrap()
+        };
+        let [raw, layers] = ours(PROGRAM, "", options, None, at);
+        vec![floor(false, "floor"), raw, layers, floor(true, "floor-tokio")]
+    });
+    let disks = [("raw file", [0, 1]), ("layers", [0, 2])];
+    let mut lines = workload_lines(options, &setup, &WORKLOADS, &disks);
+    lines.extend(tool_lines(options, &setup, &TOOLS[..ISCSI_PERF], &disks));
+    println!("{}", pairs::table(options.rounds, ["floor", "ggnet"], &lines));
+    let lines = workload_lines(options, &setup, random_reads(), &[("raw file", [0, 3])]);
+    println!("{}", pairs::table(options.rounds, ["floor", "floor on tokio"], &lines));
+}
+
+/// Each workload on each of these disks: its name, and the contenders of both sides.
+fn workload_lines<'a>(
+    options: &Options,
+    setup: &'a Setup,
+    workloads: impl IntoIterator<Item = &'static Workload>,
+    disks: &[(&str, [usize; 2])],
+) -> Vec<Line<'a>> {
+    let time = options.time;
+    let mut lines = Vec::new();
+    for w in workloads.into_iter().filter(|w| options.wants(w.name)) {
+        for &(disk, sides) in disks {
+            let measure = move |side: usize, round: usize| {
+                let sample = setup.measure(w, sides[side], w.turn(round), time);
+                [sample.process, sample.rate]
+            };
+            let what = format!("{}, {disk}", w.name);
+            lines.push(Line { what, figures: w.figures(), measure: Box::new(measure) });
         }
     }
-    println!("| | figure | other | this | this / other | 95 % of its median |\n|---|---|---|---|---|---|");
-    for (w, table) in WORKLOADS.iter().zip(&tables) {
-        let (unit, rate) =
-            if w.bytes > 64 * KIB { ("CPU s per GiB", "MiB/s") } else { ("CPU µs per request", "IOPS") };
-        for (kind, pairs) in ["raw file", "layers"].into_iter().zip(table) {
-            let figures: [(&str, Figure); 2] = [(unit, |s| s.process), (rate, |s| s.rate)];
-            for (figure, get) in figures {
-                let ratios: Vec<f64> = pairs.iter().map(|[other, this]| get(this) / get(other)).collect();
-                println!(
-                    "| {}, {kind} | {figure} | {} | {} | {} | {} |",
-                    w.name,
-                    spread(pairs.iter().map(|[other, _]| get(other))),
-                    spread(pairs.iter().map(|[_, this]| get(this))),
-                    spread(ratios.iter().copied()),
-                    interval(ratios),
-                );
-            }
-        }
-    }
+    lines
 }
 
 fn loads(options: &Options, workloads: &[Workload], cpu: Option<usize>) {
-    let house = House::open(options, cpu);
+    let setup = Setup::beside_tgtd(options, cpu);
+    let workloads: Vec<_> = workloads.iter().filter(|w| options.wants(w.name)).collect();
     let mut tables: Vec<[Vec<Sample>; 3]> = workloads.iter().map(|_| Default::default()).collect();
-    let mut fresh = 0;
-    for _ in 0..options.rounds {
+    for round in 0..options.rounds {
         for (w, table) in workloads.iter().zip(&mut tables) {
-            let turn = fresh;
-            fresh += usize::from(w.order == Order::Once);
             for (n, samples) in table.iter_mut().enumerate() {
-                samples.push(house.measure(w, n, turn, options.time));
+                samples.push(setup.measure(w, n, w.turn(round), options.time));
             }
         }
     }
-    let names = house.contenders.iter().map(|c| c.name).collect::<Vec<_>>();
+    let names = setup.contenders.iter().map(|c| c.name).collect::<Vec<_>>();
     for (w, table) in workloads.iter().zip(&tables) {
-        let (unit, rate) =
-            if w.bytes > 64 * KIB { ("CPU s per GiB", "MiB/s") } else { ("CPU µs per request", "IOPS") };
+        let [unit, rate] = w.figures();
         println!("{}\n", w.name);
         println!(
             "| | {} | {} | / tgtd | {} | / tgtd | layers / raw |\n|---|---|---|---|---|---|---|",
@@ -353,20 +414,23 @@ fn scale(options: &Options) {
         let at = |what: &str| dir.path().join(format!("{what}-{count}"));
         Contender::layers(PROGRAM, &base, &at("layers"), count, None, &at("log")).unwrap()
     });
-    println!("{BUSY} clients: read, random, 4 KiB, depth 1, each on a layer of its own\n");
-    println!("| | {BUSY} exported | {} exported | ratio |\n|---|---|---|---|", 10 * BUSY);
-    let mut rows: [Vec<(f64, f64)>; 2] = Default::default();
-    for round in 0..options.rounds {
-        for (row, c) in rows.iter_mut().zip([&few, &many]) {
-            // Spread over all that are exported.
-            let step = c.targets.len() / BUSY;
-            let place = |n| Place { start: 0, seed: (round * BUSY + n) as u64 };
-            let clients = (0..BUSY).map(|n| (c.login(n * step).unwrap(), place(n))).collect();
-            row.push(random_reads(c, clients, 1, options.time));
-        }
-    }
-    compared("CPU µs per request, process", &rows, |s| s.0);
-    compared("IOPS", &rows, |s| s.1);
+    let measure = |side: usize, round: usize| {
+        let c: &Contender = [&few, &many][side];
+        // Spread over all that are exported.
+        let step = c.targets.len() / BUSY;
+        let place = |n| Place { start: 0, seed: (round * BUSY + n) as u64 };
+        let clients = (0..BUSY).map(|n| (c.login(n * step).unwrap(), place(n))).collect();
+        let (bytes, order, span) = (4 * KIB, Order::Random, DISK as u64);
+        let load = Load { direction: Read, bytes, depth: 1, order, span, time: options.time };
+        let before = c.cpu_time().unwrap();
+        let outcome = load::run(clients, load).unwrap();
+        let cpu = (c.cpu_time().unwrap() - before).as_secs_f64();
+        [cpu * 1e6 / outcome.commands as f64, outcome.rate()]
+    };
+    let what = format!("{BUSY} clients: read, random, 4 KiB, depth 1, each on a layer of its own");
+    let lines = [Line { what, figures: ["CPU µs per request", "IOPS"], measure: Box::new(measure) }];
+    let sides = [BUSY, 10 * BUSY].map(|count| format!("{count} exported"));
+    println!("{}", pairs::table(options.rounds, [&sides[0], &sides[1]], &lines));
 
     let before = few.memory().unwrap();
     let idle: Vec<_> = (0..IDLE).map(|n| few.login(n % BUSY).unwrap()).collect();
@@ -384,91 +448,63 @@ fn scale(options: &Options) {
 
 /// A design tried: one worker thread for all connections beside the runtime's default of one for each core.
 fn threads(options: &Options) {
-    let dir = tempfile::Builder::new().prefix("ggnet-bench-iscsi-").tempdir().unwrap();
-    let file = noise_file(dir.path().join("raw.raw"), DISK).unwrap();
-    let [all, one] = [None, Some(1)].map(|workers| {
-        let log = dir.path().join(format!("log-{workers:?}"));
-        Contender::raw_with_workers(PROGRAM, &file, MANY, workers, &log).unwrap()
-    });
-    println!("| | one for each core | one | ratio |\n|---|---|---|---|");
-    for (clients, depth) in [(1, 1), (1, 32), (MANY, 1), (MANY, 32)] {
-        let mut rows: [Vec<(f64, f64)>; 2] = Default::default();
-        for round in 0..options.rounds {
-            for (row, c) in rows.iter_mut().zip([&all, &one]) {
-                let place = |n| Place { start: 0, seed: (round * MANY + n) as u64 };
-                let clients = (0..clients).map(|n| (c.login(n).unwrap(), place(n))).collect();
-                row.push(random_reads(c, clients, depth, options.time));
-            }
-        }
-        let what = format!("{clients} clients, read, random, 4 KiB, depth {depth}");
-        compared(&format!("{what}: CPU µs per request, process"), &rows, |s| s.0);
-        compared(&format!("{what}: IOPS"), &rows, |s| s.1);
-    }
-    println!();
-}
-
-/// Microseconds of the server's CPU a request, and requests a second.
-fn random_reads(c: &Contender, clients: Vec<(Connection, Place)>, depth: u32, time: Duration) -> (f64, f64) {
-    let load = Load { direction: Read, bytes: 4 * KIB, depth, order: Order::Random, span: DISK as u64, time };
-    let before = c.cpu_time().unwrap();
-    let outcome = load::run(clients, load).unwrap();
-    let cpu = (c.cpu_time().unwrap() - before).as_secs_f64();
-    (cpu * 1e6 / outcome.commands as f64, outcome.rate())
-}
-
-/// A row: the first, the second, and the second by the first.
-fn compared(what: &str, [a, b]: &[Vec<(f64, f64)>; 2], get: fn(&(f64, f64)) -> f64) {
-    let ratio = b.iter().zip(a).map(|(b, a)| get(b) / get(a));
-    println!(
-        "| {what} | {} | {} | {} |",
-        spread(a.iter().map(get)),
-        spread(b.iter().map(get)),
-        spread(ratio)
-    );
-}
-
-/// Programs that others wrote, against the same targets: they check our own load generator.
-fn others(options: &Options) {
-    let house = House::open(options, None);
-    type Tool = fn(&Contender, &Path, Duration) -> f64;
-    let tools: [(&str, Tool); 6] = [
-        ("iscsi-perf: read, random, 4 KiB, depth 32", |c, _, t| perf(c, t, &["-r", "-m", "32", "-b", "8"])),
-        ("iscsi-perf: read, random, 4 KiB, depth 1", |c, _, t| perf(c, t, &["-r", "-m", "1", "-b", "8"])),
-        ("iscsi-perf: read, sequential, 128 KiB, depth 32", |c, _, t| perf(c, t, &["-m", "32", "-b", "256"])),
-        ("qemu-img bench: read, 4 KiB, depth 32", |c, _, _| qemu_img(c, &[])),
-        ("qemu-img bench: write, 4 KiB, depth 32", |c, _, _| qemu_img(c, &["-w"])),
-        ("fio by qemu-nbd: randrw, 4 KiB, depth 16", fio),
-    ];
-    println!(
-        "| | figure | tgtd | ggnet, raw file | / tgtd | ggnet, layers | / tgtd |\n|---|---|---|---|---|---|---|"
-    );
-    for (name, tool) in tools {
-        let mut rows: [Vec<(f64, f64)>; 3] = Default::default();
-        for _ in 0..options.rounds {
-            for (row, c) in rows.iter_mut().zip(&house.contenders) {
-                let (cpu, begun) = (c.cpu_time().unwrap(), Instant::now());
-                let requests = tool(c, house.dir.path(), options.time);
-                let took = begun.elapsed();
-                row.push((
-                    (c.cpu_time().unwrap() - cpu).as_secs_f64() * 1e6 / requests,
-                    requests / took.as_secs_f64(),
-                ));
-            }
-        }
-        let [tgtd, raw, layers] = &rows;
-        let line = |what: &str, get: fn(&(f64, f64)) -> f64| {
-            println!(
-                "| {name} | {what} | {} | {} | {} | {} | {} |",
-                spread(tgtd.iter().map(get)),
-                spread(raw.iter().map(get)),
-                spread(raw.iter().zip(tgtd).map(|(a, b)| get(a) / get(b))),
-                spread(layers.iter().map(get)),
-                spread(layers.iter().zip(tgtd).map(|(a, b)| get(a) / get(b))),
-            );
+    let setup = Setup::new(|at| {
+        let file = noise(at("raw"));
+        let contender = |workers: Option<usize>| {
+            let log = at(&format!("log-{workers:?}"));
+            Contender::raw_with_workers(PROGRAM, &file, MANY, workers, &log).unwrap()
         };
-        line("CPU µs per request, process", |s| s.0);
-        line("requests a second, start and end of the tool included", |s| s.1);
+        vec![contender(None), contender(Some(1))]
+    });
+    let lines = workload_lines(options, &setup, random_reads(), &[("raw file", [0, 1])]);
+    println!("{}", pairs::table(options.rounds, ["one for each core", "one"], &lines));
+}
+
+/// Runs a program that others wrote; the requests it made.
+type Tool = fn(&Contender, &Path, Duration) -> f64;
+
+/// They also check our own load generator. The floor has answers to the first [`ISCSI_PERF`] only.
+static TOOLS: [(&str, Tool); 6] = [
+    ("iscsi-perf: read, random, 4 KiB, depth 32", |c, _, t| perf(c, t, &["-r", "-m", "32", "-b", "8"])),
+    ("iscsi-perf: read, random, 4 KiB, depth 1", |c, _, t| perf(c, t, &["-r", "-m", "1", "-b", "8"])),
+    ("iscsi-perf: read, sequential, 128 KiB, depth 32", |c, _, t| perf(c, t, &["-m", "32", "-b", "256"])),
+    ("qemu-img bench: read, 4 KiB, depth 32", |c, _, _| qemu_img(c, &[])),
+    ("qemu-img bench: write, 4 KiB, depth 32", |c, _, _| qemu_img(c, &["-w"])),
+    ("fio by qemu-nbd: randrw, 4 KiB, depth 16", fio),
+];
+const ISCSI_PERF: usize = 3;
+
+/// Ours beside tgtd, for the initiators of others.
+fn others(options: &Options) {
+    let setup = Setup::beside_tgtd(options, None);
+    let lines = tool_lines(options, &setup, &TOOLS, &[("raw file", [0, 1]), ("layers", [0, 2])]);
+    println!("{}", pairs::table(options.rounds, ["tgtd", "ggnet"], &lines));
+}
+
+/// Each tool on each of these disks, as in [`workload_lines`].
+fn tool_lines<'a>(
+    options: &Options,
+    setup: &'a Setup,
+    tools: &[(&str, Tool)],
+    disks: &[(&str, [usize; 2])],
+) -> Vec<Line<'a>> {
+    let time = options.time;
+    let mut lines = Vec::new();
+    for &(name, tool) in tools.iter().filter(|(name, _)| options.wants(name)) {
+        for &(disk, sides) in disks {
+            let measure = move |side: usize, _: usize| {
+                let c = &setup.contenders[sides[side]];
+                let (before, begun) = (c.cpu_time().unwrap(), Instant::now());
+                let requests = tool(c, setup.dir.path(), time);
+                let took = begun.elapsed();
+                let cpu = c.cpu_time().unwrap() - before;
+                [cpu.as_secs_f64() * 1e6 / requests, requests / took.as_secs_f64()]
+            };
+            let figures = ["CPU µs per request", "requests a second, start and end of the tool included"];
+            lines.push(Line { what: format!("{name}, {disk}"), figures, measure: Box::new(measure) });
+        }
     }
+    lines
 }
 
 /// `iscsi-perf` (package libiscsi-bin); the requests it made.

@@ -94,6 +94,7 @@ async fn in_process(file: &Path) {
 async fn start(o: Orchestrator, machine: MachineId) -> (SessionId, Duration) {
     let begun = Instant::now();
     let started = o
+        .sessions()
         .start(StartRequest { machine, image: None, data_disks: vec![], by: Principal::embedder() })
         .await
         .unwrap();
@@ -102,7 +103,8 @@ async fn start(o: Orchestrator, machine: MachineId) -> (SessionId, Duration) {
 
 async fn stop(o: Orchestrator, session: SessionId) -> Duration {
     let begun = Instant::now();
-    o.stop(StopRequest { session, force: false, reason: StopReason::Operator, by: Principal::embedder() })
+    o.sessions()
+        .stop(StopRequest { session, force: false, reason: StopReason::Operator, by: Principal::embedder() })
         .await
         .unwrap();
     begun.elapsed()

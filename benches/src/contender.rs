@@ -108,6 +108,15 @@ impl Contender {
         )
     }
 
+    /// The floor ([`crate::floor`]) on a raw file, on threads or on tokio.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn floor(program: &str, on_tokio: bool, file: &Path, count: usize, log: &Path) -> Result<Self> {
+        let (name, how) = if on_tokio { ("floor, tokio", "tokio") } else { ("floor", "threads") };
+        Self::ours(name, process::command(program), count, None, &[how.as_ref(), file], log)
+    }
+
     fn ours(
         name: &'static str,
         mut command: Command,

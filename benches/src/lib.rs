@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result};
 
 pub mod bench_server;
 pub mod contender;
+pub mod floor;
 pub mod load;
+pub mod pairs;
 pub mod wire;
 
 /// The name under which the load generators log in.

@@ -62,7 +62,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         make_current: true,
         by: Principal::embedder(),
     };
-    let (image, version) = ggnet.import(import).await?;
+    let (image, version) = ggnet.images().import(import).await?;
     let version = loop {
         let now = ggnet.read().version(version.id).await?.version;
         if now.state != VersionState::Importing {
@@ -79,10 +79,10 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     );
 
     // A machine that boots it.
-    let machine = ggnet.create_machine(pc(image.id)?, &Principal::embedder()).await?;
+    let machine = ggnet.machines().create(pc(image.id)?, &Principal::embedder()).await?;
     let start =
         StartRequest { machine: machine.id, image: None, data_disks: vec![], by: Principal::embedder() };
-    let started = ggnet.start(start).await?;
+    let started = ggnet.sessions().start(start).await?;
     println!("session of {} is {}: {}", machine.name, started.session.state.as_str(), started.endpoint.iqn);
 
     // It boots: asks for its script, logs in, writes. Then it reboots.
@@ -99,7 +99,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
             },
             prepare: true,
         };
-        let BootAnswer::Script(script) = ggnet.boot(request).await? else {
+        let BootAnswer::Script(script) = ggnet.sessions().boot(request).await? else {
             return Err("told to come again".into());
         };
         let session = ggnet.read().live_session(&machine).await?;
@@ -122,7 +122,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
         reason: StopReason::Operator,
         by: Principal::embedder(),
     };
-    let stopped = ggnet.stop(stop).await?;
+    let stopped = ggnet.sessions().stop(stop).await?;
     println!(
         "session is {}; left over: {} targets",
         stopped.state.as_str(),

@@ -115,7 +115,7 @@ impl ImageFiles {
     }
 
     async fn look(&self, orchestrator: &Orchestrator) -> Result<Health> {
-        let wanted = orchestrator.versions_to_boot().await?;
+        let wanted = orchestrator.read().versions_to_boot().await?;
         let missing = match self.missing(orchestrator, &wanted).await {
             Ok(missing) => missing,
             // Unknown is not there: nobody could boot them now.
@@ -132,7 +132,7 @@ impl ImageFiles {
             return Ok(Health::Up);
         }
         // What was deleted meanwhile is not missing.
-        let wanted = orchestrator.versions_to_boot().await?;
+        let wanted = orchestrator.read().versions_to_boot().await?;
         let missing: Vec<Missing> = missing.into_iter().filter(|m| wanted.contains(&m.version)).collect();
         let mut named = Vec::new();
         for of in missing.iter().take(NAMED) {

@@ -26,7 +26,7 @@ use crate::{
     check::WANTED_FILES,
     config::Config,
     data_dir::DataDir,
-    http::{Advertise, App, Connections, METRICS_PREFIX, router},
+    http::{Advertise, App, Connections, METRICS_PREFIX, count_commits, router},
     image_files::ImageFiles,
     instance::Instance,
     log,
@@ -80,6 +80,7 @@ impl Server {
         let mut metrics = Metrics::with_prefix(METRICS_PREFIX);
         let (orchestrator, store) =
             wiring::orchestrator(config, registry, &wiring, store, &mut metrics).await?;
+        count_commits(Arc::clone(&store), &mut metrics);
         let (new_token, token) = match token(store.as_ref()).await {
             Ok(token) => token,
             Err(e) => {

@@ -63,7 +63,15 @@ async fn events_are_read_on_from_a_cursor_and_the_newest_without_one() {
     assert!(made.starts_with("HTTP/1.1 201"), "{made}");
     let heard = ask("machine=pc-1").await;
     assert_eq!(heard["items"].as_array().unwrap().len(), 1, "{heard}");
+    // Each change was a transaction of the store.
+    let synced = async || -> u64 {
+        let metrics = get(server.http, "/metrics", &token).await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("ggnet_store_synced_commits_total "));
+        line.unwrap_or_else(|| panic!("{metrics}")).parse().unwrap()
+    };
+    let before = synced().await;
     image(&server.orchestrator, "windows").await;
+    assert!(synced().await > before);
     let quiet = ask(&format!("machine=pc-1&after={}", heard["cursor"].as_str().unwrap())).await;
     assert_eq!(quiet["items"], Value::Array(vec![]));
     assert_eq!(quiet["cursor"], ask("newest=true&limit=1").await["cursor"]);

@@ -155,11 +155,11 @@ async fn machine(o: &Orchestrator, n: u8, image: ImageId) -> Machine {
         updated_at: now,
         revision: 0,
     };
-    o.create_machine(machine, &Principal::embedder()).await.unwrap()
+    o.machines().create(machine, &Principal::embedder()).await.unwrap()
 }
 
 async fn start(o: &Orchestrator, machine: &Machine) -> Result<Started> {
-    let start = o.start(StartRequest {
+    let start = o.sessions().start(StartRequest {
         machine: machine.id,
         image: None,
         data_disks: vec![],

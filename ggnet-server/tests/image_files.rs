@@ -63,7 +63,7 @@ async fn images_whose_files_are_gone_are_said_and_those_that_are_back_boot_again
     assert!(why.contains(&format!("win11 version 1: {of_win11} is not there")), "{why}");
     assert!(!why.contains("debian"), "{why}");
     // What is no image any more is not missing.
-    o.delete_image(win11, &Principal::embedder()).await.unwrap();
+    o.images().delete(win11, &Principal::embedder()).await.unwrap();
     assert_eq!(wait(&server, true, "up").await, "");
 
     fs::remove_file(file(of_debian)).unwrap();

@@ -19,19 +19,26 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// # Errors
 /// It is no script of a machine with a disk.
 pub fn from_script(script: &str, isid: [u8; 6]) -> Result<Account> {
-    let word = |key: &str| {
-        let found = script.lines().find_map(|line| line.trim().strip_prefix(key)?.split(' ').next());
-        found.with_context(|| format!("no {key:?} in {script}"))
-    };
+    let word = |key: &str| word_after(script, key).with_context(|| format!("no {key:?} in {script}"));
     let san: SanUri = word("sanhook ")?.parse()?;
     let Host::Ip(server) = san.server else { bail!("the disk is at {}, which is no address", san.server) };
-    let chap = word("set username ").ok().zip(word("set password ").ok());
     Ok(Account {
         isid,
         lun: san.lun,
-        chap: chap.map(|(user, secret)| ChapPair { user: user.to_owned(), secret: Secret::new(secret) }),
+        chap: chap_in(script)
+            .map(|(user, secret)| ChapPair { user: user.to_owned(), secret: Secret::new(secret) }),
         ..Account::new((server, san.port).into(), san.target.to_string(), word("set initiator-iqn ")?)
     })
+}
+
+/// The name and the secret that a boot script gives its initiator, if it gives any.
+#[must_use]
+pub fn chap_in(script: &str) -> Option<(&str, &str)> {
+    word_after(script, "set username ").zip(word_after(script, "set password "))
+}
+
+fn word_after<'a>(script: &'a str, key: &str) -> Option<&'a str> {
+    script.lines().find_map(|line| line.trim().strip_prefix(key)?.split(' ').next())
 }
 
 /// Logs in. What an operating system would report as an I/O error is an error of the session: a login that is refused for good, a SCSI

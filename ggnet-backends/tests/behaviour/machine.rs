@@ -2,12 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
 use ggnet_core::nouns::MacAddr;
 use socket2::{Domain, Protocol, Socket, Type};
+
+/// When a request is sent again (RFC 2131 section 4.1): a busy host may drop a packet.
+const AGAIN: Duration = Duration::from_secs(4);
+/// How often a request is sent.
+pub const TIMES: u32 = 10;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -46,27 +52,32 @@ pub fn socket() -> UdpSocket {
     socket.set_broadcast(true).unwrap();
     socket.bind_device(Some(b"eth0")).unwrap();
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 68)).into()).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    socket.set_read_timeout(Some(AGAIN)).unwrap();
     socket.into()
 }
 
-/// The next answer, to whichever question.
-pub fn receive(socket: &UdpSocket) -> Offer {
+/// The next answer, to any request; none came for [`AGAIN`].
+pub fn receive(socket: &UdpSocket) -> Option<Offer> {
     let mut buffer = [0; 2048];
-    let (length, _) = socket.recv_from(&mut buffer).expect("no answer");
-    parse(&buffer[..length])
+    match socket.recv_from(&mut buffer) {
+        Ok((length, _)) => Some(parse(&buffer[..length])),
+        Err(e) if e.kind() == ErrorKind::WouldBlock => None,
+        Err(e) => panic!("receiving an answer: {e}"),
+    }
 }
 
-/// The answer to one question: it must come.
+/// The answer to one request, which is sent again as firmware does: an answer must come.
 pub fn offered(xid: u32, mac: MacAddr, asks: Asks) -> Offer {
     let socket = socket();
-    socket.send_to(&discover(xid, mac, asks), "255.255.255.255:67").unwrap();
-    loop {
-        let offer = receive(&socket);
-        if offer.xid == xid {
-            return offer;
+    for _ in 0..TIMES {
+        socket.send_to(&discover(xid, mac, asks), "255.255.255.255:67").unwrap();
+        while let Some(offer) = receive(&socket) {
+            if offer.xid == xid {
+                return offer;
+            }
         }
     }
+    panic!("no answer to {TIMES} requests");
 }
 
 /// DHCPDISCOVER.

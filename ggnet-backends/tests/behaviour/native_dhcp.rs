@@ -254,16 +254,17 @@ pub fn offers(link: &Link, mac: MacAddr, asks: Asks, count: usize) -> Vec<Offer>
     inside(&link.client, move || {
         let socket = machine::socket();
         let mut offers: Vec<Offer> = Vec::new();
-        // A server that has only just started may have missed the first question.
-        while offers.len() < count {
+        // A server that has only just started may have missed the first request.
+        for _ in 0..machine::TIMES {
             socket.send_to(&machine::discover(xid, mac, asks), "255.255.255.255:67").unwrap();
-            for _ in 0..count {
-                let offer = machine::receive(&socket);
+            while offers.len() < count {
+                let Some(offer) = machine::receive(&socket) else { break };
                 if offer.xid == xid && !offers.iter().any(|o| o.address == offer.address) {
                     offers.push(offer);
                 }
             }
         }
+        assert_eq!(offers.len(), count, "answers to {} requests", machine::TIMES);
         offers
     })
 }

@@ -48,7 +48,7 @@ fn ours(e: initiator::Error) -> Error {
         (Some((3, 1)), _) => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
     };
-    Error::new(kind, e.to_string())
+    Error::new(kind, e.to_string()).with_source(e)
 }
 
 fn lba(offset: u64) -> u64 {

@@ -326,8 +326,8 @@ impl Process {
     pub fn image(&self, name: &str, salt: u8) -> (ImageId, ImageVersionId) {
         let request = self.import_request(name, salt);
         self.run(async {
-            let (image, version) = self.o.import(request).await.unwrap();
-            until("the import ends", async || self.o.import_progress(version.id).is_none()).await;
+            let (image, version) = self.o.images().import(request).await.unwrap();
+            until("the import ends", async || self.o.images().import_progress(version.id).is_none()).await;
             let ended = self.store.version(version.id).await.unwrap().unwrap();
             assert_eq!(ended.state, VersionState::Ready, "{ended:?}");
             (image.id, version.id)
@@ -355,12 +355,12 @@ impl Process {
             updated_at: now,
             revision: 0,
         };
-        self.run(self.o.create_machine(machine, &Principal::embedder())).unwrap()
+        self.run(self.o.machines().create(machine, &Principal::embedder())).unwrap()
     }
 
     /// Asks for the script, and says which target is in it.
     pub fn script(&self, machine: &Machine) -> ResourceId {
-        let text = match self.run(self.o.boot(boot_request(machine))).unwrap() {
+        let text = match self.run(self.o.sessions().boot(boot_request(machine))).unwrap() {
             BootAnswer::Script(text) => text,
             BootAnswer::Retry(_) => panic!("told to come again"),
         };
@@ -413,7 +413,7 @@ impl Process {
     /// An operator stops what a machine has.
     pub fn stop(&self, machine: &Machine) {
         let request = stop_request(&self.session(machine));
-        self.run(self.o.stop(request)).unwrap();
+        self.run(self.o.sessions().stop(request)).unwrap();
     }
 
     /// A machine boots, finds `expected` on its disk, and is stopped.

@@ -26,7 +26,7 @@ fn killed_at_every_call_of_the_first_reconcile() {
         p.plan.add(Fault::on("image_converter.convert").hangs());
         let (request, plan) = (p.import_request("debian", 200), &p.plan);
         p.run(async {
-            p.o.import(request).await.unwrap();
+            p.o.images().import(request).await.unwrap();
             until("it is converted", async || plan.calls("image_converter.convert") > 0).await;
         });
         plan.add(Fault::on("target.ensure").nth(1).kills(1));
@@ -34,7 +34,7 @@ fn killed_at_every_call_of_the_first_reconcile() {
             tokio::select! {
                 biased;
                 () = plan.killed() => {}
-                started = p.o.start(start_request(&starts)) => panic!("it was not killed: {started:?}"),
+                started = p.o.sessions().start(start_request(&starts)) => panic!("it was not killed: {started:?}"),
             }
         });
         host.end(p, ());
@@ -60,7 +60,7 @@ fn killed_at_every_call_of_the_first_reconcile() {
         let versions = p.run(p.store.versions(image)).unwrap();
         assert_eq!(versions.last().unwrap().state, VersionState::Failed, "{why}");
         for version in &versions[1..] {
-            p.run(p.o.delete_version(version.id, &Principal::embedder())).unwrap();
+            p.run(p.o.images().delete_version(version.id, &Principal::embedder())).unwrap();
         }
         if !died {
             assert!(step > 10, "a first round has more calls than {step}");

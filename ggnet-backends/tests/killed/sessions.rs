@@ -66,7 +66,7 @@ fn killed_at_every_call_of_a_start() {
             drop(disk);
             p.be_quiet();
             let o = p.o.clone();
-            let died = p.dies(step, polls, async move { o.start(start_request(machine)).await });
+            let died = p.dies(step, polls, async move { o.sessions().start(start_request(machine)).await });
             let why = format!("{policy:?}: {}", p.last_call(step, polls));
             let p = host.reopen(p, ());
             p.assert_whole(&why);
@@ -78,6 +78,40 @@ fn killed_at_every_call_of_a_start() {
             (p, died)
         });
     }
+}
+
+/// Starts at once share transactions of the store. Killed at every fifth call, at different calls for each way to die.
+#[test]
+fn killed_at_calls_of_starts_at_once() {
+    let host = Host::new();
+    let (mut p, first) = prepare(&host, WritebackPolicy::Discard);
+    let other = |n| p.machine(n, first.image.unwrap(), WritebackPolicy::Discard, true);
+    let machines = [other(2), other(3), first];
+    for (way, polls) in (1..).zip(POLLS) {
+        for step in (way..).step_by(5) {
+            p.be_quiet();
+            let starts = machines.clone().map(|machine| {
+                let o = p.o.clone();
+                async move { o.sessions().start(start_request(&machine)).await }
+            });
+            let died = p.dies(step, polls, futures_util::future::join_all(starts));
+            let why = p.last_call(step, polls);
+            p = host.reopen(p, ());
+            p.assert_whole(&why);
+            for machine in &machines {
+                if let Some(last) = p.last_session(machine) {
+                    let ends = [SessionState::Active, SessionState::Failed, SessionState::Stopped];
+                    assert!(ends.contains(&last.state), "{why}: {:?}", last.state);
+                }
+                p.assert_boots(machine, &imported(SALT), &why);
+            }
+            if !died {
+                assert!(step > 24, "three starts have more calls than {step}");
+                break;
+            }
+        }
+    }
+    host.end(p, ());
 }
 
 #[test]
@@ -93,7 +127,7 @@ fn killed_at_every_call_of_a_stop() {
             p.be_quiet();
             let session = p.session(machine);
             let (o, request) = (p.o.clone(), stop_request(&session));
-            let died = p.dies(step, polls, async move { o.stop(request).await });
+            let died = p.dies(step, polls, async move { o.sessions().stop(request).await });
             let why = format!("{policy:?}: {}", p.last_call(step, polls));
             let p = host.reopen(p, disk);
             p.assert_whole(&why);
@@ -117,7 +151,7 @@ fn killed_at_every_call_of_a_stop() {
 
 /// What a machine does when it reboots. Killed, it gets no answer, or is told to come again.
 async fn reboot(p: &Process, machine: &Machine) {
-    let Ok(BootAnswer::Script(_)) = p.o.boot(boot_request(machine)).await else { return };
+    let Ok(BootAnswer::Script(_)) = p.o.sessions().boot(boot_request(machine)).await else { return };
     // Not through the fault plan: a machine reads this in its script.
     let Some(session) = p.store.live_session(machine.id).await.unwrap() else { return };
     let Some(next) = &session.next else { return };

@@ -25,8 +25,8 @@ fn killed_at_every_call_of_an_import() {
             let (name, salt) = (format!("image-{polls}-{step}"), u8::try_from(100 + step).unwrap());
             let (o, request) = (p.o.clone(), p.import_request(&name, salt));
             let died = p.dies(step, polls, async move {
-                let Ok((_, version)) = o.import(request).await else { return };
-                until("the import ends", async || o.import_progress(version.id).is_none()).await;
+                let Ok((_, version)) = o.images().import(request).await else { return };
+                until("the import ends", async || o.images().import_progress(version.id).is_none()).await;
             });
             let why = p.last_call(step, polls);
             p = host.reopen(p, ());
@@ -44,7 +44,7 @@ fn killed_at_every_call_of_an_import() {
                 state => assert!(died, "{why}: {state:?}"),
             }
             if let Some(image) = image {
-                p.run(p.o.delete_image(image.id, &Principal::embedder())).unwrap();
+                p.run(p.o.images().delete(image.id, &Principal::embedder())).unwrap();
                 p.assert_whole(&format!("{why}, and deleted"));
             }
             if !died {
@@ -61,9 +61,9 @@ fn forget_published(p: &Process, machine: &Machine) {
     let (image, by) = (machine.image.unwrap(), Principal::embedder());
     p.run(async {
         let versions = p.store.versions(image).await.unwrap();
-        p.o.set_current_version(image, versions[0].id, &by).await.unwrap();
+        p.o.images().set_current(image, versions[0].id, &by).await.unwrap();
         for version in versions.iter().skip(1).rev() {
-            p.o.delete_version(version.id, &by).await.unwrap();
+            p.o.images().delete_version(version.id, &by).await.unwrap();
         }
     });
 }
@@ -92,7 +92,7 @@ fn killed_at_every_call_of_a_publication() {
                 by: Principal::embedder(),
             };
             let o = p.o.clone();
-            let died = p.dies(step, polls, async move { o.publish(request).await });
+            let died = p.dies(step, polls, async move { o.images().publish(request).await });
             let why = p.last_call(step, polls);
             p = host.reopen(p, ());
             p.assert_whole(&why);

@@ -24,7 +24,11 @@ use ggnet_core::{
     },
 };
 
-use super::{config, open};
+use super::{
+    config,
+    group::{answers, kinds, queue},
+    open,
+};
 
 const ROLE: &str = "GGNET_STORE_TEST_ROLE";
 const FOLDER: &str = "GGNET_STORE_TEST_FOLDER";
@@ -52,7 +56,7 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
 const STRANGERS: u32 = 100;
 
 /// Batch `n`: seven traces, all or none of them.
-fn batch(n: u32) -> Batch {
+pub fn batch(n: u32) -> Batch {
     let (i, mut m) = (image(&format!("i{n}")), machine(n));
     let v = version(i.id, 1);
     m.image = Some(i.id);
@@ -69,7 +73,7 @@ fn batch(n: u32) -> Batch {
 }
 
 /// How many of the batches 0, 1, 2 … are there; each must be there whole, and nothing beside them.
-async fn whole_batches(store: &SqliteStore) -> u32 {
+pub async fn whole_batches(store: &SqliteStore) -> u32 {
     let mut n = 0;
     while let Some(m) = store.machine_by_mac(mac(n)).await.unwrap() {
         let live = store.live_session(m.id).await.unwrap().unwrap();
@@ -225,7 +229,8 @@ fn a_full_disk_is_full_and_nothing_else() {
             assert_eq!(e.kind(), ErrorKind::Full, "round {round}: {}", e.report());
             assert!(e.hint().unwrap().contains("Free space") && !e.is_retryable());
             assert!(matches!(store.health().await, Health::Blocked(why) if why.contains("No space")));
-            assert_eq!(store.commit(batch(n)).await.unwrap_err().kind(), ErrorKind::Full);
+            let group = answers(queue(&store, (n..n + 5).map(batch)).await).await;
+            assert_eq!(kinds(&group), [Some(ErrorKind::Full); 5]);
             // Everything that was acknowledged reads, and nothing of what was not.
             assert_eq!(whole_batches(&store).await, n);
             if round == 2 {
@@ -253,13 +258,17 @@ fn a_full_disk_is_full_and_nothing_else() {
 }
 
 /// The end of batch `n`'s session: what a stop records.
-async fn end(store: &SqliteStore, n: u32) -> ggnet_core::Result<()> {
-    let machine = store.machine_by_mac(mac(n)).await?.unwrap();
-    let mut session = store.live_session(machine.id).await?.unwrap();
+async fn end_of(store: &SqliteStore, n: u32) -> Batch {
+    let machine = store.machine_by_mac(mac(n)).await.unwrap().unwrap();
+    let mut session = store.live_session(machine.id).await.unwrap().unwrap();
     session.state = SessionState::Stopped;
     session.ended_at = Some(session.started_at);
     let ends = Batch::new().write(Write::Session(Box::new(session))).event(event(i64::from(n)));
-    store.commit(ends.audit(audit("end", 1)).from_reserve()).await.map(|_| ())
+    ends.audit(audit("end", 1)).from_reserve()
+}
+
+async fn end(store: &SqliteStore, n: u32) -> ggnet_core::Result<()> {
+    store.commit(end_of(store, n).await).await.map(|_| ())
 }
 
 #[test]
@@ -291,6 +300,15 @@ fn on_a_full_disk_what_frees_space_is_recorded_and_strangers_use_none_of_the_res
                 end(&open(&folder).await, 150).await.unwrap();
                 break;
             }
+        }
+        // Also together: what frees space does not go with what does not, nor the other way round.
+        let full = Some(ErrorKind::Full);
+        for n in (160..190).step_by(3) {
+            let (first, second) = (end_of(&store, n).await, end_of(&store, n + 1).await);
+            let group = [sight(strangers), first, sight(strangers), second, end_of(&store, n).await];
+            let kinds = kinds(&answers(queue(&store, group).await).await);
+            // The last one comes too late.
+            assert_eq!(kinds, [full, None, full, None, Some(ErrorKind::Conflict)], "ends {n}");
         }
         assert!(matches!(store.health().await, Health::Blocked(why) if why.contains("No space")));
         fs::remove_file(&ballast).unwrap();

@@ -6,6 +6,7 @@
 
 mod crash;
 mod files;
+mod group;
 mod keys;
 mod model;
 

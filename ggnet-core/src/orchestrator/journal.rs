@@ -1,6 +1,6 @@
 //! Recording: one transaction for a change, its audit row and its event; then the subscribers hear of it.
 
-use super::Orchestrator;
+use super::shared::Shared;
 use crate::{
     error::{Error, Result, code},
     nouns::{
@@ -9,20 +9,20 @@ use crate::{
     ports::{Batch, Write},
 };
 
-impl Orchestrator {
+impl Shared {
     /// Applies the batch and tells the subscribers.
     pub(super) async fn record(&self, batch: Batch) -> Result<Vec<Event>> {
-        let events = self.inner.ports.store().commit(batch).await?;
+        let events = self.store().commit(batch).await?;
         for event in &events {
             // No subscriber is no error.
-            let _ = self.inner.events.send(event.clone());
+            let _ = self.events.send(event.clone());
         }
         Ok(events)
     }
 
     /// Whether a session is this server's to change.
     pub(super) fn owns(&self, session: &Session) -> bool {
-        session.is_of(&self.inner.config.server)
+        session.is_of(&self.config.server)
     }
 
     /// # Errors
@@ -32,10 +32,8 @@ impl Orchestrator {
             return Ok(());
         }
         let owner = session.owner.as_ref().map_or("", |owner| owner.as_str());
-        let message = format!(
-            "Session {} belongs to server {owner}, and this is {}",
-            session.id, self.inner.config.server
-        );
+        let message =
+            format!("Session {} belongs to server {owner}, and this is {}", session.id, self.config.server);
         Err(Error::new(code::session_of_other_server(session.id, owner), message)
             .with_hint("Ask that server"))
     }
@@ -59,6 +57,17 @@ impl Orchestrator {
         kind: EventKind,
         audit: Option<AuditRow>,
     ) -> Result<()> {
+        self.record_session_and(session, kind, audit, None).await
+    }
+
+    /// The same with one more event of the session: what happened at that moment costs no synced write of its own.
+    pub(super) async fn record_session_and(
+        &self,
+        session: &mut Session,
+        kind: EventKind,
+        audit: Option<AuditRow>,
+        besides: Option<EventKind>,
+    ) -> Result<()> {
         let ends =
             matches!(session.state, SessionState::Stopping | SessionState::Stopped | SessionState::Failed)
                 || matches!(kind, EventKind::GenerationExpired { .. });
@@ -67,6 +76,9 @@ impl Orchestrator {
             batch = batch.fenced(session);
         }
         batch = batch.event(self.session_event(session, kind));
+        if let Some(besides) = besides {
+            batch = batch.event(self.session_event(session, besides));
+        }
         if let Some(row) = audit {
             batch = batch.audit(row);
         }

@@ -229,7 +229,16 @@ pub trait Store: Send + Sync + 'static {
     /// Applies a batch in one durable transaction and returns its events with their places. When it returns, a power cut loses
     /// nothing of it. Dropped half-way: applied whole or not at all. `Full` when there is no room: a store keeps some in reserve for
     /// batches that are [`Batch::from_reserve()`].
+    ///
+    /// Commits that wait at the same time may share one transaction if each keeps these promises: a batch that is refused leaves no trace and
+    /// does not affect the others, and no commit returns before the transaction is durable.
     async fn commit(&self, batch: Batch) -> Result<Vec<Event>>;
+
+    /// How many transactions the store has made durable since it was opened; none if it does not count them. Fewer than the commits that
+    /// succeeded if commits share transactions.
+    fn synced_commits(&self) -> Option<u64> {
+        None
+    }
 
     /// A machine.
     async fn machine(&self, id: MachineId) -> Result<Option<Machine>>;

@@ -268,7 +268,9 @@ forward!(ImageConverter as "image_converter" {
 });
 
 forward!(Store as "store" {
-    straight {}
+    straight {
+        fn synced_commits() -> Option<u64>;
+    }
     calls {
         once Commit commit(; batch: Batch) -> Vec<Event>;
         again Read machine(; id: MachineId) -> Option<Machine>;

@@ -44,7 +44,7 @@ pub struct Limits {
 /// The limits of every port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortLimits {
-    /// Of the store: 10 s to read, 30 s to change, 8 s to close.
+    /// Of the store: 10 s to read, 30 s to change, 8 s to close; 256 calls in flight, because commits in flight can share a sync.
     pub store: Limits,
     /// Of the targets: 30 s to read, 120 s to change, 20 s to close (disks are flushed).
     pub target: Limits,
@@ -76,7 +76,7 @@ const fn limits(read: u64, change: u64, shutdown: u64, in_flight: usize) -> Limi
 impl Default for PortLimits {
     fn default() -> Self {
         Self {
-            store: limits(10, 30, 8, 64),
+            store: limits(10, 30, 8, 256),
             target: limits(30, 120, 20, 64),
             writeback: limits(30, 120, 12, 64),
             images: limits(30, 120, 5, 64),

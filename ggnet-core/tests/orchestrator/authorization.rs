@@ -32,34 +32,41 @@ async fn ask(
     match command {
         // Asked at a frontend's door, and where a machine asks for its script.
         Command::Read | Command::Boot => authorize(by, command),
-        Command::SessionScript => o.current_script(live, &advertised(), by).await.map(drop),
-        Command::SessionStart => {
-            o.start(StartRequest { machine, image: None, data_disks: vec![], by: by_value }).await.map(drop)
-        }
+        Command::SessionScript => o.sessions().current_script(live, &advertised(), by).await.map(drop),
+        Command::SessionStart => o
+            .sessions()
+            .start(StartRequest { machine, image: None, data_disks: vec![], by: by_value })
+            .await
+            .map(drop),
         Command::SessionStop => {
             let (session, reason) = (SessionId::generate(), StopReason::Operator);
-            o.stop(StopRequest { session, force: false, reason, by: by_value }).await.map(drop)
+            o.sessions().stop(StopRequest { session, force: false, reason, by: by_value }).await.map(drop)
         }
-        Command::MachineCreate => o.create_machine(pc(77, None), by).await.map(drop),
-        Command::MachineUpdate => o.update_machine(machine, None, Box::new(Ok), by).await.map(drop),
-        Command::MachineDelete => o.delete_machine(machine, by).await,
-        Command::MachineDiscardWriteback => o.discard_kept_writeback(machine, by).await,
-        Command::SeenForget => o.forget_seen(mac(88), by).await,
-        Command::ImageImport => o.import(ImportRequest { by: by_value, ..import.clone() }).await.map(drop),
+        Command::MachineCreate => o.machines().create(pc(77, None), by).await.map(drop),
+        Command::MachineUpdate => o.machines().update(machine, None, Box::new(Ok), by).await.map(drop),
+        Command::MachineDelete => o.machines().delete(machine, by).await,
+        Command::MachineDiscardWriteback => o.machines().discard_kept(machine, by).await,
+        Command::SeenForget => o.machines().forget_seen(mac(88), by).await,
+        Command::ImageImport => {
+            o.images().import(ImportRequest { by: by_value, ..import.clone() }).await.map(drop)
+        }
         Command::ImagePublish => {
             let (comment, make_current) = (String::new(), false);
-            o.publish(PublishRequest { machine, comment, make_current, by: by_value }).await.map(drop)
+            o.images()
+                .publish(PublishRequest { machine, comment, make_current, by: by_value })
+                .await
+                .map(drop)
         }
-        Command::JobCancel => o.cancel_job(JobId::generate(), by).await.map(drop),
-        Command::JobRetry => o.retry_job(JobId::generate(), by).await.map(drop),
-        Command::ImageSetCurrent => o.set_current_version(image, version, by).await.map(drop),
-        Command::ImageDelete => o.delete_image(image, by).await,
-        Command::VersionDelete => o.delete_version(version, by).await.map(drop),
+        Command::JobCancel => o.jobs().cancel(JobId::generate(), by).await.map(drop),
+        Command::JobRetry => o.jobs().retry(JobId::generate(), by).await.map(drop),
+        Command::ImageSetCurrent => o.images().set_current(image, version, by).await.map(drop),
+        Command::ImageDelete => o.images().delete(image, by).await,
+        Command::VersionDelete => o.images().delete_version(version, by).await.map(drop),
         Command::TargetCreate => {
             let new = NewTarget { name: "games".parse().unwrap(), version, initiator: None };
-            o.create_target(new, by).await.map(drop)
+            o.targets().create(new, by).await.map(drop)
         }
-        Command::TargetDelete => o.delete_target(TargetId::generate(), false, by).await,
+        Command::TargetDelete => o.targets().delete(TargetId::generate(), false, by).await,
         other => panic!("{other:?} is asked for nowhere here"),
     }
 }
@@ -139,73 +146,73 @@ async fn every_command_leaves_its_audit_row_and_its_event() {
     let stop = |session| StopRequest { session, force: false, reason: StopReason::Operator, by: by.clone() };
     let mut record = Record { p: &p, rows: 0, events: 0, actions: BTreeSet::new() };
 
-    let machine = p.o.create_machine(pc(1, None), by).await.unwrap();
+    let machine = p.o.machines().create(pc(1, None), by).await.unwrap();
     record.has(by, &[(AuditAction::MachineCreate, false, true)]).await;
 
     let import = ImportRequest { by: by.clone(), ..request(source(&house, &[1; 4096])) };
-    let (image, first) = p.o.import(import.clone()).await.unwrap();
+    let (image, first) = p.o.images().import(import.clone()).await.unwrap();
     assert_eq!(ended(&p, first.id).await.state, VersionState::Ready);
     let imported = (AuditAction::ImageImport, false, true);
     record.has(by, &[imported, (AuditAction::ImageSetCurrent, true, true)]).await;
 
     let later = ImportRequest { make_current: false, ..import };
-    let (_, second) = p.o.import(later.clone()).await.unwrap();
+    let (_, second) = p.o.images().import(later.clone()).await.unwrap();
     assert_eq!(ended(&p, second.id).await.state, VersionState::Ready);
     record.has(by, &[imported]).await;
     p.plan.add(Fault::on("convert").nth(1).is_delayed(Duration::from_millis(200)));
-    let (_, third) = p.o.import(later).await.unwrap();
-    p.o.cancel_import(third.id, by).await.unwrap();
+    let (_, third) = p.o.images().import(later).await.unwrap();
+    p.o.jobs().cancel_import(third.id, by).await.unwrap();
     assert_eq!(ended(&p, third.id).await.state, VersionState::Failed);
     record.has(by, &[imported, (AuditAction::JobCancel, true, false)]).await;
-    let job = p.o.version_job(third.id).await.unwrap().unwrap();
-    p.o.retry_job(job.id, by).await.unwrap();
+    let job = p.o.jobs().of_version(third.id).await.unwrap().unwrap();
+    p.o.jobs().retry(job.id, by).await.unwrap();
     assert_eq!(ended(&p, third.id).await.state, VersionState::Ready);
     record.has(by, &[(AuditAction::JobRetry, true, true)]).await;
 
-    p.o.set_current_version(image.id, second.id, by).await.unwrap();
+    p.o.images().set_current(image.id, second.id, by).await.unwrap();
     record.has(by, &[(AuditAction::ImageSetCurrent, true, true)]).await;
-    p.o.delete_version(first.id, by).await.unwrap();
+    p.o.images().delete_version(first.id, by).await.unwrap();
     record.has(by, &[(AuditAction::VersionDelete, true, false)]).await;
 
     let change = move |mut m: ggnet_core::nouns::Machine| {
         (m.image, m.writeback) = (Some(image.id), WritebackPolicy::Keep);
         Ok(m)
     };
-    p.o.update_machine(machine.id, None, Box::new(change), by).await.unwrap();
+    p.o.machines().update(machine.id, None, Box::new(change), by).await.unwrap();
     record.has(by, &[(AuditAction::MachineUpdate, true, true)]).await;
-    let session = p.o.start(start(machine.id)).await.unwrap().session;
+    let session = p.o.sessions().start(start(machine.id)).await.unwrap().session;
     record.has(by, &[(AuditAction::SessionStart, false, true)]).await;
-    p.o.stop(stop(session.id)).await.unwrap();
+    p.o.sessions().stop(stop(session.id)).await.unwrap();
     record.has(by, &[(AuditAction::SessionStop, true, true)]).await;
     let publish =
         PublishRequest { machine: machine.id, comment: String::new(), make_current: false, by: by.clone() };
-    let (_, published) = p.o.publish(publish).await.unwrap();
+    let (_, published) = p.o.images().publish(publish).await.unwrap();
     assert_eq!(published.state, VersionState::Ready);
     record.has(by, &[(AuditAction::ImagePublish, false, true)]).await;
-    let session = p.o.start(start(machine.id)).await.unwrap().session;
+    let session = p.o.sessions().start(start(machine.id)).await.unwrap().session;
     record.has(by, &[(AuditAction::SessionStart, false, true)]).await;
-    p.o.stop(stop(session.id)).await.unwrap();
+    p.o.sessions().stop(stop(session.id)).await.unwrap();
     record.has(by, &[(AuditAction::SessionStop, true, true)]).await;
-    p.o.discard_kept_writeback(machine.id, by).await.unwrap();
+    p.o.machines().discard_kept(machine.id, by).await.unwrap();
     record.has(by, &[(AuditAction::MachineDiscardWriteback, true, false)]).await;
 
     let new = |name: &str| NewTarget { name: name.parse().unwrap(), version: second.id, initiator: None };
-    let (target, _) = p.o.create_target(new("games"), by).await.unwrap();
+    let (target, _) = p.o.targets().create(new("games"), by).await.unwrap();
     record.has(by, &[(AuditAction::TargetCreate, false, true)]).await;
-    p.o.delete_target(target.id, false, by).await.unwrap();
+    p.o.targets().delete(target.id, false, by).await.unwrap();
     record.has(by, &[(AuditAction::TargetDelete, true, false)]).await;
     p.plan.add(Fault::on("target.ensure").nth(1).fails(ErrorKind::Unavailable));
-    p.o.create_target(new("lost"), by).await.unwrap_err();
+    p.o.targets().create(new("lost"), by).await.unwrap_err();
     let taken_back = [(AuditAction::TargetCreate, false, true), (AuditAction::TargetDelete, true, false)];
     record.has(by, &taken_back).await;
 
     p.boot(mac(9)).await.unwrap();
-    p.o.forget_seen(mac(9), by).await.unwrap();
+    p.o.machines().forget_seen(mac(9), by).await.unwrap();
     record.has(by, &[(AuditAction::SeenForget, true, false)]).await;
 
-    p.o.delete_machine(machine.id, by).await.unwrap();
+    p.o.machines().delete(machine.id, by).await.unwrap();
     record.has(by, &[(AuditAction::MachineDelete, true, false)]).await;
-    p.o.delete_image(image.id, by).await.unwrap();
+    p.o.images().delete(image.id, by).await.unwrap();
     let version = (AuditAction::VersionDelete, true, false);
     record.has(by, &[(AuditAction::ImageDelete, true, false), version, version, version]).await;
 

@@ -47,7 +47,7 @@ async fn an_unknown_machine_is_remembered_once_and_counted() {
         "the first sight is told, once"
     );
     // Taken over, it is no longer unknown.
-    p.o.create_machine(pc(7, None), &Principal::embedder()).await.unwrap();
+    p.o.machines().create(pc(7, None), &Principal::embedder()).await.unwrap();
     assert!(p.store.seen(all()).await.unwrap().items.is_empty());
 }
 
@@ -60,7 +60,7 @@ async fn a_machine_that_may_not_boot_is_told_why() {
 
     let off = p.machine(1, image, |m| m.state = MachineState::Maintenance).await;
     assert!(declined(&p, off.macs[0]).await.contains("maintenance"));
-    let bare = p.o.create_machine(pc(2, None), &Principal::embedder()).await.unwrap();
+    let bare = p.o.machines().create(pc(2, None), &Principal::embedder()).await.unwrap();
     assert!(declined(&p, bare.macs[0]).await.contains("no image"));
     let manual = p.machine(3, image, |m| m.auto_start = false).await;
     assert!(declined(&p, manual.macs[0]).await.contains("auto start is off"));
@@ -77,7 +77,7 @@ async fn a_machine_that_may_not_boot_is_told_why() {
         })
     };
     let by = Principal::embedder();
-    let update = |change| p.o.update_machine(kept.id, None, change, &by);
+    let update = |change| p.o.machines().update(kept.id, None, change, &by);
     let refused = update(change(other, WritebackPolicy::Keep)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert!(refused.to_string().contains("keeps writes over version 1 of another image"), "{refused}");
@@ -154,10 +154,10 @@ async fn a_failure_that_a_machine_reports_is_an_event() {
     let p = house.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |_| ()).await;
-    p.o.boot_failed(machine.macs[0], "attach".to_owned(), "0x3f122003".to_owned()).await.unwrap();
+    p.o.diagnoses().boot_failed(machine.macs[0], "attach".to_owned(), "0x3f122003".to_owned()).await.unwrap();
     let failed = EventKind::BootFailed { stage: "attach".to_owned(), errno: "0x3f122003".to_owned() };
     assert!(p.events(machine.id).await.contains(&failed));
-    let e = p.o.boot_failed(mac(9), "attach".to_owned(), String::new()).await.unwrap_err();
+    let e = p.o.diagnoses().boot_failed(mac(9), "attach".to_owned(), String::new()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::NotFound);
 }
 

@@ -70,7 +70,7 @@ async fn killed_at_every_call_of_a_start() {
                     data_disks: vec![],
                     by: ggnet_core::nouns::Principal::embedder(),
                 };
-                let died = dies(&p.plan, step, polls, async move { o.start(request).await }).await;
+                let died = dies(&p.plan, step, polls, async move { o.sessions().start(request).await }).await;
                 let why = format!(
                     "{policy:?}: killed at call {step} after {polls} polls: {:?}",
                     p.plan.log().last()
@@ -114,7 +114,7 @@ async fn killed_at_every_call_of_a_stop() {
                     reason: ggnet_core::nouns::StopReason::Operator,
                     by: ggnet_core::nouns::Principal::embedder(),
                 };
-                let died = dies(&p.plan, step, polls, async move { o.stop(request).await }).await;
+                let died = dies(&p.plan, step, polls, async move { o.sessions().stop(request).await }).await;
                 let why = format!(
                     "{policy:?}: killed at call {step} after {polls} polls: {:?}",
                     p.plan.log().last()
@@ -213,7 +213,10 @@ impl RebootingMachine {
             prepare: true,
         };
         // Killed: it gets no answer, or is told to come again.
-        let Ok(ggnet_core::orchestrator::BootAnswer::Script(_)) = self.o.boot(request).await else { return };
+        let Ok(ggnet_core::orchestrator::BootAnswer::Script(_)) = self.o.sessions().boot(request).await
+        else {
+            return;
+        };
         let Ok(session) = self.o.read().live_session(&self.machine).await else { return };
         let Some(next) = &session.next else { return };
         let _ = self.targets.login(&session.target(next), &session.initiator, crate::house::peer()).await;
@@ -239,8 +242,8 @@ async fn killed_at_every_call_of_an_import() {
             };
             let (o, store) = (p.o.clone(), p.store.clone());
             let died = dies(&p.plan, step, polls, async move {
-                let Ok((_, version)) = o.import(request).await else { return };
-                while o.import_progress(version.id).is_some() {
+                let Ok((_, version)) = o.images().import(request).await else { return };
+                while o.images().import_progress(version.id).is_some() {
                     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
                 }
                 assert!(store.version(version.id).await.unwrap().is_some());
@@ -285,7 +288,7 @@ async fn killed_at_every_call_of_a_publication() {
                 by: Principal::embedder(),
             };
             let o = p.o.clone();
-            let died = dies(&p.plan, step, polls, async move { o.publish(request).await }).await;
+            let died = dies(&p.plan, step, polls, async move { o.images().publish(request).await }).await;
             let why = format!("killed at call {step} after {polls} polls: {:?}", p.plan.log().last());
             let p = house.open().await;
             p.assert_whole(&why).await;

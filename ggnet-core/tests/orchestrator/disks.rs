@@ -59,7 +59,7 @@ impl Room {
     }
 
     async fn start(&self, p: &Process) -> Result<Started> {
-        p.o.start(self.request()).await
+        p.o.sessions().start(self.request()).await
     }
 
     async fn start_and_login(&self, p: &Process) -> MemoryInitiator {
@@ -161,20 +161,20 @@ async fn kept_data_disks_are_there_at_each_boot_and_in_the_next_session() {
     // Of another image it is nothing.
     let (other, _) = p.image("other").await;
     let disks = vec![data(2, other, DataAccess::CopyOnWrite)];
-    let e = p.o.start(StartRequest { data_disks: disks, ..room.request() }).await.unwrap_err();
+    let e = p.o.sessions().start(StartRequest { data_disks: disks, ..room.request() }).await.unwrap_err();
     assert_eq!(e.code().name(), "kept_writes_of_other_image", "{}", e.report());
     // A session without it leaves it where it is.
     let session = p.start(&room.machine).await.unwrap().session;
     p.assert_whole("without data disks").await;
     p.stop(&session, true).await.unwrap();
     assert_eq!(p.left().await["writeback"], room.writebacks(None));
-    p.o.discard_kept_writeback(room.machine.id, &Principal::embedder()).await.unwrap();
+    p.o.machines().discard_kept(room.machine.id, &Principal::embedder()).await.unwrap();
     p.assert_empty("discarded").await;
 
     let disk = room.start_and_login(&p).await;
     holds(&disk, 2, 0, "after it was discarded").await;
     p.stop(&p.session(&room.machine).await, true).await.unwrap();
-    p.o.delete_machine(room.machine.id, &Principal::embedder()).await.unwrap();
+    p.o.machines().delete(room.machine.id, &Principal::embedder()).await.unwrap();
     p.assert_empty("deleted").await;
 }
 
@@ -187,7 +187,7 @@ async fn what_is_gone_is_in_the_audit_although_another_kept_disk_could_not_be_di
     let by = Principal::embedder();
     // The system disk's comes last.
     p.plan.add(Fault::on("writeback.remove").nth(2).fails(ErrorKind::Unavailable));
-    let e = p.o.discard_kept_writeback(room.machine.id, &by).await.unwrap_err();
+    let e = p.o.machines().discard_kept(room.machine.id, &by).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable);
     let (system, data) =
         (ResourceId::machine(room.machine.id), ResourceId::machine(room.machine.id).on_lun(2));
@@ -197,7 +197,7 @@ async fn what_is_gone_is_in_the_audit_although_another_kept_disk_could_not_be_di
         assert_eq!(row.before.unwrap()["writebacks"], serde_json::json!([gone]));
         if *gone == data {
             assert_eq!(p.left().await["writeback"], BTreeSet::from([system.clone()]));
-            p.o.discard_kept_writeback(room.machine.id, &by).await.unwrap();
+            p.o.machines().discard_kept(room.machine.id, &by).await.unwrap();
         }
     }
     p.assert_empty("discarded").await;
@@ -209,7 +209,8 @@ async fn a_data_disk_follows_its_image_from_the_next_boot_on_unless_a_version_wa
     let room = Room::new(&p, WritebackPolicy::Discard).await;
     let named = DataDisk { version: Some(room.version), ..data(3, room.data, DataAccess::Shared) };
     let disks = [room.disks(), vec![named]].concat();
-    let session = p.o.start(StartRequest { data_disks: disks, ..room.request() }).await.unwrap().session;
+    let session =
+        p.o.sessions().start(StartRequest { data_disks: disks, ..room.request() }).await.unwrap().session;
     let _running = p.login(&session.target(&session.current), &room.machine).await.unwrap();
     let newer = p.version(room.data, 2).await;
     p.script(&room.machine).await;
@@ -221,7 +222,7 @@ async fn a_data_disk_follows_its_image_from_the_next_boot_on_unless_a_version_wa
     assert_eq!(versions, [newer, newer, room.version], "prepared anew");
     assert_eq!(next.number, 3);
     p.assert_whole("prepared anew").await;
-    let to_boot = p.o.versions_to_boot().await.unwrap();
+    let to_boot = p.o.read().versions_to_boot().await.unwrap();
     assert!(to_boot.contains(&room.version) && to_boot.contains(&newer), "{to_boot:?}");
 }
 
@@ -233,21 +234,22 @@ async fn the_version_of_a_data_disk_is_not_deleted_while_its_session_lives() {
     // So that nothing else uses it.
     let newer = p.version(room.data, 2).await;
     p.set_current(room.data, newer).await;
-    let e = p.o.delete_version(room.version, &Principal::embedder()).await.unwrap_err();
+    let e = p.o.images().delete_version(room.version, &Principal::embedder()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());
     p.stop(&session, true).await.unwrap();
     let shared = vec![DataDisk { version: Some(room.version), ..data(1, room.data, DataAccess::Shared) }];
-    let session = p.o.start(StartRequest { data_disks: shared, ..room.request() }).await.unwrap().session;
+    let session =
+        p.o.sessions().start(StartRequest { data_disks: shared, ..room.request() }).await.unwrap().session;
     for e in [
-        p.o.delete_version(room.version, &Principal::embedder()).await.unwrap_err(),
-        p.o.delete_image(room.data, &Principal::embedder()).await.unwrap_err(),
+        p.o.images().delete_version(room.version, &Principal::embedder()).await.unwrap_err(),
+        p.o.images().delete(room.data, &Principal::embedder()).await.unwrap_err(),
     ] {
         assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());
         assert!(e.message().contains("session"), "no writeback stands on it, and it is in use: {e}");
     }
     p.stop(&session, true).await.unwrap();
-    p.o.delete_version(room.version, &Principal::embedder()).await.unwrap();
-    p.o.delete_image(room.data, &Principal::embedder()).await.unwrap();
+    p.o.images().delete_version(room.version, &Principal::embedder()).await.unwrap();
+    p.o.images().delete(room.data, &Principal::embedder()).await.unwrap();
 }
 
 #[tokio::test]
@@ -268,7 +270,7 @@ async fn data_disks_that_cannot_be_are_refused_before_anything_is_recorded() {
         // The backend in memory has 16 LUNs.
         ((1..17).map(shared).collect(), ErrorKind::Unsupported, "at most 16 LUNs"),
     ] {
-        let e = p.o.start(StartRequest { data_disks: disks, ..room.request() }).await.unwrap_err();
+        let e = p.o.sessions().start(StartRequest { data_disks: disks, ..room.request() }).await.unwrap_err();
         assert_eq!(e.kind(), kind, "{says}: {}", e.report());
         assert!(e.message().contains(says), "{says}: {e}");
         assert_eq!(e.field(), (kind == ErrorKind::Invalid).then_some("data_disks"), "{e}");
@@ -276,7 +278,7 @@ async fn data_disks_that_cannot_be_are_refused_before_anything_is_recorded() {
     }
     p.assert_empty("refused").await;
     let all = StartRequest { data_disks: (1..16).map(shared).collect(), ..room.request() };
-    let started = p.o.start(all).await.unwrap();
+    let started = p.o.sessions().start(all).await.unwrap();
     assert_eq!(started.session.current.disks.len(), 16);
     assert_eq!(started.endpoint.lun, 0, "it boots from the system disk");
     p.assert_whole("as many as there can be").await;
@@ -361,7 +363,7 @@ async fn killed_at_every_call_of_a_start_with_data_disks() {
                     p.stop(&p.session(&room.machine).await, true).await.unwrap();
                 }
                 let (o, request) = (p.o.clone(), room.request());
-                let died = dies(&p.plan, step, polls, async move { o.start(request).await }).await;
+                let died = dies(&p.plan, step, polls, async move { o.sessions().start(request).await }).await;
                 let why = format!("{policy:?}: killed at call {step} after {polls} polls");
                 let p = house.open().await;
                 p.assert_whole(&why).await;
@@ -430,7 +432,7 @@ async fn killed_at_every_call_of_a_stop_with_data_disks() {
                     reason: ggnet_core::nouns::StopReason::Operator,
                     by: Principal::embedder(),
                 };
-                let died = dies(&p.plan, step, polls, async move { o.stop(request).await }).await;
+                let died = dies(&p.plan, step, polls, async move { o.sessions().stop(request).await }).await;
                 let why = format!("{policy:?}: killed at call {step} after {polls} polls");
                 let p = house.open().await;
                 p.assert_whole(&why).await;

@@ -148,7 +148,7 @@ async fn a_manual_target_that_could_serve_nothing_is_refused_when_it_is_asked_fo
         store.commit(ggnet_core::ports::Batch::new().write(write)).await.unwrap();
     }
     let new = NewTarget { name: "shared".parse().unwrap(), version, initiator: None };
-    let e = o.create_target(new, &Principal::embedder()).await.unwrap_err();
+    let e = o.targets().create(new, &Principal::embedder()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
     assert!(e.message().contains("image store memory") && e.hint().is_some(), "{e}");
     assert!(store.targets().await.unwrap().is_empty());

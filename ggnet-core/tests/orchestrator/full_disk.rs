@@ -27,11 +27,11 @@ async fn on_a_full_disk_what_frees_space_is_recorded_and_nothing_else() {
     let kept = p.start(&keep).await.unwrap().session;
     p.stop(&kept, false).await.unwrap();
     let new = NewTarget { name: "shared".parse().unwrap(), version, initiator: None };
-    let (target, _) = p.o.create_target(new.clone(), &Principal::embedder()).await.unwrap();
+    let (target, _) = p.o.targets().create(new.clone(), &Principal::embedder()).await.unwrap();
 
     house.store.set_full(true);
     assert_eq!(p.start(&keep).await.unwrap_err().kind(), ErrorKind::Full);
-    assert_eq!(p.o.create_target(new, &Principal::embedder()).await.unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(p.o.targets().create(new, &Principal::embedder()).await.unwrap_err().kind(), ErrorKind::Full);
 
     house.pass(Duration::from_secs(601)).await;
     p.o.reconcile().await;
@@ -40,11 +40,11 @@ async fn on_a_full_disk_what_frees_space_is_recorded_and_nothing_else() {
     assert_eq!(p.stop(&started, false).await.unwrap().state, SessionState::Stopped);
     let session = p.session(&running).await;
     assert_eq!(p.stop(&session, true).await.unwrap().state, SessionState::Stopped);
-    p.o.discard_kept_writeback(keep.id, &Principal::embedder()).await.unwrap();
-    p.o.delete_target(target.id, false, &Principal::embedder()).await.unwrap();
-    p.o.delete_version(old, &Principal::embedder()).await.unwrap();
-    p.o.delete_image(spare, &Principal::embedder()).await.unwrap();
-    p.o.delete_machine(idle.id, &Principal::embedder()).await.unwrap();
+    p.o.machines().discard_kept(keep.id, &Principal::embedder()).await.unwrap();
+    p.o.targets().delete(target.id, false, &Principal::embedder()).await.unwrap();
+    p.o.images().delete_version(old, &Principal::embedder()).await.unwrap();
+    p.o.images().delete(spare, &Principal::embedder()).await.unwrap();
+    p.o.machines().delete(idle.id, &Principal::embedder()).await.unwrap();
     assert!(p.left().await.values().all(|left| left.iter().all(|id| id.owner() != Some((idle.id, None)))));
 
     house.store.set_full(false);

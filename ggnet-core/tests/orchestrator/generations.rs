@@ -39,7 +39,8 @@ async fn asking_twice_gives_the_same_and_head_prepares_nothing() {
     disk.write(0, 0, &[1; 512]).await.unwrap();
     assert!(disk.is_connected(), "the running machine did not notice");
     let (session, by) = (p.session(&machine).await, Principal::embedder());
-    let (script, _) = p.o.current_script(&session, &crate::house::advertised(), &by).await.unwrap();
+    let (script, _) =
+        p.o.sessions().current_script(&session, &crate::house::advertised(), &by).await.unwrap();
     assert_eq!(p.read(script), next);
     let session = p.session(&machine).await;
     let chap = |g: &ggnet_core::nouns::Generation| g.chap.clone().unwrap();
@@ -96,7 +97,7 @@ async fn an_old_target_that_still_stands_refuses() {
     // An orphan that a backend could not remove.
     let spec = ggnet_core::ports::TargetSpec {
         id: session.target(&session.current),
-        iqn: p.o.target_iqn(&session, &session.current).unwrap(),
+        iqn: p.o.sessions().target_iqn(&session, &session.current).unwrap(),
         luns: vec![ggnet_core::ports::LunSpec {
             number: 0,
             disk_key: "gone".to_owned(),

@@ -342,11 +342,12 @@ impl Process {
     pub async fn machine(&self, n: u32, image: ImageId, change: impl FnOnce(&mut Machine)) -> Machine {
         let mut machine = pc(n, Some(image));
         change(&mut machine);
-        self.o.create_machine(machine, &Principal::embedder()).await.unwrap()
+        self.o.machines().create(machine, &Principal::embedder()).await.unwrap()
     }
 
     pub async fn start(&self, machine: &Machine) -> Result<Started> {
         self.o
+            .sessions()
             .start(StartRequest {
                 machine: machine.id,
                 image: None,
@@ -358,7 +359,10 @@ impl Process {
 
     pub async fn stop(&self, session: &Session, force: bool) -> Result<Session> {
         let reason = ggnet_core::nouns::StopReason::Operator;
-        self.o.stop(StopRequest { session: session.id, force, reason, by: Principal::embedder() }).await
+        self.o
+            .sessions()
+            .stop(StopRequest { session: session.id, force, reason, by: Principal::embedder() })
+            .await
     }
 
     pub async fn boot(&self, mac: MacAddr) -> Result<BootAnswer> {
@@ -374,7 +378,7 @@ impl Process {
             advertised: advertised(),
             prepare,
         };
-        self.o.boot(request).await
+        self.o.sessions().boot(request).await
     }
 
     /// Asks for the script, which must be one with a disk.
@@ -415,7 +419,7 @@ impl Process {
     }
 
     pub async fn set_current(&self, image: ImageId, version: ImageVersionId) {
-        self.o.set_current_version(image, version, &Principal::embedder()).await.unwrap();
+        self.o.images().set_current(image, version, &Principal::embedder()).await.unwrap();
     }
 
     pub async fn update(
@@ -427,7 +431,7 @@ impl Process {
             change(&mut m);
             Ok(m)
         });
-        self.o.update_machine(machine.id, None, change, &Principal::embedder()).await.unwrap()
+        self.o.machines().update(machine.id, None, change, &Principal::embedder()).await.unwrap()
     }
 
     /// The kinds of the events of a machine, in their order.

@@ -498,8 +498,12 @@ async fn a_backend_that_hangs_stops_neither_other_machines_nor_a_shutdown() {
         let (o, machine) = (p.o.clone(), one.id);
         let hung = tokio::spawn(async move {
             let round = o.reconcile();
-            let start =
-                o.start(StartRequest { machine, image: None, data_disks: vec![], by: Principal::embedder() });
+            let start = o.sessions().start(StartRequest {
+                machine,
+                image: None,
+                data_disks: vec![],
+                by: Principal::embedder(),
+            });
             tokio::join!(round, start)
         });
         until("the call hangs", async || p.plan.calls(step) > before).await;
@@ -546,7 +550,8 @@ async fn ends_within_its_limits(house: &House, what: Matching) {
     p.plan.add(what.hangs());
     let (o, id) = (p.o.clone(), machine.id);
     let starting = tokio::spawn(async move {
-        o.start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
+        o.sessions()
+            .start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
             .await
     });
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -35,7 +35,7 @@ pub fn request(path: PathBuf) -> ImportRequest {
 pub async fn ended(p: &Process, id: ImageVersionId) -> ImageVersion {
     until("the import ends", async || {
         p.store.version(id).await.unwrap().unwrap().state != VersionState::Importing
-            && p.o.import_progress(id).is_none()
+            && p.o.images().import_progress(id).is_none()
     })
     .await;
     p.store.version(id).await.unwrap().unwrap()
@@ -49,9 +49,10 @@ async fn an_import_becomes_ready_and_current() {
     let mut ask = request(source(&house, &bytes));
     ask.expected_sha256 = Some(sha256_bytes(&bytes).to_uppercase());
     p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_millis(100)));
-    let (image, version) = p.o.import(ask.clone()).await.unwrap();
+    let (image, version) = p.o.images().import(ask.clone()).await.unwrap();
     assert_eq!((version.state, version.number), (VersionState::Importing, 1));
-    until("progress is shown", async || p.o.import_progress(version.id).is_some_and(|n| n >= 150)).await;
+    until("progress is shown", async || p.o.images().import_progress(version.id).is_some_and(|n| n >= 150))
+        .await;
     let ready = ended(&p, version.id).await;
     assert_eq!(ready.state, VersionState::Ready);
     assert_eq!(ready.size_bytes % 512, 0);
@@ -59,7 +60,7 @@ async fn an_import_becomes_ready_and_current() {
     assert_eq!(ready.sha256, Some(sha256_bytes(&stored)));
     assert_eq!(&stored[..bytes.len()], bytes);
     assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id));
-    let job = p.o.version_job(version.id).await.unwrap().unwrap();
+    let job = p.o.jobs().of_version(version.id).await.unwrap().unwrap();
     let changed = |state| EventKind::JobChanged { job: job.id, state };
     let told = [
         EventKind::ImageCreated,
@@ -72,14 +73,14 @@ async fn an_import_becomes_ready_and_current() {
     assert_eq!(p.all_events().await, told);
 
     ask.make_current = false;
-    let (again, second) = p.o.import(ask.clone()).await.unwrap();
+    let (again, second) = p.o.images().import(ask.clone()).await.unwrap();
     assert_eq!((again.id, second.number), (image.id, 2));
     ended(&p, second.id).await;
     assert_eq!(p.store.image(image.id).await.unwrap().unwrap().current, Some(version.id), "not asked to be");
     assert_eq!(p.image_ids().await.len(), 2);
 
-    p.o.delete_version(second.id, &Principal::embedder()).await.unwrap();
-    let (_, third) = p.o.import(ask).await.unwrap();
+    p.o.images().delete_version(second.id, &Principal::embedder()).await.unwrap();
+    let (_, third) = p.o.images().import(ask).await.unwrap();
     assert_eq!(third.number, 3, "a number means one version for ever");
     ended(&p, third.id).await;
 }
@@ -110,7 +111,7 @@ async fn a_failed_import_leaves_the_reason_and_nothing_else() {
         fault.into_iter().for_each(|f| {
             p.plan.add(f);
         });
-        let (_, version) = p.o.import(ask).await.unwrap();
+        let (_, version) = p.o.images().import(ask).await.unwrap();
         let failed = ended(&p, version.id).await;
         assert_eq!(failed.state, VersionState::Failed, "{says}");
         assert!(failed.error.as_ref().unwrap().contains(says), "{says}: {failed:?}");
@@ -122,7 +123,7 @@ async fn a_failed_import_leaves_the_reason_and_nothing_else() {
         let event = EventKind::VersionFailed { reason: failed.error.unwrap(), failure: failed.failure };
         // The last one is of its job.
         assert_eq!(p.all_events().await.iter().nth_back(1), Some(&event));
-        p.o.delete_version(version.id, &Principal::embedder()).await.unwrap();
+        p.o.images().delete_version(version.id, &Principal::embedder()).await.unwrap();
     }
     assert_eq!(std::fs::read(&raw).unwrap(), [1; 4096], "the source is intact");
     let _ = path;
@@ -134,7 +135,7 @@ async fn a_converter_that_was_cut_off_leaves_no_bytes_for_long() {
         let house = House::new();
         let p = house.open().await;
         p.plan.add(Fault::on("convert").nth(1).is_cut_after(polls));
-        let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+        let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
         let state = ended(&p, version.id).await.state;
         // What it had begun, it may still do.
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -149,18 +150,18 @@ async fn a_cancelled_import_ends_as_failed() {
     let house = House::new();
     let p = house.open().await;
     p.plan.add(Fault::on("convert").is_delayed(Duration::from_millis(100)));
-    let (image, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+    let (image, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
     for refused in [
-        p.o.delete_version(version.id, &Principal::embedder()).await.map(|_| ()),
-        p.o.delete_image(image.id, &Principal::embedder()).await,
-        p.o.set_current_version(image.id, version.id, &Principal::embedder()).await.map(|_| ()),
+        p.o.images().delete_version(version.id, &Principal::embedder()).await.map(|_| ()),
+        p.o.images().delete(image.id, &Principal::embedder()).await,
+        p.o.images().set_current(image.id, version.id, &Principal::embedder()).await.map(|_| ()),
     ] {
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Conflict);
     }
-    p.o.cancel_import(version.id, &Principal::embedder()).await.unwrap();
+    p.o.jobs().cancel_import(version.id, &Principal::embedder()).await.unwrap();
     assert_eq!(ended(&p, version.id).await.state, VersionState::Failed);
     assert!(p.image_ids().await.is_empty());
-    let again = p.o.cancel_import(version.id, &Principal::embedder()).await.unwrap_err();
+    let again = p.o.jobs().cancel_import(version.id, &Principal::embedder()).await.unwrap_err();
     assert_eq!(again.kind(), ErrorKind::NotFound);
 }
 
@@ -169,13 +170,13 @@ async fn an_import_that_is_cancelled_while_its_file_is_probed_ends_at_once() {
     let house = House::new();
     let p = house.open().await;
     p.plan.add(Fault::on("image_converter.probe").hangs());
-    let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+    let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
     until("the file is probed", async || p.plan.calls("image_converter.probe") > 0).await;
-    p.o.cancel_import(version.id, &Principal::embedder()).await.unwrap();
+    p.o.jobs().cancel_import(version.id, &Principal::embedder()).await.unwrap();
     let failed = ended(&p, version.id).await;
     assert!(failed.state == VersionState::Failed && failed.error.unwrap().contains("cancelled"));
     assert_eq!(p.plan.calls("image_converter.convert"), 0);
-    p.o.delete_version(version.id, &Principal::embedder()).await.unwrap();
+    p.o.images().delete_version(version.id, &Principal::embedder()).await.unwrap();
 }
 
 /// A real kill ends the converter's thread too; here it must come to its end before the next process looks at the folder.
@@ -200,7 +201,7 @@ async fn an_interrupted_import_is_failed_at_the_next_start() {
         let house = House::new();
         let p = house.open().await;
         p.plan.add(Fault::on("convert").nth(1).kills(polls));
-        let (_, version) = p.o.import(request(source(&house, &[1; 200_000]))).await.unwrap();
+        let (_, version) = p.o.images().import(request(source(&house, &[1; 200_000]))).await.unwrap();
         p.plan.killed().await;
         abandoned_copy_ended(house.dir.path()).await;
         // Bytes that no record explains, and a version that is there.
@@ -220,7 +221,7 @@ async fn an_import_does_not_begin_during_the_clean_up() {
     let plan = FaultPlan::new();
     plan.add(Fault::on("image.list").first(1).hangs());
     let p = house.open_unready(&plan);
-    let import = p.o.import(request(source(&house, &[1; 4096])));
+    let import = p.o.images().import(request(source(&house, &[1; 4096])));
     assert!(tokio::time::timeout(Duration::from_millis(100), import).await.is_err());
     assert!(p.store.images(crate::house::all()).await.unwrap().items.is_empty(), "its bytes would be swept");
 }
@@ -231,7 +232,7 @@ async fn an_import_waits_for_the_clean_up_after_the_last_process() {
     let plan = FaultPlan::new();
     plan.add(Fault::on("image.list").first(1).is_delayed(Duration::from_millis(100)));
     let p = house.open_unready(&plan);
-    let (_, version) = p.o.import(request(source(&house, &[1; 200_000]))).await.unwrap();
+    let (_, version) = p.o.images().import(request(source(&house, &[1; 200_000]))).await.unwrap();
     assert_eq!(plan.calls("image.list"), 1);
     assert_eq!(ended(&p, version.id).await.state, VersionState::Ready);
     assert_eq!(p.image_ids().await.len(), 1);
@@ -242,16 +243,16 @@ async fn an_import_whose_end_is_not_recorded_yet_can_be_cancelled_and_deleted() 
     let house = House::new();
     let p = house.open().await;
     p.plan.add(Fault::on("convert").nth(1).is_delayed(Duration::from_millis(50)));
-    let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+    let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
     let before = p.plan.calls("store.commit");
     p.plan.add(Fault::on("store.commit").first(1).fails(ErrorKind::Full));
     until("its end is tried", async || p.plan.calls("store.commit") > before).await;
-    assert!(p.o.import_progress(version.id).is_some(), "it counts as running");
+    assert!(p.o.images().import_progress(version.id).is_some(), "it counts as running");
     assert_eq!(p.store.version(version.id).await.unwrap().unwrap().state, VersionState::Importing);
-    p.o.cancel_import(version.id, &Principal::embedder()).await.unwrap();
+    p.o.jobs().cancel_import(version.id, &Principal::embedder()).await.unwrap();
     let failed = ended(&p, version.id).await;
     assert!(failed.state == VersionState::Failed && failed.error.unwrap().contains("cancelled"));
-    p.o.delete_version(version.id, &Principal::embedder()).await.unwrap();
+    p.o.images().delete_version(version.id, &Principal::embedder()).await.unwrap();
     assert!(p.image_ids().await.is_empty());
 }
 
@@ -259,7 +260,7 @@ async fn an_import_whose_end_is_not_recorded_yet_can_be_cancelled_and_deleted() 
 async fn what_machines_boot_is_what_is_current_pinned_or_used() {
     let house = House::new();
     let p = house.open().await;
-    let boots = async || p.o.versions_to_boot().await.unwrap().into_iter().collect::<Vec<_>>();
+    let boots = async || p.o.read().versions_to_boot().await.unwrap().into_iter().collect::<Vec<_>>();
     assert_eq!(boots().await, []);
     let (debian, one) = p.image("debian").await;
     let (_, other) = p.image("win11").await;
@@ -287,7 +288,7 @@ async fn a_version_in_use_stays() {
     let (image, one) = p.image("debian").await;
     let two = p.version(image, 2).await;
     let refused = async |id: ImageVersionId, says: &str| {
-        let e = p.o.delete_version(id, &Principal::embedder()).await.unwrap_err();
+        let e = p.o.images().delete_version(id, &Principal::embedder()).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Conflict, "{says}");
         assert!(e.message().contains(says), "{says}: {e}");
         assert!(e.hint().is_some(), "{says}");
@@ -298,34 +299,34 @@ async fn a_version_in_use_stays() {
     p.set_current(image, two).await;
     refused(one, "stands on").await;
     assert_eq!(
-        p.o.delete_image(image, &Principal::embedder()).await.unwrap_err().kind(),
+        p.o.images().delete(image, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Conflict
     );
     p.stop(&session, false).await.unwrap();
     // A stopped session's kept writeback stands on it, too.
     refused(one, "stands on").await;
-    p.o.discard_kept_writeback(machine.id, &Principal::embedder()).await.unwrap();
+    p.o.machines().discard_kept(machine.id, &Principal::embedder()).await.unwrap();
     p.update(&machine, move |m| m.pinned_version = Some(one)).await;
     refused(one, "in use").await;
     p.update(&machine, |m| m.pinned_version = None).await;
     let new = NewTarget { name: "shared".parse().unwrap(), version: one, initiator: None };
-    let (target, _) = p.o.create_target(new, &Principal::embedder()).await.unwrap();
+    let (target, _) = p.o.targets().create(new, &Principal::embedder()).await.unwrap();
     refused(one, "in use").await;
-    p.o.delete_target(target.id, false, &Principal::embedder()).await.unwrap();
-    p.o.delete_version(one, &Principal::embedder()).await.unwrap();
+    p.o.targets().delete(target.id, false, &Principal::embedder()).await.unwrap();
+    p.o.images().delete_version(one, &Principal::embedder()).await.unwrap();
     assert!(p.store.version(one).await.unwrap().is_none());
     assert_eq!(
-        p.o.delete_version(one, &Principal::embedder()).await.unwrap_err().kind(),
+        p.o.images().delete_version(one, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::NotFound
     );
 
     assert_eq!(
-        p.o.delete_image(image, &Principal::embedder()).await.unwrap_err().kind(),
+        p.o.images().delete(image, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Conflict,
         "assigned"
     );
     p.update(&machine, |m| m.image = None).await;
-    p.o.delete_image(image, &Principal::embedder()).await.unwrap();
+    p.o.images().delete(image, &Principal::embedder()).await.unwrap();
     assert!(p.store.image(image).await.unwrap().is_none());
 }
 
@@ -352,7 +353,7 @@ async fn two_imports_at_once_are_two_versions_of_one_image() {
     let house = House::new();
     let p = house.open().await;
     let path = source(&house, &[1; 4096]);
-    let (a, b) = tokio::join!(p.o.import(request(path.clone())), p.o.import(request(path)));
+    let (a, b) = tokio::join!(p.o.images().import(request(path.clone())), p.o.images().import(request(path)));
     let ((image, a), (other, b)) = (a.unwrap(), b.unwrap());
     assert_eq!(image.id, other.id);
     assert_eq!(a.number + b.number, 3);
@@ -367,7 +368,7 @@ async fn an_imports_end_that_could_not_be_recorded_is_recorded_later() {
         let house = House::new();
         let p = house.open().await;
         p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_secs(1)));
-        let (image, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+        let (image, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
         let before = p.plan.calls("store.commit");
         // The cancel itself is recorded.
         let first = u64::from(!works);
@@ -375,7 +376,7 @@ async fn an_imports_end_that_could_not_be_recorded_is_recorded_later() {
             p.plan.add(Fault::on("store.commit").nth(nth).fails(ErrorKind::Full));
         }
         if !works {
-            p.o.cancel_import(version.id, &Principal::embedder()).await.unwrap();
+            p.o.jobs().cancel_import(version.id, &Principal::embedder()).await.unwrap();
         }
         let done = ended(&p, version.id).await;
         assert!(p.plan.calls("store.commit") >= before + 3, "it was recorded at once");
@@ -391,7 +392,7 @@ async fn an_import_that_nobody_works_on_is_failed_by_the_reconciler() {
     let house = House::new();
     let p = house.open().await;
     p.plan.add(Fault::on("image_converter.convert").is_delayed(Duration::from_millis(500)));
-    let (_, version) = p.o.import(request(source(&house, &[1; 4096]))).await.unwrap();
+    let (_, version) = p.o.images().import(request(source(&house, &[1; 4096]))).await.unwrap();
     // As an import that died leaves it.
     let dead = ImageVersion { id: ImageVersionId::generate(), number: 7, ..version.clone() };
     p.store.commit(Batch::new().write(Write::Version(dead.clone()))).await.unwrap();

@@ -43,8 +43,8 @@ fn request(house: &House) -> ImportRequest {
 
 /// Begins an import; its version and its job.
 async fn import(house: &House, p: &Process) -> (ImageVersionId, JobId) {
-    let (_, version) = p.o.import(request(house)).await.unwrap();
-    (version.id, p.o.version_job(version.id).await.unwrap().unwrap().id)
+    let (_, version) = p.o.images().import(request(house)).await.unwrap();
+    (version.id, p.o.jobs().of_version(version.id).await.unwrap().unwrap().id)
 }
 
 /// A server that runs one job at a time, whose first import hangs in its probe.
@@ -80,19 +80,19 @@ async fn jobs_beyond_the_limit_wait_and_come_in_the_order_in_which_they_were_ask
     let (waiting, second) = import(&house, &p).await;
     let (_, third) = import(&house, &p).await;
     let states = async || -> Vec<(JobId, JobState)> {
-        let page = p.o.jobs(&JobFilter::default(), all()).await.unwrap();
+        let page = p.o.jobs().list(&JobFilter::default(), all()).await.unwrap();
         page.items.into_iter().map(|job| (job.id, job.state)).collect()
     };
     use JobState::{Cancelled, Queued, Running, Succeeded};
     assert_eq!(states().await, [(third, Queued), (second, Queued), (first, Running)]);
-    assert_eq!(p.o.import_progress(waiting), Some(0));
+    assert_eq!(p.o.images().import_progress(waiting), Some(0));
     assert_eq!(version(&p, waiting).await.state, VersionState::Importing);
-    let refused = p.o.delete_version(waiting, &Principal::embedder()).await.unwrap_err();
+    let refused = p.o.images().delete_version(waiting, &Principal::embedder()).await.unwrap_err();
     assert_eq!(refused.code().name(), "version_importing");
     p.reconcile().await;
     assert_eq!(states().await, [(third, Queued), (second, Queued), (first, Running)], "nobody's to touch");
 
-    p.o.cancel_job(first, &Principal::embedder()).await.unwrap();
+    p.o.jobs().cancel(first, &Principal::embedder()).await.unwrap();
     ends(&p, third).await;
     assert_eq!(states().await, [(third, Succeeded), (second, Succeeded), (first, Cancelled)]);
     let began = p.all_events().await.into_iter().filter_map(|kind| match kind {
@@ -110,7 +110,7 @@ async fn a_job_is_cancelled_while_it_waits_and_while_it_runs_and_not_after_its_e
     let (waiting, queued) = import(&house, &p).await;
     for id in [queued, running] {
         let rows = audit_rows(&p).await;
-        let asked = p.o.cancel_job(id, &Principal::embedder()).await.unwrap();
+        let asked = p.o.jobs().cancel(id, &Principal::embedder()).await.unwrap();
         assert!(asked.cancel_requested);
         assert_eq!(audit_rows(&p).await, rows + 1);
         let ended = ends(&p, id).await;
@@ -124,9 +124,9 @@ async fn a_job_is_cancelled_while_it_waits_and_while_it_runs_and_not_after_its_e
         (VersionState::Failed, "import_cancelled")
     );
     let rows = audit_rows(&p).await;
-    let e = p.o.cancel_job(queued, &Principal::embedder()).await.unwrap_err();
+    let e = p.o.jobs().cancel(queued, &Principal::embedder()).await.unwrap_err();
     assert_eq!((e.kind(), e.code().name()), (ErrorKind::Conflict, "job_ended"));
-    let e = p.o.cancel_job(JobId::generate(), &Principal::embedder()).await.unwrap_err();
+    let e = p.o.jobs().cancel(JobId::generate(), &Principal::embedder()).await.unwrap_err();
     assert_eq!((e.kind(), e.code().name()), (ErrorKind::NotFound, "job_not_found"));
     assert_eq!(audit_rows(&p).await, rows, "what was refused is not recorded");
 }
@@ -157,7 +157,7 @@ async fn a_failed_job_is_retried_and_makes_the_same_version() {
     let number = version(&p, made).await.number;
 
     let rows = audit_rows(&p).await;
-    let begun = p.o.retry_job(id, &Principal::embedder()).await.unwrap();
+    let begun = p.o.jobs().retry(id, &Principal::embedder()).await.unwrap();
     assert!(begun.state.is_live() && begun.failure.is_none() && begun.error.is_none());
     assert_eq!(audit_rows(&p).await, rows + 1);
     let done = ends(&p, id).await;
@@ -166,7 +166,7 @@ async fn a_failed_job_is_retried_and_makes_the_same_version() {
     assert_eq!((ready.state, ready.number, ready.error), (VersionState::Ready, number, None));
     assert_eq!(p.images.list().await.unwrap().len(), 1);
 
-    let e = p.o.retry_job(id, &Principal::embedder()).await.unwrap_err();
+    let e = p.o.jobs().retry(id, &Principal::embedder()).await.unwrap_err();
     assert_eq!((e.kind(), e.code().name()), (ErrorKind::Conflict, "job_not_retryable"));
 }
 
@@ -177,9 +177,9 @@ async fn a_job_whose_version_was_removed_is_not_retried() {
     p.plan.add(Fault::on("image_converter.probe").nth(1).fails(ErrorKind::Full));
     let (made, id) = import(&house, &p).await;
     ends(&p, id).await;
-    until("its task has ended", async || p.o.import_progress(made).is_none()).await;
-    p.o.delete_version(made, &Principal::embedder()).await.unwrap();
-    let e = p.o.retry_job(id, &Principal::embedder()).await.unwrap_err();
+    until("its task has ended", async || p.o.images().import_progress(made).is_none()).await;
+    p.o.images().delete_version(made, &Principal::embedder()).await.unwrap();
+    let e = p.o.jobs().retry(id, &Principal::embedder()).await.unwrap_err();
     assert_eq!((e.kind(), e.code().name()), (ErrorKind::NotFound, "version_not_found"));
     assert!(e.hint().unwrap().contains("import the file again"), "{e:?}");
     assert_eq!(job(&p.store, id).await.state, JobState::Failed);
@@ -202,10 +202,10 @@ async fn a_second_job_for_one_version_is_refused() {
         failed.created_at,
     );
     p.store.commit(Batch::new().write(Write::Job(Box::new(other)))).await.unwrap();
-    let e = p.o.retry_job(id, &Principal::embedder()).await.unwrap_err();
+    let e = p.o.jobs().retry(id, &Principal::embedder()).await.unwrap_err();
     assert_eq!((e.kind(), e.code().name()), (ErrorKind::Conflict, "job_under_way"));
     assert_eq!(version(&p, made).await.state, VersionState::Failed, "nothing of the batch was applied");
-    assert_eq!(p.o.import_progress(made), None);
+    assert_eq!(p.o.images().import_progress(made), None);
 }
 
 #[tokio::test]
@@ -226,7 +226,7 @@ async fn after_a_crash_what_ran_has_failed_and_what_waited_is_done() {
     assert_eq!((done.state, done.attempts), (JobState::Succeeded, 1));
     assert_eq!(version(&p, made).await.state, VersionState::Ready);
     // The one that was interrupted is not tried again by itself, but when somebody asks.
-    p.o.retry_job(ran, &Principal::embedder()).await.unwrap();
+    p.o.jobs().retry(ran, &Principal::embedder()).await.unwrap();
     assert_eq!(ends(&p, ran).await.state, JobState::Succeeded);
 }
 
@@ -295,7 +295,7 @@ async fn a_claim_that_cannot_be_recorded_is_tried_again_and_ever_less_often() {
     let (_, second) = import(&house, &p).await;
     // What ends a job may use the reserve.
     house.store.set_full(true);
-    p.o.cancel_job(first, &Principal::embedder()).await.unwrap();
+    p.o.jobs().cancel(first, &Principal::embedder()).await.unwrap();
     ends(&p, first).await;
     let commits = p.plan.calls("store.commit");
     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -315,7 +315,7 @@ async fn a_file_whose_name_is_no_text_is_refused_by_name() {
     let house = House::new();
     let p = house.open().await;
     let path = house.dir.path().join(std::ffi::OsStr::from_bytes(b"a\xff.raw"));
-    let e = p.o.import(ImportRequest { path, ..request(&house) }).await.unwrap_err();
+    let e = p.o.images().import(ImportRequest { path, ..request(&house) }).await.unwrap_err();
     assert_eq!((e.kind(), e.field()), (ErrorKind::Invalid, Some("path")));
     assert!(e.hint().is_some(), "{e}");
     assert_eq!(p.store.jobs(&JobFilter::default(), all()).await.unwrap().total, 0);
@@ -329,8 +329,8 @@ async fn killed_at_every_call_of_an_import() {
             let p = house.open().await;
             let (o, ask) = (p.o.clone(), request(&house));
             let work = async move {
-                let Ok((_, version)) = o.import(ask).await else { return };
-                while o.import_progress(version.id).is_some() {
+                let Ok((_, version)) = o.images().import(ask).await else { return };
+                while o.images().import_progress(version.id).is_some() {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             };
@@ -383,7 +383,7 @@ async fn a_running_job_has_a_heartbeat_and_records_little_more() {
     assert!(claim.heartbeat > begun.heartbeat, "{claim:?}");
     assert_eq!((claim.at, claim.epoch), (begun.at, begun.epoch));
     assert_eq!(p.plan.calls("store.commit"), commits + 3, "one commit each 10 seconds");
-    let shown = p.o.job(id).await.unwrap();
+    let shown = p.o.jobs().get(id).await.unwrap();
     assert_eq!((shown.state, shown.step.as_str()), (JobState::Running, "Converting"));
 }
 
@@ -419,7 +419,7 @@ async fn a_job_of_another_server_fails_when_its_heartbeat_is_too_old() {
     let lost = job(&p.store, work.id).await;
     assert_eq!((lost.state, lost.claim), (JobState::Failed, None));
     assert_eq!(version(&p, theirs.id).await.state, VersionState::Failed);
-    let e = p.o.retry_job(work.id, &Principal::embedder()).await.unwrap_err();
+    let e = p.o.jobs().retry(work.id, &Principal::embedder()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Conflict, "the file is theirs");
 }
 
@@ -472,8 +472,8 @@ async fn a_panic_in_the_work_fails_the_job_and_frees_its_place() {
     let templates = BootTemplates::load(None).unwrap();
     let o = Orchestrator::new(ports(&house, &p, Panics), house.config.clone(), templates).unwrap();
     for _ in 0..2 {
-        let (_, made) = o.import(request(&house)).await.unwrap();
-        let id = o.version_job(made.id).await.unwrap().unwrap().id;
+        let (_, made) = o.images().import(request(&house)).await.unwrap();
+        let id = o.jobs().of_version(made.id).await.unwrap().unwrap().id;
         let failed = ends(&p, id).await;
         assert_eq!(failed.state, JobState::Failed);
         assert!(failed.error.unwrap().contains("panicked"));

@@ -13,7 +13,7 @@ use crate::house::{House, all, mac, pc};
 async fn of_two_operators_the_second_is_told() {
     let house = House::new();
     let p = house.open().await;
-    let machine = p.o.create_machine(pc(1, None), &Principal::embedder()).await.unwrap();
+    let machine = p.o.machines().create(pc(1, None), &Principal::embedder()).await.unwrap();
     assert_eq!(machine.revision, 1);
     let describe = |text: &'static str| {
         Box::new(move |mut m: ggnet_core::nouns::Machine| {
@@ -22,16 +22,18 @@ async fn of_two_operators_the_second_is_told() {
         })
     };
     let first =
-        p.o.update_machine(machine.id, Some(1), describe("first"), &Principal::embedder()).await.unwrap();
+        p.o.machines().update(machine.id, Some(1), describe("first"), &Principal::embedder()).await.unwrap();
     assert_eq!(first.revision, 2);
     let e =
-        p.o.update_machine(machine.id, Some(1), describe("second"), &Principal::embedder())
+        p.o.machines()
+            .update(machine.id, Some(1), describe("second"), &Principal::embedder())
             .await
             .unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Conflict);
     assert!(e.hint().is_some(), "{e}");
     assert_eq!(p.store.machine(machine.id).await.unwrap().unwrap(), first);
-    let lost = p.o.update_machine(MachineId::generate(), None, describe("x"), &Principal::embedder()).await;
+    let lost =
+        p.o.machines().update(MachineId::generate(), None, describe("x"), &Principal::embedder()).await;
     assert_eq!(lost.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
@@ -45,7 +47,7 @@ async fn what_cannot_be_is_refused_with_its_field() {
     let create = async |change: &dyn Fn(&mut ggnet_core::nouns::Machine)| {
         let mut machine = pc(2, Some(image));
         change(&mut machine);
-        p.o.create_machine(machine, &Principal::embedder()).await.unwrap_err()
+        p.o.machines().create(machine, &Principal::embedder()).await.unwrap_err()
     };
     assert_eq!(create(&|m| m.macs.clear()).await.field(), Some("macs"));
     assert_eq!(
@@ -65,9 +67,15 @@ async fn what_cannot_be_is_refused_with_its_field() {
     };
     let first = p.store.machine_by_mac(mac(1)).await.unwrap().unwrap();
     let taken =
-        p.o.update_machine(first.id, None, Box::new(move_there), &Principal::embedder()).await.unwrap_err();
+        p.o.machines()
+            .update(first.id, None, Box::new(move_there), &Principal::embedder())
+            .await
+            .unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::Conflict);
-    p.o.update_machine(third.id, None, Box::new(move_there), &Principal::embedder()).await.expect("its own");
+    p.o.machines()
+        .update(third.id, None, Box::new(move_there), &Principal::embedder())
+        .await
+        .expect("its own");
     let _ = other;
     p.assert_whole("nothing of the refused ones").await;
 }
@@ -104,8 +112,8 @@ async fn a_machine_with_a_live_session_stays_and_one_without_goes_with_its_write
     let disk = p.power_on(&machine).await;
     disk.write(0, 0, &[1; 512]).await.unwrap();
     for refused in [
-        p.o.delete_machine(machine.id, &Principal::embedder()).await,
-        p.o.discard_kept_writeback(machine.id, &Principal::embedder()).await,
+        p.o.machines().delete(machine.id, &Principal::embedder()).await,
+        p.o.machines().discard_kept(machine.id, &Principal::embedder()).await,
     ] {
         let e = refused.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Conflict);
@@ -114,10 +122,10 @@ async fn a_machine_with_a_live_session_stays_and_one_without_goes_with_its_write
     assert_eq!(disk.read(0, 0, 512).await.unwrap(), [1; 512]);
     p.stop(&p.session(&machine).await, true).await.unwrap();
     assert!(p.left().await["writeback"].contains(&ResourceId::machine(machine.id)));
-    p.o.delete_machine(machine.id, &Principal::embedder()).await.unwrap();
+    p.o.machines().delete(machine.id, &Principal::embedder()).await.unwrap();
     p.assert_empty("deleted").await;
     assert_eq!(
-        p.o.delete_machine(machine.id, &Principal::embedder()).await.unwrap_err().kind(),
+        p.o.machines().delete(machine.id, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::NotFound
     );
 }
@@ -131,7 +139,7 @@ async fn a_deletion_that_a_backend_missed_is_caught_up() {
     drop(p.power_on(&machine).await);
     p.stop(&p.session(&machine).await, true).await.unwrap();
     p.plan.add(Fault::on("remove").fails(ErrorKind::Unavailable));
-    p.o.delete_machine(machine.id, &Principal::embedder()).await.unwrap();
+    p.o.machines().delete(machine.id, &Principal::embedder()).await.unwrap();
     p.plan.clear();
     p.reconcile().await;
     p.assert_empty("caught up").await;
@@ -145,7 +153,7 @@ async fn a_discarded_writeback_gives_a_clean_disk() {
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
     p.power_on(&machine).await.write(0, 0, &[1; 512]).await.unwrap();
     p.stop(&p.session(&machine).await, true).await.unwrap();
-    p.o.discard_kept_writeback(machine.id, &Principal::embedder()).await.unwrap();
+    p.o.machines().discard_kept(machine.id, &Principal::embedder()).await.unwrap();
     assert_eq!(p.power_on(&machine).await.read(0, 0, 512).await.unwrap(), [0; 512]);
 }
 
@@ -155,7 +163,7 @@ async fn an_unknown_machine_is_forgotten_by_somebody() {
     let p = House::new().open().await;
     p.boot(mac(9)).await.unwrap();
     assert!(p.store.seen_machine(mac(9)).await.unwrap().is_some());
-    p.o.forget_seen(mac(9), &Principal::embedder()).await.unwrap();
+    p.o.machines().forget_seen(mac(9), &Principal::embedder()).await.unwrap();
     assert_eq!(p.store.seen_machine(mac(9)).await.unwrap(), None);
     let row = p.store.audit(all()).await.unwrap().items.remove(0);
     assert_eq!(
@@ -164,6 +172,6 @@ async fn an_unknown_machine_is_forgotten_by_somebody() {
     );
     assert_eq!(row.before.unwrap()["count"], 1, "with what was known of it");
     assert_eq!(p.all_events().await.last(), Some(&EventKind::MachineForgotten { mac: mac(9) }));
-    let e = p.o.forget_seen(mac(9), &Principal::embedder()).await.unwrap_err();
+    let e = p.o.machines().forget_seen(mac(9), &Principal::embedder()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::NotFound);
 }

@@ -58,7 +58,7 @@ async fn what_a_machine_has_kept_becomes_the_next_version_of_its_image() {
     let p = house.open().await;
     let (machine, image, base) = kept(&p, 4).await;
     let session = p.last(&machine).await.unwrap();
-    let (record, version) = p.o.publish(request(&machine)).await.unwrap();
+    let (record, version) = p.o.images().publish(request(&machine)).await.unwrap();
     assert_eq!((record.id, record.current), (image, Some(version.id)));
     assert_eq!((version.state, version.number), (VersionState::Ready, 2));
     assert_eq!(version.comment, "with the new driver");
@@ -89,7 +89,7 @@ async fn what_a_machine_has_kept_becomes_the_next_version_of_its_image() {
     write(&p, &machine, 5).await;
     let mut ask = request(&machine);
     ask.make_current = false;
-    let (record, third) = p.o.publish(ask).await.unwrap();
+    let (record, third) = p.o.images().publish(ask).await.unwrap();
     assert_eq!((record.current, third.number), (Some(version.id), 3), "not asked to be current");
     assert_eq!(p.image_bytes(third.id).await[..512], [5; 512]);
     let p = house.open().await;
@@ -103,10 +103,10 @@ async fn so_many_versions_stand_on_each_other_and_no_more() {
     let p = house.open().await;
     let (machine, image, _) = kept(&p, 1).await;
     for byte in 2..=16 {
-        p.o.publish(request(&machine)).await.unwrap();
+        p.o.images().publish(request(&machine)).await.unwrap();
         write(&p, &machine, byte).await;
     }
-    let e = p.o.publish(request(&machine)).await.unwrap_err();
+    let e = p.o.images().publish(request(&machine)).await.unwrap_err();
     assert_eq!((e.kind(), e.code().name()), (ErrorKind::Conflict, "versions_too_deep"), "{e}");
     assert_eq!(p.store.versions(image).await.unwrap().len(), 16);
     is_as_it_was(&p, &machine, 16, "refused").await;
@@ -117,21 +117,21 @@ async fn a_version_below_another_cannot_be_deleted() {
     let house = House::new();
     let p = house.open().await;
     let (machine, image, base) = kept(&p, 4).await;
-    let (_, second) = p.o.publish(request(&machine)).await.unwrap();
+    let (_, second) = p.o.images().publish(request(&machine)).await.unwrap();
     let refused = |e: Error| {
         assert_eq!((e.kind(), e.code().name()), (ErrorKind::Conflict, "version_below_another"), "{e}");
         assert!(e.message().contains("Version 2") && e.hint().is_some(), "{e}");
     };
-    refused(p.o.delete_version(base, &Principal::embedder()).await.unwrap_err());
+    refused(p.o.images().delete_version(base, &Principal::embedder()).await.unwrap_err());
     // Nor while the bytes above are out of reach: the record says what they stand on.
     let away = p.images.world();
     ggnet_core::ports::ImageStore::remove(&*p.images, second.id, Removal::Force).await.unwrap();
-    refused(p.o.delete_version(base, &Principal::embedder()).await.unwrap_err());
+    refused(p.o.images().delete_version(base, &Principal::embedder()).await.unwrap_err());
     away.plant(second.id, crate::house::SIZE, &[]).unwrap();
     // One that needs nothing below it, whatever it was made of.
-    p.o.delete_version(base, &Principal::embedder()).await.unwrap();
+    p.o.images().delete_version(base, &Principal::embedder()).await.unwrap();
     p.update(&machine, |m| m.image = None).await;
-    p.o.delete_image(image, &Principal::embedder()).await.unwrap();
+    p.o.images().delete(image, &Principal::embedder()).await.unwrap();
     assert!(p.image_ids().await.is_empty());
 }
 
@@ -140,16 +140,17 @@ async fn what_is_left_of_a_deleted_version_is_no_version_to_delete_first() {
     let house = House::new();
     let p = house.open().await;
     let (machine, image, base) = kept(&p, 4).await;
-    let (_, second) = p.o.publish(PublishRequest { make_current: false, ..request(&machine) }).await.unwrap();
+    let (_, second) =
+        p.o.images().publish(PublishRequest { make_current: false, ..request(&machine) }).await.unwrap();
     let third = p.version(image, 3).await;
     p.set_current(image, third).await;
     // Deleted, and its bytes could not be removed.
     p.store.commit(Batch::new().write(Write::DeleteVersion(second.id))).await.unwrap();
-    let e = p.o.delete_version(base, &Principal::embedder()).await.unwrap_err();
+    let e = p.o.images().delete_version(base, &Principal::embedder()).await.unwrap_err();
     assert_eq!(e.code().name(), "version_below_another", "{e}");
     assert!(e.hint().unwrap().contains("next start"), "{e}");
     let p = house.open().await;
-    p.o.delete_version(base, &Principal::embedder()).await.unwrap();
+    p.o.images().delete_version(base, &Principal::embedder()).await.unwrap();
 }
 
 #[tokio::test]
@@ -157,9 +158,9 @@ async fn an_image_goes_with_all_that_stand_on_each_other() {
     let house = House::new();
     let p = house.open().await;
     let (machine, image, _) = kept(&p, 4).await;
-    p.o.publish(request(&machine)).await.unwrap();
+    p.o.images().publish(request(&machine)).await.unwrap();
     p.update(&machine, |m| m.image = None).await;
-    p.o.delete_image(image, &Principal::embedder()).await.unwrap();
+    p.o.images().delete(image, &Principal::embedder()).await.unwrap();
     assert!(p.image_ids().await.is_empty(), "the newest first");
 }
 
@@ -169,18 +170,18 @@ async fn what_cannot_be_published_is_refused_and_nothing_is_recorded() {
     let p = house.open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.writeback = WritebackPolicy::Keep).await;
-    let nothing = p.o.publish(request(&machine)).await.unwrap_err();
+    let nothing = p.o.images().publish(request(&machine)).await.unwrap_err();
     assert_eq!((nothing.kind(), nothing.code().name()), (ErrorKind::NotFound, "nothing_kept"));
     let disk = p.power_on(&machine).await;
     disk.write(0, 0, &[6; 512]).await.unwrap();
-    let runs = p.o.publish(request(&machine)).await.unwrap_err();
+    let runs = p.o.images().publish(request(&machine)).await.unwrap_err();
     assert_eq!((runs.kind(), runs.code().name()), (ErrorKind::Conflict, "machine_has_session"));
     assert!(runs.hint().is_some() && nothing.hint().is_some());
     drop(disk);
     p.stop(&p.session(&machine).await, true).await.unwrap();
     let gone = ggnet_core::nouns::MachineId::generate();
     let ask = PublishRequest { machine: gone, ..request(&machine) };
-    assert_eq!(p.o.publish(ask).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(p.o.images().publish(ask).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(p.store.versions(image).await.unwrap().len(), 1);
     is_as_it_was(&p, &machine, 6, "refused").await;
 }
@@ -191,7 +192,7 @@ async fn a_publication_that_fails_leaves_what_was_kept() {
     let p = house.open().await;
     let (machine, image, _) = kept(&p, 7).await;
     p.plan.add(Fault::on("writeback.freeze").nth(1).fails(ErrorKind::Full));
-    p.o.publish(request(&machine)).await.unwrap_err();
+    p.o.images().publish(request(&machine)).await.unwrap_err();
     assert_eq!(p.store.versions(image).await.unwrap().len(), 1, "nothing was about to move");
     is_as_it_was(&p, &machine, 7, "not frozen").await;
     for (n, fault) in [
@@ -202,7 +203,7 @@ async fn a_publication_that_fails_leaves_what_was_kept() {
     .enumerate()
     {
         p.plan.clear().add(fault);
-        p.o.publish(request(&machine)).await.unwrap_err();
+        p.o.images().publish(request(&machine)).await.unwrap_err();
         let versions = p.store.versions(image).await.unwrap();
         let failed = versions.last().unwrap();
         assert_eq!((failed.state, versions.len()), (VersionState::Failed, n + 2));
@@ -210,7 +211,7 @@ async fn a_publication_that_fails_leaves_what_was_kept() {
         is_as_it_was(&p, &machine, 7, &format!("fault {n}")).await;
     }
     p.plan.clear();
-    let (_, version) = p.o.publish(request(&machine)).await.unwrap();
+    let (_, version) = p.o.images().publish(request(&machine)).await.unwrap();
     assert_eq!(p.image_bytes(version.id).await[..512], [7; 512]);
 }
 
@@ -220,7 +221,7 @@ async fn an_adoption_whose_answer_is_lost_is_found_out() {
     let p = house.open().await;
     let (machine, ..) = kept(&p, 8).await;
     p.plan.add(Fault::on("image.adopt").nth(1).loses_the_answer(ErrorKind::Timeout));
-    let (_, version) = p.o.publish(request(&machine)).await.unwrap();
+    let (_, version) = p.o.images().publish(request(&machine)).await.unwrap();
     assert_eq!(version.state, VersionState::Ready);
     assert_eq!(p.image_bytes(version.id).await[..512], [8; 512]);
     assert!(!keeps(&p, &machine).await);
@@ -233,7 +234,7 @@ async fn a_publication_whose_end_is_not_recorded_is_finished_by_the_reconciler()
     let (machine, image, _) = kept(&p, 9).await;
     // The second commit says that it is ready.
     p.plan.add(Fault::on("store.commit").nth(2).fails(ErrorKind::Full));
-    p.o.publish(request(&machine)).await.unwrap_err();
+    p.o.images().publish(request(&machine)).await.unwrap_err();
     let version = p.store.versions(image).await.unwrap().pop().unwrap();
     assert_eq!(version.state, VersionState::Importing);
     // Nothing of it is taken for left over meanwhile, also not by the next start.
@@ -251,7 +252,7 @@ async fn an_adoption_that_outlives_its_limit_is_waited_for() {
     let p = house.open().await;
     let (machine, ..) = kept(&p, 3).await;
     p.plan.add(Fault::on("image.adopt").nth(1).is_delayed(Duration::from_secs(500)));
-    let e = p.o.publish(request(&machine)).await.unwrap_err();
+    let e = p.o.images().publish(request(&machine)).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Timeout, "{e}");
     let importing = p.store.importing_versions().await.unwrap();
     assert_eq!(importing.len(), 1, "it may be done yet");
@@ -273,7 +274,7 @@ async fn an_adoption_is_waited_for_while_its_machine_runs_on_another_disk() {
     let p = house.open().await;
     let (machine, ..) = kept(&p, 3).await;
     p.plan.add(Fault::on("image.adopt").nth(1).is_delayed(Duration::from_secs(500)));
-    p.o.publish(request(&machine)).await.unwrap_err();
+    p.o.images().publish(request(&machine)).await.unwrap_err();
     let version = p.store.importing_versions().await.unwrap()[0].id;
     p.update(&machine, |m| m.writeback = WritebackPolicy::Discard).await;
     p.start(&machine).await.unwrap();
@@ -292,7 +293,7 @@ async fn the_bytes_of_a_failed_publication_are_never_taken_for_leftovers() {
     let house = House::new();
     let p = house.open().await;
     let (machine, ..) = kept(&p, 6).await;
-    let (_, version) = p.o.publish(request(&machine)).await.unwrap();
+    let (_, version) = p.o.images().publish(request(&machine)).await.unwrap();
     let mut failed = p.store.version(version.id).await.unwrap().unwrap();
     (failed.state, failed.error) = (VersionState::Failed, Some("lost".to_owned()));
     p.store.commit(Batch::new().write(Write::Version(failed))).await.unwrap();
@@ -311,7 +312,7 @@ async fn no_other_machine_waits_for_a_freeze() {
     let other = p.machine(2, image, |_| ()).await;
     p.plan.add(Fault::on("writeback.freeze").nth(1).is_delayed(Duration::from_secs(20)));
     let (o, ask) = (p.o.clone(), request(&machine));
-    let publishing = tokio::spawn(async move { o.publish(ask).await });
+    let publishing = tokio::spawn(async move { o.images().publish(ask).await });
     tokio::time::sleep(Duration::from_secs(1)).await;
     p.start(&other).await.unwrap();
     assert!(!publishing.is_finished(), "it waited for the image lock");
@@ -326,7 +327,7 @@ async fn bytes_that_are_in_no_place_are_waited_for() {
     let p = house.open().await;
     let (machine, image, _) = kept(&p, 2).await;
     p.plan.add(Fault::on("store.commit").nth(2).fails(ErrorKind::Full));
-    p.o.publish(request(&machine)).await.unwrap_err();
+    p.o.images().publish(request(&machine)).await.unwrap_err();
     let version = p.store.versions(image).await.unwrap().pop().unwrap();
     let away = p.image_bytes(version.id).await;
     ggnet_core::ports::ImageStore::remove(&*p.images, version.id, Removal::Force).await.unwrap();
@@ -359,15 +360,19 @@ async fn a_publication_that_did_not_come_to_its_bytes_is_failed_and_may_begin_ag
     let p = house.open().await;
     let (machine, _, base) = kept(&p, 1).await;
     let version = begun(&p, &machine, base).await;
-    assert_eq!(p.o.publish(request(&machine)).await.unwrap_err().kind(), ErrorKind::Busy, "one at a time");
+    assert_eq!(
+        p.o.images().publish(request(&machine)).await.unwrap_err().kind(),
+        ErrorKind::Busy,
+        "one at a time"
+    );
     let by = Principal::embedder();
-    assert_eq!(p.o.discard_kept_writeback(machine.id, &by).await.unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(p.o.machines().discard_kept(machine.id, &by).await.unwrap_err().kind(), ErrorKind::Busy);
     p.reconcile().await;
     let failed = p.store.version(version).await.unwrap().unwrap();
     assert_eq!(failed.state, VersionState::Failed);
     assert_eq!(failed.failure.unwrap().code, "publish_interrupted");
     is_as_it_was(&p, &machine, 1, "it is the writeback's still").await;
-    let (_, again) = p.o.publish(request(&machine)).await.unwrap();
+    let (_, again) = p.o.images().publish(request(&machine)).await.unwrap();
     assert_eq!(p.image_bytes(again.id).await[..512], [1; 512]);
 }
 
@@ -378,13 +383,13 @@ async fn a_publication_whose_session_is_forgotten_is_ended_and_keeps_nobody_from
     let (machine, _, base) = kept(&p, 1).await;
     let version = begun_after(&p, SessionId::generate(), base).await;
     assert_eq!(
-        p.o.publish(request(&machine)).await.unwrap_err().kind(),
+        p.o.images().publish(request(&machine)).await.unwrap_err().kind(),
         ErrorKind::Busy,
         "it may be this one"
     );
     p.reconcile().await;
     assert_eq!(p.store.version(version).await.unwrap().unwrap().state, VersionState::Failed);
-    let (_, again) = p.o.publish(request(&machine)).await.unwrap();
+    let (_, again) = p.o.images().publish(request(&machine)).await.unwrap();
     assert_eq!(p.image_bytes(again.id).await[..512], [1; 512]);
 }
 
@@ -395,7 +400,7 @@ async fn the_reconciler_removes_no_writeback_that_a_version_is_to_be_made_of() {
     let (machine, _, base) = kept(&p, 1).await;
     let version = begun(&p, &machine, base).await;
     // Its machine is gone, and it cannot be said where the version's bytes are.
-    p.o.delete_machine(machine.id, &Principal::embedder()).await.unwrap();
+    p.o.machines().delete(machine.id, &Principal::embedder()).await.unwrap();
     p.plan.add(Fault::on("image.get").fails(ErrorKind::Unavailable));
     p.o.reconcile().await;
     assert!(keeps(&p, &machine).await, "it may be wanted");

@@ -184,7 +184,7 @@ async fn manual_targets_are_kept() {
     let p = house.open().await;
     let (_, version) = p.image("data").await;
     let new = |name: &str| NewTarget { name: name.parse().unwrap(), version, initiator: None };
-    let (target, endpoint) = p.o.create_target(new("games"), &Principal::embedder()).await.unwrap();
+    let (target, endpoint) = p.o.targets().create(new("games"), &Principal::embedder()).await.unwrap();
     let id = ResourceId::manual(target.id);
     assert_eq!(endpoint.lun, 0);
     let any = "iqn.2026-11.org.example:somebody".parse().unwrap();
@@ -192,7 +192,7 @@ async fn manual_targets_are_kept() {
     assert!(reader.read(0, 0, 512).await.is_ok());
     assert_eq!(reader.write(0, 0, &[1; 512]).await.unwrap_err().kind(), ErrorKind::Permission);
     assert_eq!(
-        p.o.create_target(new("games"), &Principal::embedder()).await.unwrap_err().kind(),
+        p.o.targets().create(new("games"), &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Conflict
     );
     assert_eq!(p.o.reconcile().await, Default::default());
@@ -208,16 +208,16 @@ async fn manual_targets_are_kept() {
 
     let reader = p.targets.login(&id, &any, crate::house::peer()).await.unwrap();
     assert_eq!(
-        p.o.delete_target(target.id, false, &Principal::embedder()).await.unwrap_err().kind(),
+        p.o.targets().delete(target.id, false, &Principal::embedder()).await.unwrap_err().kind(),
         ErrorKind::Busy
     );
     assert!(reader.is_connected());
-    p.o.delete_target(target.id, true, &Principal::embedder()).await.unwrap();
+    p.o.targets().delete(target.id, true, &Principal::embedder()).await.unwrap();
     assert!(!reader.is_connected());
     p.assert_empty("deleted").await;
 
     p.plan.add(Fault::on("target.ensure").nth(1).loses_the_answer(ErrorKind::Timeout));
-    assert!(p.o.create_target(new("lost"), &Principal::embedder()).await.is_err());
+    assert!(p.o.targets().create(new("lost"), &Principal::embedder()).await.is_err());
     p.reconcile().await;
     p.assert_empty("what no record explains").await;
 }
@@ -244,13 +244,13 @@ async fn an_idle_discard_session_is_stopped_and_a_keep_one_never() {
     assert_eq!((row.action, row.by), (AuditAction::SessionStop, by));
     assert_eq!(p.last(&keep).await.unwrap().state, SessionState::Active);
     assert_eq!(p.last(&busy).await.unwrap().state, SessionState::Active);
-    assert!(disk.is_connected() && p.o.is_online(p.session(&busy).await.id));
-    assert_eq!(p.o.online_count(), 1);
+    assert!(disk.is_connected() && p.o.presence().is_online(p.session(&busy).await.id));
+    assert_eq!(p.o.presence().online_count(), 1);
     p.assert_whole("idle").await;
     // The time offline counts, not the time since the start.
     drop(disk);
     p.reconcile().await;
-    assert!(!p.o.is_online(p.session(&busy).await.id));
+    assert!(!p.o.presence().is_online(p.session(&busy).await.id));
     assert_eq!(p.last(&busy).await.unwrap().state, SessionState::Active);
 }
 
@@ -363,7 +363,7 @@ async fn another_servers_session_is_left_alone() {
     let session = p.session(&machine).await;
     for e in [
         p.stop(&session, true).await.unwrap_err(),
-        p.o.current_script(&session, &advertised(), &Principal::embedder()).await.unwrap_err(),
+        p.o.sessions().current_script(&session, &advertised(), &Principal::embedder()).await.unwrap_err(),
         p.start(&machine).await.unwrap_err(),
     ] {
         assert_eq!(e.kind(), ErrorKind::Conflict, "{}", e.report());

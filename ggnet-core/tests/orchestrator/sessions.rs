@@ -69,7 +69,8 @@ async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
     let p = house.open().await;
     let (image, _) = p.image("debian").await;
     let start = async |machine, image| {
-        p.o.start(StartRequest { machine, image, data_disks: vec![], by: Principal::embedder() })
+        p.o.sessions()
+            .start(StartRequest { machine, image, data_disks: vec![], by: Principal::embedder() })
             .await
             .unwrap_err()
     };
@@ -86,7 +87,7 @@ async fn a_start_that_cannot_be_is_refused_with_what_to_do() {
     }
     p.update(&machine, |m| m.state = MachineState::Active).await;
 
-    let bare = p.o.create_machine(pc(2, None), &Principal::embedder()).await.unwrap();
+    let bare = p.o.machines().create(pc(2, None), &Principal::embedder()).await.unwrap();
     let e = start(bare.id, None).await;
     assert_eq!(e.code(), &code::machine_without_image("pc-2"));
     assert!(e.message().contains("no image") && e.hint().is_some(), "{e}");
@@ -128,7 +129,7 @@ async fn a_stop_that_cannot_be_is_refused_with_what_to_do() {
         reason: StopReason::Operator,
         by: Principal::embedder(),
     };
-    assert_eq!(p.o.stop(request).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(p.o.sessions().stop(request).await.unwrap_err().kind(), ErrorKind::NotFound);
 
     let session = p.start(&machine).await.unwrap().session;
     p.stop(&session, false).await.unwrap();
@@ -153,8 +154,8 @@ async fn a_stop_that_cannot_be_is_refused_with_what_to_do() {
     assert_eq!(stopped.state, SessionState::Stopped);
     assert!(!disk.is_connected());
     p.assert_whole("forced").await;
-    assert!(!p.o.is_online(session.id));
-    assert_eq!(p.o.online_count(), 0);
+    assert!(!p.o.presence().is_online(session.id));
+    assert_eq!(p.o.presence().online_count(), 0);
 }
 
 #[tokio::test]
@@ -200,7 +201,7 @@ async fn an_image_named_at_the_start_lasts_for_the_session() {
         data_disks: vec![],
         by: Principal::embedder(),
     };
-    let session = p.o.start(request).await.unwrap().session;
+    let session = p.o.sessions().start(request).await.unwrap().session;
     assert_eq!(session.current.system().version, other_version);
     let disk = p.power_on(&machine).await;
     assert_eq!(p.session(&machine).await.current.number, session.current.number, "its first boot is of it");
@@ -231,7 +232,7 @@ async fn a_hundred_machines_at_once() {
     let logins = machines.iter().zip(&scripts).map(|(m, s)| p.login(&s.target, m));
     let disks = futures_util::future::join_all(logins).await;
     assert!(disks.iter().all(Result::is_ok));
-    assert_eq!(p.o.online_count(), 100);
+    assert_eq!(p.o.presence().online_count(), 100);
     let sessions = p.store.live_sessions().await.unwrap();
     let stops = futures_util::future::join_all(sessions.iter().map(|s| p.stop(s, true))).await;
     assert!(stops.iter().all(Result::is_ok));

@@ -23,7 +23,8 @@ async fn shutdown_waits_for_work_under_way_and_leaves_sessions_as_they_are() {
     p.plan.add(Fault::on("writeback.ensure").nth(1).is_delayed(Duration::from_millis(100)));
     let (o, id) = (p.o.clone(), slow.id);
     let starting = tokio::spawn(async move {
-        o.start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
+        o.sessions()
+            .start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
             .await
     });
     crate::house::until("the start is under way", async || p.plan.calls("writeback.ensure") >= 2).await;
@@ -31,7 +32,8 @@ async fn shutdown_waits_for_work_under_way_and_leaves_sessions_as_they_are() {
     assert_eq!(starting.await.unwrap().unwrap().session.state, SessionState::Active, "it was waited for");
     assert!(!disk.is_connected());
     let e =
-        p.o.start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
+        p.o.sessions()
+            .start(StartRequest { machine: id, image: None, data_disks: vec![], by: Principal::embedder() })
             .await
             .unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unavailable);
@@ -73,7 +75,7 @@ async fn an_import_under_way_is_cancelled() {
         make_current: true,
         by: Principal::embedder(),
     };
-    let (_, version) = p.o.import(request).await.unwrap();
+    let (_, version) = p.o.images().import(request).await.unwrap();
     p.o.shutdown().await;
     let p = house.open().await;
     let version = ggnet_core::ports::Store::version(&p.store, version.id).await.unwrap().unwrap();

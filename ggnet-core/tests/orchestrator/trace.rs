@@ -70,8 +70,8 @@ async fn a_boot_that_starts_a_session_asks_for_the_machine_by_its_address_beside
     let from = p.plan.log().len();
     p.script(&machine).await;
     let mut once = expected(&START);
-    // The third commit says that the script was read.
-    once.extend(expected(&[("store.machine_by_mac", 1), ("store.commit", 3)]));
+    // The second one says that the session is active and that the script was read.
+    once.extend(expected(&[("store.machine_by_mac", 1), ("store.commit", 2)]));
     assert_eq!(calls(&p, from), once);
 }
 
@@ -113,7 +113,7 @@ async fn a_script_asked_for_again_ensures_nothing() {
 
     let session = p.session(&machine).await;
     let from = p.plan.log().len();
-    p.o.current_script(&session, &advertised(), &Principal::embedder()).await.unwrap();
+    p.o.sessions().current_script(&session, &advertised(), &Principal::embedder()).await.unwrap();
     let made: Vec<_> = calls(&p, from)
         .into_keys()
         .filter(|call| call.ends_with("ensure") || call.ends_with("apply"))

@@ -51,7 +51,7 @@ pub async fn first(
     ConnectInfo(ends): ConnectInfo<Endpoints>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    Ok(script_response(app.orchestrator.first_script(&app.advertise.to(&ends, &headers)?)?))
+    Ok(script_response(app.orchestrator.sessions().first_script(&app.advertise.to(&ends, &headers)?)?))
 }
 
 /// `GET /boot/{mac}.ipxe`; HEAD prepares nothing.
@@ -80,7 +80,7 @@ pub async fn script(
         advertised: app.advertise.to(&ends, &headers)?,
         prepare: method != Method::HEAD,
     };
-    match app.orchestrator.boot(request).await.map_err(Failure::to_ipxe)? {
+    match app.orchestrator.sessions().boot(request).await.map_err(Failure::to_ipxe)? {
         BootAnswer::Script(text) => Ok(script_response(text)),
         BootAnswer::Retry(after) => {
             let after = [(header::RETRY_AFTER, after.as_secs().max(1).to_string())];
@@ -96,7 +96,7 @@ pub async fn report(
     ValidQuery(query): ValidQuery<ReportQuery>,
 ) -> Answer<Response> {
     let short = |s: String| s.chars().filter(|c| !c.is_control()).take(200).collect();
-    app.orchestrator.boot_failed(mac, short(query.stage), short(query.errno)).await?;
+    app.orchestrator.diagnoses().boot_failed(mac, short(query.stage), short(query.errno)).await?;
     Ok(script_response("#!ipxe\n".to_owned()))
 }
 

@@ -105,9 +105,9 @@ pub async fn import(
         make_current: body.make_current,
         by,
     };
-    let (image, version) = app.orchestrator.import(request).await?;
+    let (image, version) = app.orchestrator.images().import(request).await?;
     // It has begun: an answer that lacks its job is better than an error.
-    let job = app.orchestrator.version_job(version.id).await.ok().flatten().map(|job| job.id);
+    let job = app.orchestrator.jobs().of_version(version.id).await.ok().flatten().map(|job| job.id);
     let version = with_progress(app.orchestrator.read().version_view(version));
     Ok((StatusCode::ACCEPTED, Json(ImportResponse { image, version, job })))
 }
@@ -146,7 +146,7 @@ pub async fn cancel(
     Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.cancel_import(id, &by).await?;
+    app.orchestrator.jobs().cancel_import(id, &by).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -157,7 +157,7 @@ pub async fn set_current(
     ValidPath((id, version)): ValidPath<(String, ImageVersionId)>,
 ) -> Answer<Json<ImageResponse>> {
     let found = app.orchestrator.read().image(&id).await?;
-    let changed = app.orchestrator.set_current_version(found.id, version, &by).await?;
+    let changed = app.orchestrator.images().set_current(found.id, version, &by).await?;
     Ok(Json(respond(app.orchestrator.read().image_view(changed).await?)))
 }
 
@@ -167,7 +167,7 @@ pub async fn remove_version(
     Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<ImageVersionId>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.delete_version(id, &by).await?;
+    app.orchestrator.images().delete_version(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -178,6 +178,6 @@ pub async fn remove(
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
     let found = app.orchestrator.read().image(&id).await?;
-    app.orchestrator.delete_image(found.id, &by).await?;
+    app.orchestrator.images().delete(found.id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

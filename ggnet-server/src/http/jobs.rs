@@ -32,12 +32,12 @@ pub async fn list(
     ValidQuery(q): ValidQuery<ListQuery>,
 ) -> Answer<Json<Page<Job>>> {
     let filter = JobFilter { state: q.state, live: q.live, subject: q.version.map(JobSubject::Version) };
-    Ok(Json(app.orchestrator.jobs(&filter, page(q.page, q.per_page)?).await?))
+    Ok(Json(app.orchestrator.jobs().list(&filter, page(q.page, q.per_page)?).await?))
 }
 
 /// `GET /jobs/{id}`.
 pub async fn show(State(app): State<Shared>, ValidPath(id): ValidPath<JobId>) -> Answer<Json<Job>> {
-    Ok(Json(app.orchestrator.job(id).await?))
+    Ok(Json(app.orchestrator.jobs().get(id).await?))
 }
 
 /// `POST /jobs/{id}/cancel`: asks it to end; 202 with the job, which ends soon.
@@ -46,7 +46,7 @@ pub async fn cancel(
     Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<JobId>,
 ) -> Answer<(StatusCode, Json<Job>)> {
-    let job = app.orchestrator.cancel_job(id, &by).await?;
+    let job = app.orchestrator.jobs().cancel(id, &by).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
 }
 
@@ -56,7 +56,7 @@ pub async fn retry(
     Extension(by): Extension<Principal>,
     ValidPath(id): ValidPath<JobId>,
 ) -> Answer<(StatusCode, Json<Job>)> {
-    let job = app.orchestrator.job(id).await?;
+    let job = app.orchestrator.jobs().get(id).await?;
     // What is no job to retry is refused for that.
     if let JobKind::Import(import) = job.kind
         && job.state.can_be_retried()
@@ -73,6 +73,6 @@ pub async fn retry(
             .into());
         }
     }
-    let job = app.orchestrator.retry_job(id, &by).await?;
+    let job = app.orchestrator.jobs().retry(id, &by).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
 }

@@ -52,7 +52,7 @@ pub async fn create(
     ValidJson(body): ValidJson<CreateMachineRequest>,
 ) -> Answer<(StatusCode, Json<Machine>)> {
     free_in_a_path(&body.name, &TAKEN)?;
-    let made = app.orchestrator.create_machine(new_machine(body), &by).await?;
+    let made = app.orchestrator.machines().create(new_machine(body), &by).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -94,7 +94,7 @@ pub async fn update(
     let id = app.orchestrator.read().machine(&id).await?.id;
     let revision = body.revision;
     let change = Box::new(move |m| Ok(changed(m, body)));
-    Ok(Json(app.orchestrator.update_machine(id, revision, change, &by).await?))
+    Ok(Json(app.orchestrator.machines().update(id, revision, change, &by).await?))
 }
 
 fn changed(mut m: Machine, c: UpdateMachineRequest) -> Machine {
@@ -126,7 +126,7 @@ pub async fn remove(
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
     let id = app.orchestrator.read().machine(&id).await?.id;
-    app.orchestrator.delete_machine(id, &by).await?;
+    app.orchestrator.machines().delete(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -137,7 +137,7 @@ pub async fn discard_writeback(
     ValidPath(id): ValidPath<String>,
 ) -> Answer<StatusCode> {
     let id = app.orchestrator.read().machine(&id).await?.id;
-    app.orchestrator.discard_kept_writeback(id, &by).await?;
+    app.orchestrator.machines().discard_kept(id, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -173,7 +173,7 @@ pub async fn register_seen(
     if new.firmware == Firmware::Unknown {
         new.firmware = seen.firmware;
     }
-    let made = app.orchestrator.create_machine(new, &by).await?;
+    let made = app.orchestrator.machines().create(new, &by).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -185,6 +185,6 @@ pub async fn forget_seen(
 ) -> Answer<StatusCode> {
     // What was never seen is `NotFound`, not forgotten.
     app.orchestrator.read().seen_machine(mac).await?;
-    app.orchestrator.forget_seen(mac, &by).await?;
+    app.orchestrator.machines().forget_seen(mac, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

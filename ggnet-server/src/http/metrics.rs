@@ -6,7 +6,7 @@
 //!
 //! Invariant: the answer comes within [`PATIENCE`]. What a backend that hangs would tell is left out of it; its calls that hang are in it.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
@@ -17,7 +17,7 @@ use ggnet_core::{
     Error, Result,
     nouns::{MachineId, ResourceId},
     orchestrator::Reads,
-    ports::{Connection, IoCounters, SessionCounts},
+    ports::{Connection, IoCounters, SessionCounts, Store},
 };
 use prometheus_client::{
     collector::Collector,
@@ -35,6 +35,29 @@ pub(crate) const PREFIX: &str = "ggnet";
 /// How long the backends may take for one answer; Prometheus gives up after 10 s unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Counts what the store has made durable, in `registry`.
+pub(crate) fn count_commits(store: Arc<dyn Store>, registry: &mut Registry) {
+    registry.register_collector(Box::new(Commits(store)));
+}
+
+/// A store that is asked for its count at each scrape.
+struct Commits(Arc<dyn Store>);
+
+impl fmt::Debug for Commits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Commits").field(&self.0.name()).finish()
+    }
+}
+
+impl Collector for Commits {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(synced) = self.0.synced_commits() else { return Ok(()) };
+        let help = "Transactions that the store has made durable, each with one sync";
+        let counter = out.encode_descriptor("store_synced_commits", help, None, MetricType::Counter)?;
+        ConstCounter::new(synced).encode(counter)
+    }
+}
+
 /// `GET /metrics`.
 pub async fn metrics(State(app): State<Shared>) -> Answer<Response> {
     let text = render(&app.metrics, scrape(&app).await)?;
@@ -47,7 +70,7 @@ async fn scrape(app: &Shared) -> Scrape {
     let (sessions, disks) = tokio::join!(told(read.session_counts()), told(disks(read)));
     Scrape {
         sessions,
-        online: app.orchestrator.online_count(),
+        online: app.orchestrator.presence().online_count(),
         serving: app.orchestrator.is_serving(),
         log_lines_lost: log::lost(),
         disks: disks.unwrap_or_default(),

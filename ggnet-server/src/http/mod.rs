@@ -42,7 +42,7 @@ use tower_http::{
 pub use advertise::Advertise;
 pub use connection::Endpoints;
 pub(crate) use listener::Connections;
-pub(crate) use metrics::PREFIX as METRICS_PREFIX;
+pub(crate) use metrics::{PREFIX as METRICS_PREFIX, count_commits};
 
 use crate::{image_files::ImageFiles, token::TokenHash};
 

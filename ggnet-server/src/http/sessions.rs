@@ -62,9 +62,9 @@ pub async fn start(
     let o = &app.orchestrator;
     let request =
         StartRequest { machine: body.machine_id, image: body.image_id, data_disks: vec![], by: by.clone() };
-    let started = o.start(request).await?;
+    let started = o.sessions().start(request).await?;
     let advertised = app.advertise.to(&ends, &headers)?;
-    let (boot_script, uri) = o.current_script(&started.session, &advertised, &by).await?;
+    let (boot_script, uri) = o.sessions().current_script(&started.session, &advertised, &by).await?;
     let mac = started.machine.primary_mac()?;
     let target = TargetInfo {
         iqn: started.endpoint.iqn.clone(),
@@ -89,7 +89,7 @@ pub async fn stop(
     ValidJson(body): ValidJson<SessionStopRequest>,
 ) -> Answer<Json<SessionResponse>> {
     let request = StopRequest { session, force: body.force, reason: StopReason::Operator, by };
-    let stopped = app.orchestrator.stop(request).await?;
+    let stopped = app.orchestrator.sessions().stop(request).await?;
     Ok(Json(respond(app.orchestrator.read().session_view(stopped).await?)))
 }
 
@@ -126,7 +126,7 @@ pub async fn stats(State(app): State<Shared>) -> Answer<Json<SessionStatsRespons
     Ok(Json(SessionStatsResponse {
         total_sessions,
         active_sessions: counts.active,
-        online_sessions: app.orchestrator.online_count(),
+        online_sessions: app.orchestrator.presence().online_count(),
         status_counts: counts,
     }))
 }
@@ -154,7 +154,10 @@ pub async fn boot_script(
     headers: HeaderMap,
 ) -> Answer<Json<BootScriptResponse>> {
     let session = live_of(&app, &id).await?;
-    let (script, uri) =
-        app.orchestrator.current_script(&session, &app.advertise.to(&ends, &headers)?, &by).await?;
+    let (script, uri) = app
+        .orchestrator
+        .sessions()
+        .current_script(&session, &app.advertise.to(&ends, &headers)?, &by)
+        .await?;
     Ok(Json(BootScriptResponse { script, iscsi: iscsi(&uri, &session) }))
 }

@@ -32,7 +32,7 @@ pub async fn create(
     ValidJson(body): ValidJson<CreateTargetRequest>,
 ) -> Answer<(StatusCode, Json<TargetResponse>)> {
     let new = NewTarget { name: body.name, version: body.version_id, initiator: body.initiator };
-    let (target, endpoint) = app.orchestrator.create_target(new, &by).await?;
+    let (target, endpoint) = app.orchestrator.targets().create(new, &by).await?;
     let response = TargetResponse {
         iqn: endpoint.iqn,
         manual: Some(target),
@@ -59,6 +59,6 @@ pub async fn remove(
     ValidPath(id): ValidPath<TargetId>,
     ValidQuery(q): ValidQuery<DeleteQuery>,
 ) -> Answer<StatusCode> {
-    app.orchestrator.delete_target(id, q.force, &by).await?;
+    app.orchestrator.targets().delete(id, q.force, &by).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -63,7 +63,7 @@ pub async fn image(o: &Orchestrator, name: &str) -> (ImageId, ImageVersionId) {
         make_current: true,
         by: Principal::embedder(),
     };
-    let (image, version) = o.import(request).await.unwrap();
+    let (image, version) = o.images().import(request).await.unwrap();
     until("the import is ready", async || {
         let now = o.read().version(version.id).await.unwrap().version;
         assert_ne!(now.state, VersionState::Failed, "{:?} (apt-get install qemu-utils)", now.error);

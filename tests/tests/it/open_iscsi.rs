@@ -19,6 +19,7 @@ use ggnet_iscsi::{
     Chap, ChapPair, Exclusivity, Identity, IscsiServer, LoginDecision, LoginPolicy, LoginRequest, Lun,
     Secret, ServerConfig, SessionEvent, SessionObserver, TargetConfig,
 };
+use ggnet_tests::account::chap_in;
 use ggnet_tests::open_iscsi::{LOGIN_FATAL, NOT_AUTHENTICATED};
 use ggnet_tests::{Answer, GgnetServer, OpenIscsi, ServerOptions, process, wait};
 use sha2::{Digest as _, Sha256};
@@ -432,17 +433,19 @@ fn fio_finds_every_write_it_made_although_the_server_is_killed_at_random_moments
     let version = api.import_and_wait("disk", &file, |_| {}).unwrap().version;
     let machine =
         api.add_machine("linux", "52:54:00:bb:00:31", version.image, WritebackPolicy::Keep).unwrap();
-    let account = account(&api.start_session(machine.id).unwrap(), 0);
-    let (user, secret) = account.chap.as_ref().unwrap();
+    let started = api.start_session(machine.id).unwrap();
+    let account = account(&started, 0);
+    let target = account.target.as_deref().unwrap();
+    let (user, secret) = chap_in(&started.boot_script).unwrap();
 
     let mut linux = OpenIscsi::boot("open-iscsi-kill", &account.initiator).unwrap();
     let chap = [
         ("node.session.auth.authmethod", "CHAP"),
-        ("node.session.auth.username", user.as_str()),
-        ("node.session.auth.password", secret.as_str()),
+        ("node.session.auth.username", user),
+        ("node.session.auth.password", secret),
     ];
-    linux.node(&account.target, server.iscsi_port(), &chap).unwrap();
-    linux.login(&account.target).unwrap();
+    linux.node(target, server.iscsi_port(), &chap).unwrap();
+    linux.login(target).unwrap();
     let disk = linux.disk(account.lun.into()).unwrap();
     let fio = FioRounds::start(&mut linux, &disk, FIO_MIB);
     let mut kills = 0;
@@ -482,7 +485,7 @@ fn fio_finds_every_write_it_made_although_the_server_is_killed_at_random_moments
     let wanted: String = Sha256::digest(&image[FIO_MIB * MIB..]).iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(read.split(' ').next(), Some(wanted.as_str()));
     assert!(std::fs::read(server.version_file(version.id)).unwrap() == image, "the image has changed");
-    linux.logout(&account.target).unwrap();
+    linux.logout(target).unwrap();
 }
 
 /// SIGKILL, and a start some moment later.

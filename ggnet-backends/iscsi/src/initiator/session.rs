@@ -179,7 +179,7 @@ impl Initiator {
     /// As [`execute`](Self::execute).
     pub async fn write(&mut self, lba: u64, data: &[u8]) -> Result<(), Error> {
         let block = self.block().await?;
-        if data.len() % block != 0 {
+        if !data.len().is_multiple_of(block) {
             return Err(Error::Invalid("data that ends inside a block"));
         }
         let blocks = sat32(data.len() / block);

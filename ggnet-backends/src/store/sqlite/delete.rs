@@ -12,8 +12,8 @@ use super::errors::{Failure, conflict};
 
 type Done = Result<(), Failure>;
 
-/// How many rows one transaction of a pruning deletes: the writer is free in between.
-pub(super) const PRUNE_STEP: i64 = 2000;
+/// How many rows one transaction of a pruning deletes. Commits go in between, and wait for at most one such transaction.
+pub(super) const PRUNE_STEP: i64 = 500;
 
 /// The names of who uses a thing, at most four of each kind ("the live session of pc-1").
 async fn users(

@@ -166,6 +166,7 @@ impl BuiltinTargets {
                 Error::new(kind, format!("LUN {lun} of target {iqn} could not be flushed"))
                     .with_source(source)
             }
+            other => Error::internal(format!("Target {iqn} was not removed")).with_source(other),
         })
     }
 

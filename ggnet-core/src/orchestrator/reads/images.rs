@@ -1,6 +1,6 @@
 //! Images with their versions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::Reads;
 use crate::{
@@ -83,7 +83,7 @@ impl Reads<'_> {
     /// This version, and how far its import is.
     #[must_use]
     pub fn version_view(self, version: ImageVersion) -> VersionView {
-        VersionView { progress_per_mille: self.orchestrator.import_progress(version.id), version }
+        VersionView { progress_per_mille: self.orchestrator.images().import_progress(version.id), version }
     }
 
     /// A version for people: `win11 version 3`; with ids where the records are gone.
@@ -109,6 +109,31 @@ impl Reads<'_> {
     /// As the image store says: then it is not known.
     pub async fn stored_versions(self) -> Result<Vec<ImageListed>> {
         self.ports().images().list().await
+    }
+
+    /// The current version of each image, what machines are pinned to, and what live sessions stand on: those whose bytes must be there for a
+    /// machine that asks now. Reads the store alone: the image store says whether they are there.
+    ///
+    /// # Errors
+    /// As the store says.
+    pub async fn versions_to_boot(self) -> Result<BTreeSet<ImageVersionId>> {
+        let mut versions = BTreeSet::new();
+        let mut read = 0;
+        for page in 1.. {
+            let got = self.store().images(PageRequest { page, per_page: 1000 }).await?;
+            read += got.items.len() as u64;
+            let last = got.items.is_empty() || read >= got.total;
+            versions.extend(got.items.into_iter().filter_map(|image| image.current));
+            if last {
+                break;
+            }
+        }
+        let machines = self.orchestrator.shared().all_machines().await?;
+        versions.extend(machines.into_iter().filter_map(|machine| machine.pinned_version));
+        for session in self.store().live_sessions().await? {
+            versions.extend(session.versions());
+        }
+        Ok(versions)
     }
 
     fn view(self, image: Image, versions: Vec<ImageVersion>) -> ImageView {

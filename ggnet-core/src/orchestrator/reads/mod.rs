@@ -42,7 +42,7 @@ impl Orchestrator {
 
 impl<'a> Reads<'a> {
     fn ports(self) -> &'a Ports {
-        &self.orchestrator.inner.ports
+        &self.orchestrator.shared().ports
     }
 
     fn store(self) -> &'a dyn Store {

@@ -82,8 +82,8 @@ impl Reads<'_> {
             Ok(SessionView {
                 machine_name: names.machines.get(&session.machine).cloned(),
                 image_name: names.images.get(&image_of(&session)).cloned(),
-                target_iqn: self.orchestrator.target_iqn(&session, &session.current)?,
-                online: self.orchestrator.is_online(session.id),
+                target_iqn: self.orchestrator.sessions().target_iqn(&session, &session.current)?,
+                online: self.orchestrator.presence().is_online(session.id),
                 session,
             })
         };

@@ -1,6 +1,6 @@
 //! Cases of a store as a whole: empty, after a crash, whole batches, dropped calls, shut down.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Fresh,
@@ -166,6 +166,51 @@ pub async fn a_batch_is_applied_in_order(f: Fresh<'_>) {
     assert_eq!(s.machine_by_mac(a.macs[0]).await.unwrap().unwrap().id, b.id);
     assert_eq!(s.image(i.id).await.unwrap().unwrap().revision, 2);
     assert_eq!(s.live_sessions().await.unwrap().len(), 1);
+}
+
+/// Many commits at once: each is applied whole or refused alone, and the events of one commit stay together.
+pub async fn of_many_commits_at_once_each_is_whole_or_refused_alone(f: Fresh<'_>) {
+    let s = f.fresh().await;
+    let taken = room(&*s).await.machine.name;
+    let key = |n: u32| format!("k{n}");
+    let mut tasks = Vec::new();
+    for n in 0..200u32 {
+        let mut new = machine(100 + n);
+        if n % 4 == 3 {
+            new.name = taken.clone();
+        }
+        let batch = Batch::new()
+            .write(Write::Setting { key: key(n), value: "v".to_owned() })
+            .write(Write::Machine(new))
+            .event(event(i64::from(n)))
+            .event(event(i64::from(1000 + n)))
+            .audit(audit(&n.to_string(), 1));
+        let s = Arc::clone(&s);
+        tasks.push(tokio::spawn(async move { s.commit(batch).await }));
+    }
+    let mut told = Vec::new();
+    for (n, task) in (0..200u32).zip(tasks) {
+        let refused = match task.await.unwrap() {
+            Ok(events) => {
+                told.push(events);
+                false
+            }
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+                true
+            }
+        };
+        assert_eq!(refused, n % 4 == 3, "batch {n}");
+        assert_eq!(s.setting(&key(n)).await.unwrap().is_some(), !refused, "batch {n}");
+        assert_eq!(s.machine_by_mac(mac(100 + n)).await.unwrap().is_some(), !refused, "batch {n}");
+    }
+    let all = s.events(None, 1000, None).await.unwrap();
+    assert_eq!(all.len(), 300);
+    for events in told {
+        let first = all.iter().position(|event| *event == events[0]).unwrap();
+        assert_eq!(all[first..first + 2], events);
+    }
+    assert_eq!(s.audit(ALL).await.unwrap().total, 150);
 }
 
 /// A commit whose caller went away is there whole or not at all, and the store goes on.

@@ -45,6 +45,7 @@ macro_rules! store_behaviour {
                 everything_is_there_after_a_crash
                 a_batch_is_applied_whole_or_not_at_all
                 a_batch_is_applied_in_order
+                of_many_commits_at_once_each_is_whole_or_refused_alone
                 names_are_unique
                 mac_addresses_are_unique
                 a_machine_without_cards_is_refused

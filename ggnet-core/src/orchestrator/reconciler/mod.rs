@@ -1,4 +1,4 @@
-//! The reconciler: compares what should exist with what every `list()` says, removes orphans, and makes what a live session lacks.
+//! [`Reconciler`]: compares what should exist with what every `list()` says, removes orphans, and makes what a live session lacks.
 //!
 //! At start-up and on a timer it lists first, reads the store second, and acts under the machine's lock after reading the session again
 //! there; so whatever was made after the list is never taken for an orphan, and whatever went since is not made again. A list that
@@ -6,24 +6,33 @@
 //!
 //! Only what this server owns is looked after: a machine whose session another server serves is left alone, whole.
 
+mod machine;
+mod pruning;
+
 use std::{
     collections::{HashMap, HashSet},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{Orchestrator, StopRequest, locked_machine::LockedMachine, pruning::Pruning};
+use self::pruning::Pruning;
+use super::{
+    Services,
+    images::Images,
+    job_runner::{EndReason, JobRunner},
+    jobs::Jobs,
+    presence::Presence,
+    sessions::{LockedMachine, Sessions},
+    shared::Shared,
+    targets::Targets,
+    versions::Versions,
+};
 use crate::{
-    error::{Error, ErrorKind, Result, code},
-    nouns::{
-        EventKind, Generation, Machine, MachineId, Principal, ResourceId, Session, SessionState, StopReason,
-        SystemPart, WritebackPolicy,
-    },
-    ports::{
-        Batch, Completeness, DhcpChange, DhcpHost, Listed, LoginVisibility, MachineFilter, PageRequest,
-        Removal, SpecDigest,
-    },
+    error::Result,
+    nouns::{EventKind, Machine, MachineId, ResourceId},
+    ports::{Batch, Completeness, DhcpChange, DhcpHost, Listed, Removal, SpecDigest},
 };
 
 /// How many machines are worked on at once.
@@ -110,13 +119,41 @@ impl Having {
     }
 }
 
-impl Orchestrator {
+/// Brings what is to what should be.
+pub(super) struct Reconciler {
+    shared: Arc<Shared>,
+    versions: Arc<Versions>,
+    targets: Arc<Targets>,
+    presence: Arc<Presence>,
+    sessions: Arc<Sessions>,
+    runner: Arc<JobRunner>,
+    images: Arc<Images>,
+    jobs: Arc<Jobs>,
+    /// Whether the clock may be wrong, so that nothing is pruned.
+    clock_doubted: AtomicBool,
+}
+
+impl Reconciler {
+    pub(super) fn new(services: &Services) -> Self {
+        Self {
+            shared: Arc::clone(&services.shared),
+            versions: Arc::clone(&services.versions),
+            targets: Arc::clone(&services.targets),
+            presence: Arc::clone(&services.presence),
+            sessions: Arc::clone(&services.sessions),
+            runner: Arc::clone(&services.runner),
+            images: Arc::clone(&services.images),
+            jobs: Arc::clone(&services.jobs),
+            clock_doubted: AtomicBool::new(false),
+        }
+    }
+
     pub(super) async fn reconcile_until_shutdown(&self) {
         // Not when it is started again: jobs of our own are under way then.
-        if !self.inner.swept.initialized() {
-            self.interrupted_imports().await;
+        if !self.runner.is_swept() {
+            self.sweep().await;
         }
-        let interval = self.inner.config.reconcile_interval;
+        let interval = self.shared.config.reconcile_interval;
         let mut wait = FIRST_WAIT.min(interval);
         let mut pruning = Pruning::default();
         loop {
@@ -125,29 +162,41 @@ impl Orchestrator {
                 tracing::warn!(%trouble, "reconcile");
             }
             // A login to a target that is still to be made again would get a status that open-iscsi takes for final.
-            if knew && !self.is_serving() {
+            if knew && !self.shared.is_serving() {
                 tracing::info!(
                     made = report.made,
                     removed = report.removed,
                     ended = report.ended,
                     "first reconcile done"
                 );
-                self.inner.serving.store(true, std::sync::atomic::Ordering::Release);
+                self.shared.serve();
             }
-            if self.is_serving() {
+            if self.shared.is_serving() {
                 wait = interval;
                 self.forget_the_old(&mut pruning).await;
             }
             tokio::select! {
-                () = self.inner.cancel.cancelled() => return,
+                () = self.shared.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
             wait = (wait * 2).min(interval);
         }
     }
 
+    /// What an earlier process left half done is ended, and bytes that no version explains go.
+    async fn sweep(&self) {
+        // One that cannot be ended now stays live, and its version `importing`; the rounds go on with it.
+        if let Err(e) = self.jobs.end_abandoned(EndReason::ServerEnded).await {
+            tracing::warn!(error = %e.report(), "an interrupted job is left as it is");
+        }
+        if let Err(e) = self.images.sweep().await {
+            tracing::warn!(error = %e.report(), "clean-up of interrupted imports");
+        }
+        self.runner.set_swept();
+    }
+
     /// One round. Also called by tests and by an operator who does not want to wait.
-    pub async fn reconcile(&self) -> ReconcileReport {
+    pub(super) async fn reconcile(&self) -> ReconcileReport {
         self.round().await.0
     }
 
@@ -155,7 +204,7 @@ impl Orchestrator {
     async fn round(&self) -> (ReconcileReport, bool) {
         let mut report = ReconcileReport::default();
         let world = self.look(&mut report).await;
-        let store = self.inner.ports.store();
+        let store = self.shared.store();
         let sessions = match store.live_sessions().await {
             Ok(sessions) => sessions,
             Err(e) => {
@@ -163,7 +212,7 @@ impl Orchestrator {
                 return (report, false);
             }
         };
-        let machines = match self.all_machines().await {
+        let machines = match self.shared.all_machines().await {
             Ok(machines) => machines,
             Err(e) => {
                 report.trouble.push(format!("machines: {}", e.report()));
@@ -171,15 +220,15 @@ impl Orchestrator {
             }
         };
         // Every machine that has a session, should be known to DHCP, or of which a backend has something.
-        let (ours, others): (Vec<_>, Vec<_>) = sessions.iter().partition(|session| self.owns(session));
+        let (ours, others): (Vec<_>, Vec<_>) = sessions.iter().partition(|session| self.shared.owns(session));
         let mut work: HashSet<MachineId> = ours.iter().map(|s| s.machine).collect();
-        work.extend(machines.iter().filter(|m| Self::wants_boot(m, false)).map(|m| m.id));
+        work.extend(machines.iter().filter(|m| Sessions::wants_boot(m, false)).map(|m| m.id));
         work.extend(world.owners());
         // Two servers that publish one session's disk would be two writers.
         others.iter().for_each(|session| _ = work.remove(&session.machine));
-        if self.inner.swept.initialized() {
+        if self.runner.is_swept() {
             for (what, ended) in
-                [("jobs", self.reconcile_jobs().await), ("imports", self.fail_abandoned_imports().await)]
+                [("jobs", self.jobs.reconcile().await), ("imports", self.images.fail_abandoned().await)]
             {
                 match ended {
                     Ok(ended) => report.ended += ended,
@@ -198,30 +247,17 @@ impl Orchestrator {
         }
         self.reconcile_dhcp(untold, world, &mut report).await;
         self.reconcile_manual_targets(world, &mut report).await;
-        if report.made + report.removed + report.ended > 0 && self.is_serving() {
+        if report.made + report.removed + report.ended > 0 && self.shared.is_serving() {
             let action = format!("made {}, removed {}, ended {}", report.made, report.removed, report.ended);
-            let event = self.event(EventKind::Reconciled { action });
-            let recorded = self.record(Batch::new().event(event)).await.map(|_| ());
+            let event = self.shared.event(EventKind::Reconciled { action });
+            let recorded = self.shared.record(Batch::new().event(event)).await.map(|_| ());
             report.note("event", recorded);
         }
         (report, world.targets.is_some())
     }
 
-    pub(super) async fn all_machines(&self) -> Result<Vec<Machine>> {
-        let mut all = Vec::new();
-        for page in 1.. {
-            let request = PageRequest { page, per_page: 1000 };
-            let got = self.inner.ports.store().machines(&MachineFilter::default(), request).await?;
-            all.extend(got.items);
-            if all.len() as u64 >= got.total || page == u32::MAX {
-                break;
-            }
-        }
-        Ok(all)
-    }
-
     async fn look(&self, report: &mut ReconcileReport) -> World {
-        let p = &self.inner.ports;
+        let p = &self.shared.ports;
         let by_id = |list: Vec<Listed>| list.into_iter().map(|l| (l.id.clone(), l)).collect();
         let mut world = World::default();
         match p.target().list().await {
@@ -242,7 +278,7 @@ impl Orchestrator {
         }
         match p.target().connections().await {
             Ok(list) => {
-                self.inner.online.looked(self.inner.config.reconcile_interval);
+                self.presence.looked(self.shared.config.reconcile_interval);
                 world.online = Some(list.into_iter().map(|c| c.target).collect());
             }
             Err(e) => report.trouble.push(format!("connections unknown: {}", e.report())),
@@ -254,10 +290,10 @@ impl Orchestrator {
     async fn reconcile_machine(&self, id: MachineId, world: &World) -> (MachineId, ReconcileReport, bool) {
         let mut report = ReconcileReport::default();
         let Some(locked) = self.lock_to_reconcile(id).await else { return (id, report, false) };
-        let done = locked.reconcile_locked(world, &mut report).await;
+        let done = self.reconcile_locked(&locked, world, &mut report).await;
         let is_untold = match &done {
             Ok(Looked::Ours { wanted }) => {
-                world.having_dhcp(id, wanted.as_deref().map(Self::dhcp_host).as_ref()) != Having::Same
+                world.having_dhcp(id, wanted.as_deref().map(Sessions::dhcp_host).as_ref()) != Having::Same
             }
             Ok(Looked::Elsewhere) | Err(_) => false,
         };
@@ -267,22 +303,10 @@ impl Orchestrator {
 
     /// A lock that is held means that somebody is at work on this machine: next time. But the first round is waited for.
     async fn lock_to_reconcile(&self, id: MachineId) -> Option<LockedMachine<'_>> {
-        match self.try_lock_machine(id) {
-            None if !self.is_serving() => Some(self.lock_machine(id).await),
+        match self.sessions.try_lock_machine(id) {
+            None if !self.shared.is_serving() => Some(self.sessions.lock_machine(id).await),
             guard => guard,
         }
-    }
-
-    fn having_target(&self, session: &Session, generation: &Generation, world: &World) -> Result<Having> {
-        let spec = self.target_spec(session, generation)?;
-        Ok(Having::of(world.targets.as_ref(), &spec.id, spec.digest()))
-    }
-
-    fn is_idle_too_long(&self, session: &Session, world: &World) -> bool {
-        let Some(online) = &world.online else { return false };
-        let connected = session.generations().any(|g| online.contains(&session.target(g)));
-        let offline: Duration = self.inner.online.update(session.id, connected);
-        session.policy == WritebackPolicy::Discard && !connected && offline >= self.inner.config.idle_timeout
     }
 
     /// Tells DHCP of these machines in one set, under the locks of all of them: a daemon that must be restarted is restarted once.
@@ -311,7 +335,7 @@ impl Orchestrator {
         if changes.is_empty() {
             return;
         }
-        let outcomes = self.change_all_dhcp(locked.iter().zip(changes).collect()).await;
+        let outcomes = self.sessions.change_all_dhcp(locked.iter().zip(changes).collect()).await;
         drop(locked);
         for ((id, wanted, having), outcome) in names.into_iter().zip(outcomes) {
             if report.note(&format!("machine {id}"), outcome) {
@@ -322,20 +346,20 @@ impl Orchestrator {
     }
 
     async fn wanted_in_dhcp(&self, id: MachineId) -> Result<Option<DhcpHost>> {
-        let store = self.inner.ports.store();
+        let store = self.shared.store();
         let Some(machine) = store.machine(id).await? else { return Ok(None) };
         let live = store.live_session(id).await?.is_some();
-        Ok(Self::wants_boot(&machine, live).then(|| Self::dhcp_host(&machine)))
+        Ok(Sessions::wants_boot(&machine, live).then(|| Sessions::dhcp_host(&machine)))
     }
 
     async fn reconcile_manual_targets(&self, world: &World, report: &mut ReconcileReport) {
         let Some(listed) = &world.targets else { return };
-        let wanted = match self.inner.ports.store().targets().await {
+        let wanted = match self.shared.store().targets().await {
             Ok(wanted) => wanted,
             Err(e) => return report.trouble.push(format!("manual targets: {}", e.report())),
         };
         for target in &wanted {
-            let having = match self.manual_target_spec(target) {
+            let having = match self.targets.manual_target_spec(target) {
                 Ok(spec) => Having::of(Some(listed), &spec.id, spec.digest()),
                 Err(e) => {
                     report.note(&format!("target {}", target.name), Err(e));
@@ -345,7 +369,7 @@ impl Orchestrator {
             if having == Having::Same {
                 continue;
             }
-            let made = self.ensure_manual_target(target).await.map(|_| ());
+            let made = self.targets.ensure_manual_target(target).await.map(|_| ());
             if report.note(&format!("target {}", target.name), made) {
                 report.made += u64::from(having == Having::Other);
             }
@@ -356,7 +380,7 @@ impl Orchestrator {
             if self.manual_target_exists(orphan).await {
                 continue;
             }
-            let removed = self.remove_target(orphan, Removal::Force).await;
+            let removed = self.targets.remove_target(orphan, Removal::Force).await;
             if report.note(&format!("target {orphan}"), removed) {
                 report.removed += 1;
             }
@@ -365,204 +389,8 @@ impl Orchestrator {
 
     async fn manual_target_exists(&self, id: &ResourceId) -> bool {
         // Unknown counts as existing: nothing is removed on a guess.
-        let targets = self.inner.ports.store().targets().await;
+        let targets = self.shared.store().targets().await;
         targets.map_or(true, |t| t.iter().any(|t| ResourceId::manual(t.id) == *id))
-    }
-}
-
-impl LockedMachine<'_> {
-    /// All but the DHCP server.
-    async fn reconcile_locked(&self, world: &World, report: &mut ReconcileReport) -> Result<Looked> {
-        let (store, id) = (self.inner.ports.store(), self.id());
-        let machine = store.machine(id).await?;
-        let mut session = store.live_session(id).await?;
-        if session.as_ref().is_some_and(|session| !self.owns(session)) {
-            return Ok(Looked::Elsewhere);
-        }
-        match (&machine, session.take()) {
-            (Some(machine), Some(live)) => {
-                session = self.reconcile_session(machine, live, world, report).await?;
-            }
-            (None, Some(live)) => {
-                self.end(live, StopReason::MachineGone).await?;
-                report.ended += 1;
-            }
-            (_, None) => {}
-        }
-        let wanted =
-            machine.as_ref().filter(|machine| Orchestrator::wants_boot(machine, session.is_some())).cloned();
-        if let Some(machine) = &wanted {
-            self.reconcile_boot_files(machine, world, report).await?;
-        }
-        // What cannot be removed keeps no machine from booting.
-        let removed = self.remove_orphans(machine.as_ref(), session.as_ref(), world, report).await;
-        report.note(&format!("machine {id}"), removed);
-        Ok(Looked::Ours { wanted: wanted.map(Box::new) })
-    }
-
-    /// Returns the session if it is still live.
-    async fn reconcile_session(
-        &self,
-        machine: &Machine,
-        mut session: Session,
-        world: &World,
-        report: &mut ReconcileReport,
-    ) -> Result<Option<Session>> {
-        match session.state {
-            // The lock is ours, so nobody works on it: our process died in the middle.
-            SessionState::Starting => {
-                let why = Error::new(
-                    code::start_interrupted(),
-                    "The server was interrupted while it started the session",
-                );
-                let kept: Vec<_> = match session.policy {
-                    WritebackPolicy::Keep => session.current.disks.writebacks().cloned().collect(),
-                    WritebackPolicy::Discard => Vec::new(),
-                };
-                self.undo_start(machine, session, &kept, &why).await;
-                report.ended += 1;
-                Ok(None)
-            }
-            SessionState::Stopping => {
-                let session = self.carry_out_stop(session, Some(machine)).await?;
-                if session.state.is_live() {
-                    report.made += 1;
-                    return Ok(Some(session));
-                }
-                report.ended += 1;
-                Ok(None)
-            }
-            SessionState::Active => {
-                if let Some(online) = &world.online {
-                    self.commit_polled(&mut session, online).await?;
-                }
-                if self.expire_next(&mut session, world).await? {
-                    report.removed += 1;
-                }
-                for generation in session.generations() {
-                    let having = self.having_target(&session, generation, world)?;
-                    if having != Having::Same {
-                        self.ensure_generation(&session, generation).await?;
-                    }
-                    report.made += u64::from(having == Having::Other);
-                }
-                if self.is_idle_too_long(&session, world) {
-                    self.end(session, StopReason::Timeout).await?;
-                    report.ended += 1;
-                    return Ok(None);
-                }
-                Ok(Some(session))
-            }
-            SessionState::Stopped | SessionState::Failed => Ok(None),
-        }
-    }
-
-    async fn end(&self, session: Session, reason: StopReason) -> Result<()> {
-        let request = StopRequest {
-            session: session.id,
-            force: reason == StopReason::MachineGone,
-            reason,
-            by: Principal::system(SystemPart::Reconciler),
-        };
-        self.perform_stop(session, &request).await.map(|_| ())
-    }
-
-    /// Before a boot is answered by a backend whose logins are only polled: what the last round could not see yet.
-    pub(super) async fn commit_before_boot(&self, session: &mut Session) -> Result<()> {
-        if self.inner.ports.target().capabilities().logins != LoginVisibility::Polled {
-            return Ok(());
-        }
-        let online = self.inner.ports.target().connections().await?;
-        self.commit_polled(session, &online.into_iter().map(|c| c.target).collect()).await.map(|_| ())
-    }
-
-    /// Where logins are only polled, a connection to a generation that nobody has used commits it.
-    async fn commit_polled(&self, session: &mut Session, online: &HashSet<ResourceId>) -> Result<bool> {
-        if self.inner.ports.target().capabilities().logins != LoginVisibility::Polled {
-            return Ok(false);
-        }
-        if session.next.as_ref().is_some_and(|next| online.contains(&session.target(next))) {
-            self.commit_next(session).await?;
-            return Ok(true);
-        }
-        if session.current.committed_at.is_none() && online.contains(&session.target(&session.current)) {
-            self.commit_current(session).await?;
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
-    async fn expire_next(&self, session: &mut Session, world: &World) -> Result<bool> {
-        let Some(next) = &session.next else { return Ok(false) };
-        let waited = self.inner.unused.waited(session.id, next.number);
-        let in_use = world.online.as_ref().is_none_or(|o| o.contains(&session.target(next)));
-        if waited < self.inner.config.generation_ttl || in_use {
-            return Ok(false);
-        }
-        // Who is online was read before: where logins are only polled, somebody may have come since.
-        match self.drop_next(session, Removal::IfIdle).await {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == ErrorKind::Busy => Ok(false),
-            Err(e) => Err(e),
-        }
-    }
-
-    async fn reconcile_boot_files(
-        &self,
-        machine: &Machine,
-        world: &World,
-        report: &mut ReconcileReport,
-    ) -> Result<()> {
-        let bundle = self.boot_bundle(machine)?;
-        let having = Having::of(world.boot_files.as_ref(), &ResourceId::machine(machine.id), bundle.digest());
-        if having != Having::Same {
-            self.inner.ports.boot_files().ensure(&bundle).await?;
-        }
-        report.made += u64::from(having == Having::Other);
-        Ok(())
-    }
-
-    /// Removes what backends have of this machine and nobody wants: targets before writebacks, so that no disk is taken from under
-    /// a target.
-    async fn remove_orphans(
-        &self,
-        machine: Option<&Machine>,
-        session: Option<&Session>,
-        world: &World,
-        report: &mut ReconcileReport,
-    ) -> Result<()> {
-        let (p, id) = (&self.inner.ports, self.id());
-        let of_machine = |r: &&ResourceId| r.owner().is_some_and(|(m, _)| m == id);
-        let targets: HashSet<ResourceId> =
-            session.into_iter().flat_map(|s| s.generations().map(|g| s.target(g))).collect();
-        let writebacks: HashSet<ResourceId> =
-            session.into_iter().flat_map(|s| s.writebacks().cloned()).collect();
-        for orphan in
-            world.targets.iter().flat_map(|t| t.keys()).filter(of_machine).filter(|r| !targets.contains(*r))
-        {
-            self.remove_target(orphan, Removal::Force).await?;
-            report.removed += 1;
-        }
-        for orphan in
-            world.writebacks.iter().flatten().filter(of_machine).filter(|r| !writebacks.contains(*r))
-        {
-            // A kept writeback outlives its sessions; only the operator, or the machine's deletion, ends it.
-            let kept = orphan.owner().is_some_and(|(_, generation)| generation.is_none());
-            if kept && (machine.is_some() || self.is_being_published(orphan).await?) {
-                continue;
-            }
-            p.writeback().remove(orphan, Removal::Force).await?;
-            report.removed += 1;
-        }
-        if machine.is_some_and(|m| Orchestrator::wants_boot(m, session.is_some())) {
-            return Ok(());
-        }
-        let whole = ResourceId::machine(id);
-        if world.boot_files.as_ref().is_some_and(|b| b.contains_key(&whole)) {
-            p.boot_files().remove(&whole).await?;
-            report.removed += 1;
-        }
-        Ok(())
     }
 }
 

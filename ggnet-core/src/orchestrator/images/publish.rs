@@ -13,18 +13,19 @@
 //! as long as there is to write, and every start waits for that lock. From the freeze on no session writes to the writeback; nobody removes it
 //! while an unfinished version wants it. A version that was published has no SHA-256: nobody has read it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use serde_json::json;
 
-use super::{Orchestrator, locked_machine::LockedMachine};
+use super::Images;
 use crate::{
     authorization::{Command, authorize},
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        AuditAction, AuditSubject, EventKind, Image, ImageVersion, ImageVersionId, Machine, MachineId, Name,
+        AuditAction, AuditSubject, EventKind, Image, ImageVersion, ImageVersionId, Machine, MachineId,
         Principal, ResourceId, SessionId, SessionState, SystemPart, VersionSource, VersionState,
     },
+    orchestrator::{sessions::LockedMachine, versions::being_published},
     ports::{Batch, Completeness, Frozen, ImageListed, ImageSpec, Write},
 };
 
@@ -44,28 +45,29 @@ pub struct PublishRequest {
     pub by: Principal,
 }
 
-impl Orchestrator {
+impl Images {
     /// Makes the kept writes of a machine the next version of its image. The machine then keeps nothing, and boots the image's current
     /// version. Whatever fails, what it kept is as it was.
     ///
     /// Errors: `NotFound` (machine, or it keeps nothing); `Conflict` while it has a live session; `Unsupported` where the image store cannot
     /// take over what the writeback store freezes; any error of a backend. `Timeout` may mean that it is done later: then the version is
     /// `importing` until the reconciler has found out. Cancellation: it goes on without its caller.
-    pub async fn publish(&self, request: PublishRequest) -> Result<(Image, ImageVersion)> {
+    pub async fn publish(self: &Arc<Self>, request: PublishRequest) -> Result<(Image, ImageVersion)> {
         authorize(&request.by, Command::ImagePublish)?;
-        let this = self.clone();
-        self.run(async move {
-            this.wait_for_sweep().await?;
-            // Held to the end: no session may begin to write.
-            let locked = this.lock_machine(request.machine).await;
-            locked.publish_kept(&request).await
-        })
-        .await
+        let this = Arc::clone(self);
+        self.shared
+            .run(async move {
+                this.runner.wait_for_sweep().await?;
+                // Held to the end: no session may begin to write.
+                let locked = this.sessions.lock_machine(request.machine).await;
+                this.publish_kept(&locked, &request).await
+            })
+            .await
     }
 
     /// Refuses stores between which nothing can be handed over.
     fn check_hands_over(&self) -> Result<()> {
-        let (images, writebacks) = (self.inner.ports.images(), self.inner.ports.writeback());
+        let (images, writebacks) = (self.shared.ports.images(), self.shared.ports.writeback());
         let (adopts, freezes) = (images.capabilities().adopts, writebacks.capabilities().freezes);
         if freezes.as_ref().is_some_and(|family| adopts.contains(family)) {
             return Ok(());
@@ -86,7 +88,7 @@ impl Orchestrator {
     /// A call to adopt that nobody waits for any more holds the writeback frozen until it ends; so whoever can freeze it knows that none is
     /// under way.
     async fn adopted(&self, version: ImageVersionId, writeback: &ResourceId) -> Result<Option<ImageListed>> {
-        let (images, writebacks) = (self.inner.ports.images(), self.inner.ports.writeback());
+        let (images, writebacks) = (self.shared.ports.images(), self.shared.ports.writeback());
         let whole = |listed: &ImageListed| listed.completeness == Completeness::Whole;
         if let Some(listed) = images.get(version).await?.filter(whole) {
             return Ok(Some(listed));
@@ -122,12 +124,12 @@ impl Orchestrator {
         version.state = VersionState::Ready;
         version.size_bytes = listed.size_bytes;
         (version.error, version.failure) = (None, None);
-        version.finished_at = Some(self.now());
-        let event = self.event(EventKind::VersionReady).image(version.image);
+        version.finished_at = Some(self.shared.now());
+        let event = self.shared.event(EventKind::VersionReady).image(version.image);
         let batch = Batch::new().write(Write::Version(version.clone())).event(event);
-        let batch = self.with_current(batch, &version, make_current, by).await?;
+        let batch = self.versions.with_current(batch, &version, make_current, by).await?;
         // It says how something ended.
-        self.record(batch.from_reserve()).await?;
+        self.shared.record(batch.from_reserve()).await?;
         Ok(version)
     }
 
@@ -140,15 +142,15 @@ impl Orchestrator {
         version: ImageVersion,
         session: SessionId,
     ) -> Result<()> {
-        let store = self.inner.ports.store();
+        let store = self.shared.store();
         let Some(session) = store.session(session).await? else {
             // Forgotten long after, or with its machine: nobody can say any more whose writeback it was to be made of.
-            let listed = self.inner.ports.images().get(version.id).await?;
+            let listed = self.shared.ports.images().get(version.id).await?;
             let whole = listed.filter(|listed| listed.completeness == Completeness::Whole);
             return self.record_abandoned_publication(version, whole).await;
         };
         // Not waited for: whoever waits for the image lock may hold it.
-        let Some(_locked) = self.try_lock_machine(session.machine) else {
+        let Some(_locked) = self.sessions.try_lock_machine(session.machine) else {
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!(
@@ -185,7 +187,7 @@ impl Orchestrator {
                     "The server was interrupted while it published what a machine has kept",
                 )
                 .with_hint("The machine keeps it still: publish it again");
-                self.record(self.failed_version(version, &why)).await.map(|_| ())
+                self.shared.record(self.versions.failed_version(version, &why)).await.map(|_| ())
             }
         }
     }
@@ -193,30 +195,18 @@ impl Orchestrator {
     /// Whether the machine runs on this writeback. One that runs on a disk of its session's own (`discard`) says nothing of it: an adoption
     /// may be under way.
     async fn is_written(&self, machine: MachineId, writeback: &ResourceId) -> Result<bool> {
-        let live = self.inner.ports.store().live_session(machine).await?;
+        let live = self.shared.store().live_session(machine).await?;
         Ok(live.is_some_and(|session| {
             session.state == SessionState::Active && session.writebacks().any(|id| id == writeback)
         }))
     }
 
-    /// Whether an unfinished version may be made of this writeback: then nobody removes it.
-    pub(super) async fn is_being_published(&self, writeback: &ResourceId) -> Result<bool> {
-        let store = self.inner.ports.store();
-        for version in store.importing_versions().await? {
-            let VersionSource::Writeback { session, .. } = version.source else { continue };
-            // Of a session that is not remembered it could be any.
-            let machine = store.session(session).await?.map(|session| ResourceId::machine(session.machine));
-            if machine.is_none_or(|id| id == *writeback) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-}
-
-impl LockedMachine<'_> {
-    async fn publish_kept(&self, request: &PublishRequest) -> Result<(Image, ImageVersion)> {
-        let (p, id) = (&self.inner.ports, self.id());
+    async fn publish_kept(
+        &self,
+        locked: &LockedMachine<'_>,
+        request: &PublishRequest,
+    ) -> Result<(Image, ImageVersion)> {
+        let (p, id) = (&self.shared.ports, locked.id());
         let machine = p.store().machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
         if let Some(live) = p.store().live_session(id).await? {
             return Err(Error::new(
@@ -229,14 +219,14 @@ impl LockedMachine<'_> {
         let writeback = ResourceId::machine(id);
         let base = self.kept_over(&machine, &writeback).await?;
         let last = p.store().last_session(id).await?.ok_or_else(|| nothing_kept(&machine))?;
-        if self.is_being_published(&writeback).await? {
+        if self.versions.is_being_published(&writeback).await? {
             return Err(being_published(&machine.name));
         }
         self.check_depth(base).await?;
         // Before the image lock, for which every start waits: a flush takes as long as there is to write.
         let frozen = self.freeze_kept(&writeback, base).await?;
         // Held to the end: the number is taken, the version below stays, and nobody takes this version for abandoned.
-        let _image = self.inner.image_lock.write().await;
+        let _image = self.versions.lock().await;
         let (image, version) = self.record_publishing(&machine, last.id, base, request).await?;
         match self.hand_over(&version, frozen).await {
             Ok(listed) => {
@@ -247,7 +237,7 @@ impl LockedMachine<'_> {
             Err((e, is_as_it_was)) => {
                 tracing::warn!(version = %version.id, error = %e.report(), "publication failed");
                 if is_as_it_was {
-                    self.record(self.failed_version(version, &e)).await?;
+                    self.shared.record(self.versions.failed_version(version, &e)).await?;
                 }
                 Err(e)
             }
@@ -256,14 +246,14 @@ impl LockedMachine<'_> {
 
     /// The version below what the machine keeps.
     async fn kept_over(&self, machine: &Machine, writeback: &ResourceId) -> Result<ImageVersionId> {
-        let kept = self.inner.ports.writeback().get(writeback).await?;
+        let kept = self.shared.ports.writeback().get(writeback).await?;
         let kept = kept.filter(|kept| kept.completeness == Completeness::Whole);
         kept.and_then(|kept| kept.base).ok_or_else(|| nothing_kept(machine))
     }
 
     /// Refuses a version that would stand on too many others.
     async fn check_depth(&self, base: ImageVersionId) -> Result<()> {
-        let listed = self.inner.ports.images().list().await?;
+        let listed = self.shared.ports.images().list().await?;
         let parents: HashMap<_, _> =
             listed.into_iter().filter_map(|version| Some((version.id, version.parent?))).collect();
         let below = std::iter::successors(Some(base), |version| parents.get(version).copied());
@@ -285,7 +275,7 @@ impl LockedMachine<'_> {
         base: ImageVersionId,
         request: &PublishRequest,
     ) -> Result<(Image, ImageVersion)> {
-        let store = self.inner.ports.store();
+        let store = self.shared.store();
         let below = store.version(base).await?.ok_or_else(|| {
             Error::new(
                 code::kept_writes_without_version(&machine.name),
@@ -295,20 +285,20 @@ impl LockedMachine<'_> {
         let mut image =
             store.image(below.image).await?.ok_or_else(|| Error::not_found("image", below.image))?;
         let source = VersionSource::Writeback { session, base };
-        let version = self.next_version(&mut image, source, &request.comment).await?;
-        let row = self.audit(&request.by, AuditAction::ImagePublish, AuditSubject::Image(image.id));
+        let version = self.versions.next_version(&mut image, source, &request.comment).await?;
+        let row = self.shared.audit(&request.by, AuditAction::ImagePublish, AuditSubject::Image(image.id));
         let row = row
             .after(json!({ "machine": machine.id, "session": session, "base": base, "version": version.id }));
-        let event = self.event(EventKind::VersionImporting).machine(machine.id).image(image.id);
+        let event = self.shared.event(EventKind::VersionImporting).machine(machine.id).image(image.id);
         let batch = Batch::new().write(Write::Image(image.clone())).write(Write::Version(version.clone()));
-        self.record(batch.event(event).audit(row)).await?;
+        self.shared.record(batch.event(event).audit(row)).await?;
         image.revision += 1;
         Ok((image, version))
     }
 
     /// Ends the writing to what is kept, which must be over `base`.
     async fn freeze_kept(&self, writeback: &ResourceId, base: ImageVersionId) -> Result<Frozen> {
-        let writebacks = self.inner.ports.writeback();
+        let writebacks = self.shared.ports.writeback();
         let frozen = writebacks.freeze(writeback).await?;
         if frozen.base == base {
             return Ok(frozen);
@@ -325,7 +315,7 @@ impl LockedMachine<'_> {
         frozen: Frozen,
     ) -> std::result::Result<ImageListed, (Error, bool)> {
         let spec = ImageSpec::new(version.id, frozen.size_bytes);
-        let failure = match self.inner.ports.images().adopt(&spec, &frozen).await {
+        let failure = match self.shared.ports.images().adopt(&spec, &frozen).await {
             Ok(listed) => return Ok(listed),
             Err(e) => e,
         };
@@ -341,12 +331,6 @@ impl LockedMachine<'_> {
             }
         }
     }
-}
-
-/// What is kept is about to become a version.
-pub(super) fn being_published(machine: &Name) -> Error {
-    Error::new(ErrorKind::Busy, format!("What machine {machine} keeps is being published already"))
-        .with_hint("Wait until that version is ready or failed")
 }
 
 fn nothing_kept(machine: &Machine) -> Error {

@@ -10,16 +10,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Orchestrator, disks_to_boot::DiskToBoot, locked_machine::LockedMachine};
+use super::{Sessions, disks_to_boot::DiskToBoot, locked_machine::LockedMachine};
 use crate::{
-    error::Result,
+    error::{ErrorKind, Result},
     nouns::{EventKind, Generation, Machine, Session, SessionId, SessionState, WritebackPolicy},
     ports::{Login, LoginGate, LoginVerdict, Removal, TargetEndpoint},
 };
@@ -46,19 +46,19 @@ impl Unused {
     }
 }
 
-impl Orchestrator {
+impl Sessions {
     /// Decides over a login and commits the generation it is for.
-    pub(super) async fn admit(&self, login: &Login) -> Result<LoginVerdict> {
+    async fn admit(self: &Arc<Self>, login: &Login) -> Result<LoginVerdict> {
         let Some((machine, number)) = login.target.owner() else {
             // A manual target: the backend's own access rules have decided.
             return Ok(LoginVerdict::Accept);
         };
         let locked = self.lock_machine(machine).await;
-        let Some(mut session) = self.inner.ports.store().live_session(machine).await? else {
+        let Some(mut session) = self.shared.store().live_session(machine).await? else {
             return Ok(LoginVerdict::Refuse);
         };
         // Of another server's session: never final, for its machine may find the right server by trying again.
-        if session.state != SessionState::Active || !self.owns(&session) {
+        if session.state != SessionState::Active || !self.shared.owns(&session) {
             return Ok(LoginVerdict::Retry);
         }
         if Some(session.current.number) == number {
@@ -70,7 +70,7 @@ impl Orchestrator {
         } else {
             return Ok(LoginVerdict::Refuse);
         }
-        self.inner.online.seen(session.id);
+        self.presence.seen(session.id);
         Ok(LoginVerdict::Accept)
     }
 }
@@ -100,13 +100,13 @@ impl LockedMachine<'_> {
         session.last_generation = number;
         // Recorded before it is made: a crash in between leaves a record that the reconciler completes, never an unknown object.
         let versions = {
-            let _image = self.inner.image_lock.read().await;
+            let _image = self.versions.hold().await;
             let mut versions = Vec::with_capacity(disks.len());
             for disk in &disks {
-                versions.push(self.ready_version(disk.version).await?);
+                versions.push(self.versions.ready_version(disk.version).await?);
             }
-            self.record_session(session, EventKind::GenerationPrepared { number }, None).await?;
-            self.inner.unused.waited(session.id, number);
+            self.shared.record_session(session, EventKind::GenerationPrepared { number }, None).await?;
+            self.unused.waited(session.id, number);
             versions
         };
         match self.ensure_generation_over(session, &generation, &versions).await {
@@ -122,34 +122,34 @@ impl LockedMachine<'_> {
     }
 
     /// Removes the prepared generation. `Busy` when somebody has logged in to it and `how` spares that.
-    pub(super) async fn drop_next(&self, session: &mut Session, how: Removal) -> Result<()> {
+    pub(in crate::orchestrator) async fn drop_next(&self, session: &mut Session, how: Removal) -> Result<()> {
         let Some(next) = session.next.take() else { return Ok(()) };
         let removed = self.remove_generation(session, &next, how).await;
         if let Err(e) = removed {
             session.next = Some(next);
             return Err(e);
         }
-        self.record_session(session, EventKind::GenerationExpired { number: next.number }, None).await
+        self.shared.record_session(session, EventKind::GenerationExpired { number: next.number }, None).await
     }
 
     /// Makes the prepared generation current: its first authenticated login.
-    pub(super) async fn commit_next(&self, session: &mut Session) -> Result<()> {
+    pub(in crate::orchestrator) async fn commit_next(&self, session: &mut Session) -> Result<()> {
         let Some(mut next) = session.next.take() else { return Ok(()) };
         let old = session.current.clone();
         // First the old target: requests in flight are finished and its connections closed. Should the record fail afterwards, the
         // reconciler makes the old target again and nothing is lost.
-        if let Err(e) = self.remove_target(&session.target(&old), Removal::Force).await {
+        if let Err(e) = self.targets.remove_target(&session.target(&old), Removal::Force).await {
             session.next = Some(next);
             return Err(e);
         }
         let number = next.number;
-        next.committed_at = Some(self.now());
+        next.committed_at = Some(self.shared.now());
         session.current = next;
-        self.record_session(session, EventKind::GenerationCommitted { number }, None).await?;
+        self.shared.record_session(session, EventKind::GenerationCommitted { number }, None).await?;
         if session.policy == WritebackPolicy::Discard {
             for writeback in old.disks.writebacks() {
                 // An orphan from now on; when this fails the reconciler removes it.
-                if let Err(e) = self.inner.ports.writeback().remove(writeback, Removal::Force).await {
+                if let Err(e) = self.shared.ports.writeback().remove(writeback, Removal::Force).await {
                     tracing::warn!(session = %session.id, error = %e.report(), "old writeback left to the reconciler");
                 }
             }
@@ -157,26 +157,57 @@ impl LockedMachine<'_> {
         Ok(())
     }
 
-    pub(super) async fn commit_current(&self, session: &mut Session) -> Result<()> {
+    /// Removes the prepared generation if it has waited too long for its login. `in_use`: somebody is logged in to it, or that is not known.
+    /// Whether it did.
+    pub(in crate::orchestrator) async fn expire_next(
+        &self,
+        session: &mut Session,
+        in_use: bool,
+    ) -> Result<bool> {
+        let Some(next) = &session.next else { return Ok(false) };
+        let waited = self.unused.waited(session.id, next.number);
+        if waited < self.shared.config.generation_ttl || in_use {
+            return Ok(false);
+        }
+        // Who is online was read before: where logins are only polled, somebody may have come since.
+        match self.drop_next(session, Removal::IfIdle).await {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::Busy => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Marks the current generation as used: its first authenticated login.
+    pub(in crate::orchestrator) async fn commit_current(&self, session: &mut Session) -> Result<()> {
         let number = session.current.number;
-        session.current.committed_at = Some(self.now());
-        self.record_session(session, EventKind::GenerationCommitted { number }, None).await
+        session.current.committed_at = Some(self.shared.now());
+        self.shared.record_session(session, EventKind::GenerationCommitted { number }, None).await
     }
 }
 
+/// What the target backend holds of us, who hold it: weak, so that the two do not keep each other alive for ever.
+struct Gate(Weak<Sessions>);
+
 #[async_trait]
-impl LoginGate for Orchestrator {
+impl LoginGate for Gate {
     fn serving(&self) -> bool {
-        self.is_serving()
+        self.0.upgrade().is_some_and(|sessions| sessions.shared.is_serving())
     }
 
     async fn login(&self, login: Login) -> LoginVerdict {
-        let this = self.clone();
-        let target = login.target.clone();
-        let verdict = self.run(async move { this.admit(&login).await }).await;
+        let Some(sessions) = self.0.upgrade() else { return LoginVerdict::Retry };
+        let (shared, target) = (Arc::clone(&sessions.shared), login.target.clone());
+        let verdict = shared.run(async move { sessions.admit(&login).await }).await;
         verdict.unwrap_or_else(|e| {
             tracing::warn!(%target, error = %e.report(), "login put off");
             LoginVerdict::Retry
         })
+    }
+}
+
+impl Sessions {
+    /// Who decides over logins, for the target backend.
+    pub(in crate::orchestrator) fn gate(self: &Arc<Self>) -> Arc<dyn LoginGate> {
+        Arc::new(Gate(Arc::downgrade(self)))
     }
 }

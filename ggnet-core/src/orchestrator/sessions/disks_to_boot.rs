@@ -3,13 +3,14 @@
 //! Invariant: a kept writeback means something only over the version it was made for, so it decides the version of its disk; an image
 //! that was assigned or asked for since is a conflict that the operator must solve.
 
-use super::{ChapPolicy, Orchestrator};
+use super::Sessions;
 use crate::{
     error::{Error, ErrorKind, Result, code},
     nouns::{
         ChapPair, DataAccess, DataDisk, DiskAccess, Disks, Generation, Image, ImageId, ImageVersion,
         ImageVersionId, Machine, ResourceId, Session, SessionDisk, WritebackPolicy,
     },
+    orchestrator::ChapPolicy,
     ports::WritebackListed,
 };
 
@@ -56,7 +57,7 @@ impl DiskToBoot {
     }
 }
 
-impl Orchestrator {
+impl Sessions {
     /// A generation with these disks; each that takes writes has a writeback of the generation's own, or the machine's.
     pub(super) fn new_generation(
         &self,
@@ -66,7 +67,7 @@ impl Orchestrator {
         disks: &[DiskToBoot],
     ) -> Result<Generation> {
         let asks =
-            self.inner.config.chap == ChapPolicy::Required && self.inner.ports.target().capabilities().chap;
+            self.shared.config.chap == ChapPolicy::Required && self.shared.ports.target().capabilities().chap;
         let of_session = |disk: &DiskToBoot| SessionDisk {
             lun: disk.lun,
             image: disk.image,
@@ -82,7 +83,7 @@ impl Orchestrator {
             number,
             chap: asks.then(|| ChapPair::random(machine.name.as_str())).transpose()?,
             disks: Disks::new(disks.iter().map(of_session).collect())?,
-            prepared_at: self.now(),
+            prepared_at: self.shared.now(),
             committed_at: None,
         })
     }
@@ -114,7 +115,7 @@ impl Orchestrator {
             }
             last = disk.lun;
         }
-        let target = self.inner.ports.target();
+        let target = self.shared.ports.target();
         let most = target.capabilities().max_luns;
         if disks.len() >= usize::from(most) && !disks.is_empty() {
             return Err(Error::new(
@@ -128,7 +129,7 @@ impl Orchestrator {
             .with_hint("Ask for fewer data disks"));
         }
         if disks.iter().any(|disk| disk.access == DataAccess::Shared) {
-            self.served_form()?;
+            self.targets.served_form()?;
         }
         Ok(disks)
     }
@@ -211,7 +212,7 @@ impl Orchestrator {
         version: Option<ImageVersionId>,
         kept: Option<ResourceId>,
     ) -> Result<Choice> {
-        let record = self.inner.ports.store().image(image).await?;
+        let record = self.shared.store().image(image).await?;
         let record = record.ok_or_else(|| Error::not_found("image", image))?;
         let listed = match &kept {
             Some(id) => self.kept(id).await?,
@@ -229,18 +230,18 @@ impl Orchestrator {
             )
             .with_hint("Wait until its import has ended, or import a version")
         })?;
-        let version = self.ready_version(version).await?;
+        let version = self.versions.ready_version(version).await?;
         Ok(Choice { image: record, version, kept })
     }
 
     /// A kept writeback; also one that was cut short.
     async fn kept(&self, id: &ResourceId) -> Result<Option<WritebackListed>> {
-        self.inner.ports.writeback().get(id).await
+        self.shared.ports.writeback().get(id).await
     }
 
     /// That none of a machine's kept writebacks, of which `get` says that they are not there, is listed.
     pub(super) async fn check_not_kept(&self, machine: &Machine, ids: &[&ResourceId]) -> Result<()> {
-        let writebacks = self.inner.ports.writeback();
+        let writebacks = self.shared.ports.writeback();
         if writebacks.list().await?.iter().all(|listed| !ids.contains(&&listed.id)) {
             return Ok(());
         }
@@ -253,7 +254,7 @@ impl Orchestrator {
 
     /// That what the machine has kept of its system disk is over a version of `image`, if it has kept anything. `Conflict` when it is of
     /// another image.
-    pub(super) async fn check_kept(&self, machine: &Machine, image: ImageId) -> Result<()> {
+    pub(in crate::orchestrator) async fn check_kept(&self, machine: &Machine, image: ImageId) -> Result<()> {
         match self.kept(&ResourceId::machine(machine.id)).await?.and_then(|kept| kept.base) {
             Some(below) => self.below_kept(machine, image, below).await.map(|_| ()),
             None => Ok(()),
@@ -267,7 +268,7 @@ impl Orchestrator {
         image: ImageId,
         below: ImageVersionId,
     ) -> Result<ImageVersion> {
-        let below = self.inner.ports.store().version(below).await?.ok_or_else(|| {
+        let below = self.shared.store().version(below).await?.ok_or_else(|| {
             Error::new(
                 code::kept_writes_without_version(&machine.name),
                 format!("Machine {} keeps writes over a lost version", machine.name),

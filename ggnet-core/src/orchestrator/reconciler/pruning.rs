@@ -15,7 +15,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use jiff::SignedDuration;
 use tokio::time::Instant;
 
-use super::Orchestrator;
+use super::Reconciler;
 use crate::{
     error::Result,
     nouns::{AuditAction, Timestamp},
@@ -25,7 +25,7 @@ use crate::{
 /// How often old rows are forgotten.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// How long the server runs with a clock that jumped before it believes it.
-pub(super) const DOUBTED_FOR: Duration = Duration::from_secs(24 * 3600);
+const DOUBTED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// The setting that holds what the clock said when it was last trusted, and for how many seconds it has been doubted since.
 const SETTING: &str = "clock";
 
@@ -77,7 +77,19 @@ impl ClockWatch {
     }
 }
 
-impl Orchestrator {
+impl Reconciler {
+    /// What is wrong with the clock, while it is doubted.
+    pub(in crate::orchestrator) fn clock_doubt(&self) -> Option<String> {
+        self.clock_doubted.load(Ordering::Acquire).then(|| {
+            format!(
+                "The clock says {}, which does not fit what it said before, so nothing old is forgotten. Set it (timedatectl); if it is \
+                 right, nothing needs to be done: it is believed after {} hours",
+                self.shared.now(),
+                DOUBTED_FOR.as_secs() / 3600
+            )
+        })
+    }
+
     /// Looks at the clock and, once an hour, keeps the record from growing for ever.
     pub(super) async fn forget_the_old(&self, pruning: &mut Pruning) {
         if let Err(e) = self.try_forget_the_old(pruning).await {
@@ -90,9 +102,9 @@ impl Orchestrator {
             pruning.clock = Some(self.last_trusted().await?);
         }
         let Some(clock) = &mut pruning.clock else { return Ok(()) };
-        let (now, retention) = (self.now(), self.inner.config.retention);
+        let (now, retention) = (self.shared.now(), self.shared.config.retention);
         let trusted = clock.look(now, Instant::now(), (retention / 2).max(PRUNE_EVERY));
-        if self.inner.clock_doubted.swap(!trusted, Ordering::AcqRel) == trusted {
+        if self.clock_doubted.swap(!trusted, Ordering::AcqRel) == trusted {
             tracing::warn!(%now, last = %clock.trusted.0, trusted, "the clock jumped, or is trusted again");
         }
         if pruning.pruned.is_some_and(|at| at.elapsed() < PRUNE_EVERY) {
@@ -100,10 +112,10 @@ impl Orchestrator {
         }
         pruning.pruned = Some(Instant::now());
         let setting = Write::Setting { key: SETTING.to_owned(), value: clock.text() };
-        let noted = self.record(Batch::new().write(setting)).await.map(|_| ());
+        let noted = self.shared.record(Batch::new().write(setting)).await.map(|_| ());
         let before = SignedDuration::try_from(retention).ok().and_then(|age| now.checked_sub(age).ok());
         if let Some(before) = before.filter(|_| trusted) {
-            let rows = self.inner.ports.store().prune(before).await?;
+            let rows = self.shared.store().prune(before).await?;
             if rows > 0 {
                 tracing::info!(rows, "forgot old events, audit rows and sessions");
             }
@@ -113,7 +125,7 @@ impl Orchestrator {
 
     /// What an earlier process knew of the clock. Without it the newest audit row tells.
     async fn last_trusted(&self) -> Result<ClockWatch> {
-        let (store, at) = (self.inner.ports.store(), Instant::now());
+        let (store, at) = (self.shared.store(), Instant::now());
         let known = store.setting(SETTING).await?.and_then(|text| ClockWatch::parse(&text, at));
         if let Some(known) = known {
             return Ok(known);
@@ -122,7 +134,7 @@ impl Orchestrator {
         let by_this_start = AuditAction::InstanceRemember;
         let rows = store.audit(PageRequest { page: 1, per_page: 2 }).await?.items;
         let newest = rows.into_iter().find(|row| row.action != by_this_start);
-        Ok(ClockWatch { trusted: (newest.map_or(self.now(), |row| row.at), at), doubted: None })
+        Ok(ClockWatch { trusted: (newest.map_or(self.shared.now(), |row| row.at), at), doubted: None })
     }
 }
 

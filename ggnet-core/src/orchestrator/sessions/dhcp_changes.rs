@@ -12,14 +12,14 @@
 use std::{
     collections::HashMap,
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
-use super::{Orchestrator, locked_machine::LockedMachine};
+use super::{Sessions, locked_machine::LockedMachine};
 use crate::{
     error::{Error, ErrorKind, Result},
     nouns::ResourceId,
@@ -59,15 +59,15 @@ impl DhcpChanges {
     }
 }
 
-impl Orchestrator {
+impl Sessions {
     /// Has these entries changed in one set; an outcome for each, in their order.
-    pub(super) async fn change_all_dhcp(
-        &self,
+    pub(in crate::orchestrator) async fn change_all_dhcp(
+        self: &Arc<Self>,
         changes: Vec<(&LockedMachine<'_>, DhcpChange)>,
     ) -> Vec<Result<()>> {
         let mut answers = Vec::with_capacity(changes.len());
         let must_take = {
-            let mut gathering = self.inner.dhcp_changes.lock();
+            let mut gathering = self.dhcp_changes.lock();
             for (_, change) in changes {
                 let (answer, answered) = oneshot::channel();
                 gathering.waiting.push(Waiting { change, answer });
@@ -76,19 +76,19 @@ impl Orchestrator {
             !mem::replace(&mut gathering.is_taken, true)
         };
         if must_take {
-            let this = self.clone();
+            let this = Arc::clone(self);
             // Ends when nothing waits.
-            drop(self.spawn(async move { this.take_changes().await }));
+            drop(self.shared.spawn(async move { this.take_changes().await }));
         }
         let lost =
             |_| Err(Error::new(ErrorKind::Unavailable, "The server was shut down before DHCP was told"));
         join_all(answers).await.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect()
     }
 
-    async fn take_changes(&self) {
-        while let Some(set) = self.inner.dhcp_changes.take() {
-            let this = self.clone();
-            let under_way = self.spawn(async move { this.apply_set(set).await });
+    async fn take_changes(self: &Arc<Self>) {
+        while let Some(set) = self.dhcp_changes.take() {
+            let this = Arc::clone(self);
+            let under_way = self.shared.spawn(async move { this.apply_set(set).await });
             // Beyond it, it goes on by itself.
             let _ = tokio::time::timeout(PATIENCE, under_way).await;
         }
@@ -121,7 +121,7 @@ impl Orchestrator {
     }
 
     async fn apply_all(&self, changes: &[DhcpChange]) -> Vec<Result<()>> {
-        let dhcp = self.inner.ports.dhcp();
+        let dhcp = self.shared.ports.dhcp();
         match dhcp.apply(changes).await {
             Ok(refused) => {
                 let mut refused: HashMap<_, _> = refused.into_iter().map(|r| (r.id, r.error)).collect();

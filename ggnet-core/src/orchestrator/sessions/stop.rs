@@ -3,9 +3,11 @@
 //! A stop that cannot finish stays `stopping`, and the reconciler keeps trying: were it `failed`, its machine could start again
 //! while an old target still writes to a kept writeback.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
-use super::{Orchestrator, locked_machine::LockedMachine};
+use super::{Sessions, locked_machine::LockedMachine};
 use crate::{
     authorization::{Command, authorize},
     error::{Error, ErrorKind, Result, code},
@@ -29,34 +31,37 @@ pub struct StopRequest {
     pub by: Principal,
 }
 
-impl Orchestrator {
+impl Sessions {
     /// Stops a session.
     ///
     /// Errors: `NotFound`; `Conflict` for one that has ended; `Busy` with a live initiator and no `force`, and nothing has changed;
     /// any error of a backend, and the session stays `stopping`. Cancellation: the stop goes on without its caller.
-    pub async fn stop(&self, request: StopRequest) -> Result<Session> {
+    pub async fn stop(self: &Arc<Self>, request: StopRequest) -> Result<Session> {
         authorize(&request.by, Command::SessionStop)?;
-        let this = self.clone();
-        self.run(async move {
-            let store = this.inner.ports.store();
-            let missing = || Error::not_found("session", request.session);
-            let machine = store.session(request.session).await?.ok_or_else(missing)?.machine;
-            // Held to the end: nobody else may touch this machine's session half-way.
-            let locked = this.lock_machine(machine).await;
-            let session = store.session(request.session).await?.ok_or_else(missing)?;
-            this.check_owner(&session)?;
-            match session.state {
-                SessionState::Active | SessionState::Stopping => locked.perform_stop(session, &request).await,
-                // The lock is ours, so nobody works on it: a start that was cut short.
-                SessionState::Starting => locked.perform_stop(session, &request).await,
-                SessionState::Stopped | SessionState::Failed => Err(Error::new(
-                    code::session_ended(session.id, session.state.as_str()),
-                    format!("Session {} is already {}", session.id, session.state.as_str()),
-                )
-                .with_hint("Nothing is left to stop; start a new session when the machine should boot")),
-            }
-        })
-        .await
+        let this = Arc::clone(self);
+        self.shared
+            .run(async move {
+                let store = this.shared.store();
+                let missing = || Error::not_found("session", request.session);
+                let machine = store.session(request.session).await?.ok_or_else(missing)?.machine;
+                // Held to the end: nobody else may touch this machine's session half-way.
+                let locked = this.lock_machine(machine).await;
+                let session = store.session(request.session).await?.ok_or_else(missing)?;
+                this.shared.check_owner(&session)?;
+                match session.state {
+                    SessionState::Active | SessionState::Stopping => {
+                        locked.perform_stop(session, &request).await
+                    }
+                    // The lock is ours, so nobody works on it: a start that was cut short.
+                    SessionState::Starting => locked.perform_stop(session, &request).await,
+                    SessionState::Stopped | SessionState::Failed => Err(Error::new(
+                        code::session_ended(session.id, session.state.as_str()),
+                        format!("Session {} is already {}", session.id, session.state.as_str()),
+                    )
+                    .with_hint("Nothing is left to stop; start a new session when the machine should boot")),
+                }
+            })
+            .await
     }
 
     fn still_running(session: &Session) -> Error {
@@ -67,45 +72,43 @@ impl Orchestrator {
         .retryable(false)
         .with_hint("Shut the machine down first, or stop with force")
     }
-
-    /// Whether an initiator is logged in to any of the session's targets, right now.
-    pub(super) async fn has_initiator(&self, session: &Session) -> Result<bool> {
-        let targets: Vec<_> = session.generations().map(|g| session.target(g)).collect();
-        Ok(self.inner.ports.target().connections().await?.iter().any(|c| targets.contains(&c.target)))
-    }
 }
 
 impl LockedMachine<'_> {
     /// Records that the session is being stopped, and does the steps.
-    pub(super) async fn perform_stop(&self, mut session: Session, request: &StopRequest) -> Result<Session> {
+    pub(in crate::orchestrator) async fn perform_stop(
+        &self,
+        mut session: Session,
+        request: &StopRequest,
+    ) -> Result<Session> {
         // A stop that was begun by force stays one.
         let force = request.force || (session.state == SessionState::Stopping && session.stop_forced);
-        if !force && self.has_initiator(&session).await? {
-            return Err(Orchestrator::still_running(&session));
+        if !force && self.presence.has_initiator(&session).await? {
+            return Err(Sessions::still_running(&session));
         }
         if session.state != SessionState::Stopping || session.stop_forced != force {
             let subject = AuditSubject::Session(session.id);
-            let row = self.audit(&request.by, AuditAction::SessionStop, subject);
+            let row = self.shared.audit(&request.by, AuditAction::SessionStop, subject);
             let row = row.before(json!({ "state": session.state, "force": session.stop_forced }));
             session.state = SessionState::Stopping;
             session.stop_reason = Some(request.reason);
             session.stop_forced = force;
             let now = json!({ "state": session.state, "force": force, "reason": request.reason });
             let row = row.after(now);
-            self.record_session(&mut session, EventKind::SessionStopping, Some(row)).await?;
+            self.shared.record_session(&mut session, EventKind::SessionStopping, Some(row)).await?;
         }
-        let machine = self.inner.ports.store().machine(session.machine).await?;
+        let machine = self.shared.store().machine(session.machine).await?;
         let session = self.carry_out_stop(session, machine.as_ref()).await?;
         match session.state {
             SessionState::Stopped => Ok(session),
-            _ => Err(Orchestrator::still_running(&session)),
+            _ => Err(Sessions::still_running(&session)),
         }
     }
 
     /// Does the steps of a stop that is recorded, as it was asked for. Returns the session stopped; or active again, when the stop
     /// spares initiators and one came between the look and the removal: as if it had not been asked for. The caller holds the
     /// machine's lock.
-    pub(super) async fn carry_out_stop(
+    pub(in crate::orchestrator) async fn carry_out_stop(
         &self,
         session: Session,
         machine: Option<&Machine>,
@@ -128,10 +131,10 @@ impl LockedMachine<'_> {
     async fn take_back_stop(&self, mut session: Session, machine: Option<&Machine>) -> Result<Session> {
         session.state = SessionState::Active;
         session.stop_reason = None;
-        let event = self.session_event(&session, EventKind::SessionActive);
+        let event = self.shared.session_event(&session, EventKind::SessionActive);
         let batch = Batch::new().write(Write::Session(Box::new(session.clone()))).event(event);
         // On a full disk, too: a session that stays `stopping` boots nothing.
-        self.record(batch.from_reserve()).await?;
+        self.shared.record(batch.from_reserve()).await?;
         session.revision += 1;
         for generation in session.generations() {
             self.ensure_generation(&session, generation).await?;
@@ -156,11 +159,11 @@ impl LockedMachine<'_> {
     pub(super) async fn finish_stop(&self, mut session: Session) -> Result<Session> {
         session.state = SessionState::Stopped;
         session.next = None;
-        session.ended_at = Some(self.now());
+        session.ended_at = Some(self.shared.now());
         (session.error, session.failure) = (None, None);
-        self.record_session(&mut session, EventKind::SessionStopped, None).await?;
-        self.inner.online.forget(session.id);
-        self.inner.unused.forget(session.id);
+        self.shared.record_session(&mut session, EventKind::SessionStopped, None).await?;
+        self.presence.forget(session.id);
+        self.unused.forget(session.id);
         Ok(session)
     }
 }

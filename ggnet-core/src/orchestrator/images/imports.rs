@@ -1,4 +1,4 @@
-//! Imports: [jobs](super::jobs) that make a version of a file.
+//! Imports: jobs that make a version of a file.
 //!
 //! An import: record `importing` and its job → wait for its turn → check the stated checksum of the source → probe → draft in the image store →
 //! convert into it → seal → record `ready` and, unless told otherwise, make it current. Whatever fails or is cancelled leaves `failed` with the reason and no bytes. The server's
@@ -14,18 +14,17 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{
-    Orchestrator,
-    jobs::{EndReason, Running},
-};
+use super::Images;
 use crate::{
     authorization::{Command, authorize},
     checksum::sha256_file,
     error::{Error, Result, code},
     nouns::{
         AuditAction, AuditSubject, EventKind, Image, ImageFormat, ImageId, ImageVersion, ImageVersionId,
-        ImportJob, Job, JobKind, JobSubject, Name, Principal, SystemPart, VersionSource, VersionState,
+        ImportJob, Job, JobKind, JobState, JobSubject, Name, Principal, SystemPart, VersionSource,
+        VersionState,
     },
+    orchestrator::job_runner::{EndReason, Running, Turn},
     ports::{Batch, Completeness, ConvertSpec, ImageSpec, Write},
 };
 
@@ -52,103 +51,126 @@ pub struct ImportRequest {
 const RECORD_AGAIN: Duration = Duration::from_secs(1);
 const RECORD_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
-impl Orchestrator {
-    /// Records an import and returns at once with the version being made: now, or when its [job](Self::version_job)'s turn comes.
-    pub async fn import(&self, request: ImportRequest) -> Result<(Image, ImageVersion)> {
+impl Images {
+    /// Records an import and returns at once with the version being made: now, or when its [job](super::super::Jobs::of_version)'s turn comes.
+    pub async fn import(self: &Arc<Self>, request: ImportRequest) -> Result<(Image, ImageVersion)> {
         authorize(&request.by, Command::ImageImport)?;
         // Record and audit are text. A link of a plain name may lead to such a file.
         if request.path.to_str().is_none() {
             let message = format!("The name of the file {} is not UTF-8 text", request.path.display());
             return Err(Error::invalid("path", message).with_hint("Rename it, or its folder"));
         }
-        let this = self.clone();
-        self.run(async move {
-            this.wait_for_sweep().await?;
-            // Two imports of one name must not both make the image, nor take the same number.
-            let guard = this.inner.image_lock.write().await;
-            let now = this.now();
-            let store = this.inner.ports.store();
-            let known = store.image_by_name(&request.image).await?;
-            let mut image = known.unwrap_or_else(|| Image {
-                id: ImageId::generate(),
-                name: request.image.clone(),
-                description: String::new(),
-                current: None,
-                last_version: 0,
-                created_at: now,
-                updated_at: now,
-                revision: 0,
-            });
-            let source = VersionSource::Import {
-                path: request.path.clone(),
-                format: request.format,
-                expected_sha256: request.expected_sha256.clone(),
-            };
-            let version = this.next_version(&mut image, source, &request.comment).await?;
-            let import = ImportJob {
-                server: this.inner.config.server.clone(),
-                image: image.id,
-                version: version.id,
-                path: request.path.clone(),
-                format: request.format,
-                expected_sha256: request.expected_sha256.clone(),
-                make_current: request.make_current,
-            };
-            let title = format!("import of {}:{}", image.name, version.number);
-            let mut job = Job::new(JobKind::Import(import.clone()), title, request.by.clone(), now);
-            let place = this.inner.jobs.place();
-            if place.is_some() {
-                job.claim(&this.inner.config.server, now);
-            }
-            let row = this.audit(&request.by, AuditAction::ImageImport, AuditSubject::Image(image.id));
-            let new =
-                json!({ "name": image.name, "version": version.id, "path": request.path, "job": job.id });
-            let row = row.after(new);
-            let mut batch = Batch::new().write(Write::Image(image.clone()));
-            if image.revision == 0 {
-                batch = batch.event(this.event(EventKind::ImageCreated).image(image.id));
-            }
-            batch = batch.write(Write::Version(version.clone()));
-            batch = batch.event(this.event(EventKind::VersionImporting).image(image.id)).audit(row);
-            this.record(this.with_job(batch, &job)).await?;
-            this.spawn_import(&job, import, version.clone(), place);
-            drop(guard);
-            let image = store.image(image.id).await?.unwrap_or(image);
-            Ok((image, version))
-        })
-        .await
+        let this = Arc::clone(self);
+        self.shared
+            .run(async move {
+                this.runner.wait_for_sweep().await?;
+                // Two imports of one name must not both make the image, nor take the same number.
+                let guard = this.versions.lock().await;
+                let now = this.shared.now();
+                let store = this.shared.store();
+                let known = store.image_by_name(&request.image).await?;
+                let mut image = known.unwrap_or_else(|| Image {
+                    id: ImageId::generate(),
+                    name: request.image.clone(),
+                    description: String::new(),
+                    current: None,
+                    last_version: 0,
+                    created_at: now,
+                    updated_at: now,
+                    revision: 0,
+                });
+                let source = VersionSource::Import {
+                    path: request.path.clone(),
+                    format: request.format,
+                    expected_sha256: request.expected_sha256.clone(),
+                };
+                let version = this.versions.next_version(&mut image, source, &request.comment).await?;
+                let import = ImportJob {
+                    server: this.shared.config.server.clone(),
+                    image: image.id,
+                    version: version.id,
+                    path: request.path.clone(),
+                    format: request.format,
+                    expected_sha256: request.expected_sha256.clone(),
+                    make_current: request.make_current,
+                };
+                let title = format!("import of {}:{}", image.name, version.number);
+                let mut job = Job::new(JobKind::Import(import.clone()), title, request.by.clone(), now);
+                let place = this.runner.place();
+                if place.is_some() {
+                    job.claim(&this.shared.config.server, now);
+                }
+                let row =
+                    this.shared.audit(&request.by, AuditAction::ImageImport, AuditSubject::Image(image.id));
+                let new =
+                    json!({ "name": image.name, "version": version.id, "path": request.path, "job": job.id });
+                let row = row.after(new);
+                let mut batch = Batch::new().write(Write::Image(image.clone()));
+                if image.revision == 0 {
+                    batch = batch.event(this.shared.event(EventKind::ImageCreated).image(image.id));
+                }
+                batch = batch.write(Write::Version(version.clone()));
+                batch =
+                    batch.event(this.shared.event(EventKind::VersionImporting).image(image.id)).audit(row);
+                this.shared.record(this.runner.with_job(batch, &job)).await?;
+                this.spawn_import(&job, import, version.clone(), place);
+                drop(guard);
+                let image = store.image(image.id).await?.unwrap_or(image);
+                Ok((image, version))
+            })
+            .await
     }
 
     /// How far an import is, in per mille; `None` when none is under way here. One that waits for its turn is at 0.
     #[must_use]
     pub fn import_progress(&self, version: ImageVersionId) -> Option<u16> {
-        let running = self.inner.jobs.on(JobSubject::Version(version))?;
+        let running = self.runner.on(JobSubject::Version(version))?;
         Some(running.per_mille.load(std::sync::atomic::Ordering::Relaxed))
     }
 
-    /// Cancels the import of a version; it ends as `failed`, and its job as `cancelled`. `NotFound` when none is under way.
-    pub async fn cancel_import(&self, version: ImageVersionId, by: &Principal) -> Result<()> {
-        authorize(by, Command::JobCancel)?;
-        let job = self.version_job(version).await?.filter(|job| job.state.is_live());
-        let job = job.ok_or_else(|| Error::not_found("import of version", version))?;
-        self.cancel_job(job.id, by).await.map(|_| ())
-    }
-
     fn spawn_import(
-        &self,
+        self: &Arc<Self>,
         job: &Job,
         import: ImportJob,
         version: ImageVersion,
         place: Option<OwnedSemaphorePermit>,
     ) {
-        self.spawn_job(job, place, move |this, running| async move {
-            this.finish_import(version, &import, running).await;
+        let this = Arc::clone(self);
+        self.runner.spawn_job(job, place, move |turn| async move {
+            match turn {
+                Turn::Came(running) => this.finish_import(version, &import, running).await,
+                Turn::Cancelled(running) => this.cancelled_before_its_turn(&import, &running).await,
+            }
         });
     }
 
+    async fn cancelled_before_its_turn(&self, import: &ImportJob, running: &Running) {
+        // At the server's end it stays queued, and the next start goes on with it.
+        if self.shared.cancel.is_cancelled() {
+            return;
+        }
+        if let Err(e) = self.end_queued_import(import, running).await {
+            tracing::warn!(job = %running.job, error = %e.report(), "could not record a cancelled job's end; the reconciler does");
+        }
+        running.set_ended();
+    }
+
+    async fn end_queued_import(&self, import: &ImportJob, running: &Running) -> Result<()> {
+        let _image = self.versions.lock().await;
+        let still = |job: &Job| job.state == JobState::Queued;
+        match self.runner.ending(running.job, still, EndReason::Cancelled).await? {
+            Some(ending) => self.end_import(ending.job, import, ending.why).await,
+            None => Ok(()),
+        }
+    }
+
     /// Takes up an import that an earlier process left queued. The caller holds the image lock.
-    pub(super) async fn start_queued_import(&self, job: Job, import: ImportJob) -> Result<()> {
-        let version = self.inner.ports.store().version(import.version).await?;
+    pub(in crate::orchestrator) async fn start_queued_import(
+        self: &Arc<Self>,
+        job: Job,
+        import: ImportJob,
+    ) -> Result<()> {
+        let version = self.shared.store().version(import.version).await?;
         match version.filter(|version| version.state == VersionState::Importing) {
             Some(version) => self.spawn_import(&job, import, version, None),
             // Nothing is left to make.
@@ -158,26 +180,31 @@ impl Orchestrator {
     }
 
     /// Begins a failed or cancelled import anew. The caller holds the image lock, and the right to change the job.
-    pub(super) async fn retry_import(&self, mut job: Job, import: ImportJob, by: Principal) -> Result<Job> {
-        let version = self.inner.ports.store().version(import.version).await?;
+    pub(in crate::orchestrator) async fn retry_import(
+        self: &Arc<Self>,
+        mut job: Job,
+        import: ImportJob,
+        by: Principal,
+    ) -> Result<Job> {
+        let version = self.shared.store().version(import.version).await?;
         let Some(mut version) = version.filter(|version| version.state == VersionState::Failed) else {
             return Err(Error::not_found("image version", import.version)
                 .with_hint("The version that this job made was removed: import the file again"));
         };
         version.state = VersionState::Importing;
         (version.error, version.failure, version.finished_at) = (None, None, None);
-        let row = self.audit(&by, AuditAction::JobRetry, AuditSubject::Job(job.id));
+        let row = self.shared.audit(&by, AuditAction::JobRetry, AuditSubject::Job(job.id));
         let row = row
             .before(json!({ "state": job.state }))
             .after(json!({ "version": version.id, "path": import.path }));
         job.queue_again(by);
-        let place = self.inner.jobs.place();
+        let place = self.runner.place();
         if place.is_some() {
-            job.claim(&self.inner.config.server, self.now());
+            job.claim(&self.shared.config.server, self.shared.now());
         }
-        let event = self.event(EventKind::VersionImporting).image(version.image);
+        let event = self.shared.event(EventKind::VersionImporting).image(version.image);
         let batch = Batch::new().write(Write::Version(version.clone())).event(event).audit(row);
-        self.record(self.with_job(batch, &job)).await?;
+        self.shared.record(self.runner.with_job(batch, &job)).await?;
         job.revision += 1;
         self.spawn_import(&job, import, version, place);
         Ok(job)
@@ -185,8 +212,13 @@ impl Orchestrator {
 
     /// Ends an import that nobody works on, with its version if that is still `importing`. The caller holds the image lock, and the right to
     /// change the job.
-    pub(super) async fn end_import(&self, job: Job, import: &ImportJob, why: EndReason) -> Result<()> {
-        let version = self.inner.ports.store().version(import.version).await?;
+    pub(in crate::orchestrator) async fn end_import(
+        &self,
+        job: Job,
+        import: &ImportJob,
+        why: EndReason,
+    ) -> Result<()> {
+        let version = self.shared.store().version(import.version).await?;
         let version = version.filter(|version| version.state == VersionState::Importing);
         self.record_import_without_result(job, import, version, why).await
     }
@@ -204,10 +236,10 @@ impl Orchestrator {
             EndReason::WorkEnded => interrupted("The import ended without a result"),
         };
         let has_bytes = version.is_some();
-        let batch = version.map_or_else(Batch::new, |version| self.failed_version(version, &why));
-        self.record(self.with_end(batch, job, Err(&why)).from_reserve()).await?;
+        let batch = version.map_or_else(Batch::new, |version| self.versions.failed_version(version, &why));
+        self.shared.record(self.runner.with_end(batch, job, Err(&why)).from_reserve()).await?;
         if has_bytes {
-            self.remove_bytes(import.version).await;
+            self.versions.remove_bytes(import.version).await;
         }
         Ok(())
     }
@@ -216,32 +248,32 @@ impl Orchestrator {
     /// can be cancelled.
     async fn finish_import(&self, version: ImageVersion, request: &ImportJob, running: Running) {
         let work = self.perform_import(&version, request, &running);
-        let mut outcome = self.with_heartbeat(&running, work).await;
-        if outcome.is_err() && self.inner.cancel.is_cancelled() {
+        let mut outcome = self.runner.with_heartbeat(&running, work).await;
+        if outcome.is_err() && self.shared.cancel.is_cancelled() {
             outcome = Err(interrupted("The server was stopped during the import"));
         }
         if let Err(e) = &outcome {
             tracing::warn!(version = %version.id, error = %e.report(), "import failed");
-            self.remove_bytes(version.id).await;
+            self.versions.remove_bytes(version.id).await;
         }
         let mut wait = RECORD_AGAIN;
         loop {
             // Held over the record: the image's current version is read and written.
-            let image_lock = self.inner.image_lock.write().await;
+            let image_lock = self.versions.lock().await;
             let recorded = self.record_import(version.clone(), request, &running, &outcome).await;
             let Err(e) = recorded else { return };
             drop(image_lock);
             tracing::error!(version = %version.id, error = %e.report(), again_in = ?wait, "could not record the import's end");
             tokio::select! {
                 () = running.cancel.cancelled(), if outcome.is_ok() => {
-                    if self.inner.cancel.is_cancelled() {
+                    if self.shared.cancel.is_cancelled() {
                         return;
                     }
                     outcome = Err(was_cancelled());
-                    self.remove_bytes(version.id).await;
+                    self.versions.remove_bytes(version.id).await;
                 }
                 // The record stays `importing`; the next start makes it `failed` and removes the bytes.
-                () = self.inner.cancel.cancelled() => return,
+                () = self.shared.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
             wait = (wait * 2).min(RECORD_AGAIN_AT_MOST);
@@ -256,49 +288,39 @@ impl Orchestrator {
         running: &Running,
         outcome: &Result<(u64, String)>,
     ) -> Result<()> {
-        version.finished_at = Some(self.now());
+        version.finished_at = Some(self.shared.now());
         let mut batch = Batch::new();
         match outcome {
             Ok((size_bytes, sha256)) => {
                 version.state = VersionState::Ready;
                 version.size_bytes = *size_bytes;
                 version.sha256 = Some(sha256.clone());
-                let event = self.event(EventKind::VersionReady).image(version.image);
+                let event = self.shared.event(EventKind::VersionReady).image(version.image);
                 batch = batch.write(Write::Version(version.clone())).event(event);
-                batch = self.with_current(batch, &version, request.make_current, &running.by).await?;
+                batch =
+                    self.versions.with_current(batch, &version, request.make_current, &running.by).await?;
             }
-            Err(e) => batch = self.failed_version(version, e),
+            Err(e) => batch = self.versions.failed_version(version, e),
         }
-        self.record_end(running, batch, outcome.as_ref().map(|_| ())).await
-    }
-
-    /// A version that is no longer imported and has failed.
-    pub(super) fn failed_version(&self, mut version: ImageVersion, why: &Error) -> Batch {
-        let (reason, failure) = (why.report(), Some(why.into()));
-        version.state = VersionState::Failed;
-        version.error = Some(reason.clone());
-        version.failure.clone_from(&failure);
-        version.finished_at = Some(self.now());
-        let event = self.event(EventKind::VersionFailed { reason, failure }).image(version.image);
-        Batch::new().write(Write::Version(version)).event(event).from_reserve()
+        self.runner.record_end(running, batch, outcome.as_ref().map(|_| ())).await
     }
 
     /// Versions that are `importing` and that nobody makes: what made them died, or is of a GGnet that had no jobs. Imports become `failed`,
     /// and their bytes go. Returns how many were ended; an error where one could not be.
-    pub(super) async fn fail_abandoned_imports(&self) -> Result<u64> {
-        let importing = self.inner.ports.store().importing_versions().await?;
+    pub(in crate::orchestrator) async fn fail_abandoned(&self) -> Result<u64> {
+        let importing = self.shared.store().importing_versions().await?;
         if importing.is_empty() {
             return Ok(0);
         }
-        let in_jobs = self.versions_in_jobs().await?;
+        let in_jobs = self.runner.versions_in_jobs().await?;
         if importing.iter().all(|version| in_jobs.contains(&version.id)) {
             return Ok(0);
         }
         // Looked at again: whoever begins an import holds this until it is recorded.
-        let _image = self.inner.image_lock.write().await;
-        let in_jobs = self.versions_in_jobs().await?;
+        let _image = self.versions.lock().await;
+        let in_jobs = self.runner.versions_in_jobs().await?;
         let (mut failed, mut left) = (0, Ok(()));
-        for version in self.inner.ports.store().importing_versions().await? {
+        for version in self.shared.store().importing_versions().await? {
             if in_jobs.contains(&version.id) {
                 continue;
             }
@@ -338,7 +360,7 @@ impl Orchestrator {
             }
         }
         running.set_step("Converting");
-        let converter = self.inner.ports.converter();
+        let converter = self.shared.ports.converter();
         // The probe goes on by itself, and changes nothing.
         let probe = running.cancel.run_until_cancelled(converter.probe(&request.path)).await;
         let probe = probe.ok_or_else(was_cancelled)??;
@@ -352,7 +374,7 @@ impl Orchestrator {
             .with_field("format")
             .with_hint("Import it with the format that it has, or leave the format out"));
         }
-        let images = self.inner.ports.images();
+        let images = self.shared.ports.images();
         let made = ImageSpec::new(version.id, probe.virtual_size);
         let spec = ConvertSpec {
             source: request.path.clone(),
@@ -368,27 +390,15 @@ impl Orchestrator {
 
     /// Whether somebody works on it: a version whose import ended and could not be recorded is nobody's, and can be deleted.
     pub(super) fn is_importing(&self, version: &ImageVersion) -> bool {
-        version.state == VersionState::Importing
-            && self.inner.jobs.on(JobSubject::Version(version.id)).is_some()
+        version.state == VersionState::Importing && self.runner.on(JobSubject::Version(version.id)).is_some()
     }
 
-    /// Imports that our death interrupted become `failed`, and bytes that no version explains are removed.
-    pub(super) async fn interrupted_imports(&self) {
-        if let Err(e) = self.try_interrupted_imports().await {
-            tracing::warn!(error = %e.report(), "clean-up of interrupted imports");
-        }
-        // Set once: this is called once.
-        let _ = self.inner.swept.set(());
-    }
-
-    async fn try_interrupted_imports(&self) -> Result<()> {
-        // One that cannot be ended now stays live, and its version `importing`; the reconciler goes on with it.
-        if let Err(e) = self.end_abandoned_jobs(EndReason::ServerEnded).await {
-            tracing::warn!(error = %e.report(), "an interrupted job is left as it is");
-        }
+    /// Versions that our death interrupted become `failed`, and bytes that no version explains are removed. Jobs that our death interrupted have
+    /// been ended before.
+    pub(in crate::orchestrator) async fn sweep(&self) -> Result<()> {
         // Those that are queued have not begun; the others are of a GGnet that had no jobs, or publications.
-        let in_jobs = self.versions_in_jobs().await?;
-        let store = self.inner.ports.store();
+        let in_jobs = self.runner.versions_in_jobs().await?;
+        let store = self.shared.store();
         for version in store.importing_versions().await? {
             let id = version.id;
             if in_jobs.contains(&id) {
@@ -400,7 +410,7 @@ impl Orchestrator {
                 tracing::warn!(version = %id, error = %e.report(), "an interrupted version is left as it is");
             }
         }
-        let mut listed = self.inner.ports.images().list().await?;
+        let mut listed = self.shared.ports.images().list().await?;
         // The newest first: what stands on another is younger.
         listed.sort_by_key(|listed| std::cmp::Reverse(listed.id));
         for found in listed {
@@ -413,7 +423,7 @@ impl Orchestrator {
                 {
                     tracing::warn!(version = %found.id, "a publication that had failed has its bytes: it is ready");
                     let by = Principal::system(SystemPart::Upkeep);
-                    let _image = self.inner.image_lock.write().await;
+                    let _image = self.versions.lock().await;
                     if let Err(e) = self.record_published(version, &found, false, &by).await {
                         tracing::warn!(version = %found.id, error = %e.report(), "it is left as it is");
                     }
@@ -421,7 +431,7 @@ impl Orchestrator {
                 // A failed import has no bytes, unless its converter was cut off and went on to its end unheard.
                 Some(_) | None => {
                     tracing::info!(version = %found.id, "removing bytes that no image version explains");
-                    self.remove_bytes(found.id).await;
+                    self.versions.remove_bytes(found.id).await;
                 }
             }
         }
@@ -434,8 +444,8 @@ impl Orchestrator {
             return self.end_abandoned_publication(version, session).await;
         }
         let id = version.id;
-        self.record(self.failed_version(version, &interrupted(why))).await?;
-        self.remove_bytes(id).await;
+        self.shared.record(self.versions.failed_version(version, &interrupted(why))).await?;
+        self.versions.remove_bytes(id).await;
         Ok(())
     }
 }

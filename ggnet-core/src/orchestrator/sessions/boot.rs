@@ -1,14 +1,15 @@
-//! What a machine that asks for its boot script is given: [`decide`] is the rule, [`Orchestrator::boot`] carries it out.
+//! What a machine that asks for its boot script is given: [`decide`] is the rule, [`Sessions::boot`] carries it out.
 //!
 //! The HTTP server only translates: a script, "come again", or 404 for nothing (which never happens to a known machine).
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use super::{
-    Orchestrator,
+    Sessions,
     boot_request::{Advertised, BootAnswer, BootRequest},
     locked_machine::LockedMachine,
     pending::Turn,
@@ -21,7 +22,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result, code},
     nouns::{
-        BootStage, Diagnosis, EventKind, Generation, MacAddr, Machine, MachineState, Name, NewEvent,
+        BootStage, Diagnosis, EventKind, Generation, Machine, MachineId, MachineState, Name, NewEvent,
         Principal, Session, SessionState,
     },
     ports::{Batch, TargetEndpoint},
@@ -98,19 +99,19 @@ pub fn decide(machine: Option<&Machine>, session: Option<&Session>) -> Decision 
     }
 }
 
-impl Orchestrator {
+impl Sessions {
     /// Answers a request for a boot script. Requests of one machine at the same time have one answer. A dropped request stops nothing.
-    pub async fn boot(&self, request: BootRequest) -> Result<BootAnswer> {
-        if !self.is_serving() {
+    pub async fn boot(self: &Arc<Self>, request: BootRequest) -> Result<BootAnswer> {
+        if !self.shared.is_serving() {
             return Ok(BootAnswer::Retry(Duration::from_secs(2)));
         }
-        let wait = self.inner.config.boot_wait;
+        let wait = self.shared.config.boot_wait;
         let answer = async {
-            match self.inner.pending.turn(&request) {
+            match self.pending.turn(&request) {
                 Turn::Make(making) => {
-                    let this = self.clone();
+                    let this = Arc::clone(self);
                     // On a task of its own: past `boot_wait` the machine comes again while the start goes on.
-                    let made = self.run(async move {
+                    let made = self.shared.run(async move {
                         let answer = this.answer(&request).await?;
                         making.done(&answer);
                         Ok(answer)
@@ -131,34 +132,23 @@ impl Orchestrator {
 
     /// The first-stage script, for iPXE that does not have its MAC address in the URL.
     pub fn first_script(&self, advertised: &Advertised) -> Result<String> {
-        self.inner.templates.first(&FirstScript { server_url: advertised.http_url.clone() })
+        self.templates.first(&FirstScript { server_url: advertised.http_url.clone() })
     }
 
-    /// A failure that a machine's iPXE reports: an event, nothing else.
-    pub async fn boot_failed(&self, mac: MacAddr, stage: String, errno: String) -> Result<()> {
-        let machine = self.inner.ports.store().machine_by_mac(mac).await?;
-        let Some(machine) = machine else { return Err(Error::not_found("machine", mac)) };
-        if !self.inner.strangers.of_machine(machine.id) {
-            return Ok(());
-        }
-        let event = self.event(EventKind::BootFailed { stage, errno }).machine(machine.id);
-        self.record(Batch::new().event(event)).await.map(|_| ())
-    }
-
-    async fn answer(&self, request: &BootRequest) -> Result<BootAnswer> {
-        let store = self.inner.ports.store();
+    async fn answer(self: &Arc<Self>, request: &BootRequest) -> Result<BootAnswer> {
+        let store = self.shared.store();
         let Some(found) = store.machine_by_mac(request.mac).await? else {
             return self.answer_unknown(request).await;
         };
         if request.prepare {
-            self.inner.online.script_asked(request.mac);
+            self.presence.script_asked(request.mac);
         }
         // Held to the end: a start, or the making of a generation, must not interleave with a stop.
         let locked = self.lock_machine(found.id).await;
         // Again under the lock: it may have been changed or deleted meanwhile.
         let Some(machine) = store.machine(found.id).await? else { return self.answer_unknown(request).await };
         let session = store.live_session(machine.id).await?;
-        if session.as_ref().is_some_and(|session| !self.owns(session)) {
+        if session.as_ref().is_some_and(|session| !self.shared.owns(session)) {
             return Ok(BootAnswer::Retry(Duration::from_secs(5)));
         }
         match (decide(Some(&machine), session.as_ref()), session) {
@@ -175,29 +165,28 @@ impl Orchestrator {
         }
     }
 
-    async fn script_read(&self, session: &Session, generation: &Generation) -> Result<()> {
-        if !self.inner.strangers.of_machine(session.machine) {
-            return Ok(());
-        }
+    /// That a machine has read its script, as long as it may be written.
+    fn script_read(&self, machine: MachineId, generation: &Generation) -> Option<EventKind> {
         let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation.number) };
-        self.record(Batch::new().event(self.session_event(session, kind))).await.map(|_| ())
+        self.diagnoses.may_record_of(machine).then_some(kind)
     }
 
     async fn answer_unknown(&self, request: &BootRequest) -> Result<BootAnswer> {
-        if request.prepare && self.inner.strangers.unknown() {
+        if request.prepare && self.diagnoses.may_record_sight() {
             // Held until it is recorded: of two requests at once only one is the first sight.
-            let _first = self.inner.seen_lock.lock().await;
-            let (event, write) =
-                self.unknown_seen(request.mac, request.firmware, request.peer.clone(), self.now()).await?;
+            let _first = self.diagnoses.lock_sights().await;
+            let (event, write) = self
+                .diagnoses
+                .unknown_seen(request.mac, request.firmware, request.peer.clone(), self.shared.now())
+                .await?;
             let batch = Batch {
                 writes: write.into_iter().collect(),
                 events: event.into_iter().collect(),
                 ..Batch::new()
             };
-            self.record(batch).await?;
+            self.shared.record(batch).await?;
         }
         let script = self
-            .inner
             .templates
             .unknown(&UnknownScript { mac: request.mac, server_url: request.advertised.http_url.clone() })?;
         Ok(BootAnswer::Script(script))
@@ -210,47 +199,48 @@ impl Orchestrator {
         why: &Declined,
     ) -> Result<BootAnswer> {
         let reason = why.reason();
-        if request.prepare && self.inner.strangers.of_machine(machine.id) {
+        if request.prepare && self.diagnoses.may_record_of(machine.id) {
             let kind = EventKind::BootDeclined { reason: reason.clone(), diagnosis: Some(why.diagnosis()) };
-            let event = NewEvent::new(self.now(), kind).machine(machine.id);
-            self.record(Batch::new().event(event)).await?;
+            let event = NewEvent::new(self.shared.now(), kind).machine(machine.id);
+            self.shared.record(Batch::new().event(event)).await?;
         }
         let script = DeclinedScript { machine: machine.name.clone(), mac: request.mac, reason };
-        Ok(BootAnswer::Script(self.inner.templates.declined(&script)?))
+        Ok(BootAnswer::Script(self.templates.declined(&script)?))
     }
 
     /// The boot script of a live session as it would be read now; prepares nothing. `Conflict` when the session is not active any more.
     pub async fn current_script(
-        &self,
+        self: &Arc<Self>,
         session: &Session,
         advertised: &Advertised,
         by: &Principal,
     ) -> Result<(String, SanUri)> {
         authorize(by, Command::SessionScript)?;
-        let (this, id, advertised) = (self.clone(), session.id, advertised.clone());
+        let (this, id, advertised) = (Arc::clone(self), session.id, advertised.clone());
         let machine = session.machine;
-        self.run(async move {
-            // What is lacking is made, and that beside a stop would bring back what the stop removed.
-            let locked = this.lock_machine(machine).await;
-            let store = this.inner.ports.store();
-            let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
-            this.check_owner(&session)?;
-            if session.state != SessionState::Active {
-                return Err(Error::new(
-                    code::session_not_active(id, session.state.as_str()),
-                    format!("Session {id} is {}, not active", session.state.as_str()),
-                )
-                .with_hint("Start a new session"));
-            }
-            let machine =
-                store.machine(machine).await?.ok_or_else(|| Error::not_found("machine", machine))?;
-            let generation = session.next.as_ref().unwrap_or(&session.current);
-            let endpoint = locked.endpoint_of(&session, generation).await?;
-            let uri = this.san_uri(&session, generation, &endpoint, &advertised)?;
-            let boots = this.boots(generation).await?;
-            Ok((this.script(&machine, (&session, generation), boots, &endpoint, &advertised)?, uri))
-        })
-        .await
+        self.shared
+            .run(async move {
+                // What is lacking is made, and that beside a stop would bring back what the stop removed.
+                let locked = this.lock_machine(machine).await;
+                let store = this.shared.store();
+                let session = store.session(id).await?.ok_or_else(|| Error::not_found("session", id))?;
+                this.shared.check_owner(&session)?;
+                if session.state != SessionState::Active {
+                    return Err(Error::new(
+                        code::session_not_active(id, session.state.as_str()),
+                        format!("Session {id} is {}, not active", session.state.as_str()),
+                    )
+                    .with_hint("Start a new session"));
+                }
+                let machine =
+                    store.machine(machine).await?.ok_or_else(|| Error::not_found("machine", machine))?;
+                let generation = session.next.as_ref().unwrap_or(&session.current);
+                let endpoint = locked.endpoint_of(&session, generation).await?;
+                let uri = this.san_uri(&session, generation, &endpoint, &advertised)?;
+                let boots = this.boots(generation).await?;
+                Ok((this.script(&machine, (&session, generation), boots, &endpoint, &advertised)?, uri))
+            })
+            .await
     }
 
     /// Where a generation's disk is, for a machine that reaches us under `advertised`.
@@ -271,7 +261,7 @@ impl Orchestrator {
 
     /// What a generation boots.
     async fn boots(&self, generation: &Generation) -> Result<Boots> {
-        let store = self.inner.ports.store();
+        let store = self.shared.store();
         let system = generation.system();
         let image = store.image(system.image).await?;
         let image = image.ok_or_else(|| Error::not_found("image", system.image))?;
@@ -288,7 +278,7 @@ impl Orchestrator {
         advertised: &Advertised,
     ) -> Result<String> {
         let mac = machine.primary_mac()?;
-        self.inner.templates.machine(&MachineScript {
+        self.templates.machine(&MachineScript {
             machine: machine.name.clone(),
             mac,
             image: boots.image,
@@ -304,7 +294,7 @@ impl Orchestrator {
 impl LockedMachine<'_> {
     async fn answer_start(&self, request: &BootRequest, machine: Machine) -> Result<BootAnswer> {
         // What made its last start fail is seldom mended within seconds, and each try is recorded.
-        if let Some(wait) = self.inner.failed_starts.wait(machine.id) {
+        if let Some(wait) = self.failed_starts.wait(machine.id) {
             return Ok(BootAnswer::Retry(wait));
         }
         let id = machine.id;
@@ -319,18 +309,19 @@ impl LockedMachine<'_> {
             }
             Err(e) => return Err(e),
         };
-        let started = match self.perform_start(prepared, &by).await {
+        // It has its script as soon as the session is active: one synced write for both.
+        let read = self.script_read(id, prepared.generation());
+        let started = match self.perform_start(prepared, &by, read).await {
             Ok(started) => {
-                self.inner.failed_starts.forget(id);
+                self.failed_starts.forget(id);
                 started
             }
             Err(e) => {
-                self.inner.failed_starts.add(id);
+                self.failed_starts.add(id);
                 return Err(e);
             }
         };
         let generation = &started.session.current;
-        self.script_read(&started.session, generation).await?;
         let boots = Boots { image: started.image.name, version: started.version.number };
         let script = self.script(
             &started.machine,
@@ -358,8 +349,11 @@ impl LockedMachine<'_> {
             Some(endpoint) => endpoint,
             None => self.endpoint_of(&session, &generation).await?,
         };
-        if request.prepare {
-            self.script_read(&session, &generation).await?;
+        if request.prepare
+            && let Some(read) = self.script_read(session.machine, &generation)
+        {
+            let event = self.shared.session_event(&session, read);
+            self.shared.record(Batch::new().event(event)).await?;
         }
         let boots = self.boots(&generation).await?;
         let of = (&session, &generation);

@@ -1,11 +1,13 @@
 //! Start: validate → record `starting` → writebacks → target → boot files → DHCP → record `active`; a step that fails undoes the
 //! earlier ones in reverse.
 
+use std::sync::Arc;
+
 use serde_json::json;
 use tokio::sync::RwLockReadGuard;
 
 use super::{
-    Orchestrator,
+    Sessions,
     disks_to_boot::{Choice, DiskToBoot},
     locked_machine::LockedMachine,
 };
@@ -13,9 +15,9 @@ use crate::{
     authorization::{Command, authorize},
     error::{Error, Result, code},
     nouns::{
-        AuditAction, AuditSubject, DataDisk, EventKind, Image, ImageId, ImageVersion, Iqn, Machine,
-        MachineId, MachineState, Principal, ResourceId, Session, SessionId, SessionState, StopReason,
-        WritebackPolicy,
+        AuditAction, AuditSubject, DataDisk, EventKind, Generation, Image, ImageId, ImageVersion, Iqn,
+        Machine, MachineId, MachineState, Principal, ResourceId, Session, SessionId, SessionState,
+        StopReason, WritebackPolicy,
     },
     ports::{Removal, TargetEndpoint},
 };
@@ -61,30 +63,38 @@ pub(super) struct Prepared<'a> {
     image_guard: RwLockReadGuard<'a, ()>,
 }
 
-impl Orchestrator {
+impl Prepared<'_> {
+    /// What will be booted.
+    pub(super) const fn generation(&self) -> &Generation {
+        &self.session.current
+    }
+}
+
+impl Sessions {
     /// Starts a session. When it returns the machine can boot.
     ///
     /// Errors: `NotFound` (machine, image); `Conflict` for a machine that is not active, has a live session, or has nothing ready to
     /// boot, each with a hint; `Invalid` and `Unsupported` for data disks that cannot be served; any error of a backend, after everything
     /// was undone. Cancellation: the start goes on without its caller.
-    pub async fn start(&self, request: StartRequest) -> Result<Started> {
+    pub async fn start(self: &Arc<Self>, request: StartRequest) -> Result<Started> {
         authorize(&request.by, Command::SessionStart)?;
-        let this = self.clone();
-        self.run(async move {
-            // Held to the end: nobody else may touch this machine's session half-way.
-            let locked = this.lock_machine(request.machine).await;
-            let machine = locked.startable().await?;
-            let prepared = locked.prepare_start(machine, request.image, request.data_disks).await?;
-            locked.perform_start(prepared, &request.by).await
-        })
-        .await
+        let this = Arc::clone(self);
+        self.shared
+            .run(async move {
+                // Held to the end: nobody else may touch this machine's session half-way.
+                let locked = this.lock_machine(request.machine).await;
+                let machine = locked.startable().await?;
+                let prepared = locked.prepare_start(machine, request.image, request.data_disks).await?;
+                locked.perform_start(prepared, &request.by, None).await
+            })
+            .await
     }
 }
 
 impl LockedMachine<'_> {
     /// A machine that has no live session. The caller holds its lock.
     async fn startable(&self) -> Result<Machine> {
-        let (store, id) = (self.inner.ports.store(), self.id());
+        let (store, id) = (self.shared.store(), self.id());
         let machine = store.machine(id).await?.ok_or_else(|| Error::not_found("machine", id))?;
         if let Some(live) = store.live_session(machine.id).await? {
             return Err(Error::new(
@@ -112,8 +122,8 @@ impl LockedMachine<'_> {
             .with_hint("Set its state to active first"));
         }
         let data_disks = self.check_data_disks(data_disks)?;
-        let (store, policy) = (self.inner.ports.store(), machine.writeback);
-        let image_guard = self.inner.image_lock.read().await;
+        let (store, policy) = (self.shared.store(), machine.writeback);
+        let image_guard = self.versions.hold().await;
         let Choice { image, version, kept } = self.version_to_boot(&machine, wanted, policy).await?;
         let (mut disks, mut kept) = (vec![DiskToBoot::system(&version)], Vec::from_iter(kept));
         let mut data = Vec::with_capacity(data_disks.len());
@@ -132,7 +142,7 @@ impl LockedMachine<'_> {
         if !new.is_empty() && [policy, last_policy] == [WritebackPolicy::Keep; 2] {
             self.check_not_kept(&machine, &new).await?;
         }
-        let now = self.now();
+        let now = self.shared.now();
         let session = Session {
             id: SessionId::generate(),
             machine: machine.id,
@@ -140,7 +150,7 @@ impl LockedMachine<'_> {
             policy,
             chosen_image: wanted,
             data_disks,
-            initiator: Iqn::initiator(&self.inner.config.iqn_prefix, machine.primary_mac()?)?,
+            initiator: Iqn::initiator(&self.shared.config.iqn_prefix, machine.primary_mac()?)?,
             current,
             next: None,
             last_generation: number,
@@ -149,7 +159,7 @@ impl LockedMachine<'_> {
             ended_at: None,
             stop_reason: None,
             stop_forced: false,
-            owner: Some(self.inner.config.server.clone()),
+            owner: Some(self.shared.config.server.clone()),
             epoch: 0,
             error: None,
             failure: None,
@@ -158,27 +168,33 @@ impl LockedMachine<'_> {
         Ok(Prepared { machine, session, image, version, data, kept, image_guard })
     }
 
-    /// Does the steps.
-    pub(super) async fn perform_start(&self, prepared: Prepared<'_>, by: &Principal) -> Result<Started> {
+    /// Does the steps. `besides`: what is told of the session when it is active.
+    pub(super) async fn perform_start(
+        &self,
+        prepared: Prepared<'_>,
+        by: &Principal,
+        besides: Option<EventKind>,
+    ) -> Result<Started> {
         let Prepared { machine, mut session, image, version, data, kept, image_guard } = prepared;
-        let row = self.audit(by, AuditAction::SessionStart, AuditSubject::Session(session.id));
+        let row = self.shared.audit(by, AuditAction::SessionStart, AuditSubject::Session(session.id));
         let row = row.after(json!({ "machine": machine.id, "image": image.id, "version": version.id }));
-        self.record_session(&mut session, EventKind::SessionStarting, Some(row)).await?;
+        self.shared.record_session(&mut session, EventKind::SessionStarting, Some(row)).await?;
         // From here on the record keeps the versions from being deleted.
         drop(image_guard);
         let versions: Vec<_> = std::iter::once(version.clone()).chain(data).collect();
-        let deadline = self.inner.config.start_deadline;
+        let deadline = self.shared.config.start_deadline;
         let steps = tokio::time::timeout(deadline, self.start_steps(&machine, &session, &versions)).await;
         let failure = match steps {
             Ok(Ok(endpoint)) => {
                 session.state = SessionState::Active;
-                session.active_at = Some(self.now());
-                let recorded = self.record_session(&mut session, EventKind::SessionActive, None).await;
+                session.active_at = Some(self.shared.now());
+                let active = EventKind::SessionActive;
+                let recorded = self.shared.record_session_and(&mut session, active, None, besides).await;
                 match recorded {
                     Ok(()) => return Ok(Started { session, machine, image, version, endpoint }),
                     Err(e) => {
                         // Whatever the store holds now is what counts: read it before undoing.
-                        match self.inner.ports.store().session(session.id).await {
+                        match self.shared.store().session(session.id).await {
                             Ok(Some(s)) if s.state == SessionState::Active => {
                                 return Ok(Started { session: s, machine, image, version, endpoint });
                             }
@@ -215,7 +231,7 @@ impl LockedMachine<'_> {
 
     /// Undoes in reverse and records `failed`; the writebacks in `kept` stay. What cannot be undone now is the reconciler's: a failed
     /// session owns nothing, so all that is left of it is an orphan.
-    pub(super) async fn undo_start(
+    pub(in crate::orchestrator) async fn undo_start(
         &self,
         machine: &Machine,
         mut session: Session,
@@ -226,11 +242,11 @@ impl LockedMachine<'_> {
         if let Err(e) = self.settle_boot(machine, false).await {
             trouble.push(e.report());
         }
-        match self.remove_target(&session.target(&session.current), Removal::Force).await {
+        match self.targets.remove_target(&session.target(&session.current), Removal::Force).await {
             // The writebacks go only once nothing serves them.
             Ok(()) => {
                 for writeback in session.current.disks.writebacks().filter(|id| !kept.contains(id)) {
-                    if let Err(e) = self.inner.ports.writeback().remove(writeback, Removal::Force).await {
+                    if let Err(e) = self.shared.ports.writeback().remove(writeback, Removal::Force).await {
                         trouble.push(e.report());
                     }
                 }
@@ -241,13 +257,13 @@ impl LockedMachine<'_> {
             tracing::warn!(session = %session.id, ?trouble, "undo incomplete; the reconciler goes on");
         }
         session.state = SessionState::Failed;
-        session.ended_at = Some(self.now());
+        session.ended_at = Some(self.shared.now());
         session.stop_reason = Some(StopReason::StartFailed);
         let (reason, failure) = (why.report(), Some(why.into()));
         session.error = Some(reason.clone());
         session.failure.clone_from(&failure);
         let kind = EventKind::SessionFailed { reason, failure };
-        if let Err(e) = self.record_session(&mut session, kind, None).await {
+        if let Err(e) = self.shared.record_session(&mut session, kind, None).await {
             // The reconciler finds a `starting` that nobody works on and undoes it again.
             tracing::error!(session = %session.id, error = %e.report(), "could not record the failed start");
         }

@@ -153,19 +153,23 @@ async fn a_source_that_changes_meanwhile_is_refused() {
 async fn an_image_in_use_is_busy() {
     let lab = Lab::new();
     let image = lab.make("image", "qcow2", &[]);
-    let mut user = tokio::process::Command::new("qemu-io")
-        .args(["-f", "qcow2", "-c", "sleep 600000"])
-        .arg(&image)
-        .kill_on_drop(true)
-        .spawn()
-        .expect("apt-get install qemu-utils");
+    let start = || {
+        let mut command = tokio::process::Command::new("qemu-io");
+        command.args(["-f", "qcow2", "-c", "sleep 600000"]).arg(&image).kill_on_drop(true);
+        command.spawn().expect("apt-get install qemu-utils")
+    };
+    let mut user = start();
     let e = {
         let mut found = None;
-        // Until the other process has taken its lock.
+        // Until qemu-io has taken its lock. qemu-io gives up if it starts while a probe holds the image: then it is started again.
         for _ in 0..600 {
             if let Err(e) = converter().probe(&image).await {
                 found = Some(e);
                 break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            if user.try_wait().unwrap().is_some() {
+                user = start();
             }
         }
         found.expect("the image is never in use")

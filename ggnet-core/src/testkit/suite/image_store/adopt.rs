@@ -1,13 +1,14 @@
 //! The cases of [`ImageStore::adopt`](crate::ports::ImageStore::adopt): a frozen writeback becomes a version.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{Cut, ImageStoreFixture, SIZE, Store, assert_listed, bytes_of, is, listed, spec, timed, version};
 use crate::{
     error::ErrorKind,
     nouns::{ImageVersionId, ResourceId},
     ports::{
-        Completeness, Frozen, Hold, ImageListed, ImageSpec, Native, Removal, WritebackSpec, WritebackStore,
+        Completeness, Frozen, Hold, ImageListed, ImageSpec, Native, Removal, WritebackListed, WritebackSpec,
+        WritebackStore,
     },
     testkit::{
         disk,
@@ -72,11 +73,24 @@ impl Written {
         adopted.unwrap_or_else(|e| panic!("adopt {}: {}", self.id, e.report()))
     }
 
+    /// What each store has of the disk. A call that was dropped may still run, even after the call that followed it: until it has ended, what
+    /// is left of the writeback's place stays.
+    async fn places(&self, spec: &ImageSpec) -> (Option<ImageListed>, Option<WritebackListed>) {
+        loop {
+            let version = self.images.get(spec.id).await.expect("get");
+            let writeback = self.writebacks.get(&self.id).await.expect("get");
+            let is_left = |w: &WritebackListed| w.completeness == Completeness::Partial;
+            if version.is_none() || !writeback.as_ref().is_some_and(is_left) {
+                return (version, writeback);
+            }
+            // A case has a time limit: one that never ends fails.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The writeback is as it was, or it is this version, whole.
     async fn is_in_one_place(&self, spec: &ImageSpec, when: &str) {
-        let version = self.images.get(spec.id).await.expect("get");
-        let writeback = self.writebacks.get(&self.id).await.expect("get");
-        match (version, writeback) {
+        match self.places(spec).await {
             (Some(version), None) => {
                 assert_eq!(version.completeness, Completeness::Whole, "{when}");
                 assert!(bytes_of(&self.images, spec.id).await == self.bytes, "{when}: the bytes differ");

@@ -152,16 +152,13 @@ pub fn fifty_at_once(room: &mut NativeRoom, api: &Api, image: ImageId) {
             api.add_machine(&format!("many-{n}"), &mac, image, WritebackPolicy::Discard).unwrap()
         })
         .collect();
-    together(&machines, |machine| drop(api.start_session(machine.id).unwrap()));
+    let sessions = together(&machines, |machine| api.start_session(machine.id).unwrap().session.session.id);
     assert_eq!(targets(room), 50);
     let files = "cat /sys/kernel/config/target/core/fileio_*/*/udev_path | sort -u | wc -l";
     assert_eq!(room.server.sh(files).unwrap(), "50");
     let enabled = "cat /sys/kernel/config/target/iscsi/*/tpgt_1/enable | grep -c 1";
     assert_eq!(room.server.sh(enabled).unwrap(), "50");
-    together(&machines, |machine| {
-        let session = api.active(machine.id).unwrap().session.id;
-        api.stop_session(session, false).unwrap();
-    });
+    together(&sessions, |session| drop(api.stop_session(*session, false).unwrap()));
     assert_eq!(targets(room), 0);
     assert_nothing_left(room);
 }
@@ -179,7 +176,7 @@ pub fn five_by_targetcli(room: &mut NativeRoom, api: &Api, image: ImageId) {
             api.add_machine(&format!("tool-{n}"), &mac, image, WritebackPolicy::Discard).unwrap()
         })
         .collect();
-    together(&machines, |machine| drop(api.start_session(machine.id).unwrap()));
+    let sessions = together(&machines, |machine| api.start_session(machine.id).unwrap().session.session.id);
     assert_eq!(targets(room), 5);
     let enabled = "cat /sys/kernel/config/target/iscsi/*/tpgt_1/enable | grep -c 1";
     assert_eq!(room.server.sh(enabled).unwrap(), "5");
@@ -188,21 +185,17 @@ pub fn five_by_targetcli(room: &mut NativeRoom, api: &Api, image: ImageId) {
         let target = api.active(machine.id).unwrap().target_iqn.to_string();
         assert!(shown.contains(&target), "{target} is not in {shown}");
     }
-    together(&machines, |machine| {
-        let session = api.active(machine.id).unwrap().session.id;
-        api.stop_session(session, false).unwrap();
-    });
+    together(&sessions, |session| drop(api.stop_session(*session, false).unwrap()));
     assert_eq!(targets(room), 0);
     assert_nothing_left(room);
 }
 
-fn together(machines: &[Machine], what: impl Fn(&Machine) + Sync) {
+/// Does it to all at the same time; the results are in their order.
+fn together<T: Sync, R: Send>(all: &[T], what: impl Fn(&T) -> R + Sync) -> Vec<R> {
     thread::scope(|scope| {
-        for machine in machines {
-            let what = &what;
-            scope.spawn(move || what(machine));
-        }
-    });
+        let started: Vec<_> = all.iter().map(|one| scope.spawn(|| what(one))).collect();
+        started.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
 }
 
 /// No backstore and no disk.

@@ -1,4 +1,4 @@
-//! Actions of SCSI commands: inline where they wait for nothing, else on the blocking pool.
+//! Actions of SCSI commands: run at once if they do not wait, otherwise on the blocking pool.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use super::workers::{Cancel, Queue};
 /// The data that was collected for an action.
 pub(super) struct Collected {
     pub(super) data: Vec<u8>,
-    /// Bytes that the CDB asked for.
+    /// Bytes that the CDB requests.
     pub(super) asked: u64,
-    /// Bytes that count as staged until the action has ended.
+    /// Bytes that count as staged until the action ends.
     pub(super) staged: usize,
 }
 

@@ -1,7 +1,7 @@
-//! A session's relation to all units of its target.
+//! A session's nexuses with all units of its target.
 //!
-//! Invariant: it ends when the session leaves, or at the latest with its task: then no unit knows the session any more, and its RESERVE
-//! and its wish to keep a medium in have ended (SAM-5 section 6.3.4: with the session goes the I_T nexus).
+//! Invariant: the relation ends when the session leaves, or at the latest with its task. Then no unit has the session any more, and its
+//! RESERVE and its prevention of medium removal have ended (SAM-5 section 6.3.4: the I_T nexus ends with the session).
 
 use std::sync::Arc;
 
@@ -27,12 +27,12 @@ impl Attached {
         Self { units, nexuses }
     }
 
-    /// The unit of that number.
+    /// The unit with this number.
     pub(super) fn find(&self, number: usize) -> Option<(&Arc<LogicalUnit>, &Arc<Nexus>)> {
         Some((self.units.get(number)?, self.nexus(number)?))
     }
 
-    /// The nexus with the unit of that number.
+    /// The nexus with the unit of this number.
     pub(super) fn nexus(&self, number: usize) -> Option<&Arc<Nexus>> {
         self.nexuses.get(number)?.as_ref()
     }
@@ -47,7 +47,7 @@ impl Attached {
     }
 }
 
-/// A session whose task was dropped leaves, too.
+/// A session whose task was dropped is detached, too.
 impl Drop for Attached {
     fn drop(&mut self) {
         self.leave();

@@ -1,7 +1,7 @@
 //! Fields of wire structures, big-endian numbers and text, and comparing and joining blocks.
 //!
-//! Invariant: nothing here panics. A read outside the slice yields zero and a write outside is dropped, so that a
-//! length check forgotten elsewhere is a wrong answer to one initiator and never the end of a room.
+//! Invariant: nothing here panics. A read outside the slice returns zero and a write outside it is ignored, so a missing length check
+//! elsewhere causes a wrong answer to one initiator and never the end of the server.
 
 /// The 16-bit field at `at`.
 pub(crate) fn be16(b: &[u8], at: usize) -> u16 {
@@ -58,7 +58,7 @@ pub(crate) fn index(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-/// Text in a fixed field, as SPC-4 section 4.3.1 wants it: printable ASCII, padded with spaces.
+/// Text in a fixed field, as SPC-4 section 4.3.1 requires: printable ASCII, padded with spaces.
 pub(crate) fn ascii<const N: usize>(text: &str) -> [u8; N] {
     let mut out = [b' '; N];
     for (to, from) in out.iter_mut().zip(text.bytes()) {
@@ -67,7 +67,7 @@ pub(crate) fn ascii<const N: usize>(text: &str) -> [u8; N] {
     out
 }
 
-/// Where two slices first differ, as far as both go.
+/// The position of the first difference, within the length of the shorter slice.
 pub(crate) fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     // A slice at once is one memcmp; only the one that differs is looked at byte by byte.
     const PIECE: usize = 512;
@@ -79,7 +79,7 @@ pub(crate) fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     a[at..].iter().zip(&b[at..]).position(|(a, b)| a != b).map(|n| at + n)
 }
 
-/// Sets in `to` every bit that is set in `from`, as far as both go.
+/// Sets in `to` every bit that is set in `from`, within the length of the shorter slice.
 pub(crate) fn or_into(to: &mut [u8], from: &[u8]) {
     let both = to.len().min(from.len());
     let ((words, rest), (from_words, from_rest)) =

@@ -4,9 +4,9 @@
 //!  Start ── CHAP_A ──▶ Challenged ── CHAP_N, CHAP_R ──▶ Done
 //! ```
 //!
-//! Invariants: a challenge is random, fresh per login and answered once; responses are compared in constant time;
-//! the initiator's own challenge must differ from ours (no reflection); a secret never reaches a log (its `Debug` is
-//! redacted) and is wiped when dropped.
+//! Invariants: a challenge is random, new for each login and answered once; responses are compared in constant time; the initiator's own
+//! challenge must differ from the target's (no reflection); a secret never appears in a log (its `Debug` is redacted) and is wiped when
+//! dropped.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::text;
 
-/// Longest challenge and response we take, in bytes.
+/// Longest challenge and response that are accepted, in bytes.
 pub(crate) const MAX_BINARY: usize = 1024;
 pub(crate) const CHALLENGE_LEN: usize = 16;
 const RESPONSE_LEN: usize = 16;
@@ -26,7 +26,7 @@ const RESPONSE_LEN: usize = 16;
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// Wraps the secret's bytes. 12 to 16 characters of `[A-Za-z0-9]` work with every initiator known to us.
+    /// Wraps the secret's bytes. 12 to 16 characters of `[A-Za-z0-9]` work with every initiator that we know.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         Self(Zeroizing::new(bytes.into()))
     }
@@ -47,19 +47,19 @@ pub struct ChapPair {
     pub secret: Secret,
 }
 
-/// What an initiator must prove before it may use a target (RFC 7143 section 12.1.3).
+/// How an initiator must authenticate before it may use a target (RFC 7143 section 12.1.3).
 #[derive(Clone, Debug, Default)]
 pub enum Chap {
-    /// Nothing.
+    /// Not at all.
     #[default]
     None,
-    /// The initiator proves to know this pair.
+    /// The initiator must prove that it knows this pair.
     OneWay(ChapPair),
-    /// As `OneWay`; and where the initiator asks for it, we prove to know `target`.
+    /// Like `OneWay`; in addition the target proves that it knows `target`, if the initiator asks for it.
     Mutual {
-        /// What the initiator proves.
+        /// The initiator's pair.
         initiator: ChapPair,
-        /// What we prove. Its secret must differ from the initiator's.
+        /// The target's pair. Its secret must differ from the initiator's.
         target: ChapPair,
     },
 }
@@ -79,29 +79,29 @@ pub(crate) enum ChapError {
     Denied,
     /// No algorithm in common.
     NoAlgorithm,
-    /// The system has no randomness to give.
+    /// The system has no random numbers available.
     NoEntropy,
 }
 
-/// The exchange of one login.
+/// The CHAP exchange of one login.
 #[derive(Debug, Default)]
 pub(crate) enum Exchange {
-    /// Nothing said yet.
+    /// Not started.
     #[default]
     Start,
-    /// Our challenge is out.
+    /// The target's challenge was sent.
     Challenged {
         /// Its identifier.
         id: u8,
         /// The challenge.
         challenge: [u8; CHALLENGE_LEN],
     },
-    /// The initiator has proved itself.
+    /// The initiator has authenticated.
     Done,
 }
 
 impl Exchange {
-    /// Answers one request's `CHAP_*` keys with pairs appended to `out`.
+    /// Answers the `CHAP_*` keys of one request; the answer is appended to `out`.
     pub(crate) fn step(
         &mut self,
         need: &Chap,

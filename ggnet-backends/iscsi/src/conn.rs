@@ -1,8 +1,8 @@
 //! A connection's buffers.
 //!
-//! Invariants: both buffers grow to what the largest PDU needs and no further, keep their memory while they are busy
-//! and give it back when idle. Memory once written is never cleared again: the buffers' length is their high-water mark
-//! and cursors say what is valid, so that a read from a device lands in the socket's buffer without being zeroed first.
+//! Invariants: both buffers grow to the size of the largest PDU and no further, keep their memory while they are busy and free it when
+//! idle. Memory that was written once is never cleared again: the buffer's length is its high-water mark and cursors mark the valid part,
+//! so that a read from a device goes into the socket's buffer without being zeroed first.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -13,16 +13,16 @@ use tokio::io::AsyncWrite;
 use super::digest::{DIGEST_LEN, digest};
 use super::pdu::{BHS_LEN, Bhs, Digests, padded};
 
-/// What is read at least when nothing is known of what comes.
+/// The minimum to read if the length of the next PDU is not known.
 const READ_CHUNK: usize = 64 << 10;
-/// What is read beyond a large PDU whose end is known: its followers' headers.
+/// What is read in addition to a large PDU: the headers of the PDUs that follow.
 const LOOKAHEAD: usize = 4 << 10;
-/// A buffer larger than this is given back when idle.
+/// A buffer that is larger than this is freed when idle.
 const KEEP: usize = 16 << 10;
-/// Up to here the output doubles when it must grow.
+/// Up to this size the output doubles when it must grow.
 const GROWTH: usize = 128 << 10;
 
-/// Bytes that came and were not yet consumed.
+/// Bytes that were received and not yet consumed.
 #[derive(Debug, Default)]
 pub(crate) struct InBuf {
     buf: Vec<u8>,
@@ -42,7 +42,7 @@ impl InBuf {
         }
     }
 
-    /// Room to read into, when a PDU of `need` bytes stands (in part) at the front.
+    /// Space to read into, if a PDU of `need` bytes is (in part) at the front.
     pub(crate) fn space(&mut self, need: usize) -> &mut [u8] {
         let have = self.end - self.start;
         let want =
@@ -62,7 +62,8 @@ impl InBuf {
         &mut self.buf[end..end + want]
     }
 
-    /// Room for what is missing of a PDU of `need` bytes, and no more: in the login phase nobody has shown yet that it is worth a buffer.
+    /// Space for the missing part of a PDU of `need` bytes, and no more: in the login phase no client has authenticated, so none gets a
+    /// larger buffer.
     pub(crate) fn space_for(&mut self, need: usize) -> &mut [u8] {
         let have = self.end - self.start;
         self.buf.copy_within(self.start..self.end, 0);
@@ -77,7 +78,7 @@ impl InBuf {
         self.end += n;
     }
 
-    /// Gives memory back when nothing is in it.
+    /// Frees memory if the buffer is empty.
     pub(crate) fn shrink(&mut self) {
         if self.start == self.end && self.buf.len() > KEEP {
             *self = Self::default();
@@ -94,7 +95,7 @@ pub(crate) struct OutBuf {
     digests: Digests,
 }
 
-/// Where a PDU's data goes; see [`OutBuf::reserve`].
+/// The place for a PDU's data; see [`OutBuf::reserve`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Slot {
     header: usize,
@@ -119,12 +120,12 @@ impl OutBuf {
         self.start == self.end
     }
 
-    /// Bytes of memory that are held.
+    /// Bytes of memory that it holds.
     pub(crate) fn held(&self) -> usize {
         self.buf.len()
     }
 
-    /// Bytes of memory that a PDU with so many bytes of data would add.
+    /// Bytes of memory that a PDU with this much data would add.
     pub(crate) fn growth(&self, len: usize) -> usize {
         (self.len() + BHS_LEN + DIGEST_LEN + padded(len) + DIGEST_LEN).saturating_sub(self.buf.len())
     }
@@ -143,8 +144,8 @@ impl OutBuf {
         }
     }
 
-    /// Room for a PDU with `len` bytes of data. Nothing is sent of it before [`commit`](Self::commit); a slot that is
-    /// never committed costs nothing.
+    /// Reserves space for a PDU with `len` bytes of data. Nothing of it is sent before [`commit`](Self::commit); a slot that is never
+    /// committed costs nothing.
     pub(crate) fn reserve(&mut self, len: usize) -> Slot {
         let most = BHS_LEN + DIGEST_LEN + padded(len) + DIGEST_LEN;
         if self.buf.len() < self.end + most {
@@ -164,12 +165,12 @@ impl OutBuf {
         Slot { header, data, len }
     }
 
-    /// The reserved room for data; its content is undefined.
+    /// The reserved space for data; its contents are undefined.
     pub(crate) fn data(&mut self, slot: Slot) -> &mut [u8] {
         &mut self.buf[slot.data..slot.data + slot.len]
     }
 
-    /// Puts the header before the data and the digests around them: from here on the PDU is to be sent.
+    /// Writes the header before the data, and the digests; from here on the PDU is queued for sending.
     pub(crate) fn commit(&mut self, slot: Slot, mut bhs: Bhs) {
         bhs.set_data_len(slot.len);
         self.buf[slot.header..slot.header + BHS_LEN].copy_from_slice(&bhs.0);
@@ -188,7 +189,7 @@ impl OutBuf {
         }
     }
 
-    /// Sends all of it and closes the connection's direction, as far as the peer takes it.
+    /// Sends everything and closes this direction of the connection, as far as the peer accepts it.
     pub(crate) async fn flush<S: AsyncWrite + Unpin>(&mut self, stream: &mut S) {
         poll_fn(|cx| {
             while !self.is_empty() {

@@ -1,11 +1,11 @@
-//! One connection from `accept` to its end: login, the session, and what is told of both.
+//! One connection from `accept` to its end: login, session, and the events of both.
 //!
 //! ```text
 //!  login machine ⇄ policy ─▶ attach ─▶ (older session drained) ─▶ final response ─▶ session ─▶ detach
 //! ```
 //!
-//! Invariants: a session is listed before its initiator hears that it is in, and unlisted when its last request has ended; it is detached and
-//! marked done even when its task panics.
+//! Invariants: a session is listed before its initiator gets the final login response, and unlisted when its last request has ended; it is
+//! detached and marked done even if its task panics.
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ const LOGIN_DATA: usize = 8192;
 const MAX_BURST: u32 = 1 << 20;
 const FIRST_BURST: u32 = 256 << 10;
 
-/// A listed session; unlisted, and marked done, when dropped.
+/// A listed session; it is unlisted and marked done when dropped.
 struct Listed {
     shared: Arc<Shared>,
     target: Option<Arc<Target>>,
@@ -61,17 +61,17 @@ struct LoggedIn {
     request: LoginRequest,
 }
 
-/// How far a login has come: what remains to be said of one that did not end.
+/// The progress of a login, for the event of a login that did not finish.
 #[derive(Debug, Default)]
 struct Progress {
-    /// The names, once the policy has let them in.
+    /// The names, once the policy has accepted them.
     names: Option<Names>,
-    /// Whether nothing is left to be proved.
+    /// Whether the authentication is complete.
     proved: bool,
 }
 
 impl Progress {
-    /// The event of a login that ran into its time limit here; none for one that had proved what it must, or asked for discovery.
+    /// The event of a login that reached its time limit in this state; none if it had authenticated, or asked for discovery.
     fn stalled(self, peer: SocketAddr) -> Option<SessionEvent> {
         let target = match self.names {
             _ if self.proved => return None,
@@ -168,7 +168,7 @@ fn prepare(stream: &TcpStream, config: &ServerConfig) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// Drives the login machine; `None` when the login was refused.
+/// Runs the login machine; `None` if the login was refused.
 async fn login(
     shared: &Arc<Shared>,
     stream: &mut TcpStream,
@@ -254,7 +254,7 @@ async fn login(
     }
 }
 
-/// Asks the policy, and finds the target.
+/// Asks the policy and finds the target.
 async fn decide(
     shared: &Shared,
     machine: &LoginMachine,
@@ -285,7 +285,7 @@ async fn decide(
     }
 }
 
-/// What the policy let in, before it has proved anything.
+/// A login that the policy accepted, before the authentication.
 struct Admitted {
     request: LoginRequest,
     chap: Chap,
@@ -294,7 +294,7 @@ struct Admitted {
 }
 
 impl Admitted {
-    /// The last step of a login: everything is proved.
+    /// The last step of a login, after the authentication.
     async fn commit(
         &self,
         shared: &Arc<Shared>,

@@ -1,11 +1,11 @@
-//! Header and data digests: CRC32C as RFC 7143 section 13.1 has it, stored least significant byte first.
+//! Header and data digests: CRC32C as in RFC 7143 section 13.1, stored with the least significant byte first.
 //!
-//! Invariant: both sides digest the padded segment; the pad bytes are part of it.
+//! Invariant: both sides digest the padded segment, including the pad bytes.
 
-/// Bytes a digest takes on the wire.
+/// Length of a digest in bytes.
 pub(crate) const DIGEST_LEN: usize = 4;
 
-/// The digest of `bytes` as it stands on the wire.
+/// The digest of `bytes` in its wire form.
 pub(crate) fn digest(bytes: &[u8]) -> [u8; DIGEST_LEN] {
     crc32c::crc32c(bytes).to_le_bytes()
 }

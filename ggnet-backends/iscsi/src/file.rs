@@ -1,7 +1,7 @@
-//! A file, or a disk of the host, as a [`BlockDevice`], through the page cache.
+//! A file, or a block device of the host, as a [`BlockDevice`], through the page cache.
 //!
-//! Invariants: what the page cache has is read without a wait, and all else declined to the blocking pool; a discarded range is a hole
-//! of the file, which reads as zeros.
+//! Invariants: data in the page cache is read without waiting, everything else is left to the blocking pool; a discarded range becomes a
+//! hole in the file, which reads as zeros.
 
 use std::fs::File;
 use std::io;
@@ -13,9 +13,12 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::block::{BlockDevice, BlockInfo, BlockRun};
 
-/// A file as a disk, on Linux.
+/// A file as a disk (Linux only).
 ///
-/// Writes go to the page cache on the caller's thread: where the host has more dirty pages than it likes, such a write waits for a disk.
+/// Writes go to the page cache on the caller's thread: if the host has too many dirty pages, such a write waits for a disk.
+///
+/// A limitation: a failed sync is reported once, by the flush that made it. A later flush can succeed although data of the failed one is
+/// lost.
 #[derive(Debug)]
 pub struct FileDevice {
     file: File,
@@ -23,10 +26,10 @@ pub struct FileDevice {
 }
 
 impl FileDevice {
-    /// Opens a file: all of it that is whole blocks of 512 bytes.
+    /// Opens a file. The disk is the file without an incomplete last block of 512 bytes.
     ///
     /// # Errors
-    /// It cannot be opened, or its size cannot be asked.
+    /// The file cannot be opened, or its size cannot be determined.
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> io::Result<Self> {
         let mut file = File::options().read(true).write(!read_only).open(path)?;
         // The metadata of a block device has no size.
@@ -42,7 +45,7 @@ impl FileDevice {
         Ok(Self { file, info })
     }
 
-    /// A file that is open already. It must stay as large as `info` says, and be able to make holes where `info` has `discard`.
+    /// A file that is already open. It must not get shorter than `info` says, and must support holes if `info` has `discard`.
     #[must_use]
     pub fn new(file: File, info: BlockInfo) -> Self {
         Self { file, info }

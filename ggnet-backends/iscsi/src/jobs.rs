@@ -1,7 +1,7 @@
-//! A session's jobs: device calls on the blocking pool, waits for other sessions, questions to the policy.
+//! A session's jobs: device calls on the blocking pool, waits for other sessions, calls of the policy.
 //!
-//! Invariants: a job carries all it needs, so that an aborted command's job can end unobserved; whether its command is still to be
-//! answered is asked when it ends; the bytes that jobs hold are counted.
+//! Invariants: a job owns everything that it needs, so that the job of an aborted command can end unobserved; whether its command must
+//! still be answered is decided when the job ends; the bytes that jobs hold are counted.
 
 use std::io;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use super::scsi::sense::Sense;
 use super::task::{Command, Done};
 use super::workers::{Cancel, Queue, Share};
 
-/// Something that ends later.
+/// A future that ends later.
 type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// A command that has a job.
@@ -26,7 +26,7 @@ struct Running {
     lun: u16,
     immediate: bool,
     aborted: bool,
-    /// For its job, where that can end early.
+    /// Cancels its job, if the job can end early.
     cancel: Cancel,
 }
 
@@ -49,7 +49,7 @@ impl Jobs {
         self.jobs.is_empty()
     }
 
-    /// The next job that has ended; `Pending` also when there is none.
+    /// The next job that has ended; `Pending` also if there are no jobs.
     pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
         if self.jobs.is_empty() {
             return Poll::Pending;
@@ -60,12 +60,12 @@ impl Jobs {
         }
     }
 
-    /// Waits for the next job that ends; none when there is none. Dropped half-way: nothing is lost.
+    /// Waits for the next job that ends; `None` if there are no jobs. If the future is dropped half-way, nothing is lost.
     pub(super) async fn ended(&mut self) -> Option<Done> {
         self.jobs.next().await
     }
 
-    /// A ticket for a job of this command.
+    /// A new ticket for a job of this command.
     pub(super) fn ticket(&mut self, command: &Command) -> (u64, Cancel) {
         self.next_ticket += 1;
         let Command { itt, lun, immediate, .. } = *command;
@@ -76,12 +76,12 @@ impl Jobs {
         (self.next_ticket, cancel)
     }
 
-    /// Adds something to wait for.
+    /// Adds a future to wait for.
     pub(super) fn push(&self, job: impl Future<Output = Done> + Send + 'static) {
         self.jobs.push(Box::pin(job));
     }
 
-    /// Runs `work` on the blocking pool when its turn has come; not at all when it is cancelled before.
+    /// Runs `work` on the blocking pool when its turn comes; not at all if it is cancelled before.
     pub(super) fn spawn<T: Send + LostJob + 'static>(
         &self,
         queue: Queue,
@@ -105,12 +105,12 @@ impl Jobs {
         self.running.iter().any(|r| r.ticket == ticket)
     }
 
-    /// Whether a job that has ended was cancelled: what it found is no failure of the device.
+    /// Whether a job that has ended was cancelled: then its result is not a failure of the device.
     pub(super) fn was_cancelled(&self, ticket: u64) -> bool {
         self.running.iter().any(|r| r.ticket == ticket && r.cancel.is_cancelled())
     }
 
-    /// Forgets a job that has ended; false when its command was aborted meanwhile.
+    /// Removes a job that has ended; false if its command was aborted in the meantime.
     pub(super) fn still_wanted(&mut self, ticket: u64) -> bool {
         let Some(at) = self.running.iter().position(|r| r.ticket == ticket) else { return false };
         !self.running.swap_remove(at).aborted
@@ -121,8 +121,8 @@ impl Jobs {
         self.running.iter().for_each(|r| r.cancel.cancel());
     }
 
-    /// Aborts the jobs of commands for which `f` holds: they end unobserved. Adds the commands (tag, immediate) to `hit` and returns
-    /// the jobs' tickets.
+    /// Aborts the jobs of commands for which `f` is true: they end unobserved. Adds the commands (tag, immediate) to `hit` and returns the
+    /// jobs' tickets.
     pub(super) fn abort(&mut self, f: impl Fn(u32, u16) -> bool, hit: &mut Vec<(u32, bool)>) -> Vec<u64> {
         let mut tickets = Vec::new();
         for running in self.running.iter_mut().filter(|r| !r.aborted && f(r.itt, r.lun)) {
@@ -137,11 +137,11 @@ impl Jobs {
     }
 }
 
-/// What a job that was lost (it panicked, or the runtime is going down) counts as: an error of the device.
+/// The result of a job that was lost (it panicked, or the runtime shuts down): an error of the device.
 pub(super) trait LostJob {
     fn lost(error: &JoinError) -> Self;
 
-    /// The job was cancelled before its turn: nobody looks at this.
+    /// The result of a job that was cancelled before its turn: it is not used.
     fn cancelled() -> Self;
 }
 

@@ -1,12 +1,12 @@
-//! A userspace iSCSI target ([RFC 7143](https://www.rfc-editor.org/rfc/rfc7143), SPC-4, SBC-3) as a library: you give it block devices and
+//! A userspace iSCSI target ([RFC 7143](https://www.rfc-editor.org/rfc/rfc7143), SPC-4, SBC-3) as a library: you provide block devices and
 //! a login policy.
 //!
-//! * [`IscsiServer`] listens, and targets are added to it and removed from it while it runs;
-//! * a [`BlockDevice`] is a disk; [`FileDevice`] is one, on a file;
-//! * a [`LoginPolicy`] says who may log in to what, and what must be proved ([`Chap`]);
-//! * a [`SessionObserver`] hears of sessions.
+//! * [`IscsiServer`] listens; targets are added and removed while it runs;
+//! * a [`BlockDevice`] is a disk; [`FileDevice`] is a disk in a file;
+//! * a [`LoginPolicy`] decides who may log in to which target, and how the initiator must authenticate ([`Chap`]);
+//! * a [`SessionObserver`] is notified of sessions.
 //!
-//! The examples `serve_file` and `own_device` are whole servers.
+//! The examples `serve_file` and `own_device` are complete servers. The feature `initiator` adds an initiator, for tests and load generators.
 //!
 //! ```text
 //!  server  ──▶ connection (a task for each) ──▶ login ──▶ session ──▶ scsi/* ──▶ BlockDevice
@@ -15,21 +15,21 @@
 //! ```
 //!
 //! How it is built:
-//! * one task per connection owns its buffers, sequence numbers and tasks: the path of a read or a write takes no lock
+//! * one task per connection owns its buffers, sequence numbers and tasks: a read or a write that the device does at once waits for no lock
 //!   and allocates nothing;
-//! * a read goes from the device into the socket's buffer, a write from the socket's buffer into the device; the blocking
-//!   pool is used only where the device says that it would wait;
-//! * one connection per session (MaxConnections=1, section 13.2) and error recovery level 0 (sections 7.1.5 and 13.20): whatever breaks a
+//! * a read goes from the device into the socket's buffer, a write from the socket's buffer into the device. The blocking pool is used only
+//!   for reads and writes for which the device would wait, for flushes, and for commands that do more than read or write;
+//! * one connection per session (MaxConnections=1, section 13.2) and error recovery level 0 (sections 7.1.5 and 13.20): any error of a
 //!   connection ends its session, and the initiator logs in again.
 //!
-//! Where the standard is which code's subject: login (chapter 6, sections 11.12 and 11.13) in `login`, CHAP (section 12.1.3, RFC 1994) in
-//! `chap`, text keys (chapter 13) in `negotiate`, command and status numbers (section 4.2.2) in `outbox`, data (sections 11.7 and 11.8) in
-//! `reads` and `writes`, task management (sections 11.5 and 11.6) in `tmf`, text requests (sections 11.10 and 11.11) in `text_requests`,
-//! NOP (sections 11.18 and 11.19) in `ping`, logout (sections 11.14 and 11.15) in `session`, SCSI in `scsi`.
+//! Which module implements which part of the standard: login (chapter 6, sections 11.12 and 11.13) in `login`, CHAP (section 12.1.3, RFC
+//! 1994) in `chap`, text keys (chapter 13) in `negotiate`, command and status numbers (section 4.2.2) in `outbox`, data (sections 11.7 and
+//! 11.8) in `reads` and `writes`, task management (sections 11.5 and 11.6) in `tmf`, text requests (sections 11.10 and 11.11) in
+//! `text_requests`, NOP (sections 11.18 and 11.19) in `ping`, logout (sections 11.14 and 11.15) in `session`, SCSI in `scsi`.
 //!
-//! Invariants: a session's end waits for its requests in flight, so that nobody writes after
-//! [`IscsiServer::remove_target`] has returned; a connection that merely died touches neither target nor device; no
-//! input from the network panics or grows memory without bound (see [`Limits`]).
+//! Invariants: the end of a session waits for its requests in flight, so that nothing is written through a target after
+//! [`IscsiServer::remove_target`] has returned; the loss of a connection changes neither target nor device; no input from the network
+//! causes a panic or makes memory grow without a limit (see [`Limits`]).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -89,21 +89,21 @@ pub use stats::{CountersSnapshot, LATENCY_BUCKETS};
 pub struct ServerConfig {
     /// Addresses to listen on. Port 0 lets the system choose; see [`IscsiServer::local_addrs`].
     pub listen: Vec<SocketAddr>,
-    /// The address that discovery tells (`host:port`; TargetAddress, RFC 7143 section 13.8); none: the connection's own local address.
+    /// The address that discovery reports (`host:port`; TargetAddress, RFC 7143 section 13.8); none: the connection's own local address.
     pub advertise: Option<String>,
     /// The portal group tag, the same for all targets (TargetPortalGroupTag, RFC 7143 section 13.9).
     pub portal_group: u16,
-    /// When TCP looks for a silent peer.
+    /// When TCP probes a silent peer.
     pub keepalive: Keepalive,
-    /// Ask a silent initiator for a sign of life (NOP-In, RFC 7143 section 11.19) after this long. A missing answer closes nothing by itself,
-    /// because some boot firmware never answers and pauses for minutes; but an initiator that has answered before and
-    /// then misses [`NOP_MISSES`] in a row is taken for dead. None: never ask.
+    /// Ping a silent initiator after this time (NOP-In, RFC 7143 section 11.19). A missing answer does not close the connection by itself,
+    /// because some boot firmware never answers and pauses for minutes. But an initiator that has answered before and then misses
+    /// [`NOP_MISSES`] pings in a row counts as dead. None: never ping.
     pub nop_interval: Option<Duration>,
-    /// What one may use of us.
+    /// What initiators may use of the server.
     pub limits: Limits,
 }
 
-/// Unanswered NOP-Ins after which an initiator that has answered before is taken for dead.
+/// The number of unanswered NOP-Ins in a row after which an initiator that has answered before counts as dead.
 pub const NOP_MISSES: u32 = 5;
 
 impl Default for ServerConfig {
@@ -122,11 +122,11 @@ impl Default for ServerConfig {
 /// TCP keep-alive. Generous by default: boot firmware stops all networking while the boot loader runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Keepalive {
-    /// Silence before the first probe.
+    /// How long the peer is silent before the first probe.
     pub idle: Duration,
-    /// Between probes.
+    /// Time between probes.
     pub interval: Duration,
-    /// Unanswered probes that end the connection.
+    /// The number of unanswered probes after which the connection is closed.
     pub probes: u32,
 }
 
@@ -136,36 +136,39 @@ impl Default for Keepalive {
     }
 }
 
-/// Bounds on what the network may use.
+/// Limits on what the network may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Sessions at once that have proved by CHAP who they are; the login of one more is put off (status 0301).
+    /// Maximum number of sessions that authenticated by CHAP. One more login gets status 0301 (the initiator retries).
     pub max_connections: usize,
-    /// Sessions at once that had to prove nothing: discovery, and targets without CHAP. One source has at most half of them.
+    /// Maximum number of sessions without authentication: discovery, and targets without CHAP. One source address may have half of them,
+    /// and at least 16.
     pub max_open: usize,
-    /// Connections at once whose login is under way. For one more the oldest of the source that has most is closed.
+    /// Maximum number of connections whose login is in progress. When one more arrives, the oldest connection of the source with the most
+    /// is closed.
     pub max_waiting: usize,
-    /// How long each request of a login may take to come whole.
+    /// How long each request of a login may take to arrive completely.
     pub proof_timeout: Duration,
     /// Time from the connection to the end of the login.
     pub login_timeout: Duration,
     /// How long a discovery session may last.
     pub discovery_timeout: Duration,
-    /// Longest data segment we take, in bytes (MaxRecvDataSegmentLength, RFC 7143 section 13.12).
+    /// Longest data segment that the target accepts, in bytes (MaxRecvDataSegmentLength, RFC 7143 section 13.12).
     pub max_data_segment: u32,
     /// Longest text of one login or text request, in bytes.
     pub max_text: usize,
-    /// Commands a session may have open (the command window, RFC 7143 section 4.2.2.1).
+    /// Maximum number of open commands of a session (the command window, RFC 7143 section 4.2.2.1).
     pub queue_depth: u32,
-    /// Immediate commands, which stand outside the window, that a session may have open; one more is rejected (RFC 7143 section 4.2.2.1).
+    /// Maximum number of open immediate commands of a session, which are outside the window. One more is rejected (RFC 7143 section
+    /// 4.2.2.1).
     pub immediate_commands: u32,
-    /// Bytes of collected command data a session may hold before it is told TASK SET FULL.
+    /// Bytes of collected command data that a session may hold; beyond that a command gets TASK SET FULL.
     pub max_staged: usize,
-    /// Bytes that all sessions together may hold for data under way, beside 512 KiB and one PDU that comes for each. When they are
-    /// used up sessions go on in smaller steps.
+    /// Bytes that all sessions together may hold for data in flight, in addition to 512 KiB and one incoming PDU for each session. When
+    /// they are used up, sessions continue in smaller steps.
     pub memory: usize,
-    /// Reads and writes at once on the blocking pool, of all sessions together; one session has at most a quarter of them. Flushes
-    /// have half as many places of their own, and commands over many blocks four.
+    /// Maximum number of reads and writes on the blocking pool at once, for all sessions together; one session has at most a quarter of
+    /// them. In addition there are half as many slots for flushes, and four for commands over many blocks.
     pub blocking_jobs: usize,
 }
 
@@ -194,7 +197,7 @@ impl Default for Limits {
 pub struct TargetConfig {
     /// Its iSCSI name (RFC 7143 section 4.2.7).
     pub iqn: String,
-    /// Its logical units; each number once.
+    /// Its logical units; each number at most once.
     pub luns: Vec<Lun>,
 }
 
@@ -205,20 +208,20 @@ pub struct Lun {
     pub number: u16,
     /// The disk.
     pub device: Arc<dyn BlockDevice>,
-    /// What it is called. Must not depend on anything that changes with a boot.
+    /// Its identifiers. They must not depend on anything that changes with a boot.
     pub identity: Identity,
     /// Refuse writes, whatever the device allows.
     pub read_only: bool,
-    /// Present it as a removable medium, which initiators can lock and eject. Not for a disk that something boots from.
+    /// Present it as a removable medium, which initiators can lock and eject. Not for a disk that a machine boots from.
     pub removable: bool,
 }
 
-/// What a logical unit says of itself.
+/// The identifiers of a logical unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Unit serial number (VPD page 80 of SPC-4), printable ASCII.
     pub serial: String,
-    /// A locally assigned NAA identifier (VPD page 83 of SPC-4): 60 bits, the top four are ours.
+    /// A locally assigned NAA identifier (VPD page 83 of SPC-4): 60 bits; the target sets the top four.
     pub naa: u64,
     /// Vendor, at most 8 characters.
     pub vendor: String,
@@ -236,94 +239,94 @@ impl Identity {
     }
 }
 
-/// Who wants to log in.
+/// A request to log in.
 #[derive(Clone, Debug)]
 pub struct LoginRequest {
     /// The target's name in lower case; none for a discovery session.
     pub target: Option<String>,
     /// The initiator's name in lower case.
     pub initiator: String,
-    /// Where the connection comes from.
+    /// The initiator's address.
     pub peer: SocketAddr,
-    /// Where it arrived.
+    /// The local address that it connected to.
     pub local: SocketAddr,
 }
 
-/// The policy's answer. The statuses are those of RFC 7143 section 11.13.5.
+/// The policy's answer. The statuses are defined in RFC 7143 section 11.13.5.
 #[derive(Clone, Debug)]
 pub enum LoginDecision {
-    /// Not yet able to say (status 0301: the initiator tries again). The right answer to every login, also to an unknown
-    /// target, until the owner knows its targets.
+    /// It cannot decide yet (status 0301: the initiator retries). Return this for every login, also to an unknown target, until the program
+    /// knows its targets.
     NotReady,
-    /// No such target (status 0203; initiators give up).
+    /// There is no such target (status 0203; initiators give up).
     NotFound,
-    /// Not for this initiator (status 0202; initiators give up).
+    /// This initiator may not use the target (status 0202; initiators give up).
     Refused,
-    /// Welcome, after the proof.
+    /// The initiator may log in after it has authenticated.
     Accept {
-        /// What the initiator must prove.
+        /// How it must authenticate.
         chap: Chap,
-        /// Who else may be there.
+        /// Which other sessions may exist.
         exclusivity: Exclusivity,
     },
 }
 
-/// Which sessions a target may have at once.
+/// Which sessions a target may have at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exclusivity {
-    /// One session per initiator name: the newest authenticated login closes the older ones of that name, whatever their
-    /// session id, after their requests in flight have ended. Other names are the policy's to refuse.
+    /// One session per initiator name: the newest authenticated login closes the older sessions of that name, whatever their session id,
+    /// after their requests in flight have ended. The policy must refuse other names.
     ByInitiatorName,
-    /// Any number; only a login with the same name *and* session id replaces (session reinstatement, RFC 7143 section 6.3.5).
+    /// Any number; only a login with the same name *and* session id replaces a session (session reinstatement, RFC 7143 section 6.3.5).
     Shared,
 }
 
 /// An authenticated login that is about to succeed.
 #[derive(Clone, Debug)]
 pub struct LoginInfo {
-    /// The session it will be.
+    /// The id that the session will have.
     pub session: SessionId,
     /// The request.
     pub request: LoginRequest,
     /// The initiator's session id (ISID, RFC 7143 section 11.12.5).
     pub isid: [u8; 6],
-    /// The CHAP user that was proved.
+    /// The CHAP user that authenticated.
     pub chap_user: Option<String>,
 }
 
-/// Why an authenticated login is not let in after all.
+/// Why an authenticated login is refused after all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginAbort {
-    /// Try again (status 0301).
+    /// The initiator should retry (status 0301).
     Retry,
-    /// Go away (status 0202).
+    /// The initiator may not log in (status 0202).
     Refuse,
 }
 
-/// Who may log in. Called at login and discovery only, never on the data path.
+/// Decides who may log in. Called at login and discovery only, never for reads and writes.
 ///
-/// All calls are dropped half-way when the login times out or the connection breaks; a commit that must not be half done
-/// has to take care of that itself (for instance by spawning).
+/// Every call is dropped half-way if the login times out or the connection breaks. A change that must not be half-done has to protect
+/// itself against that, for example in a spawned task.
 #[async_trait::async_trait]
 pub trait LoginPolicy: Send + Sync {
-    /// Decides by names and addresses, before any proof.
+    /// Decides by names and addresses, before any authentication.
     async fn decide(&self, request: &LoginRequest) -> LoginDecision;
 
-    /// Runs once per login to a target, after the proof and before the final response: the initiator sends no SCSI
-    /// command before this has returned. It may add targets and remove *other* ones.
+    /// Called once per login to a target, after the authentication and before the final response: the initiator sends no SCSI command
+    /// before this has returned. It may add targets, and remove *other* ones.
     async fn authenticated(&self, login: &LoginInfo) -> Result<(), LoginAbort> {
         let _ = login;
         Ok(())
     }
 
-    /// The targets that a discovery session is told of, in that order.
+    /// The targets that a discovery session gets, in this order.
     async fn discover(&self, request: &LoginRequest) -> Vec<String> {
         let _ = request;
         Vec::new()
     }
 }
 
-/// A session, unique in the life of a server.
+/// A session's id, unique during the life of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
 
@@ -338,13 +341,13 @@ pub struct SessionInfo {
     pub initiator: String,
     /// The initiator's session id (ISID, RFC 7143 section 11.12.5).
     pub isid: [u8; 6],
-    /// Where it comes from.
+    /// The initiator's address.
     pub peer: SocketAddr,
-    /// Where it arrived.
+    /// The local address that it connected to.
     pub local: SocketAddr,
-    /// How long it has lived.
+    /// Time since its login.
     pub age: Duration,
-    /// What it has done.
+    /// Its counters.
     pub counters: CountersSnapshot,
 }
 
@@ -357,48 +360,48 @@ pub enum CloseReason {
     ConnectionLost,
     /// The initiator broke the protocol.
     ProtocolError,
-    /// A newer login took its place.
+    /// A newer login replaced it.
     Replaced,
-    /// The target was removed, or reset cold.
+    /// The target was removed, or an initiator requested a cold reset of it.
     TargetRemoved,
     /// The server shuts down.
     Shutdown,
-    /// It answered pings before and no longer does.
+    /// The initiator answered pings before and no longer does.
     Silent,
 }
 
-/// What happens to sessions of targets, as it happens. Discovery sessions make no events.
+/// Events of sessions on targets, sent as they happen. Discovery sessions cause no events.
 #[derive(Clone, Debug)]
 pub enum SessionEvent {
-    /// A session has begun.
+    /// A session began.
     LoggedIn(SessionInfo),
-    /// The first block was read.
+    /// The session read its first block.
     FirstRead(SessionInfo),
-    /// The first block was written.
+    /// The session wrote its first block.
     FirstWrite(SessionInfo),
-    /// The session has ended; its requests in flight have too.
+    /// A session ended, and so have its requests in flight.
     Disconnected {
-        /// The session, with its last counters.
+        /// The session, with its final counters.
         session: SessionInfo,
         /// Why.
         reason: CloseReason,
     },
-    /// A login ran into its time limit before the initiator had proved anything: it stopped sending.
+    /// A login reached a time limit before the initiator had authenticated: it stopped sending.
     LoginStalled {
-        /// From where.
+        /// The initiator's address.
         peer: SocketAddr,
-        /// The target that it had named and may log in to; none when it had not said a whole request.
+        /// The target that it named and may log in to; none if it did not send a complete request.
         target: Option<String>,
     },
 }
 
 /// Observes sessions. Called inline: it must not block (send into a channel).
 pub trait SessionObserver: Send + Sync {
-    /// Takes one event.
+    /// Receives one event.
     fn observe(&self, event: SessionEvent);
 }
 
-/// An observer that looks away.
+/// Ignores all events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoObserver;
 

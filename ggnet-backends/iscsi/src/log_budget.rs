@@ -1,12 +1,12 @@
-//! Log lines that anybody on the network can cause: so many a second.
+//! A limit for log lines that any client on the network can cause.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// How many log lines may be written a second about what strangers do: the target's own, and those of a
-/// [`LoginPolicy`](crate::LoginPolicy) or [`SessionObserver`](crate::SessionObserver). One for each kind of line.
+/// Limits log lines per second that clients on the network cause: the target's own lines, and those of a
+/// [`LoginPolicy`](crate::LoginPolicy) or [`SessionObserver`](crate::SessionObserver). Use one value for each kind of line.
 ///
 /// ```
 /// let refusals = ggnet_iscsi::LogBudget::new(10);
@@ -28,13 +28,13 @@ struct State {
 }
 
 impl LogBudget {
-    /// For so many lines a second.
+    /// A limit of this number of lines per second.
     #[must_use]
     pub fn new(a_second: u32) -> Self {
         Self { a_second, state: Mutex::new(State { since: Instant::now(), written: 0, left_out: 0 }) }
     }
 
-    /// Whether a line may be written now, and how many were left out since the last one.
+    /// `Some` if a line may be written now, with the number of lines that were left out since the last one.
     pub fn line(&self) -> Option<u64> {
         // Every step under it leaves valid data.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

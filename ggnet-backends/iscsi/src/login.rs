@@ -9,12 +9,12 @@
 //!                            └──────────── NSG = full feature ────────────▶┘
 //! ```
 //!
-//! The driver feeds requests with [`LoginMachine::request`] and does what the returned [`Step`] says. The policy's
-//! answers come back through [`LoginMachine::decided`] and [`LoginMachine::committed`].
+//! The caller passes each request to [`LoginMachine::request`] and does what the returned [`Step`] says. It passes the policy's answers to
+//! [`LoginMachine::decided`] and [`LoginMachine::committed`].
 //!
-//! Invariants: nothing of a target is revealed before the policy has spoken; no step beyond security without the proof
-//! that the policy asked for; `Commit` comes exactly once, after the proof and before the final response; after `Fail`
-//! or `Done` the machine is spent.
+//! Invariants: nothing about a target is revealed before the policy has decided; no step beyond the security stage without the
+//! authentication that the policy requires; `Commit` is returned exactly once, after the authentication and before the final response;
+//! after `Fail` or `Done` the machine must not be used again.
 
 use super::chap::{Chap, ChapError, Exchange};
 use super::negotiate::{Answer, Negotiation, Params, Wishes};
@@ -43,7 +43,7 @@ impl Status {
 }
 
 impl Status {
-    /// In words, for logs and for an initiator's errors.
+    /// The status as text, for logs and for an initiator's errors.
     pub(crate) const fn words(self) -> &'static str {
         match self {
             Self::SUCCESS => "success",
@@ -65,7 +65,7 @@ impl Status {
     }
 }
 
-/// Who wants what.
+/// The names in a login.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Names {
     /// The initiator's name.
@@ -74,14 +74,14 @@ pub(crate) struct Names {
     pub(crate) target: Option<String>,
 }
 
-/// What the driver has to do next.
+/// The caller's next action.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Send this and read the next request.
     Reply(Bhs, Vec<u8>),
     /// Ask the policy about [`LoginMachine::names`], then call [`LoginMachine::decided`].
     Decide,
-    /// Everything is proved: commit, then call [`LoginMachine::committed`].
+    /// The authentication is complete: commit, then call [`LoginMachine::committed`].
     Commit,
     /// Send this; the full feature phase begins.
     Done(Bhs, Vec<u8>),
@@ -89,26 +89,26 @@ pub(crate) enum Step {
     Fail(Bhs),
 }
 
-/// What the full feature phase takes over.
+/// The values that the full feature phase starts with.
 #[derive(Debug, Clone)]
 pub(crate) struct Established {
     /// The agreed parameters.
     pub(crate) params: Params,
-    /// The next command sequence number we expect.
+    /// The next command sequence number that the target expects.
     pub(crate) exp_cmd_sn: u32,
-    /// The next status sequence number we send.
+    /// The next status sequence number that the target sends.
     pub(crate) stat_sn: u32,
     /// The connection's id, chosen by the initiator.
     pub(crate) cid: u16,
 }
 
-/// Stages of a login, as the flags have them (RFC 7143 section 11.12.3).
+/// The stages of a login, as they are in the flags (RFC 7143 section 11.12.3).
 pub(crate) const SECURITY: u8 = 0;
 pub(crate) const OPERATIONAL: u8 = 1;
 pub(crate) const FULL_FEATURE: u8 = 3;
-/// The text goes on in the next PDU (section 11.12.2).
+/// The text continues in the next PDU (section 11.12.2).
 pub(crate) const CONTINUE: u8 = 0x40;
-/// Requests one login may take: an initiator that never comes to an end is cut off.
+/// Maximum number of requests of one login: an initiator that does not finish is disconnected.
 const MAX_REQUESTS: u32 = 64;
 
 /// One login.
@@ -136,8 +136,7 @@ pub(crate) struct LoginMachine {
 }
 
 impl LoginMachine {
-    /// A login that has not begun. `window` is the command window to announce, `max_text` the limit for the text of one
-    /// request.
+    /// A new login. `window` is the command window to announce, `max_text` is the limit for the text of one request.
     pub(crate) fn new(wishes: Wishes, portal_group: u16, window: u32, max_text: usize) -> Self {
         Self {
             wishes,
@@ -179,13 +178,13 @@ impl LoginMachine {
         u16::from_be_bytes([self.current.0[14], self.current.0[15]])
     }
 
-    /// What was agreed; meaningful once `Done` is returned.
+    /// The agreed values; valid after `Done` was returned.
     pub(crate) fn established(&self) -> Established {
         let cid = u16::from_be_bytes([self.current.0[20], self.current.0[21]]);
         Established { params: self.negotiation.finish(), exp_cmd_sn: self.cmd_sn, stat_sn: self.stat_sn, cid }
     }
 
-    /// Takes one request.
+    /// Handles one request.
     pub(crate) fn request(&mut self, bhs: &Bhs, data: &[u8]) -> Step {
         let (new, first) = (*bhs, self.first.is_none());
         self.requests += 1;
@@ -236,7 +235,7 @@ impl LoginMachine {
         self.proceed()
     }
 
-    /// The policy's answer: what the initiator must prove, or why it is refused.
+    /// The policy's answer: how the initiator must authenticate, or why it is refused.
     pub(crate) fn decided(&mut self, answer: Result<Chap, Status>) -> Step {
         match answer {
             Ok(chap) => {
@@ -250,7 +249,7 @@ impl LoginMachine {
         }
     }
 
-    /// The outcome of the commit: the session's handle, or why there is no session.
+    /// The result of the commit: the session's handle, or why there is no session.
     pub(crate) fn committed(&mut self, outcome: Result<u16, Status>) -> Step {
         match outcome {
             Ok(tsih) => {
@@ -264,7 +263,7 @@ impl LoginMachine {
         }
     }
 
-    /// Bytes of memory that requests have made it hold.
+    /// Bytes of memory that the requests made it hold.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn held(&self) -> usize {
         let names = self.names.as_ref();
@@ -311,7 +310,7 @@ impl LoginMachine {
         Step::Reply(bhs, data)
     }
 
-    /// Whether the initiator may leave the security stage.
+    /// Whether the initiator may leave the security stage: it has authenticated, or need not.
     fn proved(&self) -> bool {
         match &self.chap {
             None => false,
@@ -371,7 +370,7 @@ impl LoginMachine {
         Ok(())
     }
 
-    /// Keys that may stand in either stage.
+    /// Keys that are allowed in both stages.
     fn common(&mut self, key: &str, value: &str) -> Result<(), Status> {
         match key {
             "InitiatorName" | "TargetName" | "SessionType" | "InitiatorAlias" => Ok(()),

@@ -1,28 +1,28 @@
-//! The memory that all sessions together may hold for data under way, and each session's part of it.
+//! The memory that all sessions together may hold for data in flight, and each session's part of it.
 //!
 //! ```text
 //!  session: output buffer + copies for jobs + collected data ──▶ up to FREE: always
 //!                                                           └──▶ beyond: a lease from the pool, at most a quarter of it
 //! ```
 //!
-//! A session that gets no lease goes on, in smaller steps: it fetches and hears nothing more until what it holds has gone out, and a
-//! command whose data must be collected first is told TASK SET FULL. So nobody waits for memory that somebody else holds.
+//! A session that gets no lease continues in smaller steps: it fetches and reads nothing more until what it holds has been sent, and a
+//! command whose data must be collected first gets TASK SET FULL. So no session waits for memory that another one holds.
 //!
-//! Invariants: the leases add up to no more than the pool; a lease is given back when its session is idle, and with its session. All
-//! sessions hold at most the pool, and each of them beside it [`FREE`], one step of [`STEP`], and one PDU that comes.
+//! Invariants: the sum of all leases never exceeds the pool; a lease is returned when its session is idle, and at the end of the session.
+//! In addition to the pool, each session holds at most [`FREE`], one step of [`STEP`], and one incoming PDU.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What a session may hold without asking.
+/// Bytes that a session may hold without a lease.
 pub(super) const FREE: usize = 256 << 10;
-/// Most bytes of one step of a session that got no lease; also the most that one Data-In PDU carries.
+/// Maximum bytes of one step of a session without a lease; also the maximum of one Data-In PDU.
 pub(super) const STEP: usize = 256 << 10;
 
-/// What leases are counted in, so that a session asks seldom.
+/// The unit of leases; it is large, so that a session asks for memory rarely.
 const GRAIN: usize = 256 << 10;
 
-/// What all sessions share.
+/// The memory that all sessions share.
 #[derive(Debug)]
 pub(super) struct Pool {
     size: usize,
@@ -66,7 +66,7 @@ impl Lease {
         held.saturating_sub(FREE).next_multiple_of(GRAIN)
     }
 
-    /// Whether the session may hold so many bytes; asks the pool for what is missing.
+    /// Whether the session may hold this number of bytes; leases what is missing.
     pub(super) fn covers(&mut self, held: usize) -> bool {
         let needed = Self::needed(held);
         if needed <= self.bytes {
@@ -79,7 +79,7 @@ impl Lease {
         fits
     }
 
-    /// Gives back what so many bytes do not need. A little is kept while something is held, for what comes next.
+    /// Returns what is not needed to hold this number of bytes. As long as something is held, a little is kept for the next step.
     pub(super) fn settle(&mut self, held: usize) {
         let needed = Self::needed(held);
         let keep = if held == 0 { 0 } else { needed + GRAIN };

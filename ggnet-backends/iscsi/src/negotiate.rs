@@ -1,7 +1,7 @@
 //! Negotiation of the operational keys, each by its own rule (RFC 7143 chapter 13).
 //!
-//! Invariants: a key is negotiated at most once per login; what is never offered keeps the RFC's default; an answer
-//! is always one that the offer admits, or `Reject`; an unknown key is answered `NotUnderstood`.
+//! Invariants: a key is negotiated at most once per login; a key that is not offered keeps the RFC's default; an answer is always one that
+//! the offer allows, or `Reject`; an unknown key is answered with `NotUnderstood`.
 
 use super::pdu::Digests;
 use super::text;
@@ -9,13 +9,13 @@ use super::text;
 /// What the two sides of a login agreed on (RFC 7143 chapter 13).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Params {
-    /// Digests from the full feature phase on.
+    /// Digests, used in the full feature phase.
     pub digests: Digests,
     /// No unsolicited Data-Out PDUs.
     pub initial_r2t: bool,
-    /// Data may ride with the command.
+    /// Data may be sent in the same PDU as the command.
     pub immediate_data: bool,
-    /// The longest data segment the other side takes.
+    /// The longest data segment that the other side accepts.
     pub peer_max_data: u32,
     /// Longest sequence of Data-In, or of Data-Out for one R2T.
     pub max_burst: u32,
@@ -36,25 +36,25 @@ impl Default for Params {
     }
 }
 
-/// What we would like; an offer can only lower it.
+/// The target's preferences; an offer can only lower them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wishes {
-    /// Longest data segment we take; declared to the initiator.
+    /// Longest data segment that the target accepts; declared to the initiator.
     pub(crate) max_data: u32,
-    /// Our MaxBurstLength.
+    /// The target's MaxBurstLength.
     pub(crate) max_burst: u32,
-    /// Our FirstBurstLength.
+    /// The target's FirstBurstLength.
     pub(crate) first_burst: u32,
 }
 
-/// The outcome of one offer.
+/// The answer to one offer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// Send this value back.
     Value(String),
     /// A declaration: nothing to send.
     Silent,
-    /// The same key came twice.
+    /// The key was repeated.
     Repeated,
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct Negotiation {
     params: Params,
 }
 
-/// Every key we know in the operational stage.
+/// Every known key of the operational stage.
 const KEYS: [&str; 20] = [
     "HeaderDigest",
     "DataDigest",
@@ -115,7 +115,7 @@ impl Negotiation {
         p
     }
 
-    /// `None` where the value is outside what the key admits.
+    /// `None` if the value is outside the range of the key.
     fn decide(&mut self, key: &str, value: &str) -> Option<Answer> {
         if self.discovery
             && !matches!(

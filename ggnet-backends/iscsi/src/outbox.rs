@@ -1,10 +1,10 @@
-//! A session's output: PDUs with their numbers, and the answers to commands.
+//! A session's output: numbered PDUs, and the answers to commands.
 //!
 //! Invariants:
-//! * StatSN grows by one with every PDU that carries status; ExpCmdSN by one with every non-immediate command accepted; MaxCmdSN never
-//!   shrinks, because open commands and the free window add up to the same number (RFC 7143 section 4.2.2);
-//! * every command is answered exactly once; the residual tells the difference between what the initiator expected to move and what
-//!   the CDB asked for (RFC 7143 section 11.4.5).
+//! * StatSN grows by one with every PDU that carries status; ExpCmdSN by one with every non-immediate command that is accepted; MaxCmdSN
+//!   never decreases, because the sum of open commands and the free window is constant (RFC 7143 section 4.2.2);
+//! * every command is answered exactly once; the residual count is the difference between the length that the initiator expects and the
+//!   length in the CDB (RFC 7143 section 11.4.5).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,36 +23,36 @@ use super::target::SessionShared;
 use super::task::{Command, Sent};
 use super::{CloseReason, Limits};
 
-/// Output beyond which no more input is handled and no more data is fetched.
+/// Bytes of output above which no more input is handled and no more data is fetched.
 const OUT_HIGH: usize = 512 << 10;
 
-/// What goes out.
+/// The output.
 pub(super) struct Outbox {
     pub(super) me: Arc<SessionShared>,
     pub(super) params: Params,
     pub(super) buf: OutBuf,
-    /// When the input now being handled arrived: one look at the clock for many commands.
+    /// When the current input arrived: the clock is read once for many commands.
     pub(super) now: Instant,
-    /// For the format of sense data.
+    /// The logical units, for the format of sense data.
     units: Units,
     stat_sn: u32,
     exp_cmd_sn: u32,
     window: Window,
 }
 
-/// The places of commands.
+/// The slots for commands.
 #[derive(Debug)]
 struct Window {
     size: u32,
     /// Commands in the window.
     open: u32,
     max_immediate: u32,
-    /// Immediate ones beside it.
+    /// Immediate commands, which are outside the window.
     open_immediate: u32,
 }
 
 impl Outbox {
-    /// After the login.
+    /// The output of a new session.
     pub(super) fn new(
         me: Arc<SessionShared>,
         units: Units,
@@ -71,15 +71,15 @@ impl Outbox {
         &self.me.counters
     }
 
-    /// Whether so much waits that nothing is to be added.
+    /// Whether the output is so long that nothing may be added.
     pub(super) fn is_full(&self) -> bool {
         self.buf.len() >= OUT_HIGH
     }
 
-    /// Looks at a request's CmdSN and gives it a place in the window. False: it is to be ignored.
+    /// Checks a request's CmdSN and gives it a slot in the window. False: the request must be ignored.
     ///
     /// # Errors
-    /// The session has to end.
+    /// The session must end.
     pub(super) fn accept(&mut self, bhs: &Bhs) -> Result<bool, CloseReason> {
         if bhs.immediate() || matches!(bhs.opcode(), opcode::DATA_OUT | opcode::SNACK) {
             return Ok(true);
@@ -99,19 +99,19 @@ impl Outbox {
         Ok(true)
     }
 
-    /// Gives an immediate SCSI command a place beside the window. False: there is none.
+    /// Gives an immediate SCSI command a slot outside the window. False: there is none.
     pub(super) fn accept_immediate(&mut self) -> bool {
         let free = self.window.open_immediate < self.window.max_immediate;
         self.window.open_immediate += u32::from(free);
         free
     }
 
-    /// Free places in the command window.
+    /// Free slots in the command window.
     fn free_window(&self) -> u32 {
         self.window.size.saturating_sub(self.window.open)
     }
 
-    /// A SCSI command has ended: its place in the window, or beside it, is free.
+    /// Frees the slot of a SCSI command that has ended.
     pub(super) fn command_ended(&mut self, immediate: bool) {
         if immediate {
             self.window.open_immediate = self.window.open_immediate.saturating_sub(1);
@@ -121,8 +121,8 @@ impl Outbox {
         }
     }
 
-    /// A request that is no SCSI command is dealt with. Immediate ones are not counted: they are answered at once, or have limits of
-    /// their own.
+    /// Frees the slot of a request that is not a SCSI command. Immediate ones are not counted, because they are answered at once or have
+    /// limits of their own.
     pub(super) fn request_ended(&mut self, bhs: &Bhs) {
         if !bhs.immediate() {
             self.command_ended(false);
@@ -145,13 +145,13 @@ impl Outbox {
         self.buf.push(bhs, data);
     }
 
-    /// Sends a PDU that carries none.
+    /// Sends a PDU that carries no status.
     pub(super) fn ask(&mut self, mut bhs: Bhs) {
         self.number(&mut bhs, false);
         self.buf.push(bhs, &[]);
     }
 
-    /// Rejects a PDU, sending its header back.
+    /// Rejects a PDU; the answer contains its header.
     pub(super) fn reject(&mut self, bhs: &Bhs, reason: u8) {
         let mut r = Bhs::new(opcode::REJECT, FINAL);
         r.0[2] = reason;
@@ -159,18 +159,17 @@ impl Outbox {
         self.respond(r, &bhs.0);
     }
 
-    /// The longest data segment that the initiator takes.
+    /// The longest data segment that the initiator accepts.
     pub(super) fn peer_max_data(&self) -> usize {
         index(u64::from(self.params.peer_max_data))
     }
 
-    /// Ends a command: its data, if any, and its status. `moved` is what the CDB asked to move, where that differs from
-    /// the data at hand.
+    /// Ends a command with its data, if any, and its status. `moved` is the length in the CDB, if it differs from the length of the data.
     pub(super) fn answer(&mut self, command: &Command, reply: Reply, moved: Option<u64>) {
         self.answer_after(command, reply, moved, 0);
     }
 
-    /// Ends a command that has sent so many Data-In PDUs.
+    /// Ends a command that has sent this number of Data-In PDUs.
     pub(super) fn answer_after(&mut self, command: &Command, reply: Reply, moved: Option<u64>, pdus: u32) {
         let Reply { status, sense, data } = reply;
         if status != status::GOOD {
@@ -197,7 +196,7 @@ impl Outbox {
         }
     }
 
-    /// Parameter data goes out; the last PDU carries GOOD.
+    /// Sends parameter data; the last PDU carries GOOD.
     fn answer_data(&mut self, command: &Command, data: &[u8]) {
         let mut rest = &data[..data.len().min(index(u64::from(command.expect_in)))];
         let mut sent = Sent::default();
@@ -214,7 +213,7 @@ impl Outbox {
         self.units.get(usize::from(lun)).is_some_and(|u| u.d_sense.load(Relaxed))
     }
 
-    /// Room for data in the next Data-In PDU: what the initiator takes, and no more than a step.
+    /// Space for data in the next Data-In PDU: what the initiator accepts, and not more than a step.
     pub(super) fn pdu_room(&self, sent: &Sent) -> usize {
         index(u64::from(self.params.peer_max_data.min(self.params.max_burst - sent.in_burst))).min(STEP)
     }
@@ -251,7 +250,7 @@ impl Outbox {
         b
     }
 
-    /// Bookkeeping at the end of a command.
+    /// Updates window and counters at the end of a command.
     fn ended(&mut self, command: &Command) {
         self.command_ended(command.immediate);
         // Commands that end in the turn they came in share one look at the clock with their arrival.

@@ -4,9 +4,8 @@
 //!  BHS (48) | AHS (0..=1020) | header digest (0|4) | data (0..=limit) | pad (0..=3) | data digest (0|4)
 //! ```
 //!
-//! Invariants: [`frame`] looks at nothing beyond the bytes given, allocates nothing and never panics; it returns
-//! ranges into the caller's buffer, so that data is not copied to be parsed. A header is only believed after its digest
-//! was checked.
+//! Invariants: [`frame`] reads nothing outside the given bytes, allocates nothing and never panics; it returns ranges of the caller's
+//! buffer, so that data is parsed without being copied. The fields of a header are used only after its digest was checked.
 
 use std::ops::Range;
 
@@ -17,14 +16,14 @@ use super::digest::{DIGEST_LEN, digest};
 pub(crate) const BHS_LEN: usize = 48;
 /// "No tag": the reserved initiator or target task tag.
 pub const NO_TAG: u32 = 0xffff_ffff;
-/// Bit of the first byte: for immediate delivery, outside of the command window.
+/// A bit of the first byte: immediate delivery, outside the command window.
 pub const IMMEDIATE: u8 = 0x40;
 /// Final (or transit) bit of the flags byte.
 pub const FINAL: u8 = 0x80;
 
 /// Operation codes (RFC 7143 section 11.2.1.2).
 pub mod opcode {
-    /// A ping of the initiator, or its answer to one (section 11.18).
+    /// A ping from the initiator, or its answer to one (section 11.18).
     pub const NOP_OUT: u8 = 0x00;
     /// A SCSI command (section 11.3).
     pub const SCSI_COMMAND: u8 = 0x01;
@@ -38,13 +37,13 @@ pub mod opcode {
     pub const DATA_OUT: u8 = 0x05;
     /// A logout request (section 11.14).
     pub const LOGOUT: u8 = 0x06;
-    /// A request for what was lost (section 11.16).
+    /// A request to send lost PDUs again (section 11.16).
     pub const SNACK: u8 = 0x10;
-    /// A ping of the target, or its answer to one (section 11.19).
+    /// A ping from the target, or its answer to one (section 11.19).
     pub const NOP_IN: u8 = 0x20;
     /// The status of a SCSI command (section 11.4).
     pub const SCSI_RESPONSE: u8 = 0x21;
-    /// The outcome of a task management function (section 11.6).
+    /// The result of a task management function (section 11.6).
     pub const TASK_MANAGEMENT_RESPONSE: u8 = 0x22;
     /// The answer to a login request (section 11.13).
     pub const LOGIN_RESPONSE: u8 = 0x23;
@@ -56,7 +55,7 @@ pub mod opcode {
     pub const LOGOUT_RESPONSE: u8 = 0x26;
     /// The target is ready for data (section 11.8).
     pub const R2T: u8 = 0x31;
-    /// An asynchronous message of the target (section 11.9).
+    /// An asynchronous message from the target (section 11.9).
     #[cfg(feature = "initiator")]
     pub const ASYNC_MESSAGE: u8 = 0x32;
     /// A PDU was refused (section 11.17).
@@ -72,7 +71,7 @@ pub(crate) mod reject {
     pub(crate) const INVALID_PDU_FIELD: u8 = 0x09;
 }
 
-/// A basic header segment (RFC 7143 section 11.2.1), as its bytes and by the names of its fields.
+/// A basic header segment (RFC 7143 section 11.2.1): its bytes, with access to its fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bhs(pub [u8; BHS_LEN]);
 
@@ -90,7 +89,7 @@ impl Bhs {
         self.0[0] & 0x3f
     }
 
-    /// Marked for immediate delivery.
+    /// Whether it is marked for immediate delivery.
     pub fn immediate(&self) -> bool {
         self.0[0] & IMMEDIATE != 0
     }
@@ -120,7 +119,7 @@ impl Bhs {
         be32(&self.0, at)
     }
 
-    /// The logical unit number as SAM writes it.
+    /// The logical unit number in the format of SAM.
     pub fn lun(&self) -> [u8; 8] {
         let mut lun = [0; 8];
         lun.copy_from_slice(&self.0[8..16]);
@@ -132,7 +131,7 @@ impl Bhs {
         self.word(16)
     }
 
-    /// Target transfer tag, where the opcode has one.
+    /// Target transfer tag, if the opcode has one.
     pub fn ttt(&self) -> u32 {
         self.word(20)
     }
@@ -165,7 +164,7 @@ impl Bhs {
     }
 }
 
-/// Which digests a connection uses, per direction alike.
+/// Which digests a connection uses; the same in both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Digests {
     /// CRC32C after the headers.
@@ -179,36 +178,36 @@ pub(crate) fn padded(len: usize) -> usize {
     len.next_multiple_of(4)
 }
 
-/// A whole PDU found in a buffer; ranges index into that buffer.
+/// A complete PDU found in a buffer; ranges are indexes into that buffer.
 #[derive(Debug)]
 pub(crate) struct Frame {
     /// The header.
     pub(crate) bhs: Bhs,
     /// The data segment without padding.
     pub(crate) data: Range<usize>,
-    /// Bytes the whole PDU takes.
+    /// Length of the whole PDU in bytes.
     pub(crate) total: usize,
 }
 
-/// What [`frame`] found.
+/// The result of [`frame`].
 #[derive(Debug)]
 pub(crate) enum Framing {
-    /// Not yet a whole PDU: it will be one with this many bytes in the buffer (or ask again then).
+    /// The PDU is not complete yet: call again when the buffer has this number of bytes; even then it may need more.
     Need(usize),
-    /// A whole PDU.
+    /// A complete PDU.
     Pdu(Frame),
 }
 
-/// A stream that cannot be followed any further: at error recovery level 0 each of these ends the session.
+/// An error after which the stream cannot be read any further: at error recovery level 0 each of these ends the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FrameError {
-    /// The header digest is wrong: lengths cannot be believed.
+    /// The header digest is wrong, so the lengths in the header cannot be used.
     #[error("header digest mismatch")]
     HeaderDigest,
     /// The data digest is wrong.
     #[error("data digest mismatch")]
     DataDigest(Bhs),
-    /// The data segment is longer than what was declared.
+    /// The data segment is longer than the declared maximum.
     #[error("data segment of {0} bytes is longer than declared")]
     TooLong(usize),
 }

@@ -1,6 +1,6 @@
-//! Signs of life of the initiator: NOP-Out answered, and NOP-In sent when it has been silent (RFC 7143 sections 11.18 and 11.19).
+//! Pings: answers the initiator's NOP-Out, and sends NOP-In to an initiator that is silent (RFC 7143 sections 11.18 and 11.19).
 //!
-//! Invariant: an initiator that has never answered a question is not taken for dead, and is asked once.
+//! Invariant: an initiator that has never answered a ping does not count as dead, and is pinged once.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use super::outbox::Outbox;
 use super::pdu::{Bhs, FINAL, NO_TAG, opcode};
 use super::{CloseReason, NOP_MISSES};
 
-/// What was heard of it.
+/// The state of the pings of one session.
 #[derive(Debug)]
 pub(super) struct Ping {
-    /// Ask after so long a silence; none: never.
+    /// Time of silence before a ping; none: never.
     interval: Option<Duration>,
     heard: Instant,
     asked: Option<Instant>,
@@ -24,12 +24,12 @@ impl Ping {
         Self { interval, heard: now, asked: None, answered_once: false, missed: 0 }
     }
 
-    /// Bytes have come.
+    /// Records that bytes were received.
     pub(super) fn heard(&mut self, now: Instant) {
         self.heard = now;
     }
 
-    /// A NOP-Out: an answer to ours, or a question.
+    /// Handles a NOP-Out: an answer to a ping of the target, or a ping of the initiator.
     pub(super) fn nop_out(&mut self, out: &mut Outbox, bhs: &Bhs, data: &[u8]) {
         self.asked = None;
         if bhs.itt() == NO_TAG {
@@ -46,7 +46,7 @@ impl Ping {
         }
     }
 
-    /// Asks where it is time to. A reason ends the session.
+    /// Sends a ping if it is due. Returns a reason if the session must end.
     pub(super) fn tick(&mut self, out: &mut Outbox) -> Option<CloseReason> {
         let interval = self.interval?;
         let now = Instant::now();

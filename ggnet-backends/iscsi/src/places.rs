@@ -1,14 +1,14 @@
-//! Who may be connected: a place for each connection, and who goes when there are too many.
+//! Limits of connections: a place for each connection, and which one is closed if there are too many.
 //!
 //! ```text
-//!  accept ──▶ waiting ── login without a proof ──▶ open      (an open target, with a time limit for discovery)
+//!  accept ──▶ waiting ── login without CHAP ─────▶ open      (a target without CHAP; discovery, which has a time limit)
 //!                │ └──── login with CHAP ────────▶ proven
-//!                └─ too many: the oldest of the source that has most is asked to go
+//!                └─ too many: the oldest connection of the source with the most is closed
 //! ```
 //!
-//! Invariants: connections that have proved nothing never take the place of one that has; a newcomer is never turned away because
-//! others wait, only because all places of what it has become are taken; of those that wait a source with many loses before one with few;
-//! no source has more than half of the places of those who need to prove nothing.
+//! Invariants: connections that have not authenticated never take the place of one that has; a new connection is never rejected because
+//! others wait, only because all places of the state that it reaches are taken; among waiting connections, a source with many loses one
+//! before a source with few; no source has more than half of the open places, but each can have 16 if there are so many.
 
 use std::collections::{HashMap, VecDeque, hash_map::Entry};
 use std::net::IpAddr;
@@ -18,33 +18,33 @@ use tokio_util::sync::CancellationToken;
 
 use super::Limits;
 
-/// What a connection has shown so far.
+/// The state of a connection, as far as limits are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Standing {
-    /// Nothing yet: its login is under way.
+    /// Its login is in progress.
     Waiting,
-    /// Logged in where nothing needs to be proved: discovery, or a target without CHAP.
+    /// Logged in without authentication: discovery, or a target without CHAP.
     Open,
-    /// Logged in with CHAP.
+    /// Authenticated by CHAP.
     Proven,
 }
 
-/// How many connections stand where, and how many were turned away so far.
+/// The number of connections in each state, and how many were rejected so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Occupancy {
-    /// Connections whose login is under way.
+    /// Connections whose login is in progress.
     pub waiting: usize,
-    /// Sessions that had to prove nothing.
+    /// Sessions without authentication.
     pub open: usize,
-    /// Sessions that have proved who they are.
+    /// Sessions that authenticated by CHAP.
     pub proven: usize,
-    /// Connections that were closed, or logins that were put off, because all places of their kind were taken.
+    /// Connections that were closed, or logins that were delayed, because all places for their state were taken.
     pub turned_away: u64,
-    /// Bytes of the shared memory (`Limits::memory`) that sessions hold.
+    /// Bytes of the shared memory (`Limits::memory`) that sessions hold now.
     pub leased: usize,
 }
 
-/// So many sessions in the open one source may have in any case.
+/// The number of open sessions that one source may have in any case.
 const FEW: usize = 16;
 
 /// All places.
@@ -61,13 +61,13 @@ pub(super) struct Places {
 struct State {
     next: u64,
     waiting: HashMap<IpAddr, VecDeque<(u64, CancellationToken)>>,
-    /// How many stand in the open, by source.
+    /// The number of open sessions, by source.
     open: HashMap<IpAddr, usize>,
     count: Occupancy,
 }
 
 impl State {
-    /// Asks the oldest of the source that has most waiting to go.
+    /// Closes the oldest waiting connection of the source with the most.
     fn make_room(&mut self) {
         let Some(source) = self.waiting.iter().max_by_key(|(_, all)| all.len()).map(|(s, _)| *s) else {
             return;
@@ -83,7 +83,7 @@ impl State {
         }
     }
 
-    /// Takes one off the list of those that wait; false when it was asked to go before.
+    /// Removes a connection from the list of waiting ones; false if it was asked to close before.
     fn forget_waiting(&mut self, source: IpAddr, id: u64) -> bool {
         let Some(all) = self.waiting.get_mut(&source) else { return false };
         let Some(at) = all.iter().position(|(n, _)| *n == id) else { return false };
@@ -116,7 +116,7 @@ impl Places {
         self.lock().count
     }
 
-    /// A place for a new connection.
+    /// The place of a new connection.
     pub(super) fn take(self: &Arc<Self>, source: IpAddr) -> Place {
         let mut state = self.lock();
         if state.count.waiting >= self.max_waiting {
@@ -131,7 +131,7 @@ impl Places {
     }
 }
 
-/// A connection's place; given back when dropped.
+/// A connection's place; freed when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Arc<Places>,
@@ -142,13 +142,12 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Cancelled when it has to make room for others.
+    /// A token that is cancelled when the connection must make room for others.
     pub(super) fn go(&self) -> CancellationToken {
         self.go.clone()
     }
 
-    /// Its login has succeeded as far as it concerns itself. False: there is no place for it as what it would be, or it was asked to
-    /// go before.
+    /// Moves to the state that the login reached. False: all places of that state are taken, or the connection was asked to close before.
     pub(super) fn stand(&mut self, standing: Standing) -> bool {
         let mut state = self.places.lock();
         let full = match standing {

@@ -5,9 +5,8 @@
 //!        └─ device would wait ─▶ job ─▶ from its buffer into the output ─▶ (go on)
 //! ```
 //!
-//! Invariants: data goes out in order and in PDUs of what the initiator takes; the last one carries the status; nothing
-//! is fetched while the output is full; where the device would wait, a job fetches up to a mebibyte and the task goes on
-//! from its buffer.
+//! Invariants: data is sent in order, in PDUs of the size that the initiator accepts; the last one carries the status; nothing is fetched
+//! while the output is full; if the device would wait, a job fetches up to 1 MiB, and the task continues from the job's buffer.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,10 +18,10 @@ use super::scsi::Reply;
 use super::task::{Done, ReadTask, log_failed};
 use super::workers::Queue;
 
-/// Most bytes that one job reads.
+/// Maximum bytes that one job reads.
 const JOB_READ: usize = 1 << 20;
 
-/// The reads that wait for room.
+/// The reads that wait for space in the output.
 #[derive(Default)]
 pub(super) struct Reads(VecDeque<ReadTask>);
 
@@ -31,12 +30,12 @@ impl Reads {
         self.0.is_empty()
     }
 
-    /// Forgets them: the session ends.
+    /// Drops all reads, because the session ends.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Takes a read: at once, or behind those that wait.
+    /// Starts a read: at once, or after those that wait.
     pub(super) fn begin(&mut self, flow: &mut Flow, task: ReadTask) {
         if self.0.is_empty() {
             self.step(flow, task);
@@ -45,7 +44,7 @@ impl Reads {
         }
     }
 
-    /// Goes on with reads that wait for room in the output.
+    /// Continues reads that wait for space in the output.
     pub(super) fn pump(&mut self, flow: &mut Flow) {
         while !flow.out.is_full()
             && let Some(task) = self.0.pop_front()
@@ -56,7 +55,7 @@ impl Reads {
         }
     }
 
-    /// Sends as much of a read as there is room for. False: there is no room, and the task waits.
+    /// Sends as much of a read as there is space for. False: there is no space, and the task waits.
     fn step(&mut self, flow: &mut Flow, mut task: ReadTask) -> bool {
         let block = task.unit.block_len();
         loop {
@@ -100,7 +99,7 @@ impl Reads {
         }
     }
 
-    /// Reads the next part on the blocking pool. False: there is no room, and the task waits.
+    /// Reads the next part on the blocking pool. False: there is no space, and the task waits.
     fn fetch(&mut self, flow: &mut Flow, mut task: ReadTask) -> bool {
         let block = task.unit.block_len();
         // Whole blocks are read even where the transfer ends inside one.
@@ -128,7 +127,7 @@ impl Reads {
         true
     }
 
-    /// A job has ended: its bytes go out.
+    /// A job has ended: its bytes are sent.
     pub(super) fn fetched(
         &mut self,
         flow: &mut Flow,
@@ -163,7 +162,7 @@ impl Reads {
         }
     }
 
-    /// Forgets the reads of commands for which `f` holds; adds the commands (tag, immediate) to `hit`.
+    /// Drops the reads of commands for which `f` is true, and adds the commands (tag, immediate) to `hit`.
     pub(super) fn abort(&mut self, f: impl Fn(u32, u16) -> bool, hit: &mut Vec<(u32, bool)>) {
         self.0.retain(|t| {
             let gone = f(t.command.itt, t.command.lun);

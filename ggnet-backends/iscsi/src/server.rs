@@ -4,8 +4,8 @@
 //!  accept ─▶ limits ─▶ connection (login, session)
 //! ```
 //!
-//! Invariants: the registry is looked up at login only; its locks are never held across an await; every connection's
-//! task is tracked, and [`IscsiServer::shutdown`] returns only after all of them have ended (or the grace is over).
+//! Invariants: the registry is read at login only; its locks are never held across an await; every connection's task is tracked, and
+//! [`IscsiServer::shutdown`] returns only after all of them have ended (or the grace period is over).
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,11 +25,11 @@ use super::shared::Shared;
 use super::target::Target;
 use super::{CloseReason, LoginPolicy, ServerConfig, SessionInfo, SessionObserver, TargetConfig};
 
-/// Connections that wait for `accept`.
+/// The length of the queue of connections that wait for `accept`.
 const BACKLOG: i32 = 1024;
-/// Pause after an `accept` that failed for lack of resources.
+/// Pause after an `accept` that failed because of a lack of resources.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often a last flush is tried on a device that is busy, and the pause between two tries.
+/// How often the last flush is tried on a device that is busy, and the pause between two attempts.
 const FLUSH_TRIES: u32 = 20;
 const FLUSH_PAUSE: Duration = Duration::from_millis(100);
 
@@ -47,26 +47,26 @@ pub struct BindError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddError {
-    /// There is one of that name.
+    /// A target of this name already exists.
     #[error("target {0} exists")]
     Exists(String),
-    /// Not an iSCSI name.
+    /// The name is not an iSCSI name.
     #[error("not an iSCSI name: {0}")]
     BadName(String),
-    /// A unit's number is above 255 or there twice.
+    /// The number of a logical unit is above 255 or used twice.
     #[error("logical unit number {0} is out of range or used twice")]
     BadLun(u16),
-    /// A device whose logical block is neither 512 nor 4096 bytes, or whose size is no multiple of it.
+    /// The device's logical block is neither 512 nor 4096 bytes long, or its size is not a multiple of the block.
     #[error("logical unit {0}: unsupported block length or size")]
     BadDevice(u16),
 }
 
-/// What to do with live sessions of a target that is to be removed.
+/// What to do with live sessions of a target that is being removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// Fail with [`RemoveError::Busy`] when there is one.
+    /// If there are any, fail with [`RemoveError::Busy`].
     IfIdle,
-    /// Close them: requests in flight end, devices are flushed, connections close.
+    /// Close them: requests in flight end, devices are flushed, connections are closed.
     Force,
 }
 
@@ -74,32 +74,32 @@ pub enum Removal {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoveError {
-    /// That many sessions are live; nothing was changed.
+    /// This number of sessions is live; nothing was changed.
     #[error("{sessions} live session(s)")]
     Busy {
-        /// How many.
+        /// The number of sessions.
         sessions: usize,
     },
     /// The target is gone, but a device could not be flushed.
     #[error("logical unit {lun} could not be flushed: {source}")]
     Flush {
-        /// Which.
+        /// Its number.
         lun: u16,
         /// Why.
         source: io::Error,
     },
 }
 
-/// A running iSCSI target server. Clones are handles to the same one; dropping the last handle stops nothing, see
+/// A running iSCSI target server. Clones are handles of the same server. Dropping the last handle does not stop it: call
 /// [`shutdown`](IscsiServer::shutdown).
 #[derive(Clone)]
 pub struct IscsiServer(Arc<Shared>);
 
 impl IscsiServer {
-    /// Opens all listeners and begins to accept; must be called inside a tokio runtime.
+    /// Opens all listeners and starts to accept connections. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The first address that cannot be listened on; none is then.
+    /// [`BindError`] with the first address that cannot be opened; then none is open.
     pub fn bind(
         config: ServerConfig,
         policy: Arc<dyn LoginPolicy>,
@@ -113,10 +113,10 @@ impl IscsiServer {
         Ok(server)
     }
 
-    /// As [`bind`](IscsiServer::bind), and accepts nothing: that is for whoever runs what it returns, and watches it.
+    /// Like [`bind`](IscsiServer::bind), but accepts no connections: the caller runs the returned values, and can supervise them.
     ///
     /// # Errors
-    /// As [`bind`](IscsiServer::bind).
+    /// Like [`bind`](IscsiServer::bind).
     pub fn listen(
         config: ServerConfig,
         policy: Arc<dyn LoginPolicy>,
@@ -133,20 +133,20 @@ impl IscsiServer {
         Ok((Self(shared), accepting))
     }
 
-    /// Cancelled when the server stops.
+    /// A token that is cancelled when the server stops.
     pub fn stopping(&self) -> CancellationToken {
         self.0.stop.clone()
     }
 
-    /// The addresses listened on, with the ports that the system chose.
+    /// The addresses on which it listens, with the ports that the system chose.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.0.local
     }
 
-    /// Adds a target; logins to it may come at once.
+    /// Adds a target. Initiators can log in at once.
     ///
     /// # Errors
-    /// See [`AddError`]; nothing is added then.
+    /// See [`AddError`]; then nothing is added.
     pub fn add_target(&self, config: TargetConfig) -> Result<(), AddError> {
         let name = config.iqn.to_lowercase();
         if !valid_name(&name) {
@@ -175,12 +175,11 @@ impl IscsiServer {
         Ok(())
     }
 
-    /// Removes a target. Removing what is not there is success. Under [`Removal::Force`] this returns when the last
-    /// request in flight has ended and every device is flushed (a busy one is tried for two seconds): nobody writes to them through
-    /// us afterwards.
+    /// Removes a target; removing a target that does not exist succeeds. Under [`Removal::Force`] this returns when the last request in
+    /// flight has ended and every device is flushed (a busy device is tried for two seconds): nothing is written to them through this
+    /// server afterwards. Under [`Removal::IfIdle`] there is no session, and nothing is flushed.
     ///
-    /// Dropped half-way: the target is removed and its sessions close all the same, only nobody waits for them, and the
-    /// flush may not have happened.
+    /// If the future is dropped half-way, the target is removed and its sessions close all the same, but the flush may not happen.
     ///
     /// # Errors
     /// See [`RemoveError`].
@@ -212,12 +211,12 @@ impl IscsiServer {
         names
     }
 
-    /// Whether there is such a target.
+    /// Whether a target of this name exists.
     pub fn has_target(&self, iqn: &str) -> bool {
         self.0.target(&iqn.to_lowercase()).is_some()
     }
 
-    /// All live sessions, oldest first.
+    /// All live sessions, the oldest first.
     pub fn sessions(&self) -> Vec<SessionInfo> {
         let mut sessions: Vec<SessionInfo> = self.0.sessions().values().map(|s| s.info()).collect();
         sessions.sort_unstable_by_key(|s| s.id);
@@ -230,13 +229,13 @@ impl IscsiServer {
         target.map(|t| t.sessions().iter().map(|s| s.info()).collect()).unwrap_or_default()
     }
 
-    /// How many connections there are, by what they have shown, and how many were turned away.
+    /// The number of connections by state, and of rejected ones.
     pub fn occupancy(&self) -> Occupancy {
         Occupancy { leased: self.0.memory.leased(), ..self.0.places.occupancy() }
     }
 
-    /// Stops: no new connections, requests in flight end, answers go out, connections close, devices are flushed.
-    /// Returns false when that took longer than `grace` (the rest then goes on in the background).
+    /// Stops the server: accepts no new connections, waits for requests in flight, sends their answers, closes the connections and flushes
+    /// the devices. Returns false if that took longer than `grace`; the rest then continues in the background.
     pub async fn shutdown(&self, grace: Duration) -> bool {
         self.0.stop.cancel();
         self.0.tasks.close();
@@ -260,7 +259,7 @@ impl IscsiServer {
     }
 }
 
-/// Flushes all of a target's devices. No initiator is left to send a flush again that found its device busy: it is tried again here.
+/// Flushes all of a target's devices. No initiator is left that could repeat the flush of a busy device, so it is repeated here.
 async fn flush(target: &Target) -> Result<(), RemoveError> {
     for unit in target.units.iter().filter(|u| !u.read_only()) {
         let lun = unit.number;
@@ -281,7 +280,7 @@ async fn flush(target: &Target) -> Result<(), RemoveError> {
     Ok(())
 }
 
-/// Opens a listener with SO_REUSEADDR, so that a restart need not wait for old connections to expire.
+/// Opens a listener with SO_REUSEADDR, so that a restart does not have to wait until old connections expire.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -294,14 +293,15 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// A listener whose connections are to be accepted. It is open until this is dropped.
+/// A listener whose connections are not accepted yet. It stays open until this is dropped.
 pub struct Accepting {
     shared: Arc<Shared>,
     listener: Arc<TcpListener>,
 }
 
 impl Accepting {
-    /// Accepts until the server stops. Dropped or panicked half-way: the listener stays open, and connections wait for the next run.
+    /// Accepts connections until the server stops. If the future is dropped or panics, the listener stays open, and connections wait for
+    /// the next run.
     pub fn run(&self) -> impl Future<Output = ()> + Send + use<> {
         accept(Arc::clone(&self.shared), Arc::clone(&self.listener))
     }

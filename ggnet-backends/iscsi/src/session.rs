@@ -5,15 +5,16 @@
 //!                                                            │
 //!   device inline, or a job on the blocking pool ◀───────────┘──▶ output buffer ──▶ one write for many PDUs
 //!
-//!  Running ── logout, EOF, error, asked to close ──▶ Draining (jobs end) ──▶ Leaving (no unit knows it any more)
+//!  Running ── logout, EOF, error, asked to close ──▶ Draining (jobs end) ──▶ Leaving (detached from every unit)
 //!                                                ──▶ Flushing (answers out, the logout's last) ──▶ closed
 //! ```
 //!
 //! Invariants:
-//! * input is parsed only while there is room for the answers: a peer that does not read stops being heard;
-//! * the task ends only after every job it started has ended, whatever became of the connection: then nothing of the session is in
+//! * input is parsed only while there is space for the answers: nothing more is read from a peer that does not read its answers;
+//! * the task ends only after every job that it started has ended, whatever happened to the connection: then nothing of the session is in
 //!   flight;
-//! * whoever reads the answer to a logout finds nothing of the session in the units (RFC 7143 section 11.15.1: the session was closed).
+//! * when the initiator reads the answer to a logout, the session is already detached from the units (RFC 7143 section 11.15.1: the session
+//!   was closed).
 
 use std::future::poll_fn;
 use std::io;
@@ -46,12 +47,12 @@ use super::tmf::Functions;
 use super::workers::Share;
 use super::{CloseReason, Limits, LoginPolicy, LoginRequest, SessionObserver};
 
-/// How often timers are looked at.
+/// How often timers are checked.
 const TICK: Duration = Duration::from_secs(5);
-/// How long the last answers of a closing session may take to leave.
+/// How long the last answers of a closing session may take to be sent.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// What the server gives every session.
+/// What a session gets from the server.
 pub(super) struct Surroundings {
     pub(super) limits: Limits,
     pub(super) nop_interval: Option<Duration>,
@@ -59,7 +60,7 @@ pub(super) struct Surroundings {
     pub(super) memory: Arc<Pool>,
     pub(super) observer: Arc<dyn SessionObserver>,
     pub(super) policy: Arc<dyn LoginPolicy>,
-    /// What discovery tells as address of every target.
+    /// The address that discovery reports for every target.
     pub(super) address: String,
     /// The login request, for discovery.
     pub(super) request: LoginRequest,
@@ -70,21 +71,21 @@ pub(super) struct Surroundings {
 /// One session's parts.
 pub(super) struct Session {
     me: Arc<SessionShared>,
-    /// For task management that reaches other sessions.
+    /// For task management functions that reach other sessions.
     target: Option<Arc<Target>>,
     tasks: Tasks,
     functions: Functions,
     texts: Texts,
     ping: Ping,
-    /// The answer to a logout, which waits until everything under way has ended.
+    /// The answer to a logout; it waits until everything in flight has ended.
     pub(super) logout: Option<Bhs>,
     cid: u16,
-    /// Longest data segment that we take.
+    /// Longest data segment that the target accepts.
     max_data: usize,
 }
 
 impl Session {
-    /// A session after its login; attaches to the target's units.
+    /// A session after its login; it attaches to the target's units.
     pub(super) fn new(me: Arc<SessionShared>, around: Surroundings, established: Established) -> Self {
         let Surroundings {
             limits,
@@ -117,7 +118,7 @@ impl Session {
         }
     }
 
-    /// Serves the connection until the session ends, and waits until nothing of it is in flight.
+    /// Serves the connection until the session ends, and waits until nothing of the session is in flight.
     pub(super) async fn run(
         mut self,
         stream: &mut TcpStream,
@@ -171,10 +172,10 @@ impl Session {
         self.logout.is_none() && self.tasks.flow.may_read()
     }
 
-    /// Handles every whole PDU in the buffer; returns how many bytes the next one needs.
+    /// Handles every complete PDU in the buffer; returns how many bytes the next one needs.
     ///
     /// # Errors
-    /// The session has to end.
+    /// The session must end.
     fn handle_input(&mut self, input: &mut InBuf) -> Result<usize, CloseReason> {
         loop {
             if !self.may_read() {
@@ -241,7 +242,7 @@ impl Session {
         }
     }
 
-    /// Collects the end of a job.
+    /// Handles the end of a job.
     fn on_done(&mut self, done: Done) {
         let Tasks { attached, flow, reads, writes, .. } = &mut self.tasks;
         match done {
@@ -260,7 +261,8 @@ impl Session {
         self.functions.settle(&mut self.tasks.flow);
     }
 
-    /// Moves bytes and collects what has ended. `Ok(true)`: something moved; `Ok(false)`: the peer has closed.
+    /// Sends and receives bytes, and handles what has ended. `Ok(true)`: there was progress; `Ok(false)`: the peer has closed the
+    /// connection.
     fn poll_io(
         &mut self,
         cx: &mut Context<'_>,
@@ -315,7 +317,7 @@ impl Session {
         if progress { Poll::Ready(Ok(true)) } else { Poll::Pending }
     }
 
-    /// The end, all of it.
+    /// Ends the session: drains it, detaches it, and sends its last answers.
     pub(super) async fn finish<S: AsyncWrite + Unpin>(
         &mut self,
         stream: &mut S,
@@ -358,7 +360,7 @@ impl Session {
     }
 }
 
-/// Why the loop goes round.
+/// Why the loop runs again.
 enum Wake {
     Progress,
     Tick,

@@ -1,7 +1,6 @@
 //! What all connections of a server share: its configuration, the registry of targets, the list of sessions, and the limits.
 //!
-//! Invariants: the registry is looked up at login only; its locks are never held across an await; a handle (TSIH) in use is not given
-//! twice.
+//! Invariants: the registry is read at login only; its locks are never held across an await; a handle (TSIH) in use is not assigned twice.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,17 +17,17 @@ use super::target::{SessionShared, Target};
 use super::workers::Workers;
 use super::{LoginPolicy, ServerConfig, SessionId, SessionObserver};
 
-/// Lines of the log a second about logins that were refused or put off; more are counted and not written.
+/// Log lines per second about logins that were refused or delayed; further ones are counted and not written.
 const REFUSALS_A_SECOND: u32 = 10;
-/// Of sessions that began, and of those that ended: a room that boots at once fits.
+/// The same for sessions that begin, and for sessions that end: enough for a room that boots at the same time.
 const SESSIONS_A_SECOND: u32 = 100;
 
-/// A server, as its connections see it.
+/// A server, as its connections use it.
 pub(super) struct Shared {
     pub(super) config: ServerConfig,
     pub(super) policy: Arc<dyn LoginPolicy>,
     pub(super) observer: Arc<dyn SessionObserver>,
-    /// The addresses listened on.
+    /// The addresses on which it listens.
     pub(super) local: Vec<SocketAddr>,
     pub(super) targets: RwLock<HashMap<Arc<str>, Arc<Target>>>,
     sessions: Mutex<HashMap<SessionId, Arc<SessionShared>>>,
@@ -37,12 +36,12 @@ pub(super) struct Shared {
     next_tsih: AtomicU16,
     pub(super) workers: Workers,
     pub(super) memory: Arc<Pool>,
-    /// Lines of the log about logins that were refused or put off.
+    /// Log lines about logins that were refused or delayed.
     pub(super) refusals: LogBudget,
-    /// Lines about sessions that began, and about those that ended.
+    /// Log lines about sessions that begin, and about sessions that end.
     pub(super) logins: LogBudget,
     pub(super) ends: LogBudget,
-    /// Lines of the log about connections that could not be accepted.
+    /// Log lines about connections that could not be accepted.
     pub(super) not_accepted: LogBudget,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,

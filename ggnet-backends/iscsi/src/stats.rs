@@ -1,12 +1,13 @@
 //! Counters of a session.
 //!
-//! Invariant: only the session's own task writes, so that counting is a plain load and store without a locked
-//! instruction; readers see values that are each right and together at most a request apart.
+//! Invariant: only the session's own task writes, so counting is a plain load and store without a locked instruction. Each value that
+//! readers see is correct; values read together may differ by one request.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Buckets of the latency histogram: bucket *n* counts commands of less than 2^n microseconds, the last one all others.
+/// Buckets of the latency histogram: bucket *n* counts commands that took less than 2^n microseconds and are not in an earlier bucket; the
+/// last one counts all others.
 pub const LATENCY_BUCKETS: usize = 24;
 
 /// A session's counters at one moment.
@@ -20,7 +21,7 @@ pub struct CountersSnapshot {
     pub others: u64,
     /// Bytes sent from the medium.
     pub read_bytes: u64,
-    /// Bytes taken for the medium.
+    /// Bytes received for the medium.
     pub write_bytes: u64,
     /// Commands that ended in CHECK CONDITION because the device failed.
     pub device_errors: u64,
@@ -28,7 +29,7 @@ pub struct CountersSnapshot {
     pub not_good: u64,
     /// Commands open now.
     pub queue_depth: u32,
-    /// Time from a command's arrival to its status, by power of two.
+    /// Time from a command's arrival to its status, in buckets of powers of two.
     pub latency: [u64; LATENCY_BUCKETS],
     /// The sum of those times, in microseconds.
     pub latency_sum: u64,
@@ -49,7 +50,7 @@ pub(crate) struct Counters {
     latency_sum: AtomicU64,
 }
 
-/// Adds without a locked instruction; see the module's invariant. Returns the value before.
+/// Adds without a locked instruction (see the header of this file). Returns the previous value.
 fn add(counter: &AtomicU64, n: u64) -> u64 {
     let before = counter.load(Relaxed);
     counter.store(before.wrapping_add(n), Relaxed);

@@ -1,12 +1,11 @@
-//! A target and its live sessions: who may be there at once.
+//! A target and its live sessions: which sessions may exist at the same time.
 //!
 //! ```text
 //!  session:   attached ──▶ (login response) ──▶ live ──▶ close asked ──▶ drained ──▶ done
 //! ```
 //!
-//! Invariants: a session is listed from before its final login response until its last request in flight has ended; a
-//! removed target lists no new session; of two logins that exclude each other the one that attached later stays.
-//! The list's lock is never held across an await.
+//! Invariants: a session is listed from before its final login response until its last request in flight has ended; a removed target lists
+//! no new session; of two logins that exclude each other, the later one stays. The lock of the list is never held across an await.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,14 +19,14 @@ use super::scsi::Units;
 use super::stats::Counters;
 use super::{CloseReason, Exclusivity, SessionId, SessionInfo};
 
-/// What one session may ask of another.
+/// What one session can request from another.
 #[derive(Debug)]
 pub(crate) enum Control {
-    /// End all tasks of this unit (all units: none), then say so by dropping the sender.
+    /// End all tasks of this unit (none: of all units), then drop the sender as the answer.
     Abort(Option<u16>, oneshot::Sender<()>),
 }
 
-/// A session as others see it.
+/// A session, as other tasks see it.
 #[derive(Debug)]
 pub(crate) struct SessionShared {
     pub(crate) id: SessionId,
@@ -39,15 +38,15 @@ pub(crate) struct SessionShared {
     pub(crate) local: SocketAddr,
     pub(crate) started: Instant,
     pub(crate) counters: Counters,
-    /// Asked to close.
+    /// Cancelled when the session is asked to close.
     pub(crate) close: CancellationToken,
     reason: OnceLock<CloseReason>,
-    /// Closed, nothing in flight.
+    /// Cancelled when the session is closed and nothing of it is in flight.
     pub(crate) done: CancellationToken,
     pub(crate) control: mpsc::UnboundedSender<Control>,
 }
 
-/// What a session is made of.
+/// The fields of a new session.
 pub(crate) struct SessionParts {
     pub(crate) id: SessionId,
     pub(crate) tsih: u16,
@@ -59,7 +58,7 @@ pub(crate) struct SessionParts {
 }
 
 impl SessionShared {
-    /// A session and the receiver of what others ask of it.
+    /// A session, and the receiver of requests from other sessions.
     pub(crate) fn new(parts: SessionParts) -> (Arc<Self>, mpsc::UnboundedReceiver<Control>) {
         let (control, receiver) = mpsc::unbounded_channel();
         let SessionParts { id, tsih, target, initiator, isid, peer, local } = parts;
@@ -81,13 +80,13 @@ impl SessionShared {
         (Arc::new(session), receiver)
     }
 
-    /// Asks it to close; the first reason stands.
+    /// Asks the session to close; the first reason is kept.
     pub(crate) fn ask_close(&self, reason: CloseReason) {
         let _ = self.reason.set(reason);
         self.close.cancel();
     }
 
-    /// Why it was asked to close.
+    /// The reason for which it was asked to close.
     pub(crate) fn reason(&self) -> Option<CloseReason> {
         self.reason.get().copied()
     }
@@ -114,7 +113,7 @@ pub(crate) struct Target {
     sessions: Mutex<Vec<Arc<SessionShared>>>,
 }
 
-/// The target went away during the login.
+/// The target was removed during the login.
 #[derive(Debug)]
 pub(crate) struct Removed;
 
@@ -128,7 +127,7 @@ impl Target {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lists a session and returns those that it replaces, already asked to close.
+    /// Lists a session and returns the sessions that it replaces, which are already asked to close.
     pub(crate) fn attach(
         &self,
         session: &Arc<SessionShared>,
@@ -157,7 +156,7 @@ impl Target {
         self.lock().clone()
     }
 
-    /// Lets nobody in any more. With `only_if_idle` that fails when somebody is there: returns how many.
+    /// Accepts no new sessions from here on. With `only_if_idle` it fails if there are sessions, and returns their number.
     pub(crate) fn retire(&self, only_if_idle: bool) -> Result<Vec<Arc<SessionShared>>, usize> {
         let sessions = self.lock();
         if only_if_idle && !sessions.is_empty() {

@@ -1,4 +1,4 @@
-//! SCSI tasks of a session: commands as they come, jobs as they end.
+//! SCSI tasks of a session: starts commands when they arrive, and continues when their jobs end.
 //!
 //! ```text
 //!                ┌─▶ reads ───┐
@@ -6,8 +6,8 @@
 //!                └─▶ actions ─┘
 //! ```
 //!
-//! Invariants: every command is answered exactly once or aborted; a job carries all it needs, so that an aborted command's
-//! job can end unobserved; what is staged and what jobs hold is counted.
+//! Invariants: every command is answered exactly once or aborted; a job owns everything that it needs, so that the job of an aborted
+//! command can end unobserved; staged bytes and bytes held by jobs are counted.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use super::task::{Command, ReadTask, Sent};
 use super::writes::{Sink, WriteTask, Writes};
 use super::{SessionEvent, SessionInfo, SessionObserver};
 
-/// All of them, and what they go through.
+/// All tasks of a session, and what they share.
 pub(super) struct Tasks {
     pub(super) attached: Attached,
     pub(super) flow: Flow,
@@ -37,12 +37,12 @@ impl Tasks {
         Self { attached, flow, reads: Reads::default(), writes: Writes::default(), observer }
     }
 
-    /// Whether nothing is under way.
+    /// Whether nothing is in flight.
     pub(super) fn idle(&self) -> bool {
         self.reads.is_empty() && self.flow.jobs.is_empty()
     }
 
-    /// Takes a SCSI command.
+    /// Handles a SCSI command.
     pub(super) fn command(&mut self, bhs: &Bhs, data: &[u8]) {
         let out = &mut self.flow.out;
         if bhs.immediate() && !out.accept_immediate() {
@@ -125,17 +125,17 @@ impl Tasks {
         self.observer.observe(event(self.flow.out.me.info()));
     }
 
-    /// Takes a Data-Out PDU.
+    /// Handles a Data-Out PDU.
     pub(super) fn data_out(&mut self, bhs: &Bhs, data: &[u8]) {
         self.writes.data_out(&mut self.flow, &self.attached.units, bhs, data);
     }
 
-    /// Goes on with what waits for room in the output.
+    /// Continues tasks that wait for space in the output.
     pub(super) fn pump(&mut self) {
         self.reads.pump(&mut self.flow);
     }
 
-    /// An action, or the last step of a write, has ended.
+    /// Handles the end of an action, or of the last step of a write.
     pub(super) fn replied(
         &mut self,
         ticket: u64,
@@ -150,8 +150,8 @@ impl Tasks {
         }
     }
 
-    /// Aborts the commands for which `f` (of task tag and unit) holds: no answer will come, their jobs end unobserved. Returns how many
-    /// there were and the tickets of jobs that still run.
+    /// Aborts the commands for which `f` (of task tag and unit) is true: they get no answer, and their jobs end unobserved. Returns their
+    /// number, and the tickets of jobs that still run.
     pub(super) fn abort(&mut self, f: impl Fn(u32, u16) -> bool) -> (usize, Vec<u64>) {
         let mut hit = Vec::new();
         self.reads.abort(&f, &mut hit);

@@ -1,23 +1,23 @@
 //! Text keys: `key=value` pairs, each ended by a zero byte (RFC 7143 chapter 6).
 //!
-//! Invariants: a key has 1 to 63 characters of the standard set, a value no control characters; whatever breaks a
-//! rule is an error and never a guess. Parsing borrows from the input.
+//! Invariants: a key has 1 to 63 characters of the standard set, and a value has no control characters; anything else is an error and is
+//! never interpreted. Parsing borrows from the input.
 
-/// A text segment that breaks the rules.
+/// Why a text segment is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TextError {
-    /// A pair without `=`, an empty or overlong key, or a forbidden character in it.
+    /// A pair without `=`, or a key that is empty, too long, or has a forbidden character.
     #[error("malformed text key")]
     BadKey,
     /// A value that is not text.
     #[error("malformed text value")]
     BadValue,
-    /// More pairs than allowed.
+    /// More pairs than the limit.
     #[error("too many text keys")]
     TooMany,
 }
 
-/// Most pairs in one request.
+/// Maximum number of pairs in one request.
 const MAX_PAIRS: usize = 64;
 /// Longest key name.
 const MAX_KEY: usize = 63;
@@ -52,7 +52,7 @@ pub(crate) fn push(out: &mut Vec<u8>, key: &str, value: &str) {
     out.push(0);
 }
 
-/// A number as text keys write it: decimal, or hexadecimal behind `0x`.
+/// A number in the format of text keys: decimal, or hexadecimal after `0x`.
 pub(crate) fn number(value: &str) -> Option<u32> {
     match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
         Some(hex) if !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
@@ -64,7 +64,7 @@ pub(crate) fn number(value: &str) -> Option<u32> {
     }
 }
 
-/// A binary value: `0x` and hexadecimal digits, or `0b` and base64. `None` when malformed or over `limit` bytes.
+/// A binary value: `0x` and hexadecimal digits, or `0b` and base64. `None` if it is malformed or longer than `limit` bytes.
 pub(crate) fn binary(value: &str, limit: usize) -> Option<Vec<u8>> {
     let (prefix, digits) = value.split_at_checked(2)?;
     let bytes = match prefix {

@@ -1,6 +1,6 @@
-//! Text Requests of the full feature phase, discovery among them (RFC 7143 sections 11.10, 11.11 and appendix C).
+//! Text Requests of the full feature phase, including discovery (RFC 7143 sections 11.10, 11.11 and appendix C).
 //!
-//! Invariants: one negotiation at a time; a request is collected up to `Limits::max_text`, and of an answer one rest at most is kept.
+//! Invariants: one negotiation at a time; a request is collected up to `Limits::max_text`; at most one unsent rest of an answer is kept.
 
 use std::sync::Arc;
 
@@ -11,23 +11,23 @@ use super::task::Done;
 use super::text;
 use super::{LoginPolicy, LoginRequest};
 
-/// A session's negotiation.
+/// The text negotiation of a session.
 pub(super) struct Texts {
     asked: Asked,
-    /// Of a request that comes in pieces.
+    /// The text of a request that arrives in pieces.
     collected: Vec<u8>,
-    /// Of an answer that did not fit into one PDU.
+    /// The rest of an answer that did not fit into one PDU.
     rest: Option<Rest>,
-    /// A discovery waits for the policy.
+    /// Whether a discovery waits for the policy.
     discovering: bool,
 }
 
-/// Whom a discovery asks, and what it may say.
+/// What is needed to answer a discovery.
 pub(super) struct Asked {
     pub(super) policy: Arc<dyn LoginPolicy>,
     /// The login request.
     pub(super) request: LoginRequest,
-    /// What discovery tells as address of every target.
+    /// The address that discovery reports for every target.
     pub(super) address: String,
     /// Longest text of one request, in bytes.
     pub(super) max_text: usize,
@@ -52,7 +52,7 @@ impl Texts {
         Self { asked, collected: Vec::new(), rest: None, discovering: false }
     }
 
-    /// A Text Request: collected, understood and answered.
+    /// Handles a Text Request: collects it, parses it and answers it.
     pub(super) fn request(&mut self, flow: &mut Flow, bhs: &Bhs, data: &[u8]) {
         let out = &mut flow.out;
         out.request_ended(bhs);
@@ -120,7 +120,7 @@ impl Texts {
         }
     }
 
-    /// The policy has said what discovery may tell.
+    /// Answers a discovery with the targets that the policy returned.
     pub(super) fn discovered(&mut self, out: &mut Outbox, itt: u32, mut answer: Vec<u8>, targets: &[String]) {
         self.discovering = false;
         for target in targets {
@@ -134,7 +134,7 @@ impl Texts {
         text::push(answer, "TargetAddress", &self.asked.address);
     }
 
-    /// Sends a text answer, or the next piece of one.
+    /// Sends a text answer, or its next piece.
     fn send(&mut self, out: &mut Outbox, itt: u32, mut text: Rest) {
         let rest = &text.data[text.at..];
         let piece = &rest[..rest.len().min(out.peer_max_data())];

@@ -4,8 +4,8 @@
 //!  request ──▶ abort here, ask the other sessions ──▶ wait for jobs and acknowledgements ──▶ effect ──▶ response
 //! ```
 //!
-//! Invariant: the response goes out only when no aborted task can touch the medium any more, in this session and in
-//! every other one that the function reaches.
+//! Invariant: the response is sent only when no aborted task can access the medium any more, in this session and in every other session
+//! that the function reaches.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::target::{Control, SessionShared, Target};
 use super::task::Done;
 use super::tasks::Tasks;
 
-/// Functions that may wait at once; one more is rejected.
+/// Maximum number of functions that wait at the same time; one more is rejected.
 const MAX_PENDING: usize = 16;
 
 mod function {
@@ -43,18 +43,18 @@ mod response {
     pub(super) const REJECTED: u8 = 255;
 }
 
-/// A function whose response waits.
+/// A function whose response is not sent yet.
 struct Pending {
     id: u64,
     response: Option<Bhs>,
     /// Jobs of aborted tasks of this session.
     tickets: Vec<u64>,
-    /// Other sessions that have not yet answered.
+    /// The number of other sessions that have not answered yet.
     sessions: usize,
     ack: Option<oneshot::Sender<()>>,
 }
 
-/// The functions of a session that wait.
+/// The functions of a session whose responses are not sent yet.
 #[derive(Default)]
 pub(super) struct Functions {
     pending: Vec<Pending>,
@@ -62,10 +62,10 @@ pub(super) struct Functions {
 }
 
 impl Functions {
-    /// Takes a task management request.
+    /// Handles a task management request.
     ///
     /// # Errors
-    /// The session has to end.
+    /// The session must end.
     pub(super) fn request(
         &mut self,
         tasks: &mut Tasks,
@@ -124,7 +124,7 @@ impl Functions {
         Ok(())
     }
 
-    /// Ends all tasks of a unit (or of all), here and in every other session of the target.
+    /// Aborts all tasks of a unit (or of all units), here and in every other session of the target.
     fn reset(&mut self, tasks: &mut Tasks, target: &Target, what: u8, lun: Option<u16>, answer: Bhs) {
         let lun = lun.filter(|_| what != function::WARM_RESET);
         let (_, tickets) = tasks.abort(|_, l| lun.is_none_or(|lun| l == lun));
@@ -153,7 +153,7 @@ impl Functions {
         self.settle(&mut tasks.flow);
     }
 
-    /// Another session wants our tasks ended.
+    /// Aborts tasks of this session because another session requested it.
     pub(super) fn abort_from_outside(
         &mut self,
         tasks: &mut Tasks,
@@ -177,14 +177,14 @@ impl Functions {
         self.last_id
     }
 
-    /// Another session has ended its tasks for us.
+    /// Another session has aborted its tasks for this session.
     pub(super) fn acknowledged(&mut self, id: u64) {
         if let Some(pending) = self.pending.iter_mut().find(|p| p.id == id) {
             pending.sessions = pending.sessions.saturating_sub(1);
         }
     }
 
-    /// Answers the functions that nothing keeps waiting any more.
+    /// Answers the functions that wait for nothing any more.
     pub(super) fn settle(&mut self, flow: &mut Flow) {
         for pending in &mut self.pending {
             pending.tickets.retain(|t| flow.jobs.runs(*t));

@@ -1,26 +1,26 @@
-//! Where device calls wait for their turn.
+//! The queues of device calls.
 //!
 //! ```text
 //!  job ──▶ the session's turn in the queue ──▶ the server's turn ──▶ blocking pool
 //! ```
 //!
-//! Three queues, so that what takes long starves nothing: reads and writes; flushes, which wait for the disk; and commands that go
-//! over many blocks (VERIFY, WRITE SAME, EXTENDED COPY). In each a session has a share of its own, so that one session with a
-//! full window leaves places to the others, and places go to whoever has waited longest.
+//! There are three queues, so that slow work does not delay fast work: reads and writes; flushes, which wait for the disk; and commands
+//! over many blocks (VERIFY, WRITE SAME, EXTENDED COPY). In each queue a session has a share of its own, so that a session with a full
+//! window leaves slots to others. A free slot goes to the job that has waited longest.
 //!
-//! Invariant: a job that is cancelled before its turn touches no device; one that goes over many blocks looks at its [`Cancel`] between
-//! two steps.
+//! Invariant: a job that is cancelled before its turn touches no device; one that works on many blocks checks its [`Cancel`] between two
+//! steps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Commands over many blocks at once, of all sessions together; and of one.
+/// Concurrent commands over many blocks: of all sessions together, and of one session.
 const LONG: usize = 4;
 const LONG_OF_ONE: usize = 1;
 
-/// Which queue a job waits in.
+/// The queue of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Queue {
     /// A read, a piece of a write, or a command over few blocks.
@@ -31,7 +31,7 @@ pub(super) enum Queue {
     Long,
 }
 
-/// Whether somebody still wants a job's result.
+/// Tells a job that its result is not needed any more.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cancel(Arc<AtomicBool>);
 
@@ -45,7 +45,7 @@ impl Cancel {
     }
 }
 
-/// The places in the queues: those of the server, or the share of a session.
+/// The slots of the queues: those of the server, or the share of a session.
 #[derive(Debug, Clone)]
 struct Places {
     data: Arc<Semaphore>,
@@ -78,25 +78,25 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// For `jobs` reads and writes at once; half as many flushes.
+    /// For `jobs` concurrent reads and writes, and half as many flushes.
     pub(super) fn new(jobs: usize) -> Self {
         Self { all: Places::new(jobs, jobs / 2, LONG), jobs }
     }
 
-    /// The queues as one session sees them: a quarter of the places.
+    /// A session's share of the queues: a quarter of the slots.
     pub(super) fn share(&self) -> Share {
         Share { own: Places::new(self.jobs / 4, self.jobs / 8, LONG_OF_ONE), all: self.all.clone() }
     }
 }
 
-/// A session's way to the queues.
+/// A session's access to the queues.
 #[derive(Debug, Clone)]
 pub(super) struct Share {
     own: Places,
     all: Places,
 }
 
-/// A job's turn; over when dropped.
+/// A job's turn; it ends when dropped.
 #[derive(Debug)]
 pub(super) struct Turn {
     // In this order: the place of all is free first.

@@ -1,14 +1,14 @@
 //! Writes, and actions that need data: from the input buffer into the device.
 //!
 //! ```text
-//!  write:  immediate, unsolicited, R2T by R2T ─▶ each piece to the device as it comes ─▶ (flush) ─▶ status
+//!  write:  immediate, unsolicited, R2T by R2T ─▶ each piece to the device as it arrives ─▶ (flush) ─▶ status
 //!                └─ device would wait ─▶ a job for the piece
 //!  action: collect the data ─▶ run it
 //! ```
 //!
-//! Invariants: data arrives in order (DataPDUInOrder and DataSequenceInOrder are always Yes), and a PDU out of order ends
-//! its command; at most one R2T is open per command; of a stream no more than a part of one block is ever kept: whole
-//! blocks go to the device as they come; what is staged is counted.
+//! Invariants: data arrives in order (DataPDUInOrder and DataSequenceInOrder are always Yes), and a PDU out of order ends its command; at
+//! most one R2T is open per command; of a stream, at most a part of one block is kept: whole blocks go to the device as they arrive; staged
+//! bytes are counted.
 
 use std::io;
 use std::sync::{Arc, PoisonError, TryLockError};
@@ -25,9 +25,9 @@ use super::scsi::{Action, Reply, Units};
 use super::task::{Command, Done, log_failed};
 use super::workers::Queue;
 
-/// What becomes of a write's data.
+/// Where a write's data goes.
 pub(super) enum Sink {
-    /// Straight to the device at this offset.
+    /// Directly to the device at this offset.
     Stream { offset: u64, flush: bool },
     /// Collected for an action.
     Collect(Action),
@@ -39,27 +39,27 @@ pub(super) struct WriteTask {
     unit: Arc<LogicalUnit>,
     nexus: Arc<Nexus>,
     sink: Sink,
-    /// Bytes we need.
+    /// Bytes that are needed.
     want: usize,
-    /// Bytes the CDB asked for, for the residual.
+    /// Bytes that the CDB requests, for the residual count.
     asked: u64,
-    /// Bytes that have come.
+    /// Bytes that were received.
     received: usize,
-    /// Unsolicited data is still to come.
+    /// Whether more unsolicited data will arrive.
     unsolicited: bool,
-    /// End of the burst asked for by the open R2T.
+    /// End of the burst that the open R2T requests.
     r2t_end: Option<usize>,
     r2t_sn: u32,
     data_sn: u32,
-    /// Collected data; for a stream: the part of a block that came last, and always less than a block.
+    /// Collected data; for a stream: the received part of an incomplete block, always less than a block.
     buf: Vec<u8>,
-    /// Pieces on the blocking pool.
+    /// The number of pieces on the blocking pool.
     jobs: u32,
     failed: Option<Reply>,
 }
 
 impl WriteTask {
-    /// For a command whose CDB asks for so many bytes; `unsolicited`: more than what comes with it is on its way.
+    /// For a command whose CDB requests `asked` bytes; `unsolicited`: more data follows without an R2T.
     pub(super) fn new(
         command: Command,
         unit: Arc<LogicalUnit>,
@@ -91,12 +91,12 @@ impl WriteTask {
         self.received >= self.want && !self.unsolicited && self.r2t_end.is_none()
     }
 
-    /// Bytes that count as staged for it.
+    /// Bytes of it that count as staged.
     fn staged(&self) -> usize {
         if matches!(self.sink, Sink::Collect(_)) { self.want } else { 0 }
     }
 
-    /// Writes all of a command's data and answers, where that needs no job. False: nothing was done.
+    /// Writes all of a command's data and answers, if that needs no job. False: the command is not answered yet.
     fn write_inline(&self, flow: &mut Flow, data: &[u8]) -> bool {
         let Sink::Stream { offset, flush: false } = self.sink else { return false };
         if !data.len().is_multiple_of(self.unit.block_len()) {
@@ -121,7 +121,7 @@ impl WriteTask {
         true
     }
 
-    /// Takes the data of a Data-Out PDU, or notices that it is not what was asked for. False: it is to be dropped.
+    /// Handles the data of a Data-Out PDU, and detects data that was not requested. False: the PDU must be dropped.
     fn data_out(&mut self, flow: &mut Flow, tag: u32, bhs: &Bhs, data: &[u8]) -> bool {
         let solicited = bhs.ttt() != NO_TAG;
         let (data_sn, offset) = (bhs.word(36), index(u64::from(bhs.word(40))));
@@ -149,7 +149,7 @@ impl WriteTask {
         true
     }
 
-    /// Puts data where it belongs.
+    /// Passes data on to its destination.
     fn take(&mut self, flow: &mut Flow, tag: u32, data: &[u8]) {
         let at = self.received;
         self.received += data.len();
@@ -191,7 +191,7 @@ impl WriteTask {
         self.buf.extend_from_slice(tail);
     }
 
-    /// Writes whole blocks of a stream to the device: at once, or by a job where the device would wait.
+    /// Writes whole blocks of a stream to the device: at once, or in a job if the device would wait.
     fn put(&mut self, flow: &mut Flow, tag: u32, to: u64, blocks: &[u8]) {
         if self.failed.is_some() {
             return;
@@ -221,7 +221,7 @@ impl WriteTask {
         }
     }
 
-    /// Asks for more data where some is missing. True: nothing is missing any more (or the command failed), and nothing is under way.
+    /// Requests more data if some is missing. True: all data has arrived (or the command failed), and nothing is in flight.
     fn has_ended(&mut self, flow: &mut Flow, tag: u32) -> bool {
         if self.failed.is_some() || self.complete() {
             return self.jobs == 0;
@@ -245,7 +245,7 @@ impl WriteTask {
         false
     }
 
-    /// All data is there (or the command failed): the last step.
+    /// The last step, when all data has arrived (or the command failed).
     fn end(self, flow: &mut Flow, units: &Units) {
         let staged = self.staged();
         let Self { command, unit, nexus, sink, asked, buf, failed, want, .. } = self;
@@ -290,7 +290,7 @@ pub(super) struct Writes {
 }
 
 impl Writes {
-    /// Takes a command with the data that came with it.
+    /// Starts a command with the data that arrived with it.
     pub(super) fn begin(&mut self, flow: &mut Flow, units: &Units, mut task: WriteTask, data: &[u8]) {
         // The common small write comes whole with its command and is done with it.
         if data.len() >= task.want && !task.unsolicited && task.write_inline(flow, &data[..task.want]) {
@@ -306,7 +306,7 @@ impl Writes {
         self.advance(flow, units, tag);
     }
 
-    /// Takes a Data-Out PDU.
+    /// Handles a Data-Out PDU.
     pub(super) fn data_out(&mut self, flow: &mut Flow, units: &Units, bhs: &Bhs, data: &[u8]) {
         let (itt, ttt) = (bhs.itt(), bhs.ttt());
         let tag =
@@ -319,7 +319,7 @@ impl Writes {
         }
     }
 
-    /// A piece's job has ended.
+    /// Handles the end of a piece's job.
     pub(super) fn piece_done(
         &mut self,
         flow: &mut Flow,
@@ -351,7 +351,7 @@ impl Writes {
         self.advance(flow, units, tag);
     }
 
-    /// Asks for more data, or ends the command when it has all.
+    /// Requests more data, or ends the command when it has all.
     fn advance(&mut self, flow: &mut Flow, units: &Units, tag: u32) {
         if self.get(tag).is_some_and(|task| task.has_ended(flow, tag))
             && let Some(task) = self.remove(tag)
@@ -360,7 +360,7 @@ impl Writes {
         }
     }
 
-    /// Forgets the commands for which `f` holds; adds them (tag, immediate) to `hit`.
+    /// Drops the commands for which `f` is true, and adds them (tag, immediate) to `hit`.
     pub(super) fn abort(
         &mut self,
         flow: &mut Flow,
@@ -374,7 +374,7 @@ impl Writes {
         }
     }
 
-    /// Forgets the tasks whose data will never come: the session ends. Those that have all of it go on to their answer.
+    /// Drops the tasks whose data will never arrive, because the session ends. Tasks that have all data continue to their answer.
     pub(super) fn keep_complete(&mut self) {
         for (at, (_, task)) in self.slots.iter_mut().enumerate() {
             if task.take_if(|t| !t.complete()).is_some() {
@@ -423,7 +423,7 @@ fn write_failed(flow: &Flow, lun: u16, offset: u64, error: &io::Error) -> Reply 
     Reply::write_failed(error)
 }
 
-/// Writes the part of a block that a stream ends with (the rest of that block is kept) and flushes. `offset` is the block's.
+/// Writes the incomplete block at the end of a stream (the rest of that block is kept on the device) and flushes. `offset` is the block's.
 pub(super) fn finish_stream(unit: &LogicalUnit, tail: &[u8], offset: u64, flush: bool) -> io::Result<()> {
     if !tail.is_empty() {
         // Reading, changing and writing it while nobody else writes.
@@ -436,7 +436,7 @@ pub(super) fn finish_stream(unit: &LogicalUnit, tail: &[u8], offset: u64, flush:
     if flush { unit.device.flush() } else { Ok(()) }
 }
 
-/// A number as a LUN field.
+/// A unit's number as a LUN field.
 fn lun_field(lun: u16) -> [u8; 8] {
     let [high, low] = lun.to_be_bytes();
     [if high == 0 { 0 } else { 0x40 | high }, low, 0, 0, 0, 0, 0, 0]

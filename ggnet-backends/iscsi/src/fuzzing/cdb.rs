@@ -1,6 +1,6 @@
 //! Commands against four small units of one target, by two initiators.
 //!
-//! Input: a byte for trouble (the device call that fails first, and how), then event after event:
+//! Input: a byte that chooses a failure (the device call that fails first, and how), then one event after the other:
 //!
 //! ```text
 //!  head: bits 0-1 unit, 2 initiator, 3 data fitted to what the CDB asks, 4-5 what: command | reset | new session | growth
@@ -22,11 +22,11 @@ use super::super::{Identity, Lun};
 use super::Input;
 use super::disk::{Disk, Kind, Trouble};
 
-/// Events of one input: more would only be slower.
+/// Maximum number of events of one input: more would only be slower.
 const MAX_EVENTS: usize = 48;
-/// Conditions that a nexus can be told of.
+/// The number of conditions that can be reported to a nexus.
 const MAX_ATTENTIONS: usize = 9;
-/// Most bytes a command may make us collect.
+/// Maximum number of bytes that a command may collect.
 const MAX_OUT: u64 = if MAX_COLLECTED > MAX_COMPARE { MAX_COLLECTED } else { MAX_COMPARE };
 const MAX_COMPARE: u64 = 2 * 4096 * MAX_COMPARE_BLOCKS as u64;
 
@@ -46,7 +46,7 @@ struct Rig {
     nexuses: [Vec<Arc<Nexus>>; 2],
 }
 
-/// Runs the commands, then looks whether the units still serve.
+/// Runs the commands, then checks whether the units still work.
 pub fn cdb(input: &[u8]) {
     let mut input = Input(input);
     let trouble = input.byte();
@@ -73,7 +73,7 @@ pub fn cdb(input: &[u8]) {
     rig.still_serves();
 }
 
-/// The four disks, which fail as a byte of the input says.
+/// The four disks, which fail as a byte of the input chooses.
 pub(super) fn disks(trouble: u8) -> Vec<Arc<Disk>> {
     let error = [
         io::ErrorKind::StorageFull,
@@ -181,7 +181,7 @@ impl Rig {
         reply
     }
 
-    /// Nothing was written outside of the blocks that the CDB names, and nothing at all where it names none.
+    /// Checks that nothing was written outside the blocks that the CDB names, and nothing at all if it names none.
     fn wrote_what_it_named(&self, at: usize, cdb: &[u8; 16], protected: bool) {
         for (i, disk) in self.disks.iter().enumerate() {
             let shift = self.unit(i).shift();
@@ -202,7 +202,7 @@ impl Rig {
         }
     }
 
-    /// The sessions end, the disks recover: whoever comes next finds every unit ready.
+    /// Ends the sessions and repairs the disks: a new session must then find every unit ready.
     fn still_serves(mut self) {
         self.detach(0);
         self.detach(1);
@@ -238,7 +238,7 @@ fn attach(unit: &LogicalUnit, port: Port) -> Arc<Nexus> {
     nexus
 }
 
-/// The data that comes with a command: as it is, cut to what is wanted, or repeated to it.
+/// The data of a command: unchanged, cut to the requested length, or repeated up to it.
 fn fitted(data: &[u8], want: usize, fit: bool) -> Vec<u8> {
     if fit && !data.is_empty() {
         let mut all = data.repeat(want.div_ceil(data.len()));
@@ -275,7 +275,7 @@ fn same_extent(unit: &LogicalUnit, named: Option<(u64, u64)>, offset: u64, len: 
     assert!((offset + len) >> shift <= unit.blocks(), "{offset}+{len} is outside of the unit");
 }
 
-/// What every reply has in common.
+/// Properties of every reply.
 fn sound(reply: &Reply, cdb: &[u8; 16]) {
     let Reply { status, sense, data } = reply;
     assert!(
@@ -298,7 +298,7 @@ fn sound(reply: &Reply, cdb: &[u8; 16]) {
     }
 }
 
-/// The allocation length of the commands that return parameter data; no other returns any.
+/// The allocation length of the commands that return parameter data; no other command returns any.
 fn allocation(cdb: &[u8; 16]) -> usize {
     match cdb[0] {
         0x03 | 0x1a => usize::from(cdb[4]),

@@ -1,5 +1,5 @@
-//! A small disk in memory that holds its caller to the contract of [`BlockDevice`], remembers what was written, and fails on
-//! demand.
+//! A small disk in memory that checks that its caller keeps the contract of [`BlockDevice`], records what was written, and fails on
+//! request.
 
 use std::io;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::super::block::{BlockDevice, BlockInfo, BlockRun};
 
-/// What a disk is.
+/// The properties of a disk.
 #[derive(Clone, Copy)]
 pub(super) struct Kind {
     pub(super) block: u32,
@@ -50,7 +50,7 @@ impl Disk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was written or discarded since the last call of this.
+    /// The ranges that were written or discarded since the last call.
     pub(super) fn take_written(&self) -> Vec<Range<u64>> {
         std::mem::take(&mut self.state().written)
     }

@@ -1,13 +1,13 @@
-//! The login machine, driven as the server drives it, by an initiator that knows the right secret, a wrong one, or neither.
+//! The login machine, called as the server calls it, by an initiator that has the right secret, a wrong one, or none.
 //!
-//! Input: a byte for the policy and the limits, then request after request:
+//! Input: a byte for the policy and the limits, then one request after the other:
 //!
 //! ```text
 //!  flags | ctl | (ctl & HEADER: opcode, versions 2, ISID 6, TSIH 2, ITT 4, CID 2) | length 2 | text
 //! ```
 //!
-//! `ctl` also puts keys before the text: names, an offer of CHAP, a proof. The challenge is random, as ever: all else follows
-//! from the input, and no property depends on it.
+//! `ctl` also adds keys before the text: names, an offer of CHAP, a proof. The challenge is random, as always: everything else follows from
+//! the input, and no property depends on it.
 
 use super::super::chap::{Chap, ChapPair, Secret, md5_response};
 use super::super::login::{LoginMachine, Status, Step};
@@ -26,34 +26,34 @@ const ASK_TARGET: u8 = 1 << 5;
 const REFLECT: u8 = 1 << 6;
 const HEADER: u8 = 1 << 7;
 
-/// An initiator that never ends is cut off after this many requests.
+/// An initiator that does not finish is disconnected after this number of requests.
 const MAX_REQUESTS: usize = 64;
-/// The longest answer: 64 keys of 63 characters, each with the longest answer to it, and what we declare ourselves.
-/// Initiators take 8192 bytes in the login phase (RFC 7143 section 13.12).
+/// The longest answer: 64 keys of 63 characters, each with the longest answer to it, and the target's own declarations. Initiators accept
+/// 8192 bytes in the login phase (RFC 7143 section 13.12).
 const MAX_ANSWER: usize = 8192;
 
-/// Both directions' secrets; each text of the initiator's is tried with `right` and `wrong`.
+/// The secrets of both directions; each text of the initiator is tried with `right` and `wrong`.
 struct Secrets {
     right: Secret,
     wrong: Secret,
     target: Secret,
 }
 
-/// What the initiator has seen and shown.
+/// What the initiator has received and proved.
 #[derive(Default)]
 struct Initiator {
     /// The last challenge, and the one before.
     challenge: Option<(u8, Vec<u8>)>,
     stale: Option<(u8, Vec<u8>)>,
-    /// A right answer to the last challenge was in a request.
+    /// Whether a request contained a right answer to the last challenge.
     proved: bool,
-    /// A right answer was sent together with the target's own challenge, as the first keys of their request.
+    /// Whether a right answer was sent together with the target's own challenge, as the first keys of their request.
     reflected: bool,
-    /// Text was sent and not yet handled.
+    /// Whether text was sent that is not handled yet.
     collecting: bool,
 }
 
-/// Drives one login to its end, or to the input's.
+/// Runs one login to its end, or to the end of the input.
 pub fn login(input: &[u8]) {
     let mut input = Input(input);
     let setup = input.byte();
@@ -173,7 +173,7 @@ fn request(input: &mut Input<'_>, me: &mut Initiator, secrets: &Secrets) -> (Bhs
     (bhs, data)
 }
 
-/// What every response has in common.
+/// Properties of every response.
 fn response(request: &Bhs, answer: &Bhs, text: &[u8], last_stat_sn: &mut Option<u32>) {
     assert_eq!(BHS_LEN + answer.ahs_len(), BHS_LEN, "additional headers");
     assert_eq!((answer.0[0], answer.0[2], answer.0[3]), (opcode::LOGIN_RESPONSE, 0, 0));
@@ -196,7 +196,7 @@ fn response(request: &Bhs, answer: &Bhs, text: &[u8], last_stat_sn: &mut Option<
     }
 }
 
-/// What the initiator learns of an answer.
+/// Records what the initiator learns from an answer.
 fn hear(text: &[u8], me: &mut Initiator, secrets: &Secrets) {
     let value = |key: &str| {
         let found = text.split(|b| *b == 0).find_map(|pair| pair.strip_prefix(key.as_bytes()))?;

@@ -1,12 +1,11 @@
-//! What must hold for every byte that reaches the target: one function per fuzz target, run by the targets in `fuzz/` and
-//! by the test `fuzz_corpus`.
+//! Properties that must hold for all bytes that reach the target: one function per fuzz target, called by the targets in `fuzz/` and by the
+//! test `fuzz_corpus`.
 //!
-//! `pdu` frames a stream, `text` reads keys, `login` drives the login machine, `cdb` runs commands against small disks, `session`
-//! sends PDUs of every kind to a session that has logged in.
-//! A function's input is bytes alone: the module's words say how they are read. All are total: an input that is too short is
-//! read as if zeros followed.
+//! `pdu` frames a stream, `text` reads keys, `login` runs the login machine, `cdb` runs commands against small disks, `session` sends PDUs
+//! of every kind to a session that has logged in. The input of each function is bytes; its module's header says how they are read. All
+//! functions accept any input: one that is too short is read as if zeros followed.
 //!
-//! Asserting is the whole purpose here: a false property ends the run.
+//! Assertions are intended here: a false property ends the run.
 
 mod cdb;
 mod disk;
@@ -41,7 +40,7 @@ impl<'a> Input<'a> {
         out
     }
 
-    /// At most `n` bytes: what there is.
+    /// At most `n` bytes; fewer if the input ends.
     fn take(&mut self, n: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(n.min(self.0.len()));
         self.0 = rest;

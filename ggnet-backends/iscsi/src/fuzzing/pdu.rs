@@ -1,5 +1,5 @@
-//! PDU framing. Input: a byte of choices (digests, whether they are made right, the data limit, the chunk size of the
-//! stream), then the stream.
+//! PDU framing. Input: a byte of choices (digests, whether they are correct, the data limit, the chunk size of the stream), then the
+//! stream.
 
 use super::super::conn::{InBuf, OutBuf};
 use super::super::digest::{DIGEST_LEN, digest};
@@ -10,7 +10,7 @@ use super::Input;
 /// The longest additional header segments.
 const MAX_AHS: usize = 255 * 4;
 
-/// Frames a stream, once from one buffer and once as it would come from a socket, and encodes what was found again.
+/// Frames a stream, once from one buffer and once in pieces as from a socket, and encodes the result again.
 pub fn pdu(input: &[u8]) {
     let mut input = Input(input);
     let choice = input.byte();
@@ -40,7 +40,7 @@ pub fn pdu(input: &[u8]) {
     streamed(&stream, chunk, digests, max, &found, end);
 }
 
-/// One call, and what must hold for its answer.
+/// One call, and the properties of its answer.
 fn framed(buf: &[u8], digests: Digests, max: usize) -> Result<Framing, FrameError> {
     let most = BHS_LEN + MAX_AHS + DIGEST_LEN + padded(max) + DIGEST_LEN;
     let answer = frame(buf, digests, max);
@@ -66,7 +66,7 @@ fn framed(buf: &[u8], digests: Digests, max: usize) -> Result<Framing, FrameErro
     answer
 }
 
-/// What we send is framed as what we meant.
+/// A PDU that was encoded is framed as the same PDU.
 fn encoded_again(mut bhs: Bhs, data: &[u8], digests: Digests, max: usize) {
     // We never send additional header segments.
     bhs.0[4] = 0;
@@ -79,7 +79,7 @@ fn encoded_again(mut bhs: Bhs, data: &[u8], digests: Digests, max: usize) {
     assert_eq!((f.bhs, &out.pending()[f.data], f.total), (bhs, data, out.len()));
 }
 
-/// The header's fields are those of the wire.
+/// The header's fields have the values of the wire.
 fn fields(bhs: &Bhs) {
     let wire = &bhs.0;
     assert_eq!(u32::from_be_bytes([wire[16], wire[17], wire[18], wire[19]]), bhs.itt());
@@ -91,7 +91,7 @@ fn fields(bhs: &Bhs) {
     assert!(lun_number(&bhs.lun()).is_none_or(|n| n < 1 << 14), "a unit number of more than 14 bits");
 }
 
-/// The same stream in pieces through the connection's buffer: the same PDUs, the same end, bounded memory.
+/// The same stream in pieces through the connection's buffer gives the same PDUs and the same end, with limited memory.
 fn streamed(
     stream: &[u8],
     chunk: usize,
@@ -127,7 +127,7 @@ fn streamed(
     assert_eq!((seen, broken), (found.len(), end), "another end in pieces");
 }
 
-/// Puts the right digests where the stream's own lengths say that digests stand.
+/// Writes the correct digests to the positions that follow from the stream's own lengths.
 fn sign(stream: &mut [u8], digests: Digests, max: usize) {
     let mut at = 0;
     while let Some(head) = stream.get(at..).and_then(|s| s.first_chunk::<BHS_LEN>()) {

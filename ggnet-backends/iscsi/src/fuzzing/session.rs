@@ -1,6 +1,7 @@
 //! The full feature phase of a session, over a real connection: whatever an initiator that has logged in may send.
 //!
-//! Input: trouble of the disks (as for `cdb`), a byte of choices (what was negotiated, the queue, the memory), then PDU after PDU:
+//! Input: failures of the disks (as for `cdb`), a byte of choices (what was negotiated, the queue, the memory), then one PDU after the
+//! other:
 //!
 //! ```text
 //!  head: bits 0-2 what, 3 immediate, 4 final, 5 read, 6 write, 7 CmdSN out of order
@@ -9,7 +10,7 @@
 //!  task management: function 1 | unit 1 | ITT 1        NOP, text: length 1 | data        logout        raw: header 48 | length 1 | data
 //! ```
 //!
-//! Behind them stands a logout.
+//! A logout follows at the end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,9 +33,9 @@ use super::super::{CloseReason, Limits, LoginDecision, LoginPolicy, LoginRequest
 use super::Input;
 use super::cdb::{disks, units};
 
-/// PDUs of one input: more would only be slower.
+/// Maximum number of PDUs of one input: more would only be slower.
 const MAX_PDUS: usize = 64;
-/// A session that has not ended by then never will.
+/// A session that has not ended after this time hangs.
 const HANGS: Duration = Duration::from_secs(60);
 const IQN: &str = "iqn.2024-01.a:disks";
 
@@ -46,7 +47,7 @@ thread_local! {
     };
 }
 
-/// Sends all of it, reads all answers, and looks whether they and the session's end are right.
+/// Sends everything, reads all answers, and checks them and the session's end.
 pub fn session(input: &[u8]) {
     RUNTIME.with(|runtime| {
         let ended =
@@ -64,7 +65,7 @@ impl LoginPolicy for Nobody {
     }
 }
 
-/// What was negotiated, and what is sent.
+/// The negotiated values, and what is sent.
 struct Run {
     params: Params,
     limits: Limits,
@@ -114,7 +115,7 @@ impl Run {
         run
     }
 
-    /// A session of these limits that has just logged in to `units`.
+    /// A session with these limits that has just logged in to `units`.
     fn session(&self, pool: &Arc<Pool>, units: Units) -> (Session, UnboundedReceiver<Control>) {
         let (address, target) = (SocketAddr::from(([127, 0, 0, 1], 3260)), Arc::<str>::from(IQN));
         let (me, control) = SessionShared::new(SessionParts {
@@ -170,7 +171,7 @@ impl Run {
         self.check(&answers, reason);
     }
 
-    /// What holds for all that came back.
+    /// Checks everything that was received.
     fn check(&self, mut rest: &[u8], reason: CloseReason) {
         let (mut stat_sn, mut ended, mut rejected, mut last) = (1_u32, 0, 0, 0);
         while let Ok(Framing::Pdu(f)) = frame(rest, self.params.digests, 1 << 24) {
@@ -298,7 +299,7 @@ mod tests {
     use super::super::super::scsi::nexus::Attention;
     use super::*;
 
-    /// A connection on which nothing may leave while a unit still knows a session.
+    /// A connection on which nothing may be sent while a unit still has a session.
     struct AfterAll<'a>(&'a Units, Vec<u8>);
 
     impl AsyncWrite for AfterAll<'_> {

@@ -4,7 +4,7 @@ use super::super::negotiate::{Answer, Negotiation, Params, Wishes};
 use super::super::text::{binary, number, parse, push, to_hex};
 use super::Input;
 
-/// What the server wishes; small enough that a wish is met by many offers.
+/// The server's preferences; small, so that many offers reach them.
 pub(super) const WISHES: Wishes = Wishes { max_data: 262_144, max_burst: 1_048_576, first_burst: 262_144 };
 
 /// Parses a text segment, writes it again, reads its values, and negotiates its keys.
@@ -39,7 +39,7 @@ fn values(value: &str) {
     }
 }
 
-/// Every answer is one that the offer admits.
+/// Every answer is one that the offer allows.
 fn negotiated(pairs: &[(&str, &str)], discovery: bool) {
     let mut negotiation = Negotiation::new(WISHES, discovery);
     let mut answered: Vec<&str> = Vec::new();
@@ -75,7 +75,7 @@ fn admitted(key: &str, offer: &str, answer: &str) {
     }
 }
 
-/// What a session may run with, whatever was negotiated.
+/// Properties of the values of a session, whatever was negotiated.
 pub(super) fn agreed(p: &Params) {
     let lengths = 512..=0xff_ffff;
     assert!(lengths.contains(&p.peer_max_data) && lengths.contains(&p.first_burst), "{p:?}");

@@ -1,32 +1,32 @@
-//! Whom to log in to, as whom, and what to say.
+//! The target to log in to, the credentials, and the keys to offer.
 
 use std::net::SocketAddr;
 
 use crate::chap::ChapPair;
 
-/// Everything that a login needs. The secrets in it never appear in its `Debug`.
+/// Everything that a login needs. Its `Debug` does not show secrets.
 #[derive(Clone, Debug)]
 pub struct Account {
-    /// Where the target listens.
+    /// The address of the target.
     pub portal: SocketAddr,
     /// The target's name; none for a discovery session.
     pub target: Option<String>,
     /// The initiator's name.
     pub initiator: String,
-    /// The initiator's half of the session's identifier (RFC 7143 section 11.12.5). The same one at the next login replaces the session.
+    /// The initiator's part of the session's identifier (RFC 7143 section 11.12.5). A later login with the same value replaces the session.
     pub isid: [u8; 6],
     /// The logical unit that commands go to.
     pub lun: u8,
-    /// What the initiator proves to the target by CHAP; none: it logs in without a proof.
+    /// The initiator's CHAP pair; none: it logs in without authentication.
     pub chap: Option<ChapPair>,
-    /// What the target must prove to the initiator; looked at only with `chap`.
+    /// The pair with which the target must authenticate; used only together with `chap`.
     pub mutual: Option<ChapPair>,
-    /// The operational keys (RFC 7143 chapter 13), in the order in which they are said.
+    /// The operational keys (RFC 7143 chapter 13), in the order in which they are sent.
     pub keys: Vec<(String, String)>,
 }
 
-/// What is said unless something else is wanted: unsolicited and immediate data where the target allows them, no digests, one connection,
-/// error recovery level 0. Every key that a target could ask for is there, so that one request is enough.
+/// The keys that are offered by default: unsolicited and immediate data if the target allows them, no digests, one connection, error
+/// recovery level 0. Every key that a target could ask for is included, so that one request is enough.
 const KEYS: [(&str, &str); 14] = [
     ("HeaderDigest", "None"),
     ("DataDigest", "None"),
@@ -45,7 +45,7 @@ const KEYS: [(&str, &str); 14] = [
 ];
 
 impl Account {
-    /// LUN 0 of this target, without a proof and with keys that suit every target.
+    /// LUN 0 of this target, without authentication and with keys that suit every target.
     pub fn new(portal: SocketAddr, target: impl Into<String>, initiator: impl Into<String>) -> Self {
         Self {
             portal,
@@ -60,14 +60,14 @@ impl Account {
         .say(&KEYS)
     }
 
-    /// The same with exactly these operational keys; what is not said keeps the RFC's default.
+    /// The same with exactly these operational keys; a key that is not offered keeps the RFC's default.
     #[must_use]
     pub fn say(mut self, keys: &[(&str, &str)]) -> Self {
         self.keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         self
     }
 
-    /// What is offered for a key.
+    /// The value that is offered for a key.
     pub(super) fn offer(&self, key: &str) -> Option<&str> {
         self.keys.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
     }

@@ -1,8 +1,8 @@
 //! A connection that sends and receives PDUs one by one.
 //!
-//! Invariants: the input holds at most one PDU of the length that was declared, and what came behind it; what is queued and not yet sent
-//! stays queued when a future is dropped, and a part of a PDU that has come stays in the input, so that every call can be dropped half-way
-//! and made again (but for [`send_raw`](Connection::send_raw)).
+//! Invariants: the input holds at most one PDU of the declared length, and the bytes that arrived after it; output that is queued and not
+//! yet sent stays queued when a future is dropped, and a part of a PDU that was received stays in the input. So every call can be dropped
+//! half-way and made again (except [`send_raw`](Connection::send_raw)).
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,14 +21,14 @@ use crate::pdu::{Bhs, Frame, Framing, frame, opcode};
 
 /// The longest data segment that a PDU can have.
 const MAX_SEGMENT: usize = 0xff_ffff;
-/// The longest data segment until something else was declared (RFC 7143 section 13.12).
+/// The longest data segment before another length was declared (RFC 7143 section 13.12).
 const DEFAULT_SEGMENT: usize = 8192;
-/// The most data of one command that [`Connection::collect`] takes.
+/// Maximum data of one command that [`Connection::collect`] accepts.
 const MAX_COLLECTED: usize = 64 << 20;
-/// How long an answer is waited for, unless the caller says otherwise.
+/// How long to wait for an answer, unless the caller sets another time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A PDU of the target.
+/// A PDU from the target.
 #[derive(Debug, Clone)]
 pub struct Pdu {
     /// Its header.
@@ -56,7 +56,7 @@ impl Pdu {
         self.bhs.0[3]
     }
 
-    /// Sense key, ASC and ASCQ of a SCSI Response with fixed-format sense data (SPC-4 section 4.5.3); zeros where there are none.
+    /// Sense key, ASC and ASCQ of a SCSI Response with fixed-format sense data (SPC-4 section 4.5.3); zeros if there is none.
     #[must_use]
     pub fn sense(&self) -> (u8, u8, u8) {
         (u8at(&self.data, 4) & 0xf, u8at(&self.data, 14), u8at(&self.data, 15))
@@ -64,6 +64,9 @@ impl Pdu {
 }
 
 /// A connection to a target.
+///
+/// Every call can be dropped half-way and made again, except [`send_raw`](Connection::send_raw): queued output stays queued, and a part of
+/// a PDU that was received is kept.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
@@ -71,9 +74,9 @@ pub struct Connection {
     out: OutBuf,
     /// Sequence numbers and tags.
     pub numbers: Numbers,
-    /// The logical unit that commands go to.
+    /// The logical unit to which commands are sent.
     pub lun: u8,
-    /// How long a whole answer may take, and how long the target may take nothing of what is sent.
+    /// How long a complete answer may take, and how long the target may accept no output.
     pub patience: Duration,
     terms: Params,
     max_data: usize,
@@ -81,17 +84,17 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects; nothing is sent.
+    /// Connects, and sends nothing.
     ///
     /// # Errors
-    /// The network.
+    /// A network error.
     pub async fn connect(portal: SocketAddr) -> Result<Self, Error> {
         let stream = TcpStream::connect(portal).await?;
         stream.set_nodelay(true)?;
         Ok(Self::over(stream))
     }
 
-    /// Over a new stream; nothing is sent.
+    /// Uses a new stream, and sends nothing.
     #[must_use]
     pub fn over(stream: TcpStream) -> Self {
         Self {
@@ -107,29 +110,29 @@ impl Connection {
         }
     }
 
-    /// What the login agreed on; the RFC's defaults before.
+    /// The values that the login agreed on; before it, the RFC's defaults.
     #[must_use]
     pub fn terms(&self) -> &Params {
         &self.terms
     }
 
-    /// What the target said for a text key in its login.
+    /// The target's value for a text key in its login.
     #[must_use]
     pub fn key(&self, name: &str) -> Option<&str> {
         self.keys.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// Puts the terms of a login into force. `max_data` is what was declared to the target.
+    /// Applies the values that a login agreed on. `max_data` is the length that was declared to the target.
     pub(super) fn agree(&mut self, terms: Params, max_data: usize) {
         self.out.set_digests(terms.digests);
         self.terms = terms;
         self.max_data = max_data;
     }
 
-    /// The socket, the numbers and the terms, for a program that does its own input and output from here on.
+    /// The socket, the numbers and the agreed values, for a program that does its own input and output from here on.
     ///
     /// # Errors
-    /// Something is queued, or has come and was not received.
+    /// Output is queued, or input was received and not yet read.
     pub fn into_std(self) -> Result<(std::net::TcpStream, Numbers, Params), Error> {
         if !(self.out.is_empty() && self.input.filled().is_empty()) {
             return Err(Error::Invalid("PDUs are under way"));
@@ -142,7 +145,7 @@ impl Connection {
         self.numbers.request(op, flags)
     }
 
-    /// Queues a PDU behind what is queued already. Length and digests are put in.
+    /// Queues a PDU after those that are queued already. Adds its length and digests.
     ///
     /// # Errors
     /// The data is longer than a PDU can carry.
@@ -154,10 +157,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends what is queued, and receives nothing meanwhile. Dropped half-way, the rest stays queued.
+    /// Sends the queued output, and receives nothing in the meantime. If the future is dropped half-way, the rest stays queued.
     ///
     /// # Errors
-    /// The network; or the target takes nothing for as long as [`patience`](Self::patience).
+    /// A network error; or the target accepts nothing for as long as [`patience`](Self::patience).
     pub async fn flush(&mut self) -> Result<(), Error> {
         while !self.out.is_empty() {
             timeout(self.patience, self.stream.writable())
@@ -168,40 +171,40 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends what is queued, and then this PDU. Dropped half-way, the PDU is queued or not; however often that happens, no more than
-    /// one is added to what was queued.
+    /// Sends the queued output, and then this PDU. If the future is dropped half-way, the PDU is queued or not; however often that happens,
+    /// at most one PDU is added to the queue.
     ///
     /// # Errors
-    /// As [`queue`](Self::queue) and [`flush`](Self::flush).
+    /// Like [`queue`](Self::queue) and [`flush`](Self::flush).
     pub async fn send(&mut self, bhs: Bhs, data: &[u8]) -> Result<(), Error> {
         self.flush().await?;
         self.queue(bhs, data)?;
         self.flush().await
     }
 
-    /// Sends what is queued, and then bytes as they are. Dropped half-way, nobody knows how many were sent.
+    /// Sends the queued output, and then these bytes unchanged. If the future is dropped half-way, it is not known how many were sent.
     ///
     /// # Errors
-    /// The network.
+    /// A network error.
     pub async fn send_raw(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.flush().await?;
         Ok(self.stream.write_all(bytes).await?)
     }
 
-    /// Sends a SCSI command with data that rides with it, to [`lun`](Self::lun); returns its task tag.
+    /// Sends a SCSI command with its immediate data to [`lun`](Self::lun); returns its task tag.
     ///
     /// # Errors
-    /// As [`send`](Self::send).
+    /// Like [`send`](Self::send).
     pub async fn command(&mut self, flags: u8, cdb: &[u8], expected: u32, data: &[u8]) -> Result<u32, Error> {
         let bhs = self.numbers.command(self.lun, flags, cdb, expected);
         self.send(bhs, data).await?;
         Ok(bhs.itt())
     }
 
-    /// Sends one Data-Out PDU, as one says it.
+    /// Sends one Data-Out PDU with these fields.
     ///
     /// # Errors
-    /// As [`send`](Self::send).
+    /// Like [`send`](Self::send).
     pub async fn data_out(
         &mut self,
         itt: u32,
@@ -215,11 +218,11 @@ impl Connection {
         self.send(bhs, data).await
     }
 
-    /// The next PDU, whatever it is; sends what is queued while it waits. Digests are checked, and StatSN where there is one. Dropped
-    /// half-way, nothing is lost.
+    /// The next PDU, whatever it is; sends queued output while it waits. Digests are checked, and StatSN if the PDU has one. If the future
+    /// is dropped half-way, nothing is lost.
     ///
     /// # Errors
-    /// The network, the end of the connection, no whole PDU in time, or one that breaks the protocol.
+    /// A network error, the end of the connection, no complete PDU in time, or a PDU that violates the protocol.
     pub async fn receive(&mut self) -> Result<Pdu, Error> {
         let frame = self.frame().await?;
         let pdu = Pdu { bhs: frame.bhs, data: self.data(&frame).to_vec() };
@@ -227,10 +230,10 @@ impl Connection {
         Ok(pdu)
     }
 
-    /// The data of Data-In PDUs up to the PDU that ends them: a Data-In with status, or any other one. The target's pings are answered.
+    /// The data of Data-In PDUs up to the PDU that ends them: a Data-In with status, or any other PDU. The target's pings are answered.
     ///
     /// # Errors
-    /// As [`receive`](Self::receive); or a Data-In out of order, or more than 64 MiB.
+    /// Like [`receive`](Self::receive); or a Data-In out of order, or more than 64 MiB.
     pub async fn collect(&mut self) -> Result<(Vec<u8>, Pdu), Error> {
         let (mut all, mut data_sn) = (Vec::new(), 0);
         loop {
@@ -254,7 +257,7 @@ impl Connection {
         }
     }
 
-    /// Waits for a whole PDU at the front of the input; see [`receive`](Self::receive). It stays there until it is consumed.
+    /// Waits for a complete PDU at the front of the input; see [`receive`](Self::receive). It stays there until it is consumed.
     pub(super) async fn frame(&mut self) -> Result<Frame, Error> {
         let patience = self.patience;
         let frame = timeout(patience, self.exchange()).await.map_err(|_| Error::Timeout(patience))??;
@@ -269,12 +272,12 @@ impl Connection {
         &self.input.filled()[frame.data.clone()]
     }
 
-    /// Takes a frame out of the input.
+    /// Removes a frame from the input.
     pub(super) fn consume(&mut self, frame: &Frame) {
         self.input.consume(frame.total);
     }
 
-    /// Sends and receives at the same time, so that two sides with a lot to say never wait for each other.
+    /// Sends and receives at the same time, so that two sides with much to send never wait for each other.
     pub(super) async fn exchange(&mut self) -> Result<Frame, Error> {
         loop {
             let need = match frame(self.input.filled(), self.terms.digests, self.max_data)? {
@@ -298,7 +301,7 @@ impl Connection {
         }
     }
 
-    /// Sends what the socket takes.
+    /// Sends what the socket accepts.
     fn write_some(&mut self) -> Result<(), Error> {
         match self.stream.try_write(self.out.pending()) {
             Ok(n) => {
@@ -312,7 +315,7 @@ impl Connection {
     }
 }
 
-/// Whether a Data-In is the one that follows: its DataSN and its offset (RFC 7143 section 11.7.5).
+/// Checks that a Data-In is the next one, by its DataSN and offset (RFC 7143 section 11.7.5).
 pub(super) fn in_order(bhs: &Bhs, data_sn: u32, offset: usize) -> Result<(), Error> {
     let (came_sn, came_at) = (bhs.word(36), bhs.word(40));
     if came_sn == data_sn && usize::try_from(came_at).is_ok_and(|at| at == offset) {

@@ -1,4 +1,4 @@
-//! The headers that an initiator sends, and the sequence numbers in them, without any input or output.
+//! The headers that an initiator sends, and the sequence numbers in them; without input and output.
 
 use std::ops::Range;
 
@@ -7,24 +7,24 @@ use crate::bytes::sat32;
 use crate::negotiate::Params;
 use crate::pdu::{Bhs, FINAL, IMMEDIATE, NO_TAG, opcode};
 
-/// The attribute of a SCSI command: simple (RFC 7143 section 11.3.1).
+/// The task attribute of a SCSI command: simple (RFC 7143 section 11.3.1).
 const SIMPLE: u8 = 0x01;
 const READ: u8 = 0x40;
 const WRITE: u8 = 0x20;
 
-/// What a command moves.
+/// The data of a command.
 #[derive(Debug, Clone, Copy)]
 pub enum Transfer<'a> {
-    /// Nothing.
+    /// None.
     None,
-    /// At most so many bytes come.
+    /// At most this number of bytes is received.
     In(usize),
-    /// These go.
+    /// These bytes are sent.
     Out(&'a [u8]),
 }
 
 impl Transfer<'_> {
-    /// How many bytes.
+    /// The number of bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -34,13 +34,13 @@ impl Transfer<'_> {
         }
     }
 
-    /// Whether it moves nothing.
+    /// Whether it has no data.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The flags of its command, final.
+    /// The flags of its command, with the final bit.
     #[must_use]
     pub fn flags(&self) -> u8 {
         FINAL
@@ -53,14 +53,14 @@ impl Transfer<'_> {
     }
 }
 
-/// A connection's sequence numbers and task tags (RFC 7143 section 4.2.2). All fields may be changed, which is a way to break the protocol.
+/// A connection's sequence numbers and task tags (RFC 7143 section 4.2.2). All fields may be changed, for tests that violate the protocol.
 #[derive(Debug, Clone, Copy)]
 pub struct Numbers {
     /// The next command's CmdSN.
     pub cmd_sn: u32,
     /// The StatSN that the target's next status must have.
     pub exp_stat_sn: u32,
-    /// The last CmdSN that the target takes now: the end of the window.
+    /// The last CmdSN that the target accepts now: the end of the window.
     pub max_cmd_sn: u32,
     /// The last request's initiator task tag.
     pub itt: u32,
@@ -78,7 +78,7 @@ fn after(a: u32, b: u32) -> bool {
 }
 
 impl Numbers {
-    /// A request with the next task tag and the next CmdSN. An [immediate](IMMEDIATE) one does not use the number up.
+    /// A request with the next task tag and the next CmdSN. An [immediate](IMMEDIATE) one does not advance CmdSN.
     pub fn request(&mut self, op: u8, flags: u8) -> Bhs {
         self.itt = self.itt.wrapping_add(1);
         if self.itt == NO_TAG {
@@ -94,7 +94,7 @@ impl Numbers {
         bhs
     }
 
-    /// A SCSI command (RFC 7143 section 11.3). Of a CDB the first 16 bytes are sent.
+    /// A SCSI command (RFC 7143 section 11.3). Only the first 16 bytes of the CDB are sent.
     pub fn command(&mut self, lun: u8, flags: u8, cdb: &[u8], expected: u32) -> Bhs {
         let mut bhs = self.request(opcode::SCSI_COMMAND, flags);
         bhs.set(9, &[lun]);
@@ -116,8 +116,8 @@ impl Numbers {
         bhs
     }
 
-    /// The Data-Out PDUs that carry `bytes` of a task's data in segments of at most so many bytes, each with the range that goes with it;
-    /// the last one is final.
+    /// The Data-Out PDUs that carry `bytes` of a task's data in segments of at most `segment` bytes, each with its range of the data; the
+    /// last one is final.
     pub fn burst(
         &self,
         lun: u8,
@@ -133,7 +133,7 @@ impl Numbers {
         })
     }
 
-    /// The answer to a target's ping (RFC 7143 section 11.18), where it wants one.
+    /// The answer to a target's ping (RFC 7143 section 11.18), if it wants one.
     #[must_use]
     pub fn pong(&self, ping: &Bhs) -> Option<Bhs> {
         if ping.opcode() != opcode::NOP_IN || ping.ttt() == NO_TAG {
@@ -148,10 +148,10 @@ impl Numbers {
         Some(bhs)
     }
 
-    /// Takes over the numbers of a PDU from the target: its StatSN, where it carries status, and the command window.
+    /// Updates the numbers from a PDU of the target: its StatSN, if it carries status, and the command window.
     ///
     /// # Errors
-    /// The StatSN is not the one that follows: a status was lost, which error recovery level 0 does not mend.
+    /// The StatSN is not the next one: a status was lost, and error recovery level 0 cannot recover it.
     pub fn heard(&mut self, bhs: &Bhs) -> Result<(), Error> {
         let carries_status = match bhs.opcode() {
             opcode::DATA_IN => bhs.flags() & 1 != 0,
@@ -174,7 +174,7 @@ impl Numbers {
         Ok(())
     }
 
-    /// Takes over the end of the window, which never comes back (RFC 7143 section 4.2.2.1).
+    /// Updates the end of the window, which never moves back (RFC 7143 section 4.2.2.1).
     pub(super) fn window(&mut self, bhs: &Bhs) {
         let (exp, max) = (bhs.word(28), bhs.word(32));
         let sane = !after(exp, max.wrapping_add(1));
@@ -190,8 +190,8 @@ impl Numbers {
     }
 }
 
-/// How much of so many bytes to write goes with the command as immediate data, and how much goes before the first R2T, that included
-/// (RFC 7143 sections 4.2.5.2 and 13.10 to 13.14).
+/// How much of `len` bytes to write is sent with the command as immediate data, and how much is sent before the first R2T, including the
+/// immediate data (RFC 7143 sections 4.2.5.2 and 13.10 to 13.14).
 #[must_use]
 pub fn unsolicited(terms: &Params, len: usize) -> (usize, usize) {
     let burst = usize::try_from(terms.first_burst).unwrap_or(usize::MAX);

@@ -5,8 +5,8 @@
 //!  without:      names and operational keys ────────────────────────────────────────────────────────▶ full feature phase
 //! ```
 //!
-//! Invariants: with a CHAP pair nothing is accepted without CHAP, and with a mutual pair nothing without the target's proof; an answer that
-//! our offer does not admit is an error; the number of answers and of keys in them is bounded.
+//! Invariants: with a CHAP pair nothing is accepted without CHAP, and with a mutual pair nothing without the target's authentication; an
+//! answer that the offer does not allow is an error; the number of answers, and of keys in them, is limited.
 
 use std::io;
 
@@ -23,11 +23,11 @@ use crate::text;
 
 /// The bits of the current stage in the flags.
 const CURRENT: u8 = 3 << 2;
-/// The answers that one request may take to come whole.
+/// Maximum number of answers to one request.
 const ANSWERS: usize = 8;
-/// MD5, the one algorithm of CHAP that is spoken (RFC 1994 section 3).
+/// MD5, the only CHAP algorithm that is supported (RFC 1994 section 3).
 const MD5: &str = "5";
-/// The identifier of our own challenge: any will do.
+/// The identifier of the initiator's own challenge; any value is allowed.
 const CHALLENGE_ID: u8 = 7;
 
 /// The text keys of an answer, in order.
@@ -39,7 +39,7 @@ impl Keys {
         found.map(|(_, value)| value.as_str()).ok_or_else(|| self.unexpected(name))
     }
 
-    /// The error of an answer in which this key is missing or wrong.
+    /// The error for an answer in which this key is missing or wrong.
     fn unexpected(&self, wanted: &str) -> Error {
         // A challenge is no secret, and a response proves nothing to anybody else.
         Error::Protocol(format!("login: expected {wanted}, the target said {:?}", self.0))
@@ -50,17 +50,17 @@ impl Connection {
     /// Connects and logs in.
     ///
     /// # Errors
-    /// The network, a refusal with its status, or an answer that is none of those expected.
+    /// A network error, a refusal with its status, or an unexpected answer.
     pub async fn login(account: &Account) -> Result<Self, Error> {
         let mut me = Self::connect(account.portal).await?;
         me.log_in(account).await?;
         Ok(me)
     }
 
-    /// Logs in over a new connection. Dropped half-way, the connection is of no further use.
+    /// Logs in over a new connection. If the future is dropped half-way, the connection cannot be used any further.
     ///
     /// # Errors
-    /// As [`login`](Self::login).
+    /// Like [`login`](Self::login).
     pub async fn log_in(&mut self, account: &Account) -> Result<(), Error> {
         let mut text = Vec::new();
         text::push(&mut text, "InitiatorName", &account.initiator);
@@ -133,8 +133,8 @@ impl Connection {
         Ok(())
     }
 
-    /// One request of a login, and its whole answer: a text in pieces is put together, and a target that does not go on to the next stage
-    /// at once is asked again.
+    /// Sends one request of a login and returns its complete answer: a text in pieces is joined, and a target that does not move to the
+    /// next stage at once is asked again.
     async fn ask(&mut self, isid: [u8; 6], flags: u8, said: &[u8]) -> Result<Keys, Error> {
         let (mut all, mut said, mut asking) = (Vec::new(), said, flags);
         for _ in 0..ANSWERS {
@@ -162,10 +162,10 @@ impl Connection {
         Err(Error::Protocol(format!("login: {ANSWERS} answers and no end")))
     }
 
-    /// One login request (RFC 7143 section 11.12) with flags and text as one says them; the flags and the text of its answer.
+    /// Sends one login request (RFC 7143 section 11.12) with these flags and this text; returns the flags and the text of its answer.
     ///
     /// # Errors
-    /// The network, a refusal with its status, or something else than a login response.
+    /// A network error, a refusal with its status, or a PDU that is not a login response.
     pub async fn login_request(
         &mut self,
         isid: [u8; 6],
@@ -195,7 +195,7 @@ impl Connection {
     }
 }
 
-/// What the target's answers make of our offers (RFC 7143 chapter 13).
+/// The agreed values, from the target's answers to the offers (RFC 7143 chapter 13).
 fn agreed(account: &Account, answer: &Keys) -> Result<Params, Error> {
     let mut terms = Params::default();
     for (key, value) in &answer.0 {
@@ -233,7 +233,7 @@ fn agreed(account: &Account, answer: &Keys) -> Result<Params, Error> {
     Ok(terms)
 }
 
-/// One of those that we offered.
+/// A digest that was offered.
 fn digest(offer: Option<&str>, value: &str) -> Option<bool> {
     offer.unwrap_or("None").split(',').any(|one| one == value).then_some(())?;
     match value {
@@ -243,7 +243,7 @@ fn digest(offer: Option<&str>, value: &str) -> Option<bool> {
     }
 }
 
-/// At most what we offered; where we offered nothing, at most the default.
+/// At most the offered length; if nothing was offered, at most the default.
 fn length(offer: Option<&str>, default: u32, value: &str) -> Option<u32> {
     let length = range(value, 512, 0xff_ffff)?;
     match offer {

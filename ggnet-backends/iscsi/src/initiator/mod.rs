@@ -2,21 +2,21 @@
 //! the target.
 //!
 //! Two levels:
-//! * [`Connection`] sends and receives PDUs one by one. It does what it is told, so that a test can break the protocol: the
-//!   [sequence numbers](Numbers) and the keys of a login are the caller's to change.
-//! * [`Initiator`] is a session with one logical unit: commands with their data, many in flight within the target's window, R2T and pings
-//!   answered, and a new login when the connection is lost, if that is asked for.
+//! * [`Connection`] sends and receives PDUs one by one. It sends exactly what the caller passes, so that a test can violate the protocol:
+//!   the caller can change the [sequence numbers](Numbers) and the keys of a login.
+//! * [`Initiator`] is a session with one logical unit: commands with their data, many of them in flight within the target's window; it
+//!   answers R2Ts and pings, and, if requested, logs in again when the connection is lost.
 //!
 //! ```text
 //!  Initiator ──▶ login ──▶ Connection ──▶ Numbers, headers ──▶ pdu
 //!      └── cdb      └── Account
 //! ```
 //!
-//! Error recovery level 0 and one connection per session (RFC 7143 chapter 7 and section 13.2): an error other than
-//! [`Error::Scsi`] ends the session, and a new login is the only way on.
+//! Error recovery level 0 and one connection per session (RFC 7143 chapter 7 and section 13.2): any error except [`Error::Scsi`] ends the
+//! session, and only a new login helps.
 //!
-//! Memory is bounded whatever the target sends: one PDU of the length that was declared at login, and for each command in flight the data
-//! that it asked for.
+//! Memory is limited whatever the target sends: one PDU of the length that was declared at login, and for each command in flight the data
+//! that it requested.
 //!
 //! ```no_run
 //! use ggnet_iscsi::initiator::{Account, Initiator};

@@ -7,9 +7,9 @@
 //!      └─ next_outcome ◀── ended ◀─┘
 //! ```
 //!
-//! Invariants: no more commands are open than the depth and the target's window allow; a command's data never grows past what it asked for;
-//! a target's R2T is answered only within the data of its command. A call that is dropped half-way loses nothing of the session: what is
-//! queued is sent by the next call, and the answer to a command that nobody waits for any more is taken and dropped.
+//! Invariants: no more commands are open than the depth and the target's window allow; a command's data never grows beyond what it
+//! requested; a target's R2T is answered only within the data of its command. A call that is dropped half-way loses nothing of the session:
+//! queued output is sent by the next call, and the answer to a command that no caller waits for is received and dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -23,11 +23,11 @@ use super::headers::{Transfer, unsolicited};
 use crate::bytes::{be16, be32, sat32};
 use crate::pdu::{Bhs, FINAL, IMMEDIATE, NO_TAG, opcode};
 
-/// Commands in flight, unless the caller says otherwise.
+/// Commands in flight, unless the caller sets another number.
 const DEPTH: usize = 32;
-/// Between two attempts to log in.
+/// The pause between two attempts to log in.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Unit attentions in a row after which a unit does not become ready any more. There are fewer kinds of them.
+/// The number of unit attentions in a row after which the command fails. There are fewer kinds of them.
 const ATTENTIONS: usize = 16;
 const GOOD: u8 = 0;
 const CHECK_CONDITION: u8 = 2;
@@ -40,9 +40,9 @@ pub struct Outcome {
     pub tag: u32,
     /// The SCSI status; 0 is GOOD.
     pub status: u8,
-    /// The sense data, where there are any.
+    /// The sense data, if there is any.
     pub sense: Vec<u8>,
-    /// What it read.
+    /// The data that it read.
     pub data: Vec<u8>,
 }
 
@@ -55,29 +55,30 @@ impl Outcome {
 /// A command in flight.
 #[derive(Debug)]
 struct Task {
-    /// What came.
+    /// The data that was received.
     data: Vec<u8>,
-    /// How much may come.
+    /// Maximum length of the data to receive.
     expected: usize,
     data_sn: u32,
-    /// What may be asked for by R2T, and where it begins in the command's data.
+    /// The data that an R2T may request, and its offset in the command's data.
     out: Vec<u8>,
     out_at: usize,
-    /// Nobody waits for it.
+    /// Whether no caller waits for it.
     abandoned: bool,
 }
 
-/// A session with one logical unit of a target, which outlives its connection if the caller wants that.
+/// A session with one logical unit of a target. It outlives its connection if the caller wants that
+/// ([`login_within`](Initiator::login_within)).
 ///
-/// Every method can be dropped half-way: the session goes on as if the call had returned an error, and a command that was sent may have
-/// been done.
+/// Every method can be dropped half-way: the session continues as if the call had returned an error, and the target may have executed a
+/// command that was sent.
 #[derive(Debug)]
 pub struct Initiator {
     account: Account,
     connection: Connection,
-    /// For how long a lost session is tried to be had again; zero: it is not.
+    /// How long to try to log in again after the connection was lost; zero: do not try.
     patience: Duration,
-    /// The connection is lost, and there is patience left.
+    /// Whether the connection was lost and no new login has succeeded yet.
     lost: bool,
     logins: u64,
     depth: usize,
@@ -88,20 +89,20 @@ pub struct Initiator {
 }
 
 impl Initiator {
-    /// Logs in. When the connection is lost, the session is.
+    /// Logs in. If the connection is lost, so is the session.
     ///
     /// # Errors
-    /// As [`Connection::login`].
+    /// Like [`Connection::login`].
     pub async fn login(account: Account) -> Result<Self, Error> {
         Self::login_within(account, Duration::ZERO).await
     }
 
-    /// Logs in, and tries for so long while the target cannot be reached or says that it cannot serve now (status class 3). Whenever the
-    /// connection is lost, it logs in again in the same way, and [`execute`](Self::execute) sends its command again: as an operating
-    /// system does, to which such a disk is one that waits.
+    /// Logs in, and retries for this time while the target cannot be reached or answers that it cannot serve now (status class 3). Whenever
+    /// the connection is lost, it logs in again in the same way, and [`execute`](Self::execute) sends its command again. This is what an
+    /// operating system does: its disk waits.
     ///
     /// # Errors
-    /// As [`Connection::login`]; the last one when the time is over.
+    /// Like [`Connection::login`]; the last error when the time is over.
     pub async fn login_within(account: Account, patience: Duration) -> Result<Self, Error> {
         let connection = connect(&account, patience).await?;
         Ok(Self {
@@ -117,7 +118,7 @@ impl Initiator {
         })
     }
 
-    /// How many commands it has in flight at most; the target's window may allow fewer.
+    /// The maximum number of commands in flight; the target's window may allow fewer.
     #[must_use]
     pub fn with_depth(mut self, depth: usize) -> Self {
         self.depth = depth.max(1);
@@ -130,13 +131,13 @@ impl Initiator {
         self.logins
     }
 
-    /// Commands in flight.
+    /// The number of commands in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.tasks.len()
     }
 
-    /// The connection, to send what a session never would.
+    /// The connection, to send PDUs that a session would never send.
     pub fn connection(&mut self) -> &mut Connection {
         &mut self.connection
     }
@@ -147,10 +148,11 @@ impl Initiator {
         self.connection
     }
 
-    /// Logs in again, for as long as the session's patience. Commands in flight are forgotten: whether the target did them, nobody knows.
+    /// Logs in again, and tries for as long as the session's patience. Commands in flight are dropped: it is not known whether the target
+    /// executed them.
     ///
     /// # Errors
-    /// As [`Connection::login`].
+    /// Like [`Connection::login`].
     pub async fn reconnect(&mut self) -> Result<(), Error> {
         self.lost = true;
         self.tasks.clear();
@@ -160,10 +162,10 @@ impl Initiator {
         Ok(())
     }
 
-    /// Reads whole blocks, as many as one command may.
+    /// Reads whole blocks, at most as many as one command may.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute); or fewer bytes came.
+    /// Like [`execute`](Self::execute); or fewer bytes were received.
     pub async fn read(&mut self, lba: u64, blocks: u32) -> Result<Vec<u8>, Error> {
         let len = usize::try_from(blocks).unwrap_or(usize::MAX).saturating_mul(self.block().await?);
         let data = self.execute(&cdb::read(lba, blocks), Transfer::In(len)).await?;
@@ -173,10 +175,10 @@ impl Initiator {
         Ok(data)
     }
 
-    /// Writes whole blocks, as many as one command may. When it returns, the target has acknowledged them.
+    /// Writes whole blocks, at most as many as one command may. When it returns, the target has acknowledged them.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute).
+    /// Like [`execute`](Self::execute).
     pub async fn write(&mut self, lba: u64, data: &[u8]) -> Result<(), Error> {
         let block = self.block().await?;
         if !data.len().is_multiple_of(block) {
@@ -186,27 +188,27 @@ impl Initiator {
         self.execute(&cdb::write(lba, blocks), Transfer::Out(data)).await.map(drop)
     }
 
-    /// SYNCHRONIZE CACHE: what was acknowledged is on the medium when it returns.
+    /// SYNCHRONIZE CACHE: when it returns, acknowledged writes are on the medium.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute).
+    /// Like [`execute`](Self::execute).
     pub async fn flush(&mut self) -> Result<(), Error> {
         self.execute(&cdb::SYNCHRONIZE_CACHE, Transfer::None).await.map(drop)
     }
 
-    /// UNMAP: the target may forget these blocks.
+    /// UNMAP: the target may discard these blocks.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute).
+    /// Like [`execute`](Self::execute).
     pub async fn unmap(&mut self, lba: u64, blocks: u32) -> Result<(), Error> {
         let (cdb, list) = cdb::unmap(lba, blocks);
         self.execute(&cdb, Transfer::Out(&list)).await.map(drop)
     }
 
-    /// The length of a logical block in bytes. The unit is asked once.
+    /// The length of a logical block in bytes. The target is asked only once.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute); or a length that no disk has.
+    /// Like [`execute`](Self::execute); or an invalid length.
     pub async fn block(&mut self) -> Result<usize, Error> {
         if let Some(block) = self.block {
             return Ok(block);
@@ -220,12 +222,13 @@ impl Initiator {
         Ok(block)
     }
 
-    /// Does one command and returns what it read. A unit attention is news and no refusal: the command is sent again, as operating systems
-    /// do. With patience it is also sent again after a lost connection. Outcomes of other commands are left to
-    /// [`next_outcome`](Self::next_outcome). Dropped half-way, the target may do the command or not; its answer is dropped when it comes.
+    /// Executes one command and returns the data that it read. A unit attention is not a failure: the command is sent again, as operating
+    /// systems do. With patience it is also sent again after a lost connection. Outcomes of other commands stay available for
+    /// [`next_outcome`](Self::next_outcome). If the future is dropped half-way, the target may execute the command or not; its answer is
+    /// dropped.
     ///
     /// # Errors
-    /// [`Error::Scsi`] when it ended otherwise than with GOOD; with any other error the session is over.
+    /// [`Error::Scsi`] if it ended with another status than GOOD; after any other error the session has ended.
     pub async fn execute(&mut self, cdb: &[u8], transfer: Transfer<'_>) -> Result<Vec<u8>, Error> {
         let mut attentions = 0;
         loop {
@@ -259,12 +262,12 @@ impl Initiator {
         }
     }
 
-    /// Starts a command and returns its tag, as soon as there is room for it in the window and in the depth; what waits for room receives
-    /// meanwhile. The command is sent by this call or by the next one.
+    /// Starts a command and returns its tag, as soon as the window and the depth have space for it; while it waits, it receives PDUs. The
+    /// command is sent by this call or by the next one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the CDB is too long, or when as many outcomes wait for [`next_outcome`](Self::next_outcome) as there may be
-    /// commands; else the session is over.
+    /// [`Error::Invalid`] if the CDB is too long, or if as many outcomes wait for [`next_outcome`](Self::next_outcome) as the depth allows
+    /// commands; after any other error the session has ended.
     pub async fn submit(&mut self, cdb: &[u8], transfer: Transfer<'_>) -> Result<u32, Error> {
         if self.lost {
             return Err(Error::Closed);
@@ -311,10 +314,10 @@ impl Initiator {
         Ok(tag)
     }
 
-    /// The outcome of a command that was [submitted](Self::submit): of any, in the order in which they end.
+    /// The outcome of a [submitted](Self::submit) command: of any of them, in the order in which they end.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when none is in flight; else the session is over.
+    /// [`Error::Invalid`] if none is in flight; after any other error the session has ended.
     pub async fn next_outcome(&mut self) -> Result<Outcome, Error> {
         loop {
             if let Some(outcome) = self.ended.pop_front() {
@@ -327,10 +330,10 @@ impl Initiator {
         }
     }
 
-    /// Logs out (RFC 7143 section 11.14) and returns when the target has answered. Commands in flight are not waited for.
+    /// Logs out (RFC 7143 section 11.14) and returns when the target has answered. It does not wait for commands in flight.
     ///
     /// # Errors
-    /// The network, or the target refuses.
+    /// A network error, or the target refuses.
     pub async fn logout(mut self) -> Result<(), Error> {
         // Reason 0: close the session. Immediate, so that a closed window does not hold it up.
         let bhs = self.connection.request(opcode::LOGOUT | IMMEDIATE, FINAL);
@@ -348,7 +351,7 @@ impl Initiator {
         }
     }
 
-    /// Takes one PDU.
+    /// Receives and handles one PDU.
     async fn step(&mut self) -> Result<(), Error> {
         let frame = self.connection.frame().await?;
         let bhs = frame.bhs;
@@ -399,7 +402,7 @@ impl Initiator {
         Ok(())
     }
 
-    /// Sends what an R2T asks for (RFC 7143 section 11.8).
+    /// Sends the data that an R2T requests (RFC 7143 section 11.8).
     fn answer(&mut self, bhs: &Bhs) -> Result<(), Error> {
         let task = find(&mut self.tasks, bhs)?;
         let [from, len] = [40, 44].map(|at| usize::try_from(bhs.word(at)).unwrap_or(usize::MAX));
@@ -414,7 +417,7 @@ impl Initiator {
         burst(&mut self.connection, bhs.itt(), bhs.ttt(), from..to, &task.out, task.out_at)
     }
 
-    /// A command has ended.
+    /// Handles the end of a command.
     fn end(&mut self, bhs: &Bhs, sense: Vec<u8>) {
         if let Some(task) = self.tasks.remove(&bhs.itt()).filter(|task| !task.abandoned) {
             self.ended.push_back(Outcome { tag: bhs.itt(), status: bhs.0[3], sense, data: task.data });
@@ -422,7 +425,7 @@ impl Initiator {
     }
 }
 
-/// The command that a PDU is about.
+/// The command that a PDU belongs to.
 fn find<'a>(tasks: &'a mut HashMap<u32, Task>, bhs: &Bhs) -> Result<&'a mut Task, Error> {
     let (op, tag) = (bhs.opcode(), bhs.itt());
     tasks.get_mut(&tag).ok_or_else(|| {
@@ -446,7 +449,7 @@ fn burst(
     Ok(())
 }
 
-/// Logs in, again and again for as long as there is patience.
+/// Logs in, and retries for as long as there is patience.
 async fn connect(account: &Account, patience: Duration) -> Result<Connection, Error> {
     let since = Instant::now();
     loop {
@@ -457,7 +460,7 @@ async fn connect(account: &Account, patience: Duration) -> Result<Connection, Er
     }
 }
 
-/// Waits for a command; dropped before it has ended, it leaves the command to the session.
+/// Waits for a command; if it is dropped before the command has ended, the session handles the command's end.
 struct Waiting<'a> {
     session: &'a mut Initiator,
     tag: u32,

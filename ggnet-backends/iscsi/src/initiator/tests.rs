@@ -1,4 +1,4 @@
-//! The initiator against targets that are wrong: each plays a short script over a real connection.
+//! The initiator against faulty targets: each plays a short script over a real connection.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn pair(user: &str, secret: &str) -> ChapPair {
 struct Fake {
     wire: Connection,
     stat_sn: u32,
-    /// The MaxCmdSN that it says.
+    /// The MaxCmdSN that it sends.
     max_cmd_sn: u32,
 }
 
@@ -38,7 +38,7 @@ impl Fake {
         pdu
     }
 
-    /// Whether the initiator sends something within a moment.
+    /// Whether the initiator sends something within a short time.
     async fn hears_something(&mut self) -> bool {
         tokio::time::timeout(Duration::from_millis(100), self.wire.exchange()).await.is_ok()
     }
@@ -58,7 +58,7 @@ impl Fake {
         self.wire.send(bhs, data).await.unwrap();
     }
 
-    /// Hears a login request and answers it.
+    /// Receives a login request and answers it.
     async fn log_in(&mut self, flags: u8, text: &str) -> Pdu {
         let request = self.hear().await;
         let bhs = self.pdu(opcode::LOGIN_RESPONSE, flags, request.bhs.itt());
@@ -92,7 +92,7 @@ fn fake(stream: TcpStream) -> Fake {
     Fake { wire: Connection::over(stream), stat_sn: 5, max_cmd_sn: 32 }
 }
 
-/// What a login comes to against these answers.
+/// The result of a login against these answers.
 async fn outcome_of(account: &Account, answers: &[(u8, String)]) -> Result<Connection, Error> {
     let (mut client, mut fake) = ends().await;
     let target = async {
@@ -104,7 +104,7 @@ async fn outcome_of(account: &Account, answers: &[(u8, String)]) -> Result<Conne
     logged_in.map(|()| client)
 }
 
-/// A session with a target that plays on from here.
+/// A session with a target whose script continues from here.
 async fn session(max_cmd_sn: u32) -> (Initiator, Fake) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let account = Account { portal: listener.local_addr().unwrap(), ..account() };
@@ -467,7 +467,8 @@ async fn a_lost_session_is_had_again_only_by_who_asked_for_that() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever comes, a login and a command end with an error that is no panic, and nothing is waited for longer than the connection lasts.
+    /// Whatever the target sends, a login and a command end with an error and not with a panic, and nothing waits longer than the
+    /// connection lasts.
     #[test]
     fn bytes_that_are_no_answer_end_in_an_error(
         noise in proptest::collection::vec(any::<u8>(), 0..600),

@@ -1,6 +1,6 @@
 //! READ CAPACITY, REPORT LUNS and GET LBA STATUS.
 //!
-//! Invariant: every answer is built whole and then cut to the allocation length; its length fields tell the whole.
+//! Invariant: every answer is built completely and then cut to the allocation length; its length fields describe the complete answer.
 
 use std::io;
 
@@ -54,7 +54,7 @@ pub(crate) fn report_luns(units: &Units, cdb: &[u8; 16]) -> Reply {
     Reply::data(out, allocation32(cdb, 6))
 }
 
-/// READ DEFECT DATA(10), (12): a file has no defects to list; the list asked for is there and empty.
+/// READ DEFECT DATA(10), (12): a file has no defects, so the requested list is returned empty.
 pub(crate) fn read_defect_data(cdb: &[u8; 16], twelve: bool) -> Reply {
     let (asked, allocation) =
         if twelve { (cdb[1], allocation32(cdb, 6)) } else { (cdb[2], allocation16(cdb)) };
@@ -76,10 +76,10 @@ pub(crate) fn decode_lba_status(lu: &LogicalUnit, cdb: &[u8; 16]) -> Result<Plan
     Ok(Plan::Run(Action::LbaStatus { lba, allocation: allocation32(cdb, 10) }))
 }
 
-/// Most descriptors in one answer.
+/// Maximum number of descriptors in one answer.
 const MAX_DESCRIPTORS: usize = 256;
-/// How often the device is asked for one answer. QEMU asks before it reads, and the next question goes on where the answer ends:
-/// neighbouring descriptors may be alike (SBC-3, 5.5.2). Without a limit one answer on a disk of scattered blocks took 200 ms.
+/// How often the device is asked for one answer. QEMU asks before it reads, and its next request continues where the answer ends; adjacent
+/// descriptors may be of the same kind (SBC-3, 5.5.2). Without a limit, one answer on a disk of scattered blocks took 200 ms.
 const MAX_LOOKS: usize = 256;
 
 /// Executes GET LBA STATUS.
@@ -103,8 +103,8 @@ pub(crate) fn lba_status(lu: &LogicalUnit, lba: u64, allocation: usize) -> Reply
     Reply::data(out, index(allocation as u64))
 }
 
-/// The runs of like blocks (first, count, mapped) from `at` on, before `end`, at most `room` of them. `look` tells how many of so
-/// many blocks from here are alike, or fewer.
+/// The runs of blocks of the same kind (first, count, mapped) from `at` to `end`, at most `room` of them. `look` returns for a position and
+/// a number of blocks how many of them are of the same kind, or fewer.
 fn status_runs(
     mut at: u64,
     end: u64,

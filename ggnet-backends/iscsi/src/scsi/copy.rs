@@ -1,8 +1,8 @@
 //! EXTENDED COPY (LID1) and RECEIVE COPY RESULTS (SPC-4 sections 6.3 and 6.17): block to block, between units of a target.
 //!
-//! Invariants: the whole parameter list is checked before the first block moves; a copy runs to its end inside the
-//! command, so that no list is ever "in progress". What became of it is kept per nexus until it is fetched once, and
-//! never for more than a few lists. BUSY is only answered where the whole list can be copied again with the same result.
+//! Invariants: the whole parameter list is checked before the first block is copied; a copy runs to its end within the command, so that no
+//! list is ever "in progress". Its result is kept per nexus until it is fetched once, and only for a few lists. BUSY is returned only if
+//! the whole list can be copied again with the same result.
 
 use std::sync::{Arc, PoisonError};
 
@@ -16,11 +16,11 @@ use super::sense::{Sense, status};
 use super::{Action, Plan, Reply, Units, allocation32};
 
 const MAX_TARGETS: u16 = 2;
-/// With `MAX_SEGMENT_BYTES` what one command may copy: 64 MiB.
+/// Together with `MAX_SEGMENT_BYTES` the limit of one command: 64 MiB.
 const MAX_SEGMENTS: u16 = 4;
 const MAX_LIST: usize = TARGET_LEN * 2 + SEGMENT_LEN * 4;
 const MAX_SEGMENT_BYTES: u32 = 16 << 20;
-/// Copied at once.
+/// Bytes that are copied in one step.
 const STEP: u64 = 1 << 20;
 const TARGET_LEN: usize = 32;
 const SEGMENT_LEN: usize = 28;
@@ -65,7 +65,7 @@ fn operating_parameters() -> Vec<u8> {
     out
 }
 
-/// A block-to-block segment, checked.
+/// A block-to-block segment that was checked.
 struct Segment {
     from: Arc<LogicalUnit>,
     to: Arc<LogicalUnit>,
@@ -172,7 +172,7 @@ fn parse(nexus: &Nexus, units: &Units, data: &[u8]) -> Result<Vec<Segment>, Repl
     Ok(out)
 }
 
-/// The unit that an identification descriptor (E4h) names: one of this target's.
+/// The logical unit that an identification descriptor (E4h) names: a unit of this target.
 fn find_target(t: &[u8], units: &Units) -> Result<Arc<LogicalUnit>, Reply> {
     if t[0] != 0xe4 {
         return Err(Sense::UNSUPPORTED_TARGET_DESCRIPTOR.into());
@@ -220,7 +220,7 @@ fn check(s: &Segment, nexus: &Nexus) -> Result<(), Reply> {
     Ok(())
 }
 
-/// Whether the list gives the same result when part of it was copied before: nothing that it reads lies where it writes.
+/// Whether the list gives the same result if a part of it was copied before: no range that it reads overlaps one that it writes.
 fn repeatable(segments: &[Segment]) -> bool {
     let overlap = |to: &Segment, from: &Segment| {
         let (write, read) = (to.to_lba << to.to.shift(), from.from_lba << from.from.shift());

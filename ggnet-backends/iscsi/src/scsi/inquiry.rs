@@ -1,13 +1,13 @@
 //! INQUIRY's standard data and REPORT TARGET PORT GROUPS.
 //!
-//! Invariant: strings are padded with spaces and hold printable ASCII only, whatever the owner configured.
+//! Invariant: strings are padded with spaces and contain printable ASCII only, whatever was configured.
 
 use super::super::bytes::{ascii, be16, put};
 use super::lu::LogicalUnit;
 use super::sense::Sense;
 use super::{Reply, allocation32, vpd};
 
-/// Length of the standard data we give: up to the last version descriptor.
+/// Length of the standard data that is returned: up to the last version descriptor.
 const STANDARD_LEN: u8 = 96;
 
 /// INQUIRY.
@@ -46,7 +46,7 @@ fn standard(lu: &LogicalUnit) -> Vec<u8> {
     out
 }
 
-/// INQUIRY to a unit that is not there: qualifier 3, no device type.
+/// INQUIRY to a unit that does not exist: qualifier 3, no device type.
 pub(crate) fn no_unit(cdb: &[u8; 16]) -> Reply {
     if cdb[1] & 3 != 0 || cdb[2] != 0 {
         return Reply::check(Sense::LUN_NOT_SUPPORTED);

@@ -1,12 +1,12 @@
-//! A logical unit: a block device, what it is called, and the state that sessions share.
+//! A logical unit: a block device, its identifiers, and the state that sessions share.
 //!
 //! Invariants:
-//! * the hot path reads atomics and the device's `info` only: attention per nexus, the reserved flag, the mode bits, the size;
-//! * every write to the device holds `gate` shared, COMPARE AND WRITE and ORWRITE hold it alone, so that they are atomic
-//!   to all other writes of this unit; whoever takes it alone afterwards knows that earlier writes have ended;
-//! * identifiers depend on what the owner configured and on nothing that changes with a boot;
-//! * the size only grows. It is looked at when a command or a session comes, because an initiator hears of an attention with its
-//!   next command and not before: a notification by the owner would have to reach the same place, and could be forgotten.
+//! * the hot path reads only atomics and the device's `info`: unit attentions per nexus, the reserved flag, the mode bits, the size;
+//! * every write to the device holds `gate` shared; COMPARE AND WRITE and ORWRITE hold it exclusively, so that they are atomic to all other
+//!   writes of this unit. After `gate` was taken exclusively, all earlier writes have ended;
+//! * identifiers depend only on the configuration, and on nothing that changes with a boot;
+//! * the size only grows. It is checked when a command or a session starts, because an initiator gets a unit attention with its next
+//!   command and not before: a notification by the owner would have to do the same, and could be forgotten.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -20,16 +20,16 @@ use super::reservations::Reservations;
 pub(crate) struct LogicalUnit {
     /// Its number.
     pub(crate) number: u16,
-    /// What it stands on.
+    /// The disk.
     pub(crate) device: Arc<dyn BlockDevice>,
-    /// What it is called.
+    /// Its identifiers.
     pub(crate) identity: Identity,
     /// The target's name, for the port designators.
     pub(crate) target: Arc<str>,
     read_only: bool,
     shift: u32,
     blocks: AtomicU64,
-    /// See the module's words.
+    /// Makes COMPARE AND WRITE and ORWRITE atomic: see the header of this file.
     pub(crate) gate: RwLock<()>,
     /// D_SENSE: descriptor format sense.
     pub(crate) d_sense: AtomicBool,
@@ -74,7 +74,7 @@ impl LogicalUnit {
         self.device.info()
     }
 
-    /// Logical blocks it has.
+    /// Its number of logical blocks.
     pub(crate) fn blocks(&self) -> u64 {
         self.blocks.load(Ordering::Relaxed)
     }
@@ -89,12 +89,12 @@ impl LogicalUnit {
         1 << self.shift
     }
 
-    /// Configured or made read-only, or protected by MODE SELECT.
+    /// Read-only by configuration or by the device, or protected by MODE SELECT.
     pub(crate) fn write_protected(&self) -> bool {
         self.read_only || self.software_protect.load(Ordering::Relaxed)
     }
 
-    /// Never writable, whatever MODE SELECT says.
+    /// Read-only, whatever MODE SELECT sets.
     pub(crate) fn read_only(&self) -> bool {
         self.read_only
     }
@@ -104,8 +104,8 @@ impl LogicalUnit {
         !self.write_cache.load(Ordering::Relaxed)
     }
 
-    /// Looks at the device's size. Once it has grown the new size counts, and every nexus is to hear of it (SBC-4: CAPACITY DATA
-    /// HAS CHANGED).
+    /// Checks the device's size. If it has grown, the new size is used, and every nexus gets a unit attention (SBC-4: CAPACITY DATA HAS
+    /// CHANGED).
     pub(crate) fn notice_growth(&self) {
         let now = self.info().size_bytes >> self.shift;
         // Most often a plain load. One of several that see the growth at once is the one that raises.
@@ -114,13 +114,13 @@ impl LogicalUnit {
         }
     }
 
-    /// A session begins: to it the size has always been what it is now.
+    /// A session begins; it gets the current size and no unit attention for earlier growth.
     pub(crate) fn attach(&self, nexus: &Arc<Nexus>) {
         self.notice_growth();
         lock(&self.nexuses).push(Arc::clone(nexus));
     }
 
-    /// The session has ended: its RESERVE is gone with it, its registration stays.
+    /// A session has ended: its RESERVE ends with it, its registration stays.
     pub(crate) fn detach(&self, nexus: &Arc<Nexus>) {
         lock(&self.nexuses).retain(|n| !Arc::ptr_eq(n, nexus));
         self.with_reservations(|r| r.release_simple(&nexus.port));
@@ -132,19 +132,20 @@ impl LogicalUnit {
         }
     }
 
-    /// Raises at every nexus for which `who` holds.
+    /// Raises a unit attention at every nexus for which `who` is true.
     pub(crate) fn raise_where(&self, what: Attention, who: impl Fn(&Nexus) -> bool) {
         for nexus in lock(&self.nexuses).iter().filter(|n| who(n)) {
             nexus.raise(what);
         }
     }
 
-    /// Whether any initiator wants the medium kept in.
+    /// Whether any initiator prevents medium removal.
     pub(crate) fn removal_prevented(&self) -> bool {
         lock(&self.nexuses).iter().any(|n| n.prevents.load(Ordering::Relaxed))
     }
 
-    /// A reset as SAM means it: simple reservations and changed modes go, persistent ones stay, everybody is told.
+    /// A reset as defined by SAM: simple reservations and changed modes end, persistent reservations stay, every nexus gets a unit
+    /// attention.
     pub(crate) fn reset(&self, what: Attention) {
         self.with_reservations(Reservations::reset);
         self.d_sense.store(false, Ordering::Relaxed);
@@ -154,12 +155,12 @@ impl LogicalUnit {
         self.raise_all(what);
     }
 
-    /// Whether any reservation stands: the hot path's question.
+    /// Whether there is any reservation; read by the hot path.
     pub(crate) fn is_reserved(&self) -> bool {
         self.reserved.load(Ordering::Acquire)
     }
 
-    /// Looks at or changes the reservations; keeps the hot path's flag true.
+    /// Reads or changes the reservations, and updates the flag of the hot path.
     pub(crate) fn with_reservations<T>(&self, f: impl FnOnce(&mut Reservations) -> T) -> T {
         let mut r = lock(&self.reservations);
         let out = f(&mut r);
@@ -168,7 +169,7 @@ impl LogicalUnit {
     }
 }
 
-/// Locks; a poisoned lock means a panic elsewhere, and the data here is valid at every step.
+/// Locks; a poisoned lock means that another task panicked, and the data here is valid at every step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

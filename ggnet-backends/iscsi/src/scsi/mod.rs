@@ -8,9 +8,9 @@
 //!                    Run(action)    run the action
 //! ```
 //!
-//! Invariants: `decode` never blocks and never touches the medium; an [`Action`] may do both and therefore runs on the
-//! blocking pool unless [`Action::quick`]; neither panics on any CDB or parameter list. A command that ends with BUSY can be sent
-//! again: it then does what it would have done.
+//! Invariants: `decode` never blocks and never accesses the medium; an [`Action`] may do both and therefore runs on the blocking pool
+//! unless [`Action::quick`]; neither panics on any CDB or parameter list. A command that ends with BUSY can be sent again and then has the
+//! effect that it would have had.
 
 use std::io;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(crate) mod sense;
 pub(crate) mod supported;
 pub(crate) mod vpd;
 
-/// The end of a command: status, sense where it failed, data where it has some.
+/// The result of a command: status, sense data if it failed, data if it has any.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Reply {
     pub(crate) status: u8,
@@ -70,23 +70,23 @@ impl Reply {
         Self { status: status::TASK_SET_FULL, sense: None, data: Vec::new() }
     }
 
-    /// The device cannot do it now: the initiator is to send the command again (SAM-5 section 5.3.1).
+    /// The device cannot do it now: the initiator should send the command again (SAM-5 section 5.3.1).
     fn busy() -> Self {
         Self { status: status::BUSY, sense: None, data: Vec::new() }
     }
 
-    /// What a failed read means.
+    /// The reply to a failed read.
     pub(crate) fn read_failed(error: &io::Error) -> Self {
         if is_busy(error) { Self::busy() } else { Self::check(Sense::UNRECOVERED_READ) }
     }
 
-    /// What a failed write, flush or discard means.
+    /// The reply to a failed write, flush or discard.
     pub(crate) fn write_failed(error: &io::Error) -> Self {
         if is_busy(error) { Self::busy() } else { Self::check(Sense::from_write(error)) }
     }
 }
 
-/// The device asks to be asked again.
+/// Whether the device asks for another attempt.
 pub(crate) fn is_busy(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ResourceBusy
 }
@@ -97,7 +97,7 @@ impl From<Sense> for Reply {
     }
 }
 
-/// What a CDB asks for.
+/// What a CDB requests.
 #[derive(Debug)]
 pub(crate) enum Plan {
     /// Answer now.
@@ -109,7 +109,7 @@ pub(crate) enum Plan {
         /// Length.
         len: u64,
     },
-    /// Put the data here; offset and length in bytes.
+    /// Write the data here; offset and length in bytes.
     Write {
         /// First byte.
         offset: u64,
@@ -145,7 +145,7 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    /// Touches neither the medium nor anything that waits: may run inline.
+    /// Whether it accesses neither the medium nor anything that waits, so that it can run at once.
     pub(crate) fn quick(self) -> bool {
         match self {
             Self::ModeSelect { .. } => true,
@@ -154,14 +154,13 @@ impl Action {
         }
     }
 
-    /// Whether the initiator must announce exactly the data that the CDB asks for: with less or more, one of the two
-    /// does not mean what the other does.
+    /// Whether the initiator must announce exactly the length that the CDB requests: with another length, the two contradict each other.
     pub(crate) fn exact(self) -> bool {
         matches!(self, Self::WriteSame { .. } | Self::CompareAndWrite { .. } | Self::OrWrite { .. })
     }
 
-    /// Executes it. `units` are all logical units of the target, for copies between them. What goes over many blocks ends early when
-    /// it is cancelled.
+    /// Executes it. `units` are all logical units of the target, for copies between them. A command over many blocks ends early if it is
+    /// cancelled.
     pub(crate) fn run(
         self,
         lu: &LogicalUnit,
@@ -197,7 +196,7 @@ impl Action {
 pub(crate) struct Units(Arc<[Option<Arc<LogicalUnit>>]>);
 
 impl Units {
-    /// Collects them. Numbers are below 256 (the caller has checked).
+    /// Collects them. Numbers are below 256 (checked by the caller).
     pub(crate) fn new(units: Vec<LogicalUnit>) -> Self {
         let len = units.iter().map(|u| usize::from(u.number) + 1).max().unwrap_or(0);
         let mut slots: Vec<Option<Arc<LogicalUnit>>> = vec![None; len];
@@ -208,12 +207,12 @@ impl Units {
         Self(slots.into())
     }
 
-    /// Those that exist, in order.
+    /// All units, in the order of their numbers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<LogicalUnit>> {
         self.0.iter().flatten()
     }
 
-    /// The unit of that number.
+    /// The unit with this number.
     pub(crate) fn get(&self, number: usize) -> Option<&Arc<LogicalUnit>> {
         self.0.get(number)?.as_ref()
     }
@@ -224,7 +223,7 @@ impl Units {
     }
 }
 
-/// The number in a LUN field, where it is one that we can have (SAM-5 section 4.7: peripheral or flat addressing).
+/// The number in a LUN field, if it is in a supported format (SAM-5 section 4.7: peripheral or flat addressing).
 pub(crate) fn lun_number(lun: &[u8; 8]) -> Option<usize> {
     if lun[2..] != [0; 6] {
         return None;
@@ -246,7 +245,7 @@ pub(crate) fn no_unit(units: &Units, cdb: &[u8; 16]) -> Reply {
     }
 }
 
-/// Finds out what a CDB wants of this unit. Attention and reservations come first.
+/// Determines what a CDB requests of this unit. Unit attentions and reservations are checked first.
 pub(crate) fn decode(lu: &LogicalUnit, nexus: &Nexus, units: &Units, cdb: &[u8; 16]) -> Plan {
     let (opcode, refused) = opcodes::find(cdb);
     lu.notice_growth();

@@ -1,8 +1,8 @@
 //! MODE SENSE and MODE SELECT, 6 and 10: pages 01 (read-write error recovery), 08 (caching), 0A (control) and 1C
 //! (informational exceptions).
 //!
-//! Invariants: WCE tells the truth (acknowledged writes may be volatile until a flush), and clearing it makes every
-//! write flush; a MODE SELECT is checked whole before anything changes; every other nexus is told of a change.
+//! Invariants: WCE is correct (if it is set, acknowledged writes may be volatile until a flush), and clearing it makes every write flush; a
+//! MODE SELECT is checked completely before anything changes; every other nexus gets a unit attention for a change.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -18,7 +18,7 @@ const WCE: u8 = 0x04;
 const D_SENSE: u8 = 0x04;
 const SWP: u8 = 0x08;
 
-/// Which values MODE SENSE asks for.
+/// Which values MODE SENSE requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Values {
     Current,
@@ -26,7 +26,7 @@ enum Values {
     Default,
 }
 
-/// One page as current, changeable or default.
+/// One page, with its current, changeable or default values.
 fn page(lu: &LogicalUnit, code: u8, values: Values) -> Option<Vec<u8>> {
     let mut out = match code {
         0x01 => vec![0x01, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],

@@ -1,14 +1,14 @@
-//! A session's relation to one logical unit (an I_T_L nexus), and what it has to be told of.
+//! A session's relation to one logical unit (an I_T_L nexus), and the conditions that must be reported to it.
 //!
 //! Invariants: conditions are reported one at a time, the most important first (unit attention, SAM-5); results of copies are kept until
-//! they are fetched once, and never for more than a few lists.
+//! they are fetched once, and only for a few lists.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::sense::Sense;
 
-/// An initiator port: who reserves and registers.
+/// An initiator port, which reserves and registers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Port {
     /// The initiator's name.
@@ -17,7 +17,7 @@ pub(crate) struct Port {
     pub(crate) isid: [u8; 6],
 }
 
-/// Conditions that a nexus has to be told of, most important first.
+/// Conditions that must be reported to a nexus, the most important first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Attention {
@@ -25,13 +25,13 @@ pub(crate) enum Attention {
     PowerOn = 1,
     /// LOGICAL UNIT RESET or TARGET WARM RESET.
     Reset = 1 << 1,
-    /// Tasks were ended by another initiator.
+    /// Another initiator aborted tasks.
     CommandsCleared = 1 << 2,
-    /// PERSISTENT RESERVE OUT with PREEMPT took the registration.
+    /// PERSISTENT RESERVE OUT with PREEMPT removed the registration.
     RegistrationsPreempted = 1 << 3,
-    /// ... with CLEAR took everything.
+    /// ... with CLEAR removed everything.
     ReservationsPreempted = 1 << 4,
-    /// ... released a reservation this nexus had a part in.
+    /// ... released a reservation in which this nexus had a part.
     ReservationsReleased = 1 << 5,
     /// MODE SELECT by another initiator.
     ModeChanged = 1 << 6,
@@ -56,10 +56,10 @@ const ATTENTIONS: [(Attention, Sense); 9] = [
 /// One session's relation to one logical unit.
 #[derive(Debug)]
 pub(crate) struct Nexus {
-    /// Who it is.
+    /// Its initiator port.
     pub(crate) port: Port,
     pending: AtomicU32,
-    /// Wants the medium kept in (PREVENT ALLOW MEDIUM REMOVAL).
+    /// Whether it prevents medium removal (PREVENT ALLOW MEDIUM REMOVAL).
     pub(crate) prevents: AtomicBool,
     copies: Mutex<CopyResults>,
 }
@@ -73,7 +73,7 @@ impl Nexus {
         self.pending.fetch_or(what as u32, Ordering::AcqRel);
     }
 
-    /// Whether anything is pending: the hot path's question.
+    /// Whether any condition is pending; read by the hot path.
     pub(crate) fn has_attention(&self) -> bool {
         self.pending.load(Ordering::Acquire) != 0
     }
@@ -93,13 +93,13 @@ impl Nexus {
     }
 }
 
-/// What became of a copy.
+/// The result of a copy.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CopyResult {
     /// The list's identifier.
     pub(crate) list: u8,
     pub(crate) failed: bool,
-    /// What was copied.
+    /// Segments that were copied.
     pub(crate) segments: u16,
     pub(crate) bytes: u64,
 }
@@ -108,7 +108,7 @@ pub(crate) struct CopyResult {
 #[derive(Debug, Default)]
 pub(crate) struct CopyResults(Vec<CopyResult>);
 
-/// Most results kept: the oldest goes first.
+/// Maximum number of results; the oldest is dropped first.
 const MAX_RESULTS: usize = 16;
 
 impl CopyResults {

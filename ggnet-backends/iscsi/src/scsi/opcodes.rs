@@ -1,8 +1,8 @@
-//! The one table of all SCSI commands: operation code, service action, length of the CDB, how a command stands to reservations and to
-//! the medium, and what REPORT SUPPORTED OPERATION CODES says of it.
+//! The one table of all SCSI commands: operation code, service action, length of the CDB, its relation to reservations and to the medium,
+//! and what REPORT SUPPORTED OPERATION CODES reports.
 //!
-//! Invariants: a command is executed exactly when it stands here; the usage bits are those that its decoder looks at, and their number
-//! is the CDB's length; what else depends on an operation code asks this table.
+//! Invariants: a command is executed exactly if it is in this table; the usage bits are those that its decoder reads, and there is one byte
+//! of them for each byte of the CDB; everything else that depends on an operation code uses this table.
 
 use super::lu::LogicalUnit;
 use super::reservations::Access;
@@ -10,7 +10,7 @@ use super::sense::Sense;
 
 use self::Command::*;
 
-/// What is to be done.
+/// The command to execute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     TestUnitReady,
@@ -44,18 +44,18 @@ pub(crate) enum Command {
     ReportTargetPortGroups,
     ReportOpcodes,
     ReportTaskManagement,
-    /// No command of ours.
+    /// Not a supported command.
     Unknown,
 }
 
-/// What a command does, as far as reservations care (SPC-4 table 63, SBC-3 table 17).
+/// How a command conflicts with reservations (SPC-4 table 63, SBC-3 table 17).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Conflict {
-    /// The same whatever else the CDB says.
+    /// The same for every CDB of the command.
     As(Access),
-    /// START STOP UNIT: starting without a power condition is harmless.
+    /// START STOP UNIT: a start without a power condition does not conflict.
     Starts,
-    /// PREVENT ALLOW MEDIUM REMOVAL: allowing is harmless.
+    /// PREVENT ALLOW MEDIUM REMOVAL: allowing does not conflict.
     Allows,
 }
 
@@ -64,13 +64,13 @@ const QUERY: Conflict = Conflict::As(Access::Query);
 const READ: Conflict = Conflict::As(Access::Read);
 const WRITE: Conflict = Conflict::As(Access::Write);
 
-/// Which units have a command.
+/// Which units support a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Only {
     All,
-    /// Those whose device can discard.
+    /// Units whose device can discard.
     Discarding,
-    /// Those with a removable medium.
+    /// Units with a removable medium.
     Removable,
 }
 
@@ -79,21 +79,21 @@ enum Only {
 pub(crate) struct Opcode {
     /// Operation code.
     pub(crate) op: u8,
-    /// Service action, of the commands that have one.
+    /// Service action, if the command has one.
     pub(crate) action: Option<u8>,
     pub(crate) command: Command,
-    /// Means the medium, as opposed to the unit: not without one.
+    /// Whether it concerns the medium and not only the unit: it fails if the medium was ejected.
     pub(crate) medium: bool,
-    /// Is executed although the initiator has yet to be told of a condition (unit attention, SAM-5).
+    /// Whether it is executed although a unit attention is pending (SAM-5).
     pub(crate) before_attention: bool,
-    /// The bits of its CDB that mean something, a byte for each of the CDB.
+    /// The bits of its CDB that are used, one byte for each byte of the CDB.
     pub(crate) usage: &'static [u8],
     conflict: Conflict,
     only: Only,
 }
 
 impl Opcode {
-    /// How this CDB of it stands to reservations.
+    /// How this CDB of the command conflicts with reservations.
     pub(crate) fn access(&self, cdb: &[u8; 16]) -> Access {
         match self.conflict {
             Conflict::As(access) => access,
@@ -103,7 +103,7 @@ impl Opcode {
         }
     }
 
-    /// Whether this unit has it.
+    /// Whether this unit supports it.
     pub(crate) fn offered(&self, lu: &LogicalUnit) -> bool {
         match self.only {
             Only::All => true,
@@ -133,19 +133,19 @@ impl Opcode {
     }
 }
 
-/// A command that means the medium.
+/// A command that concerns the medium.
 const fn medium(command: Command, conflict: Conflict, usage: &'static [u8]) -> Opcode {
     let (op, action, only) = (usage[0], None, Only::All);
     Opcode { op, action, command, medium: true, before_attention: false, usage, conflict, only }
 }
 
-/// A command that means the unit.
+/// A command that concerns the unit.
 const fn unit(command: Command, conflict: Conflict, usage: &'static [u8]) -> Opcode {
     let (op, action, only) = (usage[0], None, Only::All);
     Opcode { op, action, command, medium: false, before_attention: false, usage, conflict, only }
 }
 
-/// The CDBs of 10, 12 and 16 bytes with flags, an address and a count.
+/// The usage bits of CDBs of 10, 12 and 16 bytes with flags, an address and a count.
 const fn cdb10(op: u8, flags: u8) -> [u8; 10] {
     [op, flags, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]
 }
@@ -168,7 +168,7 @@ const PORT_GROUPS: &[u8] = &[0xa3, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 
 const OPCODES: &[u8] = &[0xa3, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
 const TASK_MANAGEMENT: &[u8] = &[0xa3, 0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0];
 
-/// By operation code, and by service action.
+/// Sorted by operation code and service action.
 static TABLE: &[Opcode] = &[
     medium(TestUnitReady, QUERY, &[0x00, 0, 0, 0, 0, 0]),
     unit(RequestSense, FREE, &[0x03, 0x01, 0, 0, 0xff, 0]).before_attention(),
@@ -232,7 +232,7 @@ static TABLE: &[Opcode] = &[
     medium(ReadDefectData, READ, &[0xb7, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
 ];
 
-/// What is not in the table counts as the worst that it could be.
+/// A command that is not in the table counts as the one with the most conflicts.
 static UNKNOWN: Opcode = medium(Unknown, WRITE, &[0; 6]);
 
 /// The first command of each operation code, so that a read or a write is found without a search.
@@ -246,8 +246,8 @@ static FIRST: [Option<&Opcode>; 256] = {
     first
 };
 
-/// The command of a CDB. Where it is none of ours: why not, and what counts of it all the same (of an unknown service action that of the
-/// first one).
+/// The command of a CDB. If it is not supported: the sense data that says why, and the entry whose rules apply all the same (for an unknown
+/// service action that of the first one).
 pub(crate) fn find(cdb: &[u8; 16]) -> (&'static Opcode, Option<Sense>) {
     let Some(first) = FIRST[usize::from(cdb[0])] else { return (&UNKNOWN, Some(Sense::INVALID_OPCODE)) };
     if first.action.is_none() {
@@ -260,7 +260,7 @@ pub(crate) fn find(cdb: &[u8; 16]) -> (&'static Opcode, Option<Sense>) {
     }
 }
 
-/// The commands of this unit.
+/// The commands that this unit supports.
 pub(crate) fn all(lu: &LogicalUnit) -> impl Iterator<Item = &'static Opcode> {
     TABLE.iter().filter(move |o| o.offered(lu))
 }

@@ -1,7 +1,7 @@
 //! UNMAP and WRITE SAME (SBC-3 sections 5.28, 5.42, 5.43).
 //!
-//! Invariants: whatever was unmapped reads as zeros (LBPRZ); the whole parameter list is checked before the first block
-//! is touched; space goes back to the host only through the device's discard.
+//! Invariants: unmapped blocks read as zeros (LBPRZ); the whole parameter list is checked before the first block is changed; space is freed
+//! only by the device's discard.
 
 use std::io;
 use std::sync::PoisonError;
@@ -14,11 +14,11 @@ use super::read_write::check_range;
 use super::sense::Sense;
 use super::{Action, Plan, Reply};
 
-/// Most blocks of one UNMAP.
+/// Maximum number of blocks of one UNMAP.
 pub(crate) const MAX_UNMAP_BLOCKS: u32 = 0x0010_0000;
-/// Most descriptors of one UNMAP.
+/// Maximum number of descriptors of one UNMAP.
 pub(crate) const MAX_UNMAP_DESCRIPTORS: u32 = 256;
-/// Most blocks of one WRITE SAME.
+/// Maximum number of blocks of one WRITE SAME.
 pub(crate) const MAX_SAME_BLOCKS: u64 = 0x0010_0000;
 
 /// UNMAP's CDB.
@@ -104,7 +104,7 @@ pub(crate) fn decode_write_same(lu: &LogicalUnit, cdb: &[u8; 16], sixteen: bool)
     Ok(if zeros { Plan::Run(action) } else { Plan::Out { len: lu.block_len(), action } })
 }
 
-/// What a WRITE SAME writes, and where.
+/// The pattern and range of a WRITE SAME.
 pub(crate) struct Same {
     pub(crate) lba: u64,
     pub(crate) count: u64,
@@ -138,7 +138,7 @@ pub(crate) fn write_same(lu: &LogicalUnit, same: &Same, data: &[u8], cancel: &Ca
     done.map_or_else(|e| Reply::write_failed(&e), |()| Reply::good())
 }
 
-/// Writes the pattern over a range, a mebibyte at a time, as far as it is not cancelled.
+/// Writes the pattern over a range, 1 MiB at a time, until it is cancelled.
 fn fill(device: &dyn BlockDevice, offset: u64, len: u64, pattern: &[u8], cancel: &Cancel) -> io::Result<()> {
     let step = len.min(1 << 20);
     let buf = pattern.repeat(index(step) / pattern.len());

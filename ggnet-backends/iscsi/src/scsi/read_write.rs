@@ -1,8 +1,8 @@
 //! READ, WRITE, VERIFY, SYNCHRONIZE CACHE, COMPARE AND WRITE, ORWRITE and PRE-FETCH (SBC-3 chapter 5).
 //!
-//! Invariants: a range is checked against the unit's size before anything is read or written; GOOD for a flush, or for
-//! a write with FUA, is only given after the device's own flush has succeeded; protection information is not supported,
-//! so every PROTECT field but zero is an illegal field.
+//! Invariants: a range is checked against the unit's size before anything is read or written; GOOD for a flush, or for a write with FUA, is
+//! returned only after the device's own flush has succeeded; protection information is not supported, so every value of a PROTECT field but
+//! zero is an illegal field.
 
 use std::io;
 use std::sync::PoisonError;
@@ -14,17 +14,17 @@ use super::opcodes::{Command, Opcode};
 use super::sense::Sense;
 use super::{Action, Plan, Reply, is_busy};
 
-/// Most blocks of one command, as page B0 says. READ(10) and WRITE(10) can name one less: some firmware does, whatever the page says
-/// (EDK2's disk driver cuts its requests at 65,535 blocks).
+/// Maximum number of blocks of one command, as in page B0. READ(10) and WRITE(10) can name one less: some firmware ignores the page and
+/// uses that maximum (EDK2's disk driver splits its requests at 65,535 blocks).
 pub(crate) const MAX_TRANSFER_BLOCKS: u32 = 1 << 16;
-/// Largest transfer of the commands that collect their data first, in bytes.
+/// Maximum length of commands that collect their data first, in bytes.
 pub(crate) const MAX_COLLECTED: u64 = 16 << 20;
-/// Bytes of an ORWRITE that are read, changed and written at once.
+/// Bytes of an ORWRITE that are read, changed and written in one step.
 const OR_STEP: usize = 1 << 20;
-/// Most blocks of a COMPARE AND WRITE.
+/// Maximum number of blocks of a COMPARE AND WRITE.
 pub(crate) const MAX_COMPARE_BLOCKS: u8 = 128;
 
-/// Address and count of the block commands.
+/// Address and count of block commands.
 struct Extent {
     lba: u64,
     count: u64,
@@ -43,19 +43,20 @@ impl Extent {
         }
     }
 
-    /// No longer than page B0 allows (SBC-3 section 6.5.3); else the field of the CDB that holds the count.
+    /// Checks that it is not longer than page B0 allows (SBC-3 section 6.5.3); if it is, the sense data names the field of the count in the
+    /// CDB.
     fn check_length(&self, opcode: &Opcode) -> Result<(), Sense> {
         let field = if opcode.cdb_len() == 12 { 6 } else { 10 };
         if self.count > u64::from(MAX_TRANSFER_BLOCKS) { Err(Sense::cdb(field)) } else { Ok(()) }
     }
 
-    /// Inside the unit. An address equal to the size is an error even when nothing is transferred.
+    /// Checks that it is inside the unit. An address equal to the size is an error even if nothing is transferred.
     fn check(&self, lu: &LogicalUnit) -> Result<(), Sense> {
         check_range(lu, self.lba, self.count)
     }
 }
 
-/// Whether the blocks are inside the unit.
+/// Checks that the blocks are inside the unit.
 pub(crate) fn check_range(lu: &LogicalUnit, lba: u64, count: u64) -> Result<(), Sense> {
     let blocks = lu.blocks();
     if lba > blocks || count > blocks - lba {
@@ -78,8 +79,8 @@ pub(crate) fn decode_read(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16]) -> 
 
 /// WRITE(6), (10), (12), (16) and WRITE AND VERIFY(10), (12), (16).
 ///
-/// WRITE AND VERIFY is a write that is flushed: that is as near to the medium as a look at it through the page cache
-/// would come, and stronger than a compare with what was just cached.
+/// WRITE AND VERIFY is a write that is flushed: a comparison through the page cache would not reach the medium either, and the flush
+/// guarantees more than a comparison with cached data.
 pub(crate) fn decode_write(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16]) -> Plan {
     let (verify, has_flags) = (opcode.command == Command::WriteAndVerify, opcode.cdb_len() != 6);
     if has_flags && cdb[1] >> 5 != 0 {
@@ -117,7 +118,7 @@ pub(crate) fn flush(lu: &LogicalUnit) -> Reply {
     }
 }
 
-/// PRE-FETCH(10), (16): the page cache knows better what to keep; a valid range is enough.
+/// PRE-FETCH(10), (16): only the range is checked, because the page cache decides better what to keep.
 pub(crate) fn prefetch(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16]) -> Result<Reply, Reply> {
     Extent::parse(opcode, cdb).check(lu)?;
     Ok(Reply::good())
@@ -203,7 +204,7 @@ pub(crate) fn decode_compare_and_write(lu: &LogicalUnit, cdb: &[u8; 16]) -> Resu
     })
 }
 
-/// Executes COMPARE AND WRITE, atomic to every other write of the unit.
+/// Executes COMPARE AND WRITE, atomically to every other write of the unit.
 pub(crate) fn compare_and_write(lu: &LogicalUnit, lba: u64, count: u64, flush: bool, data: &[u8]) -> Reply {
     let len = index(count << lu.shift());
     if data.len() < len * 2 {
@@ -250,7 +251,7 @@ pub(crate) fn decode_or_write(lu: &LogicalUnit, opcode: &Opcode, cdb: &[u8; 16])
     })
 }
 
-/// Executes ORWRITE, atomic to every other write of the unit. When the device fails in the middle, what was changed stays.
+/// Executes ORWRITE, atomically to every other write of the unit. If the device fails in the middle, what was changed stays changed.
 pub(crate) fn or_write(lu: &LogicalUnit, lba: u64, count: u64, flush: bool, data: &[u8]) -> Reply {
     let len = index(count << lu.shift());
     if data.len() < len {
@@ -273,7 +274,7 @@ pub(crate) fn or_write(lu: &LogicalUnit, lba: u64, count: u64, flush: bool, data
     flushed(lu, flush).map_or_else(|e| Reply::write_failed(&e), |()| Reply::good())
 }
 
-/// Flushes where that is asked for.
+/// Flushes if that is requested.
 fn flushed(lu: &LogicalUnit, flush: bool) -> io::Result<()> {
     if flush { lu.device.flush() } else { Ok(()) }
 }

@@ -1,8 +1,7 @@
 //! START STOP UNIT and PREVENT ALLOW MEDIUM REMOVAL.
 //!
-//! Invariants: a unit never stops: a guest that "stops" its disk at shutdown must find it ready at the next boot, so
-//! stopping only flushes; a medium can be ejected only where the owner said so, and only while no initiator prevents it;
-//! the wish to prevent ends with its session.
+//! Invariants: a unit never stops: a guest that "stops" its disk at shutdown must find it ready at the next boot, so stopping only flushes;
+//! a medium can be ejected only if the configuration allows it, and only while no initiator prevents it; prevention ends with its session.
 
 use std::sync::atomic::Ordering::Relaxed;
 

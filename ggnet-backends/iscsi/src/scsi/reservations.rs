@@ -1,23 +1,23 @@
 //! The reservations of a logical unit: RESERVE(6) of SPC-2 and persistent reservations of SPC-4 section 5.12.
 //!
 //! ```text
-//!  change (register, reserve, release, clear, preempt) ──▶ the new state, and whom it is to be told to: Told
+//!  change (register, reserve, release, clear, preempt) ──▶ the new state, and the ports that get a unit attention: Told
 //! ```
 //!
-//! Invariants: at most one persistent reservation; its holder is registered (for the "all registrants" types: somebody
-//! is); a simple and a persistent reservation exclude each other; the generation grows with every change that SPC-4 names
-//! and with no other. Registrations outlive sessions, not the server (PTPL_C is 0).
+//! Invariants: there is at most one persistent reservation; its holder is registered (for the "all registrants" types: at least one
+//! initiator is); a simple and a persistent reservation exclude each other; the generation grows with every change that SPC-4 names and
+//! with no other. Registrations outlive sessions, but not the server (PTPL_C is 0).
 
 use super::Reply;
 use super::nexus::{Attention, Port};
 use super::sense::Sense;
 
-/// What a command does, as far as reservations care.
+/// The type of access of a command, for conflicts with reservations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Never in conflict.
+    /// Never conflicts.
     Free,
-    /// In conflict with another initiator's RESERVE only.
+    /// Conflicts only with another initiator's RESERVE.
     Query,
     /// Reads the medium.
     Read,
@@ -35,12 +35,12 @@ impl Kind {
         known.then_some(Self(code)).ok_or_else(|| Reply::check(Sense::cdb_bit(2, 3)))
     }
 
-    /// As in the CDB and in parameter data.
+    /// The code in the CDB and in parameter data.
     pub(crate) fn code(self) -> u8 {
         self.0
     }
 
-    /// Write exclusive of any sort: everybody may read.
+    /// A write exclusive type: every initiator may read.
     fn readable(self) -> bool {
         matches!(self.0, 1 | 5 | 7)
     }
@@ -56,21 +56,21 @@ impl Kind {
     }
 }
 
-/// Who has registered a key.
+/// An initiator port with a registered key.
 #[derive(Debug)]
 pub(crate) struct Registrant {
     pub(crate) port: Port,
     pub(crate) key: u64,
 }
 
-/// A standing persistent reservation; `holder` is who made it and means nothing for the "all registrants" types.
+/// A persistent reservation; `holder` is the port that made it, and has no meaning for the "all registrants" types.
 #[derive(Debug)]
 struct Reservation {
     kind: Kind,
     holder: Port,
 }
 
-/// Whom a change is to be told to: these ports, of this condition.
+/// The unit attentions that a change causes: which condition, at which ports.
 pub(crate) type Told = Vec<(Attention, Vec<Port>)>;
 
 /// A unit's reservations.
@@ -82,7 +82,7 @@ pub(crate) struct Reservations {
     held: Option<Reservation>,
 }
 
-/// Most registrations of a unit: far above any cluster, far below what would hurt.
+/// Maximum number of registrations of a unit: more than any cluster needs, and small enough to be harmless.
 const MAX_REGISTRANTS: usize = 256;
 
 impl Reservations {
@@ -95,14 +95,14 @@ impl Reservations {
         self.simple = None;
     }
 
-    /// RELEASE, and the end of a session: its RESERVE ends. Releasing what one does not hold is no error.
+    /// RELEASE, and the end of a session: its RESERVE ends. A release without a reservation is not an error.
     pub(crate) fn release_simple(&mut self, port: &Port) {
         if self.simple.as_ref() == Some(port) {
             self.simple = None;
         }
     }
 
-    /// RESERVE. False: it is in conflict.
+    /// RESERVE. False: there is a conflict.
     pub(crate) fn reserve_simple(&mut self, port: &Port) -> bool {
         // A registered initiator and an old-style one do not mix (SPC-4 section 5.12.3).
         if self.reserved_by_another(port) || !self.registrants.is_empty() {
@@ -112,12 +112,12 @@ impl Reservations {
         true
     }
 
-    /// Whether another initiator's RESERVE stands.
+    /// Whether there is a RESERVE of another initiator.
     pub(crate) fn reserved_by_another(&self, port: &Port) -> bool {
         self.simple.as_ref().is_some_and(|p| p != port)
     }
 
-    /// Whether this nexus must not do that now.
+    /// Whether a reservation forbids this access to this port now.
     pub(crate) fn conflicts(&self, port: &Port, access: Access) -> bool {
         if access == Access::Free {
             return false;
@@ -151,12 +151,12 @@ impl Reservations {
         &self.registrants
     }
 
-    /// How often they were changed (PRgeneration).
+    /// The number of changes (PRgeneration).
     pub(crate) fn generation(&self) -> u32 {
         self.generation
     }
 
-    /// The standing persistent reservation: its holder's key (zero where all registrants are holders) and its type.
+    /// The persistent reservation: its holder's key (zero if all registrants are holders) and its type.
     pub(crate) fn held(&self) -> Option<(u64, Kind)> {
         self.held.as_ref().map(|held| {
             let key = if held.kind.all_registrants() { 0 } else { self.key_of(&held.holder).unwrap_or(0) };

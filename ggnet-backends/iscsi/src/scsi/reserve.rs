@@ -1,6 +1,6 @@
 //! RESERVE and RELEASE of SPC-2, PERSISTENT RESERVE IN and OUT of SPC-4.
 //!
-//! Invariant: what a change is to be told of has been raised at its nexuses before the change is answered.
+//! Invariant: the unit attentions that a change causes have been raised at their nexuses before the change is answered.
 
 use super::super::bytes::{be16, be32, be64, index, sat32, u8at};
 use super::lu::LogicalUnit;
@@ -18,7 +18,7 @@ pub(crate) fn reserve(lu: &LogicalUnit, nexus: &Nexus) -> Reply {
     if reserved { Reply::good() } else { Reply::conflict() }
 }
 
-/// RELEASE(6) and RELEASE(10): releasing what one does not hold is no error.
+/// RELEASE(6) and RELEASE(10): a release without a reservation is not an error.
 pub(crate) fn release(lu: &LogicalUnit, nexus: &Nexus) -> Reply {
     lu.with_reservations(|r| r.release_simple(&nexus.port));
     Reply::good()

@@ -1,7 +1,7 @@
 //! Statuses and sense data (SPC-4 sections 4.5 and 5.13; SAM-5 section 5.3).
 //!
-//! Invariants: every CHECK CONDITION carries sense; the format (fixed or descriptor) follows the D_SENSE bit of the
-//! control mode page at the moment it is sent, never the moment it arose.
+//! Invariants: every CHECK CONDITION carries sense data; its format (fixed or descriptor) follows the D_SENSE bit of the control mode page
+//! at the moment when it is sent, not when the error occurred.
 
 use std::io;
 
@@ -25,7 +25,7 @@ const COPY_ABORTED: u8 = 0xa;
 const ABORTED_COMMAND: u8 = 0xb;
 const MISCOMPARE: u8 = 0xe;
 
-/// Where in the CDB or the parameter list an illegal field stands.
+/// The position of an illegal field in the CDB or in the parameter list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Field {
     in_cdb: bool,
@@ -33,7 +33,7 @@ struct Field {
     bit: Option<u8>,
 }
 
-/// What went wrong.
+/// Sense data: what went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sense {
     key: u8,
@@ -64,7 +64,7 @@ impl Sense {
     pub(crate) const UNSUPPORTED_SEGMENT_DESCRIPTOR: Self = Self::new(ILLEGAL_REQUEST, 0x26, 0x09);
     pub(crate) const COPY_TARGET_UNREACHABLE: Self = Self::new(COPY_ABORTED, 0x0d, 0x02);
     pub(crate) const COPY_ABORTED: Self = Self::new(COPY_ABORTED, 0x00, 0x00);
-    /// Somebody ended the command.
+    /// The command was aborted.
     pub(crate) const COMMAND_ABORTED: Self = Self::new(ABORTED_COMMAND, 0x00, 0x00);
     pub(crate) const PROTOCOL_CRC: Self = Self::new(ABORTED_COMMAND, 0x47, 0x05);
 
@@ -90,7 +90,7 @@ impl Sense {
         Self { field, ..Self::new(ILLEGAL_REQUEST, 0x26, 0x00) }
     }
 
-    /// MISCOMPARE at that byte offset.
+    /// MISCOMPARE at this byte offset.
     pub(crate) const fn miscompare(offset: u64) -> Self {
         Self { information: Some(offset), ..Self::new(MISCOMPARE, 0x1d, 0x00) }
     }
@@ -100,7 +100,8 @@ impl Sense {
         Self::new(UNIT_ATTENTION, asc, ascq)
     }
 
-    /// What a failed write, flush or discard means. For what is to be tried again see [`Reply::write_failed`](super::Reply::write_failed).
+    /// The sense data of a failed write, flush or discard. For errors that ask for another attempt see
+    /// [`Reply::write_failed`](super::Reply::write_failed).
     pub(super) fn from_write(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::SPACE_ALLOCATION_FAILED,
@@ -109,7 +110,7 @@ impl Sense {
         }
     }
 
-    /// The device itself failed, as opposed to a request it refused.
+    /// Whether the device itself failed, as opposed to a request that was refused.
     pub(crate) fn is_device_error(self) -> bool {
         self.key == MEDIUM_ERROR || self == Self::SPACE_ALLOCATION_FAILED
     }
@@ -153,7 +154,7 @@ impl Sense {
 }
 
 impl Field {
-    /// The sense key specific bytes (SPC-4 section 4.5.2.4.2).
+    /// The sense-key-specific bytes (SPC-4 section 4.5.2.4.2).
     fn encode(self) -> [u8; 3] {
         let cdb = if self.in_cdb { 0x40 } else { 0 };
         let bit = self.bit.map_or(0, |b| 0x08 | b & 7);

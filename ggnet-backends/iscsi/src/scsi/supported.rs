@@ -1,6 +1,6 @@
 //! REPORT SUPPORTED OPERATION CODES and REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4).
 //!
-//! Invariant: what is reported is what stands in the table of commands for this unit.
+//! Invariant: it reports exactly the commands that the table of commands has for this unit.
 
 use super::super::bytes::{be16, sat16, sat32};
 use super::lu::LogicalUnit;
@@ -8,7 +8,7 @@ use super::opcodes::{self, Opcode};
 use super::sense::Sense;
 use super::{Reply, allocation32};
 
-/// The timeouts descriptor: nothing promised.
+/// The timeouts descriptor: no timeout is specified.
 const TIMEOUTS: [u8; 12] = [0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// REPORT SUPPORTED OPERATION CODES.

@@ -1,7 +1,6 @@
 //! Vital product data: pages 00, 80, 83, 86, B0, B1, B2.
 //!
-//! Invariant: pages 80 and 83 hold nothing but what the owner configured, so that an operating system recognises its
-//! disk after every boot.
+//! Invariant: pages 80 and 83 contain only what was configured, so that an operating system recognises its disk after every boot.
 
 use super::super::bytes::{ascii, index, put, sat8, sat16, sat32};
 use super::lu::LogicalUnit;
@@ -10,7 +9,7 @@ use super::read_write::{MAX_COMPARE_BLOCKS, MAX_TRANSFER_BLOCKS};
 
 const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
 
-/// A page with its header, or `None` where there is no such page.
+/// A page with its header, or `None` if the page is not supported.
 pub(crate) fn page(lu: &LogicalUnit, code: u8) -> Option<Vec<u8>> {
     let body = match code {
         0x00 => PAGES.to_vec(),

@@ -38,7 +38,7 @@ use crate::nouns::ImageFormat;
 /// The properties of a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockInfo {
-    /// Its size in bytes, a multiple of `logical_block`. It may grow, see the module.
+    /// Its size in bytes, a multiple of `logical_block`. It may grow: see [Growth](self#growth).
     pub size_bytes: u64,
     /// 512 or 4096: the smallest unit that can be addressed.
     pub logical_block: u32,
@@ -59,7 +59,7 @@ pub struct BlockRun {
     pub mapped: bool,
 }
 
-/// A disk's bytes. The module describes the rules for every method, the errors and growth.
+/// A disk's bytes. The [module](self) describes the rules for every method, the errors and growth.
 pub trait BlockDevice: Send + Sync + 'static {
     /// Size, block sizes and abilities; all but the size are constant. A target calls it for every command: no system calls, and no lock
     /// that is held across a system call.
@@ -81,12 +81,15 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(false)
     }
 
-    /// Writes `buf` at `offset`; may wait. When it returns, the write survives the death of our process, but not a power cut.
+    /// Writes `buf` at `offset`; may wait. When it returns, the write survives the death of our process, unless the writeback store that
+    /// provides the disk declares otherwise ([`kill_safe`](crate::ports::WritebackCapabilities::kill_safe)). It need not survive a power
+    /// cut.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes every write that returned before this call survive a power cut. After one failed sync it fails permanently: the kernel may
-    /// have dropped the data that it could not write, and a later success would be false. `ResourceBusy` and `StorageFull` mean that no
-    /// sync has failed.
+    /// Makes every write that returned before this call survive a power cut, unless the writeback store declares otherwise
+    /// ([`power_safe`](crate::ports::WritebackCapabilities::power_safe)). After one failed sync it fails permanently: the kernel may have
+    /// dropped the data that it could not write, and a later success would be false. `ResourceBusy` and `StorageFull` mean that no sync has
+    /// failed.
     fn flush(&self) -> io::Result<()>;
 
     /// Makes the range read as zeros and frees its space if [`BlockInfo::discard`] is set.

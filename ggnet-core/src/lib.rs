@@ -3,6 +3,13 @@
 //! The domain's [nouns], the [ports] that backends implement, the [limits](wrap) around them, the [orchestrator] that starts, stops and
 //! reconciles sessions over them, and the [boot text](boot_text) that machines read. No sockets, no processes, no SQL and no HTTP here:
 //! those belong to backends and frontends.
+//!
+//! Where to start:
+//!
+//! * To embed GGnet: [`orchestrator`]; the example `embed` is a complete program. Its backends are in `testkit::memory` (feature `testkit`).
+//! * To write a backend: [`ports`] is the contract, `testkit::suite` (feature `testkit`) tests it, and [`registry`] makes it available by
+//!   name.
+//! * To write a disk: [`block`].
 
 #[cfg(feature = "api")]
 pub mod api;

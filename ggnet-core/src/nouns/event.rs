@@ -1,4 +1,5 @@
-//! [`Event`]: what happened. The order of cursors never changes; the events API returns events in it, and `subscribe()` sends them roughly in it.
+//! [`Event`]: what happened. The order of cursors never changes. The events API returns events in this order; `subscribe()` sends them
+//! approximately in it.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! The nouns of diskless boot, one file each, as newtypes that cannot hold a bad value: a parsed value is a proof.
+//! The nouns of diskless boot, one file each, as newtypes that cannot hold an invalid value: a parsed value is valid.
 
 pub mod audit;
 pub mod cursor;

@@ -13,10 +13,12 @@
 //! * Every command has a [`Principal`](crate::nouns::Principal), and calls [`authorize`](crate::authorization::authorize) before anything
 //!   else.
 //! * Every state change, its audit row and its event are one transaction of the store; subscribers are notified afterwards.
-//! * Work that changes anything runs in a task of the orchestrator's own, so a caller that goes away leaves nothing half-done.
+//! * Work that changes anything runs in a task of the orchestrator, so it continues if its caller goes away or drops the future of the
+//!   command.
 //! * No lock is held for ever, because every call of a port has a limit ([`crate::wrap`]), and so has file work under a lock. Lock order: a
 //!   machine's lock, the image lock, the lock for changes of jobs.
-//! * Nothing is served before the first reconcile has ended ([`crate::ports::LoginGate::serving`]).
+//! * No login and no boot script is served before the first reconcile has ended ([`crate::ports::LoginGate::serving`]); both are answered
+//!   with "retry".
 
 mod config;
 mod diagnoses;
@@ -68,8 +70,8 @@ use crate::{
 
 /// The orchestrator. Cheap to clone. [`Orchestrator::shutdown`] ends its tasks and closes the backends.
 ///
-/// Keep one as long as you use one of its services: when the last is dropped without a shutdown, its services take no new work, its tasks end,
-/// and the backends stay open.
+/// Keep a clone as long as you use one of its services: when the last clone is dropped without a shutdown, the services accept no new work,
+/// the tasks end, and the backends stay open.
 #[derive(Clone)]
 pub struct Orchestrator {
     inner: Arc<Inner>,
@@ -214,8 +216,8 @@ impl Orchestrator {
     }
 
     /// Events as they are recorded. Events of changes that were recorded at the same moment may arrive in another order than their cursors',
-    /// and a subscriber that lags loses some, which the channel reports. Who must miss nothing takes an event as a notification, and reads
-    /// [`Reads::events`] after the last cursor that it has *read*.
+    /// and a subscriber that lags loses some, which the channel reports. A subscriber that must miss nothing uses an event only as a
+    /// notification, and reads [`Reads::events`] after the last cursor that it has *read*.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.shared().events.subscribe()

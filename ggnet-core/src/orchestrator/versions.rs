@@ -1,8 +1,8 @@
 //! [`Versions`]: the records of image versions (which may be booted, the number of the next one, how one fails or becomes current), and the
 //! image lock over them.
 //!
-//! The image lock serialises operations on images that must not race: the start and end of an import, the retry of a job, the deletion of a
-//! version and a publication (these write); the choice of a version for a new session (this reads).
+//! The image lock serialises operations on images that must not race. The start and end of an import, the retry of a job, the deletion of a
+//! version and a publication take its write side; the choice of a version for a new session takes its read side.
 
 use std::sync::Arc;
 

@@ -214,7 +214,7 @@ pub struct Frozen {
     pub hold: Hold,
 }
 
-/// The bytes of image versions. See the module, and [`crate::ports`] for the contract of every call.
+/// The bytes of image versions. See the [module](self) for the life of a version, and [`crate::ports`] for the contract of every call.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait ImageStore: Send + Sync + 'static {

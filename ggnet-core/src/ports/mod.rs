@@ -2,15 +2,21 @@
 //!
 //! Every call of [`TargetBackend`], [`DhcpBackend`], [`BootFileStore`], [`ImageStore`] and [`WritebackStore`] is idempotent and declarative:
 //!
-//! * `ensure(spec)` twice equals once; with a changed spec it converges, or returns `Busy` and changes nothing. It returns what a client
-//!   needs. Two concurrent calls for the same id behave as if one ran after the other; calls for different ids do not wait for each other.
+//! * `ensure(spec)` twice equals once; with a changed spec it changes the object to match, or returns `Busy` and changes nothing. It returns
+//!   what a client needs. Two concurrent calls for the same id behave as if one ran after the other; calls for different ids do not wait for
+//!   each other.
+//! * An image store has [`draft`](ImageStore::draft), [`seal`](ImageStore::seal) and [`adopt`](ImageStore::adopt) in place of `ensure`,
+//!   because a version never changes.
 //! * `remove` of an absent object succeeds. An object that is in use is `Busy` under [`Removal::IfIdle`], and nothing changes.
 //! * DHCP takes a set of changes at once ([`DhcpBackend::apply`]): each of them is an `ensure` or a `remove`.
 //! * `get` is `list` for one name: it shows the same, at less cost.
 //! * `list` returns only objects that this instance of GGnet owns, recognised by name, never by a private database. A list that fails means
 //!   *unknown*, never *empty*.
 //! * A future dropped half-way leaves the object absent, whole, or listed as [`Completeness::Partial`]; a second `ensure` completes it and
-//!   a `remove` removes it. It leaves nothing else behind.
+//!   a `remove` removes it. It leaves nothing else behind. The same holds if the process is killed within a call.
+//!
+//! The contracts of [`Store`] and [`ImageConverter`] are in their own documentation. [`Clock`], [`Observer`] and [`LoginGate`] are not
+//! backends.
 //!
 //! No call blocks its thread: work that may wait for a disk or a peer runs on a blocking thread or waits in its future.
 //!

@@ -218,8 +218,9 @@ pub struct Names {
     pub images: HashMap<ImageId, Name>,
 }
 
-/// Persistence. A method that is added later has a default, made of the others. Lists are ordered: machines, images and targets by name, versions by number, sessions and jobs newest first, seen
-/// machines by last sight (newest first), events in the order of their commits.
+/// Persistence. A method that is added later has a default implementation that calls the others. Lists are ordered: machines, images and
+/// targets by name, versions by number, sessions and jobs newest first, seen machines by last sighting (newest first), events in the order
+/// of their commits.
 #[cfg_attr(feature = "mock", mockall::automock)]
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -234,8 +235,8 @@ pub trait Store: Send + Sync + 'static {
     /// does not affect the others, and no commit returns before the transaction is durable.
     async fn commit(&self, batch: Batch) -> Result<Vec<Event>>;
 
-    /// How many transactions the store has made durable since it was opened; none if it does not count them. Fewer than the commits that
-    /// succeeded if commits share transactions.
+    /// How many transactions the store has made durable since it was opened; `None` if it does not count them. The number is smaller than
+    /// that of successful commits if commits share transactions.
     fn synced_commits(&self) -> Option<u64> {
         None
     }
@@ -259,8 +260,8 @@ pub trait Store: Send + Sync + 'static {
     async fn version(&self, id: ImageVersionId) -> Result<Option<ImageVersion>>;
     /// The versions of an image.
     async fn versions(&self, image: ImageId) -> Result<Vec<ImageVersion>>;
-    /// The versions of these images, those of one image together and by number: for a page that shows them, so at most 1000 images. By
-    /// itself a read for each; a store that can does it in one.
+    /// The versions of these images, grouped by image and ordered by number: for a page that shows them, so for at most 1000 images. The
+    /// default makes one read for each image; a store that can read all of them at once should do so.
     async fn versions_of(&self, images: &[ImageId]) -> Result<Vec<ImageVersion>> {
         let mut all = Vec::new();
         for image in images {
@@ -279,13 +280,13 @@ pub trait Store: Send + Sync + 'static {
     async fn last_session(&self, machine: MachineId) -> Result<Option<Session>>;
     /// Every live session.
     async fn live_sessions(&self) -> Result<Vec<Session>>;
-    /// Sessions, for a list that shows them: *without* their credentials (`chap` is none), so never to be written back.
+    /// Sessions, for a list that shows them: *without* their credentials (`chap` is `None`), so they must never be written back.
     async fn sessions(&self, filter: &SessionFilter, page: PageRequest) -> Result<Page<Session>>;
     /// The counters.
     async fn session_counts(&self) -> Result<SessionCounts>;
 
-    /// The names of these machines and images, for a page that shows them; those that are not there are left out. At most a page's worth
-    /// (1000) of each. By itself a read for each; a store that can does it in one.
+    /// The names of these machines and images, for a page that shows them; those that do not exist are left out. At most one page (1000) of
+    /// each. The default makes one read for each; a store that can read all of them at once should do so.
     async fn names(&self, machines: &[MachineId], images: &[ImageId]) -> Result<Names> {
         let mut names = Names::default();
         for id in machines {
@@ -299,7 +300,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// A job.
     async fn job(&self, id: JobId) -> Result<Option<Job>>;
-    /// Every live job, oldest first: the order in which their turn comes.
+    /// Every live job, oldest first: the order in which they run.
     async fn live_jobs(&self) -> Result<Vec<Job>>;
     /// Jobs.
     async fn jobs(&self, filter: &JobFilter, page: PageRequest) -> Result<Page<Job>>;
@@ -314,17 +315,17 @@ pub trait Store: Send + Sync + 'static {
     /// Unknown machines that were seen.
     async fn seen(&self, page: PageRequest) -> Result<Page<SeenMachine>>;
 
-    /// Events after `after` (none: from the first that is still kept), oldest first, at most `limit`; of one machine when given.
+    /// Events after `after` (`None`: from the first that is still kept), oldest first, at most `limit`; if `machine` is given, only its own.
     ///
-    /// `NotFound` for a cursor after which events were pruned, and for one of events that this store never had; `Invalid` for a text that
-    /// no cursor of this store is. [`Cursor::number_within`] says all of it for a store that numbers its events.
+    /// `NotFound` for a cursor after which events were pruned, and for a cursor of events that this store never had; `Invalid` for a text
+    /// that is not a cursor of this store. [`Cursor::number_within`] makes these checks for a store that numbers its events.
     async fn events(
         &self,
         after: Option<Cursor>,
         limit: u32,
         machine: Option<MachineId>,
     ) -> Result<Vec<Event>>;
-    /// The newest `limit` events, oldest first; of one machine when given.
+    /// The newest `limit` events, oldest first; if `machine` is given, only its own.
     async fn newest_events(&self, limit: u32, machine: Option<MachineId>) -> Result<Vec<Event>>;
     /// The newest audit rows first.
     async fn audit(&self, page: PageRequest) -> Result<Page<AuditRow>>;
@@ -332,8 +333,8 @@ pub trait Store: Send + Sync + 'static {
     /// A named value.
     async fn setting(&self, key: &str) -> Result<Option<String>>;
 
-    /// Deletes events, audit rows, ended jobs and ended sessions older than `before`, but never a machine's newest session. Returns how
-    /// many rows went.
+    /// Deletes events, audit rows, ended jobs and ended sessions older than `before`, but never a machine's newest session. Returns the
+    /// number of deleted rows.
     async fn prune(&self, before: crate::nouns::Timestamp) -> Result<u64>;
 
     /// The store's health.

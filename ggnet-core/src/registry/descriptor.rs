@@ -1,19 +1,5 @@
 //! [`Descriptor`]: what a backend registers. Its name and its factory are required. With the keys of its configuration, its sockets and its
 //! checks of the host, `ggnet-server` can list it, reject a wrong key and check the host before it starts.
-//!
-//! ```
-//! # use std::sync::Arc;
-//! # use ggnet_core::{Result, ports::DhcpBackend, registry::{Descriptor, Finding, Registry, Settings, Wiring}};
-//! # async fn make(_: Wiring, _: Settings) -> Result<Arc<dyn DhcpBackend>> { std::future::pending().await }
-//! # async fn check(_: Wiring, _: Settings) -> Result<Vec<Finding>> { Ok(vec![]) }
-//! let mut registry = Registry::new();
-//! registry.dhcp.add(
-//!     Descriptor::new("ethers", make)
-//!         .summary("An ethers file, for a DHCP server that somebody else runs")
-//!         .keys(&[("path", "The file; left out: ethers in the data folder")])
-//!         .check(check),
-//! );
-//! ```
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -54,7 +40,21 @@ pub struct About {
     serves_mac_paths: bool,
 }
 
-/// A backend of port `P` as it is registered.
+/// A backend of port `P` as it is registered. Its name and its factory are required; everything else is optional.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use ggnet_core::{Result, ports::DhcpBackend, registry::{Descriptor, Finding, Registry, Settings, Wiring}};
+/// # async fn make(_: Wiring, _: Settings) -> Result<Arc<dyn DhcpBackend>> { std::future::pending().await }
+/// # async fn check(_: Wiring, _: Settings) -> Result<Vec<Finding>> { Ok(vec![]) }
+/// let mut registry = Registry::new();
+/// registry.dhcp.add(
+///     Descriptor::new("ethers", make)
+///         .summary("An ethers file, for a DHCP server that somebody else runs")
+///         .keys(&[("path", "The file; left out: ethers in the data folder")])
+///         .check(check),
+/// );
+/// ```
 pub struct Descriptor<P: ?Sized> {
     pub(super) about: About,
     pub(super) make: Factory<P>,
@@ -93,8 +93,8 @@ impl<P: ?Sized> Descriptor<P> {
         self
     }
 
-    /// Sets its check of the host: what it needs and does not find. The check changes nothing, and may run while a server is running. An
-    /// error is a finding as well.
+    /// Sets its check of the host: whether the host has what the backend needs. The check changes nothing, and may run while a server is
+    /// running. An error that it returns becomes a finding.
     #[must_use]
     pub fn check<F, Fut>(mut self, check: F) -> Self
     where

@@ -33,8 +33,9 @@ pub struct Limits {
     pub health: Duration,
     /// How long the port may take to close.
     pub shutdown: Duration,
-    /// How many calls run at once, overdue ones included; further ones wait. Each may hold a blocking thread, and tokio has 512 of them by
-    /// default: keep the sum below that.
+    /// How many calls run at once, overdue ones included; further ones wait. Each may hold a blocking thread, so keep the sum over all
+    /// ports below the runtime's limit. tokio's default limit is 512 and the sum of the defaults here is 784: an embedder that keeps these
+    /// defaults sets `max_blocking_threads` of its runtime (`ggnet-server`: 1024).
     pub in_flight: usize,
     /// How often a call that fails with `Unavailable` is tried, including the first time. Retries stay within the time limit; `commit`,
     /// `convert`, `health` and `shutdown` are not retried.

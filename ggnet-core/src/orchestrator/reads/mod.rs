@@ -1,4 +1,4 @@
-//! [`Reads`]: the queries of pages and programs, each in a fixed number of reads of the store, for any number of rows in the result.
+//! [`Reads`]: the queries for pages and programs, each in a fixed number of reads of the store, for any number of rows in the result.
 //!
 //! Nothing here changes anything. An embedder and the HTTP server read through it, never through the ports, so that every change passes the
 //! orchestrator's rules.

@@ -163,7 +163,7 @@ impl Sessions {
         }
     }
 
-    /// That a machine has read its script, as long as it may be written.
+    /// The event that a machine has read its script, if the budget allows recording it.
     fn script_read(&self, machine: MachineId, generation: u32) -> Option<EventKind> {
         let kind = EventKind::BootStage { stage: BootStage::ScriptRead, generation: Some(generation) };
         self.diagnoses.may_record_of(machine).then_some(kind)

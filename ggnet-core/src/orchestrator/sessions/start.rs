@@ -168,7 +168,8 @@ impl LockedMachine<'_> {
         Ok(Prepared { machine, session, image, version, data, kept, image_guard })
     }
 
-    /// Does the steps. `besides` is asked once they are done: one more event of the session, recorded when it becomes active.
+    /// Performs the steps. `besides` is called when they are done: it can return one more event, which is recorded when the session becomes
+    /// active.
     pub(super) async fn perform_start(
         &self,
         prepared: Prepared<'_>,

@@ -17,6 +17,9 @@
 //! The fixture's expression is evaluated once per case, inside the case's own multi-threaded tokio runtime, so it may `.await`. Cases run
 //! concurrently, as tests do: fixtures must not share exclusive resources (ports, names, folders).
 //!
+//! The suite of [`Store`](crate::ports::Store) is simpler: [`store_behaviour`](crate::store_behaviour) needs a [`Fixture`] alone, and all of
+//! its cases apply to every store, so it has neither `not_run` nor a report.
+//!
 //! # Cases that a backend cannot run
 //!
 //! Which cases apply follows from `capabilities()` and from what the fixture can do. A case that does not apply never passes silently: the
@@ -27,7 +30,7 @@
 //! ggnet_core::target_behaviour!(lio, LioFixture::new(), not_run: [a_wrong_secret_is_refused]);
 //! ```
 //!
-//! # What the cases hold a backend to
+//! # What the cases test
 //!
 //! They test the contract in [`crate::ports`] and in each port's own documentation, and nothing else. The cases for every declarative port
 //! are in `common`, and each port adds its own.

@@ -60,7 +60,7 @@ impl StoreWorld {
         self.lock().life += 1;
     }
 
-    /// From now on its disk is full, or has room again: while it is full, only batches [`from_reserve`](Batch::from_reserve()) are taken.
+    /// Sets whether its disk is full from now on: while it is, only batches [`from_reserve`](Batch::from_reserve()) are accepted.
     pub fn set_full(&self, full: bool) {
         self.lock().full = full;
     }

@@ -73,8 +73,8 @@ impl Written {
         adopted.unwrap_or_else(|e| panic!("adopt {}: {}", self.id, e.report()))
     }
 
-    /// What each store has of the disk. A call that was dropped may still run, even after the call that followed it: until it has ended, what
-    /// is left of the writeback's place stays.
+    /// What each of the two stores has of the disk. A call that was dropped may still be running, even after the call that followed it;
+    /// until it has ended, remains of the writeback can still be listed.
     async fn places(&self, spec: &ImageSpec) -> (Option<ImageListed>, Option<WritebackListed>) {
         loop {
             let version = self.images.get(spec.id).await.expect("get");

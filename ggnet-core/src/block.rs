@@ -38,7 +38,7 @@ use crate::nouns::ImageFormat;
 /// The properties of a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockInfo {
-    /// Its size in bytes, a multiple of `logical_block`. It may grow: see [Growth](self#growth).
+    /// Its size in bytes, a multiple of `logical_block`. It may grow: see the [module](self).
     pub size_bytes: u64,
     /// 512 or 4096: the smallest unit that can be addressed.
     pub logical_block: u32,

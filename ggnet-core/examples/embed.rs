@@ -1,7 +1,7 @@
 //! A program that embeds GGnet: it registers a machine, starts a session, lets the machine boot, write and reboot, and stops the session.
 //!
-//! All backends are in memory here, so it runs anywhere and changes nothing; a real program names real backends in [`Backends`] and changes
-//! no other line. Run it with `cargo run -p ggnet-core --example embed --features testkit`.
+//! All backends are in memory here, so it runs anywhere and changes nothing; a real program names real backends in [`Backends`], and its
+//! machines log in by themselves. Run it with `cargo run -p ggnet-core --example embed --features testkit`.
 
 use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -132,8 +132,8 @@ impl Server {
         self.token.store(self.store.as_ref(), &by, self.clock.now()).await
     }
 
-    /// Stops: completes requests and orchestrations in flight, flushes disks, closes backends. Even if a backend hangs, it ends within 80 s
-    /// with the default limits: 3 s for HTTP, 15 s for orchestrations (`session.shutdown_deadline`), and 62 s in total for the ports to
+    /// Stops: completes requests and orchestrations in flight, flushes disks, closes backends. Even if a backend hangs, it ends within 85 s
+    /// with the default limits: 3 s for HTTP, 15 s for orchestrations (`session.shutdown_deadline`), and 67 s in total for the ports to
     /// close.
     pub async fn stop(self) {
         self.stopping.cancel();

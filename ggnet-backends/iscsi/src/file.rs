@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -17,12 +18,13 @@ use super::block::{BlockDevice, BlockInfo, BlockRun};
 ///
 /// Writes go to the page cache on the caller's thread: if the host has too many dirty pages, such a write waits for a disk.
 ///
-/// A limitation: a failed sync is reported once, by the flush that made it. A later flush can succeed although data of the failed one is
-/// lost.
+/// After a failed sync every flush fails: the kernel reports an error once, so a later sync could succeed although data is lost.
 #[derive(Debug)]
 pub struct FileDevice {
     file: File,
     info: BlockInfo,
+    /// A sync has failed.
+    lost: AtomicBool,
 }
 
 impl FileDevice {
@@ -42,13 +44,20 @@ impl FileDevice {
             volatile_cache: true,
             discard: !read_only,
         };
-        Ok(Self { file, info })
+        Ok(Self::new(file, info))
     }
 
     /// A file that is already open. It must not get shorter than `info` says, and must support holes if `info` has `discard`.
     #[must_use]
     pub fn new(file: File, info: BlockInfo) -> Self {
-        Self { file, info }
+        Self { file, info, lost: AtomicBool::new(false) }
+    }
+
+    fn sync(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        if self.lost.load(Ordering::Relaxed) {
+            return Err(io::Error::other("an earlier sync failed, so written data may be lost"));
+        }
+        sync(&self.file).inspect_err(|_| self.lost.store(true, Ordering::Relaxed))
     }
 }
 
@@ -80,7 +89,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.sync(File::sync_data)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -128,5 +137,13 @@ mod tests {
         assert_eq!((&buf[..4096], &buf[4096..]), ([0; 4096].as_slice(), [7; 4096].as_slice()));
         let read_only = FileDevice::open(&path, true).unwrap();
         assert!(read_only.info().read_only && read_only.write_at(&[1; 512], 0).is_err());
+    }
+
+    #[test]
+    fn after_a_failed_sync_no_flush_succeeds() {
+        let disk = FileDevice::open("/dev/null", false).unwrap();
+        assert!(disk.sync(|_| Ok(())).is_ok());
+        assert!(disk.sync(|_| Err(io::Error::from(io::ErrorKind::StorageFull))).is_err());
+        assert!(disk.sync(|_| Ok(())).is_err());
     }
 }

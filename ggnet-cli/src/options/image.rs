@@ -30,9 +30,9 @@ pub enum Command {
 The file must be on the server, below one of its import folders; `ggnet server` lists these.
 
 Examples:
-  ggnet image import debian /srv/ggnet/import/debian.qcow2
-  ggnet image import debian /srv/ggnet/import/debian-2.raw --comment \"drivers\" --no-current
-  ggnet image import windows /srv/ggnet/import/win.vhdx --no-wait --output json
+  ggnet image import debian /var/lib/ggnet/import/debian.qcow2
+  ggnet image import debian /var/lib/ggnet/import/debian-2.raw --comment \"drivers\" --no-current
+  ggnet image import debian-13 /var/lib/ggnet/import/debian-13.vhdx --no-wait --output json
 
 Ctrl-C stops waiting; the import continues.")]
     Import(Import),

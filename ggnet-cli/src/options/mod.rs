@@ -27,7 +27,7 @@ use values::ServerUrl;
 const AFTER: &str = "\
 Examples:
   ggnet login --server http://10.0.0.1:8080       asks for the administrator token
-  ggnet image import debian /srv/ggnet/import/debian.qcow2
+  ggnet image import debian /var/lib/ggnet/import/debian.qcow2
   ggnet machine add pc-1 --mac 52:54:00:12:34:56 --image debian
   ggnet session watch pc-1                        its boot stages, live
   ggnet machine list --output json | jq -r '.[].name'

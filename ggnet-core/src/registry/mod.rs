@@ -187,7 +187,7 @@ mod tests {
         let mut registry = Registry::new();
         registry.dhcp.add(Descriptor::new("mine", |_, _| std::future::pending()).keys(&[("path", "A file")]));
         let e = registry.dhcp.make("yours", wiring(), Settings::Null).await.err().unwrap();
-        assert_eq!((e.kind(), e.hint()), (ErrorKind::Invalid, Some("Known ones: mine")));
+        assert_eq!((e.kind(), e.hint()), (ErrorKind::Invalid, Some("Available backends: mine")));
         let e = registry.dhcp.make("mine", wiring(), serde_json::json!({ "pfad": 1 })).await.err().unwrap();
         assert_eq!((e.kind(), e.hint()), (ErrorKind::Invalid, Some("Keys of mine: path")));
         assert_eq!(registry.about(PortName::Dhcp, "mine").unwrap().keys().unwrap().len(), 1);

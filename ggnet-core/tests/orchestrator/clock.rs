@@ -28,7 +28,7 @@ async fn a_clock_far_ahead_forgets_nothing_until_it_has_gone_on_for_a_day() {
     site.clock.advance(TEN_YEARS);
     let p = site.open().await;
     let doubt = p.o.degraded().unwrap();
-    assert!(doubt.contains("clock says 2036") && doubt.contains("timedatectl"), "{doubt}");
+    assert!(doubt.contains("clock shows 2036") && doubt.contains("timedatectl"), "{doubt}");
     p.reconcile().await;
     assert!(p.session(&machine).await.next.is_some(), "the machine may still be about to log in to it");
     let all_is_there = async || {

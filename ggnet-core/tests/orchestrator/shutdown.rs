@@ -61,7 +61,7 @@ async fn after_shutdown_nothing_keeps_it_alive() {
 
 #[tokio::test]
 async fn a_service_that_outlives_the_last_orchestrator_takes_no_new_work() {
-    let p = House::new().open().await;
+    let p = Site::new().open().await;
     let (image, _) = p.image("debian").await;
     let machine = p.machine(1, image, |m| m.auto_start = false).await.id;
     let sessions = std::sync::Arc::clone(p.o.sessions());

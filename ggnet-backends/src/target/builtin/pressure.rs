@@ -45,14 +45,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_said_when_somebody_was_turned_away_and_not_before() {
+    fn a_rejected_connection_is_reported_and_not_before() {
         let pressure = Pressure::default();
         let now = Occupancy { waiting: 3, open: 2, proven: 1, ..Occupancy::default() };
         assert_eq!(pressure.health(now), Health::Up);
         let now = Occupancy { turned_away: 7, ..now };
         for _ in 0..2 {
             assert!(
-                matches!(pressure.health(now), Health::Degraded(why) if why.contains("7 were turned away"))
+                matches!(pressure.health(now), Health::Degraded(why) if why.contains("7 were rejected"))
             );
         }
     }

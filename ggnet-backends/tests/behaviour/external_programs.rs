@@ -301,7 +301,7 @@ serve()"#;
     let dhcp = world.open().await.unwrap();
     let e = dhcp.list().await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Internal, "{}", e.report());
-    assert!(e.message().contains("answer to list is wrong"), "{e}");
+    assert!(e.message().contains("response to list is invalid"), "{e}");
     assert_eq!(dhcp.list().await.unwrap(), []);
     assert_eq!(world.notes("starts").len(), 1);
 }

@@ -120,8 +120,8 @@ async fn a_disk_that_is_not_what_was_promised_is_not_handed_out() {
     for (provides, place, words) in [
         ("file", "{'device': {'path': '/dev/vg/pc-1'}}", "provides a File, but returned Device"),
         ("device", "{'file': {'path': '/x', 'format': 'raw'}}", "provides a Device, but returned File"),
-        ("file", "{'file': {'path': 'x', 'format': 'raw'}}", "no absolute path"),
-        ("file", "None", "answer to ensure is wrong"),
+        ("file", "{'file': {'path': 'x', 'format': 'raw'}}", "is not absolute"),
+        ("file", "None", "response to ensure is invalid"),
     ] {
         let script = format!(
             "hello(port='writeback', capabilities={{'provides': '{provides}', 'kill_safe': True, 'power_safe': True, \

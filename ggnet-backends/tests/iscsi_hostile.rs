@@ -304,7 +304,7 @@ async fn ten_good_machines_are_served_beside_two_hundred_hostile_ones() {
                 }
                 let Some(i) = &mut session else { continue };
                 // One that is not heard any more waits; it is the server's to close it or not.
-                match tokio::time::timeout(Duration::from_secs(2), (deed.act)(i, round)).await {
+                match tokio::time::timeout(Duration::from_secs(10), (deed.act)(i, round)).await {
                     Ok(Ok(())) => done[kind].fetch_add(1, Relaxed),
                     Ok(Err(_)) => {
                         session = None;
@@ -327,8 +327,17 @@ async fn ten_good_machines_are_served_beside_two_hundred_hostile_ones() {
             most
         }
     });
-    // The hostile ones are in full swing when the good ones come.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    // The hostile ones are in full swing when the good ones come: each kind has acted, however busy the host is.
+    let all_act = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        while done.iter().any(|n| n.load(Relaxed) == 0) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(300), all_act).await.is_err() {
+        let idle = DEEDS.iter().zip(done.iter()).filter(|(_, n)| n.load(Relaxed) == 0).map(|(deed, _)| deed.name);
+        panic!("nobody did {}", idle.collect::<Vec<_>>().join(", "));
+    }
     let (count, from) = (rounds(20, 200), Instant::now());
     let mut machines = Vec::new();
     for n in 0..GOOD {
@@ -354,7 +363,6 @@ async fn ten_good_machines_are_served_beside_two_hundred_hostile_ones() {
     for (deed, n) in DEEDS.iter().zip(done.iter()) {
         let n = n.load(Relaxed);
         println!("  {n:>7} rounds of {}", deed.name);
-        assert!(n > 0, "nobody did {}", deed.name);
     }
     assert!(most < CEILING, "{} MiB of anonymous memory", most >> 20);
 }

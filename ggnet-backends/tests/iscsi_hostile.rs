@@ -335,7 +335,8 @@ async fn ten_good_machines_are_served_beside_two_hundred_hostile_ones() {
         }
     };
     if tokio::time::timeout(Duration::from_secs(300), all_act).await.is_err() {
-        let idle = DEEDS.iter().zip(done.iter()).filter(|(_, n)| n.load(Relaxed) == 0).map(|(deed, _)| deed.name);
+        let idle =
+            DEEDS.iter().zip(done.iter()).filter(|(_, n)| n.load(Relaxed) == 0).map(|(deed, _)| deed.name);
         panic!("nobody did {}", idle.collect::<Vec<_>>().join(", "));
     }
     let (count, from) = (rounds(20, 200), Instant::now());

@@ -51,9 +51,7 @@ mod tests {
         assert_eq!(pressure.health(now), Health::Up);
         let now = Occupancy { turned_away: 7, ..now };
         for _ in 0..2 {
-            assert!(
-                matches!(pressure.health(now), Health::Degraded(why) if why.contains("7 were rejected"))
-            );
+            assert!(matches!(pressure.health(now), Health::Degraded(why) if why.contains("7 were rejected")));
         }
     }
 }

@@ -260,10 +260,10 @@ fn anonymous() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
-/// One good machine: writes, flushes, reads back. Fails on any error, and on a command that takes more than 30 s.
+/// One good machine: writes, flushes, reads back. Fails on any error; the limit of a command only ends a test that would never end.
 async fn good(account: Account, count: usize) -> Duration {
     let mut i = Connection::login(&account).await.unwrap();
-    i.patience = Duration::from_secs(30);
+    i.patience = Duration::from_secs(300);
     let mut worst = Duration::ZERO;
     for n in 0..count {
         let data = pattern(64 << 10, n as u64);

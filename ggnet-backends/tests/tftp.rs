@@ -20,13 +20,8 @@ use ggnet_core::{
 };
 use tokio::{net::UdpSocket, time::timeout};
 
-<<<<<<< HEAD
-/// Long enough for a loaded machine; nothing waits for it if all is well.
-const PATIENCE: Duration = Duration::from_secs(30);
-=======
 /// Long enough for a loaded machine; nothing waits for it when all is well.
 const PATIENCE: Duration = Duration::from_secs(120);
->>>>>>> main
 
 #[derive(Default)]
 struct Seen(Mutex<Vec<Observation>>);

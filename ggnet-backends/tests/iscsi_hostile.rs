@@ -260,10 +260,10 @@ fn anonymous() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
-/// One good machine: writes, flushes, reads back. Fails on any error; the limit of a command only ends a test that would never end.
+/// One good machine: writes, flushes, reads back. Fails on any error, and on a command that takes more than 30 s.
 async fn good(account: Account, count: usize) -> Duration {
     let mut i = Connection::login(&account).await.unwrap();
-    i.patience = Duration::from_secs(300);
+    i.patience = Duration::from_secs(30);
     let mut worst = Duration::ZERO;
     for n in 0..count {
         let data = pattern(64 << 10, n as u64);
@@ -307,7 +307,7 @@ async fn ten_good_machines_are_served_beside_two_hundred_hostile_ones() {
                 }
                 let Some(i) = &mut session else { continue };
                 // One that is not heard any more waits; it is the server's to close it or not.
-                match tokio::time::timeout(Duration::from_secs(10), (deed.act)(i, round)).await {
+                match tokio::time::timeout(Duration::from_secs(2), (deed.act)(i, round)).await {
                     Ok(Ok(())) => done[kind].fetch_add(1, Relaxed),
                     Ok(Err(_)) => {
                         session = None;
@@ -330,17 +330,8 @@ async fn ten_good_machines_are_served_beside_two_hundred_hostile_ones() {
             most
         }
     });
-    // The hostile ones are in full swing when the good ones come: each kind has acted, however busy the host is.
-    let all_act = async {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        while done.iter().any(|n| n.load(Relaxed) == 0) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    if tokio::time::timeout(Duration::from_secs(300), all_act).await.is_err() {
-        let idle = DEEDS.iter().zip(done.iter()).filter(|(_, n)| n.load(Relaxed) == 0);
-        panic!("nobody did {}", idle.map(|(deed, _)| deed.name).collect::<Vec<_>>().join(", "));
-    }
+    // The hostile ones are in full swing when the good ones come.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let (count, from) = (rounds(20, 200), Instant::now());
     let mut machines = Vec::new();
     for n in 0..GOOD {
@@ -366,6 +357,7 @@ async fn ten_good_machines_are_served_beside_two_hundred_hostile_ones() {
     for (deed, n) in DEEDS.iter().zip(done.iter()) {
         let n = n.load(Relaxed);
         println!("  {n:>7} rounds of {}", deed.name);
+        assert!(n > 0, "nobody did {}", deed.name);
     }
     assert!(most < CEILING, "{} MiB of anonymous memory", most >> 20);
     elsewhere.into_iter().for_each(tokio::runtime::Runtime::shutdown_background);

@@ -21,7 +21,7 @@ use ggnet_core::{
 use tokio::{net::UdpSocket, time::timeout};
 
 /// Long enough for a loaded machine; nothing waits for it when all is well.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 struct Seen(Mutex<Vec<Observation>>);

@@ -78,7 +78,7 @@ impl Drop for Http {
 }
 
 fn answer(mut stream: TcpStream, shared: &Shared) -> Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
     while lines.next().transpose()?.is_some_and(|l| !l.is_empty()) {}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// How long the harness waits for a daemon to answer or a process to end.
-pub const SHORT: Duration = Duration::from_secs(120);
+pub const SHORT: Duration = Duration::from_secs(30);
 /// How long the harness waits for a machine to boot. An emulated boot on an idle host takes 25 to 60 s; the rest is room
 /// for a host that is busy. No test asserts a time: this only ends a test that would never end.
 pub const BOOT: Duration = Duration::from_secs(420);

@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 
 use crate::netns::{self, Link, Running, inside};
 
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 pub const KNOWN: &str = "52:54:00:aa:00:01";

@@ -31,7 +31,9 @@ use crate::{slots, wait};
 pub const SERVER: &str = "10.79.0.1";
 /// Where the image that machines boot stands in the server machine.
 pub const IMAGE: &str = "/product/import/guest.qcow2";
-/// What every configuration here begins with; `[target]` and `[dhcp]` come after it.
+/// What every configuration here begins with; `[target]` and `[dhcp]` come after it. The times are those of an emulated machine, which is up
+/// to a hundred times slower than a real one while the host does other work: fifty stops at once kept its processors for 56 s, and a commit
+/// waited for longer than the usual 30 s.
 pub const COMMON: &str = r#"
 data_dir = "/var/lib/ggnet"
 [http]
@@ -43,6 +45,9 @@ import_dirs = ["/product/import"]
 [session]
 reconcile_interval = "2s"
 start_deadline = "10m"
+[limits.store]
+read = "2m"
+change = "10m"
 [writeback]
 backend = "reflink"
 [boot_files]

@@ -52,6 +52,11 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
 }
 
+/// The same on one thread: nothing is answered while the test is at work, such as when it queues a group.
+fn block_on_alone<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
 /// The batches tell of so many unknown machines, again and again: a store keeps only the latest thousand.
 const STRANGERS: u32 = 100;
 
@@ -281,7 +286,7 @@ fn on_a_full_disk_what_frees_space_is_recorded_and_strangers_use_none_of_the_res
         );
     };
     mount("size=32m", &folder);
-    block_on(async {
+    block_on_alone(async {
         let (store, ballast) = (open(&folder).await, folder.join("ballast"));
         for n in 0..200 {
             store.commit(batch(n)).await.unwrap();

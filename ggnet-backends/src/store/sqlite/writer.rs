@@ -484,10 +484,14 @@ impl Writer {
 
     /// Whether there is room for changes.
     pub(super) async fn has_room(&self) -> bool {
-        // While a change is made the reserve is its own; the last look then stands.
+        // While a change is made the reserve is its own; the last look then stands, and what the last change met.
         match self.state.try_lock() {
             Ok(_state) => self.reserve(|_| false, Reserve::room).await,
-            Err(_) => self.reserve.as_ref().is_none_or(|reserve| reserve.is_whole()),
+            Err(_) => {
+                let was_full =
+                    self.last_trouble().as_ref().is_some_and(|trouble| trouble.kind == ErrorKind::Full);
+                !was_full && self.reserve.as_ref().is_none_or(|reserve| reserve.is_whole())
+            }
         }
     }
 

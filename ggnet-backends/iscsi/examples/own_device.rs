@@ -19,8 +19,9 @@ use ggnet_iscsi::{
 };
 
 const IQN: &str = "iqn.2026-01.org.example:memory";
-/// A block of the disk, logical and physical.
-const BLOCK: usize = 4096;
+/// A block of the disk, logical and physical. QEMU 7.2 aborts on a thin disk with blocks of 4096 bytes: it asks for the status of a range
+/// that is not a whole number of them (`iscsi_co_block_status` in its block/iscsi.c).
+const BLOCK: usize = 512;
 /// What initiators see of it: 1 GiB, of which nothing is stored at first.
 const SIZE: u64 = 1 << 30;
 
@@ -46,8 +47,8 @@ impl BlockDevice for Memory {
     fn info(&self) -> BlockInfo {
         BlockInfo {
             size_bytes: SIZE,
-            logical_block: 4096,
-            physical_block: 4096,
+            logical_block: 512,
+            physical_block: 512,
             read_only: false,
             // Nothing of it survives a power cut, whatever is flushed.
             volatile_cache: true,
